@@ -1,0 +1,68 @@
+# Everything a person or CI does here. Options: VARIANT=cpu|cuda|remote, PYTHON=python3.12.
+PYTHON      ?= python3
+VARIANT     ?=
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+# .venv or the active conda environment: install.py decides; asked once, and only when needed.
+BIN       = $(eval BIN := $(shell $(PYTHON) requirements/install.py --bin))$(BIN)
+WORKBENCH = "$(BIN)/workbench"
+NOTEBOOKS = notebooks/*.ipynb
+LOCK      = "$(BIN)/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+            --no-header pyproject.toml --extra dev
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo notebooks figures lab lint test test-all lock bench clean clean-all
+
+help:
+	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-zA-Z0-9_-]+:.*##/ {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+##@ Start
+setup: ## make or update the environment (VARIANT=cpu|cuda|remote, PYTHON=...)
+	@$(PYTHON) requirements/install.py --variant "$(VARIANT)" --torch-index "$(TORCH_INDEX)"
+
+demo: setup ## run the quickstart notebook into runs/demo
+	$(WORKBENCH) notebook run notebooks/01_quickstart.ipynb --out runs/demo
+
+lab: setup ## open the notebooks in JupyterLab
+	"$(BIN)/jupyter" lab --notebook-dir=notebooks
+
+##@ Notebooks
+notebooks: setup ## run every notebook into runs/notebooks
+	$(WORKBENCH) notebook run $(NOTEBOOKS) --out runs/notebooks
+
+figures: setup ## run every notebook in place and refresh figures/
+	$(WORKBENCH) notebook refresh $(NOTEBOOKS)
+
+bench: setup ## measure the engines on this machine
+	$(WORKBENCH) bench engine
+
+##@ Checks
+lint: setup ## style, types, and the hygiene of the notebooks
+	"$(BIN)/ruff" check
+	"$(BIN)/ruff" format --check
+	"$(BIN)/mypy"
+	$(WORKBENCH) notebook check $(NOTEBOOKS)
+
+test: lint ## what a change must pass: lint, tests, and the notebooks' stored outputs
+	"$(BIN)/pytest" tests
+	$(WORKBENCH) notebook validate $(NOTEBOOKS)
+
+test-all: lint ## the same with the slow tests
+	"$(BIN)/pytest" tests -m ""
+	$(WORKBENCH) notebook validate $(NOTEBOOKS)
+
+##@ Upkeep
+lock: setup ## pin the newest packages that fit pyproject.toml
+	$(LOCK) --upgrade --extra cpu requirements/cpu.in --excludes requirements/cpu-excludes.txt \
+	  --output-file requirements/cpu.txt
+	$(LOCK) --upgrade --constraints requirements/cpu.txt --output-file requirements/remote.txt
+	$(LOCK) --upgrade --extra cuda --output-file requirements/cuda.txt
+
+clean: ## remove runs/ and caches
+	rm -rf runs dist .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./.venv -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) \
+	  -prune -exec rm -rf {} +
+
+clean-all: clean ## the same, and .venv
+	rm -rf .venv

@@ -1,0 +1,146 @@
+"""Lint: a clean notebook has no finding, and every rule has a notebook that breaks it alone."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.testing import CliRunner
+
+from workbench.errors import NotebookError
+from workbench.nb.absolute import absolute_paths
+from workbench.nb.cli import app
+from workbench.nb.lint import lint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+# Any: nbformat is typed in part.
+nbformat: Any = import_module("nbformat")
+_CODE = nbformat.v4.new_code_cell
+_OUT = nbformat.v4.new_output
+
+
+def _clean() -> Any:
+    parameters = _CODE("# The knobs.\nn: int = 3  # items\nname: str = 'a'  # of the model")
+    parameters.metadata["tags"] = ["parameters"]
+    work = _CODE("print(n)", outputs=[_OUT("stream", name="stdout", text="3\n")])
+    cells = [nbformat.v4.new_markdown_cell("# Title\n\nText."), parameters, work, _CODE("")]
+    for count, cell in enumerate(cells[1:3], start=1):
+        cell.execution_count = count
+    kernel = {"name": "workbench", "display_name": "workbench"}
+    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+
+
+def _rules(path: Path, change: Callable[[Any], None]) -> list[tuple[str, int | None]]:
+    notebook = _clean()
+    change(notebook)
+    path.write_text(json.dumps(notebook))
+    return [(finding.rule, finding.cell) for finding in lint(path)]
+
+
+def _output(cell: int, kind: str, **content: Any) -> Callable[[Any], None]:
+    return lambda nb: nb.cells[cell].outputs.append(_OUT(kind, **content))
+
+
+def _source(cell: int, text: str) -> Callable[[Any], None]:
+    return lambda nb: nb.cells[cell].update(source=text)
+
+
+def test_a_clean_notebook_has_no_finding(tmp_path: Path) -> None:
+    assert _rules(tmp_path / "clean.ipynb", lambda nb: None) == []
+
+
+_WIDGET = {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}, "text/plain": "Box()"}
+_BROKEN: dict[str, tuple[str, int | None, Callable[[Any], None]]] = {
+    "format": ("format", None, lambda nb: (
+        nb.update(nbformat_minor=4), [cell.pop("id") for cell in nb.cells])[0]),
+    "title missing": ("title", 0, lambda nb: nb.cells.pop(0)),
+    "title deep": ("title", 0, _source(0, "## Title")),
+    "no parameters": ("parameters", None, lambda nb: nb.cells[1].metadata.pop("tags")),
+    "two parameters": ("parameters", 2, lambda nb: nb.cells[2].metadata.update(
+        tags=["parameters"])),
+    "untyped": ("parameters", 1, _source(1, "n = 3  # items")),
+    "uncommented": ("parameters", 1, _source(1, "n: int = 3")),
+    "no value": ("parameters", 1, _source(1, "n: int  # items")),
+    "wrong default": ("parameters", 1, _source(1, "n: int = 'a'  # items")),
+    "other code": ("parameters", 1, _source(1, "import os")),
+    "not Python": ("parameters", 1, _source(1, "n: int = = 3")),
+    "never run": ("counts", 2, lambda nb: nb.cells[2].update(execution_count=None)),
+    "out of order": ("counts", 2, lambda nb: nb.cells[2].update(execution_count=7)),
+    "path in source": ("absolute-path", 2, _source(2, "open('/home/me/x.csv')")),
+    "path in text": ("absolute-path", 0, _source(0, "# Title\n\nSee /tmp/x.")),
+    "path in output": ("absolute-path", 2, _output(2, "stream", text=["at ", "/Users/me/x\n"])),
+    "path in metadata": ("absolute-path", None, lambda nb: nb.metadata.update(
+        papermill={"input_path": "/mnt/x.ipynb"})),
+    "path in cell metadata": ("absolute-path", 2, lambda nb: nb.cells[2].metadata.update(
+        papermill={"file": "/opt/x"})),
+    "widget state": ("widgets", None, lambda nb: nb.metadata.update(widgets={})),
+    "widget view": ("widgets", 2, _output(2, "display_data", data=_WIDGET)),
+    "error": ("error-output", 2, _output(2, "error", ename="E", evalue="", traceback=[])),
+    "stderr": ("stderr", 2, _output(2, "stream", name="stderr", text="warn\n")),
+    "kernelspec": ("kernelspec", None, lambda nb: nb.metadata.kernelspec.update(name="python3")),
+    "no kernelspec": ("kernelspec", None, lambda nb: nb.metadata.pop("kernelspec")),
+    "size": ("size", None, lambda nb: nb.cells.extend(_CODE("") for _ in range(13))),
+    "tags": ("tags", 2, lambda nb: nb.cells[2].metadata.update(tags=["nbval-ignore-outptu"])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", _BROKEN)
+def test_each_rule_finds_its_fault_and_nothing_else(case: str, tmp_path: Path) -> None:
+    rule, cell, change = _BROKEN[case]
+    if case == "title missing":
+        cell = 0
+    assert _rules(tmp_path / "broken.ipynb", change) == [(rule, cell)]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"nbformat": 3}', '{"nbformat": 4}'])
+def test_a_broken_file_is_named(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.ipynb"
+    path.write_text(text)
+    with pytest.raises(NotebookError, match=r"broken\.ipynb"):
+        lint(path)
+
+
+def test_an_invalid_cell_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "broken.ipynb"
+    with pytest.raises(NotebookError, match=r"broken\.ipynb is not a valid notebook"):
+        _rules(path, lambda nb: nb.cells[2].update(outputs=[{"output_type": "shout"}]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://host/home/x", "http://localhost:8000/v1/completions", "a/home/b", "and/or",
+        "POST /v1/completions", "1/2", "</data>", "{root}/tmp/x", "../tmp/x", "~/data/x", "/",
+        "figures/a.png", "runs/tmp", "/database",
+    ],
+)  # fmt: skip
+def test_what_is_no_absolute_path(text: str) -> None:
+    assert absolute_paths(text) == []
+
+
+def test_what_is_an_absolute_path(tmp_path: Path) -> None:
+    texts = {"x=/home/a/b.c,": "/home/a/b.c", "'/tmp'": "/tmp", "C:\\Users\\a": "C:\\Users\\a",
+             "\x1b[32m/usr/lib\x1b[0m": "/usr/lib", "file:///x/y": "file:///x/y",
+             f"at {tmp_path}": str(tmp_path)}  # fmt: skip
+    for text, path in texts.items():
+        assert absolute_paths(text) == [path]
+
+
+def test_check_tells_all_findings_and_fails(tmp_path: Path) -> None:
+    (tmp_path / "broken.ipynb").write_text("{")
+    _rules(tmp_path / "clean.ipynb", lambda nb: None)
+    _rules(tmp_path / "stale.ipynb", _BROKEN["never run"][2])
+    runner = CliRunner()
+    assert runner.invoke(app, ["check", str(tmp_path / "clean.ipynb")]).exit_code == 0
+    result = runner.invoke(app, ["check", str(tmp_path)])
+    assert result.exit_code == 1
+    for part in ("broken.ipynb cannot be read", "stale.ipynb cell 2: counts", "coverage 0.00"):
+        assert part in result.output
+    missing = runner.invoke(app, ["check", str(tmp_path / "none.ipynb")])
+    assert missing.exit_code == 2
+    assert "is no notebook" in missing.output

@@ -1,0 +1,162 @@
+"""The `workbench` command: the same functions as in Python, with files in and out."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from workbench.errors import InputError, WorkbenchError
+from workbench.nb.cli import app as notebook
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="A research workbench for large language models.",
+)
+bench = typer.Typer(no_args_is_help=True, help="Measure speed, as ratios within one run.")
+tiny = typer.Typer(no_args_is_help=True, help="The embedded model: train it.")
+app.add_typer(notebook, name="notebook")
+app.add_typer(bench, name="bench")
+app.add_typer(tiny, name="tiny")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Model = Annotated[
+    str | None, typer.Option(help="Hub name or local folder (default: the embedded model).")
+]
+StorePath = Annotated[
+    str, typer.Option(help='Response store: "default", a path, or "none" for no store.')
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-o", metavar="NAME=VALUE", help="An engine argument, as JSON."),
+]
+
+
+def _told(command: Callable[..., None]) -> Callable[..., None]:
+    """Our own errors are a line on stderr, not a traceback."""
+
+    @functools.wraps(command)
+    def told(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except WorkbenchError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+
+    return told
+
+
+@app.callback()
+def main(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log each call.")] = False,
+) -> None:
+    """Set up logging for all commands."""
+    if verbose:
+        logging.basicConfig(format="%(name)s: %(message)s")
+        logging.getLogger("workbench").setLevel(logging.INFO)
+
+
+@app.command()
+@_told
+def info(as_json: Json = False) -> None:
+    """Versions, devices, and which engines can run here and why not."""
+    from workbench.machine import describe
+
+    facts = describe()
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    for group, values in facts.items():
+        typer.echo(group)
+        for name, value in values.items():
+            typer.echo(f"  {name:<14} {value}")
+
+
+@app.command()
+@_told
+def generate(  # noqa: PLR0917  # a command's arguments are its options
+    source: Annotated[Path, typer.Argument(help='JSONL: {"prompt": text} or {"messages": [...]}.')],
+    out: Annotated[Path, typer.Argument(help="JSONL: the same rows, completed.")],
+    model: Model = None,
+    max_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    temperature: Annotated[float, typer.Option(min=0)] = 0.0,
+    seed: Annotated[int | None, typer.Option()] = None,
+    store: StorePath = "default",
+    option: Options = None,
+    as_json: Json = False,
+) -> None:
+    """Complete the prompts of a JSONL file; run it again and it goes on where it stopped."""
+    from workbench.batch import generate_file
+    from workbench.types import Sampling
+
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    kept = None if store == "none" else store
+    result = generate_file(source, out, sampling, model=model, store=kept, **_options(option))
+    if as_json:
+        typer.echo(json.dumps(asdict(result), indent=1))
+    else:
+        typer.echo(
+            f"{result.rows} rows in {out}: {result.already_there} were there, {result.failed} "
+            f"failed, {result.usage.computed_tokens} tokens computed in "
+            f"{result.usage.seconds:.1f} s"
+        )
+    if result.failed:
+        raise typer.Exit(1)
+
+
+@bench.command("engine")
+@_told
+def bench_engine(
+    pairs: Annotated[int, typer.Option(min=1, help="Interleaved pairs of runs.")] = 7,
+    prompts: Annotated[int, typer.Option(min=8)] = 1024,
+    commands: Annotated[bool, typer.Option(help="Time `make demo` and `make test` too.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the table here, as JSON.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Our engine against bare vLLM, the store, resuming, interrupts, exactness, import time."""
+    from workbench.bench.engine import measure
+    from workbench.bench.table import as_text
+
+    say = functools.partial(typer.echo, err=True)
+    rows = measure(pairs, prompts, say, commands=commands)
+    text = json.dumps([asdict(row) for row in rows], indent=1)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text + "\n")
+    typer.echo(text if as_json else as_text(rows))
+    if not all(row.holds for row in rows):
+        raise typer.Exit(1)
+
+
+@tiny.command("train")
+@_told
+def tiny_train(
+    folder: Annotated[Path, typer.Argument(help="Where the model goes.")],
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Train the embedded model from nothing; run it again and it resumes."""
+    from workbench.tiny.train import train
+
+    train(folder, device=device)
+
+
+def _options(pairs: list[str] | None) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise InputError(f"--option {pair!r} must be NAME=VALUE")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options

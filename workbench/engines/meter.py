@@ -1,0 +1,144 @@
+"""Counts what an engine does: usage for the user, a progress bar, one log line a call."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from workbench.types import Completion, EngineInfo, Usage
+
+if TYPE_CHECKING:
+    from workbench.engines.base import LabelRow
+
+__all__ = ["Call", "Meter"]
+
+log = logging.getLogger("workbench")
+
+
+class Meter:
+    """An engine's totals; calls from several threads add to the same ones."""
+
+    def __init__(self, info: EngineInfo) -> None:
+        self._lock = threading.Lock()
+        self._info = info
+        self._total = Usage()
+
+    def usage(self) -> Usage:
+        """A snapshot of the totals."""
+        with self._lock:
+            return replace(self._total, peak_memory_bytes=_peak_memory(self._info.device))
+
+    @contextmanager
+    def call(self, what: str, total: int) -> Iterator[Call]:
+        """Meter one call; its numbers count however it ends."""
+        call = Call(total, what)
+        start = time.perf_counter()
+        try:
+            yield call
+        finally:
+            call.bar.close()
+            used = replace(call.used, seconds=time.perf_counter() - start)
+            with self._lock:
+                mine = asdict(self._total)
+                new = {k: mine[k] + v for k, v in asdict(used).items()}
+                self._total = Usage(**new)
+            log.info("%s", _line(what, used))
+
+
+class Call:
+    """The numbers of one call so far, and its bar."""
+
+    def __init__(self, total: int, what: str) -> None:
+        self.used = Usage()
+        self.bar = _bar(total, what)
+        self._start = time.perf_counter()
+
+    def add_stored(self, count: int) -> None:
+        """Rows that the store already had."""
+        self.used = replace(
+            self.used,
+            requests=self.used.requests + count,
+            from_store=self.used.from_store + count,
+        )
+        self._show(count)
+
+    def add(self, batch: Iterable[Completion]) -> None:
+        """Completions that have just been computed."""
+        for row in batch:
+            self._count(row, row.completion_tokens)
+
+    def add_rows(self, batch: Iterable[LabelRow]) -> None:
+        """Rows of label scores that have just been computed."""
+        for row in batch:
+            self._count(row, 0)
+
+    def _count(self, row: _Row, generated: int) -> None:
+        used, failed = self.used, row.error is not None
+        self.used = replace(
+            used,
+            requests=used.requests + 1,
+            failed=used.failed + failed,
+            prompt_tokens=used.prompt_tokens + (0 if failed else row.prompt_tokens),
+            completion_tokens=used.completion_tokens + generated,
+            cached_tokens=used.cached_tokens + (row.cached_tokens or 0),
+        )
+        self._show(1)
+
+    def _show(self, count: int) -> None:
+        if not self.bar.disable:
+            used, seconds = self.used, time.perf_counter() - self._start
+            rate = (used.prompt_tokens + used.completion_tokens) / max(seconds, 1e-9)
+            text = f"{rate:,.0f} tokens/s, cache hit {used.cache_hit_rate:.0%}"
+            if used.failed:
+                text += f", {used.failed} failed"
+            self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update(count)
+
+
+class _Row(Protocol):
+    @property
+    def error(self) -> str | None: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def cached_tokens(self) -> int | None: ...
+
+
+def _bar(total: int, what: str) -> Any:
+    """A bar where a person watches; `WORKBENCH_PROGRESS=off` where nobody does."""
+    from tqdm.auto import tqdm
+
+    watched = "ipykernel.zmqshell" in sys.modules or sys.stderr.isatty()
+    off = os.environ.get("WORKBENCH_PROGRESS") == "off" or not watched
+    return tqdm(total=total, desc=what, unit="row", disable=off, delay=0.5)
+
+
+def _line(what: str, used: Usage) -> str:
+    tokens = used.prompt_tokens + used.completion_tokens
+    return (
+        f"{what}: {used.requests} requests ({used.from_store} from the store, {used.failed} "
+        f"failed), {used.prompt_tokens} prompt and {used.completion_tokens} completion tokens, "
+        f"{used.seconds:.2f} s, {tokens / max(used.seconds, 1e-9):,.0f} tokens/s, "
+        f"prefix-cache hit rate {used.cache_hit_rate:.0%}"
+    )
+
+
+def _peak_memory(device: str) -> int:
+    """Peak bytes of device memory on CUDA, of resident memory on a CPU (0 where unknown)."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,220 @@
+"""The one `vllm.LLM` that lives in this process: loading, stepping, freeing.
+
+Requests of several callers (threads, nested calls) share the engine's batch: whoever holds the
+lock steps, and finished outputs go to the inbox of the caller that sent them.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from workbench.errors import EngineError, InputError
+
+__all__ = ["Inbox", "Resident"]
+
+log = logging.getLogger("workbench")
+
+# Set where the user has not: one process (an interrupt must reach the model), quiet start.
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+class Inbox:
+    """What one caller has sent (`pending`: id outside → id inside vLLM) and got back."""
+
+    def __init__(self) -> None:
+        self.pending: dict[str, str] = {}
+        self.finished: list[Any] = []
+
+
+class Resident:
+    """A loaded model and the callers that share it."""
+
+    _here: Resident | None = None  # at most one in a process: two would not fit
+
+    def __init__(self, arguments: Mapping[str, Any], signature: str) -> None:
+        self.signature = signature
+        self._lock = threading.RLock()
+        self._owners: dict[str, Inbox] = {}
+        self._users = weakref.WeakSet[object]()
+        self.interrupted = False
+        self.llm: Any = _load(arguments)
+
+    @classmethod
+    def acquire(cls, user: object, arguments: Mapping[str, Any], signature: str) -> Resident:
+        """The model in this process if it is the same one, else load it and free the other."""
+        here = cls._here
+        if here is not None and here.signature == signature:
+            log.info("the model is in memory already")
+        else:
+            if here is not None:
+                log.info("freeing the model that was open in this process")
+                here.free()
+            here = cls._here = cls(arguments, signature)
+        here._users.add(user)
+        return here
+
+    def release(self, user: object) -> None:
+        """Free the model unless another engine still uses it."""
+        self._users.discard(user)
+        if not self._users:
+            self.free()
+
+    def send(self, inbox: Inbox, tokens: Sequence[int], params: Any, lora: Any) -> str:
+        """Queue one prompt (token ids); returns the id that its output will carry."""
+        with self._lock:
+            llm = self._open()
+            (inside,) = llm.enqueue(
+                [{"prompt_token_ids": list(tokens)}], params, use_tqdm=False, lora_request=lora
+            )
+            outside = str(inside).rsplit("-", 1)[0]  # vLLM appends a random part to its own id
+            inbox.pending[outside] = inside
+            self._owners[outside] = inbox
+            return outside
+
+    def take(self, inbox: Inbox) -> list[Any]:
+        """Step until this caller has finished outputs; returns and forgets them."""
+        while not inbox.finished and inbox.pending and not self.interrupted:
+            with self._lock:
+                if not inbox.finished:
+                    self._step()
+        finished, inbox.finished = inbox.finished, []
+        return finished
+
+    def abort(self, inbox: Inbox) -> None:
+        """Drop what this caller still has in the engine."""
+        with self._lock:
+            self.interrupted = False
+            if inbox.pending and self.llm is not None:
+                self.llm.llm_engine.abort_request(list(inbox.pending.values()), internal=True)
+            for outside in inbox.pending:
+                self._owners.pop(outside, None)
+            inbox.pending.clear()
+
+    def unfinished(self) -> int:
+        """Requests inside vLLM, over all callers."""
+        with self._lock:
+            return 0 if self.llm is None else self.llm.llm_engine.get_num_unfinished_requests()
+
+    def free(self) -> None:
+        """Give the model's memory back."""
+        with self._lock:
+            if self.llm is None:
+                return
+            llm, self.llm = self.llm, None
+            with suppress(Exception):  # some executors have nothing to shut down
+                llm.llm_engine.engine_core.shutdown()
+            del llm
+            from vllm.distributed import cleanup_dist_env_and_memory
+
+            gc.collect()
+            cleanup_dist_env_and_memory()
+            gc.collect()
+            if Resident._here is self:
+                Resident._here = None
+
+    def _open(self) -> Any:
+        if self.llm is None:
+            raise EngineError(
+                "this engine is closed (close() was called, or another one was opened in this "
+                "process); call open_engine(…) again"
+            )
+        return self.llm
+
+    def _step(self) -> None:
+        with self._hold_interrupt():
+            try:
+                outputs = self._open().llm_engine.step()
+            except (MemoryError, RuntimeError) as error:
+                if isinstance(error, EngineError):
+                    raise
+                raise EngineError(
+                    f"vLLM stopped in mid-run: {error}. Finished rows are in the store; open the "
+                    "engine again (with smaller max_num_seqs or max_model_len if memory ran out)"
+                ) from error
+            for output in outputs:
+                if output.finished and (owner := self._owners.pop(output.request_id, None)):
+                    owner.pending.pop(output.request_id, None)
+                    owner.finished.append(output)
+
+    @contextmanager
+    def _hold_interrupt(self) -> Iterator[None]:
+        """Ctrl-C during a step takes effect after it, so that vLLM's state stays whole."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(*_: object) -> None:
+            self.interrupted = True
+
+        before = signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def _load(arguments: Mapping[str, Any]) -> Any:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            from vllm import LLM
+
+            with _uncaptured_streams():
+                return LLM(**arguments)
+        except Exception as error:
+            gc.collect()
+            raise _explain(error, arguments) from error
+
+
+@contextmanager
+def _uncaptured_streams() -> Iterator[None]:
+    """Native libraries write straight to file descriptor 2 while loading; keep that out.
+
+    In a notebook those lines would become part of its output. What vLLM has to say on failure
+    comes as an exception.
+    """
+    if "ipykernel" not in sys.modules:
+        yield
+        return
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
+
+
+def _explain(error: Exception, arguments: Mapping[str, Any]) -> Exception:
+    text = " ".join(str(error).split())
+    where = f"model {arguments['model']!r} could not be loaded"
+    memory = ("memory", "kv cache", "alloc")
+    if isinstance(error, MemoryError) or any(word in text.lower() for word in memory):
+        return EngineError(
+            f"{where}: out of memory ({text:.400}). Use a smaller max_model_len, max_num_seqs, "
+            "kv_cache_memory_bytes or gpu_memory_utilization, a quantised model, or close other "
+            "kernels"
+        )
+    if isinstance(error, TypeError | ValueError):
+        return InputError(f"{where}: {text:.600}")
+    return EngineError(f"{where}: {type(error).__name__}: {text:.600}")

@@ -1,0 +1,145 @@
+"""Reading notebooks: find the files, load one that is valid, look at its cells.
+
+`load` refuses a broken file by name, so that everything after it can trust the shape.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import NotebookError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+PARAMETERS_TAG = "parameters"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell; `index` counts all cells of the notebook from 0."""
+
+    index: int
+    kind: str
+    source: str
+    count: int | None
+    metadata: dict[str, Any]
+    outputs: tuple[dict[str, Any], ...]
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The cell's tags."""
+        return tuple(self.metadata.get("tags", ()))
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is code that a kernel is sent."""
+        return self.kind == "code" and bool(self.source.strip())
+
+
+@dataclass(frozen=True, slots=True)
+class Notebook:
+    """A valid notebook of format 4; `minor` is the part of the format after the dot."""
+
+    path: Path
+    minor: int
+    metadata: dict[str, Any]
+    cells: tuple[Cell, ...]
+
+    @property
+    def code(self) -> tuple[Cell, ...]:
+        """The code cells that are not empty."""
+        return tuple(cell for cell in self.cells if cell.runs)
+
+    @property
+    def parameters(self) -> Cell | None:
+        """The first cell tagged `parameters`, which is the one that papermill takes."""
+        tagged = (c for c in self.cells if c.kind == "code" and PARAMETERS_TAG in c.tags)
+        return next(tagged, None)
+
+
+def find(paths: Iterable[str | Path]) -> list[Path]:
+    """Expand folders into their notebooks and refuse what is not there.
+
+    Args:
+        paths: Notebooks, or folders whose notebooks are taken in order of name.
+
+    Raises:
+        NotebookError: A path is missing, is no notebook, or nothing is left.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found.extend(sorted(path.glob("*.ipynb")))
+        elif path.suffix == ".ipynb" and path.is_file():
+            found.append(path)
+        else:
+            raise NotebookError(f"{path} is no notebook; give an .ipynb file or a folder of them")
+    if not found:
+        raise NotebookError("no notebook given; name .ipynb files or a folder that holds some")
+    return list(dict.fromkeys(found))
+
+
+def load(path: str | Path) -> Notebook:
+    """Read and validate one notebook.
+
+    Raises:
+        NotebookError: The file cannot be read or is not valid against the notebook format.
+    """
+    path = Path(path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise NotebookError(f"{path} cannot be read as a notebook: {error}; restore it") from error
+    _validate(path, data)
+    return Notebook(
+        path=path,
+        minor=data["nbformat_minor"],
+        metadata=data["metadata"],
+        cells=tuple(_cell(index, cell) for index, cell in enumerate(data["cells"])),
+    )
+
+
+def _validate(path: Path, data: Any) -> None:
+    validator: Any = import_module("nbformat.validator")
+    if not isinstance(data, dict) or data.get("nbformat") != 4:
+        raise NotebookError(f"{path} is not a notebook of format 4; open and save it in Jupyter")
+    error = next(iter(validator.iter_validate(data)), None)
+    if error is not None:
+        message = str(error).splitlines()[0]
+        raise NotebookError(f"{path} is not a valid notebook: {message}; repair or restore it")
+
+
+def _cell(index: int, cell: dict[str, Any]) -> Cell:
+    return Cell(
+        index=index,
+        kind=cell["cell_type"],
+        source=joined(cell["source"]),
+        count=cell.get("execution_count"),
+        metadata=cell["metadata"],
+        outputs=tuple(cell.get("outputs", ())),
+    )
+
+
+def joined(text: str | list[str]) -> str:
+    """Text that the file may hold as one string or as a list of lines."""
+    return text if isinstance(text, str) else "".join(text)
+
+
+def statements(source: str) -> list[ast.stmt] | None:
+    """Parse a cell as Python, with line magics blanked; None if it is not Python."""
+    lines = [
+        "" if line.startswith(("%", "!", "?")) and not line.startswith("%%") else line
+        for line in source.splitlines()
+    ]
+    flags = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    try:
+        tree = compile("\n".join(lines), "cell", "exec", flags=flags)
+    except (SyntaxError, ValueError):
+        return None
+    return tree.body if isinstance(tree, ast.Module) else None

@@ -1,0 +1,209 @@
+"""One notebook in one child process, and the truth about how it ended.
+
+papermill's own record calls a crashed notebook completed, so the verdict here rests on the exit
+code and on every cell that was sent having a count, the kernel's reply and no error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+from workbench.errors import NotebookError
+from workbench.nb import child
+from workbench.nb.lint import KERNEL
+from workbench.nb.notebook import Cell, load
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+RUN_DIR = "WORKBENCH_RUN_DIR"
+TIMEOUT = 900.0
+# nbclient gives a kernel 5 s to leave by itself.
+_GRACE = 10.0
+INJECTED_TAG = "injected-parameters"
+_PUT_IN = {INJECTED_TAG, "papermill-error-cell-tag"}
+
+Status = Literal["ok", "failed", "killed", "timeout"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one execution ended; `executed` of `cells` code cells ran without an error."""
+
+    status: Status
+    seconds: float
+    cells: int
+    executed: int
+    detail: str
+
+
+def require_kernel() -> None:
+    """Refuse to begin where the kernel is not installed.
+
+    Raises:
+        NotebookError: No kernel of that name is known.
+    """
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    try:
+        KernelSpecManager().get_kernel_spec(KERNEL)
+    except NoSuchKernel as error:
+        raise NotebookError(f"no Jupyter kernel {KERNEL!r}; run `make setup`") from error
+
+
+def execute(
+    source: Path,
+    output: Path,
+    *,
+    run_dir: Path,
+    parameters: Mapping[str, object] | None = None,
+    timeout: float = TIMEOUT,
+) -> Outcome:
+    """Execute a notebook in a fresh interpreter, in the caller's folder.
+
+    Args:
+        source: The notebook.
+        output: Where the executed copy goes; what lay there is removed first.
+        run_dir: Where the notebook writes, told to it as `WORKBENCH_RUN_DIR`.
+        parameters: Values for the parameters cell, checked already.
+        timeout: Seconds for the whole notebook.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.unlink(missing_ok=True)
+    order = {
+        "input_path": _relative(source),
+        "output_path": _relative(output),
+        "parameters": dict(parameters or {}),
+        "kernel_name": KERNEL,
+        # Else a notebook without metadata, as an editor may save it, takes no parameters.
+        "language": "python",
+    }
+    started = time.monotonic()
+    with tempfile.TemporaryFile() as log:
+        try:
+            code = _run_child(order, run_dir, timeout, log)
+        except BaseException:
+            # Half a notebook would pass for a whole one.
+            output.unlink(missing_ok=True)
+            raise
+        said = _last_line(log)
+    seconds = round(time.monotonic() - started, 2)
+    return _judge(code, source, output, seconds, said)
+
+
+def _relative(path: Path) -> str:
+    # papermill stores the paths in the notebook, and reads braces in them as fields.
+    return os.path.relpath(path).replace("{", "{{").replace("}", "}}")
+
+
+def _run_child(order: dict[str, Any], run_dir: Path, timeout: float, log: IO[bytes]) -> int | None:
+    """The child's exit code; None if its time ran out."""
+    # A session of its own: Ctrl-C reaches the parent only, which then ends the child in order.
+    # -P: the folder of child.py must not become the place where modules are looked for.
+    with subprocess.Popen(
+        [sys.executable, "-P", child.__file__],
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, RUN_DIR: str(run_dir)},
+        start_new_session=True,
+    ) as process:
+        assert process.stdin is not None
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(pickle.dumps(order))
+                process.stdin.flush()
+            return process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            _end(process)
+            return None
+        except BaseException:
+            _end(process)
+            raise
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Interrupt the child, which shuts its kernel down; kill whatever is left of both."""
+    psutil: Any = import_module("psutil")
+    try:
+        family = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        family = []
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(_GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    for left in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            left.kill()
+
+
+def _last_line(log: IO[bytes]) -> str:
+    log.seek(0)
+    lines = log.read().decode(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _judge(code: int | None, source: Path, output: Path, seconds: float, said: str) -> Outcome:
+    sent = [cell for cell in _own_cells(output) if cell.runs]
+    done = sum(_succeeded(cell) for cell in sent)
+    total = len(load(source).code)
+    status = _status(code, whole=done == len(sent) == total)
+    return Outcome(status, seconds, total, done, _detail(status, sent, said))
+
+
+def _own_cells(output: Path) -> list[Cell]:
+    """The copy's cells, numbered as in the source: without those that papermill put in."""
+    try:
+        cells = load(output).cells
+    except NotebookError:
+        # Nothing was written, or the writer was killed half way.
+        return []
+    own = [cell for cell in cells if not _PUT_IN & set(cell.tags)]
+    return [replace(cell, index=index) for index, cell in enumerate(own)]
+
+
+def _status(code: int | None, *, whole: bool) -> Status:
+    if code is None:
+        return "timeout"
+    if code == child.KILLED or code < 0:
+        return "killed"
+    return "ok" if code == child.OK and whole else "failed"
+
+
+def _succeeded(cell: Cell) -> bool:
+    # A cell has its count as soon as it begins; only one that ended has the kernel's reply.
+    replied = "shell.execute_reply" in cell.metadata.get("execution", ())
+    return replied and cell.count is not None and not _errors(cell)
+
+
+def _errors(cell: Cell) -> list[dict[str, Any]]:
+    return [output for output in cell.outputs if output["output_type"] == "error"]
+
+
+def _detail(status: Status, cells: list[Cell], said: str) -> str:
+    if status == "ok":
+        return ""
+    broken = next((cell for cell in cells if not _succeeded(cell)), None)
+    if broken is None:
+        return said
+    if status != "failed":
+        return (
+            f"cell {broken.index}: {'the kernel died' if status == 'killed' else 'still running'}"
+        )
+    for error in _errors(broken):
+        message = f"{error['ename']}: {error['evalue']}".partition("\n")[0]
+        return f"cell {broken.index}: {message}"
+    return said or f"cell {broken.index}: not run"

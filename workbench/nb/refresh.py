@@ -1,0 +1,127 @@
+"""Refresh committed notebooks: execute in place, then keep only what says the same everywhere.
+
+A refreshed notebook keeps tags, counts, cell ids and outputs; a second refresh of a deterministic
+notebook changes no byte. A notebook that does not run through stays as it was.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.nb.lint import KERNEL, WIDGET_VIEW
+from workbench.nb.notebook import find, load
+from workbench.nb.process import INJECTED_TAG, TIMEOUT, Status, execute, require_kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+# Figures are saved under `$WORKBENCH_RUN_DIR/figures`: here the tracked folder.
+_RUN_DIR = Path()
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """What became of one notebook; `changed` says whether the file was written."""
+
+    path: Path
+    status: Status
+    changed: bool
+    seconds: float
+    detail: str
+
+
+def refresh(
+    paths: Iterable[str | Path],
+    timeout: float = TIMEOUT,
+    *,
+    say: Callable[[str], None] = print,
+) -> list[Refreshed]:
+    """Execute notebooks in place and normalise them.
+
+    Args:
+        paths: Notebooks, or folders of them.
+        timeout: Seconds for one notebook.
+        say: Takes one line a notebook.
+
+    Raises:
+        NotebookError: A path or the kernel is wrong; then nothing has run.
+    """
+    found = find(paths)
+    for path in found:
+        load(path)
+    require_kernel()
+    done: list[Refreshed] = []
+    for path in found:
+        one = _refresh_one(path, timeout)
+        done.append(one)
+        result = "refreshed" if one.changed else "unchanged"
+        detail = f", {one.detail}" if one.detail else ""
+        say(f"{path}: {one.status}, {result}, {one.seconds} s{detail}")
+    return done
+
+
+def _refresh_one(path: Path, timeout: float) -> Refreshed:
+    with tempfile.TemporaryDirectory() as folder:
+        source, output = Path(folder, "source.ipynb"), Path(folder, "output.ipynb")
+        # Clean before as well: a cell that goes away afterwards would leave a gap in the counts.
+        source.write_bytes(normalised(path))
+        outcome = execute(source, output, run_dir=_RUN_DIR, timeout=timeout)
+        fresh = normalised(output) if outcome.status == "ok" else None
+    changed = fresh is not None and fresh != path.read_bytes()
+    if fresh is not None and changed:
+        _replace(path, fresh)
+    return Refreshed(path, outcome.status, changed, outcome.seconds, outcome.detail)
+
+
+def normalised(path: Path) -> bytes:
+    """A notebook as it is committed: no trace of when, where or through what it ran.
+
+    Args:
+        path: The notebook, which is left alone.
+    """
+    nbformat: Any = import_module("nbformat")
+    notebook: Any = nbformat.v4.upgrade(nbformat.read(path, as_version=4))
+    for key in ("papermill", "widgets"):
+        notebook.metadata.pop(key, None)
+    notebook.metadata["kernelspec"] = {"name": KERNEL, "display_name": KERNEL}
+    notebook.metadata.get("language_info", {}).pop("version", None)
+    notebook.cells = [c for c in notebook.cells if INJECTED_TAG not in c.metadata.get("tags", ())]
+    for cell in notebook.cells:
+        _normalise_cell(cell)
+    text: str = nbformat.writes(notebook, version=nbformat.NO_CONVERT)
+    return (text.rstrip("\n") + "\n").encode()
+
+
+def _normalise_cell(cell: Any) -> None:
+    for key in ("papermill", "execution"):
+        cell.metadata.pop(key, None)
+    if not cell.metadata.get("tags", True):
+        # papermill gives every cell an empty list.
+        del cell.metadata["tags"]
+    if cell.cell_type != "code":
+        return
+    for output in cell.outputs:
+        # Only the view goes: nbval compares the text beside it.
+        output.get("data", {}).pop(WIDGET_VIEW, None)
+        output.get("metadata", {}).pop(WIDGET_VIEW, None)
+    cell.outputs = [o for o in cell.outputs if "data" not in o or o["data"]]
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """The file is the old one or the new one, whenever the machine stops."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".refresh-", delete=False) as file:
+        fresh = Path(file.name)
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            fresh.chmod(path.stat().st_mode)
+            fresh.replace(path)
+        except BaseException:
+            fresh.unlink(missing_ok=True)
+            raise

@@ -1,0 +1,150 @@
+"""Responses kept for good: one SQLite file, a row a response, written as each completes.
+
+A key is the digest of everything that decides the answer; a value is JSON, compressed.
+Several processes may use one file at once (write-ahead log). `kill -9` loses what was in flight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import threading
+import time
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_cache_path
+
+from workbench.errors import StoreError
+
+__all__ = ["Store", "default_path", "digest", "folder_digest", "open_store"]
+
+APPLICATION_ID = 0x576B4263  # "WkBc": marks a file as ours
+VERSION = 1
+BATCH = 500  # SQLite allows 999 variables in a statement on old builds
+
+
+def default_path() -> Path:
+    """`store.sqlite` in the user's cache folder (`WORKBENCH_CACHE` overrides the folder)."""
+    import os
+
+    folder = os.environ.get("WORKBENCH_CACHE")
+    return (Path(folder) if folder else user_cache_path("workbench")) / "store.sqlite"
+
+
+def digest(*parts: object) -> bytes:
+    """SHA-256 of the parts as canonical JSON."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of a model folder's files, read in parallel."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def one(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    skipped = {".md", ".txt", ".png", ".part"}
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix not in skipped)
+    with ThreadPoolExecutor(8) as pool:
+        sums = list(pool.map(one, files))
+    names = [p.relative_to(folder).as_posix() for p in files]
+    return digest(list(zip(names, sums, strict=True))).hex()
+
+
+class Store:
+    """A dictionary of responses on disk, safe to share between threads and processes.
+
+    Raises:
+        StoreError: the file is corrupt, not a workbench store, or its folder cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=60, check_same_thread=False)
+            self._prepare()
+        except (OSError, sqlite3.Error) as error:
+            self._refuse(str(error))
+
+    def _refuse(self, reason: str) -> None:
+        if db := getattr(self, "_db", None):
+            db.close()
+        raise StoreError(
+            f"cannot use {self.path} as a response store: {reason}. It was left as it is; "
+            'give another path as store="…", or store=None to work without one'
+        )
+
+    def _prepare(self) -> None:
+        kind = self._db.execute("PRAGMA application_id").fetchone()[0]
+        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if tables and kind != APPLICATION_ID:
+            self._refuse("it is a database of another program")
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if tables and version != VERSION:
+            self._refuse(f"it has version {version}, this workbench reads version {VERSION}")
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+            self._db.execute(f"PRAGMA user_version={VERSION}")
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS responses"
+                "(key BLOB PRIMARY KEY, value BLOB NOT NULL, created REAL NOT NULL)"
+            )
+
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, Any]:
+        """The values of those keys that are here."""
+        found: dict[bytes, Any] = {}
+        try:
+            with self._lock:
+                for start in range(0, len(keys), BATCH):
+                    part = keys[start : start + BATCH]
+                    marks = ",".join("?" * len(part))
+                    query = f"SELECT key, value FROM responses WHERE key IN ({marks})"
+                    for key, value in self._db.execute(query, part):
+                        found[key] = json.loads(zlib.decompress(value))
+        except (sqlite3.Error, zlib.error, ValueError) as error:
+            raise StoreError(
+                f"{self.path} is damaged ({error}); move it away or give another store"
+            ) from error
+        return found
+
+    def put(self, rows: Mapping[bytes, Any] | Iterable[tuple[bytes, Any]]) -> None:
+        """Add rows in one transaction; a key that is there already keeps its first value."""
+        pairs = rows.items() if isinstance(rows, Mapping) else rows
+        now = time.time()
+        packed = [
+            (key, zlib.compress(json.dumps(value, separators=(",", ":")).encode(), 1), now)
+            for key, value in pairs
+        ]
+        try:
+            with self._lock, self._db:
+                self._db.executemany("INSERT OR IGNORE INTO responses VALUES (?,?,?)", packed)
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"could not write to {self.path}: {error}; free some disk space or give "
+                "another store (what was written before is kept)"
+            ) from error
+
+    def __len__(self) -> int:
+        with self._lock:
+            return int(self._db.execute("SELECT count(*) FROM responses").fetchone()[0])
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def open_store(store: str | Path | None) -> Store | None:
+    """`"default"` is the user's own file, a path is that file, None is no store."""
+    if store is None:
+        return None
+    return Store(default_path() if store == "default" else Path(store).expanduser())

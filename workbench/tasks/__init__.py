@@ -1,0 +1,5 @@
+"""Tasks: items, the prompts made from them, and graders."""
+
+from workbench.tasks.sums import Sums
+
+__all__ = ["Sums"]

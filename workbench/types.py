@@ -1,0 +1,261 @@
+"""The whole mental model on one page: what goes into an engine and what comes out.
+
+A prompt is text (completion) or a list of messages (chat). An `Engine` turns prompts and a
+`Sampling` into `Completion`s, or prompts and labels into `LabelScores`. Nothing here computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from workbench.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = [
+    "Completion",
+    "Engine",
+    "EngineInfo",
+    "Errors",
+    "Grade",
+    "Item",
+    "LabelScores",
+    "Message",
+    "Metric",
+    "Prompt",
+    "Sampling",
+    "Task",
+    "TokenLogprob",
+    "Usage",
+]
+
+Message = Mapping[str, str]
+Prompt = str | Sequence[Message]
+Errors = Literal["raise", "return"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How to continue a prompt; the defaults are greedy.
+
+    Attributes:
+        max_tokens: most tokens to generate for a sample.
+        temperature: 0 is greedy.
+        top_p, top_k, min_p: truncation of the distribution; `None` is off.
+        n: samples a prompt; more than one needs a temperature above 0.
+        seed: makes samples repeatable; each gets a seed of its own derived from this one,
+            the prompt and its index.
+        stop: texts that end a sample and are not part of it.
+        logprobs: how many of the likeliest tokens to report at each position.
+        choices, regex, json_schema: structured output; at most one of them.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    min_p: float | None = None
+    n: int = 1
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    choices: tuple[str, ...] | None = None
+    regex: str | None = None
+    json_schema: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            raise InputError(f"stop={self.stop!r} must be a tuple of texts: ({self.stop!r},)")
+        object.__setattr__(self, "stop", tuple(self.stop))
+        if self.choices is not None:
+            object.__setattr__(self, "choices", tuple(self.choices))
+        for name, holds, need in (
+            ("max_tokens", _whole(self.max_tokens, 1), "a whole number from 1"),
+            ("temperature", _real(self.temperature, 0, 100), "a number from 0"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k is None or _whole(self.top_k, 1), "None or at least 1"),
+            ("min_p", self.min_p is None or _real(self.min_p, 0, 1), "None or from 0 to 1"),
+            ("n", _whole(self.n, 1), "a whole number from 1"),
+            ("seed", self.seed is None or _whole(self.seed, 0), "None or a whole number from 0"),
+            ("stop", all(isinstance(s, str) and s for s in self.stop), "non-empty texts"),
+            ("logprobs", self.logprobs is None or _whole(self.logprobs, 0), "None or from 0"),
+            ("choices", self.choices is None or len(self.choices) > 0, "None or not empty"),
+        ):
+            if not holds:
+                raise InputError(f"{name}={getattr(self, name)!r}: must be {need}")
+        if self.n > 1 and self.temperature == 0:
+            raise InputError(f"n={self.n} greedy samples would be equal; set temperature above 0")
+        if sum(x is not None for x in (self.choices, self.regex, self.json_schema)) > 1:
+            raise InputError("choices, regex and json_schema exclude each other: give one")
+
+    def canonical(self) -> dict[str, Any]:
+        """What decides a sample's text, as JSON-ready values (`n` and `seed` left out)."""
+        skip = {"n", "seed"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in skip}
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _real(value: object, least: float, most: float) -> bool:
+    return isinstance(value, int | float) and least <= value <= most
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One generated token, its natural log-probability and the likeliest tokens there."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One answer. With `n > 1` it is `samples[0]` and carries all of them in `samples`."""
+
+    text: str
+    finish_reason: Literal["stop", "length", "error"]
+    token_ids: tuple[int, ...] | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int | None = None
+    error: str | None = None
+    from_store: bool = False
+    _samples: tuple[Completion, ...] = ()
+
+    @property
+    def samples(self) -> tuple[Completion, ...]:
+        """All samples of the prompt, this one first."""
+        return self._samples or (self,)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelScores:
+    """Log-probability of each label as the continuation of each prompt.
+
+    Attributes:
+        logprobs: float64 [n_prompts, n_labels], natural logarithm; -inf where missing.
+        upper: float64 [n_prompts, n_labels], a true upper bound (equal where exact).
+        missing: bool [n_prompts, n_labels], no exact value could be had.
+        errors: for each prompt the reason it failed, or None.
+    """
+
+    logprobs: NDArray[np.float64]
+    upper: NDArray[np.float64]
+    missing: NDArray[np.bool_]
+    errors: tuple[str | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What answers, precisely enough to load the same again."""
+
+    engine: str
+    model: str
+    revision: str
+    device: str
+    dtype: str
+    context_length: int
+    versions: Mapping[str, str]
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What an engine has done since it was opened. Rows from the store cost no tokens."""
+
+    requests: int = 0
+    from_store: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    retries: int = 0
+    rate_limit_hits: int = 0
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens the model really ran over."""
+        return self.prompt_tokens - self.cached_tokens + self.completion_tokens
+
+    @property
+    def cache_hit_rate(self) -> float:
+        """Share of prompt tokens found in the prefix cache."""
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+
+class Engine(Protocol):
+    """Anything that answers. Every engine keeps the same promises; see `open_engine`."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+    @property
+    def usage(self) -> Usage: ...
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling = ..., *, errors: Errors = ...
+    ) -> list[Completion]: ...
+    def stream(
+        self, prompts: Sequence[Prompt], sampling: Sampling = ...
+    ) -> Generator[tuple[int, Completion], None, None]: ...
+    def label_logprobs(
+        self, prompts: Sequence[Prompt], labels: Sequence[str], *, errors: Errors = ...
+    ) -> LabelScores: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Engine: ...
+    def __exit__(self, *exc: object) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One question of a task; `fields` are what its prompts are made from."""
+
+    id: str
+    fields: Mapping[str, Any]
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """A verdict on one response. `correct` is None where no answer could be read from it."""
+
+    correct: bool | None
+    extracted: str | None
+    parsed: bool
+
+
+class Task(Protocol):
+    """Items, the prompts made from them, and a grader that accepts every gold answer."""
+
+    name: str
+    split: str
+
+    def items(self, count: int | None = None, seed: int = 0) -> list[Item]: ...
+    def prompt(
+        self, item: Item, shots: int = 0, style: Literal["completion", "chat"] = "completion"
+    ) -> Prompt: ...
+    def grade(self, item: Item, text: str) -> Grade: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A headline number with its interval and everything that did not count towards it."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    n: int
+    n_failed: int = 0
+    n_unparsed: int = 0
