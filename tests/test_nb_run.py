@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -41,7 +40,6 @@ mode: Literal["fast", "full"] = "fast"  # how much
 loud: bool = False  # say more
 """
 _FIGURE = """\
-import os
 from pathlib import Path
 folder = Path(os.environ.get("WORKBENCH_RUN_DIR", "runs"))
 (folder / "figures").mkdir(parents=True, exist_ok=True)
@@ -295,4 +293,4 @@ def test_validation_writes_nothing_beside_the_notebook(
     committed: Path, validation: Validation
 ) -> None:
     assert [p.name for p in committed.parent.iterdir()] == ["tidy.ipynb"]
-    assert not os.path.lexists("runs")
+    assert not (committed.parent.parent / "runs").exists()

@@ -12,9 +12,10 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from platformdirs import user_cache_path
 
@@ -69,14 +70,18 @@ class Store:
         self._lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=60, check_same_thread=False)
-            self._prepare()
+            self._db = sqlite3.connect(
+                path, timeout=60, check_same_thread=False, isolation_level=None
+            )
+            with self._transaction():
+                self._prepare()
+            self._use_log()
         except (OSError, sqlite3.Error) as error:
+            if db := getattr(self, "_db", None):
+                db.close()
             self._refuse(str(error))
 
-    def _refuse(self, reason: str) -> None:
-        if db := getattr(self, "_db", None):
-            db.close()
+    def _refuse(self, reason: str) -> NoReturn:
         raise StoreError(
             f"cannot use {self.path} as a response store: {reason}. It was left as it is; "
             'give another path as store="…", or store=None to work without one'
@@ -90,16 +95,38 @@ class Store:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if tables and version != VERSION:
             self._refuse(f"it has version {version}, this workbench reads version {VERSION}")
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
+        if not tables:
             self._db.execute(f"PRAGMA application_id={APPLICATION_ID}")
             self._db.execute(f"PRAGMA user_version={VERSION}")
             self._db.execute(
-                "CREATE TABLE IF NOT EXISTS responses"
+                "CREATE TABLE responses"
                 "(key BLOB PRIMARY KEY, value BLOB NOT NULL, created REAL NOT NULL)"
             )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def _use_log(self) -> None:
+        """Switch to the write-ahead log; SQLite itself does not wait for others here."""
+        patience = time.monotonic() + 30
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > patience:
+                    raise
+                time.sleep(0.02)
+            else:
+                return
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Any]:
         """The values of those keys that are here."""
@@ -127,7 +154,7 @@ class Store:
             for key, value in pairs
         ]
         try:
-            with self._lock, self._db:
+            with self._lock, self._transaction():
                 self._db.executemany("INSERT OR IGNORE INTO responses VALUES (?,?,?)", packed)
         except sqlite3.Error as error:
             raise StoreError(

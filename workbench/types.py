@@ -7,13 +7,16 @@ A prompt is text (completion) or a list of messages (chat). An `Engine` turns pr
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from workbench.errors import InputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
+    import pandas as pd
     from numpy.typing import NDArray
 
 __all__ = [
@@ -27,6 +30,7 @@ __all__ = [
     "Message",
     "Metric",
     "Prompt",
+    "Report",
     "Sampling",
     "Task",
     "TokenLogprob",
@@ -259,3 +263,37 @@ class Metric:
     n: int
     n_failed: int = 0
     n_unparsed: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Report:
+    """What every experiment returns: headline numbers, one row an item, what it cost, from what."""
+
+    summary: tuple[Metric, ...]
+    rows: pd.DataFrame
+    usage: Usage
+    provenance: Mapping[str, Any]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `summary.json` and `rows.parquet`; the folder appears whole or not at all.
+
+        Raises:
+            InputError: the folder exists already.
+        """
+        import json
+        from pathlib import Path
+
+        target = Path(folder)
+        if target.exists():
+            raise InputError(f"{target} exists already: choose another folder for this report")
+        part = target.with_name(target.name + ".part")
+        part.mkdir(parents=True, exist_ok=True)
+        self.rows.to_parquet(part / "rows.parquet", index=False)
+        summary = {
+            "summary": [asdict(metric) for metric in self.summary],
+            "usage": asdict(self.usage),
+            "provenance": dict(self.provenance),
+        }
+        (part / "summary.json").write_text(json.dumps(summary, indent=1, default=str) + "\n")
+        part.rename(target)
+        return target

@@ -68,6 +68,7 @@ class BaseEngine(ABC):
         self._identity = digest(identity)
         self._store = store
         self._meter = Meter(info)
+        self._closed = False
 
     @abstractmethod
     def _complete(
@@ -79,8 +80,19 @@ class BaseEngine(ABC):
         """Rows in any order; `index` counts within `prompts`."""
 
     @abstractmethod
+    def _free(self) -> None:
+        """Give back what the engine holds."""
+
     def close(self) -> None:
         """Free the model's memory; the engine cannot be used afterwards."""
+        self._closed = True
+        self._free()
+        if self._store is not None:
+            self._store.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError("this engine is closed; call open_engine(…) again")
 
     @property
     def info(self) -> EngineInfo:
@@ -122,10 +134,8 @@ class BaseEngine(ABC):
             EngineError: some failed; its `results` holds all rows.
         """
         _check_errors(errors)
-        results: list[Completion | None] = [None] * len(prompts)
-        for index, completion in self.stream(prompts, sampling):
-            results[index] = completion
-        rows = [row for row in results if row is not None]
+        finished = dict(self.stream(prompts, sampling))
+        rows = [finished[index] for index in range(len(prompts))]
         if errors == "raise":
             _raise_failures([row.error for row in rows], rows)
         return rows
@@ -138,6 +148,7 @@ class BaseEngine(ABC):
         Raises:
             InputError: at once, as for `generate`.
         """
+        self._check_open()
         check_prompts(prompts)
         if not isinstance(sampling, Sampling):
             raise InputError(f"sampling={sampling!r} must be a workbench.Sampling")
@@ -189,6 +200,7 @@ class BaseEngine(ABC):
         """
         import numpy as np
 
+        self._check_open()
         check_prompts(prompts)
         _check_labels(labels)
         _check_errors(errors)

@@ -20,7 +20,7 @@ from typing import Any
 
 from workbench.errors import EngineError, InputError
 
-__all__ = ["Inbox", "Resident"]
+__all__ = ["Inbox", "Resident", "prepare"]
 
 log = logging.getLogger("workbench")
 
@@ -169,9 +169,13 @@ class Resident:
             signal.signal(signal.SIGINT, before)
 
 
-def _load(arguments: Mapping[str, Any]) -> Any:
+def prepare() -> None:
+    """Set vLLM's environment; call it before anything imports vLLM or torch."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+def _load(arguments: Mapping[str, Any]) -> Any:
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

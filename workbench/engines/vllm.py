@@ -16,7 +16,7 @@ from typing import Any
 
 from workbench.engines.base import BaseEngine, LabelRow, Request
 from workbench.engines.labels import LabelTree, Node
-from workbench.engines.resident import Inbox, Resident
+from workbench.engines.resident import Inbox, Resident, prepare
 from workbench.errors import InputError
 from workbench.store import Store, digest, folder_digest
 from workbench.tiny import MODEL as TINY
@@ -68,6 +68,7 @@ class VLLMEngine(BaseEngine):
     def __init__(
         self, model: str | None, store: Store | None, why: str, options: Mapping[str, Any]
     ) -> None:
+        prepare()
         chosen = dict(options)
         adapter = chosen.pop("adapter", None)
         _check_options(chosen)
@@ -110,11 +111,8 @@ class VLLMEngine(BaseEngine):
         """The `vllm.LLM` itself, for what this interface does not cover."""
         return self._resident.llm
 
-    def close(self) -> None:
-        """Free the model's memory, unless another engine has the same model open."""
+    def _free(self) -> None:
         self._resident.release(self)
-        if self._store is not None:
-            self._store.close()
 
     def _tokens(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         if isinstance(prompts[0], str):
@@ -312,6 +310,9 @@ def _defaults(embedded: bool) -> dict[str, Any]:
     if current_platform.is_cpu():
         # Small blocks share more of a prefix: twice the label scores a second, decoding the same.
         defaults["block_size"] = 32
+        # vLLM cannot rewind the generator of a seeded request on a CPU, as it has to after half a
+        # prompt: it would stop with "CPU Generator does not use offset". So never half a prompt.
+        defaults["enable_chunked_prefill"] = False
     if embedded:
         defaults["enforce_eager"] = True  # compiling takes longer than a small model runs
         if current_platform.is_cpu():

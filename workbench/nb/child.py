@@ -16,8 +16,6 @@ OK = 0
 FAILED = 10
 KILLED = 11
 INTERRUPTED = 12
-# ipykernel warns on every start that its TCP connection is not encrypted; 40 is logging.ERROR.
-QUIET_KERNEL = ["--log-level=40"]
 
 
 def _follow_parent() -> None:
@@ -36,9 +34,7 @@ def main() -> int:
     from papermill.execute import execute_notebook
 
     try:
-        execute_notebook(
-            **order, progress_bar=False, extra_arguments=QUIET_KERNEL, coalesce_streams=True
-        )
+        execute_notebook(**order, progress_bar=False, coalesce_streams=True)
     except PapermillExecutionError:
         return FAILED
     except DeadKernelError:

@@ -116,7 +116,7 @@ def _run_child(order: dict[str, Any], run_dir: Path, timeout: float, log: IO[byt
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=subprocess.STDOUT,
-        env={**os.environ, RUN_DIR: str(run_dir)},
+        env={**os.environ, RUN_DIR: str(run_dir), "WORKBENCH_PROGRESS": "off"},
         start_new_session=True,
     ) as process:
         assert process.stdin is not None

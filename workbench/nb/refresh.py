@@ -7,6 +7,7 @@ notebook changes no byte. A notebook that does not run through stays as it was.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,8 +21,8 @@ from workbench.nb.process import INJECTED_TAG, TIMEOUT, Status, execute, require
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-# Figures are saved under `$WORKBENCH_RUN_DIR/figures`: here the tracked folder.
-_RUN_DIR = Path()
+# Of all that a notebook saves only its figures are kept, in the tracked folder.
+_FIGURES = Path("figures")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +68,13 @@ def refresh(
 
 def _refresh_one(path: Path, timeout: float) -> Refreshed:
     with tempfile.TemporaryDirectory() as folder:
-        source, output = Path(folder, "source.ipynb"), Path(folder, "output.ipynb")
+        source, output, run = (Path(folder, n) for n in ("source.ipynb", "output.ipynb", "run"))
         # Clean before as well: a cell that goes away afterwards would leave a gap in the counts.
         source.write_bytes(normalised(path))
-        outcome = execute(source, output, run_dir=_RUN_DIR, timeout=timeout)
+        outcome = execute(source, output, run_dir=run, timeout=timeout)
         fresh = normalised(output) if outcome.status == "ok" else None
+        if fresh is not None and (drawn := run / "figures").is_dir():
+            shutil.copytree(drawn, _FIGURES, dirs_exist_ok=True)
     changed = fresh is not None and fresh != path.read_bytes()
     if fresh is not None and changed:
         _replace(path, fresh)

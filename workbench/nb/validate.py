@@ -88,6 +88,7 @@ def _run_pytest(paths: list[Path], folder: Path, report: Path, cell_timeout: flo
         *(str(path.resolve()) for path in paths),
     ]
     env = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
+    env["WORKBENCH_PROGRESS"] = "off"
     # What the notebooks write while they are validated is nobody's result.
     env[RUN_DIR] = str(folder)
     return subprocess.run(command, env=env, check=False).returncode

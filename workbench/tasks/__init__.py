@@ -1,5 +1,5 @@
 """Tasks: items, the prompts made from them, and graders."""
 
-from workbench.tasks.sums import Sums
+from workbench.tasks.sums import Sums, claims
 
-__all__ = ["Sums"]
+__all__ = ["Sums", "claims"]

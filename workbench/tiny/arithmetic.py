@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-__all__ = ["END", "Sum", "chat", "documents", "is_held_out", "problems", "wrong_result"]
+__all__ = ["END", "Sum", "chat", "documents", "held_out", "is_held_out", "problems", "wrong_result"]
 
 END = "<|end|>"
 HELD_OUT_SHARE = 0.1
@@ -25,6 +25,13 @@ class Sum:
     left: int
     op: str
     right: int
+
+    @classmethod
+    def parse(cls, text: str) -> Sum:
+        """The problem that prints as `text`."""
+        (op,) = (sign for sign in "+-*" if sign in text)
+        left, right = text.split(op)
+        return cls(int(left), op, int(right))
 
     @property
     def result(self) -> int:
@@ -43,6 +50,13 @@ def is_held_out(problem: Sum) -> bool:
     first, second = pair if problem.op == "-" else sorted(pair)
     digest = hashlib.sha256(f"{first}{problem.op}{second}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < HELD_OUT_SHARE * 2**64
+
+
+def held_out() -> list[Sum]:
+    """All problems of the test side."""
+    sums = [Sum(a, op, b) for op in "+-" for a in range(100) for b in range(100)]
+    products = [Sum(a, "*", b) for a in range(2, 13) for b in range(2, 13)]
+    return [p for p in sums + products if p.result >= 0 and is_held_out(p)]
 
 
 def _draw(rng: random.Random) -> Sum:

@@ -1,0 +1,111 @@
+"""The command line on the real engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from workbench.batch import generate_file
+from workbench.cli import app
+from workbench.engines.vllm import VLLMEngine
+from workbench.errors import InputError
+from workbench.types import Sampling
+
+run = CliRunner().invoke
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_info() -> None:
+    done = run(app, ["info", "--json"])
+    assert done.exit_code == 0
+    facts = json.loads(done.stdout)
+    assert set(facts) == {"versions", "devices", "engines"}
+    assert facts["versions"]["workbench"]
+    assert "cores" in run(app, ["info"]).stdout
+
+
+def test_generate_goes_on_where_it_stopped(plain: VLLMEngine, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [{"prompt": f"{i}+1=", "id": i} for i in range(9)])
+    out = tmp_path / "new" / "out.jsonl"
+    command = ["generate", str(source), str(out), "--max-tokens", "4", "--store", "none"]
+    first = run(app, [*command, "--json"])
+    assert first.exit_code == 0, first.output
+    assert json.loads(first.stdout)["rows"] == 9
+    rows = {row["row"]: row for row in read(out)}
+    assert [rows[i]["id"] for i in range(9)] == list(range(9))
+    assert all(row["completion"] for row in rows.values())
+
+    # Killed in mid-write: two rows missing, the last line torn.
+    lines = out.read_text().splitlines(keepends=True)
+    out.write_text("".join(lines[:7]) + lines[7][:11])
+    second = run(app, [*command, "--json"])
+    assert second.exit_code == 0, second.output
+    assert json.loads(second.stdout)["already_there"] == 7
+    assert json.loads(second.stdout)["usage"]["requests"] == 2
+    assert {row["row"]: row for row in read(out)} == rows
+    assert "9 were there" in run(app, command).stdout
+
+
+def test_a_failed_row_keeps_its_reason_and_is_tried_again(
+    plain: VLLMEngine, tmp_path: Path
+) -> None:
+    rows = [{"prompt": "1+1="}, {"prompt": "1+1=" * 700}]
+    source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    for there in (0, 1):
+        done = run(app, ["generate", str(source), str(out), "--max-tokens", "2", "--json"])
+        assert done.exit_code == 1
+        assert json.loads(done.stdout)["already_there"] == there
+        assert json.loads(done.stdout)["failed"] == 1
+        failed = [row for row in read(out) if row["error"]]
+        assert len(failed) == 1
+        assert failed[0]["completion"] is None
+        assert "2048" in failed[0]["error"]
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", "no rows"),
+        ("{", "line 1 is not JSON"),
+        ("[1]", "line 1 must be an object"),
+        ('{"text": "a"}', 'either "prompt" or "messages"'),
+        ('{"prompt": ""}', "prompt 0 is empty"),
+    ],
+)
+def test_broken_input_is_named(plain: VLLMEngine, tmp_path: Path, text: str, match: str) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text(text)
+    with pytest.raises(InputError, match=match):
+        generate_file(source, tmp_path / "out.jsonl", Sampling())
+
+
+def test_an_output_of_other_prompts_is_refused(plain: VLLMEngine, tmp_path: Path) -> None:
+    out = write(tmp_path / "out.jsonl", [{"row": 0, "prompt": "other", "error": None}])
+    source = write(tmp_path / "in.jsonl", [{"prompt": "1+1="}])
+    before = out.read_bytes()
+    with pytest.raises(InputError, match="another prompt"):
+        generate_file(source, out, Sampling())
+    assert out.read_bytes() == before
+
+
+def test_errors_are_a_line_not_a_traceback(tmp_path: Path) -> None:
+    done = run(app, ["generate", str(tmp_path / "none.jsonl"), str(tmp_path / "out.jsonl")])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: cannot read")
+    assert "Traceback" not in done.output
+    source = write(tmp_path / "in.jsonl", [{"prompt": "1+1="}])
+    done = run(app, ["generate", str(source), str(tmp_path / "o"), "-o", "max_modellen=9"])
+    assert done.exit_code == 2
+    assert "did you mean 'max_model_len'" in done.stderr

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from workbench.errors import StoreError
+from workbench.store import Store, digest, folder_digest, open_store
+
+
+def test_rows_come_back_and_the_first_value_stays(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a" / "s.sqlite")
+    keys = [digest(i) for i in range(1200)]  # more than one batch of variables
+    store.put((key, {"i": i, "text": "é\n\ud800"}) for i, key in enumerate(keys))
+    store.put({keys[0]: "other"})
+    assert len(store) == 1200
+    assert Store(store.path).get(keys)[keys[1199]] == {"i": 1199, "text": "é\n\ud800"}
+    assert store.get([keys[0], digest("unknown")]) == {keys[0]: {"i": 0, "text": "é\n\ud800"}}
+
+
+@pytest.mark.parametrize("content", [b"not a database, but long enough to be read" * 99, b"SQLite"])
+def test_a_corrupt_file_is_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "s.sqlite"
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="left as it is"):
+        Store(path)
+    assert path.read_bytes() == content
+
+
+def test_another_programs_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE theirs (x)")
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="another program"):
+        Store(path)
+    assert path.read_bytes() == before
+
+
+def test_a_newer_version_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path / "s.sqlite")
+    store.close()
+    with sqlite3.connect(store.path) as db:
+        db.execute("PRAGMA user_version=99")
+    with pytest.raises(StoreError, match="version 99"):
+        Store(store.path)
+
+
+def test_a_row_damaged_later_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    store = Store(tmp_path / "s.sqlite")
+    store.put({b"k": 1})
+    with sqlite3.connect(store.path) as db:
+        db.execute("UPDATE responses SET value = x'00'")
+    with pytest.raises(StoreError, match="move it away"):
+        store.get([b"k"])
+
+
+def test_a_read_only_folder_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    # The superuser may write anywhere, so become somebody else where we are.
+    tmp_path.chmod(0o555)
+    for parent in tmp_path.parents[:3]:
+        parent.chmod(parent.stat().st_mode | 0o055)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(StoreError, match="store=None"):
+            open_store(tmp_path / "s.sqlite")
+    finally:
+        os.seteuid(user)
+        tmp_path.chmod(0o755)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from workbench.store import Store, digest
+store = Store(Path(sys.argv[1]))
+for i in range(300):
+    store.put({digest(sys.argv[2], i): i, digest("both", i): i})
+"""
+
+
+def test_two_processes_write_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, path, name]) for name in "ab"]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert len(Store(path)) == 900
+
+
+def test_a_folders_digest_follows_its_contents(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"1234")
+    (tmp_path / "README.md").write_text("words")
+    first = folder_digest(tmp_path)
+    stat = (tmp_path / "model.safetensors").stat()
+    (tmp_path / "model.safetensors").write_bytes(b"1235")
+    os.utime(tmp_path / "model.safetensors", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    second = folder_digest(tmp_path)
+    (tmp_path / "README.md").write_text("other words")
+    assert first != second == folder_digest(tmp_path)

@@ -1,0 +1,77 @@
+"""Figures: one look for all, drawn without pyplot so that threads and notebooks do not mix."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from workbench.types import Metric
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+__all__ = ["COLOURS", "new_figure", "plot_accuracy", "plot_log_odds"]
+
+# Okabe and Ito (2008): told apart with any colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def new_figure(panels: int = 1, *, height: float = 3.4) -> tuple[Figure, list[Axes]]:
+    """A figure with `panels` side by side, readable at the width of a page."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    _show_in_notebooks()
+    figure = Figure(figsize=(4.6 * panels, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = [figure.add_subplot(1, panels, i + 1) for i in range(panels)]
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=9)
+        ax.grid(axis="y", color="0.9")
+        ax.set_axisbelow(True)
+    return figure, axes
+
+
+def _show_in_notebooks() -> None:
+    """Let a notebook draw a figure that ends a cell; pyplot would do this, and more."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if shell is not None:
+        from IPython.core.pylabtools import select_figure_formats
+
+        select_figure_formats(shell, {"png"})  # type: ignore[no-untyped-call]
+
+
+def plot_accuracy(ax: Axes, metrics: Sequence[Metric]) -> None:
+    """Bars of shares with their 95 % intervals, each with its n."""
+    values = [metric.value for metric in metrics]
+    below = [metric.value - metric.low for metric in metrics]
+    above = [metric.high - metric.value for metric in metrics]
+    places = range(len(metrics))
+    ax.bar(places, values, color=COLOURS[0], width=0.6)
+    ax.errorbar(
+        places, values, yerr=[below, above], fmt="none", ecolor="0.2", capsize=4, linewidth=1.2
+    )
+    ax.set_xticks(list(places), [f"{m.name}\nn = {m.n}" for m in metrics])
+    ax.set_ylim(0, 1.05)
+    ax.set_ylabel("accuracy (95 % interval)")
+
+
+def plot_log_odds(ax: Axes, groups: Mapping[str, NDArray[np.float64]]) -> None:
+    """Histograms of log p(True) / p(False), one for each group of claims."""
+    import numpy as np
+
+    everything = np.concatenate(list(groups.values()))
+    bins = np.linspace(everything.min(), everything.max(), 41)
+    for colour, (name, values) in zip(COLOURS, groups.items(), strict=False):
+        label = f"{name} (n = {len(values)})"
+        ax.hist(values, bins=bins.tolist(), color=colour, alpha=0.65, label=label)
+    ax.axvline(0, color="0.2", linewidth=1, linestyle="--")
+    ax.set_xlabel('log p(" True") / p(" False"), nats')
+    ax.set_ylabel("claims")
+    ax.legend(frameon=False, fontsize=9)
