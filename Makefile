@@ -34,8 +34,8 @@ notebooks: setup ## run every notebook into runs/notebooks
 figures: setup ## run every notebook in place and refresh figures/
 	$(WORKBENCH) notebook refresh $(NOTEBOOKS)
 
-bench: setup ## measure the engines on this machine
-	$(WORKBENCH) bench engine
+bench: setup ## measure the engine on this machine, and the time of demo and test
+	$(WORKBENCH) bench engine --commands
 
 ##@ Checks
 lint: setup ## style, types, and the hygiene of the notebooks

@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from workbench.errors import InputError, WorkbenchError
+from workbench.errors import InputError
 from workbench.nb.cli import app as notebook
+from workbench.nb.cli import told
 
 __all__ = ["app"]
 
@@ -41,20 +41,6 @@ Options = Annotated[
 ]
 
 
-def _told(command: Callable[..., None]) -> Callable[..., None]:
-    """Our own errors are a line on stderr, not a traceback."""
-
-    @functools.wraps(command)
-    def told(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except WorkbenchError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(2) from None
-
-    return told
-
-
 @app.callback()
 def main(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log each call.")] = False,
@@ -66,7 +52,7 @@ def main(
 
 
 @app.command()
-@_told
+@told
 def info(as_json: Json = False) -> None:
     """Versions, devices, and which engines can run here and why not."""
     from workbench.machine import describe
@@ -82,7 +68,7 @@ def info(as_json: Json = False) -> None:
 
 
 @app.command()
-@_told
+@told
 def generate(  # noqa: PLR0917  # a command's arguments are its options
     source: Annotated[Path, typer.Argument(help='JSONL: {"prompt": text} or {"messages": [...]}.')],
     out: Annotated[Path, typer.Argument(help="JSONL: the same rows, completed.")],
@@ -114,7 +100,7 @@ def generate(  # noqa: PLR0917  # a command's arguments are its options
 
 
 @bench.command("engine")
-@_told
+@told
 def bench_engine(
     pairs: Annotated[int, typer.Option(min=1, help="Interleaved pairs of runs.")] = 7,
     prompts: Annotated[int, typer.Option(min=8)] = 1024,
@@ -138,7 +124,7 @@ def bench_engine(
 
 
 @tiny.command("train")
-@_told
+@told
 def tiny_train(
     folder: Annotated[Path, typer.Argument(help="Where the model goes.")],
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",

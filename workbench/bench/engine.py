@@ -75,13 +75,13 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def _throughput(texts: list[str], pairs: int, folder: Path) -> list[Row]:
-    from vllm import SamplingParams
-
-    params = SamplingParams(max_tokens=SAMPLING.max_tokens, temperature=0.0)
     off: list[float] = []
     on: list[float] = []
     again: list[float] = []
     with _engine(None) as plain:
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=SAMPLING.max_tokens, temperature=0.0)
         llm: Any = plain.llm
         llm.generate(texts, params, use_tqdm=False)  # warm up
         for number in range(pairs):
@@ -113,8 +113,11 @@ def _rotated(items: range, by: int) -> list[int]:
 
 
 def _label_error(texts: list[str]) -> Row:
-    """Largest difference from log-softmax of transformers, over single and longer labels."""
-    labels = [" True", " False", "42", "7\n", "123", " True\n12"]
+    """Largest difference from log-softmax of transformers, over single and longer labels.
+
+    All likely enough to be asked for: at p = 1e-16 float32 itself is off by 1e-4, here and there.
+    """
+    labels = [" True", " False", "4", "42", "7\n", " True\n12"]
     with _engine(None) as engine:
         scores = engine.label_logprobs(texts, labels).logprobs
     worst = float(abs(scores - reference_logprobs(texts, labels)).max())

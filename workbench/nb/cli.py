@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand
 
-from workbench.errors import NotebookError
+from workbench.errors import NotebookError, WorkbenchError
 from workbench.nb.coverage import FLOOR, Coverage, coverage
 from workbench.nb.lint import lint
 from workbench.nb.notebook import find
@@ -43,17 +43,17 @@ class _Pairs(TyperCommand):
         return super().parse_args(ctx, joined)
 
 
-def _tell(command: Callable[..., None]) -> Callable[..., None]:
+def told(command: Callable[..., None]) -> Callable[..., None]:
     """Show what is wrong with the request in a line, not in a traceback."""
 
     @functools.wraps(command)
-    def told(*args: Any, **kwargs: Any) -> None:
+    def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except NotebookError as error:
+        except WorkbenchError as error:
             _fail(f"error: {error}", 2)
 
-    return told
+    return run
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -62,7 +62,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 @app.command("run", cls=_Pairs)
-@_tell
+@told
 def run_command(
     paths: Paths,
     out: Annotated[Path, typer.Option(help="Folder for copies, figures and results.")],
@@ -88,7 +88,7 @@ def run_command(
 
 
 @app.command()
-@_tell
+@told
 def check(paths: Paths, floor: Floor = FLOOR) -> None:
     """Check what is stored, without running it; non-zero on any finding."""
     findings: list[str] = []
@@ -106,7 +106,7 @@ def check(paths: Paths, floor: Floor = FLOOR) -> None:
 
 
 @app.command()
-@_tell
+@told
 def validate(
     paths: Paths,
     floor: Floor = FLOOR,
@@ -126,7 +126,7 @@ def validate(
 
 
 @app.command()
-@_tell
+@told
 def refresh(paths: Paths, timeout: Seconds = TIMEOUT) -> None:
     """Execute notebooks in place and normalise them for a commit."""
     from workbench.nb.refresh import refresh as renew

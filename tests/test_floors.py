@@ -1,0 +1,45 @@
+"""The architecture as a test: a module imports only from its own floor or from below."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import workbench
+
+ROOT = Path(workbench.__file__).parent
+FLOORS = {
+    "types": 0,
+    "errors": 0,
+    "store": 1,
+    "stats": 1,
+    "runs": 1,
+    "engines": 2,
+    "tiny": 2,
+    "tasks": 3,
+    "evaluation": 4,
+    "batch": 4,
+    "machine": 4,
+    "nb": 5,
+    "plots": 5,
+    "bench": 5,
+    "cli": 6,
+}
+
+
+def room(module: str) -> str:
+    return module.removeprefix("workbench.").split(".")[0]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down(path: Path) -> None:
+    mine = room(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    if mine == "__init__":
+        return
+    tree = ast.parse(path.read_text())
+    imported = [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module]
+    for module in imported:
+        if module.startswith("workbench."):
+            assert FLOORS[room(module)] <= FLOORS[mine], f"{mine} must not import {module}"
