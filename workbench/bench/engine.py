@@ -220,7 +220,9 @@ def _import_time(runs: int = 7) -> Row:
 def _command(say: Say, target: str, most: float) -> Row:
     say(f"make {target} …")
     start = time.perf_counter()
-    done = subprocess.run(["make", target], check=False, capture_output=True)
+    done = subprocess.run(["make", target], check=False, capture_output=True, text=True)
     seconds = time.perf_counter() - start
+    if done.returncode:
+        say("\n".join((done.stdout + done.stderr).splitlines()[-40:]))
     good = done.returncode == 0 and seconds < most
     return Row(f"`make {target}`, environment built", seconds, " s", f"< {most:g} s", good)

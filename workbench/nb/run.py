@@ -120,7 +120,16 @@ def _closing(rows: list[dict[str, object]], out: Path) -> str:
         assert isinstance(figures, list)
         written = [row["output"], *figures, *([results] if results.exists() else [])]
         lines.extend(str(path) for path in written if path)
+        if results.exists():
+            lines += ["", f"results of {row['notebook']}", _table_of(results)]
     return "\n".join(lines)
+
+
+def _table_of(results: Path) -> str:
+    import pandas as pd
+
+    frame = pd.read_csv(results)
+    return table(list(frame.columns), frame.astype(str).to_numpy().tolist())
 
 
 def _count(row: dict[str, object]) -> int:
