@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-# Before anything reads it: the user's own store is not for tests.
-os.environ["WORKBENCH_CACHE"] = tempfile.mkdtemp(prefix="workbench-test-")
-
 from workbench.engines.vllm import VLLMEngine, unavailable
 from workbench.store import Store
+
+# A shell's background job starts with Ctrl-C ignored, and its children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The user's own store is not for tests.
+os.environ["WORKBENCH_CACHE"] = tempfile.mkdtemp(prefix="workbench-test-")
 
 
 @pytest.fixture(scope="session")

@@ -301,6 +301,8 @@ def test_what_it_says_about_itself(plain: VLLMEngine) -> None:
     assert info.versions["vllm"].startswith("0.32")
     assert plain.usage.peak_memory_bytes > 10**8
     assert "workbench-tiny" in repr(plain)
+    with open_engine(info.model, store=None) as again:  # what it calls itself can be opened
+        assert again.info.revision == info.revision
 
 
 def _resident_bytes() -> int:
@@ -346,7 +348,8 @@ def test_models_come_and_go(tmp_path: Path) -> None:
     with open_engine(store=store) as base:
         unchanged = base.generate(["1+1="], sampling)[0]
     assert changed.text != unchanged.text
-    assert not unchanged.from_store
+    assert not changed.from_store
+    assert (unchanged.text, unchanged.from_store) == (old.text, True)  # the first folder's weights
 
     # Shapes without weights, and an option that changes the context.
     with open_engine(load_format="dummy", max_model_len=128, **options) as dummy:

@@ -7,7 +7,7 @@ A prompt is text (completion) or a list of messages (chat). An `Engine` turns pr
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from workbench.errors import InputError
@@ -135,7 +135,7 @@ class Completion:
     cached_tokens: int | None = None
     error: str | None = None
     from_store: bool = False
-    _samples: tuple[Completion, ...] = ()
+    _samples: tuple[Completion, ...] = field(default=(), repr=False)
 
     @property
     def samples(self) -> tuple[Completion, ...]:

@@ -24,18 +24,19 @@ from workbench.types import Completion, EngineInfo, Prompt, Sampling, TokenLogpr
 
 __all__ = ["VLLMEngine", "unavailable"]
 
+EMBEDDED = "workbench-tiny"  # the name of the embedded model, for `info` and for opening it again
 MAX_LABEL_IDS = 128  # vLLM's limit on logprob_token_ids
 WINDOW = 4  # requests in the engine, as a multiple of what it runs at once
 
-# Options that change speed or memory and never an answer: not part of a stored answer's key.
-SPEED_ONLY = frozenset(
+# Options that never change an answer, or that a stored answer's key names anyway.
+NOT_IN_KEY = frozenset(
     {
         "async_scheduling", "block_size", "compilation_config", "cpu_offload_gb",
-        "disable_log_stats", "distributed_executor_backend", "enable_chunked_prefill",
+        "disable_log_stats", "distributed_executor_backend", "dtype", "enable_chunked_prefill",
         "enable_prefix_caching", "enforce_eager", "gpu_memory_utilization",
         "kv_cache_memory_bytes", "max_logprobs", "max_num_batched_tokens", "max_num_seqs",
-        "max_parallel_loading_workers", "pipeline_parallel_size", "tensor_parallel_size",
-        "use_tqdm_on_load",
+        "max_parallel_loading_workers", "pipeline_parallel_size", "revision",
+        "tensor_parallel_size", "use_tqdm_on_load",
     }
 )  # fmt: skip
 
@@ -72,37 +73,36 @@ class VLLMEngine(BaseEngine):
         chosen = dict(options)
         adapter = chosen.pop("adapter", None)
         _check_options(chosen)
-        name = str(TINY) if model is None else model
+        embedded = model in (None, EMBEDDED)
+        name = str(TINY) if model is None or embedded else model
         folder = _local_folder(name)
-        arguments = {**_defaults(model is None), **chosen, "model": name}
+        self._lora = _lora(adapter)
+        arguments = {**_defaults(embedded), **chosen, "model": name}
         if adapter is not None:
             arguments["enable_lora"] = True
-        weights = folder_digest(folder) if folder else f"{name}@{chosen.get('revision')}"
+        weights = folder_digest(folder) if folder else name
         self._resident = Resident.acquire(self, arguments, digest(weights, repr(arguments)).hex())
         config = self._resident.llm.llm_engine.vllm_config
         self._tokenizer = self._resident.llm.get_tokenizer()
         self._context: int = config.model_config.max_model_len
         self._window: int = WINDOW * config.scheduler_config.max_num_seqs
-        self._lora = _lora(adapter)
-        dtype = str(config.model_config.dtype).removeprefix("torch.")
+        revision = weights if folder else _commit(config) or str(chosen.get("revision"))
         info = EngineInfo(
             engine="vllm",
-            model="workbench-tiny" if model is None else name,
-            revision=weights[:12] if folder else str(chosen.get("revision") or "default"),
+            model=EMBEDDED if embedded else name,
+            revision=revision[:12],
             device=_device(config),
-            dtype=dtype,
+            dtype=str(config.model_config.dtype).removeprefix("torch."),
             context_length=self._context,
             versions=_versions(),
             why=why,
         )
-        changing = {k: repr(v) for k, v in sorted(chosen.items()) if k not in SPEED_ONLY}
-        template = getattr(self._tokenizer, "chat_template", None)
         identity = {
-            "weights": weights,
-            "dtype": dtype,
+            "weights": [weights, revision],
+            "dtype": info.dtype,
             "adapter": folder_digest(Path(adapter)) if adapter is not None else None,
-            "template": digest(template).hex(),
-            "options": changing,
+            "template": digest(getattr(self._tokenizer, "chat_template", None)).hex(),
+            "options": {k: repr(v) for k, v in chosen.items() if k not in NOT_IN_KEY},
         }
         super().__init__(info, identity, store)
 
@@ -342,6 +342,12 @@ def _lora(adapter: object) -> Any:
     from vllm.lora.request import LoRARequest
 
     return LoRARequest(path.name, 1, str(path))
+
+
+def _commit(config: Any) -> str | None:
+    """The commit that a hub name stood for when the model was loaded."""
+    commit: str | None = getattr(config.model_config.hf_config, "_commit_hash", None)
+    return commit
 
 
 def _device(config: Any) -> str:
