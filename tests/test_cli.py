@@ -58,6 +58,22 @@ def test_generate_goes_on_where_it_stopped(plain: VLLMEngine, tmp_path: Path) ->
     assert "9 were there" in run(app, command).stdout
 
 
+def test_an_output_of_another_sampling_is_refused(plain: VLLMEngine, tmp_path: Path) -> None:
+    prompts = [
+        {"prompt": "1+1=\u2028\u0085"},
+        {"prompt": "é=="},
+    ]  # line ends elsewhere, not in JSONL
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("\n".join(json.dumps(p, ensure_ascii=False) for p in prompts) + "\n")
+    for there in (0, 2):
+        result = generate_file(source, out, Sampling(max_tokens=3), store=None)
+        assert (result.rows, result.already_there) == (2, there)
+    out.write_bytes(out.read_bytes()[:-40] + b"\xc3")  # a kill in the middle of a character
+    assert generate_file(source, out, Sampling(max_tokens=3), store=None).already_there == 1
+    with pytest.raises(InputError, match="another model, sampling"):
+        generate_file(source, out, Sampling(max_tokens=4), store=None)
+
+
 def test_a_failed_row_keeps_its_reason_and_is_tried_again(
     plain: VLLMEngine, tmp_path: Path
 ) -> None:

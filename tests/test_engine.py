@@ -220,6 +220,13 @@ def test_other_wrong_arguments(plain: VLLMEngine) -> None:
         plain.generate(["a"], errors="ignore")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("wrong", [{"logprobs": 5000}, {"regex": "("}])
+def test_what_vllm_refuses_is_our_error(plain: VLLMEngine, wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="vLLM refuses"):
+        plain.generate(TEXTS, Sampling(**wrong))
+    assert unfinished(plain) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
@@ -228,6 +235,7 @@ def test_other_wrong_arguments(plain: VLLMEngine) -> None:
         ({"model": "./no/such/folder"}, "does not exist"),
         ({"max_modellen": 3}, "did you mean 'max_model_len'"),
         ({"adapter": "nowhere"}, "adapter_config.json"),
+        ({"logprobs_mode": "raw_logits"}, "raw_logits"),
     ],
 )
 def test_engines_that_cannot_be_opened(arguments: dict[str, Any], match: str) -> None:
@@ -341,16 +349,6 @@ def test_models_come_and_go(tmp_path: Path) -> None:
     with pytest.raises(WorkbenchError, match="could not be loaded"):
         open_engine(str(folder), **options)
 
-    # An adapter changes the answers, and their keys in the store.
-    adapter = _adapter(tmp_path / "adapter")
-    with open_engine(store=store, adapter=str(adapter)) as tuned:
-        changed = tuned.generate(["1+1="], sampling)[0]
-    with open_engine(store=store) as base:
-        unchanged = base.generate(["1+1="], sampling)[0]
-    assert changed.text != unchanged.text
-    assert not changed.from_store
-    assert (unchanged.text, unchanged.from_store) == (old.text, True)  # the first folder's weights
-
     # Shapes without weights, and an option that changes the context.
     with open_engine(load_format="dummy", max_model_len=128, **options) as dummy:
         assert dummy.info.context_length == 128
@@ -358,11 +356,38 @@ def test_models_come_and_go(tmp_path: Path) -> None:
     assert Resident._here is None
 
 
-def _adapter(folder: Path) -> Path:
+def test_adapters_change_the_answers_and_their_keys(tmp_path: Path) -> None:
+    store, sampling = tmp_path / "s.sqlite", Sampling(max_tokens=4)
+    with open_engine(store=store) as base:
+        plain = base.generate(["1+1="], sampling)[0]
+    first = open_engine(store=store, adapter=str(_adapter(tmp_path / "a", 0)))
+    second = open_engine(store=store, adapter=str(_adapter(tmp_path / "b", 1)))
+    rows = [engine.generate(["1+1="], sampling)[0] for engine in (first, second)]
+    assert not any(row.from_store for row in rows)
+    assert len({row.text for row in (plain, *rows)}) == 3
+    first.close()
+    second.close()
+
+
+def test_a_model_that_broke_down_is_loaded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_down() -> None:
+        raise RuntimeError("no memory left")
+
+    sampling = Sampling(max_tokens=4)
+    broken = VLLMEngine(None, None, "test", {})
+    wanted = broken.generate(["1+1="], sampling)[0].text
+    monkeypatch.setattr(broken.llm.llm_engine, "step", break_down)
+    with pytest.raises(EngineError, match=r"mid-run: no memory left.*again"):
+        broken.generate(["1+1="], sampling)
+    with open_engine(store=None) as mended:
+        assert mended.generate(["1+1="], sampling)[0].text == wanted
+
+
+def _adapter(folder: Path, seed: int) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     names = [f"base_model.model.model.layers.{i}.self_attn.q_proj" for i in range(4)]
     shapes = {"lora_A": (8, 128), "lora_B": (128, 8)}
     tensors = {f"{n}.{k}.weight": torch.randn(shape) for n in names for k, shape in shapes.items()}

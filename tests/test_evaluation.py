@@ -36,6 +36,9 @@ def test_failures_and_unparsed_rows_are_counted_apart() -> None:
     )
     metric = accuracy(rows)
     assert (metric.value, metric.n, metric.n_failed, metric.n_unparsed) == (2 / 3, 3, 1, 1)
+    nothing = accuracy(rows[3:])
+    assert (nothing.n, nothing.n_failed, nothing.low, nothing.high) == (0, 1, 0.0, 1.0)
+    assert nothing.value != nothing.value  # not a number, not a 0
     assert [(m.name, m.n) for m in accuracy_by(rows, "kind")] == [("a", 2), ("b", 1)]
 
 

@@ -28,6 +28,8 @@ from workbench.errors import InputError
         ("stop", "word"),
         ("logprobs", -1),
         ("choices", ()),
+        ("choices", "yes"),
+        ("stop", None),
     ],
 )
 def test_sampling_names_the_value_that_is_wrong(name: str, value: Any) -> None:

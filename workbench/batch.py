@@ -14,6 +14,7 @@ from typing import Any
 
 from workbench.engines import open_engine
 from workbench.errors import InputError
+from workbench.store import digest
 from workbench.types import Prompt, Sampling, Usage
 
 __all__ = ["BatchResult", "generate_file"]
@@ -46,7 +47,12 @@ def generate_file(
     if not rows:
         raise InputError(f"{source} holds no rows")
     prompts = [_prompt(row, source, i) for i, row in enumerate(rows)]
-    kept = _finished(out, prompts)
+    made_by = digest(model, sampling.canonical(), sampling.n, sampling.seed, repr(options)).hex()[
+        :12
+    ]
+    kept = _finished(out, prompts, made_by)
+    if sampling.temperature > 0 and len({repr(prompt) for prompt in prompts}) < len(prompts):
+        kept = {}  # copies of a prompt are told apart by their order: ask for all, or the store
     todo = [i for i in range(len(rows)) if i not in kept]
     failed, usage = 0, Usage()
     if todo:
@@ -60,6 +66,7 @@ def generate_file(
                     record = {
                         **rows[index],
                         "row": index,
+                        "made_by": made_by,
                         "completion": None if done.error else done.text,
                         "finish_reason": done.finish_reason,
                         "error": done.error,
@@ -77,8 +84,9 @@ def generate_file(
 def _read(path: Path, *, torn: bool = False) -> Iterator[dict[str, Any]]:
     """Rows of a JSONL file; with `torn`, a broken last line (a kill in mid-write) is dropped."""
     try:
-        lines = path.read_text(encoding="utf8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        # Bytes, as text has more line ends than JSONL, and a kill may cut a character in two.
+        lines = path.read_bytes().rstrip().split(b"\n")
+    except OSError as error:
         raise InputError(f"cannot read {path}: {error}") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -90,7 +98,7 @@ def _read(path: Path, *, torn: bool = False) -> Iterator[dict[str, Any]]:
                 return
             raise InputError(f"{path} line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise InputError(f"{path} line {number} must be an object, it is {line:.60}")
+            raise InputError(f"{path} line {number} must be an object, it is {row!r:.60}")
         yield row
 
 
@@ -102,7 +110,7 @@ def _prompt(row: dict[str, Any], source: Path, index: int) -> Prompt:
     return prompt
 
 
-def _finished(out: Path, prompts: list[Prompt]) -> dict[int, dict[str, Any]]:
+def _finished(out: Path, prompts: list[Prompt], made_by: str) -> dict[int, dict[str, Any]]:
     """Rows of an earlier run that need not be computed again."""
     kept: dict[int, dict[str, Any]] = {}
     if not out.exists():
@@ -113,6 +121,10 @@ def _finished(out: Path, prompts: list[Prompt]) -> dict[int, dict[str, Any]]:
             raise InputError(f"{out} was not made from this input (row {index!r}): give another")
         if row.get("prompt", row.get("messages")) != prompts[index]:
             raise InputError(f"{out} row {index} was made from another prompt: give another file")
+        if row.get("made_by") != made_by:
+            raise InputError(
+                f"{out} was made with another model, sampling or engine options: give another file"
+            )
         if row.get("error") is None:
             kept[index] = row
     return kept

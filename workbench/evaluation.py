@@ -41,6 +41,7 @@ def evaluate(
     sampling = sampling or Sampling(max_tokens=64, stop=() if style == "chat" else ("\n",))
     items = task.items(count, seed)
     prompts = [task.prompt(item, shots, style) for item in items]
+    before = engine.usage
     answers = engine.generate(prompts, sampling, errors="return")
     rows = []
     for item, answer in zip(items, answers, strict=True):
@@ -68,12 +69,14 @@ def evaluate(
         "engine": asdict(engine.info),
         "commit": _commit(),
     }
-    return Report((accuracy(frame),), frame, engine.usage, provenance)
+    return Report((accuracy(frame),), frame, engine.usage.since(before), provenance)
 
 
 def accuracy(rows: pd.DataFrame, name: str = "accuracy") -> Metric:
     """Share of right answers among the rows that did not fail; unparsed ones are wrong."""
     done = rows[rows["error"].isna()]
+    if done.empty:  # nothing is known, which is not the same as nothing right
+        return Metric(name, float("nan"), 0.0, 1.0, 0, n_failed=len(rows))
     return proportion(
         name,
         int(done["correct"].sum()),
@@ -90,11 +93,11 @@ def accuracy_by(rows: pd.DataFrame, field: str) -> list[Metric]:
 
 def _commit() -> str | None:
     """The git commit of the checkout that this package runs from, if it does."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except OSError:  # no git here
+        return None
     return done.stdout.strip() or None

@@ -50,8 +50,12 @@ def folder_digest(folder: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    skipped = {".md", ".txt", ".png", ".part"}
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix not in skipped)
+    inside = ((p, p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    files = sorted(
+        path
+        for path, name in inside
+        if path.suffix not in {".md", ".png"} and not any(x.startswith(".") for x in name.parts)
+    )
     with ThreadPoolExecutor(8) as pool:
         sums = list(pool.map(one, files))
     names = [p.relative_to(folder).as_posix() for p in files]

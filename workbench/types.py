@@ -75,8 +75,10 @@ class Sampling:
     json_schema: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            raise InputError(f"stop={self.stop!r} must be a tuple of texts: ({self.stop!r},)")
+        for name in ("stop", "choices"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not (name == "choices" or isinstance(value, Sequence)):
+                raise InputError(f"{name}={value!r} must be a tuple of texts: ({value!r},)")
         object.__setattr__(self, "stop", tuple(self.stop))
         if self.choices is not None:
             object.__setattr__(self, "choices", tuple(self.choices))
@@ -188,6 +190,11 @@ class Usage:
     rate_limit_hits: int = 0
     seconds: float = 0.0
     peak_memory_bytes: int = 0
+
+    def since(self, before: Usage) -> Usage:
+        """What came after `before` (the peak memory stays the highest so far)."""
+        new = {f.name: getattr(self, f.name) - getattr(before, f.name) for f in fields(self)}
+        return Usage(**new | {"peak_memory_bytes": self.peak_memory_bytes})
 
     @property
     def computed_tokens(self) -> int:

@@ -157,6 +157,7 @@ class BaseEngine(ABC):
     def _stream(
         self, prompts: Sequence[Prompt], sampling: Sampling
     ) -> Generator[tuple[int, Completion], None, None]:
+        self._check_open()
         slots: dict[bytes, list[tuple[int, int]]] = {}
         requests: dict[bytes, Request] = {}
         for request, index, sample in _plan(prompts, sampling, self._identity):
@@ -235,6 +236,7 @@ class BaseEngine(ABC):
 
     def _keep(self, rows: Iterator[tuple[bytes, Any]]) -> None:
         if self._store is not None:
+            self._check_open()
             self._store.put(rows)
 
 
@@ -268,8 +270,8 @@ def _gather(row: dict[int, Completion]) -> Completion:
     if len(row) == 1:
         return row[0]
     samples = tuple(row[i] for i in range(len(row)))
-    failed = next((s for s in samples if s.error), None)
-    return replace(failed or samples[0], _samples=samples)
+    failed = next((s.error for s in samples if s.error), None)
+    return replace(samples[0], error=failed, _samples=samples)
 
 
 def _dump(completion: Completion) -> dict[str, Any]:

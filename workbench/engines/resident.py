@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,12 @@ ENVIRONMENT = {
 }
 
 
+OUT_OF_MEMORY = (
+    "out of memory", "available memory", "free memory", "can't allocate", "cannot allocate",
+    "kv cache is needed",
+)  # fmt: skip
+
+
 class Inbox:
     """What one caller has sent (`pending`: id outside → id inside vLLM) and got back."""
 
@@ -52,7 +59,7 @@ class Resident:
         self._lock = threading.RLock()
         self._owners: dict[str, Inbox] = {}
         self._users = weakref.WeakSet[object]()
-        self.interrupted = False
+        self._interrupted = False
         self.llm: Any = _load(arguments)
 
     @classmethod
@@ -77,11 +84,16 @@ class Resident:
 
     def send(self, inbox: Inbox, tokens: Sequence[int], params: Any, lora: Any) -> str:
         """Queue one prompt (token ids); returns the id that its output will carry."""
-        with self._lock:
+        with self._lock, self._hold_interrupt():
+            from vllm.exceptions import VLLMClientError
+
             llm = self._open()
-            (inside,) = llm.enqueue(
-                [{"prompt_token_ids": list(tokens)}], params, use_tqdm=False, lora_request=lora
-            )
+            try:
+                (inside,) = llm.enqueue(
+                    [{"prompt_token_ids": list(tokens)}], params, use_tqdm=False, lora_request=lora
+                )
+            except (ValueError, TypeError, VLLMClientError) as error:
+                raise InputError(f"vLLM refuses this request: {error}") from error
             outside = str(inside).rsplit("-", 1)[0]  # vLLM appends a random part to its own id
             inbox.pending[outside] = inside
             self._owners[outside] = inbox
@@ -92,19 +104,30 @@ class Resident:
         while not inbox.finished and inbox.pending and not self.interrupted:
             with self._lock:
                 if not inbox.finished:
+                    if not self.unfinished():
+                        raise EngineError(
+                            "vLLM has lost requests that are still awaited: something else "
+                            "took its outputs (such as llm.generate() within an open stream)"
+                        )
                     self._step()
         finished, inbox.finished = inbox.finished, []
         return finished
 
     def abort(self, inbox: Inbox) -> None:
         """Drop what this caller still has in the engine."""
-        with self._lock:
-            self.interrupted = False
+        with self._lock, self._hold_interrupt():
             if inbox.pending and self.llm is not None:
                 self.llm.llm_engine.abort_request(list(inbox.pending.values()), internal=True)
             for outside in inbox.pending:
                 self._owners.pop(outside, None)
             inbox.pending.clear()
+        if self.interrupted:
+            self._interrupted = False
+
+    @property
+    def interrupted(self) -> bool:
+        """Ctrl-C was pressed; it is for the main thread, as everywhere in Python."""
+        return self._interrupted and threading.current_thread() is threading.main_thread()
 
     def unfinished(self) -> int:
         """Requests inside vLLM, over all callers."""
@@ -120,11 +143,7 @@ class Resident:
             with suppress(Exception):  # some executors have nothing to shut down
                 llm.llm_engine.engine_core.shutdown()
             del llm
-            from vllm.distributed import cleanup_dist_env_and_memory
-
-            gc.collect()
-            cleanup_dist_env_and_memory()
-            gc.collect()
+            _clean_up()
             if Resident._here is self:
                 Resident._here = None
 
@@ -143,6 +162,7 @@ class Resident:
             except (MemoryError, RuntimeError) as error:
                 if isinstance(error, EngineError):
                     raise
+                self.free()  # what is left of it must not be taken for a loaded model
                 raise EngineError(
                     f"vLLM stopped in mid-run: {error}. Finished rows are in the store; open the "
                     "engine again (with smaller max_num_seqs or max_model_len if memory ran out)"
@@ -160,7 +180,7 @@ class Resident:
             return
 
         def note(*_: object) -> None:
-            self.interrupted = True
+            self._interrupted = True
 
         before = signal.signal(signal.SIGINT, note)
         try:
@@ -185,8 +205,18 @@ def _load(arguments: Mapping[str, Any]) -> Any:
             with _uncaptured_streams():
                 return LLM(**arguments)
         except Exception as error:
-            gc.collect()
+            # The frames hold what was loaded so far, and a notebook holds the traceback.
+            traceback.clear_frames(error.__traceback__)
+            _clean_up()
             raise _explain(error, arguments) from error
+
+
+def _clean_up() -> None:
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    gc.collect()
+    cleanup_dist_env_and_memory()
+    gc.collect()
 
 
 @contextmanager
@@ -212,8 +242,7 @@ def _uncaptured_streams() -> Iterator[None]:
 def _explain(error: Exception, arguments: Mapping[str, Any]) -> Exception:
     text = " ".join(str(error).split())
     where = f"model {arguments['model']!r} could not be loaded"
-    memory = ("memory", "kv cache", "alloc")
-    if isinstance(error, MemoryError) or any(word in text.lower() for word in memory):
+    if isinstance(error, MemoryError) or any(words in text.lower() for words in OUT_OF_MEMORY):
         return EngineError(
             f"{where}: out of memory ({text:.400}). Use a smaller max_model_len, max_num_seqs, "
             "kv_cache_memory_bytes or gpu_memory_utilization, a quantised model, or close other "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 import importlib.util
+import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -76,7 +77,9 @@ class VLLMEngine(BaseEngine):
         embedded = model in (None, EMBEDDED)
         name = str(TINY) if model is None or embedded else model
         folder = _local_folder(name)
-        self._lora = _lora(adapter)
+        name = str(folder or name)
+        adapted = _adapter_digest(adapter)
+        self._lora = _lora(adapter, adapted)
         arguments = {**_defaults(embedded), **chosen, "model": name}
         if adapter is not None:
             arguments["enable_lora"] = True
@@ -100,7 +103,7 @@ class VLLMEngine(BaseEngine):
         identity = {
             "weights": [weights, revision],
             "dtype": info.dtype,
-            "adapter": folder_digest(Path(adapter)) if adapter is not None else None,
+            "adapter": adapted,
             "template": digest(getattr(self._tokenizer, "chat_template", None)).hex(),
             "options": {k: repr(v) for k, v in chosen.items() if k not in NOT_IN_KEY},
         }
@@ -122,13 +125,19 @@ class VLLMEngine(BaseEngine):
                 f"{self.info.model} has no chat template: give texts, or pass one as "
                 'a file in the model folder ("chat_template.jinja")'
             )
-        texts = [
-            self._tokenizer.apply_chat_template(
+        texts = [self._chat_text(index, prompt) for index, prompt in enumerate(prompts)]
+        return list(self._tokenizer(texts, add_special_tokens=False, verbose=False).input_ids)
+
+    def _chat_text(self, index: int, prompt: Prompt) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            text: str = self._tokenizer.apply_chat_template(
                 list(prompt), add_generation_prompt=True, tokenize=False
             )
-            for prompt in prompts
-        ]
-        return list(self._tokenizer(texts, add_special_tokens=False, verbose=False).input_ids)
+        except TemplateError as error:
+            raise InputError(f"the chat template refuses chat {index}: {error}") from error
+        return text
 
     def _too_long(self, tokens: int, more: int) -> str | None:
         if tokens + more <= self._context:
@@ -188,6 +197,8 @@ class VLLMEngine(BaseEngine):
                 while len(keys) < self._window and (job := next(jobs, None)):
                     key, ids, params = job
                     keys[self._resident.send(inbox, ids, params, self._lora)] = key
+                    if self._resident.interrupted:
+                        raise KeyboardInterrupt
                 if not keys:
                     return
                 outputs = self._resident.take(inbox)
@@ -287,6 +298,10 @@ def _label_row(index: int, parts: list[tuple[Node, Any]], tree: LabelTree) -> La
             return LabelRow(index, None, prompt, cached, reason)
         for child in node.children:
             scores[node.prefix, child] = at[0][child].logprob
+    if any(math.isnan(score) for score in scores.values()):
+        return LabelRow(
+            index, None, prompt, cached, "the model's log-probabilities are not numbers"
+        )
     return LabelRow(index, tree.total(scores), prompt, cached)
 
 
@@ -301,6 +316,9 @@ def _check_options(options: Mapping[str, Any]) -> None:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise InputError(f"unknown option {name!r} for the vllm engine{hint}")
+    mode = options.get("logprobs_mode", "raw_logprobs")
+    if mode != "raw_logprobs":
+        raise InputError(f"logprobs_mode={mode!r} would not give log-probabilities of the model")
 
 
 def _defaults(embedded: bool) -> dict[str, Any]:
@@ -327,21 +345,29 @@ def _local_folder(name: str) -> Path | None:
     if path.is_dir():
         if not (path / "config.json").exists():
             raise InputError(f"model folder {name!r} has no config.json: not a Hugging Face model")
-        return path
+        return path.resolve()
     if path.exists() or path.is_absolute() or name.startswith(("./", "../", "~")):
         raise InputError(f"model folder {name!r} does not exist")
     return None
 
 
-def _lora(adapter: object) -> Any:
+def _adapter_digest(adapter: object) -> str | None:
     if adapter is None:
         return None
-    path = Path(str(adapter))
+    path = Path(str(adapter)).expanduser()
     if not (path / "adapter_config.json").exists():
         raise InputError(f"adapter {str(adapter)!r} has no adapter_config.json")
+    return folder_digest(path)
+
+
+def _lora(adapter: object, adapted: str | None) -> Any:
+    """The request for an adapter; name and number follow its contents, as vLLM keeps both."""
+    if adapted is None:
+        return None
     from vllm.lora.request import LoRARequest
 
-    return LoRARequest(path.name, 1, str(path))
+    path = Path(str(adapter)).expanduser().resolve()
+    return LoRARequest(adapted, int(adapted[:15], 16) + 1, str(path))
 
 
 def _commit(config: Any) -> str | None:

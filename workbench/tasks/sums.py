@@ -36,8 +36,10 @@ class Sums:
     def prompt(
         self, item: Item, shots: int = 0, style: Literal["completion", "chat"] = "completion"
     ) -> Prompt:
-        """The problem, after `shots` solved ones from the training side."""
+        """The problem, after `shots` solved ones from the training side (as text only)."""
         if style == "chat":
+            if shots:
+                raise InputError(f"shots={shots}: a chat of this task shows no examples, give 0")
             return [{"role": "user", "content": f"What is {item.fields['problem']}?"}]
         rng = random.Random(item.id)
         solved = islice(problems(rng, held_out=False), shots)
