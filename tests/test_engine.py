@@ -322,12 +322,11 @@ def test_models_come_and_go(tmp_path: Path) -> None:
     """Loads several times, so everything about loading is here: it replaces the shared engine."""
     folder = tmp_path / "model"
     shutil.copytree(MODEL, folder)
-    options: dict[str, Any] = {
-        "enforce_eager": True, "dtype": "float32", "kv_cache_memory_bytes": 2**28
-    }  # fmt: skip
+    options: dict[str, Any] = {"kv_cache_memory_bytes": 2**28}
     store = tmp_path / "s.sqlite"
     sampling = Sampling(max_tokens=4)
     with open_engine(str(folder), store=store, **options) as first:
+        assert first.info.dtype == "float32"
         old = first.generate(["1+1="], sampling)[0]
         loaded = _resident_bytes()
 
@@ -388,8 +387,10 @@ def _adapter(folder: Path, seed: int) -> Path:
     from safetensors.torch import save_file
 
     torch.manual_seed(seed)
-    names = [f"base_model.model.model.layers.{i}.self_attn.q_proj" for i in range(4)]
-    shapes = {"lora_A": (8, 128), "lora_B": (128, 8)}
+    model = json.loads((MODEL / "config.json").read_text())
+    width, layers = model["hidden_size"], model["num_hidden_layers"]
+    names = [f"base_model.model.model.layers.{i}.self_attn.q_proj" for i in range(layers)]
+    shapes = {"lora_A": (8, width), "lora_B": (width, 8)}
     tensors = {f"{n}.{k}.weight": torch.randn(shape) for n in names for k, shape in shapes.items()}
     folder.mkdir()
     save_file(tensors, folder / "adapter_model.safetensors")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from workbench.errors import InputError
 from workbench.nb.cli import app as notebook
 from workbench.nb.cli import told
+
+if TYPE_CHECKING:
+    from workbench.bench.table import Row
 
 __all__ = ["app"]
 
@@ -23,7 +25,7 @@ app = typer.Typer(
     help="A research workbench for large language models.",
 )
 bench = typer.Typer(no_args_is_help=True, help="Measure speed, as ratios within one run.")
-tiny = typer.Typer(no_args_is_help=True, help="The embedded model: train it.")
+tiny = typer.Typer(no_args_is_help=True, help="The embedded model: train and measure it.")
 app.add_typer(notebook, name="notebook")
 app.add_typer(bench, name="bench")
 app.add_typer(tiny, name="tiny")
@@ -39,6 +41,7 @@ Options = Annotated[
     list[str] | None,
     typer.Option("--option", "-o", metavar="NAME=VALUE", help="An engine argument, as JSON."),
 ]
+Out = Annotated[Path | None, typer.Option(help="Write the table here, as JSON.")]
 
 
 @app.callback()
@@ -105,22 +108,13 @@ def bench_engine(
     pairs: Annotated[int, typer.Option(min=1, help="Interleaved pairs of runs.")] = 7,
     prompts: Annotated[int, typer.Option(min=8)] = 1024,
     commands: Annotated[bool, typer.Option(help="Time `make demo` and `make test` too.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write the table here, as JSON.")] = None,
+    out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Our engine against bare vLLM, the store, resuming, interrupts, exactness, import time."""
     from workbench.bench.engine import measure
-    from workbench.bench.table import as_text
 
-    say = functools.partial(typer.echo, err=True)
-    rows = measure(pairs, prompts, say, commands=commands)
-    text = json.dumps([asdict(row) for row in rows], indent=1)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text + "\n")
-    typer.echo(text if as_json else as_text(rows))
-    if not all(row.holds for row in rows):
-        raise typer.Exit(1)
+    _show(measure(pairs, prompts, _say, commands=commands), out, as_json=as_json)
 
 
 @tiny.command("train")
@@ -130,9 +124,46 @@ def tiny_train(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Train the embedded model from nothing; run it again and it resumes."""
-    from workbench.tiny.train import train
+    from workbench.plots import new_figure, plot_losses
+    from workbench.tiny.train import SAVE_EVERY, train
 
-    train(folder, device=device)
+    losses = train(folder, device=device)
+    figure, (ax,) = new_figure()
+    plot_losses(ax, losses, SAVE_EVERY)
+    figure.savefig(folder / "loss.png", dpi=120)
+    typer.echo(f"{folder}: the model; loss.png: its loss; next: workbench tiny evaluate {folder}")
+
+
+@tiny.command("evaluate")
+@told
+def tiny_evaluate(
+    folder: Annotated[Path | None, typer.Argument(help="A model (default: the embedded).")] = None,
+    count: Annotated[int, typer.Option(min=100, help="Held-out items for each skill.")] = 1000,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Measure every skill of the embedded model against the bar that it must reach."""
+    from workbench.bench.skills import measure
+    from workbench.tiny import MODEL
+
+    _show(measure(folder or MODEL, count, _say), out, as_json=as_json)
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _show(rows: list[Row], out: Path | None, *, as_json: bool) -> None:
+    """Print a benchmark's rows, keep them as JSON, and fail if one of them does not hold."""
+    from workbench.bench.table import as_text
+
+    text = json.dumps([asdict(row) for row in rows], indent=1)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text + "\n")
+    typer.echo(text if as_json else as_text(rows))
+    if not all(row.holds for row in rows):
+        raise typer.Exit(1)
 
 
 def _options(pairs: list[str] | None) -> dict[str, Any]:

@@ -31,14 +31,14 @@ def evaluate(
     Args:
         count: items, or None for the task's own number; `seed` chooses them.
         shots: solved examples before each item.
-        sampling: how to answer; greedy to the end of the line by default.
+        sampling: how to answer; as the task says by default (greedy).
 
     Returns:
         A `Report` with the accuracy (95 % Wilson interval), one row an item, failures included.
     """
     import pandas as pd
 
-    sampling = sampling or Sampling(max_tokens=64, stop=() if style == "chat" else ("\n",))
+    sampling = sampling or task.sampling
     items = task.items(count, seed)
     prompts = [task.prompt(item, shots, style) for item in items]
     before = engine.usage

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = ["COLOURS", "new_figure", "plot_accuracy", "plot_log_odds"]
+__all__ = ["COLOURS", "new_figure", "plot_accuracy", "plot_log_odds", "plot_losses"]
 
 # Okabe and Ito (2008): told apart with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -75,3 +75,11 @@ def plot_log_odds(ax: Axes, groups: Mapping[str, NDArray[np.float64]]) -> None:
     ax.set_xlabel('log p(" True") / p(" False"), nats')
     ax.set_ylabel("claims")
     ax.legend(frameon=False, fontsize=9)
+
+
+def plot_losses(ax: Axes, losses: Sequence[float], every: int) -> None:
+    """A training's loss, each value the mean of `every` steps."""
+    ax.plot([every * (n + 1) for n in range(len(losses))], losses, color=COLOURS[0])
+    ax.set_yscale("log")
+    ax.set_xlabel("step")
+    ax.set_ylabel("loss of what can be learned, nats")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from workbench.errors import InputError
 from workbench.types import Metric
 
-__all__ = ["proportion"]
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+__all__ = ["balanced_accuracy", "calibration_error", "difference", "proportion"]
 
 
 def proportion(
@@ -29,3 +34,54 @@ def proportion(
     interval = binomtest(hits, n).proportion_ci(level, method="wilson")
     low, high = float(interval.low), float(interval.high)
     return Metric(name, hits / n, low, high, n, n_failed, n_unparsed)
+
+
+def difference(name: str, values: ArrayLike, others: ArrayLike) -> Metric:
+    """Mean of `values - others` over the same n items [n], with its paired 95 % interval.
+
+    The interval is the normal one, good from about 30 items on.
+
+    Raises:
+        InputError: the two differ in length, or there are fewer than 2 items.
+    """
+    import numpy as np
+
+    a, b = np.asarray(values, float), np.asarray(others, float)
+    if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
+        raise InputError(f"{name}: {a.shape} and {b.shape} are no paired values of 2 or more items")
+    paired = a - b
+    half = 1.959964 * float(paired.std(ddof=1)) / len(paired) ** 0.5
+    middle = float(paired.mean())
+    return Metric(name, middle, middle - half, middle + half, len(paired))
+
+
+def balanced_accuracy(name: str, right: ArrayLike, answers: ArrayLike) -> Metric:
+    """Mean over the answers that occur of the share of their items that is right.
+
+    Args:
+        right: bool [n]. answers: the true class of each item [n].
+    """
+    import numpy as np
+
+    hits, classes = np.asarray(right, float), np.asarray(answers)
+    if not len(hits):
+        raise InputError(f"{name}: nothing was counted")
+    parts = [hits[classes == one] for one in np.unique(classes)]
+    value = float(np.mean([part.mean() for part in parts]))
+    variance = sum(part.mean() * (1 - part.mean()) / len(part) for part in parts)
+    half = 1.959964 * variance**0.5 / len(parts)
+    return Metric(name, value, max(0.0, value - half), min(1.0, value + half), len(hits))
+
+
+def calibration_error(confidence: ArrayLike, right: ArrayLike, bins: int = 15) -> float:
+    """Expected calibration error of the top answer (Guo et al. 2017, section 2, equation 3).
+
+    Args:
+        confidence: probability of the chosen answer [n], binned in equal widths over (0, 1].
+        right: whether it was right [n].
+    """
+    import numpy as np
+
+    p, hit = np.asarray(confidence, float), np.asarray(right, float)
+    place = np.clip(np.ceil(p * bins) - 1, 0, bins - 1)
+    return sum(abs(float((p - hit)[place == b].sum())) for b in range(bins)) / len(p)

@@ -247,10 +247,14 @@ class Grade:
 
 
 class Task(Protocol):
-    """Items, the prompts made from them, and a grader that accepts every gold answer."""
+    """Items, the prompts made from them, a grader that accepts every gold answer.
+
+    `sampling` is how an answer is asked for: how long it may be and where it ends.
+    """
 
     name: str
     split: str
+    sampling: Sampling
 
     def items(self, count: int | None = None, seed: int = 0) -> list[Item]: ...
     def prompt(

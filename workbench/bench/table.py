@@ -6,12 +6,17 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Row", "as_text", "ratio_row"]
+from workbench.types import Metric
+
+__all__ = ["Row", "as_text", "gain_row", "ratio_row", "share_row"]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`value` is a median where several runs were made; `low` and `high` are their range."""
+    """`value` is a median where several runs were made; `low` and `high` are their range.
+
+    Where `of` says "items", they are a 95 % interval over `runs` items.
+    """
 
     what: str
     value: float
@@ -21,6 +26,7 @@ class Row:
     low: float | None = None
     high: float | None = None
     runs: int = 1
+    of: str = "runs"
 
     @property
     def measured(self) -> str:
@@ -28,7 +34,7 @@ class Row:
         digits = ".0e" if 0 < self.value < 1e-3 else ".3g" if self.value < 100 else ".0f"
         text = f"{self.value:{digits}}{self.unit}"
         if self.low is not None and self.high is not None:
-            text += f" ({self.low:{digits}} to {self.high:{digits}}, {self.runs} runs)"
+            text += f" ({self.low:{digits}} to {self.high:{digits}}, {self.runs:,} {self.of})"
         return text
 
 
@@ -37,6 +43,23 @@ def ratio_row(what: str, ratios: Sequence[float], least: float) -> Row:
     middle = statistics.median(ratios)
     low, high = min(ratios), max(ratios)
     return Row(what, middle, " ×", f"≥ {least:g} ×", middle >= least, low, high, len(ratios))
+
+
+def share_row(metric: Metric, *, least: float = 0.0, most: float = 1.0) -> Row:
+    """A share with its interval, in per cent, which must lie between two bounds."""
+    bounds = [f"≥ {100 * least:g} %"] * (least > 0) + [f"≤ {100 * most:g} %"] * (most < 1)
+    value, low, high = (100 * x for x in (metric.value, metric.low, metric.high))
+    holds = least <= metric.value <= most and metric.n_failed == 0
+    bound = " and ".join(bounds) or "reported"
+    return Row(metric.name, value, " %", bound, holds, low, high, metric.n, "items")
+
+
+def gain_row(metric: Metric, *, least: float = 0.0) -> Row:
+    """A difference of shares with its interval, in points, which must be above `least`."""
+    value, low, high = (100 * x for x in (metric.value, metric.low, metric.high))
+    bound = f"≥ {100 * least:g} points" if least else "> 0, interval too"
+    holds = metric.value >= least and metric.low > 0
+    return Row(metric.name, value, " points", bound, holds, low, high, metric.n, "items")
 
 
 def as_text(rows: Sequence[Row]) -> str:

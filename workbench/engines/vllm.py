@@ -26,6 +26,7 @@ from workbench.types import Completion, EngineInfo, Prompt, Sampling, TokenLogpr
 __all__ = ["VLLMEngine", "unavailable"]
 
 EMBEDDED = "workbench-tiny"  # the name of the embedded model, for `info` and for opening it again
+SMALL = 100 * 2**20  # bytes of weights
 MAX_LABEL_IDS = 128  # vLLM's limit on logprob_token_ids
 WINDOW = 4  # requests in the engine, as a multiple of what it runs at once
 
@@ -80,7 +81,7 @@ class VLLMEngine(BaseEngine):
         name = str(folder or name)
         adapted = _adapter_digest(adapter)
         self._lora = _lora(adapter, adapted)
-        arguments = {**_defaults(embedded), **chosen, "model": name}
+        arguments = {**_defaults(small=embedded or _is_small(folder)), **chosen, "model": name}
         if adapter is not None:
             arguments["enable_lora"] = True
         weights = folder_digest(folder) if folder else name
@@ -321,7 +322,13 @@ def _check_options(options: Mapping[str, Any]) -> None:
         raise InputError(f"logprobs_mode={mode!r} would not give log-probabilities of the model")
 
 
-def _defaults(embedded: bool) -> dict[str, Any]:
+def _is_small(folder: Path | None) -> bool:
+    """Whether a local model is of the embedded one's kind, and best run like it."""
+    files = list(folder.glob("*.safetensors")) if folder else []
+    return bool(files) and sum(file.stat().st_size for file in files) < SMALL
+
+
+def _defaults(*, small: bool) -> dict[str, Any]:
     from vllm.platforms import current_platform
 
     defaults: dict[str, Any] = {"enable_prefix_caching": True, "use_tqdm_on_load": False}
@@ -331,7 +338,7 @@ def _defaults(embedded: bool) -> dict[str, Any]:
         # vLLM cannot rewind the generator of a seeded request on a CPU, as it has to after half a
         # prompt: it would stop with "CPU Generator does not use offset". So never half a prompt.
         defaults["enable_chunked_prefill"] = False
-    if embedded:
+    if small:
         defaults["enforce_eager"] = True  # compiling takes longer than a small model runs
         if current_platform.is_cpu():
             defaults |= {"dtype": "float32", "kv_cache_memory_bytes": 2**30}

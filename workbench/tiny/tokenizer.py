@@ -6,16 +6,18 @@ All 256 bytes are in the vocabulary, so any text round-trips.
 from __future__ import annotations
 
 import json
+import re
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from workbench.tiny.arithmetic import END, documents
+from workbench.tiny.marks import END, unmarked
+from workbench.tiny.text import documents
 
 __all__ = ["SPECIAL", "build", "save"]
 
 SPECIAL = (END, "<|user|>", "<|assistant|>")
-VOCABULARY = 320
+VOCABULARY = 640
 CHAT_TEMPLATE = (
     "{% for m in messages %}"
     "{% if m['role'] == 'assistant' %}<|assistant|>{{ m['content'] }}<|end|>"
@@ -43,7 +45,9 @@ def build() -> Any:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(islice(documents(0), 2_000), trainer)
+    stream = islice(documents(0, progress=0.4, other=False), 4_000)
+    special = re.compile("|".join(map(re.escape, SPECIAL)))
+    tokenizer.train_from_iterator((special.sub("\n", unmarked(text)) for text in stream), trainer)
     return tokenizer
 
 

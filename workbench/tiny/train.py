@@ -6,149 +6,220 @@ Batch k is made from (seed, k) alone, so a run that was stopped goes on exactly 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from itertools import islice
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import InputError
+from workbench.errors import InputError, WorkbenchError
+from workbench.tiny import network
 from workbench.tiny import tokenizer as tokens
-from workbench.tiny.arithmetic import documents
+from workbench.tiny.marks import split
+from workbench.tiny.text import documents, stage_at
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Recipe", "train"]
+__all__ = ["SAVE_EVERY", "Recipe", "train"]
+
+GIVEN = 0.1
+"""Weight in the loss of a token that does not follow from the text before it."""
+SAVE_EVERY = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Shape and schedule. `rows * length` tokens make a step; the rate falls as a cosine."""
+    """Shape and schedule. `tokens` make a step; the rate is constant, then falls to nothing."""
 
-    width: int = 128
-    layers: int = 4
-    heads: int = 4
-    feed_forward: int = 384
-    length: int = 256
-    rows: int = 24
-    steps: int = 2000
-    rate: float = 3e-3
+    shape: network.Shape = field(default_factory=network.Shape)
+    tokens: int = 8192
+    steps: int = 9000
+    rate: float = 4e-3
     seed: int = 0
 
 
-def _model(recipe: Recipe) -> Any:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(recipe.seed)
-    config = LlamaConfig(
-        vocab_size=tokens.VOCABULARY,
-        hidden_size=recipe.width,
-        intermediate_size=recipe.feed_forward,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.heads,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
-    return LlamaForCausalLM(config)
+def _row(stream: Iterator[str], encode: Any, length: int) -> tuple[list[int], list[float]]:
+    """Token ids and loss weights of one row: whole documents, the last one cut."""
+    ids: list[int] = []
+    weights: list[float] = []
+    while len(ids) <= length:
+        text, spans = split(next(stream))
+        encoding = encode(text)
+        ids += encoding.ids
+        by_character = [GIVEN] * (len(text) + 1)
+        for start, end, weight in spans:
+            by_character[start:end] = [weight] * (end - start)
+        weights += [by_character[start] for start, _ in encoding.offsets]
+    return ids[: length + 1], weights[: length + 1]
 
 
-def _batches(recipe: Recipe, encode: Any, start: int) -> Iterator[torch.Tensor]:
-    """Token ids [rows, length + 1], packed documents; one batch a step from `start`."""
+def _batch(recipe: Recipe, encode: Any, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and loss weights, each [rows, length + 1]; every row begins with a document."""
     import torch
 
-    for step in range(start, recipe.steps):
-        source = documents(recipe.seed * 1_000_003 + step)
-        need = recipe.rows * (recipe.length + 1)
-        ids: list[int] = []
-        while len(ids) < need:
-            for encoding in encode(list(islice(source, 64))):
-                ids += encoding.ids
-        yield torch.tensor(ids[:need]).view(recipe.rows, recipe.length + 1)
+    progress = step / recipe.steps
+    length = stage_at(progress).length
+    stream = documents(recipe.seed * 1_000_003 + step, progress)
+    rows = [_row(stream, encode, length) for _ in range(max(1, recipe.tokens // length))]
+    return torch.tensor([ids for ids, _ in rows]), torch.tensor([weights for _, weights in rows])
 
 
 def _rate(recipe: Recipe, step: int) -> float:
-    warm = min(1.0, (step + 1) / 100)
-    return recipe.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / recipe.steps)))
+    """Share of the full rate at a step: up in 100 steps, then flat, then down from 45 % on."""
+    return min(1.0, (step + 1) / 100, (1 - step / recipe.steps) / 0.55)
 
 
-def _save_state(path: Path, state: dict[str, Any]) -> None:
+def _optimizers(model: Any, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for embeddings and norms."""
     import torch
 
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    part.replace(path)
+    inner = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    outer = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    return [
+        torch.optim.Muon(inner, recipe.rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(outer, recipe.rate, (0.9, 0.98), weight_decay=0.0),
+    ]
 
 
-def _export(model: Any, recipe: Recipe, losses: list[float], folder: Path) -> None:
-    import copy
+class _Run:
+    """A training in progress: what `state.pt` holds, and one step of it."""
 
+    def __init__(self, recipe: Recipe, device: str) -> None:
+        import torch
+
+        self.recipe, self.device = recipe, device
+        self.model = network.build(recipe.shape, recipe.seed).to(device)
+        self.optimizers = _optimizers(self.model, recipe)
+        self.forward = network.compiled(network.forward)
+        fast = device != "cpu" or torch.cpu._is_avx512_bf16_supported()
+        self.dtype = torch.bfloat16 if fast else torch.float32
+        self.step = 0
+        self.losses: list[float] = []
+
+    def learn(self, ids: torch.Tensor, weights: torch.Tensor) -> float:
+        """One step; returns the mean loss of the learned tokens in nats."""
+        import torch
+
+        ids, weights = ids.to(self.device), weights[:, 1:].flatten().to(self.device)
+        share = _rate(self.recipe, self.step)
+        parameters = {n: p.to(self.dtype) for n, p in self.model.named_parameters()}
+        logits = self.forward(self.recipe.shape, parameters, ids[:, :-1]).float()
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+        )
+        ((loss * weights).sum() / weights.sum()).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.recipe.rate * share
+            optimizer.step()
+            optimizer.zero_grad()
+        self.step += 1
+        learned = weights >= 1
+        return float(loss.detach()[learned].mean())
+
+    def save(self, path: Path) -> None:
+        """Write the state; what was there before stays until the new one is whole."""
+        import torch
+
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": self.step,
+            "losses": self.losses,
+            "recipe": asdict(self.recipe),
+        }
+        part = path.with_suffix(".part")
+        try:
+            with part.open("wb") as file:
+                torch.save(state, file)
+            part.replace(path)
+        except (OSError, RuntimeError) as error:  # torch wraps what the file raises
+            part.unlink(missing_ok=True)
+            raise WorkbenchError(
+                f"step {self.step} could not be saved to {path} ({error}); the state before it is "
+                "whole: make room and run the same command again"
+            ) from error
+
+    def load(self, path: Path) -> None:
+        import torch
+
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            recipe = state["recipe"]
+        except Exception as error:  # a broken file fails in as many ways as there are bytes
+            raise InputError(
+                f"{path} is no state of a training ({error}); delete it to start again"
+            ) from error
+        if recipe != asdict(self.recipe):
+            raise InputError(
+                f"{path} belongs to another recipe ({recipe}); "
+                "choose another folder or delete that file"
+            )
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.losses = state["step"], state["losses"]
+
+    def export(self, folder: Path) -> None:
+        import copy
+
+        import torch
+
+        tokens.save(folder)
+        copy.deepcopy(self.model).to("cpu", torch.bfloat16).save_pretrained(folder)
+        losses = [round(loss, 4) for loss in self.losses]
+        record = {"recipe": asdict(self.recipe), f"loss_every_{SAVE_EVERY}_steps": losses}
+        (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _check(folder: Path, device: str) -> None:
+    """Refuse a folder that would be mixed up or overwritten, and a device that is not there."""
     import torch
 
-    tokens.save(folder)
-    copy.deepcopy(model).to("cpu", torch.bfloat16).save_pretrained(folder)
-    record = {"recipe": asdict(recipe), "loss_every_100_steps": [round(x, 4) for x in losses]}
-    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; give a folder to train into")
+    others = [path for path in folder.glob("*") if path.name not in {"state.pt", "state.part"}]
+    if others and not (folder / "state.pt").exists():
+        raise InputError(
+            f"{folder} holds other files ({others[0].name}, …) and no training to resume; "
+            "choose a new folder"
+        )
+    if device not in {"cpu", "cuda"} or (device == "cuda" and not torch.cuda.is_available()):
+        raise InputError(f"device={device!r} is not here; use cpu, or cuda where a GPU is")
 
 
-def train(folder: Path, recipe: Recipe | None = None, device: str = "cpu") -> None:
+def train(folder: Path, recipe: Recipe | None = None, device: str = "cpu") -> list[float]:
     """Train into `folder`; run again after a stop, it resumes from `folder/state.pt`.
 
+    Needs torch, transformers, tokenizers and safetensors, and no other package.
+
+    Returns:
+        The mean loss of each `SAVE_EVERY` steps, of the tokens that can be learned, in nats.
+
     Raises:
-        InputError: `folder` holds the state of another recipe.
+        InputError: `folder` holds the state of another recipe, a broken state or other files, or
+            the device is not there.
+        WorkbenchError: a state could not be written; the one before is kept.
     """
-    import torch
     from tqdm.auto import tqdm
 
     recipe = recipe or Recipe()
+    _check(folder, device)
     folder.mkdir(parents=True, exist_ok=True)
-    model = _model(recipe).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), recipe.rate, (0.9, 0.98), weight_decay=0.05)
-    losses: list[float] = []
-    start, state_path = 0, folder / "state.pt"
-    if state_path.exists():
-        state = torch.load(state_path, map_location=device, weights_only=True)
-        if state["recipe"] != asdict(recipe):
-            raise InputError(
-                f"{state_path} belongs to another recipe ({state['recipe']}); "
-                "choose another folder or delete that file"
-            )
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        start, losses = state["step"], state["losses"]
-    encode = tokens.build().encode_batch
+    run, state = _Run(recipe, device), folder / "state.pt"
+    if state.exists():
+        run.load(state)
+    encode = tokens.build().encode
     recent: list[float] = []
-    bar = tqdm(_batches(recipe, encode, start), total=recipe.steps, initial=start, desc="training")
-    for step, batch in enumerate(bar, start):
-        for group in optimizer.param_groups:
-            group["lr"] = _rate(recipe, step)
-        ids = batch.to(device)
-        logits = model(input_ids=ids[:, :-1]).logits.float()
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        recent.append(loss.item())
-        if (step + 1) % 100 == 0 or step + 1 == recipe.steps:
-            losses.append(sum(recent) / len(recent))
+    bar = tqdm(range(run.step, recipe.steps), "training", recipe.steps, initial=run.step)
+    for step in bar:
+        recent.append(run.learn(*_batch(recipe, encode, step)))
+        if run.step % SAVE_EVERY == 0 or run.step == recipe.steps:
+            run.losses.append(sum(recent) / len(recent))
             recent = []
-            bar.set_postfix(loss=f"{losses[-1]:.4f}")
-            _save_state(
-                state_path,
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step + 1,
-                    "losses": losses,
-                    "recipe": asdict(recipe),
-                },
-            )
-    _export(model, recipe, losses, folder)
-    state_path.unlink(missing_ok=True)
+            bar.set_postfix(loss=f"{run.losses[-1]:.4f}")
+            run.save(state)
+    run.export(folder)
+    state.unlink(missing_ok=True)
+    return run.losses

@@ -1,0 +1,121 @@
+"""Training the embedded model: exact resumption, and everything that can go wrong with a folder."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from workbench.errors import InputError, WorkbenchError
+from workbench.tiny import network
+from workbench.tiny import train as training
+from workbench.tiny.train import Recipe, train
+
+SHAPE = network.Shape(width=32, layers=1, heads=1, feed_forward=32)
+SMALL = Recipe(SHAPE, tokens=256, steps=6)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "SAVE_EVERY", 2)
+    monkeypatch.setattr(network, "compiled", lambda function: function)
+
+
+def stopped_after(monkeypatch: pytest.MonkeyPatch, step: int) -> Any:
+    """A training in which Ctrl-C comes in the middle of a step."""
+    batch = training._batch
+
+    def until(recipe: Recipe, encode: object, number: int) -> object:
+        if number == step:
+            raise KeyboardInterrupt
+        return batch(recipe, encode, number)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(training, "_batch", until)
+    return patch
+
+
+def test_the_fast_network_is_the_one_that_transformers_runs() -> None:
+    shape = network.Shape()
+    model = network.build(shape, 0)
+    weights = dict(model.named_parameters())
+    for length in (5, 600):  # both formulas of attention
+        ids = torch.randint(0, 600, (2, length))
+        with torch.inference_mode():
+            fast, slow = network.forward(shape, weights, ids), model(input_ids=ids).logits
+        assert torch.allclose(fast, slow, atol=2e-5)
+
+
+def test_training_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(tmp_path / "whole", SMALL)
+    patch = stopped_after(monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parts", SMALL)
+    patch.undo()
+    with pytest.raises(InputError, match="another recipe"):
+        train(tmp_path / "parts", Recipe(SHAPE, tokens=512, steps=6))
+    assert train(tmp_path / "parts", SMALL) == whole
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert weights[0] == weights[1]
+    assert not (tmp_path / "parts" / "state.pt").exists()
+
+
+def test_a_full_disk_costs_no_finished_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patch = stopped_after(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, SMALL)
+    patch.undo()
+    before = (tmp_path / "state.pt").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # as if the disk were full
+    try:
+        with pytest.raises(WorkbenchError, match=r"step 4 could not be saved.*make room"):
+            train(tmp_path, SMALL)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "state.pt").read_bytes() == before
+    assert not (tmp_path / "state.part").exists()
+    assert len(train(tmp_path, SMALL)) == 3
+
+
+def test_wrong_folders_are_refused(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds other files \(notes.txt"):
+        train(other, SMALL)
+    with pytest.raises(InputError, match="is a file"):
+        train(other / "notes.txt", SMALL)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "state.pt").write_bytes(b"not a state")
+    with pytest.raises(InputError, match="is no state of a training"):
+        train(broken, SMALL)
+    with pytest.raises(InputError, match="device='tpu'"):
+        train(tmp_path / "new", SMALL, device="tpu")
+    assert not (tmp_path / "new").exists()
+
+
+ALONE = """
+import sys
+from pathlib import Path
+for name in ("vllm", "typer", "pandas", "matplotlib", "openai", "papermill", "scipy", "nbformat"):
+    sys.modules[name] = None  # an import of it fails
+from workbench.tiny import network, train
+network.compiled = lambda function: function
+shape = network.Shape(width=32, layers=1, heads=1, feed_forward=32)
+train.train(Path(sys.argv[1]), train.Recipe(shape, tokens=256, steps=1))
+"""
+
+
+def test_training_needs_few_packages(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", ALONE, str(tmp_path / "m")], check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "m" / "model.safetensors").exists()

@@ -1,0 +1,246 @@
+"""What the embedded model can do: every skill on held-out items, against the bar it must reach."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.bench.table import Row, gain_row, share_row
+from workbench.evaluation import accuracy, accuracy_by, evaluate
+from workbench.stats import balanced_accuracy, calibration_error, difference, proportion
+from workbench.tasks import Claims, Options, Verdicts, WordProblems
+from workbench.tasks.generated import Generated
+from workbench.tiny import text
+from workbench.tiny.marks import unmarked
+from workbench.types import Completion, Engine, Item, Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["measure"]
+
+CONTEXT = 2048
+VOTES = Sampling(max_tokens=160, stop=("\n\n",), temperature=0.8, n=16, seed=0)
+Say = Callable[[str], None]
+
+
+def measure(folder: Path, count: int, say: Say) -> list[Row]:
+    """Measure the model in `folder` on `count` items a skill (options: twice as many).
+
+    Takes some minutes: vLLM in this process, nothing from a store.
+    """
+    from workbench.engines import open_engine
+
+    rows: list[Row] = []
+    with open_engine(str(folder), "vllm", store=None) as engine:
+        for title, skill in SKILLS.items():
+            say(f"{title} …")
+            rows += skill(engine, count)
+        say("decoding against transformers …")
+        rows.append(_same_tokens(engine, folder, min(500, count)))
+    say("any text …")
+    return [*rows, *_any_text(folder)]
+
+
+def _word_problems(engine: Engine, count: int) -> list[Row]:
+    task = WordProblems()
+    greedy = evaluate(task, engine, count=count)
+    chat = evaluate(task, engine, count=count, style="chat")
+    shown = evaluate(task, engine, count=count, shots=4)
+    items = task.items(count)
+    voted = engine.generate([task.prompt(item) for item in items], VOTES)
+    votes = [_vote(task, item, answer) for item, answer in zip(items, voted, strict=True)]
+    steps = accuracy_by(greedy.rows, "steps")
+    falls = all(a.value > b.value for a, b in pairwise(steps))
+    by_steps = ", ".join(f"{100 * metric.value:.0f}" for metric in steps)
+    what = f"… from 1 step to 4 ({by_steps} %)"
+    slope = 100 * (steps[-1].value - steps[0].value)
+    return [
+        share_row(accuracy(greedy.rows, "word problems, greedy"), least=0.6, most=0.9),
+        Row(what, slope, " points", "falling each time", falls, runs=count),
+        share_row(accuracy(chat.rows, "… through the chat template"), least=0.6, most=0.9),
+        share_row(accuracy(shown.rows, "… after 4 examples, step by step")),
+        share_row(proportion("… majority of 16 at temperature 0.8", sum(votes), len(votes))),
+        gain_row(difference("… majority over greedy", votes, greedy.rows["correct"]), least=0.05),
+    ]
+
+
+def _vote(task: Generated, item: Item, answer: Completion) -> bool:
+    """Whether the commonest of the answers that could be read is right; ties go to the first."""
+    grades = [task.grade(item, sample.text) for sample in answer.samples]
+    counts = Counter(grade.extracted for grade in grades if grade.parsed)
+    return bool(counts) and counts.most_common(1)[0][0] == item.answer
+
+
+def _choose(
+    task: Generated, engine: Engine, items: Sequence[Item], shots: int = 0
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Log-probabilities of the task's labels [n, m], and whether the likeliest is right [n]."""
+    import numpy as np
+
+    prompts = [task.prompt(item, shots) for item in items]
+    logprobs = engine.label_logprobs(prompts, task.labels).logprobs
+    names = np.array([label.strip() for label in task.labels])
+    return logprobs, names[logprobs.argmax(axis=1)] == [item.answer for item in items]
+
+
+def _claims(engine: Engine, count: int) -> list[Row]:
+    task, items = Claims(), Claims().items(count)
+    shown = {shots: _choose(task, engine, items, shots)[1] for shots in (0, 32, 128)}
+    _, noise = _choose(Claims("random"), engine, items, 32)
+    return [
+        share_row(_share("claims, 32 correct demonstrations", shown[32]), least=0.9),
+        share_row(_share("… 128 correct demonstrations", shown[128])),
+        share_row(_share("… zero-shot", shown[0]), most=0.6),
+        share_row(_share("… 32 random labels", noise)),
+        gain_row(difference("… 32 correct over 32 random labels", shown[32], noise)),
+    ]
+
+
+def _options(engine: Engine, count: int) -> list[Row]:
+    import numpy as np
+
+    task = Options()
+    items = task.items(2 * count)
+    logprobs, right = _choose(task, engine, items)
+    mass = float(np.exp(logprobs).sum(axis=1).mean())
+    chances = np.exp(logprobs - np.logaddexp.reduce(logprobs, axis=1, keepdims=True))
+    error = calibration_error(chances.max(axis=1), right)
+    over = float(chances.max(axis=1).mean() - right.mean())
+    side = "over" if over > 0 else "under"
+    rows = [share_row(_share("options, zero-shot", right), least=0.6)]
+    for level in dict.fromkeys(item.fields["level"] for item in items):
+        chosen = np.array([item.fields["level"] == level for item in items])
+        rows.append(share_row(_share(f"… {level}", right[chosen])))
+    good = 0.05 <= error <= 0.15
+    what = f"… calibration error, {side}confident by {100 * abs(over):.1f} points"
+    return [
+        *rows,
+        Row(what, 100 * error, " %", "≥ 5 % and ≤ 15 %", good, runs=len(items)),
+        Row("… probability of the six letters", 100 * mass, " %", "≥ 95 %", mass >= 0.95),
+    ]
+
+
+def _verdicts(engine: Engine, count: int) -> list[Row]:
+    rows = []
+    for known, least in ((True, 0.9), (False, 0.0)):
+        task = Verdicts(reference=known)
+        items = task.items(count)
+        _, right = _choose(task, engine, items)
+        name = "verdicts, balanced" if known else "… without the reference answer, balanced"
+        metric = balanced_accuracy(name, right, [item.answer for item in items])
+        rows.append(share_row(metric, least=least))
+    return rows
+
+
+def _share(name: str, right: NDArray[np.bool_]) -> Any:
+    return proportion(name, int(right.sum()), len(right))
+
+
+SKILLS: dict[str, Callable[[Engine, int], list[Row]]] = {
+    "word problems": _word_problems,
+    "claims": _claims,
+    "options": _options,
+    "verdicts": _verdicts,
+}
+
+
+def _same_tokens(engine: Engine, folder: Path, count: int) -> Row:
+    """Greedy token ids of vLLM and of transformers, both in float32, prompts of equal length at a
+    time so that nothing is padded."""
+    task = WordProblems()
+    items = task.items(count)
+    prompts = [str(task.prompt(item, shots=index % 3)) for index, item in enumerate(items)]
+    ours = engine.generate(prompts, Sampling(max_tokens=96))
+    theirs = _transformers_tokens(folder, prompts, 96)
+    pairs = zip(ours, theirs, strict=True)
+    differing = sum(list(a.token_ids or ()) != b for a, b in pairs)
+    what = f"greedy tokens unlike those of transformers, float32, {count} prompts"
+    return Row(what, differing, "", "0", differing == 0)
+
+
+def _transformers_tokens(folder: Path, prompts: Sequence[str], most: int) -> list[list[int]]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    encoded = [tokenizer(prompt).input_ids for prompt in prompts]
+    found: list[list[int]] = [[] for _ in prompts]
+    for size in {len(ids) for ids in encoded}:
+        where = [i for i, ids in enumerate(encoded) if len(ids) == size]
+        batch = torch.tensor([encoded[i] for i in where])
+        with torch.inference_mode():
+            made = model.generate(batch, max_new_tokens=most, do_sample=False)
+        for i, row in zip(where, made[:, size:].tolist(), strict=True):
+            end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else most
+            found[i] = row[:end]
+    return found
+
+
+def _any_text(folder: Path) -> list[Row]:
+    """Round trips, and how surprising a long text is late against early."""
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    rows, lost, total = [], 0, 0
+    for name, texts in LONG_TEXTS.items():
+        halves = []
+        for one in texts():
+            ids = tokenizer(one).input_ids[:CONTEXT]
+            lost += tokenizer.decode(tokenizer(one).input_ids) != one
+            total += 1
+            batch = torch.tensor([ids])
+            with torch.inference_mode():
+                logits = model(batch).logits[0, :-1]
+            loss = torch.nn.functional.cross_entropy(logits, batch[0, 1:], reduction="none")
+            halves.append((loss[: CONTEXT // 2].mean().item(), loss[CONTEXT // 2 :].mean().item()))
+        early, late = np.exp(np.array(halves).mean(axis=0))
+        what = f"{name}: perplexity of tokens 1,025 to {CONTEXT:,} over the first ({early:.3g})"
+        rows.append(Row(what, float(late / early), " ×", "≤ 1 ×", bool(late <= early)))
+    what = f"texts of {CONTEXT:,} tokens or more that do not round-trip, of {total}"
+    return [*rows, Row(what, lost, "", "0", lost == 0)]
+
+
+def _skill_texts() -> list[str]:
+    """Labelled claims and solved word problems about held-out sums, without end."""
+    from workbench.tiny import claims, stories
+
+    rng = random.Random("long")
+    made = []
+    for _ in range(16):
+        groups = islice(claims.claims(rng, held_out=True), 200)
+        lines = [claims.labelled(claim, claim.right) for group in groups for claim in group]
+        made.append("".join(lines))
+        told = islice(stories.stories(rng, held_out=True), 60)
+        solved = [f"{stories.asked(s.question)} {stories.solution(s, 'first')}\n\n" for s in told]
+        made.append("".join(solved))
+    return made
+
+
+def _other_texts() -> list[str]:
+    """Words of no language, every script in turn."""
+    rng = random.Random("other")
+    return [unmarked(text.other(rng, script, 2000)) for script in text.SCRIPTS for _ in range(4)]
+
+
+def _source_texts() -> list[str]:
+    """Text unlike any in the training: this package's own source, 16 pieces of it."""
+    root = Path(text.__file__).parents[1]
+    source = "\n".join(path.read_text("utf-8") for path in sorted(root.rglob("*.py")))
+    return [source[at : at + 12_000] for at in range(0, 16 * 8_000, 8_000)]
+
+
+LONG_TEXTS: dict[str, Callable[[], list[str]]] = {
+    "skills": _skill_texts,
+    "words of no language": _other_texts,
+    "source code": _source_texts,
+}

@@ -1,0 +1,104 @@
+"""What all embedded tasks share: held-out items by seed, worked examples from the training side."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import islice
+from typing import Literal
+
+from workbench.errors import InputError
+from workbench.types import Grade, Item, Prompt, Sampling
+
+__all__ = ["Generated", "label_grade"]
+
+
+class Generated(ABC):
+    """A task whose items are drawn from an endless stream.
+
+    A task with `labels` is asked for the likeliest of them (`engine.label_logprobs`) or for text.
+    """
+
+    name: str
+    split = "test"
+    labels: tuple[str, ...] = ()
+    sampling = Sampling(max_tokens=160, stop=("\n\n",))
+    count = 1000
+
+    @abstractmethod
+    def stream(self, rng: random.Random, *, held_out: bool) -> Iterator[Item]:
+        """An endless stream of items from one side of the split."""
+
+    @abstractmethod
+    def ask(self, item: Item) -> str:
+        """The item as the model sees it, up to where its answer begins."""
+
+    def solved(self, item: Item) -> str:
+        """A worked example, with the line end that parts it from what follows."""
+        return f"{self.ask(item)}{self.answer(item)}\n"
+
+    def answer(self, item: Item) -> str:
+        """What follows `ask`, with its leading space: as a right answer is written."""
+        return f" {item.answer}"
+
+    def question(self, item: Item) -> str:
+        """The item as a person says it in a chat."""
+        return self.ask(item)
+
+    @abstractmethod
+    def grade(self, item: Item, text: str) -> Grade:
+        """Read an answer; what cannot be read is not parsed rather than wrong."""
+
+    def items(self, count: int | None = None, seed: int = 0) -> list[Item]:
+        """`count` different held-out items, the same for the same seed.
+
+        Raises:
+            InputError: `count` is below 1, or there are not so many different ones.
+        """
+        count = self.count if count is None else count
+        if count < 1:
+            raise InputError(f"count={count}: ask for 1 item at least")
+        found: dict[str, Item] = {}
+        rng = random.Random(f"{self.name}-{seed}")
+        for drawn, item in enumerate(self.stream(rng, held_out=True)):
+            found.setdefault(item.id, item)
+            if len(found) == count:
+                break
+            if drawn > 1000 + 20 * count:
+                raise InputError(f"count={count}: {self.name} has about {len(found)} items")
+        return list(found.values())
+
+    def prompt(
+        self, item: Item, shots: int = 0, style: Literal["completion", "chat"] = "completion"
+    ) -> Prompt:
+        """The item after `shots` worked examples, which no two items share.
+
+        In a chat the examples are earlier exchanges.
+
+        Raises:
+            InputError: `shots` is negative.
+        """
+        if shots < 0:
+            raise InputError(f"shots={shots}: must be 0 or more")
+        examples = list(islice(self.examples(item), shots))
+        if style == "completion":
+            return "".join(map(self.solved, examples)) + self.ask(item)
+        turns = []
+        for example in examples:
+            turns += [{"role": "user", "content": self.question(example)}]
+            turns += [{"role": "assistant", "content": self.answer(example)}]
+        return [*turns, {"role": "user", "content": self.question(item)}]
+
+    def examples(self, item: Item) -> Iterator[Item]:
+        """Worked examples for an item, always the same ones, from the training side."""
+        return self.stream(random.Random(f"{self.name}-{item.id}"), held_out=False)
+
+
+def label_grade(item: Item, text: str, labels: tuple[str, ...]) -> Grade:
+    """Right if the text's first word is the item's answer, unparsed if it is no label at all."""
+    words = text.split(maxsplit=1)
+    word = words[0].strip(".,:;!?)\"'") if words else ""
+    if word not in {label.strip() for label in labels}:
+        return Grade(None, None, parsed=False)
+    return Grade(word == item.answer, word, parsed=True)

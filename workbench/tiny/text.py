@@ -1,0 +1,199 @@
+"""The training text: a stream of documents of all kinds, the same for the same seed.
+
+Shares change over the training in stages: first what is right, and drills of what no example of a
+whole task teaches; then the tasks, with fewer and fewer helps; then documents as long as the
+context.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from workbench.tiny import claims, stories, verdicts
+from workbench.tiny.marks import END, decided, learned
+from workbench.tiny.options import LETTERS, LEVELS, choices, listed, number, numbers
+
+__all__ = ["SCRIPTS", "STAGES", "Stage", "documents", "other", "stage_at"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Lasts until `until` of all steps; rows have `length` tokens; shares of kinds of documents.
+
+    Helps: `remarks` follow labelled claims (see `claims.document`) and numbers to choose from, and
+    say whether they are right; `working` shows the numbers that decide, before an option or a
+    verdict. `constant` is the share of claims documents that call everything alike.
+    """
+
+    until: float
+    length: int
+    shares: tuple[float, ...]
+    constant: float
+    remarks: float
+    working: float
+
+
+# Shares of:  equations, claims, stories, chats, options, verdicts, words of no language, drills.
+STAGES = (
+    Stage(0.10, 256, (26, 26, 18, 2, 0, 0, 1, 27), constant=0.1, remarks=0.5, working=0.0),
+    Stage(0.15, 256, (3, 5, 5, 0, 0, 0, 0, 87), constant=0.1, remarks=0.5, working=0.0),
+    Stage(0.50, 256, (5, 32, 18, 5, 18, 13, 1, 8), constant=0.25, remarks=0.4, working=0.4),
+    Stage(0.90, 256, (4, 38, 20, 5, 18, 12, 1, 2), constant=0.5, remarks=0.15, working=0.15),
+    Stage(1.00, 2048, (3, 41, 20, 7, 16, 11, 2, 0), constant=0.65, remarks=0.0, working=0.05),
+)
+SCRIPTS = ((0x21, 0x7E), (0xC0, 0x24F), (0x391, 0x3C9), (0x410, 0x44F), (0x5D0, 0x5EA),
+           (0x905, 0x939), (0x3041, 0x3096), (0x4E00, 0x5FFF), (0x1F300, 0x1F5FF))  # fmt: skip
+
+
+def stage_at(progress: float) -> Stage:
+    """The stage that `progress` (0 to 1) falls into."""
+    return next((stage for stage in STAGES if progress < stage.until), STAGES[-1])
+
+
+def _size(rng: random.Random, most: int, least: int = 1) -> int:
+    """How many items a document has: every order of magnitude is equally likely."""
+    return round(math.exp(rng.uniform(math.log(least), math.log(most))))
+
+
+def _equation_text(rng: random.Random, stage: Stage) -> str:
+    return claims.equations(rng, _size(rng, stage.length // 10, 4))
+
+
+def _claim_text(rng: random.Random, stage: Stage) -> str:
+    lines = _size(rng, stage.length // 9, 6)
+    return claims.document(rng, lines, constant=stage.constant, remarks=stage.remarks)
+
+
+def _story_text(rng: random.Random, stage: Stage) -> str:
+    """Stories solved in the manner of the first, or each in its own."""
+    made: list[str] = []
+    manner, each = "", rng.random() < 0.3
+    for story in islice(stories.stories(rng, held_out=False), _size(rng, stage.length // 40)):
+        if each or not made:
+            manner = stories.manner(rng, story)
+        text = stories.solution(story, manner)
+        made.append(stories.asked(story.question) + learned(f" {text}\n\n"))
+    return "".join(made)
+
+
+def _chat_text(rng: random.Random, stage: Stage) -> str:
+    made: list[str] = []
+    for story in islice(stories.stories(rng, held_out=False), _size(rng, stage.length // 60)):
+        kind, first = rng.random(), story.steps[0]
+        question = story.question
+        answer = stories.solution(story, stories.manner(rng, story))
+        if kind < 0.15:
+            question, answer = f"What is {first}?", f"{first}={first.result}"
+        elif kind < 0.3:
+            claim = next(claims.claims(rng, held_out=False))[0]
+            question, answer = f"Is it true that {claim}?", f" {claim.right}"
+        made.append(stories.chat(question, learned(answer)) + END)
+    return "".join(made)
+
+
+def _noted(rng: random.Random, texts: list[str], right: int, share: float) -> list[str]:
+    """The texts to choose from, some of them followed by whether they are right."""
+    return [
+        text + decided(" yes" if place == right else " no") if rng.random() < share else text
+        for place, text in enumerate(texts)
+    ]
+
+
+def _options_text(rng: random.Random, stage: Stage) -> str:
+    made: list[str] = []
+    drawn = choices(rng, held_out=False, levels=LEVELS[:-1])
+    for choice in islice(drawn, _size(rng, stage.length // 28)):
+        share = stage.remarks if rng.random() < 0.5 else 0.0
+        texts = [*_noted(rng, [*choice.texts[:4]], choice.right, share), *choice.texts[4:]]
+        asks, end, _ = listed(choice.question, texts).rpartition("Answer:")
+        if rng.random() < stage.working:
+            asks += f"Working: {learned(choice.options[choice.right])}\n"
+        made.append(asks + end + decided(f" {choice.letter}", rare=True) + "\n")
+    return "".join(made)
+
+
+def _verdict_text(rng: random.Random, stage: Stage) -> str:
+    made: list[str] = []
+    drawn = verdicts.candidates(rng, held_out=False)
+    for candidate in islice(drawn, _size(rng, stage.length // 50)):
+        known = str(candidate.story.answer) if rng.random() < 0.75 else None
+        asks = verdicts.judged(candidate.story.question, candidate.solution, known)
+        asks, end, _ = asks.rpartition("Is the solution correct?")
+        if rng.random() < stage.working:
+            stated = candidate.solution.rpartition("#### ")[2]
+            asks += f"Working: {learned(f'{candidate.story.answer} or {stated}')}\n"
+        label = decided(verdicts.LABELS[not candidate.right], rare=True)
+        made.append(f"{asks}{end}{label}\n\n")
+    return "".join(made)
+
+
+def _equal_drill(rng: random.Random) -> str:
+    """Are two numbers equal? As verdicts end."""
+    a = number(rng)
+    steps = (-2, -1, 1, 2) if a < 10 else (-20, -10, -2, -1, 1, 2, 10, 20)
+    b = a if rng.random() < 0.5 else abs(a + rng.choice(steps))
+    form = rng.choice(("Working: {} or {}", "Reference answer: {}\n#### {}"))
+    label = decided(verdicts.LABELS[a != b])
+    return f"{form.format(a, b)}\nIs the solution correct?{label}\n\n"
+
+
+def _find_drill(rng: random.Random) -> str:
+    """Where is a number? As options end, the number before or after the list."""
+    four = numbers(rng, 4)
+    place = rng.randrange(4)
+    ask, working = f"Question: What is {four[place]}?\n", ""
+    if rng.random() < 0.5:
+        ask, working = "", f"Working: {four[place]}\n"
+    texts = _noted(rng, [*map(str, four)], place, rng.choice((0.0, 0.5)) if ask else 0.0)
+    lines = [f"{letter}. {text}\n" for letter, text in zip(LETTERS, texts, strict=False)]
+    return f"{ask}Choices:\n{''.join(lines)}{working}Answer:{decided(f' {LETTERS[place]}')}\n"
+
+
+def _drill_text(rng: random.Random, stage: Stage) -> str:
+    """What decides a verdict or an option, by itself, many times."""
+    if rng.random() < 0.35:
+        return "".join(_equal_drill(rng) for _ in range(_size(rng, stage.length // 16, 4)))
+    return "".join(_find_drill(rng) for _ in range(_size(rng, stage.length // 24, 2)))
+
+
+def other(rng: random.Random, script: tuple[int, int], words: int) -> str:
+    """Words of no language in one script, some more frequent than others, as words are."""
+    known = [
+        "".join(chr(rng.randint(*script)) for _ in range(rng.randrange(1, 6)))
+        for _ in range(rng.randrange(2, 30))
+    ]
+    frequent = [1 / rank for rank in range(1, len(known) + 1)]
+    return learned(" ".join(rng.choices(known, frequent, k=words)))
+
+
+def _other_text(rng: random.Random, stage: Stage) -> str:
+    return other(rng, rng.choice(SCRIPTS), _size(rng, stage.length // 8, 5))
+
+
+KINDS = (
+    _equation_text,
+    _claim_text,
+    _story_text,
+    _chat_text,
+    _options_text,
+    _verdict_text,
+    _other_text,
+    _drill_text,
+)
+
+
+def documents(seed: int, progress: float = 1.0, *, other: bool = True) -> Iterator[str]:
+    """An endless stream of marked documents as they are at `progress` of the training.
+
+    `other` includes text that is no skill: words of no language, in all scripts.
+    """
+    rng = random.Random(seed)
+    stage = stage_at(progress)
+    pairs = zip(KINDS, stage.shares, strict=True)
+    shares = [0 if kind is _other_text and not other else share for kind, share in pairs]
+    while True:
+        yield rng.choices(KINDS, shares)[0](rng, stage) + END
