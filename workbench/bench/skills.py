@@ -176,7 +176,9 @@ def _transformers_tokens(folder: Path, prompts: Sequence[str], most: int) -> lis
         where = [i for i, ids in enumerate(encoded) if len(ids) == size]
         batch = torch.tensor([encoded[i] for i in where])
         with torch.inference_mode():
-            made = model.generate(batch, max_new_tokens=most, do_sample=False)
+            made = model.generate(
+                batch, attention_mask=torch.ones_like(batch), max_new_tokens=most, do_sample=False
+            )
         for i, row in zip(where, made[:, size:].tolist(), strict=True):
             end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else most
             found[i] = row[:end]
@@ -195,10 +197,10 @@ def _any_text(folder: Path) -> list[Row]:
     for name, texts in LONG_TEXTS.items():
         halves = []
         for one in texts():
-            ids = tokenizer(one).input_ids[:CONTEXT]
-            lost += tokenizer.decode(tokenizer(one).input_ids) != one
+            ids = tokenizer(one, verbose=False).input_ids
+            lost += tokenizer.decode(ids) != one
             total += 1
-            batch = torch.tensor([ids])
+            batch = torch.tensor([ids[:CONTEXT]])
             with torch.inference_mode():
                 logits = model(batch).logits[0, :-1]
             loss = torch.nn.functional.cross_entropy(logits, batch[0, 1:], reduction="none")
