@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from workbench.tiny import MODEL, claims, options, stories, tokenizer, verdicts
 from workbench.tiny.arithmetic import Sum, held_out, is_held_out, problems, wrong_result
-from workbench.tiny.marks import decided, learned, split, unmarked
+from workbench.tiny.marks import END, decided, learned, split, unmarked
 from workbench.tiny.text import SCRIPTS, STAGES, documents, other
 
 OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
@@ -161,3 +161,12 @@ def test_the_tokens_are_as_promised() -> None:
 def test_the_shipped_tokenizer_is_the_one_that_the_text_gives() -> None:
     shipped = AutoTokenizer.from_pretrained(MODEL)
     assert tokenizer.build().get_vocab() == shipped.get_vocab()
+
+
+def test_chats_in_the_text_are_as_the_template_writes_them() -> None:
+    shipped = AutoTokenizer.from_pretrained(MODEL)
+    turns = [{"role": "user", "content": "What is 1+1?"}, {"role": "assistant", "content": "1+1=2"}]
+    written = shipped.apply_chat_template(turns, tokenize=False)
+    assert written == stories.chat("What is 1+1?", "1+1=2") + END
+    asked = shipped.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
+    assert asked == stories.chat("What is 1+1?")

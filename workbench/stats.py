@@ -59,7 +59,11 @@ def balanced_accuracy(name: str, right: ArrayLike, answers: ArrayLike) -> Metric
     """Mean over the answers that occur of the share of their items that is right.
 
     Args:
-        right: bool [n]. answers: the true class of each item [n].
+        right: bool [n].
+        answers: the true class of each item [n].
+
+    Raises:
+        InputError: there are no items.
     """
     import numpy as np
 
@@ -79,9 +83,14 @@ def calibration_error(confidence: ArrayLike, right: ArrayLike, bins: int = 15) -
     Args:
         confidence: probability of the chosen answer [n], binned in equal widths over (0, 1].
         right: whether it was right [n].
+
+    Raises:
+        InputError: there are none, the two differ in length, or one is no probability.
     """
     import numpy as np
 
     p, hit = np.asarray(confidence, float), np.asarray(right, float)
+    if not p.size or p.shape != hit.shape or not ((p >= 0) & (p <= 1)).all():
+        raise InputError(f"confidence {p.shape} and right {hit.shape}: no probabilities of answers")
     place = np.clip(np.ceil(p * bins) - 1, 0, bins - 1)
     return sum(abs(float((p - hit)[place == b].sum())) for b in range(bins)) / len(p)

@@ -186,7 +186,7 @@ def _transformers_tokens(folder: Path, prompts: Sequence[str], most: int) -> lis
 
 
 def _any_text(folder: Path) -> list[Row]:
-    """Round trips, and how surprising a long text is late against early."""
+    """How surprising a long text is late against early, and round trips through the tokenizer."""
     import numpy as np
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -195,21 +195,27 @@ def _any_text(folder: Path) -> list[Row]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     rows, lost, total = [], 0, 0
     for name, texts in LONG_TEXTS.items():
-        halves = []
-        for one in texts():
-            ids = tokenizer(one, verbose=False).input_ids
-            lost += tokenizer.decode(ids) != one
-            total += 1
-            batch = torch.tensor([ids[:CONTEXT]])
-            with torch.inference_mode():
-                logits = model(batch).logits[0, :-1]
-            loss = torch.nn.functional.cross_entropy(logits, batch[0, 1:], reduction="none")
-            halves.append((loss[: CONTEXT // 2].mean().item(), loss[CONTEXT // 2 :].mean().item()))
-        early, late = np.exp(np.array(halves).mean(axis=0))
+        encoded = {one: tokenizer(one, verbose=False).input_ids for one in texts()}
+        total += len(encoded)
+        lost += sum(tokenizer.decode(ids) != one for one, ids in encoded.items())
+        losses = np.array([_losses(model, ids[:CONTEXT]) for ids in encoded.values()])
+        early, late = (np.exp(half.mean()) for half in np.split(losses, [CONTEXT // 2], axis=1))
         what = f"{name}: perplexity of tokens 1,025 to {CONTEXT:,} over the first ({early:.3g})"
         rows.append(Row(what, float(late / early), " ×", "≤ 1 ×", bool(late <= early)))
     what = f"texts of {CONTEXT:,} tokens or more that do not round-trip, of {total}"
     return [*rows, Row(what, lost, "", "0", lost == 0)]
+
+
+def _losses(model: Any, ids: list[int]) -> NDArray[np.float64]:
+    """Loss in nats of every token [n - 1] but the first."""
+    import torch
+
+    batch = torch.tensor([ids])
+    with torch.inference_mode():
+        logits = model(batch).logits[0, :-1]
+        losses = torch.nn.functional.cross_entropy(logits, batch[0, 1:], reduction="none")
+    values: NDArray[np.float64] = losses.double().numpy()
+    return values
 
 
 def _skill_texts() -> list[str]:
