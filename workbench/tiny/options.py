@@ -26,12 +26,13 @@ LURED = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A question, four numbers to choose from, and which of them is right."""
+    """A question, four numbers to choose from, which of them is right, and that as a sentence."""
 
     question: str
     options: tuple[int, ...]
     right: int
     level: str
+    stated: str
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -58,11 +59,12 @@ def numbers(rng: random.Random, count: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A question, its answer, the sum that decides on which side of the split it is, and numbers
-    that a careless reader would choose."""
+    """A question, its answer, also as a sentence, the sum that decides on which side of the split
+    it is, and numbers that a careless reader would choose."""
 
     question: str
     right: int
+    stated: str
     key: Sum
     lures: tuple[int, ...] = ()
 
@@ -75,7 +77,8 @@ def _read(rng: random.Random, people: int) -> _Asked:
     who = rng.randrange(people)
     question = " ".join((*told, f"How many {thing} does {names[who]} have?"))
     right = drawn.pop(who)
-    return _Asked(question, right, Sum(right, "+", drawn[0]), tuple(drawn))
+    stated = f"{names[who]} has {right} {thing}."
+    return _Asked(question, right, stated, Sum(right, "+", drawn[0]), tuple(drawn))
 
 
 def _hidden(rng: random.Random) -> _Asked:
@@ -86,7 +89,7 @@ def _hidden(rng: random.Random) -> _Asked:
     rng.shuffle(told)
     question = " ".join((*told, f"How many {thing} does {name} have?"))
     lures = (shown,) if rng.random() < LURED else ()
-    return _Asked(question, right, Sum(right, "+", shown), lures)
+    return _Asked(question, right, f"{name} has {right} {thing}.", Sum(right, "+", shown), lures)
 
 
 def _ask(rng: random.Random, level: str, *, held_out: bool) -> _Asked:
@@ -95,7 +98,8 @@ def _ask(rng: random.Random, level: str, *, held_out: bool) -> _Asked:
     if level == "hidden":
         return _hidden(rng)
     problem = next(p for p in problems(rng, held_out=held_out) if p.op != "*")
-    return _Asked(f"What is {problem}?", problem.result, problem)
+    stated = f"{problem}={problem.result}"
+    return _Asked(f"What is {problem}?", problem.result, stated, problem)
 
 
 def _distractors(asked: _Asked, rng: random.Random) -> list[int]:
@@ -124,7 +128,7 @@ def choices(
             asked = _ask(rng, level, held_out=held_out)
         four = [asked.right, *_distractors(asked, rng)]
         rng.shuffle(four)
-        yield Choice(asked.question, tuple(four), four.index(asked.right), level)
+        yield Choice(asked.question, tuple(four), four.index(asked.right), level, asked.stated)
 
 
 def listed(question: str, texts: Sequence[str]) -> str:

@@ -37,13 +37,16 @@ class Stage:
     working: float
 
 
-# Shares of:  equations, claims, stories, chats, options, verdicts, words of no language, drills.
+# Shares: equations, claims, stories, chats, options, verdicts, words of no language, drills,
+# questions without options.
 STAGES = (
-    Stage(0.10, 256, (26, 26, 18, 2, 0, 0, 1, 27), constant=0.1, remarks=0.5, working=0.0),
-    Stage(0.15, 256, (3, 5, 5, 0, 0, 0, 0, 87), constant=0.1, remarks=0.5, working=0.0),
-    Stage(0.50, 256, (5, 32, 18, 5, 18, 13, 1, 8), constant=0.25, remarks=0.4, working=0.4),
-    Stage(0.90, 256, (4, 38, 20, 5, 18, 12, 1, 2), constant=0.5, remarks=0.15, working=0.15),
-    Stage(1.00, 2048, (3, 41, 20, 7, 16, 11, 2, 0), constant=0.65, remarks=0.0, working=0.05),
+    Stage(0.10, 256, (26, 26, 18, 2, 0, 0, 1, 27, 0), constant=0.1, remarks=0.5, working=0.0),
+    Stage(0.15, 256, (3, 5, 5, 0, 0, 0, 0, 87, 0), constant=0.1, remarks=0.5, working=0.0),
+    Stage(0.50, 256, (5, 32, 18, 5, 18, 13, 1, 8, 0), constant=0.25, remarks=0.4, working=0.4),
+    Stage(0.60, 256, (4, 38, 20, 5, 18, 12, 1, 2, 0), constant=0.5, remarks=0.15, working=0.15),
+    Stage(0.66, 256, (2, 20, 14, 3, 24, 6, 1, 0, 30), constant=0.5, remarks=0.15, working=0.5),
+    Stage(0.90, 256, (4, 34, 20, 5, 22, 8, 1, 0, 6), constant=0.5, remarks=0.15, working=0.25),
+    Stage(1.00, 2048, (3, 38, 20, 7, 19, 9, 2, 0, 2), constant=0.65, remarks=0.0, working=0.05),
 )
 SCRIPTS = ((0x21, 0x7E), (0xC0, 0x24F), (0x391, 0x3C9), (0x410, 0x44F), (0x5D0, 0x5EA),
            (0x905, 0x939), (0x3041, 0x3096), (0x4E00, 0x5FFF), (0x1F300, 0x1F5FF))  # fmt: skip
@@ -160,6 +163,16 @@ def _drill_text(rng: random.Random, stage: Stage) -> str:
     return "".join(_find_drill(rng) for _ in range(_size(rng, stage.length // 24, 2)))
 
 
+def _reading_text(rng: random.Random, stage: Stage) -> str:
+    """Questions whose answer follows at once, as a sentence or as the working of an option."""
+    made: list[str] = []
+    drawn = choices(rng, held_out=False, levels=LEVELS[:-1])
+    for choice in islice(drawn, _size(rng, stage.length // 25, 2)):
+        answer = choice.stated if rng.random() < 0.5 else choice.options[choice.right]
+        made.append(f"Question: {choice.question}\nWorking: {learned(answer)}\n")
+    return "".join(made)
+
+
 def other(rng: random.Random, script: tuple[int, int], words: int) -> str:
     """Words of no language in one script, some more frequent than others, as words are."""
     known = [
@@ -183,6 +196,7 @@ KINDS = (
     _verdict_text,
     _other_text,
     _drill_text,
+    _reading_text,
 )
 
 
