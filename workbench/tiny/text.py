@@ -11,11 +11,13 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import combinations, islice
 
 from workbench.tiny import claims, stories, verdicts
+from workbench.tiny.arithmetic import Sum, is_held_out
 from workbench.tiny.marks import END, decided, learned
 from workbench.tiny.options import LETTERS, LEVELS, choices, listed, number, numbers
+from workbench.tiny.stories import NAMES, THINGS
 
 __all__ = ["SCRIPTS", "STAGES", "Stage", "documents", "other", "stage_at"]
 
@@ -38,15 +40,17 @@ class Stage:
 
 
 # Shares: equations, claims, stories, chats, options, verdicts, words of no language, drills,
-# questions without options.
+# questions without options, who has what.
 STAGES = (
-    Stage(0.10, 256, (26, 26, 18, 2, 0, 0, 1, 27, 0), constant=0.1, remarks=0.5, working=0.0),
-    Stage(0.15, 256, (3, 5, 5, 0, 0, 0, 0, 87, 0), constant=0.1, remarks=0.5, working=0.0),
-    Stage(0.50, 256, (5, 32, 18, 5, 18, 13, 1, 8, 0), constant=0.25, remarks=0.4, working=0.4),
-    Stage(0.60, 256, (4, 38, 20, 5, 18, 12, 1, 2, 0), constant=0.5, remarks=0.15, working=0.15),
-    Stage(0.66, 256, (2, 20, 14, 3, 24, 6, 1, 0, 30), constant=0.5, remarks=0.15, working=0.5),
-    Stage(0.90, 256, (4, 34, 20, 5, 22, 8, 1, 0, 6), constant=0.5, remarks=0.15, working=0.25),
-    Stage(1.00, 2048, (3, 38, 20, 7, 19, 9, 2, 0, 2), constant=0.65, remarks=0.0, working=0.05),
+    Stage(0.10, 256, (26, 26, 18, 2, 0, 0, 1, 27, 0, 0), constant=0.1, remarks=0.5, working=0.0),
+    Stage(0.15, 256, (3, 5, 5, 0, 0, 0, 0, 87, 0, 0), constant=0.1, remarks=0.5, working=0.0),
+    Stage(0.50, 256, (5, 32, 18, 5, 18, 13, 1, 8, 0, 0), constant=0.25, remarks=0.4, working=0.4),
+    Stage(0.60, 256, (4, 38, 20, 5, 18, 12, 1, 2, 0, 0), constant=0.5, remarks=0.15, working=0.15),
+    Stage(0.66, 256, (2, 20, 14, 3, 24, 6, 1, 0, 30, 0), constant=0.5, remarks=0.15, working=0.5),
+    Stage(0.68, 256, (4, 34, 20, 5, 22, 8, 1, 0, 6, 0), constant=0.5, remarks=0.15, working=0.25),
+    Stage(0.72, 256, (1, 12, 8, 2, 10, 3, 1, 0, 9, 54), constant=0.5, remarks=0.15, working=0.5),
+    Stage(0.90, 256, (3, 32, 18, 5, 21, 7, 1, 0, 8, 5), constant=0.5, remarks=0.15, working=0.25),
+    Stage(1.00, 2048, (3, 38, 20, 7, 19, 9, 2, 0, 2, 0), constant=0.65, remarks=0.0, working=0.05),
 )
 SCRIPTS = ((0x21, 0x7E), (0xC0, 0x24F), (0x391, 0x3C9), (0x410, 0x44F), (0x5D0, 0x5EA),
            (0x905, 0x939), (0x3041, 0x3096), (0x4E00, 0x5FFF), (0x1F300, 0x1F5FF))  # fmt: skip
@@ -173,6 +177,25 @@ def _reading_text(rng: random.Random, stage: Stage) -> str:
     return "".join(made)
 
 
+def _holder_text(rng: random.Random, stage: Stage) -> str:
+    """Who has what, then asked about in any order: numbers are found by name.
+
+    No test can ask any of it: no two of the numbers make a held-out sum.
+    """
+    people, thing = rng.sample(NAMES, rng.randrange(2, 7)), rng.choice(THINGS)
+    values = numbers(rng, len(people))
+    while any(is_held_out(Sum(a, "+", b)) for a, b in combinations(values, 2)):
+        values = numbers(rng, len(people))
+    has = dict(zip(people, values, strict=True))
+    made = [" ".join(f"{who} has {n} {thing}." for who, n in has.items())]
+    for who in rng.choices(people, k=_size(rng, stage.length // 10, 4)):
+        if rng.random() < 0.6:
+            made.append(f" {who} has {learned(has[who])} {thing}.")
+        else:
+            made.append(f" How many {thing} does {who} have?\nWorking: {learned(has[who])}\n")
+    return "".join(made)
+
+
 def other(rng: random.Random, script: tuple[int, int], words: int) -> str:
     """Words of no language in one script, some more frequent than others, as words are."""
     known = [
@@ -197,6 +220,7 @@ KINDS = (
     _other_text,
     _drill_text,
     _reading_text,
+    _holder_text,
 )
 
 
