@@ -18,7 +18,8 @@ __all__ = ["LETTERS", "LEVELS", "READING", "Choice", "choices", "listed", "numbe
 
 LETTERS = tuple("ABCDEF")
 READING = ("one number", "two numbers", "three numbers")
-LEVELS = (*READING, "sum", "hidden")
+TOLD = ("now or before", "sum told")
+LEVELS = (*TOLD, *READING, "sum", "hidden")
 LAST_TWO = ("I don't know", "None of the above")
 LURED = 0.3
 """Share of the hidden questions whose options hold the only number that is told."""
@@ -81,6 +82,21 @@ def _read(rng: random.Random, people: int) -> _Asked:
     return _Asked(question, right, stated, Sum(right, "+", drawn[0]), tuple(drawn))
 
 
+def _changed(rng: random.Random) -> _Asked:
+    """One person's number now and before; one of them is asked for."""
+    name, thing = rng.choice(NAMES), rng.choice(THINGS)
+    before, now = numbers(rng, 2)
+    told = f"{name} had {before} {thing}. Now {name} has {now} {thing}."
+    if rng.random() < 0.5:
+        question, stated = (
+            f"How many {thing} does {name} have now?",
+            f"Now {name} has {now} {thing}.",
+        )
+        return _Asked(f"{told} {question}", now, stated, Sum(now, "+", before), (before,))
+    question, stated = f"How many {thing} did {name} have before?", f"{name} had {before} {thing}."
+    return _Asked(f"{told} {question}", before, stated, Sum(before, "+", now), (now,))
+
+
 def _hidden(rng: random.Random) -> _Asked:
     """Nobody can know: the number that is asked for is not told."""
     (name, other), thing = rng.sample(NAMES, 2), rng.choice(THINGS)
@@ -97,9 +113,12 @@ def _ask(rng: random.Random, level: str, *, held_out: bool) -> _Asked:
         return _read(rng, 1 + READING.index(level))
     if level == "hidden":
         return _hidden(rng)
+    if level == "now or before":
+        return _changed(rng)
     problem = next(p for p in problems(rng, held_out=held_out) if p.op != "*")
     stated = f"{problem}={problem.result}"
-    return _Asked(f"What is {problem}?", problem.result, stated, problem)
+    told = f"{stated}. " if level == "sum told" else ""
+    return _Asked(f"{told}What is {problem}?", problem.result, stated, problem)
 
 
 def _distractors(asked: _Asked, rng: random.Random) -> list[int]:

@@ -11,12 +11,12 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations, islice
+from itertools import combinations, islice, zip_longest
 
 from workbench.tiny import claims, stories, verdicts
 from workbench.tiny.arithmetic import Sum, is_held_out
 from workbench.tiny.marks import END, decided, learned
-from workbench.tiny.options import LETTERS, LEVELS, choices, listed, number, numbers
+from workbench.tiny.options import LETTERS, READING, TOLD, choices, listed, number, numbers
 from workbench.tiny.stories import NAMES, THINGS
 
 __all__ = ["SCRIPTS", "STAGES", "Stage", "documents", "other", "stage_at"]
@@ -40,17 +40,30 @@ class Stage:
 
 
 # Shares: equations, claims, stories, chats, options, verdicts, words of no language, drills,
-# questions without options, who has what.
+# questions without options, who has what, options of what is told, echoes.
 STAGES = (
-    Stage(0.10, 256, (26, 26, 18, 2, 0, 0, 1, 27, 0, 0), constant=0.1, remarks=0.5, working=0.0),
-    Stage(0.15, 256, (3, 5, 5, 0, 0, 0, 0, 87, 0, 0), constant=0.1, remarks=0.5, working=0.0),
-    Stage(0.50, 256, (5, 32, 18, 5, 18, 13, 1, 8, 0, 0), constant=0.25, remarks=0.4, working=0.4),
-    Stage(0.60, 256, (4, 38, 20, 5, 18, 12, 1, 2, 0, 0), constant=0.5, remarks=0.15, working=0.15),
-    Stage(0.66, 256, (2, 20, 14, 3, 24, 6, 1, 0, 30, 0), constant=0.5, remarks=0.15, working=0.5),
-    Stage(0.68, 256, (4, 34, 20, 5, 22, 8, 1, 0, 6, 0), constant=0.5, remarks=0.15, working=0.25),
+    Stage(0.10, 256, (26, 26, 18, 2, 0, 0, 1, 27), constant=0.1, remarks=0.5, working=0.0),
+    Stage(0.15, 256, (3, 5, 5, 0, 0, 0, 0, 87), constant=0.1, remarks=0.5, working=0.0),
+    Stage(0.50, 256, (5, 32, 18, 5, 18, 13, 1, 8), constant=0.25, remarks=0.4, working=0.4),
+    Stage(0.60, 256, (4, 38, 20, 5, 18, 12, 1, 2), constant=0.5, remarks=0.15, working=0.15),
+    Stage(0.66, 256, (2, 20, 14, 3, 24, 6, 1, 0, 30), constant=0.5, remarks=0.15, working=0.5),
+    Stage(0.68, 256, (4, 34, 20, 5, 22, 8, 1, 0, 6), constant=0.5, remarks=0.15, working=0.25),
     Stage(0.72, 256, (1, 12, 8, 2, 10, 3, 1, 0, 9, 54), constant=0.5, remarks=0.15, working=0.5),
-    Stage(0.90, 256, (3, 32, 18, 5, 21, 7, 1, 0, 8, 5), constant=0.5, remarks=0.15, working=0.25),
-    Stage(1.00, 2048, (3, 38, 20, 7, 19, 9, 2, 0, 2, 0), constant=0.65, remarks=0.0, working=0.05),
+    Stage(0.75, 256, (3, 32, 18, 5, 21, 7, 1, 0, 8, 5), constant=0.5, remarks=0.15, working=0.25),
+    Stage(
+        0.79, 256, (1, 14, 9, 2, 8, 4, 1, 0, 3, 15, 8, 35), constant=0.5, remarks=0.15, working=0.25
+    ),
+    Stage(
+        0.90, 256, (3, 32, 18, 5, 13, 7, 1, 0, 4, 6, 9, 2), constant=0.5, remarks=0.15, working=0.25
+    ),
+    Stage(
+        1.00,
+        2048,
+        (3, 38, 20, 7, 13, 9, 2, 0, 1, 1, 6, 0),
+        constant=0.65,
+        remarks=0.0,
+        working=0.05,
+    ),
 )
 SCRIPTS = ((0x21, 0x7E), (0xC0, 0x24F), (0x391, 0x3C9), (0x410, 0x44F), (0x5D0, 0x5EA),
            (0x905, 0x939), (0x3041, 0x3096), (0x4E00, 0x5FFF), (0x1F300, 0x1F5FF))  # fmt: skip
@@ -110,9 +123,11 @@ def _noted(rng: random.Random, texts: list[str], right: int, share: float) -> li
     ]
 
 
-def _options_text(rng: random.Random, stage: Stage) -> str:
+def _options_text(
+    rng: random.Random, stage: Stage, levels: tuple[str, ...] = (*READING, "sum")
+) -> str:
     made: list[str] = []
-    drawn = choices(rng, held_out=False, levels=LEVELS[:-1])
+    drawn = choices(rng, held_out=False, levels=levels)
     for choice in islice(drawn, _size(rng, stage.length // 28)):
         share = stage.remarks if rng.random() < 0.5 else 0.0
         texts = [*_noted(rng, [*choice.texts[:4]], choice.right, share), *choice.texts[4:]]
@@ -170,7 +185,7 @@ def _drill_text(rng: random.Random, stage: Stage) -> str:
 def _reading_text(rng: random.Random, stage: Stage) -> str:
     """Questions whose answer follows at once, as a sentence or as the working of an option."""
     made: list[str] = []
-    drawn = choices(rng, held_out=False, levels=LEVELS[:-1])
+    drawn = choices(rng, held_out=False, levels=(*READING, "sum"))
     for choice in islice(drawn, _size(rng, stage.length // 25, 2)):
         answer = choice.stated if rng.random() < 0.5 else choice.options[choice.right]
         made.append(f"Question: {choice.question}\nWorking: {learned(answer)}\n")
@@ -194,6 +209,18 @@ def _holder_text(rng: random.Random, stage: Stage) -> str:
         else:
             made.append(f" How many {thing} does {who} have?\nWorking: {learned(has[who])}\n")
     return "".join(made)
+
+
+def _told_options_text(rng: random.Random, stage: Stage) -> str:
+    return _options_text(rng, stage, TOLD)
+
+
+def _echo_text(rng: random.Random, stage: Stage) -> str:
+    """Words in any order, again and again in that order: to find what came before, and after it."""
+    pool = (*NAMES, *THINGS, *map(str, range(10)))
+    words = rng.choices(pool, k=_size(rng, 40, 4))
+    line = " ".join(words)
+    return line + learned(f" {line}" * max(1, stage.length // len(words) // 2))
 
 
 def other(rng: random.Random, script: tuple[int, int], words: int) -> str:
@@ -221,6 +248,8 @@ KINDS = (
     _drill_text,
     _reading_text,
     _holder_text,
+    _told_options_text,
+    _echo_text,
 )
 
 
@@ -231,7 +260,7 @@ def documents(seed: int, progress: float = 1.0, *, other: bool = True) -> Iterat
     """
     rng = random.Random(seed)
     stage = stage_at(progress)
-    pairs = zip(KINDS, stage.shares, strict=True)
+    pairs = zip_longest(KINDS, stage.shares, fillvalue=0)
     shares = [0 if kind is _other_text and not other else share for kind, share in pairs]
     while True:
         yield rng.choices(KINDS, shares)[0](rng, stage) + END
