@@ -19,7 +19,8 @@ __all__ = ["LETTERS", "LEVELS", "READING", "Choice", "choices", "listed", "numbe
 LETTERS = tuple("ABCDEF")
 READING = ("one number", "two numbers", "three numbers")
 TOLD = ("now or before", "sum told")
-LEVELS = (*TOLD, *READING, "sum", "hidden")
+EVENTS = ("bought or sold", "counted")
+LEVELS = (*EVENTS, *TOLD, *READING, "sum", "hidden")
 LAST_TWO = ("I don't know", "None of the above")
 LURED = 0.3
 """Share of the hidden questions whose options hold the only number that is told."""
@@ -97,6 +98,27 @@ def _changed(rng: random.Random) -> _Asked:
     return _Asked(f"{told} {question}", before, stated, Sum(before, "+", now), (now,))
 
 
+def _traded(rng: random.Random) -> _Asked:
+    """What one person bought and what they sold; one of them is asked for."""
+    name, thing = rng.choice(NAMES), rng.choice(THINGS)
+    bought, sold = numbers(rng, 2)
+    told = [f"{name} bought {bought} {thing}.", f"{name} sold {sold} {thing}."]
+    verb, right, other = rng.choice((("buy", bought, sold), ("sell", sold, bought)))
+    stated = told[verb == "sell"]
+    rng.shuffle(told)
+    question = " ".join((*told, f"How many {thing} did {name} {verb}?"))
+    return _Asked(question, right, stated, Sum(right, "+", other), (other,))
+
+
+def _counted(rng: random.Random, *, held_out: bool) -> _Asked:
+    """The sum and its result are told."""
+    name, thing = rng.choice(NAMES), rng.choice(THINGS)
+    problem = next(p for p in problems(rng, held_out=held_out) if p.op != "*")
+    told = f"{name} counts {problem}={problem.result} {thing}."
+    question = f"{told} How many {thing} does {name} have?"
+    return _Asked(question, problem.result, f"{name} has {problem.result} {thing}.", problem)
+
+
 def _hidden(rng: random.Random) -> _Asked:
     """Nobody can know: the number that is asked for is not told."""
     (name, other), thing = rng.sample(NAMES, 2), rng.choice(THINGS)
@@ -115,6 +137,10 @@ def _ask(rng: random.Random, level: str, *, held_out: bool) -> _Asked:
         return _hidden(rng)
     if level == "now or before":
         return _changed(rng)
+    if level == "bought or sold":
+        return _traded(rng)
+    if level == "counted":
+        return _counted(rng, held_out=held_out)
     problem = next(p for p in problems(rng, held_out=held_out) if p.op != "*")
     stated = f"{problem}={problem.result}"
     told = f"{stated}. " if level == "sum told" else ""

@@ -16,7 +16,7 @@ from itertools import combinations, islice, zip_longest
 from workbench.tiny import claims, stories, verdicts
 from workbench.tiny.arithmetic import Sum, is_held_out
 from workbench.tiny.marks import END, decided, learned
-from workbench.tiny.options import LETTERS, READING, TOLD, choices, listed, number, numbers
+from workbench.tiny.options import EVENTS, LETTERS, READING, TOLD, choices, listed, number, numbers
 from workbench.tiny.stories import NAMES, THINGS
 
 __all__ = ["SCRIPTS", "STAGES", "Stage", "documents", "other", "stage_at"]
@@ -40,7 +40,7 @@ class Stage:
 
 
 # Shares: equations, claims, stories, chats, options, verdicts, words of no language, drills,
-# questions without options, who has what, options of what is told, echoes.
+# questions without options, who has what, options of what is told, echoes, and of events.
 STAGES = (
     Stage(0.10, 256, (26, 26, 18, 2, 0, 0, 1, 27), constant=0.1, remarks=0.5, working=0.0),
     Stage(0.15, 256, (3, 5, 5, 0, 0, 0, 0, 87), constant=0.1, remarks=0.5, working=0.0),
@@ -49,17 +49,30 @@ STAGES = (
     Stage(0.66, 256, (2, 20, 14, 3, 24, 6, 1, 0, 30), constant=0.5, remarks=0.15, working=0.5),
     Stage(0.68, 256, (4, 34, 20, 5, 22, 8, 1, 0, 6), constant=0.5, remarks=0.15, working=0.25),
     Stage(0.72, 256, (1, 12, 8, 2, 10, 3, 1, 0, 9, 54), constant=0.5, remarks=0.15, working=0.5),
-    Stage(0.75, 256, (3, 32, 18, 5, 21, 7, 1, 0, 8, 5), constant=0.5, remarks=0.15, working=0.25),
+    Stage(0.7555, 256, (3, 32, 18, 5, 21, 7, 1, 0, 8, 5), constant=0.5, remarks=0.15, working=0.25),
     Stage(
         0.79, 256, (1, 14, 9, 2, 8, 4, 1, 0, 3, 15, 8, 35), constant=0.5, remarks=0.15, working=0.25
     ),
     Stage(
-        0.90, 256, (3, 32, 18, 5, 13, 7, 1, 0, 4, 6, 9, 2), constant=0.5, remarks=0.15, working=0.25
+        0.8222,
+        256,
+        (3, 32, 18, 5, 13, 7, 1, 0, 4, 6, 9, 2),
+        constant=0.5,
+        remarks=0.15,
+        working=0.25,
+    ),
+    Stage(
+        0.90,
+        256,
+        (3, 32, 18, 5, 11, 7, 1, 0, 5, 0, 9, 0, 9),
+        constant=0.5,
+        remarks=0.15,
+        working=0.25,
     ),
     Stage(
         1.00,
         2048,
-        (3, 38, 20, 7, 13, 9, 2, 0, 1, 1, 6, 0),
+        (3, 38, 20, 7, 10, 9, 2, 0, 1, 0, 5, 0, 5),
         constant=0.65,
         remarks=0.0,
         working=0.05,
@@ -215,6 +228,10 @@ def _told_options_text(rng: random.Random, stage: Stage) -> str:
     return _options_text(rng, stage, TOLD)
 
 
+def _event_options_text(rng: random.Random, stage: Stage) -> str:
+    return _options_text(rng, stage, EVENTS)
+
+
 def _echo_text(rng: random.Random, stage: Stage) -> str:
     """Words in any order, again and again in that order: to find what came before, and after it."""
     pool = (*NAMES, *THINGS, *map(str, range(10)))
@@ -250,6 +267,7 @@ KINDS = (
     _holder_text,
     _told_options_text,
     _echo_text,
+    _event_options_text,
 )
 
 
