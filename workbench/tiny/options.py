@@ -20,7 +20,7 @@ LETTERS = tuple("ABCDEF")
 READING = ("one number", "two numbers", "three numbers")
 TOLD = ("now or before", "sum told")
 EVENTS = ("bought or sold", "counted")
-LEVELS = (*EVENTS, *TOLD, *READING, "sum", "hidden")
+LEVELS = ("one number", *EVENTS, *TOLD, "two numbers", "three numbers", "sum", "hidden")
 LAST_TWO = ("I don't know", "None of the above")
 LURED = 0.3
 """Share of the hidden questions whose options hold the only number that is told."""

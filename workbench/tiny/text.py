@@ -1,90 +1,34 @@
-"""The training text: a stream of documents of all kinds, the same for the same seed.
-
-Shares change over the training in stages: first what is right, and drills of what no example of a
-whole task teaches; then the tasks, with fewer and fewer helps; then documents as long as the
-context.
-"""
+"""The training text: a stream of documents of all kinds, the same for the same seed."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import combinations, islice, zip_longest
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+from itertools import combinations, islice
 
 from workbench.tiny import claims, stories, verdicts
 from workbench.tiny.arithmetic import Sum, is_held_out
 from workbench.tiny.marks import END, decided, learned
-from workbench.tiny.options import EVENTS, LETTERS, READING, TOLD, choices, listed, number, numbers
+from workbench.tiny.options import (
+    EVENTS,
+    LETTERS,
+    READING,
+    TOLD,
+    choices,
+    listed,
+    number,
+    numbers,
+)
+from workbench.tiny.stages import Stage, stage_at
 from workbench.tiny.stories import NAMES, THINGS
 
-__all__ = ["SCRIPTS", "STAGES", "Stage", "documents", "other", "stage_at"]
+__all__ = ["KINDS", "SCRIPTS", "documents", "other"]
 
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Lasts until `until` of all steps; rows have `length` tokens; shares of kinds of documents.
-
-    Helps: `remarks` follow labelled claims (see `claims.document`) and numbers to choose from, and
-    say whether they are right; `working` shows the numbers that decide, before an option or a
-    verdict. `constant` is the share of claims documents that call everything alike.
-    """
-
-    until: float
-    length: int
-    shares: tuple[float, ...]
-    constant: float
-    remarks: float
-    working: float
-
-
-# Shares: equations, claims, stories, chats, options, verdicts, words of no language, drills,
-# questions without options, who has what, options of what is told, echoes, and of events.
-STAGES = (
-    Stage(0.10, 256, (26, 26, 18, 2, 0, 0, 1, 27), constant=0.1, remarks=0.5, working=0.0),
-    Stage(0.15, 256, (3, 5, 5, 0, 0, 0, 0, 87), constant=0.1, remarks=0.5, working=0.0),
-    Stage(0.50, 256, (5, 32, 18, 5, 18, 13, 1, 8), constant=0.25, remarks=0.4, working=0.4),
-    Stage(0.60, 256, (4, 38, 20, 5, 18, 12, 1, 2), constant=0.5, remarks=0.15, working=0.15),
-    Stage(0.66, 256, (2, 20, 14, 3, 24, 6, 1, 0, 30), constant=0.5, remarks=0.15, working=0.5),
-    Stage(0.68, 256, (4, 34, 20, 5, 22, 8, 1, 0, 6), constant=0.5, remarks=0.15, working=0.25),
-    Stage(0.72, 256, (1, 12, 8, 2, 10, 3, 1, 0, 9, 54), constant=0.5, remarks=0.15, working=0.5),
-    Stage(0.7555, 256, (3, 32, 18, 5, 21, 7, 1, 0, 8, 5), constant=0.5, remarks=0.15, working=0.25),
-    Stage(
-        0.79, 256, (1, 14, 9, 2, 8, 4, 1, 0, 3, 15, 8, 35), constant=0.5, remarks=0.15, working=0.25
-    ),
-    Stage(
-        0.8222,
-        256,
-        (3, 32, 18, 5, 13, 7, 1, 0, 4, 6, 9, 2),
-        constant=0.5,
-        remarks=0.15,
-        working=0.25,
-    ),
-    Stage(
-        0.90,
-        256,
-        (3, 32, 18, 5, 11, 7, 1, 0, 5, 0, 9, 0, 9),
-        constant=0.5,
-        remarks=0.15,
-        working=0.25,
-    ),
-    Stage(
-        1.00,
-        2048,
-        (3, 38, 20, 7, 10, 9, 2, 0, 1, 0, 5, 0, 5),
-        constant=0.65,
-        remarks=0.0,
-        working=0.05,
-    ),
-)
 SCRIPTS = ((0x21, 0x7E), (0xC0, 0x24F), (0x391, 0x3C9), (0x410, 0x44F), (0x5D0, 0x5EA),
            (0x905, 0x939), (0x3041, 0x3096), (0x4E00, 0x5FFF), (0x1F300, 0x1F5FF))  # fmt: skip
-
-
-def stage_at(progress: float) -> Stage:
-    """The stage that `progress` (0 to 1) falls into."""
-    return next((stage for stage in STAGES if progress < stage.until), STAGES[-1])
 
 
 def _size(rng: random.Random, most: int, least: int = 1) -> int:
@@ -136,9 +80,7 @@ def _noted(rng: random.Random, texts: list[str], right: int, share: float) -> li
     ]
 
 
-def _options_text(
-    rng: random.Random, stage: Stage, levels: tuple[str, ...] = (*READING, "sum")
-) -> str:
+def _options_text(rng: random.Random, stage: Stage, levels: tuple[str, ...]) -> str:
     made: list[str] = []
     drawn = choices(rng, held_out=False, levels=levels)
     for choice in islice(drawn, _size(rng, stage.length // 28)):
@@ -224,14 +166,6 @@ def _holder_text(rng: random.Random, stage: Stage) -> str:
     return "".join(made)
 
 
-def _told_options_text(rng: random.Random, stage: Stage) -> str:
-    return _options_text(rng, stage, TOLD)
-
-
-def _event_options_text(rng: random.Random, stage: Stage) -> str:
-    return _options_text(rng, stage, EVENTS)
-
-
 def _echo_text(rng: random.Random, stage: Stage) -> str:
     """Words in any order, again and again in that order: to find what came before, and after it."""
     pool = (*NAMES, *THINGS, *map(str, range(10)))
@@ -254,21 +188,22 @@ def _other_text(rng: random.Random, stage: Stage) -> str:
     return other(rng, rng.choice(SCRIPTS), _size(rng, stage.length // 8, 5))
 
 
-KINDS = (
-    _equation_text,
-    _claim_text,
-    _story_text,
-    _chat_text,
-    _options_text,
-    _verdict_text,
-    _other_text,
-    _drill_text,
-    _reading_text,
-    _holder_text,
-    _told_options_text,
-    _echo_text,
-    _event_options_text,
-)
+KINDS: dict[str, Callable[[random.Random, Stage], str]] = {
+    "equations": _equation_text,
+    "claims": _claim_text,
+    "stories": _story_text,
+    "chats": _chat_text,
+    "options": partial(_options_text, levels=(*READING, "sum")),
+    "verdicts": _verdict_text,
+    "other": _other_text,
+    "drills": _drill_text,
+    "reading": _reading_text,
+    "holders": _holder_text,
+    "told": partial(_options_text, levels=TOLD),
+    "echoes": _echo_text,
+    "events": partial(_options_text, levels=EVENTS),
+}
+"""Named as in `Shares`."""
 
 
 def documents(seed: int, progress: float = 1.0, *, other: bool = True) -> Iterator[str]:
@@ -278,7 +213,7 @@ def documents(seed: int, progress: float = 1.0, *, other: bool = True) -> Iterat
     """
     rng = random.Random(seed)
     stage = stage_at(progress)
-    pairs = zip_longest(KINDS, stage.shares, fillvalue=0)
-    shares = [0 if kind is _other_text and not other else share for kind, share in pairs]
+    shares = asdict(stage.shares) | ({} if other else {"other": 0})
     while True:
-        yield rng.choices(KINDS, shares)[0](rng, stage) + END
+        (kind,) = rng.choices(list(shares), list(shares.values()))
+        yield KINDS[kind](rng, stage) + END

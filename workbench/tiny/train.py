@@ -15,7 +15,8 @@ from workbench.errors import InputError, WorkbenchError
 from workbench.tiny import network
 from workbench.tiny import tokenizer as tokens
 from workbench.tiny.marks import split
-from workbench.tiny.text import documents, stage_at
+from workbench.tiny.stages import stage_at
+from workbench.tiny.text import documents
 
 if TYPE_CHECKING:
     import torch
