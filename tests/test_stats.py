@@ -33,8 +33,10 @@ def test_balanced_accuracy_weighs_answers_alike() -> None:
     right = [True] * 8 + [False, True]
     metric = balanced_accuracy("x", right, ["Yes"] * 8 + ["No"] * 2)
     assert metric.value == 0.75
-    assert (metric.n, metric.high) == (10, 1.0)
-    assert 0 < metric.low < 0.75
+    assert metric.n == 10
+    assert 0 < metric.low < 0.75 < metric.high < 1
+    perfect = balanced_accuracy("x", [True] * 20, ["Yes", "No"] * 10)
+    assert perfect.low < perfect.value == perfect.high == 1
 
 
 def test_the_calibration_error_is_the_gap_between_confidence_and_truth() -> None:

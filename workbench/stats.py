@@ -58,6 +58,8 @@ def difference(name: str, values: ArrayLike, others: ArrayLike) -> Metric:
 def balanced_accuracy(name: str, right: ArrayLike, answers: ArrayLike) -> Metric:
     """Mean over the answers that occur of the share of their items that is right.
 
+    The 95 % interval joins the answers' Wilson intervals (Newcombe 1998, method 10).
+
     Args:
         right: bool [n].
         answers: the true class of each item [n].
@@ -70,11 +72,12 @@ def balanced_accuracy(name: str, right: ArrayLike, answers: ArrayLike) -> Metric
     hits, classes = np.asarray(right, float), np.asarray(answers)
     if not len(hits):
         raise InputError(f"{name}: nothing was counted")
-    parts = [hits[classes == one] for one in np.unique(classes)]
-    value = float(np.mean([part.mean() for part in parts]))
-    variance = sum(part.mean() * (1 - part.mean()) / len(part) for part in parts)
-    half = 1.959964 * variance**0.5 / len(parts)
-    return Metric(name, value, max(0.0, value - half), min(1.0, value + half), len(hits))
+    groups = [hits[classes == one] for one in np.unique(classes)]
+    parts = [proportion(name, int(group.sum()), len(group)) for group in groups]
+    value = float(np.mean([part.value for part in parts]))
+    below = sum((part.value - part.low) ** 2 for part in parts) ** 0.5 / len(parts)
+    above = sum((part.high - part.value) ** 2 for part in parts) ** 0.5 / len(parts)
+    return Metric(name, value, value - below, value + above, len(hits))
 
 
 def calibration_error(confidence: ArrayLike, right: ArrayLike, bins: int = 15) -> float:

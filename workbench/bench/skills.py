@@ -151,20 +151,24 @@ SKILLS: dict[str, Callable[[Engine, int], list[Row]]] = {
 
 
 def _same_tokens(engine: Engine, folder: Path, count: int) -> Row:
-    """Greedy token ids of vLLM and of transformers, both in float32, prompts of equal length at a
-    time so that nothing is padded."""
+    """Greedy answers of vLLM and of transformers, both in float32, token by token.
+
+    An answer ends at its empty line; what a model makes up after it is a tie of numbers.
+    """
     task = WordProblems()
     items = task.items(count)
     prompts = [str(task.prompt(item, shots=index % 3)) for index, item in enumerate(items)]
-    ours = engine.generate(prompts, Sampling(max_tokens=96))
-    theirs = _transformers_tokens(folder, prompts, 96)
-    pairs = zip(ours, theirs, strict=True)
-    differing = sum(list(a.token_ids or ()) != b for a, b in pairs)
-    what = f"greedy tokens unlike those of transformers, float32, {count} prompts"
+    ours = [list(answer.token_ids or ()) for answer in engine.generate(prompts, task.sampling)]
+    theirs = _transformers_tokens(folder, prompts, task.sampling)
+    differing = sum(not a or a != b[: len(a)] for a, b in zip(ours, theirs, strict=True))
+    what = f"greedy answers unlike those of transformers, float32, {count} prompts"
     return Row(what, differing, "", "0", differing == 0)
 
 
-def _transformers_tokens(folder: Path, prompts: Sequence[str], most: int) -> list[list[int]]:
+def _transformers_tokens(
+    folder: Path, prompts: Sequence[str], sampling: Sampling
+) -> list[list[int]]:
+    """Token ids after each prompt, prompts of equal length at a time so that nothing is padded."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -177,11 +181,15 @@ def _transformers_tokens(folder: Path, prompts: Sequence[str], most: int) -> lis
         batch = torch.tensor([encoded[i] for i in where])
         with torch.inference_mode():
             made = model.generate(
-                batch, attention_mask=torch.ones_like(batch), max_new_tokens=most, do_sample=False
+                batch,
+                attention_mask=torch.ones_like(batch),
+                max_new_tokens=sampling.max_tokens,
+                stop_strings=list(sampling.stop),
+                tokenizer=tokenizer,
+                do_sample=False,
             )
         for i, row in zip(where, made[:, size:].tolist(), strict=True):
-            end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else most
-            found[i] = row[:end]
+            found[i] = row
     return found
 
 

@@ -22,7 +22,7 @@ TOLD = ("now or before", "sum told")
 EVENTS = ("bought or sold", "counted")
 LEVELS = ("one number", *EVENTS, *TOLD, "two numbers", "three numbers", "sum", "hidden")
 LAST_TWO = ("I don't know", "None of the above")
-LURED = 0.3
+LURED = 0.7
 """Share of the hidden questions whose options hold the only number that is told."""
 
 
