@@ -43,7 +43,7 @@ def labelled(claim: Claim, label: bool) -> str:
 def claims(rng: random.Random, *, held_out: bool) -> Iterator[list[Claim]]:
     """An endless stream of groups: one to three different claims about one problem.
 
-    About half of all claims are right.
+    Somewhat less than half of all claims are right.
     """
     for problem in problems(rng, held_out=held_out):
         size = rng.choices((1, 2, 3), (4, 5, 1))[0]
