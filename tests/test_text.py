@@ -152,7 +152,11 @@ def test_long_text_in_any_script_survives_the_tokenizer() -> None:
 def test_the_tokens_are_as_promised() -> None:
     shipped = AutoTokenizer.from_pretrained(MODEL)
     assert [shipped.decode([i]) for i in shipped("4821").input_ids] == list("4821")
-    for label in (*claims.LABELS, *verdicts.LABELS, *(f" {letter}" for letter in options.LETTERS)):
+    for label in (
+        *claims.LABELS,
+        *verdicts.LABELS,
+        *(f" {letter}" for letter in options.LETTERS[:4]),
+    ):
         assert len(shipped(label).input_ids) == 1
     groups = islice(claims.claims(random.Random(6), held_out=True), 100)
     lines = [claims.labelled(claim, claim.right) for group in groups for claim in group][:128]

@@ -81,5 +81,7 @@ def plot_losses(ax: Axes, losses: Sequence[float], every: int) -> None:
     """A training's loss, each value the mean of `every` steps."""
     ax.plot([every * (n + 1) for n in range(len(losses))], losses, color=COLOURS[0])
     ax.set_yscale("log")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("{x:g}")
     ax.set_xlabel("step")
     ax.set_ylabel("loss of what can be learned, nats")

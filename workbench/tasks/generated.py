@@ -14,6 +14,10 @@ from workbench.types import Grade, Item, Prompt, Sampling
 __all__ = ["Generated", "label_grade"]
 
 
+PATIENCE = 20_000
+"""How many draws in a row may bring nothing new before there are no more items."""
+
+
 class Generated(ABC):
     """A task whose items are drawn from an endless stream.
 
@@ -60,12 +64,13 @@ class Generated(ABC):
         if count < 1:
             raise InputError(f"count={count}: ask for 1 item at least")
         found: dict[str, Item] = {}
-        rng = random.Random(f"{self.name}-{seed}")
-        for drawn, item in enumerate(self.stream(rng, held_out=True)):
+        in_vain = 0
+        for item in self.stream(random.Random(f"{self.name}-{seed}"), held_out=True):
+            in_vain = in_vain + 1 if item.id in found else 0
             found.setdefault(item.id, item)
             if len(found) == count:
                 break
-            if drawn > 1000 + 20 * count:
+            if in_vain == PATIENCE:
                 raise InputError(f"count={count}: {self.name} has about {len(found)} items")
         return list(found.values())
 
