@@ -47,8 +47,8 @@ class Stage:
     working: float = 0.25
 
 
-# From 0.60 to 0.82 are attempts, in the middle of the one training, to teach finding a number by
-# the name of its holder. None did, but they belong to how the weights came about.
+# From 0.60 to 0.79 are attempts, in the middle of the one training, to teach finding a number by
+# the name of its holder (reading, holders, echoes). None did, but the weights came about so.
 STAGES = (
     Stage(
         0.10,
