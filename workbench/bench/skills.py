@@ -16,10 +16,11 @@ from workbench.tasks import Claims, Options, Verdicts, WordProblems
 from workbench.tasks.generated import Generated
 from workbench.tiny import text
 from workbench.tiny.marks import unmarked
-from workbench.types import Completion, Engine, Item, Sampling
+from workbench.types import Completion, Engine, Item, Metric, Sampling
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     from numpy.typing import NDArray
 
 __all__ = ["measure"]
@@ -66,8 +67,17 @@ def _word_problems(engine: Engine, count: int) -> list[Row]:
         share_row(accuracy(chat.rows, "… through the chat template"), least=0.6, most=0.9),
         share_row(accuracy(shown.rows, "… after 4 examples, step by step")),
         share_row(proportion("… majority of 16 at temperature 0.8", sum(votes), len(votes))),
-        gain_row(difference("… majority over greedy", votes, greedy.rows["correct"]), least=0.05),
+        gain_row(_gain(votes, greedy.rows), least=0.05),
     ]
+
+
+def _gain(votes: Sequence[bool], greedy: pd.DataFrame) -> Metric:
+    """What voting gains on the items that were answered at all."""
+    import numpy as np
+
+    answered = greedy["error"].isna().to_numpy()
+    right = greedy["correct"].to_numpy()[answered]
+    return difference("… majority over greedy", np.array(votes)[answered], right)
 
 
 def _vote(task: Generated, item: Item, answer: Completion) -> bool:
@@ -146,7 +156,7 @@ def _verdicts(engine: Engine, count: int) -> list[Row]:
     return rows
 
 
-def _share(name: str, right: NDArray[np.bool_]) -> Any:
+def _share(name: str, right: NDArray[np.bool_]) -> Metric:
     return proportion(name, int(right.sum()), len(right))
 
 
