@@ -1,6 +1,9 @@
+"""Reports: their numbers, how two compare, and that they are saved whole."""
+
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -8,9 +11,10 @@ import pytest
 
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
-from workbench.evaluation import accuracy, accuracy_by, evaluate
-from workbench.stats import proportion
-from workbench.tasks import Sums
+from workbench.evaluation import accuracy, accuracy_by, compare, evaluate
+from workbench.stats import paired_shares, proportion
+from workbench.tasks import Claims, Sums
+from workbench.types import Item, Report, Usage
 
 
 def test_the_wilson_interval_is_the_published_one() -> None:
@@ -40,6 +44,94 @@ def test_failures_and_unparsed_rows_are_counted_apart() -> None:
     assert (nothing.n, nothing.n_failed, nothing.low, nothing.high) == (0, 1, 0.0, 1.0)
     assert nothing.value != nothing.value  # not a number, not a 0
     assert [(m.name, m.n) for m in accuracy_by(rows, "kind")] == [("a", 2), ("b", 1)]
+
+
+class Chosen(Sums):
+    """Sums whose items a test chooses."""
+
+    def __init__(self, *items: Item) -> None:
+        self.chosen = items
+
+    def items(self, count: int | None = None, seed: int = 0) -> list[Item]:
+        return list(self.chosen)
+
+
+def test_a_task_has_items_of_different_ids(plain: VLLMEngine) -> None:
+    with pytest.raises(InputError, match="task sums has no items"):
+        evaluate(Chosen(), plain)
+    item = Sums().items(1)[0]
+    with pytest.raises(InputError, match="has 2 items 'a': give each an id"):
+        evaluate(Chosen(replace(item, id="b"), replace(item, id="a"), replace(item, id="a")), plain)
+
+
+def verdicts(answers: dict[str, bool | None]) -> Report:
+    """A report with these items: right, wrong or failed."""
+    rows = pd.DataFrame(
+        {
+            "id": list(answers),
+            "answer": [key.upper() for key in answers],
+            "correct": [bool(right) for right in answers.values()],
+            "error": ["too long" if right is None else None for right in answers.values()],
+        }
+    )
+    return Report((), rows, Usage(), {})
+
+
+def test_a_comparison_is_over_what_both_answered() -> None:
+    one = verdicts({"a": True, "b": True, "c": False, "d": None, "e": True, "only": True})
+    other = verdicts({"e": None, "d": True, "c": False, "b": False, "a": True, "none": False})
+    metric = compare(one, other, "gain")
+    assert metric == paired_shares("gain", [True, True, False], [True, False, False], n_failed=2)
+    assert metric.value == pytest.approx(1 / 3)
+    assert compare(other, one).value == -metric.value
+    failed = compare(verdicts({"a": None}), one)
+    assert (failed.n, failed.n_failed, failed.low, failed.high) == (0, 1, -1.0, 1.0)
+    assert failed.value != failed.value
+
+
+def test_what_cannot_be_compared() -> None:
+    one = verdicts({"a": True, "b": True})
+    with pytest.raises(InputError, match="share no item"):
+        compare(one, verdicts({"x": True}))
+    changed = verdicts({"a": True, "b": True})
+    changed.rows["answer"] = ["A", "C"]
+    with pytest.raises(InputError, match="item 'b' is 'B' in one report and 'C' in the other"):
+        compare(one, changed)
+    with pytest.raises(InputError, match="item 'b' twice"):
+        compare(one, replace(one, rows=pd.concat([one.rows, one.rows[1:]])))
+    with pytest.raises(InputError, match="without correct, error"):
+        compare(replace(one, rows=one.rows[["id", "answer"]]), one)
+
+
+def test_examples_with_the_right_labels_help(plain: VLLMEngine) -> None:
+    right = evaluate(Claims(), plain, count=60, shots=16)
+    noise = evaluate(Claims("random"), plain, count=60, shots=16)
+    metric = compare(right, noise)
+    assert (metric.n, metric.n_failed) == (60, 0)
+    assert metric.value == pytest.approx(right.summary[0].value - noise.summary[0].value)
+    assert metric.value > 0
+
+
+def test_a_report_is_saved_with_its_figure_or_not_at_all(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure((2, 1))
+    figure.subplots().plot([0, 1])
+    report = verdicts({"a": True})
+    target = tmp_path / "one"
+    part = tmp_path / "one.part"
+    part.mkdir()
+    (part / "stale").touch()  # as a kill leaves it
+    files = sorted(path.name for path in report.save(target, figure).iterdir())
+    assert files == ["figure.png", "rows.parquet", "summary.json"]
+    png = (target / "figure.png").read_bytes()
+    assert int.from_bytes(png[16:20], "big") > 150  # pixels across
+    broken = replace(report, rows=pd.DataFrame({"mixed": [1, "a"]}))
+    with pytest.raises(ValueError, match="mixed"):
+        broken.save(tmp_path / "two", figure)
+    report.save(tmp_path / "two")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+    assert not (tmp_path / "two" / "figure.png").exists()
 
 
 def test_a_report_is_saved_whole(kept: VLLMEngine, tmp_path: Path) -> None:

@@ -1,22 +1,48 @@
-"""The embedded tasks: items, prompts, graders, and that the model can do them."""
+"""The tasks: items, prompts, graders, and that the embedded model can do its own."""
 
 from __future__ import annotations
 
 import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
 from workbench.evaluation import evaluate
-from workbench.tasks import Claims, Options, Sums, Verdicts, WordProblems
-from workbench.tasks.generated import Generated
+from workbench.tasks import (
+    GSM8K,
+    TASKS,
+    Claims,
+    Options,
+    Sums,
+    Verdicts,
+    WordProblems,
+    open_task,
+)
+from workbench.tasks.data import read_rows
+from workbench.tasks.generated import Generated, stated
 from workbench.tiny import MODEL
 from workbench.types import Item
 
-TASKS = [Sums(), WordProblems(), Claims(), Claims("random"), Options(), Verdicts()]
-each = pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
+needs_data = pytest.mark.skipif(
+    not os.environ.get("WORKBENCH_DATA"), reason="needs GSM8K: WORKBENCH_DATA is not set"
+)
+each = pytest.mark.parametrize(
+    "task",
+    [
+        *(Sums(), WordProblems(), Claims(), Claims("random"), Options(), Verdicts()),
+        pytest.param(GSM8K(), marks=needs_data),
+    ],
+    ids=lambda t: t.name,
+)
 
 
 @each
@@ -60,6 +86,174 @@ def test_examples_are_never_held_out_and_chats_alternate(task: Generated) -> Non
     chat = task.prompt(item, 2, "chat")
     assert not isinstance(chat, str)
     assert [turn["role"] for turn in chat] == ["user", "assistant"] * 2 + ["user"]
+
+
+def test_tasks_open_by_name() -> None:
+    assert [open_task(name).name for name in TASKS] == list(TASKS)
+    with pytest.raises(InputError, match=r"no task 'GMS8K', did you mean 'gsm8k'\? Known: claims,"):
+        open_task("GMS8K")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("#### 18", "18"),
+        ("####18.", "18"),
+        ("#### -1,234,567", "-1234567"),
+        ("#### $1,080.00 a year", "1080"),
+        ("#### -$7.50", "-7.5"),
+        ("#### $-7.05", "-7.05"),
+        ("#### 100", "100"),
+        ("so 5\n#### 3\nno:\n#### 4", "4"),
+        ("#### none of 5", None),
+        ("### 5", None),
+        ("18", None),
+    ],
+)
+def test_stated_numbers(text: str, number: str | None) -> None:
+    assert stated(text) == number
+
+
+@needs_data
+def test_gsm8k_is_whole_and_every_published_solution_is_accepted() -> None:
+    task = GSM8K()
+    sides = [list(task.stream(random.Random(0), held_out=held_out)) for held_out in (True, False)]
+    assert [len({item.id for item in side}) for side in sides] == [1319, 7473]
+    assert not {i.fields["question"] for i in sides[0]} & {i.fields["question"] for i in sides[1]}
+    for name, side in zip(("test", "train"), sides, strict=True):
+        rows = read_rows(f"gsm8k/{name}.jsonl", ("question", "answer"))
+        for item in side:
+            row = rows[int(item.id.removeprefix(f"gsm8k-{name}-"))]
+            assert row["question"] == item.fields["question"]
+            assert row["answer"].rpartition("#### ")[2].replace(",", "") == item.answer
+            assert task.grade(item, row["answer"]).correct
+            assert task.grade(item, task.answer(item)).correct
+            assert task.grade(item, f"{task.answer(item)}1").correct is False
+    assert len(task.items()) == 1319
+    with pytest.raises(InputError, match="count=1320: gsm8k has 1319 items"):
+        task.items(1320)
+
+
+@needs_data
+def test_gsm8k_prompts_are_cheap_and_keep_their_examples() -> None:
+    task = GSM8K()
+    items = task.items(200)
+    start = time.perf_counter()
+    prompts = [str(task.prompt(item, 8)) for item in items]
+    assert time.perf_counter() - start < 2
+    assert prompts == [str(GSM8K().prompt(item, 8)) for item in items]
+    assert len({prompt.partition("\n\n")[0] for prompt in prompts}) > 150
+    assert {prompt.count("\n\nQuestion: ") for prompt in prompts} == {8}
+    assert not any("<<" in prompt for prompt in prompts)
+
+
+@needs_data
+def test_gsm8k_runs_and_is_too_hard_for_the_embedded_model(plain: VLLMEngine) -> None:
+    report = evaluate(GSM8K(), plain, count=8, shots=1)
+    assert report.summary[0].n == 8
+    assert report.summary[0].value < 0.5
+    assert set(report.rows["steps"]) <= set(range(1, 9))
+
+
+ROWS = [
+    {"question": "Tom has 3 cats and 4 dogs. How many pets?", "answer": "3+4=<<3+4=7>>7\n#### 7"},
+    {"question": "And x = 1,000 more?", "answer": "Let x be 1.\n\nThen 1,007.\n#### 1,007"},
+]
+
+
+def own_data(folder: Path, monkeypatch: pytest.MonkeyPatch, test: bytes) -> None:
+    """A data folder whose GSM8K has these test rows and `ROWS` to train on."""
+    (folder / "gsm8k").mkdir()
+    (folder / "gsm8k" / "test.jsonl").write_bytes(test)
+    (folder / "gsm8k" / "train.jsonl").write_text("\n".join(map(json.dumps, ROWS)) + "\n\n")
+    monkeypatch.setenv("WORKBENCH_DATA", str(folder))
+
+
+def test_gsm8k_from_an_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"question": "Half of \u2028 9?", "answer": "It is <<9/2=4.5>>4.5.\n#### 4.5", "more": 1}
+    own_data(tmp_path, monkeypatch, json.dumps(row, ensure_ascii=False).encode())
+    task = GSM8K()
+    (item,) = task.items(1)
+    assert item.fields == {
+        "question": "Half of \u2028 9?",
+        "steps": 1,
+        "solution": "It is 4.5.\n#### 4.5",
+    }
+    assert (item.id, item.answer) == ("gsm8k-test-0", "4.5")
+    prompt = str(task.prompt(item, 5))  # there are but two
+    assert sorted(prompt.split("\n\n")) == [
+        "Question: And x = 1,000 more?\nAnswer: Let x be 1.\nThen 1,007.\n#### 1,007",
+        "Question: Half of \u2028 9?\nAnswer:",
+        "Question: Tom has 3 cats and 4 dogs. How many pets?\nAnswer: 3+4=7\n#### 7",
+    ]
+    assert "####" in str(task.prompt(item, 0, "chat"))
+    assert task.grade(item, "4.5\n\n#### 4.50\n\nQuestion: 1+1?\n#### 2").correct
+    assert task.grade(item, "4.5").parsed is False
+    with pytest.raises(InputError, match="count=1319: gsm8k has 1 items"):
+        task.items()
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        (b"", "holds no rows"),
+        (b'\n{"question": "a", "answer', "line 2: .*Unterminated"),
+        (b'{"question": "a"}', r"line 1: \{.* has no text as 'answer'"),
+        (b'{"question": 1, "answer": "2"}', "line 1: .* has no text as 'question'"),
+        (b"[1, 2]", "line 1: .* has no text as 'question'"),
+        (b'{"question": "a\xff"}', "line 1: .*utf-8"),
+        (b'{"question": "a", "answer": "2"}', "gsm8k-test-0: its answer has no line `#### N`"),
+    ],
+)
+def test_broken_data_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, test: bytes, message: str
+) -> None:
+    own_data(tmp_path, monkeypatch, test)
+    with pytest.raises(InputError, match=message) as caught:
+        GSM8K().items(1)
+    assert "gsm8k" in str(caught.value)
+
+
+def test_a_folder_without_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "none"))
+    with pytest.raises(InputError, match=r"none/gsm8k/test\.jsonl: No such file.*WORKBENCH_DATA"):
+        GSM8K().items(1)
+
+
+def from_hub(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Read GSM8K in a new process with its hub cache in `folder` and no data folder."""
+    program = "from workbench.tasks import GSM8K; print(GSM8K().items(1)[0])"
+    kept = {key: value for key, value in os.environ.items() if key != "WORKBENCH_DATA"}
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env=kept | {"HF_HUB_CACHE": str(folder)} | env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_gsm8k_from_the_hub_cache_needs_no_network(tmp_path: Path) -> None:
+    repo = tmp_path / "datasets--openai--gsm8k"
+    rows = repo / "snapshots" / ("a" * 40) / "main" / "test-00000-of-00001.parquet"
+    rows.parent.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("a" * 40)
+    pd.DataFrame(ROWS[:1]).to_parquet(rows)
+    nowhere = "http://127.0.0.1:9"
+    done = from_hub(tmp_path, HF_ENDPOINT=nowhere)
+    assert "Tom has 3 cats" in done.stdout, done.stderr
+    pd.DataFrame({"question": ["?"]}).to_parquet(rows)
+    assert "remove it, so that it is fetched again" in from_hub(tmp_path).stderr
+
+
+def test_without_folder_and_network_the_error_says_what_to_do(tmp_path: Path) -> None:
+    start = time.perf_counter()
+    done = from_hub(tmp_path, HF_ENDPOINT="http://127.0.0.1:9")  # nobody listens there
+    assert "InputError: gsm8k/test.jsonl is not here" in done.stderr
+    assert "set WORKBENCH_DATA to a folder that holds gsm8k/test.jsonl" in done.stderr
+    assert time.perf_counter() - start < 15
 
 
 def test_random_demonstrations_say_nothing_about_the_truth() -> None:

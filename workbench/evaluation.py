@@ -1,19 +1,23 @@
-"""How accurate is a model on a task: one pass over its items, a verdict for each."""
+"""How accurate is a model on a task: one pass over its items, a verdict for each.
+
+Two such reports on the same items make a paired comparison.
+"""
 
 from __future__ import annotations
 
-import subprocess
+from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from workbench.stats import proportion
-from workbench.types import Engine, Metric, Report, Sampling, Task
+from workbench.errors import InputError
+from workbench.runs import commit
+from workbench.stats import paired_shares, proportion
+from workbench.types import Completion, Engine, Item, Metric, Report, Sampling, Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["accuracy", "accuracy_by", "evaluate"]
+__all__ = ["accuracy", "accuracy_by", "compare", "evaluate"]
 
 
 def evaluate(
@@ -35,31 +39,19 @@ def evaluate(
 
     Returns:
         A `Report` with the accuracy (95 % Wilson interval), one row an item, failures included.
+
+    Raises:
+        InputError: the task has no items, or two of one id.
     """
     import pandas as pd
 
     sampling = sampling or task.sampling
-    items = task.items(count, seed)
+    items = _items(task, count, seed)
     prompts = [task.prompt(item, shots, style) for item in items]
     before = engine.usage
     answers = engine.generate(prompts, sampling, errors="return")
-    rows = []
-    for item, answer in zip(items, answers, strict=True):
-        grade = None if answer.error else task.grade(item, answer.text)
-        rows.append(
-            {
-                "id": item.id,
-                **item.fields,
-                "answer": item.answer,
-                "text": answer.text,
-                "extracted": grade and grade.extracted,
-                "correct": bool(grade and grade.correct),
-                "parsed": bool(grade and grade.parsed),
-                "error": answer.error,
-                "from_store": answer.from_store,
-            }
-        )
-    frame = pd.DataFrame(rows)
+    pairs = zip(items, answers, strict=True)
+    frame = pd.DataFrame([_row(task, item, answer) for item, answer in pairs])
     parameters = {"task": task.name, "split": task.split, "count": len(items), "seed": seed}
     provenance = {
         **parameters,
@@ -67,9 +59,36 @@ def evaluate(
         "style": style,
         "sampling": asdict(sampling),
         "engine": asdict(engine.info),
-        "commit": _commit(),
+        "commit": commit(),
     }
     return Report((accuracy(frame),), frame, engine.usage.since(before), provenance)
+
+
+def _items(task: Task, count: int | None, seed: int) -> list[Item]:
+    items = task.items(count, seed)
+    if not items:
+        raise InputError(
+            f"task {task.name} has no items for count={count}, seed={seed}: ask for others"
+        )
+    key, times = Counter(item.id for item in items).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"task {task.name} has {times} items {key!r}: give each an id of its own")
+    return items
+
+
+def _row(task: Task, item: Item, answer: Completion) -> dict[str, Any]:
+    grade = None if answer.error else task.grade(item, answer.text)
+    return {
+        "id": item.id,
+        **item.fields,
+        "answer": item.answer,
+        "text": answer.text,
+        "extracted": grade and grade.extracted,
+        "correct": bool(grade and grade.correct),
+        "parsed": bool(grade and grade.parsed),
+        "error": answer.error,
+        "from_store": answer.from_store,
+    }
 
 
 def accuracy(rows: pd.DataFrame, name: str = "accuracy") -> Metric:
@@ -91,13 +110,41 @@ def accuracy_by(rows: pd.DataFrame, field: str) -> list[Metric]:
     return [accuracy(part, str(name)) for name, part in rows.groupby(field)]
 
 
-def _commit() -> str | None:
-    """The git commit of the checkout that this package runs from, if it does."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+def compare(report: Report, other: Report, name: str = "difference") -> Metric:
+    """Accuracy of `report` minus that of `other` over the items that both answered.
+
+    Items go together by their `id`. Those that failed in either are left out and counted as
+    failed; those that only one report has are left out.
+
+    Returns:
+        The difference with its paired 95 % interval (see `paired_shares`).
+
+    Raises:
+        InputError: the reports share no items, or are not of one task.
+    """
+    both = _verdicts(report).merge(_verdicts(other), on="id", suffixes=("", "_other"))
+    if both.empty:
+        raise InputError(f"{name}: the reports share no item; evaluate both with the same seed")
+    differ = both[both["answer"] != both["answer_other"]]
+    if not differ.empty:
+        first = differ.iloc[0]
+        raise InputError(
+            f"{name}: the answer of item {first['id']!r} is {first['answer']!r} in one report and "
+            f"{first['answer_other']!r} in the other: compare reports of the same task"
         )
-    except OSError:  # no git here
-        return None
-    return done.stdout.strip() or None
+    done = both[both["error"].isna() & both["error_other"].isna()]
+    if done.empty:
+        return Metric(name, float("nan"), -1.0, 1.0, 0, n_failed=len(both))
+    failed = len(both) - len(done)
+    return paired_shares(name, done["correct"], done["correct_other"], n_failed=failed)
+
+
+def _verdicts(report: Report) -> pd.DataFrame:
+    columns = ["id", "answer", "correct", "error"]
+    missing = [column for column in columns if column not in report.rows]
+    if missing:
+        raise InputError(f"a report without {', '.join(missing)}: give what `evaluate` returns")
+    twice = report.rows["id"][report.rows["id"].duplicated()]
+    if not twice.empty:
+        raise InputError(f"a report with item {twice.iloc[0]!r} twice: each id must stand for one")
+    return report.rows[columns]

@@ -1,8 +1,10 @@
-"""Where a run writes: `$WORKBENCH_RUN_DIR`, else `runs/` of the project that holds the cwd."""
+"""Where a run writes (`$WORKBENCH_RUN_DIR`, else `runs/` of the project that holds the cwd), and
+from which commit it comes."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,19 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["run_dir", "save_figure", "save_table"]
+__all__ = ["commit", "run_dir", "save_figure", "save_table"]
+
+
+def commit() -> str | None:
+    """The git commit of the checkout that this package runs from, if it does."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except OSError:  # no git here
+        return None
+    return done.stdout.strip() or None
 
 
 def run_dir() -> Path:

@@ -10,7 +10,17 @@ from workbench.types import Metric
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["balanced_accuracy", "calibration_error", "difference", "proportion"]
+__all__ = [
+    "balanced_accuracy",
+    "calibration_error",
+    "difference",
+    "mcnemar",
+    "paired_shares",
+    "proportion",
+]
+
+Z = 1.959964
+"""Half the width of a 95 % interval in standard errors."""
 
 
 def proportion(
@@ -39,7 +49,8 @@ def proportion(
 def difference(name: str, values: ArrayLike, others: ArrayLike) -> Metric:
     """Mean of `values - others` over the same n items [n], with its paired 95 % interval.
 
-    The interval is the normal one, good from about 30 items on.
+    The interval is the normal one, good from about 30 items on. For right or wrong there is
+    `paired_shares`, which is good with few items too.
 
     Raises:
         InputError: the two differ in length, or there are fewer than 2 items.
@@ -50,9 +61,59 @@ def difference(name: str, values: ArrayLike, others: ArrayLike) -> Metric:
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
         raise InputError(f"{name}: {a.shape} and {b.shape} are no paired values of 2 or more items")
     paired = a - b
-    half = 1.959964 * float(paired.std(ddof=1)) / len(paired) ** 0.5
+    half = Z * float(paired.std(ddof=1)) / len(paired) ** 0.5
     middle = float(paired.mean())
     return Metric(name, middle, middle - half, middle + half, len(paired))
+
+
+def paired_shares(name: str, right: ArrayLike, others: ArrayLike, *, n_failed: int = 0) -> Metric:
+    """Share of `right` minus share of `others` over the same n items, with its 95 % interval.
+
+    The value is the plain difference; the interval is the adjusted Wald interval of Agresti and
+    Min (2005, Statistics in Medicine 24:729-740), which adds 1/2 to each of the four counts, so
+    that it has a width even where the two never differ.
+
+    Args:
+        right, others: bool [n], right or wrong on each item.
+        n_failed: items that are no part of these.
+
+    Raises:
+        InputError: the two differ in length, are empty, or hold more than right and wrong.
+    """
+    n, gained, lost = _pairs(name, right, others)
+    total = n + 2
+    middle = (gained - lost) / total
+    half = Z * (gained + lost + 1 - (gained - lost) ** 2 / total) ** 0.5 / total
+    low, high = max(-1.0, middle - half), min(1.0, middle + half)
+    return Metric(name, (gained - lost) / n, low, high, n, n_failed)
+
+
+def mcnemar(right: ArrayLike, others: ArrayLike) -> float:
+    """Two-sided p-value of McNemar's exact test that both shares are the same.
+
+    It looks at the items where just one of the two is right: a fair coin would have chosen which.
+
+    Raises:
+        InputError: as `paired_shares`.
+    """
+    _, gained, lost = _pairs("mcnemar", right, others)
+    if gained + lost == 0:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(gained, gained + lost).pvalue)
+
+
+def _pairs(name: str, right: ArrayLike, others: ArrayLike) -> tuple[int, int, int]:
+    """How many items, and on how many only the first or only the second is right."""
+    import numpy as np
+
+    a, b = np.asarray(right), np.asarray(others)
+    if a.shape != b.shape or a.ndim != 1 or not len(a):
+        raise InputError(f"{name}: {a.shape} and {b.shape} are not the same items, 1 at least")
+    if not np.isin([a, b], [0, 1]).all():
+        raise InputError(f"{name}: each item must be right (1) or wrong (0) and nothing else")
+    return len(a), int((a > b).sum()), int((a < b).sum())
 
 
 def balanced_accuracy(name: str, right: ArrayLike, answers: ArrayLike) -> Metric:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     import pandas as pd
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
 __all__ = [
@@ -56,6 +57,7 @@ class Sampling:
         stop: texts that end a sample and are not part of it.
         logprobs: how many of the likeliest tokens to report at each position.
         choices, regex, json_schema: structured output; at most one of them.
+        ignore_eos: go on past the model's own end, to `max_tokens`: for measuring speed.
 
     Raises:
         InputError: a value is out of its range.
@@ -73,6 +75,7 @@ class Sampling:
     choices: tuple[str, ...] | None = None
     regex: str | None = None
     json_schema: Mapping[str, Any] | None = None
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         for name in ("stop", "choices"):
@@ -249,11 +252,13 @@ class Grade:
 class Task(Protocol):
     """Items, the prompts made from them, a grader that accepts every gold answer.
 
-    `sampling` is how an answer is asked for: how long it may be and where it ends.
+    `sampling` is how an answer is asked for: how long it may be and where it ends. `difficulty` is
+    the field that tells easy items from hard ones, "" if there is none.
     """
 
     name: str
     split: str
+    difficulty: str
     sampling: Sampling
 
     def items(self, count: int | None = None, seed: int = 0) -> list[Item]: ...
@@ -285,26 +290,39 @@ class Report:
     usage: Usage
     provenance: Mapping[str, Any]
 
-    def save(self, folder: str | Path) -> Path:
-        """Write `summary.json` and `rows.parquet`; the folder appears whole or not at all.
+    def save(self, folder: str | Path, figure: Figure | None = None) -> Path:
+        """Write `summary.json`, `rows.parquet` and, with a `figure`, `figure.png`.
+
+        The folder appears whole or not at all.
 
         Raises:
             InputError: the folder exists already.
         """
         import json
+        import shutil
         from pathlib import Path
 
         target = Path(folder)
         if target.exists():
             raise InputError(f"{target} exists already: choose another folder for this report")
-        part = target.with_name(target.name + ".part")
-        part.mkdir(parents=True, exist_ok=True)
-        self.rows.to_parquet(part / "rows.parquet", index=False)
         summary = {
             "summary": [asdict(metric) for metric in self.summary],
             "usage": asdict(self.usage),
             "provenance": dict(self.provenance),
         }
-        (part / "summary.json").write_text(json.dumps(summary, indent=1, default=str) + "\n")
-        part.rename(target)
+        part = target.with_name(target.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)  # left there by a kill
+        part.mkdir(parents=True)
+        try:
+            self.rows.to_parquet(part / "rows.parquet", index=False)
+            (part / "summary.json").write_text(json.dumps(summary, indent=1, default=str) + "\n")
+            if figure is not None:
+                no_version = {"Software": None}  # the same picture gives the same bytes
+                figure.savefig(
+                    part / "figure.png", dpi=150, bbox_inches="tight", metadata=no_version
+                )
+            part.rename(target)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
         return target

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from workbench.errors import InputError
 
-__all__ = ["LabelTree", "Node"]
+__all__ = ["LabelTree", "Node", "Tokens"]
 
 Tokens = tuple[int, ...]
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,9 +18,10 @@ from workbench.types import Completion, EngineInfo, Usage
 if TYPE_CHECKING:
     from workbench.engines.base import LabelRow
 
-__all__ = ["Call", "Meter"]
+__all__ = ["Call", "Meter", "one_bar"]
 
 log = logging.getLogger("workbench")
+_SILENT: ContextVar[bool] = ContextVar("silent", default=False)  # a bar around all calls is shown
 
 
 class Meter:
@@ -111,13 +113,25 @@ class _Row(Protocol):
     def cached_tokens(self) -> int | None: ...
 
 
-def _bar(total: int, what: str) -> Any:
+@contextmanager
+def one_bar(total: int, what: str, unit: str) -> Iterator[Any]:
+    """One bar for work of many calls, whose own bars stay away."""
+    bar = _bar(total, what, unit)
+    token = _SILENT.set(True)
+    try:
+        yield bar
+    finally:
+        _SILENT.reset(token)
+        bar.close()
+
+
+def _bar(total: int, what: str, unit: str = "row") -> Any:
     """A bar where a person watches; `WORKBENCH_PROGRESS=off` where nobody does."""
     from tqdm.auto import tqdm
 
     watched = "ipykernel.zmqshell" in sys.modules or sys.stderr.isatty()
-    off = os.environ.get("WORKBENCH_PROGRESS") == "off" or not watched
-    return tqdm(total=total, desc=what, unit="row", disable=off, delay=0.5)
+    off = os.environ.get("WORKBENCH_PROGRESS") == "off" or not watched or _SILENT.get()
+    return tqdm(total=total, desc=what, unit=unit, disable=off, delay=0.5)
 
 
 def _line(what: str, used: Usage) -> str:

@@ -6,29 +6,26 @@ at once and an interrupt ends at a step.
 
 from __future__ import annotations
 
-import difflib
-import importlib.metadata
 import importlib.util
-import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.engines.base import BaseEngine, LabelRow, Request
+from workbench.engines.base import LabelRow, Request
 from workbench.engines.labels import LabelTree, Node
+from workbench.engines.local import LocalEngine, failure, label_row, versions
 from workbench.engines.resident import Inbox, Resident, prepare
-from workbench.errors import InputError
+from workbench.engines.source import Source, check_options
+from workbench.errors import EngineUnavailableError, InputError
 from workbench.store import Store, digest, folder_digest
-from workbench.tiny import MODEL as TINY
 from workbench.types import Completion, EngineInfo, Prompt, Sampling, TokenLogprob
 
 __all__ = ["VLLMEngine", "unavailable"]
 
-EMBEDDED = "workbench-tiny"  # the name of the embedded model, for `info` and for opening it again
-SMALL = 100 * 2**20  # bytes of weights
 MAX_LABEL_IDS = 128  # vLLM's limit on logprob_token_ids
 WINDOW = 4  # requests in the engine, as a multiple of what it runs at once
+OURS = ("adapter", "device")  # options beside vLLM's own
 
 # Options that never change an answer, or that a stored answer's key names anyway.
 NOT_IN_KEY = frozenset(
@@ -54,14 +51,15 @@ def unavailable() -> str | None:
     return None
 
 
-class VLLMEngine(BaseEngine):
+class VLLMEngine(LocalEngine):
     """`vllm.LLM` behind the `Engine` protocol.
 
     Args:
         model: hub name or local folder; None is the embedded model.
         store: where responses are kept.
         why: how this engine came to be chosen, for `info`.
-        options: any argument of vLLM's `EngineArgs`, and `adapter`: the folder of a LoRA adapter.
+        options: any argument of vLLM's `EngineArgs`; `adapter`: the folder of a LoRA adapter;
+            `device`: what it must run on ("cpu", "cuda").
 
     Raises:
         InputError: an unknown option or a folder without a model.
@@ -72,33 +70,30 @@ class VLLMEngine(BaseEngine):
         self, model: str | None, store: Store | None, why: str, options: Mapping[str, Any]
     ) -> None:
         prepare()
-        chosen = dict(options)
-        adapter = chosen.pop("adapter", None)
-        _check_options(chosen)
-        embedded = model in (None, EMBEDDED)
-        name = str(TINY) if model is None or embedded else model
-        folder = _local_folder(name)
-        name = str(folder or name)
+        _check_options(options)
+        chosen = {name: value for name, value in options.items() if name not in OURS}
+        _check_device(options.get("device"))
+        adapter = options.get("adapter")
         adapted = _adapter_digest(adapter)
         self._lora = _lora(adapter, adapted)
-        arguments = {**_defaults(small=embedded or _is_small(folder)), **chosen, "model": name}
+        source = Source.find(model)
+        arguments = {**_defaults(small=source.small), **chosen, "model": source.name}
         if adapter is not None:
             arguments["enable_lora"] = True
-        weights = folder_digest(folder) if folder else name
+        weights = source.weights()
         self._resident = Resident.acquire(self, arguments, digest(weights, repr(arguments)).hex())
         config = self._resident.llm.llm_engine.vllm_config
         self._tokenizer = self._resident.llm.get_tokenizer()
-        self._context: int = config.model_config.max_model_len
         self._window: int = WINDOW * config.scheduler_config.max_num_seqs
-        revision = weights if folder else _commit(config) or str(chosen.get("revision"))
+        revision = weights if source.folder else _commit(config) or str(chosen.get("revision"))
         info = EngineInfo(
             engine="vllm",
-            model=EMBEDDED if embedded else name,
+            model=source.shown,
             revision=revision[:12],
             device=_device(config),
             dtype=str(config.model_config.dtype).removeprefix("torch."),
-            context_length=self._context,
-            versions=_versions(),
+            context_length=config.model_config.max_model_len,
+            versions={"vllm": _version()} | versions("torch", "transformers"),
             why=why,
         )
         identity = {
@@ -118,70 +113,24 @@ class VLLMEngine(BaseEngine):
     def _free(self) -> None:
         self._resident.release(self)
 
-    def _tokens(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        if isinstance(prompts[0], str):
-            return list(self._tokenizer(list(prompts), verbose=False).input_ids)
-        if not getattr(self._tokenizer, "chat_template", None):
-            raise InputError(
-                f"{self.info.model} has no chat template: give texts, or pass one as "
-                'a file in the model folder ("chat_template.jinja")'
-            )
-        texts = [self._chat_text(index, prompt) for index, prompt in enumerate(prompts)]
-        return list(self._tokenizer(texts, add_special_tokens=False, verbose=False).input_ids)
-
-    def _chat_text(self, index: int, prompt: Prompt) -> str:
-        from jinja2 import TemplateError
-
-        try:
-            text: str = self._tokenizer.apply_chat_template(
-                list(prompt), add_generation_prompt=True, tokenize=False
-            )
-        except TemplateError as error:
-            raise InputError(f"the chat template refuses chat {index}: {error}") from error
-        return text
-
-    def _too_long(self, tokens: int, more: int) -> str | None:
-        if tokens + more <= self._context:
-            return None
-        return (
-            f"the prompt has {tokens} tokens and needs room for {more} more, the context of "
-            f"{self.info.model} holds {self._context}: shorten it or raise max_model_len"
-        )
-
     def _complete(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Completion]]]:
-        tokens = self._tokens([request.prompt for request in requests])
-        refused, order = [], []
-        for index, ids in enumerate(tokens):
-            reason = self._too_long(len(ids), 1)
-            if reason is None:
-                order.append(index)
-            else:
-                refused.append((requests[index], _failure(reason, len(ids))))
+        fit, refused = self._jobs(requests)
         if refused:
             yield refused
-        order.sort(key=tokens.__getitem__)  # requests that share a prefix travel together
+        fit.sort(key=lambda job: job[1])  # requests that share a prefix travel together
         shared = _Params()
-        jobs = ((i, tokens[i], shared.of(requests[i])) for i in order)
+        jobs = ((request, ids, shared.of(request)) for request, ids in fit)
         for batch in self._run(jobs):
-            yield [(requests[i], _completion(output)) for i, output in batch]
+            yield [(request, _completion(output)) for request, output in batch]
 
     def _score(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> Iterator[list[LabelRow]]:
-        ids = self._tokenizer(list(labels), add_special_tokens=False).input_ids
-        tree = LabelTree.build(labels, ids, MAX_LABEL_IDS)
-        tokens = self._tokens(prompts)
-        refused, jobs = [], []
-        for index, prompt in enumerate(tokens):
-            reason = self._too_long(len(prompt), tree.depth)
-            if reason is None:
-                jobs += [((index, node), prompt + list(node.prefix)) for node in tree.nodes]
-            else:
-                refused.append(LabelRow(index, None, len(prompt), error=reason))
+        tree, jobs, refused = self._label_jobs(prompts, labels, MAX_LABEL_IDS)
         if refused:
             yield refused
-        jobs.sort(key=lambda job: job[1])
+        jobs.sort(key=lambda job: job[2])
         params = {node: _node_params(node) for node in tree.nodes}
         partial: dict[int, list[tuple[Node, Any]]] = {}
-        for batch in self._run((key, ids, params[key[1]]) for key, ids in jobs):
+        for batch in self._run(((index, node), ids, params[node]) for index, node, ids in jobs):
             rows = []
             for (index, node), output in batch:
                 parts = partial.setdefault(index, [])
@@ -243,6 +192,7 @@ def _params(sampling: Sampling, seed: int | None) -> Any:
         top_k=sampling.top_k or 0,
         min_p=sampling.min_p or 0.0,
         seed=seed,
+        ignore_eos=sampling.ignore_eos,
         stop=list(sampling.stop) or None,
         logprobs=sampling.logprobs,
         structured_outputs=structure,
@@ -261,7 +211,7 @@ def _completion(output: Any) -> Completion:
     sample = output.outputs[0]
     prompt_tokens = len(output.prompt_token_ids or ())
     if sample.finish_reason not in ("stop", "length"):
-        return _failure(f"vLLM ended the request: {sample.finish_reason}", prompt_tokens)
+        return failure(f"vLLM ended the request: {sample.finish_reason}", prompt_tokens)
     logprobs = None
     if sample.logprobs is not None:
         logprobs = tuple(
@@ -284,10 +234,6 @@ def _token_logprob(token: int, at: Mapping[int, Any]) -> TokenLogprob:
     return TokenLogprob(token, at[token].logprob, tuple(top))
 
 
-def _failure(reason: str, prompt_tokens: int) -> Completion:
-    return Completion(text="", finish_reason="error", prompt_tokens=prompt_tokens, error=reason)
-
-
 def _label_row(index: int, parts: list[tuple[Node, Any]], tree: LabelTree) -> LabelRow:
     prompt = sum(len(output.prompt_token_ids) for _, output in parts)
     cached = sum(output.num_cached_tokens or 0 for _, output in parts)
@@ -299,11 +245,7 @@ def _label_row(index: int, parts: list[tuple[Node, Any]], tree: LabelTree) -> La
             return LabelRow(index, None, prompt, cached, reason)
         for child in node.children:
             scores[node.prefix, child] = at[0][child].logprob
-    if any(math.isnan(score) for score in scores.values()):
-        return LabelRow(
-            index, None, prompt, cached, "the model's log-probabilities are not numbers"
-        )
-    return LabelRow(index, tree.total(scores), prompt, cached)
+    return label_row(index, tree, scores, prompt, cached)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -311,21 +253,22 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
     from vllm.engine.arg_utils import EngineArgs
 
-    known = [field.name for field in fields(EngineArgs)] + ["adapter"]
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"unknown option {name!r} for the vllm engine{hint}")
+    check_options(options, [*(field.name for field in fields(EngineArgs)), *OURS], "vllm")
     mode = options.get("logprobs_mode", "raw_logprobs")
     if mode != "raw_logprobs":
         raise InputError(f"logprobs_mode={mode!r} would not give log-probabilities of the model")
 
 
-def _is_small(folder: Path | None) -> bool:
-    """Whether a local model is of the embedded one's kind, and best run like it."""
-    files = list(folder.glob("*.safetensors")) if folder else []
-    return bool(files) and sum(file.stat().st_size for file in files) < SMALL
+def _check_device(device: object) -> None:
+    """vLLM is built for one kind of device: asking for another can only be refused."""
+    from vllm.platforms import current_platform
+
+    kind = str(current_platform.device_type)
+    if device is not None and str(device).partition(":")[0] != kind:
+        raise EngineUnavailableError(
+            f"device={device!r}: vLLM runs on {kind or 'no device'} here; leave `device` out, or "
+            "see `workbench info` for what this machine has"
+        )
 
 
 def _defaults(*, small: bool) -> dict[str, Any]:
@@ -345,17 +288,6 @@ def _defaults(*, small: bool) -> dict[str, Any]:
         else:
             defaults["gpu_memory_utilization"] = 0.2
     return defaults
-
-
-def _local_folder(name: str) -> Path | None:
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").exists():
-            raise InputError(f"model folder {name!r} has no config.json: not a Hugging Face model")
-        return path.resolve()
-    if path.exists() or path.is_absolute() or name.startswith(("./", "../", "~")):
-        raise InputError(f"model folder {name!r} does not exist")
-    return None
 
 
 def _adapter_digest(adapter: object) -> str | None:
@@ -392,8 +324,7 @@ def _device(config: Any) -> str:
     return kind
 
 
-def _versions() -> dict[str, str]:
-    import vllm
+def _version() -> str:
+    import vllm  # not the package's metadata: the CPU build has another name
 
-    names = ("torch", "transformers", "workbench")
-    return {"vllm": str(vllm.__version__)} | {n: importlib.metadata.version(n) for n in names}
+    return str(vllm.__version__)

@@ -1,17 +1,19 @@
-"""What all embedded tasks share: held-out items by seed, worked examples from the training side."""
+"""What all tasks share: held-out items by seed, worked examples from the training side."""
 
 from __future__ import annotations
 
 import random
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
 from typing import Literal
 
 from workbench.errors import InputError
+from workbench.tiny import stories
 from workbench.types import Grade, Item, Prompt, Sampling
 
-__all__ = ["Generated", "label_grade"]
+__all__ = ["Generated", "Worked", "label_grade", "stated"]
 
 
 PATIENCE = 20_000
@@ -19,20 +21,21 @@ PATIENCE = 20_000
 
 
 class Generated(ABC):
-    """A task whose items are drawn from an endless stream.
+    """A task whose items are drawn from a stream, with no end where they are made up.
 
     A task with `labels` is asked for the likeliest of them (`engine.label_logprobs`) or for text.
     """
 
     name: str
     split = "test"
+    difficulty = ""
     labels: tuple[str, ...] = ()
     sampling = Sampling(max_tokens=160, stop=("\n\n",))
     count = 1000
 
     @abstractmethod
     def stream(self, rng: random.Random, *, held_out: bool) -> Iterator[Item]:
-        """An endless stream of items from one side of the split."""
+        """Items from one side of the split, in an order that `rng` decides."""
 
     @abstractmethod
     def ask(self, item: Item) -> str:
@@ -69,10 +72,11 @@ class Generated(ABC):
             in_vain = in_vain + 1 if item.id in found else 0
             found.setdefault(item.id, item)
             if len(found) == count:
-                break
+                return list(found.values())
             if in_vain == PATIENCE:
-                raise InputError(f"count={count}: {self.name} has about {len(found)} items")
-        return list(found.values())
+                break
+        about = "about " if in_vain else ""
+        raise InputError(f"count={count}: {self.name} has {about}{len(found)} items, ask for fewer")
 
     def prompt(
         self, item: Item, shots: int = 0, style: Literal["completion", "chat"] = "completion"
@@ -98,6 +102,44 @@ class Generated(ABC):
     def examples(self, item: Item) -> Iterator[Item]:
         """Worked examples for an item, always the same ones, from the training side."""
         return self.stream(random.Random(f"{self.name}-{item.id}"), held_out=False)
+
+
+class Worked(Generated):
+    """Problems in words: `question`, `steps`, and a `solution` whose last line is `#### N`."""
+
+    difficulty = "steps"
+
+    def ask(self, item: Item) -> str:
+        return stories.asked(item.fields["question"])
+
+    def answer(self, item: Item) -> str:
+        return f" {item.fields['solution']}"
+
+    def solved(self, item: Item) -> str:
+        return f"{super().solved(item)}\n"
+
+    def question(self, item: Item) -> str:
+        return str(item.fields["question"])
+
+    def grade(self, item: Item, text: str) -> Grade:
+        """Right if the last `#### N` before the text that ends an answer is the item's."""
+        text = text.strip()
+        for stop in self.sampling.stop:
+            text = text.partition(stop)[0]
+        number = stated(text)
+        if number is None:
+            return Grade(None, None, parsed=False)
+        return Grade(number == item.answer, number, parsed=True)
+
+
+def stated(text: str) -> str | None:
+    """N of the last `#### N`, as `-1234.5`: without `,`, `$` and zeros after the point."""
+    found = re.findall(r"####\s*(-?)\$?(-?)(\d[\d,]*)(?:\.(\d+))?", text)
+    if not found:
+        return None
+    outer, inner, whole, part = found[-1]
+    part = part.rstrip("0")
+    return f"{outer or inner}{whole.replace(',', '')}{'.' if part else ''}{part}"
 
 
 def label_grade(item: Item, text: str, labels: tuple[str, ...]) -> Grade:

@@ -16,6 +16,7 @@ class Options(Generated):
     """`item.fields`: `question`, `options` (six texts), `level` (`options.LEVELS`, easy first)."""
 
     name = "options"
+    difficulty = "level"
     labels = tuple(f" {letter}" for letter in options.LETTERS)
     sampling = Sampling(max_tokens=2, stop=("\n",))
     count = 2000

@@ -17,6 +17,7 @@ class Sums(Generated):
     """`item.fields`: `problem`, `kind` (addition, …), `digits` of the result."""
 
     name = "sums"
+    difficulty = "digits"
     sampling = Sampling(max_tokens=8, stop=("\n",))
     count = 500
 

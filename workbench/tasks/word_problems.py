@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator
 
-from workbench.tasks.generated import Generated
+from workbench.tasks.generated import Worked
 from workbench.tiny import stories
-from workbench.types import Grade, Item
+from workbench.types import Item
 
 __all__ = ["WordProblems"]
 
 
-class WordProblems(Generated):
+class WordProblems(Worked):
     """`item.fields`: `question`, `steps` (1 to 4), `solution` (step by step, for examples)."""
 
     name = "word_problems"
@@ -26,22 +25,3 @@ class WordProblems(Generated):
                 "solution": stories.solution(story, "first"),
             }
             yield Item(id=story.question, fields=fields, answer=str(story.answer))
-
-    def ask(self, item: Item) -> str:
-        return stories.asked(item.fields["question"])
-
-    def answer(self, item: Item) -> str:
-        return f" {item.fields['solution']}"
-
-    def solved(self, item: Item) -> str:
-        return f"{super().solved(item)}\n"
-
-    def question(self, item: Item) -> str:
-        return str(item.fields["question"])
-
-    def grade(self, item: Item, text: str) -> Grade:
-        """Right if the last `#### N` before an empty line is the answer."""
-        stated = re.findall(r"####\s*(-?\d+)", text.strip().partition("\n\n")[0])
-        if not stated:
-            return Grade(None, None, parsed=False)
-        return Grade(stated[-1] == item.answer, stated[-1], parsed=True)

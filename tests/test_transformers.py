@@ -1,0 +1,306 @@
+"""The baseline: padded batches that answer as one by one, and as vLLM does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from workbench import Sampling, open_engine
+from workbench.engines import ENGINES
+from workbench.engines.architecture import Architecture, dummy_model
+from workbench.engines.batching import BatchSize
+from workbench.engines.transformers import TransformersEngine, unavailable
+from workbench.engines.vllm import VLLMEngine
+from workbench.errors import EngineError, EngineUnavailableError, InputError
+from workbench.evaluation import evaluate
+from workbench.store import Store
+from workbench.tasks import Claims, WordProblems
+
+pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"needs {unavailable()}")
+
+TASK = WordProblems()
+HOT = Sampling(max_tokens=24, stop=("\n\n",), temperature=0.9, top_p=0.95, n=2, seed=3)
+
+
+def make(**options: Any) -> TransformersEngine:
+    return TransformersEngine(None, None, "test", options)
+
+
+@pytest.fixture(scope="module")
+def baseline() -> Iterator[TransformersEngine]:
+    with make(batch_size=32) as engine:
+        yield engine
+
+
+def mixed(count: int) -> list[str]:
+    """Prompts of very different lengths."""
+    items = enumerate(TASK.items(count))
+    return [str(TASK.prompt(item, shots=number % 3)) for number, item in items]
+
+
+def test_batches_answer_as_one_by_one(baseline: TransformersEngine) -> None:
+    prompts = mixed(48)
+    with make(batch_size=1) as single:
+        alone = single.generate(prompts, TASK.sampling)
+    together = baseline.generate(prompts, TASK.sampling)
+    assert together == alone
+    assert len({row.completion_tokens for row in alone}) > 5
+    assert {row.finish_reason for row in alone} == {"stop"}
+
+
+def test_verdicts_are_those_of_vllm(baseline: TransformersEngine, plain: VLLMEngine) -> None:
+    mine = evaluate(TASK, baseline, count=60)
+    theirs = evaluate(TASK, plain, count=60)
+    assert mine.rows["text"].tolist() == theirs.rows["text"].tolist()
+    assert mine.rows["correct"].tolist() == theirs.rows["correct"].tolist()
+    assert 0.5 < mine.summary[0].value < 1  # both verdicts occur
+    one, other = mine.provenance["engine"], theirs.provenance["engine"]
+    assert (one["engine"], other["engine"]) == ("transformers", "vllm")
+    assert (one["model"], one["revision"]) == (other["model"], other["revision"])
+
+
+def test_completions_are_those_of_vllm(baseline: TransformersEngine, plain: VLLMEngine) -> None:
+    prompts = mixed(6)
+    for sampling in (
+        Sampling(max_tokens=12),
+        Sampling(max_tokens=40, stop=(" then", "=")),
+        Sampling(max_tokens=40, stop=("####",), logprobs=3),
+        Sampling(max_tokens=70, ignore_eos=True),
+    ):
+        for a, b in zip(
+            baseline.generate(prompts, sampling), plain.generate(prompts, sampling), strict=True
+        ):
+            assert (a.text, a.token_ids, a.finish_reason) == (b.text, b.token_ids, b.finish_reason)
+            assert (a.prompt_tokens, a.completion_tokens) == (b.prompt_tokens, b.completion_tokens)
+            for x, y in zip(a.logprobs or (), b.logprobs or (), strict=True):
+                assert (x.token_id, len(x.top)) == (y.token_id, len(y.top))
+                assert x.logprob == pytest.approx(y.logprob, abs=1e-4)
+    chats = [TASK.prompt(item, style="chat") for item in TASK.items(4)]
+    endless = Sampling(max_tokens=90, ignore_eos=True)
+    for sampling in (Sampling(max_tokens=90), endless):
+        mine, theirs = (engine.generate(chats, sampling) for engine in (baseline, plain))
+        assert [row.token_ids for row in mine] == [row.token_ids for row in theirs]
+    assert {row.completion_tokens for row in mine} == {90}  # past the end of each answer
+
+
+def test_labels_are_those_of_vllm(baseline: TransformersEngine, plain: VLLMEngine) -> None:
+    task, labels = Claims(), [" True", " False", " True\n12", "4"]
+    prompts = [task.prompt(item, shots=n % 5) for n, item in enumerate(task.items(40))]
+    mine = baseline.label_logprobs(prompts, labels)
+    theirs = plain.label_logprobs(prompts, labels)
+    assert np.abs(mine.logprobs - theirs.logprobs).max() < 1e-4
+    assert not mine.missing.any()
+
+
+def test_a_sample_depends_on_its_seed_and_not_on_the_batch(baseline: TransformersEngine) -> None:
+    prompts = mixed(12)
+    wanted = [row.samples for row in baseline.generate(prompts, HOT)]
+    assert [row.samples for row in baseline.generate(prompts[:3], HOT)] == wanted[:3]
+    with make(batch_size=5) as other:
+        assert [row.samples for row in other.generate(prompts, HOT)] == wanted
+    assert any(a.text != b.text for a, b in wanted)
+    fresh = Sampling(max_tokens=24, temperature=1.5, n=4)
+    assert len({s.text for s in baseline.generate(prompts[:1], fresh)[0].samples}) > 1
+
+
+def test_draws_follow_the_distribution(baseline: TransformersEngine) -> None:
+    prompt = mixed(1)[0]
+    likely = baseline.generate([prompt], Sampling(max_tokens=1, logprobs=2))[0].logprobs
+    assert likely is not None
+    (first, one), (second, two) = likely[0].top[:2]
+    hot = Sampling(max_tokens=1, temperature=1.0, top_k=2, n=600, seed=0)
+    drawn = [s.token_ids for s in baseline.generate([prompt], hot)[0].samples]
+    share = sum(ids == (first,) for ids in drawn) / len(drawn)
+    assert {ids[0] for ids in drawn if ids} == {first, second}
+    wanted = np.exp(one) / (np.exp(one) + np.exp(two))
+    assert share == pytest.approx(wanted, abs=4 * (wanted * (1 - wanted) / 600) ** 0.5)
+
+
+def test_answers_are_kept_apart_from_those_of_other_engines(
+    baseline: TransformersEngine, kept: VLLMEngine, tmp_path: Path
+) -> None:
+    prompts, path = mixed(3), tmp_path / "store.sqlite"
+    kept.generate(prompts, TASK.sampling)
+    with TransformersEngine(None, Store(path), "test", {}) as engine:
+        assert not any(row.from_store for row in engine.generate(prompts, TASK.sampling))
+        assert all(row.from_store for row in engine.generate(prompts, TASK.sampling))
+
+
+def test_a_prompt_that_is_too_long_costs_only_itself(baseline: TransformersEngine) -> None:
+    prompts = ["1+1=", "7 " * 3000, "2+2="]
+    rows = baseline.generate(prompts, Sampling(max_tokens=4), errors="return")
+    assert [row.error is None for row in rows] == [True, False, True]
+    assert "the context of workbench-tiny holds 2048" in str(rows[1].error)
+    scores = baseline.label_logprobs(prompts, [" True", " False"], errors="return")
+    assert [error is None for error in scores.errors] == [True, False, True]
+    short = make(max_model_len=40)
+    (row,) = short.generate(["1+" * 15], Sampling(max_tokens=400, ignore_eos=True))
+    assert row.prompt_tokens + row.completion_tokens == 40
+    assert row.finish_reason == "length"
+
+
+def test_the_batch_grows_while_it_pays() -> None:
+    size = BatchSize("auto", "generate")
+
+    def work(rate: float, batches: int = 1) -> None:
+        for _ in range(batches):
+            size.note(size.now, int(1000 * rate), 1000.0)
+
+    for rate in (100, 190, 350):
+        work(rate)
+    assert size.now == 128
+    work(200)  # a hiccup: asked again
+    assert size.now == 128
+    work(600)
+    assert size.now == 256
+    size.note(3, 10**9, 1.0)  # a last, smaller batch says nothing
+    work(610, 2)
+    assert size.now == 256
+    work(601)
+    assert size.now == 256
+    work(1, 5)
+    assert size.now == 256  # settled
+
+
+def test_the_batch_halves_when_memory_runs_out() -> None:
+    size = BatchSize("auto", "generate")
+    assert size.out_of_memory(16)
+    assert size.now == 8
+    size.note(8, 100, 1.0)
+    assert size.now == 8
+    assert size.out_of_memory(1) is False
+    assert BatchSize(4, "generate").out_of_memory(4) is False
+
+
+# Memory that is really short: the limit leaves room for the model and small batches only.
+SHORT = """
+import json, resource, sys
+from workbench.engines.transformers import TransformersEngine
+from workbench.types import Sampling
+engine = TransformersEngine(None, None, "test", {"batch_size": json.loads(sys.argv[1])})
+prompts = [f"{i} " + "7 " * 250 for i in range(32)]
+engine.label_logprobs(prompts[:1], [" True"])
+held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + int(sys.argv[2]) * 2**20, -1))
+if sys.argv[1] == '"auto"':
+    scores = engine.label_logprobs(prompts, [" True", " False"], errors="return")
+    print(json.dumps([engine._sizes["label_logprobs"].now, scores.errors]))
+else:
+    try:
+        engine.generate(prompts, Sampling(max_tokens=2))
+    except Exception as error:
+        print(json.dumps([type(error).__name__, str(error)]))
+"""
+
+
+def short_of_memory(batch: object, megabytes: int) -> Any:
+    command = [sys.executable, "-c", SHORT, json.dumps(batch), str(megabytes)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_no_free_memory() -> None:
+    size, errors = short_of_memory("auto", 40)
+    assert size < 16
+    assert errors == [None] * 32
+    kind, message = short_of_memory(32, 40)
+    assert kind == "EngineError"
+    assert "out of memory with batch_size=32" in message
+    assert 'or "auto"' in message
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"batch_size": 0}, "batch_size=0: must be"),
+        ({"batch_size": True}, "batch_size=True"),
+        ({"batch_size": "big"}, "batch_size='big'"),
+        ({"batchsize": 4}, "did you mean 'batch_size'"),
+        ({"device": "nowhere"}, "device='nowhere'"),
+        ({"max_model_len": 4096}, "max_model_len=4096"),
+        ({"dtype": "float7"}, "could not be loaded"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        open_engine(engine="transformers", store=None, **options)
+
+
+def test_models_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no config\.json"):
+        open_engine(str(tmp_path), "transformers", store=None)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="could not be loaded"):
+        open_engine(str(tmp_path), "transformers", store=None)
+
+
+def test_a_gpu_where_none_is(plain: VLLMEngine) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(EngineUnavailableError, match="device='cuda': PyTorch sees 0 GPUs"):
+        open_engine(engine="transformers", store=None, device="cuda")
+    with pytest.raises(EngineUnavailableError, match="vLLM runs on cpu here"):
+        open_engine(engine="vllm", store=None, device="cuda")
+
+
+def test_structured_output_is_refused(baseline: TransformersEngine) -> None:
+    with pytest.raises(InputError, match='choices=… needs engine="vllm"'):
+        baseline.generate(["1+1="], Sampling(choices=("1", "2")))
+
+
+def test_random_weights(tmp_path: Path) -> None:
+    shapes = {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 2048,
+    }  # fmt: skip
+    source = tmp_path / "small.json"
+    source.write_text(json.dumps(shapes))
+    folder = dummy_model(source, tmp_path / "model")
+    with pytest.raises(InputError, match="could not be loaded"):  # there are no weights
+        open_engine(str(folder), "transformers", store=None)
+    with open_engine(str(folder), "transformers", store=None, load_format="dummy") as engine:
+        assert engine.info.dtype == "bfloat16"
+        rows = engine.generate(["1+1=", "2+2="], Sampling(max_tokens=5, ignore_eos=True))
+        assert [row.completion_tokens for row in rows] == [5, 5]
+    assert Architecture.load(source).parameters > 0
+
+
+def test_auto_falls_back_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENGINES, "vllm", lambda: "not built for this machine")
+    with open_engine(store=None) as engine:
+        assert engine.info.engine == "transformers"
+        assert engine.info.why == "auto: transformers, since vllm: not built for this machine"
+    monkeypatch.setitem(ENGINES, "transformers", lambda: "torch is not installed")
+    with pytest.raises(EngineUnavailableError, match=r"not built .* torch is not installed"):
+        open_engine(store=None)
+
+
+def test_a_closed_engine_says_so() -> None:
+    engine = make()
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine.generate(["1+1="])
+
+
+def test_what_it_says_about_itself(baseline: TransformersEngine) -> None:
+    assert repr(baseline) == "<transformers engine: workbench-tiny on cpu, float32>"
+    assert baseline.batch_size == 32
+    before = baseline.usage
+    baseline.generate(mixed(4), TASK.sampling)
+    used = baseline.usage.since(before)
+    assert (used.requests, used.failed, used.cached_tokens) == (4, 0, 0)
+    assert used.computed_tokens == used.prompt_tokens + used.completion_tokens > 0
+    lengths = [len(prompt) for prompt in mixed(9)]
+    assert any(a > b for a, b in pairwise(lengths))  # the order is the caller's, not ours

@@ -1,0 +1,256 @@
+"""Models of any size without weights, to measure how fast a real one would run.
+
+An `Architecture` is the shapes of a Llama: a preset, or a JSON file with Hugging Face's own names.
+`dummy_model` writes it as a model folder with the embedded model's tokenizer and no weights, which
+`open_engine(str(folder), load_format="dummy")` fills with random numbers. The text that comes out
+is noise: most of its token ids are beyond the tokenizer's and print as nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from dataclasses import MISSING, asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from workbench.errors import InputError
+from workbench.store import default_path, digest
+from workbench.tiny import MODEL
+
+__all__ = ["Architecture", "dummy_model", "presets"]
+
+SHAPES = Path(__file__).parent / "shapes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """Shapes of a `LlamaForCausalLM`, under the names of its `config.json`.
+
+    Attributes:
+        num_key_value_heads: fewer than `num_attention_heads` is grouped-query attention.
+        vocab_size: rows of the embedding; at least the embedded tokenizer's vocabulary.
+        max_position_embeddings: the longest context. An engine makes room for one request of that
+            length before it starts, and speed does not depend on it, so the default is less than
+            the 131072 of Llama 3.
+        head_dim: size of a head; None is `hidden_size / num_attention_heads`. vLLM on a CPU can
+            do 32, 64, 80, 96, 112, 128, …, on a GPU in general multiples of 8.
+        tie_word_embeddings: whether the output layer is the embedding.
+
+    Raises:
+        InputError: a value is out of its range, or two of them do not fit together.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    max_position_embeddings: int = 8192
+    head_dim: int | None = None
+    tie_word_embeddings: bool = False
+    rope_theta: float = 500_000.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if need := _unmet(field.name, value):
+                raise InputError(f"{field.name}={value!r}: must be {need}")
+        heads, shared = self.num_attention_heads, self.num_key_value_heads
+        if self.head_dim is None and self.hidden_size % heads:
+            raise InputError(
+                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={heads}: "
+                "change one of them, or give head_dim"
+            )
+        if self._head % 2:
+            raise InputError(
+                f"head_dim={self._head} is odd, and rotary embeddings turn pairs: "
+                "give an even head_dim, or other hidden_size and num_attention_heads"
+            )
+        if heads % shared:
+            raise InputError(
+                f"num_attention_heads={heads} is not a multiple of num_key_value_heads={shared}: "
+                "each key-value head serves the same number of heads"
+            )
+        if self.vocab_size < _tokenizer_size():
+            raise InputError(
+                f"vocab_size={self.vocab_size} is too small for the embedded tokenizer: "
+                f"give at least {_tokenizer_size()}"
+            )
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Architecture:
+        """A preset by its name, or the shapes in a JSON file (`./name` if without `.json`).
+
+        Raises:
+            InputError: an unknown preset, a file that cannot be read or is no JSON object, a
+                missing or unknown key, a wrong value.
+        """
+        path = _locate(name_or_path)
+        try:
+            shapes = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"shapes {str(path)!r} cannot be read: {reason}") from error
+        except ValueError as error:
+            raise InputError(f"shapes {str(path)!r} are not JSON ({error})") from error
+        try:
+            _check_keys(shapes)
+            return cls(**shapes)
+        except InputError as error:
+            raise InputError(f"shapes {str(path)!r}: {error}") from error
+
+    @property
+    def parameters(self) -> int:
+        """Exact number of parameters; a tied embedding counts once."""
+        width, head = self.hidden_size, self._head
+        attention = 2 * width * head * (self.num_attention_heads + self.num_key_value_heads)
+        feed_forward = 3 * width * self.intermediate_size
+        layer = attention + feed_forward + 2 * width  # and two norms
+        embeddings = (1 if self.tie_word_embeddings else 2) * self.vocab_size * width
+        return embeddings + self.num_hidden_layers * layer + width
+
+    @property
+    def _head(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    def _files(self) -> dict[str, str]:
+        """Names and texts of the model folder's files."""
+        config = _embedded("config.json") | asdict(self) | {"head_dim": self._head}
+        theta = config.pop("rope_theta")
+        config["rope_parameters"] = {"rope_theta": theta, "rope_type": "default"}
+        # Else transformers warns of every text longer than the embedded model's context.
+        tokenizer = {"model_max_length": self.max_position_embeddings}
+        return {
+            "config.json": json.dumps(config, indent=1) + "\n",
+            "generation_config.json": _text("generation_config.json"),
+            "tokenizer.json": _text("tokenizer.json"),
+            "tokenizer_config.json": json.dumps(_embedded("tokenizer_config.json") | tokenizer),
+        }
+
+
+def presets() -> tuple[str, ...]:
+    """Names of the architectures that come with the package."""
+    return tuple(sorted(path.stem for path in SHAPES.glob("*.json")))
+
+
+def dummy_model(name_or_path: str | Path, folder: str | Path | None = None) -> Path:
+    """Write a model folder without weights, for `open_engine(str(folder), load_format="dummy")`.
+
+    Args:
+        name_or_path: name of a preset, or path of a JSON file with the arguments of `Architecture`.
+        folder: where to; None is a folder of its own in the user's cache folder. What is there
+            already and the same is left as it is.
+
+    Returns:
+        The folder; it appears whole or not at all.
+
+    Raises:
+        InputError: as for `Architecture.load`, or `folder` holds something else or cannot be
+            written.
+    """
+    path = _locate(name_or_path)
+    files = Architecture.load(path)._files()
+    if folder is None:
+        name = path.stem[:40]  # with the digest well below any limit of a name
+        target = default_path().parent / "dummy" / f"{name}-{digest(files).hex()[:12]}"
+    else:
+        target = Path(folder).expanduser()
+    if not _holds(target, files):
+        try:
+            _write(target, files)
+        except OSError as error:
+            if not _holds(target, files):  # else another process was quicker
+                raise InputError(
+                    f"the dummy model cannot be written to {str(target)!r} "
+                    f"({error.strerror or error}): give a new folder where you may write, as "
+                    "folder=…, or delete that one if it is an old dummy"
+                ) from error
+    return target
+
+
+def _write(target: Path, files: dict[str, str]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target.parent, prefix=".dummy-") as scratch:
+        part = Path(scratch) / "model"  # not the scratch folder itself, which only its owner reads
+        part.mkdir()
+        for name, text in files.items():
+            (part / name).write_bytes(text.encode())
+        part.rename(target)
+
+
+def _holds(folder: Path, files: dict[str, str]) -> bool:
+    """Whether the folder has these files with these texts."""
+    try:
+        return all((folder / name).read_bytes() == text.encode() for name, text in files.items())
+    except OSError:
+        return False
+
+
+def _locate(name_or_path: object) -> Path:
+    """The JSON file that is meant."""
+    if not isinstance(name_or_path, str | Path) or not str(name_or_path):
+        raise InputError(
+            f"name_or_path={name_or_path!r} must be a preset ({', '.join(presets())}) or the path "
+            "of a JSON file"
+        )
+    if name_or_path in presets():
+        return SHAPES / f"{name_or_path}.json"
+    path = Path(name_or_path)
+    if isinstance(name_or_path, Path) or path.suffix == ".json" or path.name != name_or_path:
+        return path.expanduser()
+    near = difflib.get_close_matches(name_or_path.lower(), presets(), 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ", or give the path of a JSON file"
+    raise InputError(
+        f"unknown architecture {name_or_path!r:.80}, known: {', '.join(presets())}{hint}"
+    )
+
+
+def _check_keys(shapes: object) -> None:
+    known = [field.name for field in fields(Architecture)]
+    if not isinstance(shapes, dict):
+        raise InputError(f"must be an object with the keys {', '.join(known)}")
+    for name in shapes:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise InputError(f"unknown key {name!r}; {hint}")
+    needed = [field.name for field in fields(Architecture) if field.default is MISSING]
+    if missing := [name for name in needed if name not in shapes]:
+        raise InputError(f"missing {', '.join(missing)}: give a value for each")
+
+
+def _unmet(name: str, value: object) -> str | None:
+    """What the value of that field has to be, or None if it is."""
+    if name == "tie_word_embeddings":
+        return None if isinstance(value, bool) else "true or false"
+    if name == "head_dim" and value is None:
+        return None
+    number = not isinstance(value, bool)
+    if name == "rope_theta":
+        holds = isinstance(value, int | float) and number and 0 < value < math.inf
+        return None if holds else "a number above 0"
+    holds = isinstance(value, int) and number and value > 0
+    return None if holds else "a whole number from 1"
+
+
+def _text(name: str) -> str:
+    return (MODEL / name).read_text(encoding="utf-8")
+
+
+def _embedded(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(_text(name))
+    return content
+
+
+@cache
+def _tokenizer_size() -> int:
+    """Token ids that the embedded tokenizer can make."""
+    tokenizer = _embedded("tokenizer.json")
+    ids: list[int] = [token["id"] for token in tokenizer["added_tokens"]]
+    ids += tokenizer["model"]["vocab"].values()
+    return max(ids) + 1

@@ -1,0 +1,80 @@
+"""Which model is meant: the embedded one, a local folder, or a name on the hub; and its options."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from workbench.errors import InputError
+from workbench.store import folder_digest
+from workbench.tiny import MODEL as TINY
+
+__all__ = ["EMBEDDED", "Source", "check_options"]
+
+EMBEDDED = "workbench-tiny"  # the name of the embedded model, for `info` and for opening it again
+SMALL = 100 * 2**20  # bytes of weights
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model's place; `name` is what the library underneath loads.
+
+    Attributes:
+        folder: where it lies here, None for a name on the hub.
+        shown: its name for people, which opens the same again.
+    """
+
+    name: str
+    folder: Path | None
+    shown: str
+
+    @classmethod
+    def find(cls, model: str | None) -> Source:
+        """Where `model` is; None is the embedded one.
+
+        Raises:
+            InputError: a folder that is not there, or one without a model.
+        """
+        if model in (None, EMBEDDED):
+            return cls(str(TINY), TINY, EMBEDDED)
+        assert model is not None
+        folder = _folder(model)
+        name = str(folder or model)
+        return cls(name, folder, name)
+
+    @property
+    def small(self) -> bool:
+        """Whether it is of the embedded model's kind, and best run like it."""
+        files = list(self.folder.glob("*.safetensors")) if self.folder else []
+        return bool(files) and sum(file.stat().st_size for file in files) < SMALL
+
+    def weights(self) -> str:
+        """What tells its weights from others: a digest of the folder, or the hub's name."""
+        return folder_digest(self.folder) if self.folder else self.name
+
+
+def _folder(name: str) -> Path | None:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise InputError(f"model folder {name!r} has no config.json: not a Hugging Face model")
+        return path.resolve()
+    if path.exists() or path.is_absolute() or name.startswith(("./", "../", "~")):
+        raise InputError(f"model folder {name!r} does not exist")
+    return None
+
+
+def check_options(options: Iterable[str], known: Iterable[str], engine: str) -> None:
+    """Refuse an option that the engine does not have.
+
+    Raises:
+        InputError: names it and the nearest known one.
+    """
+    names = list(known)
+    for name in options:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"unknown option {name!r} for the {engine} engine{hint}")

@@ -1,0 +1,341 @@
+"""Transformers in this process: the baseline that an engine is measured against.
+
+Padded batches of `model.generate`, as most people run a model before they have an engine. Prompts
+are sorted by length, so that little is padding; a batch ends when its longest answer does.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from workbench.engines.base import LabelRow, Request
+from workbench.engines.batching import BatchSize, check_batch_size
+from workbench.engines.decoding import Decoding, padded
+from workbench.engines.labels import Node, Tokens
+from workbench.engines.local import LocalEngine, failure, label_row, versions
+from workbench.engines.resident import prepare
+from workbench.engines.source import Source, check_options
+from workbench.errors import EngineError, EngineUnavailableError, InputError, WorkbenchError
+from workbench.store import Store, digest
+from workbench.types import Completion, EngineInfo, Prompt
+
+__all__ = ["TransformersEngine", "unavailable"]
+
+OPTIONS = (
+    "attn_implementation", "batch_size", "device", "dtype", "load_format", "max_model_len",
+    "revision",
+)  # fmt: skip
+SPARE = 0.7  # share of the free memory that an automatic batch may take
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+Job = TypeVar("Job")
+Row = TypeVar("Row")
+Answer = tuple[Request, Completion]
+LabelJob = tuple[int, Node, list[int]]
+
+
+def unavailable() -> str | None:
+    """Why transformers cannot run a model here, or None if it can."""
+    for package in ("transformers", "torch"):
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed"
+    return None
+
+
+@dataclass(slots=True)
+class _Scores:
+    """A prompt's label scores so far."""
+
+    tokens: int = 0
+    nodes: int = 0
+    at: dict[tuple[Tokens, int], float] = field(default_factory=dict)
+
+
+class TransformersEngine(LocalEngine):
+    """`AutoModelForCausalLM` behind the `Engine` protocol.
+
+    Args:
+        model: hub name or local folder; None is the embedded model.
+        store: where responses are kept (apart from those of other engines).
+        why: how this engine came to be chosen, for `info`.
+        options: `batch_size` (rows; "auto", the default, finds its own), `device` ("cuda" where
+            there is one, else "cpu"), `dtype`, `attn_implementation`, `revision`,
+            `max_model_len`, `load_format="dummy"` (random weights).
+
+    Raises:
+        InputError: an unknown option or a folder without a model.
+        EngineUnavailableError: the device asked for is not there.
+        EngineError: the model could not be loaded.
+    """
+
+    def __init__(
+        self, model: str | None, store: Store | None, why: str, options: Mapping[str, Any]
+    ) -> None:
+        check_options(options, OPTIONS, "transformers")
+        size = check_batch_size(options.get("batch_size", "auto"))
+        self._sizes = {what: BatchSize(size, what) for what in ("generate", "label_logprobs")}
+        self._device = _device(options.get("device"))
+        source = Source.find(model)
+        self._lock = threading.Lock()
+        self._tokenizer, self._model = _load(source, self._device, options)
+        self._ends = _ends(self._model, self._tokenizer)
+        config = self._model.config
+        weights = source.weights()
+        commit = getattr(config, "_commit_hash", None) or str(options.get("revision"))
+        revision = weights if source.folder else commit
+        info = EngineInfo(
+            engine="transformers",
+            model=source.shown,
+            revision=revision[:12],
+            device=_shown(self._device),
+            dtype=str(self._model.dtype).removeprefix("torch."),
+            context_length=_context(config, options.get("max_model_len")),
+            versions=versions("transformers", "torch"),
+            why=why,
+        )
+        identity = {
+            "engine": info.engine,  # a baseline must not answer with what it is compared to
+            "weights": [weights, revision],
+            "dtype": info.dtype,
+            "template": digest(getattr(self._tokenizer, "chat_template", None)).hex(),
+            "options": [options.get("load_format"), info.context_length],
+        }
+        super().__init__(info, identity, store)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows a batch in `generate`: as asked for, or as found so far."""
+        return self._sizes["generate"].now
+
+    def _free(self) -> None:
+        self._model = None
+        _collect(self._device)
+
+    def _complete(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Completion]]]:
+        sampling, context = requests[0].sampling, self.info.context_length
+        decoding = Decoding(self._model, self._tokenizer, self._ends, context, sampling)
+        fit, refused = self._jobs(requests)
+        if refused:
+            yield refused
+        fit.sort(key=lambda job: -len(job[1]))  # like lengths together, the longest first
+
+        def run(batch: Sequence[tuple[Request, list[int]]]) -> tuple[list[Answer], int]:
+            rows = decoding.run([ids for _, ids in batch], [request.seed for request, _ in batch])
+            tokens = sum(row.prompt_tokens + row.completion_tokens for row in rows)
+            return [(job[0], row) for job, row in zip(batch, rows, strict=True)], tokens
+
+        def fail(job: tuple[Request, list[int]], reason: str) -> list[Answer]:
+            return [(job[0], failure(reason, len(job[1])))]
+
+        widths = [decoding.width(len(ids)) for _, ids in fit]
+        yield from self._batches("generate", fit, widths, run, fail)
+
+    def _score(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> Iterator[list[LabelRow]]:
+        tree, jobs, refused = self._label_jobs(prompts, labels, width=2**31)
+        if refused:
+            yield refused
+        jobs.sort(key=lambda job: -len(job[2]))
+        partial: dict[int, _Scores] = {}
+        failed: set[int] = set()
+
+        def run(batch: Sequence[LabelJob]) -> tuple[list[LabelRow], int]:
+            rows = []
+            for (index, node, ids), values in zip(batch, self._next_logprobs(batch), strict=True):
+                mine = partial.setdefault(index, _Scores())
+                mine.tokens += len(ids)
+                mine.nodes += 1
+                keys = [(node.prefix, child) for child in node.children]
+                mine.at.update(zip(keys, values, strict=True))
+                if mine.nodes == len(tree.nodes):
+                    rows.append(label_row(index, tree, partial.pop(index).at, mine.tokens))
+            return rows, sum(len(ids) for _, _, ids in batch)
+
+        def fail(job: LabelJob, reason: str) -> list[LabelRow]:
+            first = job[0] not in failed
+            failed.add(job[0])
+            return [LabelRow(job[0], None, len(job[2]), error=reason)] if first else []
+
+        widths = [len(ids) for _, _, ids in jobs]
+        yield from self._batches("label_logprobs", jobs, widths, run, fail)
+
+    def _next_logprobs(self, batch: Sequence[LabelJob]) -> list[list[float]]:
+        """For each job the log-probabilities of its node's children."""
+        import torch
+
+        ids, mask = padded([ids for _, _, ids in batch], self._device)
+        places = (mask.cumsum(-1) - 1).clamp(min=0)
+        with torch.inference_mode():
+            logits = self._model(
+                input_ids=ids, attention_mask=mask, position_ids=places, logits_to_keep=1
+            ).logits[:, -1]
+            logprobs = logits.float().log_softmax(-1)
+        return [
+            row[list(node.children)].tolist()
+            for row, (_, node, _) in zip(logprobs, batch, strict=True)
+        ]
+
+    def _batches(
+        self,
+        what: str,
+        jobs: Sequence[Job],
+        widths: Sequence[int],
+        run: Callable[[Sequence[Job]], tuple[list[Row], int]],
+        fail: Callable[[Job, str], list[Row]],
+    ) -> Iterator[list[Row]]:
+        """Run the jobs in batches; one that does not fit alone fails alone."""
+        size, at = self._sizes[what], 0
+        while at < len(jobs):
+            rows = min(size.now, len(jobs) - at)
+            if size.auto:
+                rows = max(1, min(rows, int(self._free_bytes() // self._row_bytes(widths[at]))))
+            results: list[Row] | None = None
+            start = time.perf_counter()
+            try:
+                with self._lock:
+                    self._check_open()
+                    results, tokens = run(jobs[at : at + rows])
+            except (RuntimeError, MemoryError) as error:
+                reason = _memory_reason(error)
+            if results is None:
+                _collect(self._device)
+                if size.out_of_memory(rows):
+                    continue
+                if rows > 1:
+                    raise EngineError(
+                        f"out of memory with batch_size={rows} ({reason}); finished rows are in "
+                        'the store. Give a smaller batch_size, or "auto"'
+                    )
+                results = fail(jobs[at], f"out of memory with this prompt alone: {reason}")
+            else:
+                size.note(rows, tokens, time.perf_counter() - start)
+            at += rows
+            yield results
+
+    def _free_bytes(self) -> float:
+        if self._device.type == "cuda":
+            import torch
+
+            cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+            return SPARE * float(torch.cuda.mem_get_info()[0] + cached)
+        import psutil
+
+        return SPARE * float(psutil.virtual_memory().available)
+
+    def _row_bytes(self, width: int) -> int:
+        """Roughly what a row of `width` tokens takes: its keys and values, mask, and one layer."""
+        config = self._model.config.get_text_config()
+        heads = config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        head = getattr(config, "head_dim", None) or config.hidden_size // heads
+        inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        item = self._model.dtype.itemsize
+        kept = 2 * config.num_hidden_layers * kv_heads * head * width
+        layer = width * (width + 4 * config.hidden_size + 4 * inner)
+        return int(item * (kept + layer) + 16 * config.vocab_size)
+
+
+def _memory_reason(error: Exception) -> str:
+    """What ran out, if memory did; everything else is raised as an error of ours."""
+    text = " ".join(str(error).split())
+    if isinstance(error, WorkbenchError):
+        raise error
+    if isinstance(error, MemoryError) or any(words in text.lower() for words in OUT_OF_MEMORY):
+        return f"{text:.200}" or type(error).__name__
+    raise EngineError(
+        f"transformers stopped in mid-run: {text:.400}. Finished rows are in the store"
+    ) from error
+
+
+def _device(name: object) -> Any:
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(str(name))
+    except RuntimeError as error:
+        raise InputError(f'device={name!r}: give "cpu", "cuda" or "cuda:1"') from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise EngineUnavailableError(
+            f"device={name!r}: PyTorch sees {torch.cuda.device_count()} GPUs here; leave `device` "
+            "out, or see `workbench info`"
+        )
+    return device
+
+
+def _shown(device: Any) -> str:
+    if device.type != "cuda":
+        return str(device)
+    import torch
+
+    return f"cuda ({torch.cuda.get_device_name(device)})"
+
+
+def _collect(device: Any) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
+
+
+def _load(source: Source, device: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The tokenizer and the model on its device, ready to answer."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    prepare()
+    embedded = source.small and device.type == "cpu"
+    dtype = options.get("dtype", "float32" if embedded else "auto")
+    where = {"revision": options["revision"]} if "revision" in options else {}
+    more = {k: options[k] for k in ("attn_implementation",) if k in options}
+    disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.name, **where)
+        if options.get("load_format", "auto") == "dummy":
+            config = AutoConfig.from_pretrained(source.name, **where)
+            with device:
+                kind = config.dtype if dtype == "auto" else dtype
+                model = AutoModelForCausalLM.from_config(config, dtype=kind, **more)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                source.name, dtype=dtype, **where, **more
+            ).to(device)
+    except (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError) as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"model {source.name!r} could not be loaded: {text:.400}") from error
+    except (RuntimeError, MemoryError) as error:
+        raise EngineError(
+            f"model {source.name!r} could not be loaded: {_memory_reason(error)}. Close other "
+            "kernels, or take a smaller model or dtype"
+        ) from error
+    return tokenizer, model.eval()
+
+
+def _ends(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that end an answer; what else the model's authors set for decoding is dropped.
+
+    `generate` would take it (a repetition penalty, an end of text) wherever a request is silent.
+    """
+    from transformers import GenerationConfig
+
+    ends = model.generation_config.eos_token_id
+    ends = tokenizer.eos_token_id if ends is None else ends
+    model.generation_config = GenerationConfig()
+    return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
+
+
+def _context(config: Any, asked: object) -> int:
+    text = config.get_text_config()
+    longest = int(getattr(text, "max_position_embeddings", 0) or 2**20)
+    if asked is None:
+        return longest
+    if not isinstance(asked, int) or not 1 <= asked <= longest:
+        raise InputError(f"max_model_len={asked!r}: this model holds 1 to {longest} tokens")
+    return asked
