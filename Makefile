@@ -7,6 +7,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN       = $(eval BIN := $(shell $(PYTHON) requirements/install.py --bin))$(BIN)
 WORKBENCH = "$(BIN)/workbench"
 NOTEBOOKS = notebooks/*.ipynb
+DEMO      = $(addprefix notebooks/,01_quickstart.ipynb 02_throughput.ipynb 03_accuracy.ipynb)
 LOCK      = "$(BIN)/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
             --no-header pyproject.toml --extra dev
 
@@ -21,8 +22,8 @@ help:
 setup: ## make or update the environment (VARIANT=cpu|cuda|remote, PYTHON=...)
 	@$(PYTHON) requirements/install.py --variant "$(VARIANT)" --torch-index "$(TORCH_INDEX)"
 
-demo: setup ## run the quickstart notebook into runs/demo
-	$(WORKBENCH) notebook run notebooks/01_quickstart.ipynb --out runs/demo
+demo: setup ## run the main notebooks (quickstart, throughput, accuracy) into runs/demo
+	$(WORKBENCH) notebook run $(DEMO) --out runs/demo
 
 lab: setup ## open the notebooks in JupyterLab
 	"$(BIN)/jupyter" lab --notebook-dir=notebooks
@@ -34,8 +35,9 @@ notebooks: setup ## run every notebook into runs/notebooks
 figures: setup ## run every notebook in place and refresh figures/
 	$(WORKBENCH) notebook refresh $(NOTEBOOKS)
 
-bench: setup ## measure the engine on this machine, and the time of demo and test
+bench: setup ## measure the engines on this machine, and the time of demo and test
 	$(WORKBENCH) bench engine --commands
+	$(WORKBENCH) bench baseline
 
 ##@ Checks
 lint: setup ## style, types, and the hygiene of the notebooks

@@ -125,3 +125,29 @@ def test_errors_are_a_line_not_a_traceback(tmp_path: Path) -> None:
     done = run(app, ["generate", str(source), str(tmp_path / "o"), "-o", "max_modellen=9"])
     assert done.exit_code == 2
     assert "did you mean 'max_model_len'" in done.stderr
+
+
+def test_eval_prints_and_keeps_a_report(kept: VLLMEngine, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    command = ["eval", "sums", "--count", "30", "--store", "none", "--out", str(out)]
+    done = run(app, command)
+    assert done.exit_code == 0, done.output
+    header, first, *groups = done.stdout.splitlines()
+    assert header.split() == ["value", "low", "high", "n", "failed", "unparsed"]
+    assert first.split()[0] == "accuracy"
+    assert all(line.startswith("digits ") for line in groups)
+    assert sum(int(line.split()[-3]) for line in groups) == int(first.split()[-3]) == 30
+    assert (out / "figure.png").stat().st_size > 1000
+    again = run(app, [*command, "--json"])
+    assert again.exit_code == 2
+    assert "exists already" in again.stderr
+    chat = run(app, ["eval", "claims", "--count", "5", "--chat", "--store", "none", "--json"])
+    assert [row["n"] for row in json.loads(chat.stdout)] == [5]
+    for wrong, message in (
+        (["word_problem"], "did you mean 'word_problems'"),
+        (["sums", "--engine", "vlm"], "engine='vlm' is unknown"),
+        (["sums", "--engine", "transformers", "-o", "batch_size=0"], "batch_size=0"),
+    ):
+        failed = run(app, ["eval", *wrong])
+        assert failed.exit_code == 2
+        assert message in failed.stderr

@@ -51,3 +51,37 @@ def test_stop_ends_a_long_cell_and_the_next_one_works(tmp_path: Any) -> None:
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+
+
+EXPERIMENTS = """
+from workbench import open_engine
+from workbench.evaluation import evaluate
+from workbench.runner import Load, Runner
+from workbench.tasks import WordProblems
+from workbench.throughput import Throughput
+engine = open_engine(store=store)
+plain = open_engine(store=None)
+measured = Throughput([Runner("vllm", plain)], [Load(requests=16, output_tokens=8)], repeats=5000)
+"""
+
+
+@pytest.mark.skipif(unavailable() is not None, reason="needs vLLM")
+def test_stopped_experiments_keep_what_was_measured(tmp_path: Any) -> None:
+    manager, client = start_new_kernel(kernel_name="workbench")
+    try:
+        ask(client, f"store = {str(tmp_path / 's.sqlite')!r}\n{EXPERIMENTS}")
+        for cell in ("measured.run()", "evaluate(WordProblems(), engine, count=1500)"):
+            client.execute(cell)
+            time.sleep(4)
+            manager.interrupt_kernel()
+            assert client.get_shell_msg(timeout=60)["content"]["ename"] == "KeyboardInterrupt"
+        code = (
+            "report = measured.report(); print(0 < len(measured.rows) < 5000, "
+            "report.provenance['complete'], report.summary[0].n == len(measured.rows))"
+        )
+        assert ask(client, code) == ("True False True\n", "")
+        code = "print(evaluate(WordProblems(), engine, count=1500).rows['from_store'].any())"
+        assert ask(client, code) == ("True\n", "")
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,7 +16,10 @@ from workbench.nb.cli import app as notebook
 from workbench.nb.cli import told
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from workbench.bench.table import Row
+    from workbench.types import Metric, Report
 
 __all__ = ["app"]
 
@@ -40,6 +44,10 @@ StorePath = Annotated[
 Options = Annotated[
     list[str] | None,
     typer.Option("--option", "-o", metavar="NAME=VALUE", help="An engine argument, as JSON."),
+]
+EngineName = Annotated[str, typer.Option(help='"auto", "vllm" or "transformers".')]
+Folder = Annotated[
+    Path | None, typer.Option("--out", help="A new folder for the report: numbers, rows, figure.")
 ]
 Out = Annotated[Path | None, typer.Option(help="Write the table here, as JSON.")]
 
@@ -102,6 +110,120 @@ def generate(  # noqa: PLR0917  # a command's arguments are its options
         raise typer.Exit(1)
 
 
+@app.command("eval")
+@told
+def evaluate_task(  # noqa: PLR0917
+    task: Annotated[str, typer.Argument(help="A task by name, such as word_problems or gsm8k.")],
+    model: Model = None,
+    engine: EngineName = "auto",
+    count: Annotated[int | None, typer.Option(min=1, help="Items (default: the task's).")] = None,
+    shots: Annotated[int, typer.Option(min=0, help="Solved examples before each item.")] = 0,
+    chat: Annotated[bool, typer.Option(help="Through the model's chat template.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses the items.")] = 0,
+    store: StorePath = "default",
+    option: Options = None,
+    out: Folder = None,
+    as_json: Json = False,
+) -> None:
+    """How accurate is a model on a task? Stopped and run again, it goes on."""
+    from workbench.engines import open_engine
+    from workbench.evaluation import accuracy_by, evaluate
+    from workbench.plots import new_figure, plot_accuracy
+    from workbench.tasks import open_task
+
+    _check_new(out)
+    chosen = open_task(task)
+    kept = None if store == "none" else store
+    style: Literal["chat", "completion"] = "chat" if chat else "completion"
+    with open_engine(model, engine, store=kept, **_options(option)) as opened:
+        report = evaluate(chosen, opened, count=count, seed=seed, shots=shots, style=style)
+    groups = accuracy_by(report.rows, chosen.difficulty) if chosen.difficulty else []
+    figure, (ax,) = new_figure()
+    plot_accuracy(ax, [*report.summary, *groups])
+    ax.set_title(f"{chosen.name}, {report.provenance['engine']['model']}", fontsize=10)
+    named = [replace(one, name=f"{chosen.difficulty} {one.name}") for one in groups]
+    _report(report, named, figure, out, as_json=as_json)
+
+
+@app.command()
+@told
+def throughput(  # noqa: PLR0917
+    model: Model = None,
+    architecture: Annotated[
+        str | None,
+        typer.Option(help="Random weights in these shapes: llama-1b, llama-8b, llama-70b, a file."),
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Batch of the baseline (default 1, 8, 16, 32).")
+    ] = None,
+    baseline: Annotated[bool, typer.Option(help="Measure transformers too.")] = True,
+    requests: Annotated[int, typer.Option(min=1)] = 256,
+    prompt_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    output_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    shared: Annotated[float, typer.Option(min=0, max=1, help="Share of a common prefix.")] = 0.0,
+    repeats: Annotated[int, typer.Option(min=1)] = 3,
+    option: Options = None,
+    out: Folder = None,
+    as_json: Json = False,
+) -> None:
+    """How many times faster is vLLM than transformers? Ctrl-C prints what was measured."""
+    from workbench.plots import new_figure, plot_speedups
+    from workbench.runner import BATCHES, Load, open_both, versus
+    from workbench.throughput import Throughput
+
+    load = Load(
+        requests=requests, prompt_tokens=prompt_tokens, output_tokens=output_tokens, shared=shared
+    )
+    _check_new(out)
+    batches = (batch or BATCHES) if baseline else ()
+    with ExitStack() as stack:
+        engines = open_both(model, architecture, batches, _options(option))
+        for engine in filter(None, engines):
+            stack.enter_context(engine)
+        measured = Throughput(versus(*engines, batches), [load], repeats=repeats)
+        stopped = False
+        try:
+            measured.run()
+        except KeyboardInterrupt:
+            stopped = True
+        report = measured.report()
+    figure, (ax,) = new_figure()
+    faster = [metric for metric in report.summary if " over " in metric.name]
+    if faster:
+        plot_speedups(ax, faster)
+    _report(report, [], figure, out, as_json=as_json)
+    if stopped:
+        _say("stopped: this is what was measured")
+        raise typer.Exit(130)
+
+
+def _check_new(folder: Path | None) -> None:
+    """Before the work and not after it."""
+    if folder is not None and folder.exists():
+        raise InputError(f"{folder} exists already: choose another folder for this report")
+
+
+def _report(
+    report: Report, more: list[Metric], figure: Figure, out: Path | None, *, as_json: bool
+) -> None:
+    """Print a report's headline numbers, and keep it where asked."""
+    from workbench.nb.tables import table
+
+    metrics = [*report.summary, *more]
+    if out is not None:
+        report.save(out, figure)
+    if as_json:
+        typer.echo(json.dumps([asdict(metric) for metric in metrics], indent=1))
+        return
+    rows = [
+        [m.name, *(f"{x:.4g}" for x in (m.value, m.low, m.high)), m.n, m.n_failed, m.n_unparsed]
+        for m in metrics
+    ]
+    typer.echo(table(["", "value", "low", "high", "n", "failed", "unparsed"], rows))
+    if out is not None:
+        _say(f"summary, rows and figure are in {out}")
+
+
 @bench.command("engine")
 @told
 def bench_engine(
@@ -115,6 +237,20 @@ def bench_engine(
     from workbench.bench.engine import measure
 
     _show(measure(pairs, prompts, _say, commands=commands), out, as_json=as_json)
+
+
+@bench.command("baseline")
+@told
+def bench_baseline(
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each speed.")] = 5,
+    prompts: Annotated[int, typer.Option(min=64)] = 1024,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """vLLM against transformers, and transformers in batches against one by one."""
+    from workbench.bench.baseline import measure
+
+    _show(measure(repeats, prompts, _say), out, as_json=as_json)
 
 
 @tiny.command("train")

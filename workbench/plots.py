@@ -10,11 +10,21 @@ from workbench.types import Metric
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = ["COLOURS", "new_figure", "plot_accuracy", "plot_log_odds", "plot_losses"]
+__all__ = [
+    "COLOURS",
+    "new_figure",
+    "plot_accuracy",
+    "plot_log_odds",
+    "plot_losses",
+    "plot_speeds",
+    "plot_speedups",
+]
 
 # Okabe and Ito (2008): told apart with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -57,7 +67,8 @@ def plot_accuracy(ax: Axes, metrics: Sequence[Metric]) -> None:
     ax.errorbar(
         places, values, yerr=[below, above], fmt="none", ecolor="0.2", capsize=4, linewidth=1.2
     )
-    ax.set_xticks(list(places), [f"{m.name}\nn = {m.n}" for m in metrics])
+    labels = [f"{m.name.replace('_', ' ')}\nn = {m.n}" for m in metrics]
+    ax.set_xticks(list(places), labels, fontsize=9 if len(metrics) < 5 else 8)
     ax.set_ylim(0, 1.05)
     ax.set_ylabel("accuracy (95 % interval)")
 
@@ -85,3 +96,93 @@ def plot_losses(ax: Axes, losses: Sequence[float], every: int) -> None:
     ax.yaxis.set_minor_formatter("{x:g}")
     ax.set_xlabel("step")
     ax.set_ylabel("loss of what can be learned, nats")
+
+
+AXES = {
+    "batch": "prompts in a call",
+    "requests": "prompts",
+    "prompt_tokens": "prompt length, tokens",
+    "output_tokens": "answer length, tokens",
+    "shared": "share of the prompt that all have in common",
+}
+MARKERS = "os^Dv*X"
+
+
+def plot_speeds(ax: Axes, table: pd.DataFrame, by: str) -> None:
+    """Speed against one side of the load, a line for each runner, with the range of the repeats.
+
+    Args:
+        table: rows of `throughput.summarise`; a batch of 0 is drawn as all the prompts.
+        by: a key of `AXES`.
+    """
+    for number, (name, part) in enumerate(table.groupby("runner", sort=False)):
+        line = part.assign(place=_places(part, by)).sort_values("place")
+        speed = line["output_tokens_per_s"]
+        ax.errorbar(
+            line["place"],
+            speed,
+            yerr=[speed - line["low"], line["high"] - speed],
+            label=str(name),
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=5,
+            capsize=3,
+            linewidth=1.4,
+        )
+    _doubling(ax, table, by)
+    ax.set_yscale("log")
+    _log_ticks(ax.yaxis, "{x:,.0f}")
+    ax.set_xlabel(AXES[by])
+    ax.set_ylabel("answer tokens a second")
+
+
+def _places(table: pd.DataFrame, by: str) -> pd.Series[float]:
+    sizes = table[by].astype(float)
+    return sizes.where(sizes > 0, table["requests"]) if by == "batch" else sizes
+
+
+def _log_ticks(axis: Axis, form: str) -> None:
+    """A logarithmic axis with its 1, 2 and 5 named, as one decade is often all there is."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(form)
+    axis.set_minor_locator(NullLocator())
+
+
+def _doubling(ax: Axes, table: pd.DataFrame, by: str) -> None:
+    """Sizes double, and are named where they were measured; a share is a share."""
+    if by == "shared":
+        ax.xaxis.set_major_formatter("{x:.0%}")
+        return
+    from matplotlib.ticker import NullLocator
+
+    measured = sorted(set(_places(table, by)))
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(measured, [f"{x:,.0f}" for x in measured])
+    ax.xaxis.set_minor_locator(NullLocator())
+
+
+def plot_speedups(ax: Axes, metrics: Sequence[Metric]) -> None:
+    """Bars of how many times faster, each with its range; 1 is as fast."""
+    places = range(len(metrics))
+    values = [metric.value for metric in metrics]
+    below = [metric.value - metric.low for metric in metrics]
+    above = [metric.high - metric.value for metric in metrics]
+    ax.barh(places, values, color=COLOURS[0], height=0.6)
+    ax.errorbar(
+        values, places, xerr=[below, above], fmt="none", ecolor="0.2", capsize=4, linewidth=1.2
+    )
+    for place, metric in zip(places, metrics, strict=True):
+        text = f" {metric.value:.1f} ×" if metric.value < 10 else f" {metric.value:.0f} ×"
+        ax.text(metric.high, place, text, va="center", fontsize=9)
+    ax.set_yticks(list(places), [metric.name.rpartition(" over ")[2] for metric in metrics])
+    ax.invert_yaxis()
+    ax.axvline(1, color="0.2", linewidth=1, linestyle="--")
+    ax.grid(axis="y", visible=False)
+    ax.grid(axis="x", color="0.9")
+    ax.set_xscale("log")
+    _log_ticks(ax.xaxis, "{x:g}")
+    ax.set_xlim(left=min(0.5, *(0.8 * metric.low for metric in metrics)))
+    ax.set_xlim(right=2.2 * max(metric.high for metric in metrics))
+    ax.set_xlabel("times faster than")

@@ -60,7 +60,7 @@ def measure(pairs: int, prompts: int, say: Say, *, commands: bool = False) -> li
     say("import …")
     rows += [_import_time()]
     if commands:
-        rows += [_command(say, "demo", 180), _command(say, "test", 360)]
+        rows += [_command(say, "demo", 300), _command(say, "test", 720)]
     return rows
 
 

@@ -19,7 +19,7 @@ from workbench.nb.notebook import PARAMETERS_TAG, Cell, joined, load, statements
 if TYPE_CHECKING:
     from pathlib import Path
 
-FLOOR = 0.60
+FLOOR = 0.70
 _UNCOMPARED = frozenset({"image/png", "image/jpeg", WIDGET_VIEW})
 # nbval's own markers, as comments or (in lower case, with dashes) as tags.
 _MARKERS = {

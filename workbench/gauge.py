@@ -1,0 +1,91 @@
+"""What a piece of work takes: seconds, processor, GPU, memory. Sampled by a thread beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Self
+
+__all__ = ["Gauge", "Reading"]
+
+EVERY = 0.02  # seconds between two looks
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was measured.
+
+    Attributes:
+        seconds: wall time.
+        cpu: share of all the machine's cores that this process used.
+        gpu: mean share of the time in which the GPU was busy; None without one.
+        peak_memory_bytes: most memory at once: of the GPU where this process uses one, else of the
+            process (all that it holds, models included).
+    """
+
+    seconds: float
+    cpu: float
+    gpu: float | None
+    peak_memory_bytes: int
+
+
+class Gauge:
+    """`with Gauge() as gauge: …`, then `gauge.reading`."""
+
+    reading: Reading
+
+    def __enter__(self) -> Self:
+        self._gpu = _on_gpu()
+        self._busy: list[float] = []
+        self._peak = 0
+        if self._gpu:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+        self._look()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        self._processor = time.process_time()
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        seconds = time.perf_counter() - self._start
+        processor = time.process_time() - self._processor
+        self._stop.set()
+        self._thread.join()
+        self._look()
+        if self._gpu:
+            import torch
+
+            self._peak = torch.cuda.max_memory_allocated()
+        gpu = sum(self._busy) / len(self._busy) if self._busy else None
+        self.reading = Reading(
+            seconds, processor / seconds / (os.cpu_count() or 1), gpu, self._peak
+        )
+
+    def _watch(self) -> None:
+        while not self._stop.wait(EVERY):
+            self._look()
+
+    def _look(self) -> None:
+        if self._gpu:
+            import torch
+
+            with contextlib.suppress(Exception):  # no driver library: then memory only
+                self._busy.append(torch.cuda.utilization() / 100)
+        else:
+            import psutil
+
+            self._peak = max(self._peak, int(psutil.Process().memory_info().rss))
+
+
+def _on_gpu() -> bool:
+    """Whether this process uses a GPU; asking must not start torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_available() and torch.cuda.is_initialized())

@@ -1,0 +1,175 @@
+"""What a speed is measured of: how much there is to do, and the ways to do it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from workbench.engines import open_engine
+from workbench.engines.architecture import dummy_model
+from workbench.engines.local import LocalEngine
+from workbench.engines.vllm import VLLMEngine
+from workbench.errors import InputError
+from workbench.types import Engine, Sampling
+
+__all__ = ["BATCHES", "Load", "Runner", "local", "open_both", "versus"]
+
+BATCHES = (1, 8, 16, 32)
+# Options that both engines have.
+COMMON = ("device", "dtype", "load_format", "max_model_len", "revision")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How much there is to do.
+
+    Attributes:
+        requests: prompts.
+        prompt_tokens, output_tokens: length of each prompt and of each answer.
+        shared: share of each prompt, from its beginning, that all have in common.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+
+    requests: int = 256
+    prompt_tokens: int = 128
+    output_tokens: int = 64
+    shared: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("requests", "prompt_tokens", "output_tokens"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"{name}={value!r}: must be a whole number from 1")
+        if not isinstance(self.shared, int | float) or not 0 <= self.shared <= 1:
+            raise InputError(f"shared={self.shared!r}: must be a share from 0 to 1")
+
+    def vary(self, **values: Sequence[float]) -> list[Load]:
+        """This load with one thing changed at a time: `vary(prompt_tokens=(32, 512))`."""
+        changes: list[dict[str, Any]] = [{name: v} for name, vs in values.items() for v in vs]
+        return [replace(self, **change) for change in changes]
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """A way to run prompts.
+
+    Attributes:
+        name: for tables and figures.
+        engine: opened with `store=None`.
+        batch: prompts that go in a call, 0 for all at once.
+        bare: through vLLM's own `LLM.generate`, without our engine around it.
+    """
+
+    name: str
+    engine: Engine
+    batch: int = 0
+    bare: bool = False
+
+    def __post_init__(self) -> None:
+        local(self.engine)
+        if not isinstance(self.batch, int) or isinstance(self.batch, bool) or self.batch < 0:
+            raise InputError(f"{self.name}: batch={self.batch!r} must be 0 (all) or more")
+        if self.bare and not isinstance(self.engine, VLLMEngine):
+            raise InputError(f"{self.name}: only vLLM can run bare, this is {self.engine!r}")
+
+    @property
+    def label(self) -> str:
+        """Name and batch, as one text."""
+        return f"{self.name}, {f'batch {self.batch}' if self.batch else 'all at once'}"
+
+    def run(self, prompts: list[str], sampling: Sampling) -> tuple[int, int, int]:
+        """Complete the prompts; returns prompt, completion and cached tokens.
+
+        Raises:
+            EngineError: some prompts failed.
+        """
+        if isinstance(self.engine, VLLMEngine):
+            self.engine.llm.reset_prefix_cache()
+        if self.bare:
+            return self._run_bare(prompts, sampling)
+        before = self.engine.usage
+        step = self.batch or len(prompts)
+        for at in range(0, len(prompts), step):
+            self.engine.generate(prompts[at : at + step], sampling)
+        used = self.engine.usage.since(before)
+        if used.from_store:
+            raise InputError(f"{self.name} answers from its store: open it with store=None")
+        return used.prompt_tokens, used.completion_tokens, used.cached_tokens
+
+    def _run_bare(self, prompts: list[str], sampling: Sampling) -> tuple[int, int, int]:
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=sampling.max_tokens, temperature=0.0, ignore_eos=True)
+        llm: Any = self.engine.llm  # type: ignore[attr-defined]  # checked above
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        return (
+            sum(len(output.prompt_token_ids) for output in outputs),
+            sum(len(output.outputs[0].token_ids) for output in outputs),
+            sum(output.num_cached_tokens or 0 for output in outputs),
+        )
+
+
+def open_both(
+    model: str | None = None,
+    architecture: str | None = None,
+    batches: Sequence[int] = BATCHES,
+    options: Mapping[str, Any] | None = None,
+) -> tuple[Engine, Engine | None]:
+    """vLLM in this process and, with any `batches`, the transformers baseline beside it (or None).
+
+    Args:
+        model: as for `open_engine`; or
+        architecture: a preset or file of shapes, to be filled with random weights.
+        batches: what the baseline is to be measured at.
+        options: of vLLM; those that the baseline has too are given to both.
+
+    Raises:
+        InputError: model and architecture, or no such architecture, or unknown options.
+        EngineUnavailableError, EngineError: as `open_engine`.
+    """
+    chosen = dict(options or {})
+    if architecture is not None:
+        if model is not None:
+            raise InputError(f"model={model!r}, architecture={architecture!r}: give one of them")
+        model = str(dummy_model(architecture))
+        chosen = {"load_format": "dummy"} | chosen
+    common = {name: value for name, value in chosen.items() if name in COMMON}
+    baseline = None
+    if batches:  # first, as it takes what it needs, and vLLM fills what it is allowed to
+        common["batch_size"] = max(batches)
+        baseline = open_engine(model, "transformers", store=None, **common)
+    try:
+        return open_engine(model, "vllm", store=None, **chosen), baseline
+    except BaseException:
+        if baseline is not None:
+            baseline.close()
+        raise
+
+
+def versus(
+    engine: Engine, baseline: Engine | None = None, batches: Sequence[int] = BATCHES
+) -> list[Runner]:
+    """An engine with all prompts at once, `LLM.generate` itself, the baseline in batches.
+
+    The baseline must be open with a `batch_size` of the largest of `batches`.
+    """
+    runners = [Runner(engine.info.engine, engine)]
+    if isinstance(engine, VLLMEngine):
+        runners.append(Runner("bare LLM.generate", engine, bare=True))
+    if baseline is not None:
+        runners += [Runner(baseline.info.engine, baseline, batch) for batch in batches]
+    return runners
+
+
+def local(engine: Engine) -> LocalEngine:
+    """The engine, if it is one of this process.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not isinstance(engine, LocalEngine):
+        raise InputError(f"{engine!r} has no tokenizer in this process to make prompts with")
+    return engine

@@ -1,0 +1,238 @@
+"""How fast are engines: the same prompts through each, in turns, on one machine in one run.
+
+A `Runner` is a way to run prompts, a `Load` is how much there is to do. Every repeat has prompts of
+its own, and prefix caches are emptied before each run, so that nothing is answered from memory.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from workbench.engines.meter import one_bar
+from workbench.errors import EngineError, InputError
+from workbench.gauge import Gauge
+from workbench.runner import Load, Runner, local
+from workbench.runs import commit
+from workbench.tasks.filler import filler
+from workbench.types import Metric, Report, Sampling, Usage
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Throughput", "speedups", "summarise"]
+
+CALLS = 4  # a batch is timed over so many calls: its speed does not depend on what follows
+
+
+class Throughput:
+    """A measurement: `run()` does it, and after an interrupt goes on with it.
+
+    `rows` has one row for each runner, load and repeat that is done: `runner`, `batch`, `label`;
+    the load's fields; `repeat`, `count` (prompts that were run: `CALLS` batches at most),
+    `seconds`, `requests_per_s`, `output_tokens_per_s`,
+    `total_tokens_per_s`, `cached` (share of prompt tokens), `cpu` (share of all cores), `gpu`
+    (share of the time, None without one), `peak_memory_gib`, `error`.
+
+    Args:
+        runners: the first is what the others are compared to.
+        loads: the first is the one of the headline numbers.
+        repeats: runs of each.
+        seed: chooses the prompts.
+
+    Raises:
+        InputError: nothing to run, two runners of the same label, or a load that does not fit an
+            engine's context.
+    """
+
+    def __init__(
+        self, runners: Sequence[Runner], loads: Sequence[Load], *, repeats: int = 3, seed: int = 0
+    ) -> None:
+        if not runners or not loads:
+            raise InputError("give at least one runner and one load")
+        if not isinstance(repeats, int) or repeats < 1:
+            raise InputError(f"repeats={repeats!r}: must be a whole number from 1")
+        labels = [runner.label for runner in runners]
+        if len(set(labels)) < len(labels):
+            raise InputError(f"two runners are called the same: {labels}")
+        self._runners, self._loads = list(runners), list(dict.fromkeys(loads))
+        for load in self._loads:
+            for runner in runners:
+                _check_fit(runner, load)
+        self._repeats, self._seed = repeats, seed
+        self._done: dict[tuple[int, int, int], dict[str, Any]] = {}
+        self._warm = False
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """What has been measured so far."""
+        import pandas as pd
+
+        return pd.DataFrame([self._done[key] for key in sorted(self._done)])
+
+    def run(self) -> Report:
+        """Measure what is not measured yet; Ctrl-C keeps what is."""
+        plan = [key for key in self._plan() if key not in self._done]
+        with one_bar(len(plan), "throughput", "run") as bar:
+            if not self._warm:
+                self._warm_up()
+            for key in plan:
+                repeat, load, which = key
+                runner = self._runners[which]
+                bar.set_postfix_str(runner.label)
+                self._done[key] = self._measure(runner, self._loads[load], repeat)
+                bar.update()
+        return self.report()
+
+    def _warm_up(self) -> None:
+        for runner in self._runners:
+            self._measure(runner, replace(self._loads[0], requests=8, output_tokens=4), -1)
+        self._warm = True
+
+    def report(self) -> Report:
+        """What has been measured so far, as a report.
+
+        Raises:
+            InputError: nothing has been.
+        """
+        import pandas as pd
+
+        rows = self.rows
+        if rows.empty:
+            raise InputError("nothing has been measured yet: call run()")
+        first = pd.DataFrame([self._done[key] for key in sorted(self._done) if key[1] == 0])
+        rates = [
+            _median(str(label), part["output_tokens_per_s"], int(part["error"].notna().sum()))
+            for label, part in first.groupby("label", sort=False)
+        ]
+        provenance = {
+            "engines": [asdict(runner.engine.info) for runner in self._runners],
+            "loads": [asdict(load) for load in self._loads],
+            "repeats": self._repeats,
+            "seed": self._seed,
+            "cores": os.cpu_count(),
+            "complete": len(self._done) == len(self._plan()),
+            "commit": commit(),
+        }
+        return Report((*rates, *speedups(first)), rows, _usage(rows), provenance)
+
+    def _plan(self) -> list[tuple[int, int, int]]:
+        """(repeat, load, runner); no runner is always the first or the last."""
+        many = len(self._runners)
+        return [
+            (repeat, load, (runner + repeat) % many)
+            for repeat in range(self._repeats)
+            for load in range(len(self._loads))
+            for runner in range(many)
+        ]
+
+    def _measure(self, runner: Runner, load: Load, repeat: int) -> dict[str, Any]:
+        tokenizer = local(self._runners[0].engine).tokenizer
+        seed = f"{self._seed}-{repeat}"
+        count = min(load.requests, CALLS * runner.batch or load.requests)
+        prompts = filler(tokenizer, count, load.prompt_tokens, shared=load.shared, seed=seed)
+        sampling = Sampling(max_tokens=load.output_tokens, ignore_eos=True)
+        error, counts = None, (0, 0, 0)
+        with Gauge() as gauge:
+            try:
+                counts = runner.run(prompts, sampling)
+            except EngineError as failed:
+                error = str(failed)
+        read = gauge.reading
+        prompt, output, cached = counts
+        rate = float("nan") if error else 1 / read.seconds
+        return {
+            "runner": runner.name,
+            "batch": runner.batch,
+            "label": runner.label,
+            **asdict(load),
+            "repeat": repeat,
+            "count": count,
+            "seconds": read.seconds,
+            "requests_per_s": count * rate,
+            "output_tokens_per_s": output * rate,
+            "total_tokens_per_s": (prompt + output) * rate,
+            "cached": cached / prompt if prompt else 0.0,
+            "cpu": read.cpu,
+            "gpu": read.gpu,
+            "peak_memory_gib": read.peak_memory_bytes / 2**30,
+            "error": error,
+        }
+
+
+def summarise(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row for each runner and load: medians over the repeats, and the range of the speed.
+
+    Columns: `label`, `runner`, `batch`, the load's fields, `n`, `n_failed`, `output_tokens_per_s`
+    with `low` and `high`, `requests_per_s`, `cached`, `cpu`, `gpu`, `peak_memory_gib` (highest).
+    """
+    import pandas as pd
+
+    keys = ["label", "runner", "batch", *asdict(Load())]
+    found = []
+    for values, part in rows.groupby(keys, sort=False):
+        speed = part["output_tokens_per_s"]
+        middle = part[["requests_per_s", "cached", "cpu", "gpu"]].astype(float).median()
+        found.append(
+            dict(zip(keys, values, strict=True))
+            | {"n": speed.count(), "n_failed": part["error"].notna().sum()}
+            | {"output_tokens_per_s": speed.median(), "low": speed.min(), "high": speed.max()}
+            | middle.to_dict()
+            | {"peak_memory_gib": part["peak_memory_gib"].max()}
+        )
+    return pd.DataFrame(found)
+
+
+def speedups(rows: pd.DataFrame) -> list[Metric]:
+    """How many times faster the first runner is than each other one, on the same load.
+
+    Each repeat gives one ratio of requests a second; a metric is their median with their range,
+    and `n` the number of repeats. Runners without a finished repeat have none.
+    """
+    done = rows[rows["error"].isna()]
+    if done.empty:
+        return []
+    table = done.pivot_table(index="repeat", columns="label", values="requests_per_s", sort=False)
+    first = rows["label"].iloc[0]
+    if first not in table:
+        return []
+    found = []
+    for label in table.columns:
+        ratios = (table[first] / table[label]).dropna()
+        if label != first and len(ratios):
+            found.append(_median(f"{first} over {label}", ratios))
+    return found
+
+
+def _median(name: str, values: pd.Series[float], failed: int = 0) -> Metric:
+    known = [float(value) for value in values.dropna()]
+    if not known:
+        return Metric(name, float("nan"), float("nan"), float("nan"), 0, failed)
+    return Metric(name, statistics.median(known), min(known), max(known), len(known), failed)
+
+
+def _check_fit(runner: Runner, load: Load) -> None:
+    context = runner.engine.info.context_length
+    need = load.prompt_tokens + load.output_tokens
+    if need > context:
+        raise InputError(
+            f"{runner.name} holds {context} tokens, {load} needs {need}: make it shorter or raise "
+            "max_model_len"
+        )
+
+
+def _usage(rows: pd.DataFrame) -> Usage:
+    done = rows[rows["error"].isna()]
+    prompts = done["count"] * done["prompt_tokens"]
+    return Usage(
+        requests=int(rows["count"].sum()),
+        failed=int(rows["count"].sum() - done["count"].sum()),
+        prompt_tokens=int(prompts.sum()),
+        completion_tokens=int((done["count"] * done["output_tokens"]).sum()),
+        cached_tokens=round(float((done["cached"] * prompts).sum())),
+        seconds=float(rows["seconds"].sum()),
+        peak_memory_bytes=round(float(rows["peak_memory_gib"].max()) * 2**30),
+    )
