@@ -146,6 +146,7 @@ def test_eval_prints_and_keeps_a_report(kept: VLLMEngine, tmp_path: Path) -> Non
     for wrong, message in (
         (["word_problem"], "did you mean 'word_problems'"),
         (["sums", "--engine", "vlm"], "engine='vlm' is unknown"),
+        (["sums", "-o", "store=x"], "store is no engine argument"),
         (["sums", "--engine", "transformers", "-o", "batch_size=0"], "batch_size=0"),
     ):
         failed = run(app, ["eval", *wrong])

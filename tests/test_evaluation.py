@@ -1,4 +1,4 @@
-"""Reports: their numbers, how two compare, and that they are saved whole."""
+"""Reports: their numbers, how two compare, compare_p, and that they are saved whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
-from workbench.evaluation import accuracy, accuracy_by, compare, evaluate
+from workbench.evaluation import accuracy, accuracy_by, compare, compare_p, evaluate
 from workbench.stats import paired_shares, proportion
 from workbench.tasks import Claims, Sums
 from workbench.types import Item, Report, Usage
@@ -84,6 +84,9 @@ def test_a_comparison_is_over_what_both_answered() -> None:
     assert metric == paired_shares("gain", [True, True, False], [True, False, False], n_failed=2)
     assert metric.value == pytest.approx(1 / 3)
     assert compare(other, one).value == -metric.value
+    assert compare_p(one, other) == 1.0  # one item of three tells them apart
+    with pytest.raises(InputError, match="compare_p"):
+        compare_p(verdicts({"a": None}), one)
     failed = compare(verdicts({"a": None}), one)
     assert (failed.n, failed.n_failed, failed.low, failed.high) == (0, 1, -1.0, 1.0)
     assert failed.value != failed.value

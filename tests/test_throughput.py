@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 from collections.abc import Iterator
+from itertools import chain, product
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -17,7 +22,7 @@ from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
 from workbench.gauge import Gauge
 from workbench.plots import new_figure, plot_speeds, plot_speedups
-from workbench.runner import Load, Runner, open_both, versus
+from workbench.runner import Load, Runner, _what_is_left, open_both, versus
 from workbench.tasks.filler import filler
 from workbench.throughput import CALLS, Throughput, speedups, summarise
 
@@ -41,8 +46,31 @@ def test_fillers_have_the_length_asked_for(plain: VLLMEngine) -> None:
     assert filler(plain.tokenizer, 20, 50, shared=0.5, seed="a") == texts
     other = filler(plain.tokenizer, 20, 50, shared=0.5, seed="b")
     assert other[0][:40] != texts[0][:40]
-    with pytest.raises(InputError, match="prompt_tokens=0"):
-        filler(plain.tokenizer, 1, 0)
+    for count, tokens, shared in ((1, 0, 0.0), (200, 1, 0.0), (8, 50, 1.0)):
+        with pytest.raises(InputError, match=r"prompt_tokens=0|not so many"):
+            filler(plain.tokenizer, count, tokens, shared=shared)
+
+
+@pytest.mark.parametrize("space", ["\u2581", "\u0120"])
+def test_fillers_fit_tokenizers_of_both_kinds(space: str) -> None:
+    """SentencePiece puts a space before a text and takes it off again; both add a beginning."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = [space + "".join(letters) for letters in product("abc", repeat=3)]
+    vocabulary = {piece: n for n, piece in enumerate(["<s>", "<unk>", space, *words])}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    if space == "\u2581":
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+        made.decoder = decoders.Metaspace(prepend_scheme="always")
+    else:
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = decoders.ByteLevel()
+    made.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
+    texts = filler(tokenizer, 12, 20, shared=0.5)
+    assert {len(ids) for ids in tokenizer(texts).input_ids} == {20}
+    assert 1 not in set(chain.from_iterable(tokenizer(texts).input_ids))
 
 
 def test_every_cell_is_measured_with_the_same_work(
@@ -54,7 +82,10 @@ def test_every_cell_is_measured_with_the_same_work(
     rows = report.rows
     assert len(rows) == 4 * 3 * 2
     assert rows["error"].isna().all()
-    assert (rows["count"] == rows["requests"].where(rows["batch"] != 1, CALLS)).all()
+    together = rows[rows["batch"] == 0]
+    assert (together["count"] == together["requests"]).all()
+    assert (rows.loc[rows["batch"] == 1, "count"] == CALLS).all()
+    assert set(rows.loc[rows["batch"] == 4, "count"]) == {12, 4}  # whole batches
     tokens = rows["output_tokens_per_s"] * rows["seconds"]
     assert tokens.tolist() == pytest.approx((rows["count"] * rows["output_tokens"]).tolist())
     tokens = rows["total_tokens_per_s"] * rows["seconds"]
@@ -85,11 +116,8 @@ def test_nothing_is_answered_from_memory(plain: VLLMEngine, kept: VLLMEngine) ->
     assert (rows["cached"] == 0).all()
     shared = Throughput(twice, load.vary(shared=(0.8,)), repeats=1).run().rows
     assert (shared["cached"] > 0.4).all()
-    measured = Throughput([Runner("kept", kept)], [SMALL], repeats=2)
-    measured.run()
-    again = Throughput([Runner("kept", kept)], [SMALL], repeats=2)
     with pytest.raises(InputError, match="open it with store=None"):
-        again.run()
+        Runner("kept", kept)
 
 
 def test_what_was_measured_survives_an_interrupt(
@@ -139,6 +167,19 @@ def test_a_run_that_fails_is_a_row_with_its_reason(
     assert not any(" over " in name for name in metrics)
     assert report.usage.failed == 24
     assert speedups(report.rows[report.rows["runner"] == "broken"]) == []
+    with pytest.raises(InputError, match="several loads"):
+        speedups(Throughput([Runner("vllm", plain)], [SMALL, Load(requests=4)]).run().rows)
+
+
+def test_a_stop_during_bare_generate_leaves_vllm_clean(plain: VLLMEngine) -> None:
+    load = Load(requests=64, prompt_tokens=32, output_tokens=64)
+    measured = Throughput([Runner("bare", plain, bare=True)], [load], repeats=50)
+    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        measured.run()
+    assert plain.llm.llm_engine.get_num_unfinished_requests() == 0
+    assert 0 < len(measured.rows) < 50
+    assert measured.rows["error"].isna().all()
 
 
 def test_bad_requests(plain: VLLMEngine) -> None:
@@ -160,15 +201,31 @@ def test_bad_requests(plain: VLLMEngine) -> None:
         Throughput([runner, runner], [SMALL])
     with pytest.raises(InputError, match="holds 2048 tokens"):
         Throughput([runner], [Load(prompt_tokens=2000)])
+    with pytest.raises(InputError, match="no whole batch"):
+        Throughput([Runner("vllm", plain, 64)], [SMALL])
     with pytest.raises(InputError, match="no tokenizer in this process"):
         Runner("other", object())  # type: ignore[arg-type]
     with pytest.raises(InputError, match="give one of them"):
         open_both("some/model", "llama-1b")
 
 
+def test_the_baseline_on_a_gpu_leaves_room_for_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 * 2**30, 80 * 2**30))
+    on_gpu: Any = SimpleNamespace(info=SimpleNamespace(device="cuda (some GPU)"))
+    assert _what_is_left(on_gpu) == {"gpu_memory_utilization": 0.56}
+    on_cpu: Any = SimpleNamespace(info=SimpleNamespace(device="cpu"))
+    assert _what_is_left(on_cpu) == {}
+
+
 def test_bare_is_for_vllm_only(baseline: TransformersEngine) -> None:
     with pytest.raises(InputError, match="only vLLM can run bare"):
         Runner("transformers", baseline, bare=True)
+    with pytest.raises(InputError, match="the engine runs 4 rows at once"):
+        Runner("transformers", baseline, 8)
 
 
 def test_the_gauge_sees_work_and_memory() -> None:

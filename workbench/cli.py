@@ -186,6 +186,9 @@ def throughput(  # noqa: PLR0917
             measured.run()
         except KeyboardInterrupt:
             stopped = True
+            if measured.rows.empty:
+                _say("stopped before anything was measured")
+                raise typer.Exit(130) from None
         report = measured.report()
     figure, (ax,) = new_figure()
     faster = [metric for metric in report.summary if " over " in metric.name]
@@ -210,17 +213,19 @@ def _report(
     from workbench.nb.tables import table
 
     metrics = [*report.summary, *more]
-    if out is not None:
-        report.save(out, figure)
     if as_json:
         typer.echo(json.dumps([asdict(metric) for metric in metrics], indent=1))
-        return
-    rows = [
-        [m.name, *(f"{x:.4g}" for x in (m.value, m.low, m.high)), m.n, m.n_failed, m.n_unparsed]
-        for m in metrics
-    ]
-    typer.echo(table(["", "value", "low", "high", "n", "failed", "unparsed"], rows))
+    else:
+        rows = [
+            [m.name, *(f"{x:.4g}" for x in (m.value, m.low, m.high)), m.n, m.n_failed, m.n_unparsed]
+            for m in metrics
+        ]
+        typer.echo(table(["", "value", "low", "high", "n", "failed", "unparsed"], rows))
     if out is not None:
+        try:
+            report.save(out, figure)
+        except OSError as error:
+            raise InputError(f"the report could not be written to {out}: {error}") from error
         _say(f"summary, rows and figure are in {out}")
 
 
@@ -242,7 +247,7 @@ def bench_engine(
 @bench.command("baseline")
 @told
 def bench_baseline(
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of each speed.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each speed.")] = 3,
     prompts: Annotated[int, typer.Option(min=64)] = 1024,
     out: Out = None,
     as_json: Json = False,
@@ -308,6 +313,8 @@ def _options(pairs: list[str] | None) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not equals:
             raise InputError(f"--option {pair!r} must be NAME=VALUE")
+        if name in ("model", "engine", "store"):
+            raise InputError(f"--option {pair!r}: {name} is no engine argument; see --help")
         try:
             options[name] = json.loads(value)
         except ValueError:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.errors import InputError
 from workbench.runs import commit
-from workbench.stats import paired_shares, proportion
+from workbench.stats import mcnemar, paired_shares, proportion
 from workbench.types import Completion, Engine, Item, Metric, Report, Sampling, Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["accuracy", "accuracy_by", "compare", "evaluate"]
+__all__ = ["accuracy", "accuracy_by", "compare", "compare_p", "evaluate"]
 
 
 def evaluate(
@@ -122,6 +122,26 @@ def compare(report: Report, other: Report, name: str = "difference") -> Metric:
     Raises:
         InputError: the reports share no items, or are not of one task.
     """
+    done, failed = _paired(report, other, name)
+    if done.empty:
+        return Metric(name, float("nan"), -1.0, 1.0, 0, n_failed=failed)
+    return paired_shares(name, done["correct"], done["correct_other"], n_failed=failed)
+
+
+def compare_p(report: Report, other: Report) -> float:
+    """McNemar's exact p-value for the same items as `compare`: is the difference chance?
+
+    Raises:
+        InputError: as `compare`, or no item was answered in both.
+    """
+    done, _ = _paired(report, other, "compare_p")
+    if done.empty:
+        raise InputError("compare_p: no item was answered in both reports")
+    return mcnemar(done["correct"], done["correct_other"])
+
+
+def _paired(report: Report, other: Report, name: str) -> tuple[pd.DataFrame, int]:
+    """The items that both answered, and how many are left out because one of them failed."""
     both = _verdicts(report).merge(_verdicts(other), on="id", suffixes=("", "_other"))
     if both.empty:
         raise InputError(f"{name}: the reports share no item; evaluate both with the same seed")
@@ -133,10 +153,7 @@ def compare(report: Report, other: Report, name: str = "difference") -> Metric:
             f"{first['answer_other']!r} in the other: compare reports of the same task"
         )
     done = both[both["error"].isna() & both["error_other"].isna()]
-    if done.empty:
-        return Metric(name, float("nan"), -1.0, 1.0, 0, n_failed=len(both))
-    failed = len(both) - len(done)
-    return paired_shares(name, done["correct"], done["correct_other"], n_failed=failed)
+    return done, len(both) - len(done)
 
 
 def _verdicts(report: Report) -> pd.DataFrame:

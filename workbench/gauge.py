@@ -8,9 +8,10 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
-__all__ = ["Gauge", "Reading"]
+__all__ = ["Gauge", "Reading", "free_memory"]
 
 EVERY = 0.02  # seconds between two looks
 
@@ -25,12 +26,14 @@ class Reading:
         gpu: mean share of the time in which the GPU was busy; None without one.
         peak_memory_bytes: most memory at once: of the GPU where this process uses one, else of the
             process (all that it holds, models included).
+        added_memory_bytes: how much of it was not in use before.
     """
 
     seconds: float
     cpu: float
     gpu: float | None
     peak_memory_bytes: int
+    added_memory_bytes: int
 
 
 class Gauge:
@@ -46,7 +49,11 @@ class Gauge:
             import torch
 
             torch.cuda.reset_peak_memory_stats()
-        self._look()
+            self._before = torch.cuda.memory_allocated()
+            self._look()
+        else:
+            self._look()
+            self._before = self._peak
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -66,7 +73,11 @@ class Gauge:
             self._peak = torch.cuda.max_memory_allocated()
         gpu = sum(self._busy) / len(self._busy) if self._busy else None
         self.reading = Reading(
-            seconds, processor / seconds / (os.cpu_count() or 1), gpu, self._peak
+            seconds,
+            processor / seconds / (os.cpu_count() or 1),
+            gpu,
+            self._peak,
+            max(0, self._peak - self._before),
         )
 
     def _watch(self) -> None:
@@ -83,6 +94,18 @@ class Gauge:
             import psutil
 
             self._peak = max(self._peak, int(psutil.Process().memory_info().rss))
+
+
+def free_memory() -> float:
+    """Bytes of main memory that this process may still take, within its container's limit."""
+    import psutil
+
+    free = float(psutil.virtual_memory().available)
+    limits = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):  # no such limit ("max"), or no Linux
+        limit = float((limits / "memory.max").read_text())
+        free = min(free, limit - float((limits / "memory.current").read_text()))
+    return max(free, 0.0)
 
 
 def _on_gpu() -> bool:

@@ -69,9 +69,16 @@ class Runner:
     bare: bool = False
 
     def __post_init__(self) -> None:
-        local(self.engine)
+        if local(self.engine).has_store:
+            raise InputError(f"{self.name} would answer from its store: open it with store=None")
         if not isinstance(self.batch, int) or isinstance(self.batch, bool) or self.batch < 0:
             raise InputError(f"{self.name}: batch={self.batch!r} must be 0 (all) or more")
+        size = getattr(self.engine, "batch_size", self.batch)
+        if self.batch > size:
+            raise InputError(
+                f"{self.name}: batch={self.batch}, but the engine runs {size} rows at once: open "
+                f"it with batch_size={self.batch}"
+            )
         if self.bare and not isinstance(self.engine, VLLMEngine):
             raise InputError(f"{self.name}: only vLLM can run bare, this is {self.engine!r}")
 
@@ -95,16 +102,11 @@ class Runner:
         for at in range(0, len(prompts), step):
             self.engine.generate(prompts[at : at + step], sampling)
         used = self.engine.usage.since(before)
-        if used.from_store:
-            raise InputError(f"{self.name} answers from its store: open it with store=None")
         return used.prompt_tokens, used.completion_tokens, used.cached_tokens
 
     def _run_bare(self, prompts: list[str], sampling: Sampling) -> tuple[int, int, int]:
-        from vllm import SamplingParams
-
-        params = SamplingParams(max_tokens=sampling.max_tokens, temperature=0.0, ignore_eos=True)
-        llm: Any = self.engine.llm  # type: ignore[attr-defined]  # checked above
-        outputs = llm.generate(prompts, params, use_tqdm=False)
+        assert isinstance(self.engine, VLLMEngine)
+        outputs = self.engine.bare(prompts, sampling)
         return (
             sum(len(output.prompt_token_ids) for output in outputs),
             sum(len(output.outputs[0].token_ids) for output in outputs),
@@ -141,12 +143,23 @@ def open_both(
     if batches:  # first, as it takes what it needs, and vLLM fills what it is allowed to
         common["batch_size"] = max(batches)
         baseline = open_engine(model, "transformers", store=None, **common)
+        chosen = {"dtype": baseline.info.dtype} | _what_is_left(baseline) | chosen
     try:
         return open_engine(model, "vllm", store=None, **chosen), baseline
     except BaseException:
         if baseline is not None:
             baseline.close()
         raise
+
+
+def _what_is_left(baseline: Engine) -> dict[str, float]:
+    """vLLM's share of a GPU that the baseline is on: most of what is free, as batches need some."""
+    if not baseline.info.device.startswith("cuda"):
+        return {}
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    return {"gpu_memory_utilization": round(0.75 * free / total, 2)}
 
 
 def versus(

@@ -35,7 +35,8 @@ class Throughput:
     the load's fields; `repeat`, `count` (prompts that were run: `CALLS` batches at most),
     `seconds`, `requests_per_s`, `output_tokens_per_s`,
     `total_tokens_per_s`, `cached` (share of prompt tokens), `cpu` (share of all cores), `gpu`
-    (share of the time, None without one), `peak_memory_gib`, `error`.
+    (share of the time, None without one), `peak_memory_gib` (all that is held),
+    `added_memory_gib` (by this run), `error`.
 
     Args:
         runners: the first is what the others are compared to.
@@ -89,7 +90,8 @@ class Throughput:
 
     def _warm_up(self) -> None:
         for runner in self._runners:
-            self._measure(runner, replace(self._loads[0], requests=8, output_tokens=4), -1)
+            few = replace(self._loads[0], requests=max(8, runner.batch), output_tokens=4)
+            self._measure(runner, few, -1)
         self._warm = True
 
     def report(self) -> Report:
@@ -132,7 +134,9 @@ class Throughput:
     def _measure(self, runner: Runner, load: Load, repeat: int) -> dict[str, Any]:
         tokenizer = local(self._runners[0].engine).tokenizer
         seed = f"{self._seed}-{repeat}"
-        count = min(load.requests, CALLS * runner.batch or load.requests)
+        count = load.requests
+        if runner.batch:  # whole batches only
+            count = min(count - count % runner.batch, CALLS * runner.batch)
         prompts = filler(tokenizer, count, load.prompt_tokens, shared=load.shared, seed=seed)
         sampling = Sampling(max_tokens=load.output_tokens, ignore_eos=True)
         error, counts = None, (0, 0, 0)
@@ -143,6 +147,8 @@ class Throughput:
                 error = str(failed)
         read = gauge.reading
         prompt, output, cached = counts
+        if error is None and output != count * load.output_tokens:
+            error = f"{output} answer tokens, not {count} × {load.output_tokens}"
         rate = float("nan") if error else 1 / read.seconds
         return {
             "runner": runner.name,
@@ -159,6 +165,7 @@ class Throughput:
             "cpu": read.cpu,
             "gpu": read.gpu,
             "peak_memory_gib": read.peak_memory_bytes / 2**30,
+            "added_memory_gib": read.added_memory_bytes / 2**30,
             "error": error,
         }
 
@@ -167,7 +174,8 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     """A row for each runner and load: medians over the repeats, and the range of the speed.
 
     Columns: `label`, `runner`, `batch`, the load's fields, `n`, `n_failed`, `output_tokens_per_s`
-    with `low` and `high`, `requests_per_s`, `cached`, `cpu`, `gpu`, `peak_memory_gib` (highest).
+    with `low` and `high`, `requests_per_s`, `cached`, `cpu`, `gpu`, and the highest
+    `peak_memory_gib` and `added_memory_gib`.
     """
     import pandas as pd
 
@@ -181,7 +189,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
             | {"n": speed.count(), "n_failed": part["error"].notna().sum()}
             | {"output_tokens_per_s": speed.median(), "low": speed.min(), "high": speed.max()}
             | middle.to_dict()
-            | {"peak_memory_gib": part["peak_memory_gib"].max()}
+            | part[["peak_memory_gib", "added_memory_gib"]].max().to_dict()
         )
     return pd.DataFrame(found)
 
@@ -191,7 +199,12 @@ def speedups(rows: pd.DataFrame) -> list[Metric]:
 
     Each repeat gives one ratio of requests a second; a metric is their median with their range,
     and `n` the number of repeats. Runners without a finished repeat have none.
+
+    Raises:
+        InputError: the rows are of several loads.
     """
+    if len(rows[[*asdict(Load())]].drop_duplicates()) > 1:
+        raise InputError("rows of several loads: give those of one, a ratio is of the same work")
     done = rows[rows["error"].isna()]
     if done.empty:
         return []
@@ -215,6 +228,8 @@ def _median(name: str, values: pd.Series[float], failed: int = 0) -> Metric:
 
 
 def _check_fit(runner: Runner, load: Load) -> None:
+    if runner.batch > load.requests:
+        raise InputError(f"{runner.label}: {load.requests} requests are no whole batch; give more")
     context = runner.engine.info.context_length
     need = load.prompt_tokens + load.output_tokens
     if need > context:

@@ -96,7 +96,7 @@ class Architecture:
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"shapes {str(path)!r} cannot be read: {reason}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"shapes {str(path)!r} are not JSON ({error})") from error
         try:
             _check_keys(shapes)

@@ -90,6 +90,11 @@ class BaseEngine(ABC):
         if self._store is not None:
             self._store.close()
 
+    @property
+    def has_store(self) -> bool:
+        """Whether responses are kept, and answered from there."""
+        return self._store is not None
+
     def _check_open(self) -> None:
         if self._closed:
             raise EngineError("this engine is closed; call open_engine(…) again")

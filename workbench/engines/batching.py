@@ -1,7 +1,8 @@
-"""How many rows a batch holds: a fixed number, or one found while working.
+"""How many rows a batch holds in one call: a fixed number, or one found while working.
 
-Found: it doubles while the tokens a second grow, and halves when memory runs out. Sizes are
-compared on full batches only, and one slow batch is asked again before it ends the growth.
+Found: it doubles while the tokens a second grow, and halves when memory runs out. Work changes as a
+call goes on (long prompts come first), so a batch that seems slower is compared with one of the
+smaller size that runs right after it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ from typing import Literal
 
 from workbench.errors import InputError
 
-__all__ = ["BatchSize", "check_batch_size"]
+__all__ = ["START", "BatchSize", "check_batch_size"]
 
 log = logging.getLogger("workbench")
 
-START = 16  # smaller ones would only be measured to be left again
-GROWTH = 1.05  # twice the rows must give this many times the tokens a second to be worth it
+START = 32  # smaller ones would only be measured to be left again
 MOST = 4096
 
 
@@ -36,31 +36,37 @@ def check_batch_size(size: object) -> int | Literal["auto"]:
 class BatchSize:
     """The size to use `now`; told of each batch, it finds the best."""
 
-    def __init__(self, size: int | Literal["auto"], what: str) -> None:
+    def __init__(self, what: str, size: int | Literal["auto"]) -> None:
+        self._what = what
         self.auto = size == "auto"
         self.now = START if size == "auto" else size
-        self.rates: dict[int, float] = {}  # best tokens a second seen at each size
-        self._what = what
+        self.rates: dict[int, float] = {}  # latest tokens a second at each size
         self._growing = self.auto
-        self._slow = 0
+        self._doubted: int | None = None  # a size that seemed slower than half of it
 
-    def note(self, rows: int, tokens: int, seconds: float) -> None:
-        """A batch is done."""
+    @property
+    def best(self) -> int:
+        """The fastest size that was measured; what was asked for, where none was."""
+        return max(self.rates, key=lambda size: self.rates[size]) if self.rates else self.now
+
+    def note(self, rows: int, tokens: int, seconds: float, left: int) -> None:
+        """A batch is done, and `left` rows are to come: half of them at most go into a trial."""
         if not self._growing or rows != self.now:
             return
-        rate = tokens / max(seconds, 1e-9)
-        self.rates[rows] = max(rate, self.rates.get(rows, 0.0))
-        before = self.rates.get(rows // 2, 0.0)
-        if self.rates[rows] > GROWTH * before:
-            self._slow = 0
-            if rows < MOST:
-                self.now = 2 * rows
+        self.rates[rows] = tokens / max(seconds, 1e-9)
+        if self._doubted is not None:
+            doubted, self._doubted = self._doubted, None
+            if self.rates[rows] >= self.rates[doubted]:
+                self._growing = False
             else:
-                self._settle(rows)
-        elif self._slow:
-            self._settle(max(self.rates, key=lambda size: self.rates[size]))
+                self._grow(doubted, left)
+        elif self.rates[rows] < self.rates.get(rows // 2, 0.0):
+            self._doubted, self.now = rows, rows // 2
         else:
-            self._slow = 1
+            self._grow(rows, left)
+
+    def _grow(self, rows: int, left: int) -> None:
+        self.now = 2 * rows if 2 * rows <= min(MOST, left / 2) else rows
 
     def out_of_memory(self, rows: int) -> bool:
         """A batch of `rows` did not fit; False if nothing smaller may be tried."""
@@ -73,8 +79,7 @@ class BatchSize:
         self.now = rows // 2
         return True
 
-    def _settle(self, rows: int) -> None:
-        self._growing = False
-        self.now = rows
-        seen = ", ".join(f"{size}: {rate:,.0f}" for size, rate in self.rates.items())
-        log.info("%s: batch size %d (tokens a second at %s)", self._what, rows, seen)
+    def tell(self) -> None:
+        """Say which size was found."""
+        seen = ", ".join(f"{rows}: {rate:,.0f}" for rows, rate in self.rates.items())
+        log.info("%s: batch size %d (tokens a second at %s)", self._what, self.best, seen or "none")

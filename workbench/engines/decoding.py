@@ -53,12 +53,13 @@ class Decoding:
         self._model = model
         self._tokenizer = tokenizer
         self._context = context
-        self._sampling = sampling
+        self.sampling = sampling
         self._ends = ends
+        self._closing: dict[int, bool] = {}
 
     def width(self, prompt: int) -> int:
         """Most tokens of a row whose prompt has so many."""
-        return min(prompt + self._sampling.max_tokens, self._context)
+        return min(prompt + self.sampling.max_tokens, self._context)
 
     def run(self, prompts: Sequence[list[int]], seeds: Sequence[int | None]) -> list[Completion]:
         """Complete a batch of prompts (token ids); a seed for each row, None for a fresh one."""
@@ -67,15 +68,14 @@ class Decoding:
 
         ids, mask = padded(prompts, self._model.device)
         caps = [self.width(len(prompt)) - len(prompt) for prompt in prompts]
-        watch = _Watch(self._tokenizer, ids.shape[1], caps, self._sampling)
-        processors: list[Any] = [watch.note_logits] if self._sampling.logprobs is not None else []
-        if self._sampling.temperature > 0:
-            processors.append(_Draw(self._sampling, seeds, ids.device))
+        watch = _Watch(self, prompts, caps)
+        processors: list[Any] = [watch.note_logits] if self.sampling.logprobs is not None else []
+        if self.sampling.temperature > 0:
+            processors.append(_Draw(self.sampling, seeds, ids.device))
         config = GenerationConfig(
             max_new_tokens=max(caps),
             do_sample=False,
-            eos_token_id=None if self._sampling.ignore_eos else list(self._ends) or None,
-            pad_token_id=self._ends[0] if self._ends else 0,
+            pad_token_id=0,
         )
         with torch.inference_mode():
             out = self._model.generate(
@@ -88,69 +88,90 @@ class Decoding:
         watch.finish(out)
         made = out[:, ids.shape[1] :].tolist()
         return [
-            self._completion(prompt, row[: watch.lengths[i] or len(row)], watch, i)
-            for i, (prompt, row) in enumerate(zip(prompts, made, strict=True))
+            self._completion(prompt, row[:length], watch.logprobs(i, row[:length]))
+            for i, (prompt, row, length) in enumerate(
+                zip(prompts, made, watch.lengths, strict=True)
+            )
         ]
 
     def _completion(
-        self, prompt: list[int], made: list[int], watch: _Watch, row: int
+        self, prompt: list[int], made: list[int], logprobs: tuple[TokenLogprob, ...] | None
     ) -> Completion:
-        ended = False
-        if not self._sampling.ignore_eos:
-            place = next((i for i, token in enumerate(made) if token in self._ends), None)
-            ended = place is not None
-            made = made if place is None else made[: place + 1]
-        text = self._text(prompt, made)
-        found = [at for stop in self._sampling.stop if (at := text.find(stop)) >= 0]
+        text = self.text(prompt, made)
+        found = [at for stop in self.sampling.stop if (at := text.find(stop)) >= 0]
         return Completion(
             text=text[: min(found)] if found else text,
-            finish_reason="stop" if ended or found else "length",
+            finish_reason="stop" if found or self.ends(made) else "length",
             token_ids=tuple(made),
-            logprobs=watch.logprobs(row, made),
+            logprobs=logprobs,
             prompt_tokens=len(prompt),
             completion_tokens=len(made),
         )
 
-    def _text(self, prompt: list[int], made: list[int]) -> str:
-        """What the tokens add to the prompt: some are written otherwise at a text's beginning."""
-        before = self._tokenizer.decode(prompt[-CONTEXT:], skip_special_tokens=True)
-        whole: str = self._tokenizer.decode(prompt[-CONTEXT:] + made, skip_special_tokens=True)
-        if whole.startswith(before):
-            return whole[len(before) :]
+    def ends(self, made: Sequence[int]) -> bool:
+        """Whether the model itself has ended the answer."""
+        return not self.sampling.ignore_eos and made[-1] in self._ends
+
+    def closes(self, token: int) -> bool:
+        """Whether a token may complete a stop text: most cannot, and need no look at the text."""
+        known = self._closing.get(token)
+        if known is None:
+            text = self._tokenizer.decode([token])
+            lasts = {stop[-1] for stop in self.sampling.stop}
+            # Part of a character, or a space that is not written at a text's beginning: perhaps.
+            known = "\ufffd" in text or " " in lasts or any(last in text for last in lasts)
+            self._closing[token] = known
+        return known
+
+    def text(self, before: Sequence[int], made: Sequence[int]) -> str:
+        """What tokens add to those before: some are written otherwise at a text's beginning."""
+        context = list(before[-CONTEXT:])
+        start = self._tokenizer.decode(context, skip_special_tokens=True)
+        whole: str = self._tokenizer.decode([*context, *made], skip_special_tokens=True)
+        if whole.startswith(start):
+            return whole[len(start) :]
         return str(self._tokenizer.decode(made, skip_special_tokens=True))
 
 
 class _Watch:
     """Ends each row at its own length or stop text, and notes log-probabilities on the way.
 
-    A row's tokens count up to where it ended; what follows in the batch is padding.
+    A row's tokens count up to where it ended (`lengths`); what follows is not part of its answer.
     """
 
-    def __init__(self, tokenizer: Any, start: int, caps: Sequence[int], sampling: Sampling) -> None:
+    def __init__(
+        self, decoding: Decoding, prompts: Sequence[list[int]], caps: Sequence[int]
+    ) -> None:
         self.lengths: list[int | None] = [None] * len(caps)
-        self._tokenizer = tokenizer
-        self._start = start
+        self._decoding = decoding
+        self._prompts = prompts
+        self._start = max(len(prompt) for prompt in prompts)
         self._caps = caps
-        self._stop = sampling.stop
+        self._stop = decoding.sampling.stop
         # Each token is a byte at least, but for special ones and halves of a character.
-        self._tail = max((len(text.encode()) for text in sampling.stop), default=0) + 4
-        self._top = sampling.logprobs
+        self._tail = max((len(text.encode()) for text in self._stop), default=0) + CONTEXT
+        self._top = decoding.sampling.logprobs
         self._last: Any = None
         self._noted: list[tuple[Any, Any, Any]] = []
 
     def __call__(self, ids: Any, _scores: Any, **_: Any) -> Any:
         import torch
 
-        made = ids.shape[1] - self._start
-        waiting = [i for i, length in enumerate(self.lengths) if length is None]
-        tails = ids[waiting, max(self._start, ids.shape[1] - self._tail) :] if self._stop else []
-        texts = self._tokenizer.batch_decode(tails, skip_special_tokens=True) if self._stop else []
-        for place, row in enumerate(waiting):
-            met = bool(texts) and any(stop in texts[place] for stop in self._stop)
-            if met or made >= self._caps[row]:
-                self.lengths[row] = made
+        answers = ids[:, self._start :].tolist()
+        for row, made in enumerate(answers):
+            if self.lengths[row] is None and self._is_done(row, made):
+                self.lengths[row] = len(made)
         ended = [length is not None for length in self.lengths]
         return torch.tensor(ended, device=ids.device)
+
+    def _is_done(self, row: int, made: list[int]) -> bool:
+        if len(made) >= self._caps[row] or self._decoding.ends(made):
+            return True
+        if not self._decoding.closes(made[-1]):
+            return False
+        known = max(0, len(made) - self._tail)
+        text = self._decoding.text(made[:known] or self._prompts[row], made[known:])
+        return any(stop in text for stop in self._stop)
 
     def note_logits(self, ids: Any, scores: Any) -> Any:
         """As the first logits processor: keep the likeliest tokens, before anything bends them."""

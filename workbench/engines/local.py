@@ -12,7 +12,13 @@ from workbench.engines.labels import LabelTree, Node, Tokens
 from workbench.errors import InputError
 from workbench.types import Completion, EngineInfo, Prompt
 
-__all__ = ["LocalEngine", "failure", "label_row", "versions"]
+__all__ = ["OUT_OF_MEMORY", "LocalEngine", "failure", "label_row", "versions"]
+
+# How the libraries underneath say that memory ran out.
+OUT_OF_MEMORY = (
+    "out of memory", "available memory", "free memory", "can't allocate", "cannot allocate",
+    "not enough memory", "kv cache is needed", "alloc_failed",
+)  # fmt: skip
 
 
 class LocalEngine(BaseEngine):

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from workbench.engines.local import OUT_OF_MEMORY
 from workbench.errors import EngineError, InputError
 
 __all__ = ["Inbox", "Resident", "prepare"]
@@ -33,12 +34,6 @@ ENVIRONMENT = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TOKENIZERS_PARALLELISM": "false",
 }
-
-
-OUT_OF_MEMORY = (
-    "out of memory", "available memory", "free memory", "can't allocate", "cannot allocate",
-    "kv cache is needed",
-)  # fmt: skip
 
 
 class Inbox:
@@ -128,6 +123,20 @@ class Resident:
     def interrupted(self) -> bool:
         """Ctrl-C was pressed; it is for the main thread, as everywhere in Python."""
         return self._interrupted and threading.current_thread() is threading.main_thread()
+
+    def bare(self, prompts: Sequence[str], params: Any, lora: Any) -> list[Any]:
+        """`LLM.generate` itself, which cannot be stopped halfway: Ctrl-C takes effect after it."""
+        with self._lock, self._hold_interrupt():
+            try:
+                outputs: list[Any] = self._open().generate(
+                    list(prompts), params, use_tqdm=False, lora_request=lora
+                )
+            except (ValueError, RuntimeError) as error:
+                raise EngineError(f"LLM.generate failed: {error}") from error
+        if self.interrupted:
+            self._interrupted = False
+            raise KeyboardInterrupt
+        return outputs
 
     def unfinished(self) -> int:
         """Requests inside vLLM, over all callers."""

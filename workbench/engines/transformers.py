@@ -15,13 +15,20 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from workbench.engines.base import LabelRow, Request
-from workbench.engines.batching import BatchSize, check_batch_size
+from workbench.engines.batching import START, BatchSize, check_batch_size
 from workbench.engines.decoding import Decoding, padded
 from workbench.engines.labels import Node, Tokens
-from workbench.engines.local import LocalEngine, failure, label_row, versions
+from workbench.engines.local import (
+    OUT_OF_MEMORY,
+    LocalEngine,
+    failure,
+    label_row,
+    versions,
+)
 from workbench.engines.resident import prepare
 from workbench.engines.source import Source, check_options
 from workbench.errors import EngineError, EngineUnavailableError, InputError, WorkbenchError
+from workbench.gauge import free_memory
 from workbench.store import Store, digest
 from workbench.types import Completion, EngineInfo, Prompt
 
@@ -32,7 +39,11 @@ OPTIONS = (
     "revision",
 )  # fmt: skip
 SPARE = 0.7  # share of the free memory that an automatic batch may take
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+# What a model's code raises; ours pass through.
+FAILURES = (
+    RuntimeError, MemoryError, ValueError, TypeError, IndexError, KeyError, AttributeError
+)  # fmt: skip
 
 Job = TypeVar("Job")
 Row = TypeVar("Row")
@@ -78,8 +89,9 @@ class TransformersEngine(LocalEngine):
         self, model: str | None, store: Store | None, why: str, options: Mapping[str, Any]
     ) -> None:
         check_options(options, OPTIONS, "transformers")
-        size = check_batch_size(options.get("batch_size", "auto"))
-        self._sizes = {what: BatchSize(size, what) for what in ("generate", "label_logprobs")}
+        self._size = check_batch_size(options.get("batch_size", "auto"))
+        self._found = START if self._size == "auto" else self._size
+        prepare()
         self._device = _device(options.get("device"))
         source = Source.find(model)
         self._lock = threading.Lock()
@@ -104,17 +116,18 @@ class TransformersEngine(LocalEngine):
             "weights": [weights, revision],
             "dtype": info.dtype,
             "template": digest(getattr(self._tokenizer, "chat_template", None)).hex(),
-            "options": [options.get("load_format"), info.context_length],
+            "options": [*map(options.get, ("load_format", "attn_implementation"))],
         }
         super().__init__(info, identity, store)
 
     @property
     def batch_size(self) -> int:
-        """Rows a batch in `generate`: as asked for, or as found so far."""
-        return self._sizes["generate"].now
+        """Rows a batch: as asked for, or the best that the latest call found."""
+        return self._found
 
     def _free(self) -> None:
-        self._model = None
+        with self._lock:
+            self._model = None
         _collect(self._device)
 
     def _complete(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Completion]]]:
@@ -133,8 +146,12 @@ class TransformersEngine(LocalEngine):
         def fail(job: tuple[Request, list[int]], reason: str) -> list[Answer]:
             return [(job[0], failure(reason, len(job[1])))]
 
-        widths = [decoding.width(len(ids)) for _, ids in fit]
-        yield from self._batches("generate", fit, widths, run, fail)
+        # Where the context ends an answer, a batch would go on past the context: one by one.
+        tight = [job for job in fit if len(job[1]) + sampling.max_tokens > context]
+        rest = fit[len(tight) :]
+        for jobs, asked in ((tight, 1), (rest, self._size)):
+            widths = [decoding.width(len(ids)) for _, ids in jobs]
+            yield from self._batches(BatchSize("generate", asked), jobs, widths, run, fail)
 
     def _score(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> Iterator[list[LabelRow]]:
         tree, jobs, refused = self._label_jobs(prompts, labels, width=2**31)
@@ -162,7 +179,8 @@ class TransformersEngine(LocalEngine):
             return [LabelRow(job[0], None, len(job[2]), error=reason)] if first else []
 
         widths = [len(ids) for _, _, ids in jobs]
-        yield from self._batches("label_logprobs", jobs, widths, run, fail)
+        size = BatchSize("label_logprobs", self._size)
+        yield from self._batches(size, jobs, widths, run, fail)
 
     def _next_logprobs(self, batch: Sequence[LabelJob]) -> list[list[float]]:
         """For each job the log-probabilities of its node's children."""
@@ -172,7 +190,11 @@ class TransformersEngine(LocalEngine):
         places = (mask.cumsum(-1) - 1).clamp(min=0)
         with torch.inference_mode():
             logits = self._model(
-                input_ids=ids, attention_mask=mask, position_ids=places, logits_to_keep=1
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=places,
+                logits_to_keep=1,
+                use_cache=False,
             ).logits[:, -1]
             logprobs = logits.float().log_softmax(-1)
         return [
@@ -182,25 +204,26 @@ class TransformersEngine(LocalEngine):
 
     def _batches(
         self,
-        what: str,
+        size: BatchSize,
         jobs: Sequence[Job],
         widths: Sequence[int],
         run: Callable[[Sequence[Job]], tuple[list[Row], int]],
         fail: Callable[[Job, str], list[Row]],
     ) -> Iterator[list[Row]]:
         """Run the jobs in batches; one that does not fit alone fails alone."""
-        size, at = self._sizes[what], 0
+        at = 0
         while at < len(jobs):
             rows = min(size.now, len(jobs) - at)
             if size.auto:
                 rows = max(1, min(rows, int(self._free_bytes() // self._row_bytes(widths[at]))))
             results: list[Row] | None = None
-            start = time.perf_counter()
             try:
                 with self._lock:
                     self._check_open()
+                    start = time.perf_counter()
                     results, tokens = run(jobs[at : at + rows])
-            except (RuntimeError, MemoryError) as error:
+                    seconds = time.perf_counter() - start
+            except FAILURES as error:
                 reason = _memory_reason(error)
             if results is None:
                 _collect(self._device)
@@ -213,9 +236,12 @@ class TransformersEngine(LocalEngine):
                     )
                 results = fail(jobs[at], f"out of memory with this prompt alone: {reason}")
             else:
-                size.note(rows, tokens, time.perf_counter() - start)
+                size.note(rows, tokens, seconds, left=len(jobs) - at - rows)
             at += rows
             yield results
+        if size.auto and jobs:
+            self._found = size.best
+            size.tell()
 
     def _free_bytes(self) -> float:
         if self._device.type == "cuda":
@@ -223,14 +249,12 @@ class TransformersEngine(LocalEngine):
 
             cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
             return SPARE * float(torch.cuda.mem_get_info()[0] + cached)
-        import psutil
-
-        return SPARE * float(psutil.virtual_memory().available)
+        return SPARE * free_memory()
 
     def _row_bytes(self, width: int) -> int:
         """Roughly what a row of `width` tokens takes: its keys and values, mask, and one layer."""
         config = self._model.config.get_text_config()
-        heads = config.num_attention_heads
+        heads = getattr(config, "num_attention_heads", None) or 1  # some models have none
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         head = getattr(config, "head_dim", None) or config.hidden_size // heads
         inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
@@ -257,16 +281,16 @@ def _device(name: object) -> Any:
 
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(str(name))
-    except RuntimeError as error:
-        raise InputError(f'device={name!r}: give "cpu", "cuda" or "cuda:1"') from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise EngineUnavailableError(
-            f"device={name!r}: PyTorch sees {torch.cuda.device_count()} GPUs here; leave `device` "
-            "out, or see `workbench info`"
+    if name not in ("cpu", "cuda"):
+        raise InputError(
+            f'device={name!r}: give "cpu" or "cuda"; which GPU is for CUDA_VISIBLE_DEVICES to say'
         )
-    return device
+    if name == "cuda" and not torch.cuda.is_available():
+        raise EngineUnavailableError(
+            f"device={name!r}: PyTorch sees no GPU here; leave `device` out, or see "
+            "`workbench info` for what this machine has"
+        )
+    return torch.device(name)
 
 
 def _shown(device: Any) -> str:
@@ -287,10 +311,13 @@ def _collect(device: Any) -> None:
 
 def _load(source: Source, device: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:
     """The tokenizer and the model on its device, ready to answer."""
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
-    prepare()
+    form = options.get("load_format", "auto")
+    if form not in ("auto", "dummy"):
+        raise InputError(f'load_format={form!r}: transformers knows "auto" and "dummy"')
     embedded = source.small and device.type == "cpu"
     dtype = options.get("dtype", "float32" if embedded else "auto")
     where = {"revision": options["revision"]} if "revision" in options else {}
@@ -298,9 +325,10 @@ def _load(source: Source, device: Any, options: Mapping[str, Any]) -> tuple[Any,
     disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.name, **where)
-        if options.get("load_format", "auto") == "dummy":
+        if form == "dummy":
             config = AutoConfig.from_pretrained(source.name, **where)
-            with device:
+            with device, torch.random.fork_rng():
+                torch.manual_seed(0)  # the same weights each time, as the store's keys say
                 kind = config.dtype if dtype == "auto" else dtype
                 model = AutoModelForCausalLM.from_config(config, dtype=kind, **more)
         else:
@@ -325,10 +353,12 @@ def _ends(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """
     from transformers import GenerationConfig
 
-    ends = model.generation_config.eos_token_id
-    ends = tokenizer.eos_token_id if ends is None else ends
+    given = model.generation_config.eos_token_id
+    ends = [] if given is None else [given] if isinstance(given, int) else list(given)
     model.generation_config = GenerationConfig()
-    return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
+    if tokenizer.eos_token_id is not None:
+        ends.append(tokenizer.eos_token_id)  # vLLM ends at both
+    return tuple(dict.fromkeys(ends))
 
 
 def _context(config: Any, asked: object) -> int:
@@ -336,6 +366,6 @@ def _context(config: Any, asked: object) -> int:
     longest = int(getattr(text, "max_position_embeddings", 0) or 2**20)
     if asked is None:
         return longest
-    if not isinstance(asked, int) or not 1 <= asked <= longest:
+    if not isinstance(asked, int) or isinstance(asked, bool) or not 1 <= asked <= longest:
         raise InputError(f"max_model_len={asked!r}: this model holds 1 to {longest} tokens")
     return asked

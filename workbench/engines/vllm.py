@@ -110,6 +110,14 @@ class VLLMEngine(LocalEngine):
         """The `vllm.LLM` itself, for what this interface does not cover."""
         return self._resident.llm
 
+    def bare(self, prompts: Sequence[str], sampling: Sampling) -> list[Any]:
+        """vLLM's own outputs of `LLM.generate`, nothing of ours around it: for measuring us.
+
+        Raises:
+            EngineError: vLLM failed.
+        """
+        return self._resident.bare(prompts, _params(sampling, sampling.seed), self._lora)
+
     def _free(self) -> None:
         self._resident.release(self)
 
@@ -264,10 +272,10 @@ def _check_device(device: object) -> None:
     from vllm.platforms import current_platform
 
     kind = str(current_platform.device_type)
-    if device is not None and str(device).partition(":")[0] != kind:
+    if device is not None and device != kind:
         raise EngineUnavailableError(
             f"device={device!r}: vLLM runs on {kind or 'no device'} here; leave `device` out, or "
-            "see `workbench info` for what this machine has"
+            "see `workbench info` for what this machine has (which GPU: CUDA_VISIBLE_DEVICES)"
         )
 
 

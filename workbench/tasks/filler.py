@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from functools import lru_cache
 from typing import Any
 
 from workbench.errors import InputError
@@ -24,37 +25,45 @@ def filler(
         seed: chooses the words; other seeds share nothing.
 
     Raises:
-        InputError: the tokenizer has no words of one token, or `tokens` leaves no room for one.
+        InputError: the tokenizer has no words of one token, or there are not so many texts.
     """
-    added = len(tokenizer("").input_ids)
+    words = _words(tokenizer)
+    added = len(tokenizer(words[0]).input_ids) - 1
     if tokens <= added:
         raise InputError(f"prompt_tokens={tokens}: must be above {added}, which are always added")
-    words = _words(tokenizer)
     rng = random.Random(f"filler-{seed}")
     common = rng.choices(words, k=round(shared * (tokens - added)))
-    texts = [
-        "".join([*common, *rng.choices(words, k=tokens - added - len(common))])
-        for _ in range(count)
-    ]
-    wrong = {len(ids) for ids in tokenizer(texts).input_ids} - {tokens}
+    free = tokens - added - len(common)
+    if len(words) ** free < 4 * count:
+        raise InputError(
+            f"{count} different prompts of {tokens} tokens, {free} of them not shared: there are "
+            "not so many; make them longer or share less"
+        )
+    texts: dict[str, None] = {}
+    while len(texts) < count:
+        texts["".join([*common, *rng.choices(words, k=free)])] = None
+    wrong = {len(ids) for ids in tokenizer(list(texts)).input_ids} - {tokens}
     if wrong:
         raise InputError(f"this tokenizer joins words: {tokens} tokens became {wrong.pop()}")
-    return texts
+    return list(texts)
 
 
+@lru_cache(maxsize=4)
 def _words(tokenizer: Any) -> list[str]:
-    """Words of one token that stay one when they stand after others."""
+    """Words, with a space before them, that are one token wherever they stand."""
     ids = list(range(len(tokenizer)))
     random.Random(0).shuffle(ids)
+
+    def length(text: str) -> int:
+        return len(tokenizer(text).input_ids)
+
     found = []
-    for token in ids:
-        text = tokenizer.decode([token])
-        if re.fullmatch(r" [a-z]+", text):
-            alone = tokenizer(text, add_special_tokens=False).input_ids
-            if alone == [token]:
-                found.append(text)
-                if len(found) == WORDS:
-                    break
+    for piece in tokenizer.convert_ids_to_tokens(ids):
+        word = re.fullmatch("[\u0120\u2581]([a-z]+)", str(piece))  # how a space is written
+        if word and length(f" {word[1]}" * 3) == length(f" {word[1]}") + 2:
+            found.append(f" {word[1]}")
+            if len(found) == WORDS:
+                break
     if len(found) < 10:
         raise InputError("this tokenizer has no words of one token: no prompts can be made with it")
     return found
