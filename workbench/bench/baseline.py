@@ -130,8 +130,8 @@ def _automatic(count: int, repeats: int, say: Say) -> Row:
             return some / seconds
 
     # What is slow is known to be slow from a few prompts.
-    slow = max(rate(size, min(count, 16 * size)) for size in FIXED[:4])
-    fixed: dict[int, list[float]] = {size: [] for size in FIXED[4:]}
+    slow = max(rate(size, min(count, 16 * size)) for size in FIXED[:5])
+    fixed: dict[int, list[float]] = {size: [] for size in FIXED[5:]}
     mine = []
     for _ in range(repeats):
         mine.append(rate("auto", count))

@@ -1,7 +1,7 @@
 """How many rows a batch holds in one call: a fixed number, or one found while working.
 
 Found: it doubles while the tokens a second grow, and halves when memory runs out. Work changes as a
-call goes on (long prompts come first), so a batch that seems slower is compared with one of the
+call goes on (long prompts come first), so a batch that seems not to pay is compared with one of the
 smaller size that runs right after it.
 """
 
@@ -18,6 +18,7 @@ log = logging.getLogger("workbench")
 
 START = 32  # smaller ones would only be measured to be left again
 MOST = 4096
+GROWTH = 1.1  # twice the rows must give so many times the tokens a second, or memory is wasted
 
 
 def check_batch_size(size: object) -> int | Literal["auto"]:
@@ -42,12 +43,14 @@ class BatchSize:
         self.now = START if size == "auto" else size
         self.rates: dict[int, float] = {}  # latest tokens a second at each size
         self._growing = self.auto
-        self._doubted: int | None = None  # a size that seemed slower than half of it
+        self._doubted: int | None = None  # a size that seemed not to pay
 
     @property
     def best(self) -> int:
-        """The fastest size that was measured; what was asked for, where none was."""
-        return max(self.rates, key=lambda size: self.rates[size]) if self.rates else self.now
+        """The size that was settled on, or the fastest that was measured."""
+        if self._growing and self.rates:
+            return max(self.rates, key=lambda size: self.rates[size])
+        return self.now
 
     def note(self, rows: int, tokens: int, seconds: float, left: int) -> None:
         """A batch is done, and `left` rows are to come: half of them at most go into a trial."""
@@ -56,11 +59,11 @@ class BatchSize:
         self.rates[rows] = tokens / max(seconds, 1e-9)
         if self._doubted is not None:
             doubted, self._doubted = self._doubted, None
-            if self.rates[rows] >= self.rates[doubted]:
+            if GROWTH * self.rates[rows] > self.rates[doubted]:
                 self._growing = False
             else:
                 self._grow(doubted, left)
-        elif self.rates[rows] < self.rates.get(rows // 2, 0.0):
+        elif self.rates[rows] < GROWTH * self.rates.get(rows // 2, 0.0):
             self._doubted, self.now = rows, rows // 2
         else:
             self._grow(rows, left)
