@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -133,6 +137,25 @@ def test_answers_are_kept_apart_from_those_of_other_engines(
     with TransformersEngine(None, Store(path), "test", {}) as engine:
         assert not any(row.from_store for row in engine.generate(prompts, TASK.sampling))
         assert all(row.from_store for row in engine.generate(prompts, TASK.sampling))
+
+
+def test_ctrl_c_keeps_finished_batches(baseline: TransformersEngine, tmp_path: Path) -> None:
+    prompts, path = mixed(80), tmp_path / "store.sqlite"
+
+    def press() -> None:
+        while len(Store(path)) == 0:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with TransformersEngine(None, Store(path), "test", {"batch_size": 4}) as engine:
+        threading.Thread(target=press, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate(prompts, TASK.sampling)
+        finished = len(Store(path))
+        rows = engine.generate(prompts, TASK.sampling)
+    assert 0 < finished == sum(row.from_store for row in rows) < len(prompts)
+    wanted = baseline.generate(prompts, TASK.sampling)
+    assert [row.text for row in rows] == [row.text for row in wanted]
 
 
 def test_a_prompt_that_is_too_long_costs_only_itself(baseline: TransformersEngine) -> None:
