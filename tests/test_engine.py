@@ -162,7 +162,7 @@ def test_shared_prefixes_are_computed_once(plain: VLLMEngine) -> None:
     shared = "".join(f"{p}\n" for p in TEXTS[:12])
     order = random.Random(0).sample(range(60), 60)
     plain.label_logprobs([f"{shared}{i}+{i}=" for i in order], [" True", " False"])
-    cached = plain.usage.cached_tokens - before.cached_tokens
+    cached = plain.usage.since(before).cached_tokens or 0
     assert cached / (plain.usage.prompt_tokens - before.prompt_tokens) > 0.8
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "EngineError",
+    "EngineGoneError",
     "EngineUnavailableError",
     "InputError",
     "NotebookError",
@@ -30,6 +31,10 @@ class EngineError(WorkbenchError, RuntimeError):
     def __init__(self, message: str, results: object = None) -> None:
         super().__init__(message)
         self.results = results
+
+
+class EngineGoneError(EngineError):
+    """An engine died in the middle: what was finished is kept, the rest can go on elsewhere."""
 
 
 class EngineUnavailableError(EngineError):

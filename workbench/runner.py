@@ -102,7 +102,7 @@ class Runner:
         for at in range(0, len(prompts), step):
             self.engine.generate(prompts[at : at + step], sampling)
         used = self.engine.usage.since(before)
-        return used.prompt_tokens, used.completion_tokens, used.cached_tokens
+        return used.prompt_tokens, used.completion_tokens, used.cached_tokens or 0
 
     def _run_bare(self, prompts: list[str], sampling: Sampling) -> tuple[int, int, int]:
         assert isinstance(self.engine, VLLMEngine)

@@ -120,16 +120,23 @@ def _real(value: object, least: float, most: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One generated token, its natural log-probability and the likeliest tokens there."""
+    """One generated token, its natural log-probability and the likeliest tokens there.
 
-    token_id: int
+    A token is its id, or its text where a server gives no ids.
+    """
+
+    token_id: int | str
     logprob: float
-    top: tuple[tuple[int, float], ...] = ()
+    top: tuple[tuple[int | str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """One answer. With `n > 1` it is `samples[0]` and carries all of them in `samples`."""
+    """One answer. With `n > 1` it is `samples[0]` and carries all of them in `samples`.
+
+    `reasoning` is what a server parted from the answer as thinking. `cached_tokens` is None where
+    the engine does not tell it for a row.
+    """
 
     text: str
     finish_reason: Literal["stop", "length", "error"]
@@ -139,6 +146,7 @@ class Completion:
     completion_tokens: int = 0
     cached_tokens: int | None = None
     error: str | None = None
+    reasoning: str | None = None
     from_store: bool = False
     _samples: tuple[Completion, ...] = field(default=(), repr=False)
 
@@ -167,7 +175,11 @@ class LabelScores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
-    """What answers, precisely enough to load the same again."""
+    """What answers, precisely enough to load the same again.
+
+    `moves` tells of each time that a run went on elsewhere because an engine was lost; a
+    `context_length` of 0 is unknown.
+    """
 
     engine: str
     model: str
@@ -177,18 +189,22 @@ class EngineInfo:
     context_length: int
     versions: Mapping[str, str]
     why: str
+    moves: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What an engine has done since it was opened. Rows from the store cost no tokens."""
+    """What an engine has done since it was opened. Rows from the store cost no tokens.
+
+    `cached_tokens` is None where a server does not tell.
+    """
 
     requests: int = 0
     from_store: int = 0
     failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    cached_tokens: int = 0
+    cached_tokens: int | None = 0
     retries: int = 0
     rate_limit_hits: int = 0
     seconds: float = 0.0
@@ -196,17 +212,21 @@ class Usage:
 
     def since(self, before: Usage) -> Usage:
         """What came after `before` (the peak memory stays the highest so far)."""
-        new = {f.name: getattr(self, f.name) - getattr(before, f.name) for f in fields(self)}
-        return Usage(**new | {"peak_memory_bytes": self.peak_memory_bytes})
+        names = [f.name for f in fields(self) if f.name != "peak_memory_bytes"]
+        pairs = {name: (getattr(self, name), getattr(before, name)) for name in names}
+        new: dict[str, Any] = {k: None if None in ab else ab[0] - ab[1] for k, ab in pairs.items()}
+        return Usage(**new, peak_memory_bytes=self.peak_memory_bytes)
 
     @property
     def computed_tokens(self) -> int:
-        """Tokens the model really ran over."""
-        return self.prompt_tokens - self.cached_tokens + self.completion_tokens
+        """Tokens the model really ran over (at most, where cached ones are not known)."""
+        return self.prompt_tokens - (self.cached_tokens or 0) + self.completion_tokens
 
     @property
-    def cache_hit_rate(self) -> float:
-        """Share of prompt tokens found in the prefix cache."""
+    def cache_hit_rate(self) -> float | None:
+        """Share of prompt tokens found in the prefix cache, None where it is not known."""
+        if self.cached_tokens is None:
+            return None
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
 
 

@@ -3,56 +3,80 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from workbench.engines import transformers, vllm
-from workbench.errors import EngineUnavailableError, InputError
-from workbench.store import open_store
+from workbench.engines.base import BaseEngine
+from workbench.engines.remote import RemoteEngine
+from workbench.errors import EngineError, EngineUnavailableError, InputError
+from workbench.store import Store, open_store
 from workbench.types import Engine
 
 __all__ = ["ENGINES", "open_engine", "unavailable"]
 
 log = logging.getLogger("workbench")
+URL = "WORKBENCH_BASE_URL"
+# With no other options, an engine may take over from another: the model is the same.
+SAME_ANSWERS = vllm.NOT_IN_KEY | {"max_model_len", "device"}
 
-# In the order in which "auto" tries them: how to tell that one cannot run here.
-ENGINES: Mapping[str, Callable[[], str | None]] = {
-    "vllm": vllm.unavailable,
-    "transformers": transformers.unavailable,
-}
-MADE_BY: Mapping[str, Callable[..., Engine]] = {
-    "vllm": vllm.VLLMEngine,
-    "transformers": transformers.TransformersEngine,
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of engine: what makes one, and why it cannot be made here (None if it can)."""
+
+    make: Callable[..., BaseEngine]
+    unavailable: Callable[[], str | None]
+
+
+def _no_server() -> str | None:
+    return None if os.environ.get(URL) else f"no server is set ({URL} or base_url)"
+
+
+# In the order in which "auto" tries them.
+ENGINES: Mapping[str, Kind] = {
+    "vllm": Kind(vllm.VLLMEngine, vllm.unavailable),
+    "remote": Kind(RemoteEngine, _no_server),
+    "transformers": Kind(transformers.TransformersEngine, transformers.unavailable),
 }
 
 
 def unavailable(engine: str) -> str | None:
     """Why an engine cannot run here, or None if it can."""
-    return ENGINES[engine]()
+    return ENGINES[engine].unavailable()
 
 
 def open_engine(
     model: str | None = None,
     engine: str = "auto",
     *,
+    base_url: str | Sequence[str] | None = None,
     store: str | Path | None = "default",
     **options: Any,
 ) -> Engine:
     """Open a model for work.
 
     Args:
-        model: hub name or local folder; None is the embedded model.
-        engine: "vllm" (in this process), "transformers" (the baseline, in padded batches), or
-            "auto": the first that can run here.
+        model: hub name or local folder, or a served name; None is the embedded model, or the
+            only one that a server has.
+        engine: "vllm" (in this process), "remote" (an OpenAI-compatible server), "transformers"
+            (the baseline, in padded batches), or "auto": the first of them that works here. If
+            it is lost in mid-run, "auto" goes on with the next one that has the same model and
+            revision; `info.moves` tells.
+        base_url: the server's URL, or several to spread over; default `WORKBENCH_BASE_URL`.
         store: "default" keeps responses in the user's cache folder, a path in that file, None
             nowhere.
         options: arguments of the engine underneath, such as `max_model_len`, `device`,
-            `load_format="dummy"` (both); `tensor_parallel_size`, `quantization`, `adapter`
-            (vLLM); `batch_size` (transformers).
+            `load_format="dummy"` (in process); `tensor_parallel_size`, `quantization`, `adapter`
+            (vLLM); `batch_size` (transformers); `max_concurrency` and the other fields of
+            `RemoteOptions` (remote).
 
     Raises:
-        InputError: an unknown engine or option, or a folder without a model.
+        InputError: an unknown engine or option, a folder without a model, a URL that is none.
         EngineUnavailableError: the engine cannot run here; names every reason.
         EngineError: the model could not be loaded.
         StoreError: the store file cannot be used.
@@ -61,25 +85,70 @@ def open_engine(
         raise InputError(f"model={model!r} must be a hub name, a folder, or None")
     if engine != "auto" and engine not in ENGINES:
         raise InputError(f'engine={engine!r} is unknown; known: "auto", {", ".join(ENGINES)}')
-    reasons = {name: unavailable(name) for name in ENGINES if engine in ("auto", name)}
-    chosen = next((name for name, reason in reasons.items() if reason is None), None)
-    if chosen is None:
-        text = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        raise EngineUnavailableError(f"no engine can run here. {text}. Install with `make setup`")
-    why = "asked for" if engine == chosen else _why(chosen, reasons)
+    url = base_url or os.environ.get(URL)
     opened = open_store(store)
     try:
-        made = MADE_BY[chosen](model, opened, why, options)
+        if engine == "auto":
+            made = _first(model, url, opened, options)
+        else:
+            made = _open(engine, model, url=url, store=opened, why="asked for", options=options)
     except BaseException:
         if opened is not None:
             opened.close()
         raise
-    log.info("%r (%s)", made, why)
+    log.info("%r (%s)", made, made.info.why)
     return made
 
 
-def _why(chosen: str, reasons: Mapping[str, str | None]) -> str:
-    if chosen == "vllm":
-        return "auto: vLLM can run in this process"
-    passed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
-    return f"auto: {chosen}, since {passed}"
+def _open(
+    engine: str,
+    model: str | None,
+    *,
+    url: str | Sequence[str] | None,
+    store: Store | None,
+    why: str,
+    options: Mapping[str, Any],
+) -> BaseEngine:
+    """One engine.
+
+    Raises:
+        EngineUnavailableError: it cannot run here.
+    """
+    if engine == "remote":
+        split = url.split(",") if isinstance(url, str) else url  # several in the environment
+        options = {**options, "base_url": split}
+    elif reason := unavailable(engine):
+        raise EngineUnavailableError(f"{engine} cannot run here: {reason}. Try `make setup`")
+    return ENGINES[engine].make(model, store, why, options)
+
+
+def _first(
+    model: str | None,
+    url: str | Sequence[str] | None,
+    store: Store | None,
+    options: Mapping[str, Any],
+) -> BaseEngine:
+    """The first engine that works, with those after it to go on with."""
+    reasons: list[str] = []
+    names = [name for name in ENGINES if name != "remote" or url]
+    if not url:
+        reasons.append(f"remote: {_no_server()}")
+    for position, name in enumerate(names):
+        why = f"auto: {name}, since {'; '.join(reasons)}"
+        if name == "vllm":
+            why = "auto: vLLM can run in this process"
+        try:
+            made = _open(name, model, url=url, store=store, why=why, options=options)
+        except EngineError as error:
+            log.info("%s does not work here: %s", name, error)
+            reasons.append(f"{name}: {error}")
+            continue
+        if set(options) <= SAME_ANSWERS:
+            made.followed_by(
+                partial(
+                    _open, after, made.info.model, url=url, store=None, why="took over", options={}
+                )
+                for after in names[position + 1 :]
+            )
+        return made
+    raise EngineUnavailableError(f"no engine can run here. {'; '.join(reasons)}")

@@ -11,12 +11,12 @@ import json
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self, TypeVar
 
 from workbench.engines.meter import Meter
-from workbench.errors import EngineError, InputError
+from workbench.errors import EngineError, EngineGoneError, InputError, WorkbenchError
 from workbench.store import BATCH, Store, digest
 from workbench.types import (
     Completion,
@@ -29,14 +29,11 @@ from workbench.types import (
     Usage,
 )
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-__all__ = ["BaseEngine", "LabelRow", "Request"]
+__all__ = ["BaseEngine", "LabelRow", "Request", "failure"]
 
 log = logging.getLogger("workbench")
 GREEDY = Sampling()
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +48,17 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class LabelRow:
-    """Scores of all labels for the prompt at `index`, or why there are none."""
+    """Scores of all labels for the prompt at `index`, or why there are none.
+
+    `upper` bounds them where some are missing (-inf); None means that all are exact.
+    """
 
     index: int
     logprobs: tuple[float, ...] | None
     prompt_tokens: int = 0
-    cached_tokens: int = 0
+    cached_tokens: int | None = 0
     error: str | None = None
+    upper: tuple[float, ...] | None = None
 
 
 class BaseEngine(ABC):
@@ -69,6 +70,8 @@ class BaseEngine(ABC):
         self._store = store
         self._meter = Meter(info)
         self._closed = False
+        self._acting: BaseEngine = self
+        self._successors: list[Callable[[], BaseEngine]] = []
 
     @abstractmethod
     def _complete(
@@ -87,6 +90,8 @@ class BaseEngine(ABC):
         """Free the model's memory; the engine cannot be used afterwards."""
         self._closed = True
         self._free()
+        if self._acting is not self:
+            self._acting.close()
         if self._store is not None:
             self._store.close()
 
@@ -178,15 +183,18 @@ class BaseEngine(ABC):
                     yield index, _gather(open_rows.pop(index))
 
         with self._meter.call("generate", len(requests)) as call:
-            for found in self._stored(list(requests)):
+            for found in self._stored([*requests]):
                 call.add_stored(len(found))
                 for key, value in found.items():
                     del requests[key]
                     yield from deliver(key, _load(value))
-            for batch in self._complete(list(requests.values())) if requests else ():
+            for batch in self._carry(
+                lambda engine: engine._complete([*requests.values()]) if requests else iter(())
+            ):
                 self._keep((r.key, _dump(c)) for r, c in batch if c.error is None)
                 call.add(completion for _, completion in batch)
                 for request, completion in batch:
+                    del requests[request.key]
                     yield from deliver(request.key, completion)
 
     def label_logprobs(
@@ -210,29 +218,74 @@ class BaseEngine(ABC):
         check_prompts(prompts)
         _check_labels(labels)
         _check_errors(errors)
-        logprobs = np.full((len(prompts), len(labels)), -np.inf)
-        reasons: list[str | None] = [None] * len(prompts)
         keys = [digest(self._identity.hex(), "labels", p, list(labels)) for p in prompts]
-        with self._meter.call("label_logprobs", len(prompts)) as call:
-            done: dict[bytes, Any] = {}
-            for found in self._stored(keys):
-                done.update(found)
-            missing = [i for i, key in enumerate(keys) if key not in done]
-            call.add_stored(len(prompts) - len(missing))
-            for i, key in enumerate(keys):
-                if key in done:
-                    logprobs[i] = done[key]
-            for batch in self._score([prompts[i] for i in missing], labels) if missing else ():
-                self._keep((keys[missing[r.index]], r.logprobs) for r in batch if r.logprobs)
+        unique = dict(zip(keys, prompts, strict=True))  # equal prompts are scored once
+        done: dict[bytes, Any] = {}
+        failed: dict[bytes, str | None] = {}
+        with self._meter.call("label_logprobs", len(unique)) as call:
+            for found in self._stored([*unique]):
+                done |= found
+                call.add_stored(len(found))
+            asked: list[bytes] = []
+
+            def work(engine: BaseEngine) -> Iterator[list[LabelRow]]:
+                asked[:] = [key for key in unique if key not in done and key not in failed]
+                return engine._score([unique[key] for key in asked], labels) if asked else iter(())
+
+            for batch in self._carry(work):
                 call.add_rows(batch)
-                for row in batch:
-                    reasons[missing[row.index]] = row.error
-                    if row.logprobs:
-                        logprobs[missing[row.index]] = row.logprobs
-        scores = _scores(logprobs, tuple(reasons))
+                kept = {asked[row.index]: _value(row) for row in batch if row.logprobs}
+                self._keep(iter(kept.items()))
+                done |= kept
+                failed |= {asked[row.index]: row.error for row in batch if not row.logprobs}
+        logprobs = np.full((len(prompts), len(labels)), -np.inf)
+        upper = np.zeros_like(logprobs)
+        for i, key in enumerate(keys):
+            if key in done:
+                logprobs[i], upper[i] = _bounds(done[key])
+        reasons = [failed.get(key) for key in keys]
+        scores = LabelScores(logprobs, upper, logprobs < upper, tuple(reasons))
         if errors == "raise":
             _raise_failures(reasons, scores)
         return scores
+
+    def followed_by(self, successors: Iterable[Callable[[], BaseEngine]]) -> None:
+        """What may go on with a run if this engine dies in the middle, in this order."""
+        self._successors = [*successors]
+
+    def _carry(self, work: Callable[[BaseEngine], Iterator[list[T]]]) -> Iterator[list[T]]:
+        """Do `work` with the engine in charge; where that dies, the next one does the rest."""
+        while True:
+            try:
+                yield from work(self._acting)
+            except EngineGoneError as gone:
+                self._move(gone)
+            else:
+                return
+
+    def _move(self, gone: EngineGoneError) -> None:
+        """Put the next engine in charge that has the same model, or let `gone` stand."""
+        lost = self._info
+        reasons = []
+        while self._successors:
+            try:
+                following = self._successors.pop(0)()
+            except WorkbenchError as error:
+                reasons.append(str(error))
+                continue
+            new = following.info
+            if (new.model, new.revision) == (lost.model, lost.revision):
+                move = f"{lost.engine} was lost ({gone}); went on with {new.engine}"
+                self._info = replace(new, moves=(*lost.moves, move))
+                self._acting = following
+                log.warning("%s", move)
+                return
+            reasons.append(
+                f"{new.engine} has {new.model} {new.revision}, not {lost.model} {lost.revision}"
+            )
+            following.close()
+        also = f". Nothing else could go on: {'; '.join(reasons)}" if reasons else ""
+        raise EngineGoneError(f"{gone}{also}") from gone
 
     def _stored(self, keys: Sequence[bytes]) -> Iterator[dict[bytes, Any]]:
         if self._store is not None:
@@ -288,7 +341,7 @@ def _dump(completion: Completion) -> dict[str, Any]:
         and [(t.token_id, t.logprob, t.top) for t in completion.logprobs],
         "prompt": completion.prompt_tokens,
         "completion": completion.completion_tokens,
-    }
+    } | ({"reasoning": completion.reasoning} if completion.reasoning else {})
 
 
 def _load(value: dict[str, Any]) -> Completion:
@@ -302,17 +355,19 @@ def _load(value: dict[str, Any]) -> Completion:
         else tuple(TokenLogprob(i, p, tuple((j, q) for j, q in top)) for i, p, top in logprobs),
         prompt_tokens=value["prompt"],
         completion_tokens=value["completion"],
+        reasoning=value.get("reasoning"),
         from_store=True,
     )
 
 
-def _scores(logprobs: NDArray[np.float64], errors: tuple[str | None, ...]) -> LabelScores:
-    import numpy as np
+def _value(row: LabelRow) -> Any:
+    """What the store keeps of a row: its scores, and their bounds where some are missing."""
+    return row.logprobs if row.upper is None else [row.logprobs, row.upper]
 
-    missing = np.zeros(logprobs.shape, dtype=np.bool_)
-    missing[[error is not None for error in errors]] = True
-    upper = np.where(missing, 0.0, logprobs)
-    return LabelScores(logprobs, upper, missing, errors)
+
+def _bounds(value: Any) -> tuple[Any, Any]:
+    inexact = isinstance(value[0], list | tuple)
+    return (value[0], value[1]) if inexact else (value, value)
 
 
 def _raise_failures(reasons: Sequence[str | None], results: object) -> None:
@@ -324,6 +379,11 @@ def _raise_failures(reasons: Sequence[str | None], results: object) -> None:
             f'First, prompt {index}: {reason}. errors="return" gives all rows with their reasons',
             results=results,
         )
+
+
+def failure(reason: str, prompt_tokens: int = 0) -> Completion:
+    """A row that could not be computed, and why."""
+    return Completion(text="", finish_reason="error", prompt_tokens=prompt_tokens, error=reason)
 
 
 def _check_errors(errors: object) -> None:

@@ -7,12 +7,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workbench.engines.base import BaseEngine, LabelRow, Request
+from workbench.engines.base import BaseEngine, LabelRow, Request, failure
 from workbench.engines.labels import LabelTree, Node, Tokens
 from workbench.errors import InputError
 from workbench.types import Completion, EngineInfo, Prompt
 
-__all__ = ["OUT_OF_MEMORY", "LocalEngine", "failure", "label_row", "versions"]
+__all__ = ["OUT_OF_MEMORY", "LocalEngine", "label_row", "versions"]
 
 # How the libraries underneath say that memory ran out.
 OUT_OF_MEMORY = (
@@ -93,17 +93,12 @@ class LocalEngine(BaseEngine):
         return tree, jobs, refused
 
 
-def failure(reason: str, prompt_tokens: int) -> Completion:
-    """A row that could not be computed, and why."""
-    return Completion(text="", finish_reason="error", prompt_tokens=prompt_tokens, error=reason)
-
-
 def label_row(
     index: int,
     tree: LabelTree,
     scores: Mapping[tuple[Tokens, int], float],
     prompt_tokens: int,
-    cached_tokens: int = 0,
+    cached_tokens: int | None = 0,
 ) -> LabelRow:
     """A prompt's row once all its nodes are scored; NaN anywhere is a failure, never a value."""
     if any(math.isnan(score) for score in scores.values()):

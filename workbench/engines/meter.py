@@ -49,7 +49,7 @@ class Meter:
             used = replace(call.used, seconds=time.perf_counter() - start)
             with self._lock:
                 mine = asdict(self._total)
-                new = {k: mine[k] + v for k, v in asdict(used).items()}
+                new = {k: _sum(mine[k], v) for k, v in asdict(used).items()}
                 self._total = Usage(**new)
             log.info("%s", _line(what, used))
 
@@ -89,7 +89,9 @@ class Call:
             failed=used.failed + failed,
             prompt_tokens=used.prompt_tokens + (0 if failed else row.prompt_tokens),
             completion_tokens=used.completion_tokens + generated,
-            cached_tokens=used.cached_tokens + (row.cached_tokens or 0),
+            cached_tokens=used.cached_tokens
+            if failed
+            else _sum(used.cached_tokens, row.cached_tokens),
         )
         self._show(1)
 
@@ -97,7 +99,9 @@ class Call:
         if not self.bar.disable:
             used, seconds = self.used, time.perf_counter() - self._start
             rate = (used.prompt_tokens + used.completion_tokens) / max(seconds, 1e-9)
-            text = f"{rate:,.0f} tokens/s, cache hit {used.cache_hit_rate:.0%}"
+            text = f"{rate:,.0f} tokens/s"
+            if used.cache_hit_rate is not None:
+                text += f", cache hit {used.cache_hit_rate:.0%}"
             if used.failed:
                 text += f", {used.failed} failed"
             self.bar.set_postfix_str(text, refresh=False)
@@ -136,12 +140,18 @@ def _bar(total: int, what: str, unit: str = "row") -> Any:
 
 def _line(what: str, used: Usage) -> str:
     tokens = used.prompt_tokens + used.completion_tokens
+    hits = used.cache_hit_rate
     return (
         f"{what}: {used.requests} requests ({used.from_store} from the store, {used.failed} "
         f"failed), {used.prompt_tokens} prompt and {used.completion_tokens} completion tokens, "
         f"{used.seconds:.2f} s, {tokens / max(used.seconds, 1e-9):,.0f} tokens/s, "
-        f"prefix-cache hit rate {used.cache_hit_rate:.0%}"
+        f"prefix-cache hit rate {'unknown' if hits is None else f'{hits:.0%}'}"
     )
+
+
+def _sum(a: Any, b: Any) -> Any:
+    """None is unknown, and so is what it adds to."""
+    return None if a is None or b is None else a + b
 
 
 def _peak_memory(device: str) -> int:

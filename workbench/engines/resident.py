@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from workbench.engines.local import OUT_OF_MEMORY
-from workbench.errors import EngineError, InputError
+from workbench.errors import EngineError, EngineGoneError, InputError
 
 __all__ = ["Inbox", "Resident", "prepare"]
 
@@ -172,7 +172,7 @@ class Resident:
                 if isinstance(error, EngineError):
                     raise
                 self.free()  # what is left of it must not be taken for a loaded model
-                raise EngineError(
+                raise EngineGoneError(
                     f"vLLM stopped in mid-run: {error}. Finished rows are in the store; open the "
                     "engine again (with smaller max_num_seqs or max_model_len if memory ran out)"
                 ) from error

@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from workbench.engines.base import LabelRow, Request
+from workbench.engines.base import LabelRow, Request, failure
 from workbench.engines.batching import START, BatchSize, check_batch_size
 from workbench.engines.decoding import Decoding, padded
 from workbench.engines.labels import Node, Tokens
 from workbench.engines.local import (
     OUT_OF_MEMORY,
     LocalEngine,
-    failure,
     label_row,
     versions,
 )

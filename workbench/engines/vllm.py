@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.engines.base import LabelRow, Request
+from workbench.engines.base import LabelRow, Request, failure
 from workbench.engines.labels import LabelTree, Node
-from workbench.engines.local import LocalEngine, failure, label_row, versions
+from workbench.engines.local import LocalEngine, label_row, versions
 from workbench.engines.resident import Inbox, Resident, prepare
 from workbench.engines.source import Source, check_options
 from workbench.errors import EngineUnavailableError, InputError

@@ -1,0 +1,291 @@
+"""Bodies of OpenAI-compatible answers, made up: the text follows from the prompt alone.
+
+A prompt's tokens are its bytes, an answer's tokens are its words. The text is never cut short, so
+that it names its prompt whatever `max_tokens` is: the last token holds all that is left.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Any
+
+from workbench.errors import InputError
+
+__all__ = ["METRICS", "Ask", "Faults", "answer", "ask", "rates", "spoil", "tokenized"]
+
+CHAT_MOST = 2048
+CONTENT = {"fewer", "shuffled", "duplicate", "nan", "no_logprobs", "empty", "null", "finish"}
+METRICS = """# TYPE vllm:prefix_cache_queries_total counter
+vllm:prefix_cache_queries_total{{engine="0",model_name="{0}"}} {1}.0
+# TYPE vllm:prefix_cache_hits_total counter
+vllm:prefix_cache_hits_total{{engine="0",model_name="{0}"}} {2}.0
+"""
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Faults:
+    """What goes wrong; all off by default. Each `rate_` is a probability for each request.
+
+    Attributes:
+        rate_429, rate_500, rate_502: an error; 502 comes as an HTML page.
+        rate_reset: the connection is reset and nothing is answered.
+        rate_half: the body stops halfway and the connection is closed.
+        rate_malformed: status 200 with cut or garbled JSON.
+        rate_hang: no answer, for as long as the client waits.
+        rate_fewer, rate_duplicate: a choice is missing; two have the same index.
+        rate_shuffled: all choices, with the right indexes, in another order.
+        rate_nan, rate_no_logprobs, rate_empty, rate_null, rate_finish: of one choice: a logprob
+            that is NaN, `logprobs` or text that is null, an empty text, an unknown reason.
+        retry_after: header of each 429, in seconds or as it is; `None` for no header.
+        poison, poison_status: a request with this text in a prompt always gets this status.
+        multi: whether one request may have several prompts; else it gets 400.
+        dead_after, dead_closes: after so many requests each gets 500, or is reset.
+    """
+
+    rate_429: float = 0.0
+    rate_500: float = 0.0
+    rate_502: float = 0.0
+    rate_reset: float = 0.0
+    rate_half: float = 0.0
+    rate_malformed: float = 0.0
+    rate_hang: float = 0.0
+    rate_fewer: float = 0.0
+    rate_shuffled: float = 0.0
+    rate_duplicate: float = 0.0
+    rate_nan: float = 0.0
+    rate_no_logprobs: float = 0.0
+    rate_empty: float = 0.0
+    rate_null: float = 0.0
+    rate_finish: float = 0.0
+    retry_after: float | str | None = 0.05
+    poison: str | None = None
+    poison_status: int = 400
+    multi: bool = True
+    dead_after: int | None = None
+    dead_closes: bool = False
+
+    def __post_init__(self) -> None:
+        for name, rate in rates(self)[0] + rates(self)[1]:
+            if not 0 <= rate <= 1:
+                raise InputError(f"rate_{name}={rate!r}: must be from 0 to 1")
+
+
+@cache
+def rates(faults: Faults) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+    """Probabilities above 0, by the names that the log uses: of whole answers, of their content."""
+    names = [one.name.removeprefix("rate_") for one in fields(faults) if "rate_" in one.name]
+    found = [(name, rate) for name in names if (rate := getattr(faults, f"rate_{name}"))]
+    return [p for p in found if p[0] not in CONTENT], [p for p in found if p[0] in CONTENT]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a request asks for: `keys` are its prompts as texts, `ids` their tokens."""
+
+    body: Json
+    chat: bool
+    keys: tuple[str, ...]
+    ids: tuple[Sequence[int], ...]
+    n: int
+    most: int
+    arrived: float = field(default_factory=time.monotonic)
+
+
+def ask(path: str, body: Json) -> Ask:
+    """Understand the body of a POST to one of the generating paths.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: it is not as it should be.
+    """
+    chat = "/chat/" in path
+    n = body.get("n") or 1
+    most = (
+        body.get("max_completion_tokens") or body.get("max_tokens") or (CHAT_MOST if chat else 16)
+    )
+    if not (isinstance(n, int) and isinstance(most, int) and n > 0 and most > 0):
+        raise ValueError(f"n={n!r} and max_tokens={most!r} must be whole numbers from 1")
+    if chat:
+        batch = path.endswith("/batch")
+        talks = body["messages"] if batch else [body["messages"]]
+        if (batch and n > 1) or not talks or not all(talks):
+            raise ValueError("messages must not be empty, and a batch has n=1")
+        keys = tuple(map(_text, talks))
+        return Ask(body, True, keys, tuple(key.encode() for key in keys), n, most)
+    many = body["prompt"]
+    # A list of numbers is one prompt, a list of anything else is many.
+    if isinstance(many, str) or isinstance(many[0], int):
+        many = [many]
+    ids = tuple(one.encode() if isinstance(one, str) else one for one in many)
+    return Ask(body, False, tuple(map(_text, many)), ids, n, most)
+
+
+def tokenized(body: Json, longest: int) -> Json:
+    """The answer to a request for the tokens of a prompt or of messages."""
+    tokens = list(_text(body["prompt"] if "prompt" in body else body["messages"]).encode())
+    return {"count": len(tokens), "max_model_len": longest, "tokens": tokens, "token_strs": None}
+
+
+def _text(prompt: Any) -> str:
+    """A prompt's name in the log: its text, its messages' texts, or its tokens' numbers."""
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt[0], int):
+        return " ".join(map(str, prompt))
+    return "\n".join(str(message["content"]) for message in prompt)
+
+
+def answer(asked: Ask, model: str, number: int, *, vllm: bool) -> Json:
+    """The whole answer, as vLLM's or as OpenAI's server writes it."""
+    choices: list[Json] = []
+    completion = prompts = 0
+    for key, ids in zip(asked.keys, asked.ids, strict=True):
+        prompts += len(ids)
+        for sample in range(asked.n):
+            text = f"answer to {key} #{sample}" if sample else f"answer to {key}"
+            words = text.count(" ") + 1
+            most = asked.most if asked.body.get("ignore_eos") else min(words, asked.most)
+            completion += most
+            one = _choice(asked, len(choices), text, most)
+            one["finish_reason"] = "stop" if most < asked.most else "length"
+            if vllm:
+                _add_ids(one, asked, text, most, ids)
+            choices.append(one)
+    made: Json = {
+        "id": f"{'chatcmpl' if asked.chat else 'cmpl'}-{number}",
+        "object": "chat.completion" if asked.chat else "text_completion",
+        "created": int(time.time()),
+        "model": model,
+        "choices": choices,
+        "usage": {
+            "prompt_tokens": prompts,
+            "total_tokens": prompts + completion,
+            "completion_tokens": completion,
+            "prompt_tokens_details": None,
+        },
+    }
+    if asked.chat and vllm and asked.body.get("return_token_ids") and len(asked.keys) == 1:
+        made["prompt_token_ids"] = list(asked.ids[0])
+    return made
+
+
+def spoil(
+    choices: list[Json], faults: Sequence[str], rng: random.Random
+) -> tuple[list[str], set[int]]:
+    """Do `faults` to the choices; tells which were possible, and the indexes of bad choices."""
+    done, bad = [], set[int]()
+    for name in faults:
+        if not choices:
+            break
+        victim = rng.choice(choices)
+        where = {int(victim["index"])}
+        if name == "shuffled":
+            before, where = list(choices), set()
+            rng.shuffle(choices)
+            if choices == before:
+                choices.reverse()
+            if choices == before:  # only one
+                continue
+        elif name == "fewer":
+            choices.remove(victim)
+        elif name == "duplicate":
+            where |= _duplicate(choices, victim)
+        elif not _spoil_one(victim, name):
+            continue
+        done.append(name)
+        bad |= where
+    return done, bad
+
+
+def _duplicate(choices: list[Json], victim: Json) -> set[int]:
+    if len(choices) == 1:
+        choices.append(dict(victim))
+        return set()
+    other = choices[choices.index(victim) - 1]
+    victim["index"] = other["index"]
+    return {int(other["index"])}
+
+
+def _spoil_one(choice: Json, name: str) -> bool:
+    if name == "finish":
+        choice["finish_reason"] = "tired"
+    elif name in {"empty", "null"}:
+        wrong = "" if name == "empty" else None
+        if "message" in choice:
+            choice["message"]["content"] = wrong
+        else:
+            choice["text"] = wrong
+    elif choice["logprobs"] is None:  # nobody asked for them
+        return False
+    elif name == "no_logprobs":
+        choice["logprobs"] = None
+    elif "message" in choice:
+        choice["logprobs"]["content"][-1]["logprob"] = float("nan")
+    else:
+        choice["logprobs"]["token_logprobs"][-1] = float("nan")
+    return True
+
+
+def _choice(asked: Ask, index: int, text: str, most: int) -> Json:
+    wanted = asked.body.get("logprobs")
+    if asked.chat:
+        message = {"role": "assistant", "content": text}
+        tops = asked.body.get("top_logprobs") or 0
+        logprobs = {"content": _chat_logprobs(_pieces(text, most), tops)} if wanted else None
+        return {"index": index, "message": message, "logprobs": logprobs}
+    ids = bool(asked.body.get("return_tokens_as_token_ids"))
+    # `logprobs: 0` asks for those of the answer itself.
+    logprobs = None if wanted is None else _logprobs(_pieces(text, most), wanted, ids)
+    return {"index": index, "text": text, "logprobs": logprobs}
+
+
+def _add_ids(choice: Json, asked: Ask, text: str, most: int, prompt: Sequence[int]) -> None:
+    wanted = bool(asked.body.get("return_token_ids"))
+    choice["stop_reason"] = None
+    choice["token_ids"] = list(map(_id, _pieces(text, most))) if wanted else None
+    if not asked.chat:
+        choice["prompt_logprobs"] = None
+        choice["prompt_token_ids"] = list(prompt) if wanted else None
+
+
+def _pieces(text: str, most: int) -> list[str]:
+    first, *rest = text.split(" ", most - 1)
+    pieces = [first, *(f" {word}" for word in rest)]
+    return pieces + [""] * (most - len(pieces))
+
+
+def _id(piece: str) -> int:
+    return zlib.crc32(piece.encode()) % 50_000
+
+
+def _tops(piece: str, count: int) -> dict[str, float]:
+    return {piece: -0.1} | {f"{piece}~{rank}": -1.0 - rank for rank in range(1, count)}
+
+
+def _logprobs(pieces: list[str], count: int, as_ids: bool) -> Json:
+    offsets = [0]
+    for piece in pieces[:-1]:
+        offsets.append(offsets[-1] + len(piece))
+    names = [f"token_id:{_id(piece)}" for piece in pieces] if as_ids else pieces
+    return {
+        "text_offset": offsets,
+        "token_logprobs": [-0.1] * len(pieces),
+        "tokens": names,
+        "top_logprobs": [_tops(name, count) for name in names],
+    }
+
+
+def _chat_logprobs(pieces: list[str], count: int) -> list[Json]:
+    def entry(piece: str, value: float) -> Json:
+        return {"token": piece, "logprob": value, "bytes": list(piece.encode())}
+
+    return [
+        entry(piece, -0.1)
+        | {"top_logprobs": [entry(*pair) for pair in _tops(piece, count).items()][:count]}
+        for piece in pieces
+    ]

@@ -1,0 +1,255 @@
+"""The engine over OpenAI-compatible servers: vLLM's, or a paid API's.
+
+Requests carry many prompts where a server takes them, as many are in the air as it bears, and
+each is asked until it is answered or patience ends.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from workbench.engines.base import BaseEngine, LabelRow, Request, check_prompts, failure
+from workbench.engines.remote import loop, wire
+from workbench.engines.remote.discovery import (
+    BATCH,
+    Served,
+    discover,
+    prefix_cache_hits,
+    takes_several,
+)
+from workbench.engines.remote.dispatch import Dispatcher, Effort, Patience, Plan
+from workbench.engines.remote.endpoint import Endpoint
+from workbench.engines.remote.faults import Failed
+from workbench.engines.remote.gate import RateLimit
+from workbench.engines.remote.labels import Asker, score_exactly, score_from_top
+from workbench.engines.remote.options import Estimate, RemoteOptions
+from workbench.errors import InputError
+from workbench.store import Store
+from workbench.types import Completion, EngineInfo, Prompt, Sampling, Usage
+
+__all__ = ["RemoteEngine"]
+
+log = logging.getLogger("workbench")
+SAMPLES = 32  # of one prompt in a request
+CHARACTERS = 4  # of a prompt, in a token: for estimates
+
+
+class RemoteEngine(BaseEngine):
+    """OpenAI-compatible servers behind the `Engine` protocol.
+
+    Args:
+        model: a served name; None is the only one that the server lists.
+        store: where responses are kept.
+        why: how this engine came to be chosen, for `info`.
+        options: the fields of `RemoteOptions`, and `base_url`: a URL or a list of them.
+
+    Raises:
+        InputError: an unknown option, a URL that is none, a model that is not served.
+        EngineUnavailableError: no server answers, or it refuses the key.
+    """
+
+    def __init__(
+        self, model: str | None, store: Store | None, why: str, options: Mapping[str, Any]
+    ) -> None:
+        given = dict(options)
+        urls = given.pop("base_url", None)
+        self._options = chosen = RemoteOptions.of(given)
+        self._endpoints = [
+            Endpoint(url, chosen.transport, chosen.max_concurrency, chosen.timeout)
+            for url in _urls(urls)
+        ]
+        served = loop.run(discover(self._endpoints, model))
+        self._model = served.name
+        self._dialect = wire.Dialect(
+            vllm=served.vllm,
+            openai=self._endpoints[0].openai,
+            template=chosen.chat_template_kwargs,
+        )
+        self._patience = Patience(
+            attempts=chosen.attempts, total=chosen.total_timeout, dead=chosen.patience
+        )
+        self._limit = RateLimit(chosen.requests_per_minute, chosen.tokens_per_minute)
+        self._rate = self._limit.open()
+        self._effort = Effort()
+        self._label_ids: dict[str, list[int]] = {}
+        info = EngineInfo(
+            engine="remote",
+            model=served.name,
+            revision=served.revision or "not told",
+            device=", ".join(e.shown for e in self._endpoints),
+            dtype="as served",
+            context_length=served.context_length,
+            versions=_versions(served),
+            why=why,
+        )
+        identity = {
+            "served": [served.name, served.revision, served.root, served.context_length],
+            "template": dict(chosen.chat_template_kwargs or {}),
+        }
+        super().__init__(info, identity, store)
+        self._hits_before = self._hits()
+
+    @property
+    def usage(self) -> Usage:
+        """What has been done; cached tokens are those of all that use the server meanwhile."""
+        total = super().usage
+        hits = self._hits()
+        cached = None
+        if hits is not None and self._hits_before is not None:
+            cached = min(round(hits - self._hits_before), total.prompt_tokens)
+        return replace(
+            total,
+            cached_tokens=cached,
+            retries=self._effort.retries,
+            rate_limit_hits=self._effort.rate_limit_hits,
+        )
+
+    def estimate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Estimate:
+        """What a call with these prompts will ask for at the most, the store left aside.
+
+        Raises:
+            InputError: the prompts are unusable as a whole.
+        """
+        check_prompts(prompts)
+        count = len(prompts) * sampling.n
+        prompt_tokens = sampling.n * sum(map(_about, prompts))
+        most = count * sampling.max_tokens
+        minutes = self._limit.minutes(count, prompt_tokens + most)
+        return Estimate(count, prompt_tokens, most, minutes)
+
+    def _free(self) -> None:
+        for endpoint in self._endpoints:
+            endpoint.close()
+
+    def _hits(self) -> float | None:
+        return loop.run(prefix_cache_hits(self._endpoints)) if self._dialect.vllm else None
+
+    def _complete(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Completion]]]:
+        sampling, chats = requests[0].sampling, not isinstance(requests[0].prompt, str)
+        if self.info.context_length:  # vLLM refuses more, and ends there as in process
+            sampling = replace(
+                sampling, max_tokens=min(sampling.max_tokens, self.info.context_length)
+            )
+        wire.check(sampling, self._dialect)
+        self._announce(requests)
+        self._try_out(chats=chats)
+
+        async def ask(
+            endpoint: Endpoint, packet: Sequence[Request]
+        ) -> Sequence[Completion | Failed | None]:
+            return await self._answers(endpoint, packet, sampling, chats=chats)
+
+        several = any(e.batch if chats else e.multi for e in self._endpoints)
+        size = self._options.size or (None if several else SAMPLES)
+        plan = Plan(ask, _together, _tokens, size)
+        jobs = sorted(requests, key=_prefix)  # those that share a prefix travel together
+        for batch in self._dispatch(plan, jobs):
+            yield [(job, _row(result)) for job, result in batch]
+
+    def _score(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> Iterator[list[LabelRow]]:
+        self._try_out(chats=False)
+        asker = Asker(
+            self._endpoints, self._model, self._dialect, self._options.size, self._dispatch
+        )
+        if self._dialect.vllm:
+            missing = [label for label in labels if label not in self._label_ids]
+            self._label_ids |= loop.run(asker.label_ids(missing))
+            ids = [self._label_ids[label] for label in labels]
+            yield from score_exactly(asker, prompts, labels, ids)
+        else:
+            yield from score_from_top(asker, prompts, labels)
+
+    def _try_out(self, *, chats: bool) -> None:
+        """Find out what the servers take, unless one prompt a request is wanted anyway."""
+        if self._options.size != 1:
+            loop.run(takes_several(self._endpoints, self._model, chats=chats))
+
+    def _dispatch(self, plan: Plan[Any, Any], jobs: Sequence[Any]) -> Iterator[list[Any]]:
+        before = replace(self._effort)
+        dispatcher = Dispatcher(self._endpoints, plan, self._rate, self._patience, self._effort)
+        try:
+            yield from dispatcher.run(jobs)
+        finally:
+            now, peak = self._effort, sum(e.gate.peak for e in self._endpoints)
+            sent = max(1, now.requests - before.requests)
+            log.info(
+                "remote: %d requests of %.1f prompts, at most %d at once, %d asked again, %d of "
+                "them for too many requests",
+                now.requests - before.requests,
+                (now.prompts - before.prompts) / sent,
+                peak,
+                now.retries - before.retries,
+                now.rate_limit_hits - before.rate_limit_hits,
+            )
+
+    async def _answers(
+        self, endpoint: Endpoint, packet: Sequence[Request], sampling: Sampling, *, chats: bool
+    ) -> list[Completion | Failed | None]:
+        prompts, seed = [request.prompt for request in packet], packet[0].seed
+        several = endpoint.batch if chats else endpoint.multi
+        body = (wire.chat if chats else wire.completions)(
+            prompts if several else prompts[:1], sampling, seed, self._dialect
+        )
+        body["model"] = self._model
+        path = "/chat/completions" if chats else "/completions"
+        if len(packet) > 1 and not several:
+            body["n"] = len(packet)  # one prompt, several samples
+        elif len(packet) > 1 and chats:
+            path = BATCH
+        reply = await endpoint.post(path, body)
+        shares = wire.Usage.shares(reply, len(packet))
+
+        return wire.each(
+            reply, len(packet), lambda i, choice: wire.read(choice, sampling, shares[i])
+        )
+
+    def _announce(self, requests: Sequence[Request]) -> None:
+        """Before money is spent, or minutes are waited: how much."""
+        limited = self._limit.requests_per_minute or self._limit.tokens_per_minute
+        if limited or any(endpoint.paid for endpoint in self._endpoints):
+            estimate = self.estimate([r.prompt for r in requests], requests[0].sampling)
+            log.warning("remote: %s", estimate)
+
+
+def _row(result: Completion | Failed) -> Completion:
+    return failure(result.reason) if isinstance(result, Failed) else result
+
+
+def _together(endpoint: Endpoint, first: Request, other: Request) -> bool:
+    """Requests with seeds of their own go alone; else several prompts, or samples of one."""
+    if first.seed is not None or other.seed is not None:
+        return False
+    several = endpoint.multi if isinstance(first.prompt, str) else endpoint.batch
+    return bool(several) or (first.sampling.temperature > 0 and first.prompt == other.prompt)
+
+
+def _prefix(request: Request) -> str:
+    return request.prompt if isinstance(request.prompt, str) else str(request.prompt)
+
+
+def _about(prompt: Prompt) -> int:
+    texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+    return 1 + sum(map(len, texts)) // CHARACTERS
+
+
+def _tokens(request: Request) -> int:
+    return _about(request.prompt) + request.sampling.max_tokens
+
+
+def _urls(given: object) -> list[str]:
+    urls = [given] if isinstance(given, str) else given
+    if not isinstance(urls, Sequence) or not urls:
+        raise InputError(
+            f"base_url={given!r}: give a server's URL such as http://127.0.0.1:8000/v1, several "
+            "in a list, or one in WORKBENCH_BASE_URL; `workbench serve vllm` starts a server"
+        )
+    return list(urls)
+
+
+def _versions(served: Served) -> dict[str, str]:
+    mine = {name: importlib.metadata.version(name) for name in ("openai", "workbench")}
+    return mine | ({"vllm": served.version} if served.version else {})

@@ -1,0 +1,53 @@
+"""One event loop in the background of the process, for engines that talk over the network.
+
+A notebook's own loop is running already, so that nothing can be run in it from a cell; a daemon
+thread has room for another, and ends with the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+__all__ = ["finish", "run", "start"]
+
+T = TypeVar("T")
+NAME = "workbench-loop"
+_lock = threading.Lock()
+_loop: asyncio.AbstractEventLoop | None = None
+
+
+def start(work: Coroutine[Any, Any, T]) -> Future[T]:
+    """Begin `work` in the background; the future cancels it."""
+    return asyncio.run_coroutine_threadsafe(work, _background())
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Do `work` in the background and wait for it; an interrupt cancels it."""
+    future = start(work)
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+def finish(close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Close something of the loop's, from wherever: the collector may be at work in the loop."""
+    future = start(close())
+    if threading.current_thread().name != NAME:
+        with contextlib.suppress(Exception):
+            future.result(timeout=1.0)
+
+
+def _background() -> asyncio.AbstractEventLoop:
+    global _loop  # noqa: PLW0603  # one for the process
+    with _lock:
+        if _loop is None:
+            _loop = asyncio.new_event_loop()
+            threading.Thread(target=_loop.run_forever, name=NAME, daemon=True).start()
+        return _loop

@@ -1,0 +1,100 @@
+"""How a server is used, and what a call to it will ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from workbench.engines.remote.endpoint import Transport
+from workbench.engines.source import check_options
+from workbench.errors import InputError
+
+__all__ = ["Estimate", "RemoteOptions"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteOptions:
+    """How a server is used; the defaults suit a vLLM server and a paid API.
+
+    Attributes:
+        max_concurrency: requests in the air at the most, for each server.
+        prompts_per_request: how many prompts go together where the server takes several.
+        requests_per_minute, tokens_per_minute: limits of a paid API.
+        timeout: seconds for one attempt.
+        attempts: how often a request is tried that fails by itself.
+        total_timeout: seconds for a request with all its attempts.
+        patience: seconds for which servers may be down before the call ends.
+        transport: "aiohttp", or "threads" where that misbehaves.
+        chat_template_kwargs: arguments for the chat template, such as `enable_thinking`.
+    """
+
+    max_concurrency: int = 128
+    prompts_per_request: int | str = "auto"
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    timeout: float = 600.0
+    attempts: int = 10
+    total_timeout: float = 3600.0
+    patience: float = 120.0
+    transport: Transport = "aiohttp"
+    chat_template_kwargs: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> RemoteOptions:
+        """Check options by name and value.
+
+        Raises:
+            InputError: one is unknown or out of its range, or is a secret.
+        """
+        if "api_key" in options:
+            raise InputError(
+                "api_key is not taken here, where it would end up in a notebook: put it in the "
+                "environment or in a .env file, as WORKBENCH_API_KEY"
+            )
+        check_options(options, [field.name for field in fields(cls)], "remote")
+        made = cls(**options)
+        size = made.prompts_per_request
+        for name, holds, need in (
+            ("max_concurrency", _positive(made.max_concurrency, int), "a whole number from 1"),
+            ("prompts_per_request", size == "auto" or _positive(size, int), '"auto" or from 1'),
+            ("attempts", _positive(made.attempts, int), "a whole number from 1"),
+            ("transport", made.transport in ("aiohttp", "threads"), '"aiohttp" or "threads"'),
+            *(
+                (name, _positive(getattr(made, name)), "above 0")
+                for name in ("timeout", "total_timeout", "patience")
+            ),
+            *(
+                (name, getattr(made, name) is None or _positive(getattr(made, name)), "above 0")
+                for name in ("requests_per_minute", "tokens_per_minute")
+            ),
+        ):
+            if not holds:
+                raise InputError(f"{name}={getattr(made, name)!r}: must be {need}")
+        return made
+
+    @property
+    def size(self) -> int | None:
+        """Prompts in a request, None where that adapts itself."""
+        return self.prompts_per_request if isinstance(self.prompts_per_request, int) else None
+
+
+def _positive(value: object, kind: type | tuple[type, ...] = (int, float)) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and value > 0  # type: ignore[operator]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a call will ask for at the most: known before anything is sent.
+
+    Attributes:
+        requests: over HTTP, one for each prompt where a server takes no more.
+        prompt_tokens: about, from the length of the texts.
+        completion_tokens: the most that may be generated.
+        minutes: the least that the rate limits allow; 0 without them.
+    """
+
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    minutes: float

@@ -1,0 +1,273 @@
+"""The OpenAI protocol: bodies of requests, and answers read strictly.
+
+What vLLM adds (token ids, structured output by choices and patterns, label ids) is used where the
+server is vLLM. An answer is placed by its index; what cannot be read is a fault, never a guess.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from workbench.engines.base import failure
+from workbench.engines.remote.faults import Broken, Failed, Refused
+from workbench.errors import InputError
+from workbench.types import Completion, Prompt, Sampling, TokenLogprob
+
+__all__ = [
+    "Choice",
+    "Dialect",
+    "Usage",
+    "by_index",
+    "chat",
+    "check",
+    "completions",
+    "each",
+    "logprobs",
+    "read",
+    "token_ids",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What a server understands beyond the protocol's core.
+
+    Attributes:
+        vllm: it is vLLM, with token ids and structured output by choices and patterns.
+        openai: it is OpenAI's own, which wants `max_completion_tokens` in chats.
+        template: arguments for the chat template.
+    """
+
+    vllm: bool = False
+    openai: bool = False
+    template: Mapping[str, Any] | None = None
+
+
+Choice = Mapping[str, Any]
+R = TypeVar("R")
+
+
+def completions(
+    prompts: Sequence[Prompt], sampling: Sampling, seed: int | None, to: Dialect
+) -> dict[str, Any]:
+    """The body for `/completions`: several prompts in one request."""
+    body = _sampling(sampling, seed, to)
+    body["prompt"] = prompts[0] if len(prompts) == 1 else list(prompts)
+    body["max_tokens"] = sampling.max_tokens
+    if sampling.logprobs is not None:
+        body["logprobs"] = sampling.logprobs
+    return body
+
+
+def chat(
+    chats: Sequence[Prompt], sampling: Sampling, seed: int | None, to: Dialect
+) -> dict[str, Any]:
+    """The body for `/chat/completions`, or with several chats for vLLM's `…/batch`."""
+    body = _sampling(sampling, seed, to)
+    body["messages"] = chats[0] if len(chats) == 1 else list(chats)
+    body["max_completion_tokens" if to.openai else "max_tokens"] = sampling.max_tokens
+    if to.template:
+        body["chat_template_kwargs"] = dict(to.template)
+    if sampling.logprobs is not None:
+        body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
+    return body
+
+
+def _sampling(sampling: Sampling, seed: int | None, to: Dialect) -> dict[str, Any]:
+    body: dict[str, Any] = {"temperature": sampling.temperature}
+    given = {
+        "top_p": sampling.top_p if sampling.top_p < 1 else None,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "seed": seed,
+        "stop": list(sampling.stop) or None,
+        "ignore_eos": sampling.ignore_eos or None,
+    }
+    body |= {name: value for name, value in given.items() if value is not None}
+    if to.vllm:
+        body["return_token_ids"] = True
+        if sampling.logprobs is not None:
+            body["return_tokens_as_token_ids"] = True
+    return body | _structure(sampling, to)
+
+
+def _structure(sampling: Sampling, to: Dialect) -> dict[str, Any]:
+    if sampling.json_schema is not None:
+        schema = {"name": "answer", "schema": dict(sampling.json_schema), "strict": True}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+    structure = {"choice": sampling.choices and list(sampling.choices), "regex": sampling.regex}
+    asked = {name: value for name, value in structure.items() if value is not None}
+    if not asked:
+        return {}
+    if not to.vllm:
+        raise InputError(
+            f"{next(iter(asked))}: only a vLLM server keeps answers to choices or a pattern; "
+            "give json_schema, or read the answer yourself"
+        )
+    return {"structured_outputs": asked}
+
+
+def check(sampling: Sampling, to: Dialect) -> None:
+    """Refuse what the server cannot do, before anything is sent.
+
+    Raises:
+        InputError: structured output that only vLLM has.
+    """
+    _structure(sampling, to)
+
+
+def by_index(reply: Mapping[str, Any], count: int) -> list[Choice | None]:
+    """The `count` choices of a reply in the order of the prompts, None where one is not there.
+
+    Raises:
+        Broken: there are no choices, or two for one prompt.
+    """
+    choices = reply.get("choices")
+    if not isinstance(choices, list) or not choices:
+        raise Broken(f"the reply has no choices: {reply!s:.200}")
+    placed: list[Choice | None] = [None] * count
+    for position, choice in enumerate(choices):
+        index = choice.get("index", position) if isinstance(choice, dict) else None
+        if not isinstance(index, int) or not 0 <= index < count:
+            raise Broken(f"the reply has a choice for prompt {index!r} of {count}")
+        if placed[index] is not None:
+            raise Broken(f"the reply has two choices for prompt {index}")
+        placed[index] = choice
+    return placed
+
+
+def each(
+    reply: Mapping[str, Any], count: int, read_one: Callable[[int, Choice], R]
+) -> list[R | Failed | None]:
+    """What `read_one` makes of each prompt's choice; None where the reply has none.
+
+    Raises:
+        Broken: the reply is malformed.
+    """
+    try:
+        results: list[R | Failed | None] = [None] * count
+        for i, choice in enumerate(by_index(reply, count)):
+            try:
+                results[i] = None if choice is None else read_one(i, choice)
+            except Refused as fault:
+                results[i] = Failed(str(fault))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Broken(f"the reply is malformed ({type(error).__name__}: {error})") from None
+    return results
+
+
+def read(choice: Choice, sampling: Sampling, usage: Usage) -> Completion:
+    """One answer.
+
+    Raises:
+        Broken: it has no text.
+        Refused: log-probabilities that are missing or not numbers.
+    """
+    text, reasoning, refusal = _text(choice)
+    prompt, generated = _count(choice, "prompt_token_ids"), _count(choice, "token_ids")
+    prompt_tokens = usage.prompt if prompt is None else prompt
+    finish = choice.get("finish_reason")
+    if refusal or finish not in ("stop", "length"):
+        reason = f"refused: {refusal}" if refusal else f"the server ended it: {finish}"
+        return failure(reason, prompt_tokens)
+    if sampling.choices is not None and finish == "stop" and text not in sampling.choices:
+        return failure(f"{text!r:.80} is none of the choices", prompt_tokens)
+    return Completion(
+        text=text,
+        finish_reason=finish,
+        token_ids=token_ids(choice),
+        logprobs=None if sampling.logprobs is None else logprobs(choice),
+        prompt_tokens=prompt_tokens,
+        completion_tokens=usage.completion if generated is None else generated,
+        cached_tokens=usage.cached,
+        reasoning=reasoning,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one answer where it does not carry its ids: a share of what the reply sums up."""
+
+    prompt: int = 0
+    completion: int = 0
+    cached: int | None = None
+
+    @classmethod
+    def shares(cls, reply: Mapping[str, Any], count: int) -> list[Usage]:
+        """Each answer's share; their sum is exact. Cached tokens are told of one answer only."""
+        usage = reply.get("usage") or {}
+        details = usage.get("prompt_tokens_details") or {}
+        cached = details.get("cached_tokens") if count == 1 else None
+        prompt, done = (int(usage.get(f"{x}_tokens") or 0) for x in ("prompt", "completion"))
+        return [cls(_share(prompt, count, i), _share(done, count, i), cached) for i in range(count)]
+
+
+def _share(total: int, count: int, index: int) -> int:
+    return total // count + (index < total % count)
+
+
+def token_ids(choice: Choice, name: str = "token_ids") -> tuple[int, ...] | None:
+    """The token ids that vLLM adds to a choice."""
+    ids = choice.get(name)
+    return tuple(ids) if isinstance(ids, list) else None
+
+
+def _count(choice: Choice, name: str) -> int | None:
+    ids = choice.get(name)
+    return len(ids) if isinstance(ids, list) else None
+
+
+def _text(choice: Choice) -> tuple[str, str | None, str | None]:
+    """(text, reasoning, refusal) of a completion or a chat."""
+    message = choice.get("message")
+    if message is None:
+        text = choice.get("text")
+        if not isinstance(text, str):
+            raise Broken(f"the reply has no text: {choice!s:.200}")
+        return text, None, None
+    if not isinstance(message, dict):
+        raise Broken(f"the reply has no message: {choice!s:.200}")
+    reasoning = message.get("reasoning") or message.get("reasoning_content") or None
+    text, refusal = message.get("content"), message.get("refusal")
+    if text is None and not refusal and not reasoning:
+        raise Broken("the reply's message has no content")
+    return text or "", reasoning, refusal
+
+
+def logprobs(choice: Choice) -> tuple[TokenLogprob, ...]:
+    """Log-probabilities of a completion or a chat.
+
+    Raises:
+        Refused: they are missing, or not numbers.
+    """
+    told = choice.get("logprobs")
+    if not isinstance(told, dict):
+        raise Refused("the reply has no log-probabilities, though they were asked for")
+    if "content" in told:
+        rows = [(t["token"], t["logprob"], _pairs(t.get("top_logprobs"))) for t in told["content"]]
+    else:
+        tops = told.get("top_logprobs") or [{}] * len(told["tokens"])
+        tops = [(top or {}).items() for top in tops]
+        rows = list(zip(told["tokens"], told["token_logprobs"], tops, strict=True))
+    return tuple(
+        TokenLogprob(_token(token), _number(value), tuple((_token(t), _number(v)) for t, v in top))
+        for token, value, top in rows
+    )
+
+
+def _pairs(top: Any) -> list[tuple[str, float]]:
+    return [(one["token"], one["logprob"]) for one in top or ()]
+
+
+def _token(text: str) -> int | str:
+    name, colon, number = text.partition(":")
+    return int(number) if name == "token_id" and colon and number.isdigit() else text
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise Refused(f"a log-probability in the reply is {value!r}, no number")
+    return float(value)
