@@ -12,7 +12,7 @@ LOCK      = "$(BIN)/uv" pip compile --quiet --universal --python-version 3.11 --
             --no-header pyproject.toml --extra dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo notebooks figures lab lint test test-all lock bench clean clean-all
+.PHONY: help setup demo notebooks figures lab lint test test-all lock bench bench-peers clean clean-all
 
 help:
 	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
@@ -38,6 +38,13 @@ figures: setup ## run every notebook in place and refresh figures/
 bench: setup ## measure the engines on this machine, and the time of demo and test
 	$(WORKBENCH) bench engine --commands
 	$(WORKBENCH) bench baseline
+	$(WORKBENCH) bench client
+	$(WORKBENCH) bench faults
+
+bench-peers: setup ## measure against other projects, in an environment of their own
+	test -x .venv-peers/bin/lm_eval || \
+	  ($(PYTHON) -m venv .venv-peers && .venv-peers/bin/pip install --quiet "lm-eval[api]==0.4.13")
+	$(WORKBENCH) bench client --peers .venv-peers
 
 ##@ Checks
 lint: setup ## style, types, and the hygiene of the notebooks
@@ -67,4 +74,4 @@ clean: ## remove runs/ and caches
 	  -prune -exec rm -rf {} +
 
 clean-all: clean ## the same, and .venv
-	rm -rf .venv
+	rm -rf .venv .venv-peers

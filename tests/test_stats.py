@@ -10,7 +10,9 @@ from workbench.stats import (
     balanced_accuracy,
     calibration_error,
     difference,
+    kappa,
     mcnemar,
+    mean,
     paired_shares,
     proportion,
 )
@@ -124,3 +126,87 @@ def test_nothing_is_counted_from_nothing() -> None:
         calibration_error([], [])
     with pytest.raises(InputError, match="no probabilities"):
         calibration_error([1.2], [True])
+
+
+def of_table(table: list[list[int]]) -> tuple[list[int], list[int]]:
+    """Two raters' classes with these counts of items."""
+    cells = [(a, b) for a, row in enumerate(table) for b, n in enumerate(row) for _ in range(n)]
+    return [a for a, _ in cells], [b for _, b in cells]
+
+
+def test_kappa_is_the_published_one() -> None:
+    # SAS, PROC FREQ, as printed in statsmodels/stats/tests/test_inter_rater.py.
+    table = [[0, 4, 1], [0, 8, 0], [0, 1, 5]]
+    metric = kappa("x", *of_table(table))
+    assert (metric.value, metric.low, metric.high) == pytest.approx(
+        (0.4842, 0.2137, 0.7547), abs=6e-5
+    )
+    weighted = kappa("x", *of_table(table), power=1)
+    assert (weighted.value, weighted.low, weighted.high) == pytest.approx(
+        (0.4701, 0.1845, 0.7558), abs=6e-5
+    )
+    # R, irr::kappa2(anxiety[, 2:3]), with "equal" and "squared" weights, from the same file. It
+    # weighs the classes by rank, so that 6 is 5 here (there is no 5).
+    second = [3, 5, 4, 5, 2, 4, 2, 4, 3, 3, 2, 3, 3, 3, 2, 2, 1, 3, 3, 4]
+    third = [2, 1, 4, 4, 3, 2, 1, 5, 1, 1, 1, 2, 3, 3, 1, 1, 3, 3, 2, 2]
+    for power, value in ((None, -0.006289308), (1, 0.1459075), (2, 0.2520325)):
+        assert kappa("x", second, third, power=power).value == pytest.approx(value, abs=1e-7)
+    words = ["No", "Yes", "Yes"]
+    named = kappa("x", *([words[c] for c in side] for side in of_table(table)))
+    assert named == kappa("x", *([int(c > 0) for c in side] for side in of_table(table)))
+
+
+def test_kappa_has_an_interval_where_its_standard_error_is_none() -> None:
+    perfect = kappa("x", *of_table([[10, 0], [0, 10]]))
+    share = proportion("x", 20, 20)
+    assert (perfect.value, perfect.high) == (1, 1)
+    assert perfect.low == pytest.approx(2 * share.low - 1)
+    constant = kappa("x", [1] * 20, [0] * 5 + [1] * 15)
+    assert constant.value == pytest.approx(0)
+    assert -1 <= constant.low < 0 < constant.high < 1
+    same = kappa("x", [True] * 5, [True] * 5)
+    assert (same.value, same.low, same.high, same.n) == (0, -1, 1, 5)
+    opposite = kappa("x", [0, 1], [1, 0])
+    assert (opposite.value, opposite.low) == (-1, -1)
+    assert opposite.high > -1
+    for table in np.random.default_rng(4).integers(0, 3, (300, 3, 3)).tolist():
+        if np.sum(table):
+            for power in (None, 2):
+                metric = kappa("x", *of_table(table), power=power)
+                assert -1 <= metric.low <= metric.value <= metric.high <= 1
+                assert metric.high > metric.low
+
+
+@pytest.mark.parametrize("power", [None, 2])
+def test_kappa_holds_the_truth_as_often_as_it_says(power: int | None) -> None:
+    cells = np.array([[0.3, 0.05, 0.02], [0.06, 0.2, 0.05], [0.02, 0.1, 0.2]])
+    many = kappa("x", *of_table((cells * 10_000).round().astype(int).tolist()), power=power)
+    rng = np.random.default_rng(5)
+    draws = rng.multinomial(150, cells.ravel(), 2000).reshape(-1, 3, 3).tolist()
+    drawn = [kappa("x", *of_table(draw), power=power) for draw in draws]
+    assert 0.93 < np.mean([one.low <= many.value <= one.high for one in drawn]) < 0.97
+
+
+def test_the_mean_of_scores_stays_on_its_scale() -> None:
+    rng = np.random.default_rng(6)
+    draws = rng.choice([1, 2, 3, 4, 5], (2000, 40), p=[0.1, 0.1, 0.3, 0.3, 0.2])
+    drawn = [mean("x", draw, 1, 5) for draw in draws]
+    assert 0.93 < np.mean([one.low <= 3.4 <= one.high for one in drawn]) < 0.97
+    few = mean("x", [1, 5], 1, 5)
+    assert (few.value, few.low, few.high) == (3, 1, 5)
+    best = mean("x", [5] * 20, 1, 5)
+    assert (best.value, best.high) == (5, 5)
+    assert best.low == pytest.approx(1 + 4 * proportion("x", 20, 20).low)
+    one = mean("x", [2], 1, 5)
+    assert 1 < one.low < 2 < one.high < 5
+
+
+def test_kappa_and_mean_refuse_what_they_cannot_count() -> None:
+    for values in ([], [1, 2], [[1]]):
+        with pytest.raises(InputError, match="not the same items"):
+            kappa("x", values, [1] * len(values[1:]))
+    with pytest.raises(InputError, match="power=2 needs numbers"):
+        kappa("x", ["a", "b"], ["a", "a"], power=2)
+    for scores in ([], [0.0], [float("nan")], [6.0]):
+        with pytest.raises(InputError, match="no values from 1 to 5"):
+            mean("x", scores, 1, 5)

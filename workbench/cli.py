@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import time
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,14 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from workbench.errors import InputError
+from workbench.bench.cli import Json, Out, say, show
+from workbench.bench.cli import app as bench
+from workbench.errors import EngineError, InputError
 from workbench.nb.cli import app as notebook
 from workbench.nb.cli import told
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from workbench.bench.table import Row
     from workbench.types import Metric, Report
 
 __all__ = ["app"]
@@ -28,13 +31,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A research workbench for large language models.",
 )
-bench = typer.Typer(no_args_is_help=True, help="Measure speed, as ratios within one run.")
+serve = typer.Typer(no_args_is_help=True, help="Start a model server.")
 tiny = typer.Typer(no_args_is_help=True, help="The embedded model: train and measure it.")
 app.add_typer(notebook, name="notebook")
 app.add_typer(bench, name="bench")
+app.add_typer(serve, name="serve")
 app.add_typer(tiny, name="tiny")
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Model = Annotated[
     str | None, typer.Option(help="Hub name or local folder (default: the embedded model).")
 ]
@@ -45,11 +48,10 @@ Options = Annotated[
     list[str] | None,
     typer.Option("--option", "-o", metavar="NAME=VALUE", help="An engine argument, as JSON."),
 ]
-EngineName = Annotated[str, typer.Option(help='"auto", "vllm" or "transformers".')]
+EngineName = Annotated[str, typer.Option(help='"auto", "vllm", "remote" or "transformers".')]
 Folder = Annotated[
     Path | None, typer.Option("--out", help="A new folder for the report: numbers, rows, figure.")
 ]
-Out = Annotated[Path | None, typer.Option(help="Write the table here, as JSON.")]
 
 
 @app.callback()
@@ -187,7 +189,7 @@ def throughput(  # noqa: PLR0917
         except KeyboardInterrupt:
             stopped = True
             if measured.rows.empty:
-                _say("stopped before anything was measured")
+                say("stopped before anything was measured")
                 raise typer.Exit(130) from None
         report = measured.report()
     figure, (ax,) = new_figure()
@@ -196,7 +198,7 @@ def throughput(  # noqa: PLR0917
         plot_speedups(ax, faster)
     _report(report, [], figure, out, as_json=as_json)
     if stopped:
-        _say("stopped: this is what was measured")
+        say("stopped: this is what was measured")
         raise typer.Exit(130)
 
 
@@ -226,36 +228,56 @@ def _report(
             report.save(out, figure)
         except OSError as error:
             raise InputError(f"the report could not be written to {out}: {error}") from error
-        _say(f"summary, rows and figure are in {out}")
+        say(f"summary, rows and figure are in {out}")
 
 
-@bench.command("engine")
+@serve.command("vllm")
 @told
-def bench_engine(
-    pairs: Annotated[int, typer.Option(min=1, help="Interleaved pairs of runs.")] = 7,
-    prompts: Annotated[int, typer.Option(min=8)] = 1024,
-    commands: Annotated[bool, typer.Option(help="Time `make demo` and `make test` too.")] = False,
-    out: Out = None,
+def serve_vllm(  # noqa: PLR0917
+    model: Annotated[
+        str | None, typer.Argument(help="Hub name or local folder (default: the embedded model).")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Settings by size: 8b, 70b, 405b.")] = None,
+    host: Annotated[str, typer.Option(help="Where it listens.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Default: a free one.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds to wait until it answers.")] = None,
+    option: Options = None,
+) -> None:
+    """Start a vLLM server, print its URL when it answers, and end it with Ctrl-C."""
+    from workbench.serving import serve as start
+
+    say("starting; a small model takes half a minute, a large one many …")
+    given = _options(option)
+    with start(model, preset, host=host, port=port, timeout=timeout, **given) as server:
+        typer.echo(server.url)
+        say(f"serves {server.model}; its log: {server.log}; Ctrl-C ends it")
+        say(f"use it: export WORKBENCH_BASE_URL={server.url}")
+        with contextlib.suppress(KeyboardInterrupt):
+            while server.alive:
+                time.sleep(0.5)
+            raise EngineError(f"the server has ended by itself; its log: {server.log}")
+    say("ended")
+
+
+@app.command("check-server")
+@told
+def check_server(
+    url: Annotated[str, typer.Argument(help="Such as http://127.0.0.1:8000/v1.")],
+    model: Annotated[
+        str | None, typer.Option(help="A served name (default: the only one).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Our engine against bare vLLM, the store, resuming, interrupts, exactness, import time."""
-    from workbench.bench.engine import measure
+    """What works at a server, and what to change where something is missing."""
+    from workbench.nb.tables import table
+    from workbench.serving.check import check
 
-    _show(measure(pairs, prompts, _say, commands=commands), out, as_json=as_json)
-
-
-@bench.command("baseline")
-@told
-def bench_baseline(
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of each speed.")] = 3,
-    prompts: Annotated[int, typer.Option(min=64)] = 1024,
-    out: Out = None,
-    as_json: Json = False,
-) -> None:
-    """vLLM against transformers, and transformers in batches against one by one."""
-    from workbench.bench.baseline import measure
-
-    _show(measure(repeats, prompts, _say), out, as_json=as_json)
+    found = list(check(url, model))
+    if as_json:
+        typer.echo(json.dumps([asdict(one) for one in found], indent=1))
+        return
+    rows = [[one.what, "yes" if one.works else "NO", one.seen, one.remedy] for one in found]
+    typer.echo(table(["", "works", "seen", "to change"], rows))
 
 
 @tiny.command("train")
@@ -287,24 +309,7 @@ def tiny_evaluate(
     from workbench.bench.skills import measure
     from workbench.tiny import MODEL
 
-    _show(measure(folder or MODEL, count, _say), out, as_json=as_json)
-
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
-
-
-def _show(rows: list[Row], out: Path | None, *, as_json: bool) -> None:
-    """Print a benchmark's rows, keep them as JSON, and fail if one of them does not hold."""
-    from workbench.bench.table import as_text
-
-    text = json.dumps([asdict(row) for row in rows], indent=1)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text + "\n")
-    typer.echo(text if as_json else as_text(rows))
-    if not all(row.holds for row in rows):
-        raise typer.Exit(1)
+    show(measure(folder or MODEL, count, say), out, as_json=as_json)
 
 
 def _options(pairs: list[str] | None) -> dict[str, Any]:

@@ -8,13 +8,16 @@ from workbench.errors import InputError
 from workbench.types import Metric
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
     "balanced_accuracy",
     "calibration_error",
     "difference",
+    "kappa",
     "mcnemar",
+    "mean",
     "paired_shares",
     "proportion",
 ]
@@ -158,3 +161,80 @@ def calibration_error(confidence: ArrayLike, right: ArrayLike, bins: int = 15) -
         raise InputError(f"confidence {p.shape} and right {hit.shape}: no probabilities of answers")
     place = np.clip(np.ceil(p * bins) - 1, 0, bins - 1)
     return sum(abs(float((p - hit)[place == b].sum())) for b in range(bins)) / len(p)
+
+
+def mean(name: str, values: ArrayLike, least: float, most: float) -> Metric:
+    """Mean of values [n] on a scale from `least` to `most`, with its 95 % t interval.
+
+    Where no value differs from another (or there is one only) the spread is unknown, not 0: then
+    as many further values as the Wilson interval of 0 of n allows may lie at either end.
+
+    Raises:
+        InputError: there are no values, or one is not on the scale.
+    """
+    import numpy as np
+
+    x = np.asarray(values, float)
+    if x.ndim != 1 or not len(x) or not ((x >= least) & (x <= most)).all():
+        raise InputError(f"{name}: {x.shape} are no values from {least} to {most}, 1 at least")
+    n, middle = len(x), min(max(float(x.mean()), least), most)  # rounding may leave the scale
+    if (x == x[0]).all():
+        other = Z**2 / (n + Z**2)
+        low, high = middle - other * (middle - least), middle + other * (most - middle)
+        return Metric(name, middle, low, high, n)
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, n - 1)) * float(x.std(ddof=1)) / n**0.5
+    return Metric(name, middle, max(least, middle - half), min(most, middle + half), n)
+
+
+def kappa(name: str, verdicts: ArrayLike, gold: ArrayLike, *, power: int | None = None) -> Metric:
+    """Cohen's kappa: agreement beyond chance on n items (Cohen 1960), with its 95 % interval.
+
+    The standard error is the large-sample one of Fleiss, Cohen and Everitt (1969, Psychological
+    Bulletin 72:323-327). Where it is 0 (they never differ, or one of them never varies) the
+    interval is that of the agreement (Wilson) at the same chance agreement. Where both give but one
+    and the same answer, nothing can be beyond chance: 0, from -1 to 1.
+
+    Args:
+        verdicts, gold: the classes [n] that the two give each item.
+        power: None counts all disagreements alike; 1 and 2 count them by this power of the
+            distance between the classes, which are numbers then (Cohen 1968).
+
+    Raises:
+        InputError: the two differ in length, are empty, or are no numbers where they must be.
+    """
+    import numpy as np
+
+    a, b = np.asarray(verdicts), np.asarray(gold)
+    if a.shape != b.shape or a.ndim != 1 or not len(a):
+        raise InputError(f"{name}: {a.shape} and {b.shape} are not the same items, 1 at least")
+    n, classes = len(a), np.unique(np.concatenate([a, b]))
+    if power is not None and not (power > 0 and np.issubdtype(classes.dtype, np.number)):
+        raise InputError(f"{name}: power={power!r} needs numbers as classes, and to be above 0")
+    if len(classes) == 1:
+        return Metric(name, 0.0, -1.0, 1.0, n)
+    counts = np.zeros((len(classes), len(classes)))
+    np.add.at(counts, (np.searchsorted(classes, a), np.searchsorted(classes, b)), 1)
+    apart = 1 - np.eye(len(classes))
+    if power is not None:
+        apart = np.abs(np.subtract.outer(classes, classes)).astype(float) ** power
+    return _beyond_chance(name, counts, 1 - apart / apart.max())
+
+
+def _beyond_chance(name: str, counts: NDArray[np.float64], w: NDArray[np.float64]) -> Metric:
+    """Kappa of the items in each pair of classes, where agreement in a pair is worth `w`."""
+    n = int(counts.sum())
+    p, rows, columns = counts / n, counts.sum(1) / n, counts.sum(0) / n
+    observed, chance = float((w * counts).sum()) / n, float(rows @ w @ columns)
+    margins = (w @ columns)[:, None] + (rows @ w)[None, :]
+    spread = float((p * (w * (1 - chance) - margins * (1 - observed)) ** 2).sum())
+    spread -= (observed * chance - 2 * chance + observed) ** 2
+    value = (observed - chance) / (1 - chance)
+    if spread > 1e-12:
+        half = Z * (spread / n) ** 0.5 / (1 - chance) ** 2
+        low, high = value - half, value + half
+    else:
+        share = proportion(name, round(observed * n), n)
+        low, high = ((end - chance) / (1 - chance) for end in (share.low, share.high))
+    return Metric(name, value, max(-1.0, min(low, value)), min(1.0, max(high, value)), n)

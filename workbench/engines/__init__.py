@@ -13,7 +13,7 @@ from typing import Any
 from workbench.engines import transformers, vllm
 from workbench.engines.base import BaseEngine
 from workbench.engines.remote import RemoteEngine
-from workbench.errors import EngineError, EngineUnavailableError, InputError
+from workbench.errors import EngineUnavailableError, InputError
 from workbench.store import Store, open_store
 from workbench.types import Engine
 
@@ -118,7 +118,7 @@ def _open(
         split = url.split(",") if isinstance(url, str) else url  # several in the environment
         options = {**options, "base_url": split}
     elif reason := unavailable(engine):
-        raise EngineUnavailableError(f"{engine} cannot run here: {reason}. Try `make setup`")
+        raise EngineUnavailableError(f"{engine}: {reason}")
     return ENGINES[engine].make(model, store, why, options)
 
 
@@ -128,27 +128,24 @@ def _first(
     store: Store | None,
     options: Mapping[str, Any],
 ) -> BaseEngine:
-    """The first engine that works, with those after it to go on with."""
+    """The first engine that can run here, with those after it to go on with."""
     reasons: list[str] = []
     names = [name for name in ENGINES if name != "remote" or url]
-    if not url:
-        reasons.append(f"remote: {_no_server()}")
     for position, name in enumerate(names):
         why = f"auto: {name}, since {'; '.join(reasons)}"
         if name == "vllm":
             why = "auto: vLLM can run in this process"
         try:
             made = _open(name, model, url=url, store=store, why=why, options=options)
-        except EngineError as error:
-            log.info("%s does not work here: %s", name, error)
-            reasons.append(f"{name}: {error}")
+        except EngineUnavailableError as error:
+            log.info("%s", error)
+            reasons.append(str(error))
             continue
         if set(options) <= SAME_ANSWERS:
-            made.followed_by(
-                partial(
-                    _open, after, made.info.model, url=url, store=None, why="took over", options={}
-                )
-                for after in names[position + 1 :]
-            )
+            later = partial(_open, model=made.info.model, url=url, store=None, why="", options={})
+            made.followed_by(partial(later, after) for after in names[position + 1 :])
         return made
-    raise EngineUnavailableError(f"no engine can run here. {'; '.join(reasons)}")
+    if not url:
+        reasons.append(f"remote: {_no_server()}")
+    text = "; ".join(reasons)
+    raise EngineUnavailableError(f"no engine can run here. {text}. Install with `make setup`")

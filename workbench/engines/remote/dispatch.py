@@ -261,7 +261,6 @@ class Dispatcher(Generic[J, R]):
             self._effort.rate_limit_hits += 1
             endpoint.gate.refused()
             return
-        endpoint.gate.failed()
         endpoint.failed()
         patience = self._patience
         enough = 1 if isinstance(fault, Down) else 5 * patience.attempts

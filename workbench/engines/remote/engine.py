@@ -121,6 +121,11 @@ class RemoteEngine(BaseEngine):
         minutes = self._limit.minutes(count, prompt_tokens + most)
         return Estimate(count, prompt_tokens, most, minutes)
 
+    def takes_several(self, *, chats: bool = False) -> bool:
+        """Whether the servers take several prompts (or chats) in one request."""
+        self._try_out(chats=chats)
+        return all(endpoint.batch if chats else endpoint.multi for endpoint in self._endpoints)
+
     def _free(self) -> None:
         for endpoint in self._endpoints:
             endpoint.close()

@@ -2,7 +2,7 @@
 
 Additive increase, multiplicative decrease: the limit grows only while it is used up, doubling
 until the first "too many requests" and by a twentieth afterwards; it is cut once in a cool-down.
-Failures that say nothing about load change nothing but the round they fall in.
+Failures that say nothing about load change nothing.
 """
 
 from __future__ import annotations
@@ -81,10 +81,6 @@ class Gate:
             self._cut_at = now
             self.limit = max(1.0, self.limit * (OVERSHOT if self._doubling else CUT))
         self._doubling = False
-        self._begin_round()
-
-    def failed(self) -> None:
-        """The server had another trouble: not a reason to send less, nor more."""
         self._begin_round()
 
     def _begin_round(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-__all__ = ["finish", "run", "start"]
+__all__ = ["background", "finish", "run", "start"]
 
 T = TypeVar("T")
 NAME = "workbench-loop"
@@ -23,7 +23,7 @@ _loop: asyncio.AbstractEventLoop | None = None
 
 def start(work: Coroutine[Any, Any, T]) -> Future[T]:
     """Begin `work` in the background; the future cancels it."""
-    return asyncio.run_coroutine_threadsafe(work, _background())
+    return asyncio.run_coroutine_threadsafe(work, background())
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -44,7 +44,8 @@ def finish(close: Callable[[], Coroutine[Any, Any, None]]) -> None:
             future.result(timeout=1.0)
 
 
-def _background() -> asyncio.AbstractEventLoop:
+def background() -> asyncio.AbstractEventLoop:
+    """The loop, begun when it is first needed."""
     global _loop  # noqa: PLW0603  # one for the process
     with _lock:
         if _loop is None:

@@ -1,0 +1,95 @@
+"""`workbench bench …`: measurements as tables, with the bounds that they must keep."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.bench.table import Row, as_text
+from workbench.nb.cli import told
+
+__all__ = ["Json", "Out", "app", "say", "show"]
+
+app = typer.Typer(no_args_is_help=True, help="Measure speed, as ratios within one run.")
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Out = Annotated[Path | None, typer.Option(help="Write the table here, as JSON.")]
+
+
+def say(text: str) -> None:
+    """Tell of progress, apart from what is printed for keeping."""
+    typer.echo(text, err=True)
+
+
+def show(rows: list[Row], out: Path | None, *, as_json: bool) -> None:
+    """Print a benchmark's rows, keep them as JSON, and fail if one of them does not hold."""
+    text = json.dumps([asdict(row) for row in rows], indent=1)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text + "\n")
+    typer.echo(text if as_json else as_text(rows))
+    if not all(row.holds for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command("engine")
+@told
+def engine(
+    pairs: Annotated[int, typer.Option(min=1, help="Interleaved pairs of runs.")] = 7,
+    prompts: Annotated[int, typer.Option(min=8)] = 1024,
+    commands: Annotated[bool, typer.Option(help="Time `make demo` and `make test` too.")] = False,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Our engine against bare vLLM, the store, resuming, interrupts, exactness, import time."""
+    from workbench.bench.engine import measure
+
+    show(measure(pairs, prompts, say, commands=commands), out, as_json=as_json)
+
+
+@app.command("baseline")
+@told
+def baseline(
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each speed.")] = 3,
+    prompts: Annotated[int, typer.Option(min=64)] = 1024,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """vLLM against transformers, and transformers in batches against one by one."""
+    from workbench.bench.baseline import measure
+
+    show(measure(repeats, prompts, say), out, as_json=as_json)
+
+
+@app.command("client")
+@told
+def client(
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds of each speed.")] = 5,
+    prompts: Annotated[int, typer.Option(min=128)] = 1024,
+    peers: Annotated[
+        Path | None, typer.Option(help="An environment with lm-evaluation-harness.")
+    ] = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """The remote engine against other clients of the same vLLM server."""
+    from workbench.bench.client import measure
+
+    show(measure(repeats, prompts, say, peers), out, as_json=as_json)
+
+
+@app.command("faults")
+@told
+def faults(
+    requests: Annotated[int, typer.Option(min=100, help="How many meet faults.")] = 10_000,
+    queued: Annotated[int, typer.Option(min=1000, help="Prompts in the queue.")] = 100_000,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """The remote engine where servers fail, are full, are killed; and with a long queue."""
+    from workbench.bench.faults import measure
+
+    show(measure(requests, queued, say), out, as_json=as_json)

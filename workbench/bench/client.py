@@ -1,0 +1,183 @@
+"""The remote engine against other ways to send the same prompts to the same vLLM server.
+
+Embedded model, 16-token answers, server and client on one machine; runs in turns, each ratio
+within one round. lm-evaluation-harness joins where it has an environment (`make bench-peers`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from workbench.bench.table import Row, ratio_row
+from workbench.engines.remote import RemoteEngine
+from workbench.engines.vllm import VLLMEngine
+from workbench.serving import Server, serve
+from workbench.types import Sampling
+
+__all__ = ["measure", "sums"]
+
+SAMPLING = Sampling(max_tokens=16, ignore_eos=True)
+SEQUENCES = 256  # in one step of the model, on both sides
+WORKERS, CHUNK = 64, 8
+PEER = Path(__file__).with_name("lmeval_client.py")
+Say = Callable[[str], None]
+Client = Callable[[Sequence[str]], object]
+
+
+def sums(count: int, seed: int = 0) -> list[str]:
+    """Different short prompts: what a client costs shows where the model takes little."""
+    rng = random.Random(f"client-{seed}")
+    pairs = [(rng.randint(10, 99), rng.randint(10, 99)) for _ in range(count)]
+    return [f"{number}+{a}+{b}=" for number, (a, b) in enumerate(pairs)]
+
+
+def measure(repeats: int, prompts: int, say: Say, peers: Path | None = None) -> list[Row]:
+    """Run all measurements; takes some minutes, a quarter of an hour with `peers`.
+
+    Args:
+        repeats: rounds of each speed.
+        prompts: how many are sent in one.
+        peers: the environment that has lm-evaluation-harness.
+    """
+    say("a server starts …")
+    with serve(max_num_seqs=SEQUENCES) as server:
+        rows = _against_clients(server, repeats, prompts, say)
+        if peers is not None:
+            rows += _against_harness(server, repeats, prompts, peers, say)
+    return rows
+
+
+def _remote(server: Server) -> RemoteEngine:
+    return RemoteEngine(None, None, "benchmark", {"base_url": server.url})
+
+
+def _rate(client: Client, texts: Sequence[str]) -> float:
+    start = time.perf_counter()
+    client(texts)
+    return len(texts) / (time.perf_counter() - start)
+
+
+def _against_clients(server: Server, repeats: int, prompts: int, say: Say) -> list[Row]:
+    inside = VLLMEngine(None, None, "benchmark", {"max_num_seqs": SEQUENCES})
+    with _remote(server) as engine, inside:
+        clients: dict[str, Client] = {
+            "ours": lambda texts: engine.generate(texts, SAMPLING),
+            "sequence": lambda texts: _in_sequence(server, texts),
+            "semaphore": lambda texts: asyncio.run(_with_semaphore(server, texts)),
+            "inside": lambda texts: inside.generate(texts, SAMPLING),
+        }
+        for client in clients.values():
+            client(sums(128, seed=-1))
+        rates: dict[str, list[float]] = {name: [] for name in clients}
+        cpu = []
+        for number in range(repeats):
+            for name, client in clients.items():
+                before = time.process_time()
+                rates[name].append(_rate(client, sums(prompts, number)))
+                if name == "ours":
+                    cpu.append(1000 * (time.process_time() - before) / prompts)
+            say(", ".join(f"{name} {values[-1]:.0f}" for name, values in rates.items()))
+    middle = statistics.median(cpu)
+    return [
+        _over(f"over {WORKERS} workers × {CHUNK} prompts in sequence", rates, "sequence", 5),
+        _over(f"over `AsyncOpenAI` with a semaphore of {WORKERS}", rates, "semaphore", 4),
+        _over("share of the engine in process", rates, "inside", 0.4),
+        Row(
+            "client CPU, milliseconds a prompt", middle, " ms", "< 0.3 ms", middle < 0.3,
+            min(cpu), max(cpu), len(cpu),
+        ),
+    ]  # fmt: skip
+
+
+def _over(what: str, rates: dict[str, list[float]], other: str, least: float) -> Row:
+    ratios = [a / b for a, b in zip(rates["ours"], rates[other], strict=True)]
+    return ratio_row(f"remote engine {what}", ratios, least)
+
+
+def _body() -> dict[str, Any]:
+    return {"max_tokens": 16, "temperature": 0, "extra_body": {"ignore_eos": True}}
+
+
+def _in_sequence(server: Server, texts: Sequence[str]) -> list[str]:
+    """A layout in use elsewhere: each worker takes a chunk and sends its prompts one by one."""
+    import openai
+
+    chunks = [texts[i : i + CHUNK] for i in range(0, len(texts), CHUNK)]
+    with openai.OpenAI(base_url=server.url, api_key="none") as client:
+
+        def work(chunk: Sequence[str]) -> list[str]:
+            create = client.completions.create
+            return [
+                create(model=server.model, prompt=text, **_body()).choices[0].text for text in chunk
+            ]
+
+        with ThreadPoolExecutor(WORKERS) as pool:
+            return [text for part in pool.map(work, chunks) for text in part]
+
+
+async def _with_semaphore(server: Server, texts: Sequence[str]) -> list[str]:
+    """What most people write: one prompt a request, so many at once."""
+    import openai
+
+    semaphore = asyncio.Semaphore(WORKERS)
+    async with openai.AsyncOpenAI(base_url=server.url, api_key="none") as client:
+
+        async def one(text: str) -> str:
+            async with semaphore:
+                reply = await client.completions.create(model=server.model, prompt=text, **_body())
+                return str(reply.choices[0].text)
+
+        return await asyncio.gather(*map(one, texts))
+
+
+def _against_harness(
+    server: Server, repeats: int, prompts: int, peers: Path, say: Say
+) -> list[Row]:
+    """The harness at its best: what is slow in a first round is not measured again."""
+    settings = [(1, 32), (1, 64), (1, 256), (8, 16), (8, 64), (64, 4), (64, 16), (256, 4)]
+    with _remote(server) as engine:
+        engine.generate(sums(128, seed=-1), SAMPLING)
+        first = {pair: _harness(server, sums(prompts, 99), pair, peers) for pair in settings}
+        for (batch, concurrent), rate in first.items():
+            say(f"lm-eval, batch {batch}, num_concurrent {concurrent}: {rate:.0f}")
+        best = max(settings, key=lambda pair: first[pair])
+        single = max((pair for pair in settings if pair[0] == 1), key=lambda pair: first[pair])
+        ratios: dict[tuple[int, int], list[float]] = {single: [], best: []}
+        for number in range(repeats):
+            texts = sums(prompts, number)
+            for pair, values in ratios.items():
+                mine = _rate(lambda some: engine.generate(some, SAMPLING), texts)
+                values.append(mine / _harness(server, texts, pair, peers))
+    what = "remote engine over lm-eval `local-completions`"
+    named = f"num_concurrent {single[1]}", f"batch {best[0]}, num_concurrent {best[1]}"
+    return [
+        ratio_row(f"{what}, batch 1 at its best ({named[0]})", ratios[single], 3),
+        ratio_row(f"{what} at its best ({named[1]})", ratios[best], 1),
+    ]
+
+
+def _harness(server: Server, texts: list[str], pair: tuple[int, int], peers: Path) -> float:
+    """Requests a second of lm-evaluation-harness; its start is not counted."""
+    config = {
+        "base_url": f"{server.url}/completions", "model": server.model, "prompts": texts,
+        "max_tokens": 16, "batch_size": pair[0], "num_concurrent": pair[1],
+    }  # fmt: skip
+    done = subprocess.run(
+        [peers / "bin" / "python", PEER],
+        input=json.dumps(config),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    reply = json.loads(done.stdout)
+    assert reply["answers"] == [len(texts)], reply
+    return len(texts) / float(reply["seconds"][0])

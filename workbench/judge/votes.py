@@ -1,0 +1,269 @@
+"""Votes: one verdict each, asked of a judge and read strictly; and what several come to.
+
+A choice is its place in the template's `choices`. What cannot be read is no vote, never a verdict.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from workbench.errors import InputError
+from workbench.judge.templates import Template, normal
+from workbench.types import Completion, Engine, Prompt, Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["SIDES", "Ballot", "Mode", "Output", "Row", "Vote", "both", "cast", "read"]
+
+Row = dict[str, Any]
+log = logging.getLogger("workbench")
+
+Mode = Literal["generate", "logprob"]
+Output = Literal["choices", "json_schema", "text"]
+SIDES = ("a", "b", "tie")
+VERDICT = re.compile(r"\W*verdict\W*?:(.*)", re.IGNORECASE)
+REFUSED = re.compile(
+    r"choice|structured|guided|grammar|response_format|json_schema", re.IGNORECASE
+)  # how servers say that they cannot hold an answer to a form
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """One judge's answer on one prompt.
+
+    Attributes:
+        choice: None where there is none: then `error` or `unread` says why.
+        text: what was answered.
+        error: the call failed.
+        unread: it did not, but no verdict could be read.
+        chances: probability of each choice among all of them, from label log-probabilities.
+    """
+
+    choice: int | None
+    text: str = ""
+    error: str | None = None
+    unread: str | None = None
+    chances: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ballot:
+    """All votes on one prompt, judge by judge."""
+
+    votes: tuple[Vote, ...]
+
+    @property
+    def places(self) -> list[int]:
+        """The choices that could be read."""
+        return [vote.choice for vote in self.votes if vote.choice is not None]
+
+    @property
+    def verdict(self) -> int | None:
+        """The choice of most votes that could be read; None if there are none, or as many for
+        another."""
+        counts = Counter(self.places).most_common(2)
+        if not counts or (len(counts) == 2 and counts[0][1] == counts[1][1]):
+            return None
+        return counts[0][0]
+
+    @property
+    def error(self) -> str | None:
+        """Why nothing was answered."""
+        return None if self.places else next((v.error for v in self.votes if v.error), None)
+
+    @property
+    def unparsed(self) -> str | None:
+        """Why there is no verdict although there were answers."""
+        if self.verdict is not None or self.error:
+            return None
+        return "tie" if self.places else next(v.unread for v in self.votes if v.unread)
+
+    @property
+    def chances(self) -> tuple[float, ...] | None:
+        """Mean of the votes' chances."""
+        known = [vote.chances for vote in self.votes if vote.chances is not None]
+        return tuple(sum(column) / len(known) for column in zip(*known, strict=True)) or None
+
+    def score(self, scale: Sequence[float]) -> float | None:
+        """Mean of the votes, or of the whole scale by its chances where they are known."""
+        if self.chances:
+            return sum(p * value for p, value in zip(self.chances, scale, strict=True))
+        return sum(scale[p] for p in self.places) / len(self.places) if self.places else None
+
+    def row(self, names: Sequence[Any], **more: object) -> Row:
+        """For a report; `names` is what the choices mean."""
+        meant = [None if vote.choice is None else names[vote.choice] for vote in self.votes]
+        return {
+            "verdict": None if self.verdict is None else names[self.verdict],
+            **more,
+            "votes": meant,
+            "texts": [vote.text for vote in self.votes],
+            "unparsed": self.unparsed,
+            "error": self.error,
+        }
+
+
+def both(ab: Ballot, ba: Ballot) -> Row:
+    """A pair's row from its two orders: their verdict if they agree, else a tie."""
+    orders = {"ab": ab.row(SIDES), "ba": ba.row(("b", "a", "tie"))}
+    first, second = (row["verdict"] for row in orders.values())
+    verdict = None if first is None or second is None else first if first == second else "tie"
+    probability = None
+    if ab.chances and ba.chances:
+        tie = sum(ab.chances[2:]) + sum(ba.chances[2:])
+        probability = (ab.chances[0] + ba.chances[1] + tie / 2) / 2
+    error = ab.error or ba.error
+    parts = {
+        f"{name}_{order}": row[name]
+        for name in ("verdict", "votes", "texts")
+        for order, row in orders.items()
+    }
+    reasons = {"unparsed": None if error else ab.unparsed or ba.unparsed, "error": error}
+    return {"verdict": verdict, "probability": probability, **parts, **reasons}
+
+
+def read(text: str, choices: Sequence[str]) -> int | None:
+    """Which of the choices an answer is, None if it is not exactly one.
+
+    It must be the choice as a whole, end in a line `Verdict: …`, or be `{"verdict": …}`; case,
+    marks around it and punctuation behind it do not count. "incorrect" is never "correct".
+    """
+    words = {normal(choice): place for place, choice in enumerate(choices)}
+    answer = text.rpartition("</think>")[2].strip()  # thinking that a server left in the answer
+    if "<think>" in answer:
+        return None
+    if answer.startswith("{"):
+        try:
+            value = json.loads(answer)
+        except (ValueError, RecursionError):  # a model can nest braces without end
+            return None
+        said = value["verdict"] if value.keys() == {"verdict"} else None
+        return words.get(normal(said)) if isinstance(said, str) else None
+    if (whole := words.get(normal(answer))) is not None:
+        return whole
+    last = VERDICT.fullmatch(answer.splitlines()[-1]) if answer else None
+    return words.get(normal(last[1])) if last else None
+
+
+def cast(
+    engine: Engine, template: Template, prompts: Sequence[Prompt], sampling: Sampling, mode: Mode
+) -> tuple[list[list[Vote]], list[Output]]:
+    """An engine's votes on each prompt, and how its answers were kept in form.
+
+    Raises:
+        InputError: the engine refuses the prompts, or the template does not fit the mode.
+    """
+    outputs: list[Output] = []
+    if mode == "logprob":
+        votes = _scored(engine, template, prompts)
+    else:
+        if template.style == "completion" and not template.reasons:
+            sampling = replace(sampling, stop=("\n",))
+        answers, outputs = _answers(engine, template, prompts, sampling)
+        votes = [[_vote(sample, template.choices) for sample in a.samples] for a in answers]
+    reasons = [v.error or v.unread for row in votes for v in row if v.choice is None]
+    if reasons:  # a majority of several judges would hide it
+        count = sum(map(len, votes))
+        log.warning("%d of %d votes are missing. First: %s", len(reasons), count, reasons[0])
+    return votes, outputs
+
+
+def _scored(engine: Engine, template: Template, prompts: Sequence[Prompt]) -> list[list[Vote]]:
+    """One vote for each prompt, from the log-probabilities of the choices as its continuation."""
+    if template.reasons:
+        raise InputError(
+            f'template {template.name} asks for reasons before the verdict: use mode="generate"'
+        )
+    for one in template.choices:
+        for other in template.choices:
+            if one != other and other.startswith(one):
+                raise InputError(
+                    f"template {template.name}: choice {other!r} begins with {one!r}, whose "
+                    'probability would hold its own: write them otherwise, or use mode="generate"'
+                )
+    scores = engine.label_logprobs(prompts, template.choices, errors="return")
+    rows = zip(scores.logprobs, scores.upper, scores.missing, scores.errors, strict=True)
+    return [[_label_vote(*row)] for row in rows]
+
+
+def _answers(
+    engine: Engine, template: Template, prompts: Sequence[Prompt], sampling: Sampling
+) -> tuple[list[Completion], list[Output]]:
+    """Ask in the strictest form that the engine has; what it refuses is asked in the next one."""
+    rows: dict[int, Completion] = {}
+    used: list[Output] = []
+    todo = list(range(len(prompts)))
+    for output, form in _forms(template).items():
+        last = output == "text"
+        asked = replace(sampling, **form)
+        try:
+            found = engine.generate([prompts[i] for i in todo], asked, errors="return")
+        except InputError:  # no such output here; another fault comes again with plain text
+            if last:
+                raise
+            continue
+        rows.update(zip(todo, found, strict=True))
+        refused = [i for i in todo if not last and REFUSED.search(rows[i].error or "")]
+        if len(refused) < len(todo):
+            used.append(output)
+        if not refused:
+            break
+        todo = refused
+    return [rows[i] for i in range(len(prompts))], used
+
+
+def _forms(template: Template) -> Mapping[Output, dict[str, Any]]:
+    """Arguments of `Sampling` that hold an answer to the choices, the strictest first."""
+    if template.reasons:
+        return {"text": {}}
+    if template.style == "completion":
+        return {"choices": {"choices": template.choices}, "text": {}}
+    schema = {
+        "type": "object",
+        "properties": {"verdict": {"type": "string", "enum": list(template.choices)}},
+        "required": ["verdict"],
+        "additionalProperties": False,
+    }
+    return {
+        "choices": {"choices": template.choices},
+        "json_schema": {"json_schema": schema},
+        "text": {},
+    }
+
+
+def _vote(answer: Completion, choices: Sequence[str]) -> Vote:
+    if answer.error:
+        return Vote(None, answer.text, error=answer.error)
+    if answer.finish_reason == "length":  # the last word may be half of another
+        return Vote(None, answer.text, unread="cut off: raise max_tokens")
+    place = read(answer.text, choices)
+    reason = None if place is not None else f"no verdict in {answer.text.strip()[-80:]!r}"
+    return Vote(place, answer.text, unread=reason)
+
+
+def _label_vote(
+    logprobs: NDArray[np.float64],
+    upper: NDArray[np.float64],
+    missing: NDArray[np.bool_],
+    error: str | None,
+) -> Vote:
+    """The likeliest label, if no other can be likelier; a missing one counts with its bound."""
+    import numpy as np
+
+    if error:
+        return Vote(None, error=error)
+    values = np.where(missing, upper, logprobs)
+    best = int(np.where(missing, -np.inf, logprobs).argmax())
+    rivals = np.delete(values, best)
+    if missing[best] or not values[best] > rivals.max():
+        return Vote(None, unread="no choice is certainly the likeliest")
+    weights = np.exp(values - values[best])
+    return Vote(best, chances=tuple((weights / weights.sum()).tolist()))

