@@ -34,6 +34,10 @@ def remote(url: str, store: Store | None = None, **options: Any) -> RemoteEngine
     return RemoteEngine(None, store, "test", {"base_url": url, **options})
 
 
+def spread(*urls: str) -> RemoteEngine:
+    return RemoteEngine(None, None, "test", {"base_url": list(urls)})
+
+
 def texts(engine: RemoteEngine, prompts: list[str] = PROMPTS, **sampling: Any) -> list[str]:
     return [row.text for row in engine.generate(prompts, Sampling(max_tokens=8, **sampling))]
 
@@ -290,7 +294,7 @@ def test_several_servers_share_the_work_and_one_may_die() -> None:
 def test_servers_with_different_models_are_refused() -> None:
     said = pytest.raises(InputError, match="must have the same model")
     with Injector() as one, Injector(root="another") as two, said:
-        RemoteEngine(None, None, "test", {"base_url": [one.url, two.url]})
+        spread(one.url, two.url)
 
 
 def test_a_limit_that_the_server_does_not_tell_is_found() -> None:
@@ -325,7 +329,102 @@ def test_an_estimate_before_the_run(caplog: pytest.LogCaptureFixture) -> None:
         estimate = engine.estimate(["12345678"] * 60, Sampling(max_tokens=10, temperature=1, n=2))
         assert estimate == Estimate(120, 360, 1200, 0.02)
         texts(engine, PROMPTS[:2])
-        assert "Estimate(requests=2" in caplog.text
+        assert "at most 2 requests, about 6 prompt tokens" in caplog.text
+
+
+def test_a_packet_that_moves_to_a_server_unlike_the_first() -> None:
+    """The second takes one prompt a request: nothing may be taken for an answer to another."""
+    flaky, single = Injector(Faults(rate_500=0.5), seed=1), Injector(Faults(multi=False))
+    with flaky as one, single as two, spread(one.url, two.url) as engine:
+        assert texts(engine) == [f"answer to {p}" for p in PROMPTS]
+
+
+def test_the_engine_is_usable_after_a_call_that_ended_early() -> None:
+    faults = Faults(poison="question 5", poison_status=401)
+    with Injector(faults) as server, remote(server.url, max_concurrency=2) as engine:
+        for _ in range(3):
+            with pytest.raises(EngineError, match="HTTP 401"):
+                engine.generate(PROMPTS, SHORT)
+        stream = engine.stream(PROMPTS[10:40], SHORT)
+        next(stream)
+        stream.close()
+        assert texts(engine, PROMPTS[10:40]) == [f"answer to {p}" for p in PROMPTS[10:40]]
+        assert engine._endpoints[0].gate.busy == engine._endpoints[0].prompts == 0
+
+
+def test_what_arrived_is_kept_when_the_reader_leaves(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.sqlite")
+    with Injector() as server, remote(server.url, store, prompts_per_request=1) as engine:
+        stream = engine.stream(PROMPTS, SHORT)
+        next(stream)
+        while sum(server.answered.values()) < len(PROMPTS):  # the reader is busy elsewhere
+            time.sleep(0.01)
+        time.sleep(0.3)
+        stream.close()
+        assert len(store) == len(PROMPTS)
+
+
+@pytest.mark.parametrize("status", [502, 504])
+def test_a_proxy_that_gives_up_on_one_prompt(status: int) -> None:
+    faults = Faults(poison="question 7", poison_status=status)
+    options: dict[str, Any] = {"attempts": 3, "max_concurrency": 4, "prompts_per_request": 8}
+    with Injector(faults) as server, remote(server.url, **options) as engine:
+        rows = engine.generate(PROMPTS[:60], SHORT, errors="return")
+        assert [i for i, row in enumerate(rows) if row.error] == [7]
+
+
+def test_a_server_that_is_back_is_used_again() -> None:
+    with Injector() as server, remote(server.url, patience=0.3) as engine:
+        server.stop()
+        with pytest.raises(EngineError, match="nothing but failures"):
+            engine.generate(PROMPTS[:4], SHORT)
+        server.start()
+        assert texts(engine, PROMPTS[:4]) == [f"answer to {p}" for p in PROMPTS[:4]]
+
+
+def test_a_server_that_refuses_the_key_leaves_the_others() -> None:
+    faults = Faults(poison="question", poison_status=401)
+    with Injector(faults) as one, Injector() as two, spread(one.url, two.url) as engine:
+        assert texts(engine) == [f"answer to {p}" for p in PROMPTS]
+
+
+def test_a_wait_that_is_longer_than_the_patience() -> None:
+    faults = Faults(rate_429=1.0, retry_after=7200)
+    with Injector(faults) as server, remote(server.url, prompts_per_request=1) as engine:
+        with pytest.raises(EngineError, match="asks to wait 7200 s"):
+            engine.generate(PROMPTS, SHORT)
+        assert server.requests < 150
+
+
+def test_all_attempts_end_together() -> None:
+    options: dict[str, Any] = {"prompts_per_request": 8, "total_timeout": 0.6, "timeout": 30.0}
+    with Injector(Faults(rate_hang=1.0)) as server, remote(server.url, **options) as engine:
+        engine._endpoints[0].multi = True  # finding out would hang as well
+        started = time.monotonic()
+        rows = engine.generate(PROMPTS[:16], SHORT, errors="return")
+        assert all("no answer within" in str(row.error) for row in rows)
+        assert time.monotonic() - started < 6
+
+
+def test_odd_text_fails_alone() -> None:
+    with Injector() as server, remote(server.url) as engine:
+        rows = engine.generate([*PROMPTS[:9], "\ud800"], SHORT, errors="return")
+        assert [row.error is None for row in rows] == [True] * 9 + [False]
+
+
+def test_usage_can_be_read_after_closing() -> None:
+    with Injector() as server:
+        with remote(server.url) as engine:
+            texts(engine, PROMPTS[:3])
+        assert engine.usage.requests == 3
+        assert engine.usage.cached_tokens is not None
+    assert engine.usage.requests == 3
+
+
+def test_names_with_an_at_sign() -> None:
+    with Injector(model="@cf/meta/llama") as server, remote(server.url) as engine:
+        assert engine.info.model == "@cf/meta/llama"
+        assert engine.info.revision == "not told"
 
 
 def test_rate_limits_are_kept() -> None:

@@ -22,6 +22,8 @@ __all__ = [
     "plot_accuracy",
     "plot_log_odds",
     "plot_losses",
+    "plot_requests",
+    "plot_shares",
     "plot_speeds",
     "plot_speedups",
 ]
@@ -106,6 +108,7 @@ AXES = {
     "shared": "share of the prompt that all have in common",
 }
 MARKERS = "os^Dv*X"
+NAMES_APART = 1.16  # of the names of lines that end close together, as a ratio of their heights
 
 
 def plot_speeds(ax: Axes, table: pd.DataFrame, by: str) -> None:
@@ -186,3 +189,64 @@ def plot_speedups(ax: Axes, metrics: Sequence[Metric]) -> None:
     ax.set_xlim(left=min(0.5, *(0.8 * metric.low for metric in metrics)))
     ax.set_xlim(right=2.2 * max(metric.high for metric in metrics))
     ax.set_xlabel("times faster than")
+
+
+def plot_shares(ax: Axes, metrics: Sequence[Metric], what: str, chance: float = 0.5) -> None:
+    """Bars of shares with their 95 % intervals, lying, so that they can have long names.
+
+    Args:
+        what: the name of the axis.
+        chance: marked by a line, as what guessing comes to.
+    """
+    places = range(len(metrics))
+    values = [metric.value for metric in metrics]
+    below = [metric.value - metric.low for metric in metrics]
+    above = [metric.high - metric.value for metric in metrics]
+    ax.barh(places, values, color=COLOURS[0], height=0.6)
+    ax.errorbar(
+        values, places, xerr=[below, above], fmt="none", ecolor="0.2", capsize=4, linewidth=1.2
+    )
+    for place, metric in zip(places, metrics, strict=True):
+        ax.text(metric.high + 0.03, place, f"{metric.value:.2f}", va="center", fontsize=9)
+    ax.axvline(chance, color="0.2", linewidth=1, linestyle="--")
+    ax.set_yticks(list(places), [f"{metric.name}\nn = {metric.n}" for metric in metrics])
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.grid(axis="x", color="0.9")
+    ax.set_xlim(0, 1.18)
+    ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
+    ax.set_xlabel(f"{what} (95 % interval)")
+
+
+def plot_requests(ax: Axes, table: pd.DataFrame, here: float | None = None) -> None:
+    """Speed of a server against concurrency, a line for each number of prompts in a request.
+
+    Args:
+        table: columns `prompts_per_request`, `max_concurrency` and `verdicts_per_s`.
+        here: speed of the engine in this process.
+    """
+    from matplotlib.ticker import NullLocator
+
+    ends: dict[str, tuple[float, str]] = {}
+    for number, (size, part) in enumerate(table.groupby("prompts_per_request", sort=False)):
+        line = part.sort_values("max_concurrency")
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        places, speeds = line["max_concurrency"].tolist(), line["verdicts_per_s"].tolist()
+        ax.plot(places, speeds, color=colour, marker=marker, markersize=5, linewidth=1.4)
+        ends[f"{size} a request" if size != "auto" else "auto"] = (speeds[-1], colour)
+    many = sorted(set(table["max_concurrency"]))
+    if here is not None:
+        ax.hlines(here, many[0], many[-1], color="0.2", linewidth=1, linestyle="--")
+        ends["in this process"] = (here, "0.2")
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(many, [f"{x:,.0f}" for x in many])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlim(0.8 * many[0], 6 * many[-1])  # room for the names
+    ax.set_yscale("log")
+    _log_ticks(ax.yaxis, "{x:,.0f}")
+    lowest = 0.0
+    for name, (speed, colour) in sorted(ends.items(), key=lambda end: end[1]):
+        lowest = max(speed, lowest * NAMES_APART)
+        ax.text(1.25 * many[-1], lowest, name, color=colour, va="center", fontsize=9)
+    ax.set_xlabel("requests at once")
+    ax.set_ylabel("verdicts a second")

@@ -137,7 +137,9 @@ def _first(
             why = "auto: vLLM can run in this process"
         try:
             made = _open(name, model, url=url, store=store, why=why, options=options)
-        except EngineUnavailableError as error:
+        except (EngineUnavailableError, InputError) as error:
+            if isinstance(error, InputError) and name != "remote":
+                raise
             log.info("%s", error)
             reasons.append(str(error))
             continue

@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
+from workbench.engines.checks import check_errors, check_labels, check_prompts
+from workbench.engines.kept import bounds, dump, load, value
 from workbench.engines.meter import Meter
 from workbench.errors import EngineError, EngineGoneError, InputError, WorkbenchError
 from workbench.store import BATCH, Store, digest
@@ -25,7 +28,6 @@ from workbench.types import (
     LabelScores,
     Prompt,
     Sampling,
-    TokenLogprob,
     Usage,
 )
 
@@ -70,8 +72,10 @@ class BaseEngine(ABC):
         self._store = store
         self._meter = Meter(info)
         self._closed = False
-        self._acting: BaseEngine = self
         self._successors: list[Callable[[], BaseEngine]] = []
+        self._successor: BaseEngine | None = None  # in charge once this engine is lost
+        self._moving = threading.Lock()
+        self._unfetched: list[tuple[Request, Completion]] = []
 
     @abstractmethod
     def _complete(
@@ -90,8 +94,8 @@ class BaseEngine(ABC):
         """Free the model's memory; the engine cannot be used afterwards."""
         self._closed = True
         self._free()
-        if self._acting is not self:
-            self._acting.close()
+        if self._successor is not None:
+            self._successor.close()
         if self._store is not None:
             self._store.close()
 
@@ -143,7 +147,7 @@ class BaseEngine(ABC):
             InputError: the prompts are unusable as a whole (none, empty, mixed).
             EngineError: some failed; its `results` holds all rows.
         """
-        _check_errors(errors)
+        check_errors(errors)
         finished = dict(self.stream(prompts, sampling))
         rows = [finished[index] for index in range(len(prompts))]
         if errors == "raise":
@@ -187,15 +191,27 @@ class BaseEngine(ABC):
                 call.add_stored(len(found))
                 for key, value in found.items():
                     del requests[key]
-                    yield from deliver(key, _load(value))
-            for batch in self._carry(
+                    yield from deliver(key, load(value))
+            work = self._carry(
                 lambda engine: engine._complete([*requests.values()]) if requests else iter(())
-            ):
-                self._keep((r.key, _dump(c)) for r, c in batch if c.error is None)
-                call.add(completion for _, completion in batch)
-                for request, completion in batch:
-                    del requests[request.key]
-                    yield from deliver(request.key, completion)
+            )
+            try:
+                for batch in work:
+                    self._keep((r.key, dump(c)) for r, c in batch if c.error is None)
+                    call.add(completion for _, completion in batch)
+                    for request, completion in batch:
+                        del requests[request.key]
+                        yield from deliver(request.key, completion)
+            finally:
+                work.close()
+                self._rescue()
+
+    def _rescue(self) -> None:
+        """Keep answers that had arrived when the reader left or was interrupted."""
+        engine = self._successor or self
+        batch, engine._unfetched = engine._unfetched, []
+        if batch and not self._closed:
+            self._keep((r.key, dump(c)) for r, c in batch if c.error is None)
 
     def label_logprobs(
         self, prompts: Sequence[Prompt], labels: Sequence[str], *, errors: Errors = "raise"
@@ -216,8 +232,8 @@ class BaseEngine(ABC):
 
         self._check_open()
         check_prompts(prompts)
-        _check_labels(labels)
-        _check_errors(errors)
+        check_labels(labels)
+        check_errors(errors)
         keys = [digest(self._identity.hex(), "labels", p, list(labels)) for p in prompts]
         unique = dict(zip(keys, prompts, strict=True))  # equal prompts are scored once
         done: dict[bytes, Any] = {}
@@ -234,7 +250,7 @@ class BaseEngine(ABC):
 
             for batch in self._carry(work):
                 call.add_rows(batch)
-                kept = {asked[row.index]: _value(row) for row in batch if row.logprobs}
+                kept = {asked[row.index]: value(row) for row in batch if row.logprobs}
                 self._keep(iter(kept.items()))
                 done |= kept
                 failed |= {asked[row.index]: row.error for row in batch if not row.logprobs}
@@ -242,7 +258,7 @@ class BaseEngine(ABC):
         upper = np.zeros_like(logprobs)
         for i, key in enumerate(keys):
             if key in done:
-                logprobs[i], upper[i] = _bounds(done[key])
+                logprobs[i], upper[i] = bounds(done[key])
         reasons = [failed.get(key) for key in keys]
         scores = LabelScores(logprobs, upper, logprobs < upper, tuple(reasons))
         if errors == "raise":
@@ -253,17 +269,22 @@ class BaseEngine(ABC):
         """What may go on with a run if this engine dies in the middle, in this order."""
         self._successors = [*successors]
 
-    def _carry(self, work: Callable[[BaseEngine], Iterator[list[T]]]) -> Iterator[list[T]]:
+    def _carry(
+        self, work: Callable[[BaseEngine], Iterator[list[T]]]
+    ) -> Generator[list[T], None, None]:
         """Do `work` with the engine in charge; where that dies, the next one does the rest."""
         while True:
+            engine = self._successor or self
             try:
-                yield from work(self._acting)
+                yield from work(engine)
             except EngineGoneError as gone:
-                self._move(gone)
+                with self._moving:
+                    if (self._successor or self) is engine:  # or another thread has moved
+                        self._move(engine, gone)
             else:
                 return
 
-    def _move(self, gone: EngineGoneError) -> None:
+    def _move(self, from_: BaseEngine, gone: EngineGoneError) -> None:
         """Put the next engine in charge that has the same model, or let `gone` stand."""
         lost = self._info
         reasons = []
@@ -277,7 +298,9 @@ class BaseEngine(ABC):
             if (new.model, new.revision) == (lost.model, lost.revision):
                 move = f"{lost.engine} was lost ({gone}); went on with {new.engine}"
                 self._info = replace(new, moves=(*lost.moves, move))
-                self._acting = following
+                self._successor = following
+                if from_ is not self:
+                    from_.close()
                 log.warning("%s", move)
                 return
             reasons.append(
@@ -332,44 +355,6 @@ def _gather(row: dict[int, Completion]) -> Completion:
     return replace(samples[0], error=failed, _samples=samples)
 
 
-def _dump(completion: Completion) -> dict[str, Any]:
-    return {
-        "text": completion.text,
-        "finish": completion.finish_reason,
-        "ids": completion.token_ids,
-        "logprobs": completion.logprobs
-        and [(t.token_id, t.logprob, t.top) for t in completion.logprobs],
-        "prompt": completion.prompt_tokens,
-        "completion": completion.completion_tokens,
-    } | ({"reasoning": completion.reasoning} if completion.reasoning else {})
-
-
-def _load(value: dict[str, Any]) -> Completion:
-    logprobs = value["logprobs"]
-    return Completion(
-        text=value["text"],
-        finish_reason=value["finish"],
-        token_ids=None if value["ids"] is None else tuple(value["ids"]),
-        logprobs=None
-        if logprobs is None
-        else tuple(TokenLogprob(i, p, tuple((j, q) for j, q in top)) for i, p, top in logprobs),
-        prompt_tokens=value["prompt"],
-        completion_tokens=value["completion"],
-        reasoning=value.get("reasoning"),
-        from_store=True,
-    )
-
-
-def _value(row: LabelRow) -> Any:
-    """What the store keeps of a row: its scores, and their bounds where some are missing."""
-    return row.logprobs if row.upper is None else [row.logprobs, row.upper]
-
-
-def _bounds(value: Any) -> tuple[Any, Any]:
-    inexact = isinstance(value[0], list | tuple)
-    return (value[0], value[1]) if inexact else (value, value)
-
-
 def _raise_failures(reasons: Sequence[str | None], results: object) -> None:
     failed = [(i, reason) for i, reason in enumerate(reasons) if reason is not None]
     if failed:
@@ -384,53 +369,3 @@ def _raise_failures(reasons: Sequence[str | None], results: object) -> None:
 def failure(reason: str, prompt_tokens: int = 0) -> Completion:
     """A row that could not be computed, and why."""
     return Completion(text="", finish_reason="error", prompt_tokens=prompt_tokens, error=reason)
-
-
-def _check_errors(errors: object) -> None:
-    if errors not in ("raise", "return"):
-        raise InputError(f'errors={errors!r} must be "raise" or "return"')
-
-
-def check_prompts(prompts: Sequence[Prompt]) -> None:
-    """Refuse prompts that are unusable as a whole.
-
-    Raises:
-        InputError: not a list, empty, an empty or malformed prompt, or texts mixed with chats.
-    """
-    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
-        raise InputError(f"prompts={prompts!r:.80} must be a list of prompts: [prompt]")
-    if not prompts:
-        raise InputError("prompts is empty: give at least one prompt")
-    for index, prompt in enumerate(prompts):
-        if isinstance(prompt, str):
-            if not prompt:
-                raise InputError(f"prompt {index} is empty: a model needs some text to continue")
-        else:
-            _check_chat(index, prompt)
-    if len({isinstance(prompt, str) for prompt in prompts}) == 2:
-        raise InputError(
-            "prompts mixes texts and chats: make two calls, or write the texts as "
-            '[{"role": "user", "content": text}]'
-        )
-
-
-def _check_chat(index: int, prompt: object) -> None:
-    need = 'a non-empty text or a list of {"role": ..., "content": ...}'
-    if not isinstance(prompt, Sequence) or not prompt:
-        raise InputError(f"prompt {index} is {prompt!r:.80}: must be {need}")
-    for message in prompt:
-        if not isinstance(message, dict) or not all(
-            isinstance(message.get(name), str) for name in ("role", "content")
-        ):
-            raise InputError(f"prompt {index} holds {message!r:.80}: must be {need}")
-
-
-def _check_labels(labels: Sequence[str]) -> None:
-    if isinstance(labels, str) or not isinstance(labels, Sequence) or not labels:
-        raise InputError(f"labels={labels!r:.80} must be a non-empty list of texts")
-    for label in labels:
-        if not isinstance(label, str) or not label:
-            raise InputError(f"label {label!r} must be a non-empty text")
-    twice = [label for label, count in Counter(labels).items() if count > 1]
-    if twice:
-        raise InputError(f"label {twice[0]!r} is given twice: each label must differ")

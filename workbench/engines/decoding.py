@@ -106,6 +106,7 @@ class Decoding:
             logprobs=logprobs,
             prompt_tokens=len(prompt),
             completion_tokens=len(made),
+            cached_tokens=0,  # transformers keeps nothing from one call to the next
         )
 
     def ends(self, made: Sequence[int]) -> bool:

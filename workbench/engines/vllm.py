@@ -183,7 +183,6 @@ class _Params:
 
 
 def _params(sampling: Sampling, seed: int | None) -> Any:
-    from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
     structure = None
@@ -193,6 +192,15 @@ def _params(sampling: Sampling, seed: int | None) -> Any:
         structure = StructuredOutputsParams(regex=sampling.regex)
     elif sampling.json_schema is not None:
         structure = StructuredOutputsParams(json=dict(sampling.json_schema))
+    try:
+        return _made(sampling, seed, structure)
+    except ValueError as error:  # vLLM's own limits, such as on temperature
+        raise InputError(f"vLLM refuses {sampling}: {error}") from error
+
+
+def _made(sampling: Sampling, seed: int | None, structure: Any) -> Any:
+    from vllm import SamplingParams
+
     return SamplingParams(
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,

@@ -18,6 +18,7 @@ __all__ = ["Served", "discover", "prefix_cache_hits", "takes_several"]
 
 log = logging.getLogger("workbench")
 BATCH = "/chat/completions/batch"  # of vLLM, for several chats
+METRICS = 3.0  # seconds for a page of counters
 HITS = "vllm:prefix_cache_hits_total"
 
 
@@ -67,10 +68,10 @@ async def _served(endpoint: Endpoint, model: str | None) -> Served | str:
         listed = await _models(endpoint)
     except Fault as fault:
         return _explain(endpoint, fault)
-    revisions = {
-        name: rev for name, at, rev in (str(m["id"]).rpartition("@") for m in listed) if at
-    }
-    names = [str(m["id"]) for m in listed if str(m["id"]).rpartition("@")[0] not in revisions]
+    ids = [str(entry["id"]) for entry in listed]
+    parts = [name.rpartition("@") for name in ids]
+    revisions = {name: revision for name, at, revision in parts if at and name in ids}
+    names = [name for name in ids if name.rpartition("@")[0] not in revisions]
     if model is None and len(names) != 1:
         raise InputError(f"{endpoint.shown} serves {', '.join(names)}: choose one as model=…")
     name = names[0] if model is None else model
@@ -81,9 +82,11 @@ async def _served(endpoint: Endpoint, model: str | None) -> Served | str:
         raise InputError(f"{endpoint.shown} has no {name!r}; it serves {', '.join(names)}.{hint}")
     version = ""
     if endpoint.vllm:
-        with contextlib.suppress(Fault):
+        with contextlib.suppress(Fault, AttributeError):
             version = str((await endpoint.get("//version")).get("version", ""))
-    root, context = str(entry.get("root") or ""), int(entry.get("max_model_len") or 0)
+    context = entry.get("max_model_len")
+    context = context if isinstance(context, int) else 0
+    root = str(entry.get("root") or "")
     return Served(name, revisions.get(name, ""), root, context, endpoint.vllm, version)
 
 
@@ -146,8 +149,9 @@ async def takes_several(endpoints: Sequence[Endpoint], model: str, *, chats: boo
 async def prefix_cache_hits(endpoints: Sequence[Endpoint]) -> float | None:
     """Prompt tokens that the servers have found in their prefix caches since they started."""
     try:
-        pages = await asyncio.gather(*(endpoint.text("//metrics") for endpoint in endpoints))
-    except Fault:
+        async with asyncio.timeout(METRICS):
+            pages = await asyncio.gather(*(endpoint.text("//metrics") for endpoint in endpoints))
+        lines = [line for page in pages for line in page.splitlines() if line.startswith(HITS)]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines) if lines else None
+    except (Fault, TimeoutError, ValueError, IndexError):
         return None
-    lines = [line for page in pages for line in page.splitlines() if line.startswith(HITS)]
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines) if lines else None

@@ -8,11 +8,10 @@ while a request waits to be sent again, so that others do not rush in.
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
-import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -20,10 +19,12 @@ from workbench.engines.remote import loop
 from workbench.engines.remote.endpoint import Endpoint
 from workbench.engines.remote.faults import Broken, Busy, Down, Failed, Fatal, Fault, Refused
 from workbench.engines.remote.gate import RateGate
+from workbench.engines.remote.patience import Patience
 from workbench.errors import EngineGoneError
 
-__all__ = ["Dispatcher", "Effort", "Patience", "Plan"]
+__all__ = ["Dispatcher", "Effort", "Plan"]
 
+log = logging.getLogger("workbench")
 J = TypeVar("J")
 R = TypeVar("R")
 
@@ -33,27 +34,12 @@ SHARES = 8  # a call is cut into so many requests at the least, if it has so man
 QUICK, SLOW = 10.0, 30.0  # seconds of a request: below it may grow, above it shrinks
 UNREAD = 4096  # finished packets that nobody has fetched yet
 TRIES = 2  # of a packet with several jobs before it is halved
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """When to give up: on a request by attempts and seconds, on dead servers by seconds."""
-
-    attempts: int = 10
-    total: float = 3600.0
-    dead: float = 120.0
-    first_wait: float = 0.25
-    longest_wait: float = 10.0
-
-    def wait(self, failed: int) -> float:
-        """Seconds to wait after so many failures: doubling, with jitter."""
-        doubled: float = self.first_wait * 2 ** min(failed - 1, 20)
-        return min(self.longest_wait, doubled) * random.uniform(0.5, 1.0)
+LONG = 10.0  # seconds of waiting that a person should know of
 
 
 @dataclass(slots=True)
 class Effort:
-    """What the work took over HTTP so far; `retries` are requests that were asked again."""
+    """What the work took over HTTP so far; `retries` are requests that were sent again."""
 
     requests: int = 0
     prompts: int = 0
@@ -70,29 +56,37 @@ class Plan(Generic[J, R]):
         together: whether a job may join another one's packet to a server.
         tokens: about how many tokens a job takes, for the rate limit.
         size: most jobs in a packet; None adapts it.
+        spare: gets finished jobs that nobody came to fetch.
     """
 
     ask: Callable[[Endpoint, Sequence[J]], Awaitable[Sequence[R | Failed | None]]]
     together: Callable[[Endpoint, J, J], bool]
     tokens: Callable[[J], int]
     size: int | None
+    spare: Callable[[list[tuple[J, R | Failed]]], None] = lambda _: None
 
 
 class _Trip:
-    """A packet's place: the server whose slot it holds."""
+    """A packet's place: the server whose slot it holds, if any, and until when it may try."""
 
     def __init__(self, endpoint: Endpoint, jobs: int) -> None:
-        self.endpoint = endpoint
+        self.end: float | None = None
         self._jobs = jobs
-        endpoint.prompts += jobs
+        self._held = False
+        self.take(endpoint)
 
-    def leave(self) -> None:
-        self.endpoint.gate.leave()
-        self.endpoint.prompts -= self._jobs
-
-    def move(self, endpoint: Endpoint) -> None:
+    def take(self, endpoint: Endpoint) -> None:
+        """Hold the slot that has been entered at a server."""
         self.endpoint = endpoint
         endpoint.prompts += self._jobs
+        self._held = True
+
+    def leave(self) -> None:
+        """Give the slot back; again does nothing."""
+        if self._held:
+            self._held = False
+            self.endpoint.gate.leave()
+            self.endpoint.prompts -= self._jobs
 
 
 class Dispatcher(Generic[J, R]):
@@ -113,36 +107,41 @@ class Dispatcher(Generic[J, R]):
         self._effort = effort
         self._size = self._largest = plan.size or LARGEST
         self._changed = asyncio.Event()
+        self._told = False
         self._out: queue.SimpleQueue[list[tuple[J, R | Failed]] | None] = queue.SimpleQueue()
 
     def run(self, jobs: Sequence[J]) -> Iterator[list[tuple[J, R | Failed]]]:
-        """Yield finished jobs as they come; after an interrupt, those that had come by then.
+        """Yield finished jobs as they come; what is not fetched goes to the plan's `spare`.
 
         Raises:
             EngineGoneError: no server can answer.
         """
         if self._plan.size is None:
             self._size = self._largest = max(1, min(LARGEST, -(-len(jobs) // SHARES)))
+        batch: list[tuple[J, R | Failed]] | None = None
         future = loop.start(self._send_all(jobs))
         future.add_done_callback(lambda _: self._out.put(None))
         try:
-            while (batch := self._out.get()) is not None:
+            while True:
+                try:
+                    batch = self._out.get(timeout=0.5)  # so that an interrupt is seen everywhere
+                except queue.Empty:
+                    continue
+                if batch is None:
+                    break
                 yield batch
+                batch = None
             future.result()
-        except KeyboardInterrupt:
-            yield from self._stop(future)
-            raise
         finally:
             future.cancel()
-
-    def _stop(self, future: Future[None]) -> Iterator[list[tuple[J, R | Failed]]]:
-        """End the work; what has arrived is still handed over."""
-        future.cancel()
-        while not self._out.empty():
-            if (batch := self._out.get()) is not None:
-                yield batch
+            while not self._out.empty():
+                self._plan.spare(batch or [])
+                batch = self._out.get()
+            self._plan.spare(batch or [])
 
     async def _send_all(self, jobs: Sequence[J]) -> None:
+        for endpoint in self._endpoints:
+            endpoint.begin()
         try:
             async with asyncio.TaskGroup() as group:
                 start = 0
@@ -150,10 +149,16 @@ class Dispatcher(Generic[J, R]):
                     endpoint = await self._slot()
                     packet = self._packet(jobs, start, endpoint)
                     start += len(packet)
-                    group.create_task(self._carry(_Trip(endpoint, len(packet)), packet))
-        except BaseExceptionGroup as group_error:
-            error = group_error.exceptions[0]  # the others were cancelled because of it
+                    trip = _Trip(endpoint, len(packet))
+                    task = group.create_task(self._settle(trip, packet))
+                    task.add_done_callback(lambda _, trip=trip: self._arrived(trip))  # type: ignore[misc]
+        except BaseExceptionGroup as errors:
+            error = errors.exceptions[0]  # the others were cancelled because of it
             raise EngineGoneError(str(error)) if isinstance(error, Fatal) else error from None
+
+    def _arrived(self, trip: _Trip) -> None:
+        trip.leave()
+        self._changed.set()
 
     def _packet(self, jobs: Sequence[J], start: int, endpoint: Endpoint) -> Sequence[J]:
         end, last = start + 1, min(len(jobs), start + self._size)
@@ -164,8 +169,9 @@ class Dispatcher(Generic[J, R]):
     async def _slot(self, other_than: Endpoint | None = None) -> Endpoint:
         """Wait for a slot at the least loaded server, one that works if there is any."""
         while True:
-            there = [e for e in self._endpoints if e is not other_than]
-            works = [e for e in there if not e.failures] or there
+            there = [e for e in self._endpoints if e.out is None]
+            others = [e for e in there if e is not other_than] or there
+            works = [e for e in others if e.hopeful()] or others
             for endpoint in sorted(works, key=lambda e: e.gate.busy / e.gate.limit):
                 room = endpoint.prompts < WINDOW and self._out.qsize() < UNREAD
                 if endpoint.gate.free and (room or not endpoint.gate.busy):
@@ -178,94 +184,128 @@ class Dispatcher(Generic[J, R]):
             except TimeoutError:
                 continue
 
-    async def _carry(self, trip: _Trip, packet: Sequence[J]) -> None:
-        try:
-            await self._settle(trip, packet)
-        finally:
-            trip.leave()
-            self._changed.set()
-
     async def _settle(self, trip: _Trip, packet: Sequence[J]) -> None:
         """Give every job of the packet its result, or the reason why it has none."""
         try:
             results = await self._persist(trip, packet)
         except (Refused, Broken, Busy, Down) as fault:
-            if len(packet) == 1 or isinstance(fault, Down):
-                self._out.put([(job, Failed(str(fault))) for job in packet])
-                return
-            middle = len(packet) // 2
-            await self._settle(trip, packet[:middle])
-            await self._settle(trip, packet[middle:])
+            refusal = fault
+        else:
+            pairs = list(zip(packet, results, strict=True))
+            self._out.put([(job, result) for job, result in pairs if result is not None])
+            if left := [job for job, result in pairs if result is None]:
+                await self._settle(trip, left)
             return
-        pairs = list(zip(packet, results, strict=True))
-        self._out.put([(job, result) for job, result in pairs if result is not None])
-        if left := [job for job, result in pairs if result is None]:
-            await self._settle(trip, left)
+        late = trip.end is not None and time.monotonic() >= trip.end
+        if len(packet) == 1 or late or isinstance(refusal, Busy | Down):
+            self._out.put([(job, Failed(str(refusal))) for job in packet])
+            return
+        middle = len(packet) // 2
+        await self._settle(trip, packet[:middle])
+        await self._settle(trip, packet[middle:])
 
     async def _persist(self, trip: _Trip, packet: Sequence[J]) -> Sequence[R | Failed | None]:
         """Ask until there is an answer, patience ends, or asking again is no use."""
-        end = time.monotonic() + self._patience.total
         tries = self._patience.attempts if len(packet) == 1 else TRIES
+        stays = False
         broken = failed = 0
+        failed_at = float("inf")
         while True:
+            endpoint = trip.endpoint
             try:
-                results = await self._ask(trip.endpoint, packet, again=failed > 0)
+                return await self._ask(trip, packet, again=failed > 0)
+            except Fatal as fault:
+                endpoint.out = str(fault)  # for this server; the call may have others
+                if all(e.out is not None for e in self._endpoints):
+                    raise
+                log.warning("%s is left out: %s", endpoint.shown, fault)
+                wait = 0.0
             except (Broken, Busy, Down) as fault:
                 failed += 1
-                broken += isinstance(fault, Broken)
-                self._note(trip.endpoint, fault)
-                wait = self._patience.wait(failed)
-                if isinstance(fault, Busy) and fault.wait is not None:
-                    wait = fault.wait + wait / 10  # not all at the same moment
-                if broken >= tries or time.monotonic() + wait > end:
+                # Where a server is away for this packet alone, it is the packet.
+                alone = isinstance(fault, Down) and await endpoint.lives(failed_at)
+                broken += isinstance(fault, Broken) or alone
+                failed_at = time.monotonic()
+                self._note(endpoint, fault)
+                wait = self._wait(trip, fault, failed)
+                if broken >= tries:
+                    raise Broken(str(fault)) from None
+                if trip.end and failed_at + wait > trip.end:
                     raise
-                await asyncio.sleep(wait)
-                if len(self._endpoints) > 1 and not isinstance(fault, Busy):
-                    trip.leave()
-                    trip.move(await self._slot(other_than=trip.endpoint))
-            else:
-                return results
+                stays = isinstance(fault, Busy)
+            self._effort.retries += 1
+            await asyncio.sleep(wait)
+            if endpoint.out is not None or (len(self._endpoints) > 1 and not stays):
+                trip.leave()
+                trip.take(await self._slot(other_than=endpoint))
 
     async def _ask(
-        self, endpoint: Endpoint, packet: Sequence[J], *, again: bool
+        self, trip: _Trip, packet: Sequence[J], *, again: bool
     ) -> Sequence[R | Failed | None]:
+        endpoint = trip.endpoint
         await self._rate.wait(sum(map(self._plan.tokens, packet)))
         await endpoint.gate.room()
+        started = time.monotonic()
+        trip.end = trip.end or started + self._patience.total
         self._effort.requests += 1
         self._effort.prompts += len(packet)
-        started = time.monotonic()
-        endpoint.gate.sent += 1
-        try:
-            results = await self._plan.ask(endpoint, packet)
-        finally:
-            endpoint.gate.sent -= 1
+        with endpoint.sending(started):
+            try:
+                async with asyncio.timeout(trip.end - started):
+                    results = await self._plan.ask(endpoint, packet)
+            except TimeoutError:
+                raise Broken(f"no answer within {self._patience.total:g} s in all") from None
+            except Fault as fault:
+                fault.args = (endpoint.clean(str(fault)),)
+                raise
+            finally:
+                seconds = time.monotonic() - started
+                self._adapt(len(packet), seconds)
         if all(result is None for result in results):
             raise Broken("the reply has no answer")
-        seconds = time.monotonic() - started
-        self._adapt(seconds)
         if not again:
             endpoint.gate.succeeded(seconds)
         return results
 
-    def _adapt(self, seconds: float) -> None:
+    def _adapt(self, size: int, seconds: float) -> None:
         """Fewer prompts a request where it takes long: its own cost is small then."""
-        if self._plan.size is None and seconds > SLOW:
-            self._size = max(1, self._size // 2)
-        elif seconds < QUICK:
+        if self._plan.size is not None:
+            return
+        if seconds > SLOW and size >= self._size:
+            self._size = max(1, size // 2)
+        elif seconds < QUICK and size >= self._size:
             self._size = min(self._largest, self._size * 2)
+
+    def _wait(self, trip: _Trip, fault: Fault, failed: int) -> float:
+        """Seconds until a request may be sent again: the server's word, or longer each time."""
+        wait = self._patience.wait(failed)
+        asked = getattr(fault, "wait", None)
+        if asked is not None:
+            wait = asked + wait / 10  # not all at the same moment
+            if asked > self._patience.total:
+                raise Fatal(
+                    f"{trip.endpoint.shown} asks to wait {asked:g} s, longer than "
+                    f"total_timeout={self._patience.total:g}: run it again then"
+                )
+        if (wait > LONG or isinstance(fault, Down)) and not self._told:
+            self._told = True
+            log.warning("waiting for %s: %s", trip.endpoint.shown, fault)
+        return wait
 
     def _note(self, endpoint: Endpoint, fault: Fault) -> None:
         """Tell gate and counters of a failure; end the call where every server is dead."""
-        self._effort.retries += 1
+        patience = self._patience
         if isinstance(fault, Busy):
             self._effort.rate_limit_hits += 1
             endpoint.gate.refused()
-            return
-        endpoint.failed()
-        patience = self._patience
-        enough = 1 if isinstance(fault, Down) else 5 * patience.attempts
-        if all(e.failing_for > patience.dead and e.failures >= enough for e in self._endpoints):
-            names = ", ".join(e.shown for e in self._endpoints)
+            if endpoint.silent_for < 10 * patience.dead:
+                return
+        else:
+            endpoint.failed()
+        least = 5 * patience.attempts if isinstance(fault, Broken) else 1
+        there = [e for e in self._endpoints if e.out is None]
+        if all(e.dead(patience.dead, least) for e in there) or isinstance(fault, Busy):
+            names = ", ".join(e.shown for e in there)
             raise Fatal(
                 f"{names}: nothing but failures for {patience.dead:g} s, the last: {fault}. What "
                 "was finished is kept: run it again when the server is back"

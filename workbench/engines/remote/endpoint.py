@@ -8,14 +8,15 @@ import os
 import ssl
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from workbench.engines.remote import loop
-from workbench.engines.remote.faults import Broken, Down, Fatal, Fault, from_status
+from workbench.engines.remote.faults import Broken, Down, Fatal, Fault, Refused, from_status
 from workbench.engines.remote.gate import Gate
 from workbench.errors import InputError
 
@@ -23,7 +24,11 @@ __all__ = ["Endpoint", "Transport", "check_url"]
 
 Transport = Literal["aiohttp", "threads"]
 OPENAI = "api.openai.com"
+HERE = ("127.0.0.1", "localhost", "::1")
 KEYS = ("WORKBENCH_API_KEY", "OPENAI_API_KEY")
+PLAIN = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")  # of one that speaks HTTP
+REST = 5.0  # seconds after which a server that failed is tried again
+CONNECT = 20.0  # seconds to make a connection
 SAID = 300  # characters of a server's words that an error repeats
 
 
@@ -45,8 +50,11 @@ class Endpoint:
         self.multi: bool | None = None  # several prompts in one request; None: not tried yet
         self.batch: bool | None = None  # the same for chats
         self.vllm = False
-        self.failures = 0  # since the last answer
-        self._failing_since = 0.0
+        self.out: str | None = None  # why it is used no more in this call
+        self.answered = 0.0  # when it answered last, on the monotonic clock
+        self._failures = 0  # since then
+        self._failing_since = self._failed_at = self._begun = 0.0
+        self._in_flight: list[float] = []  # when they were sent
         self._timeout = timeout
         self._key = _key(self.url)
         self._ask = self._threads(most) if transport == "threads" else self._aiohttp(most)
@@ -54,10 +62,7 @@ class Endpoint:
     @property
     def paid(self) -> bool:
         """It wants a key and is not on this machine."""
-        return self._key is not None and urlsplit(self.url).hostname not in (
-            "127.0.0.1",
-            "localhost",
-        )
+        return self._key is not None and urlsplit(self.url).hostname not in HERE
 
     @property
     def has_key(self) -> bool:
@@ -79,8 +84,8 @@ class Endpoint:
         if not isinstance(reply, dict):
             raise Broken(f"the reply is no JSON object: {reply!r:.{SAID}}")
         if isinstance(reply.get("error"), dict):  # some proxies say so under HTTP 200
-            raise Broken(self._clean(str(reply["error"].get("message"))))
-        self.failures = 0
+            raise Broken(self.clean(str(reply["error"].get("message"))))
+        self._works()
         return reply
 
     async def get(self, path: str) -> Any:
@@ -99,6 +104,15 @@ class Endpoint:
         """
         return (await self._raw("GET", path, None)).decode(errors="replace")
 
+    async def lives(self, since: float) -> bool:
+        """Whether it has answered since then, or at least says what it serves."""
+        if self.answered > since:
+            return True
+        try:
+            return "data" in await self.get("/models")
+        except (Fault, TypeError):
+            return False
+
     def close(self) -> None:
         """Close the connections; what is collected unclosed does so too."""
         self._finalizer()
@@ -110,9 +124,10 @@ class Endpoint:
         except ValueError:
             text = data.decode(errors="replace")
             kind = "a web page" if "<html" in text[:500].lower() else "no JSON"
-            raise Broken(f"the reply is {kind}: {self._clean(text)!r}") from None
+            raise Broken(f"the reply is {kind}: {self.clean(text)!r}") from None
 
     async def _raw(self, method: str, path: str, body: Mapping[str, Any] | None) -> bytes:
+        import aiohttp
         import openai
 
         root = urlunsplit((*urlsplit(self.url)[:2], "", "", ""))
@@ -124,10 +139,19 @@ class Endpoint:
         except TimeoutError:
             raise Broken(f"no answer within {self._timeout:g} s") from None
         except openai.APIStatusError as error:
-            text = self._clean(_said(error.response))
-            raise from_status(error.status_code, text, error.response.headers) from None
+            status, headers = error.status_code, error.response.headers
+            working = self.answered > 0
+            if status < 500:  # it lives, though it does not do this
+                self._works()
+            raise from_status(
+                status, self.clean(_said(error.response)), headers, working=working
+            ) from None
         except openai.APIConnectionError as error:
             raise self._unreached(error) from None
+        except UnicodeEncodeError as error:
+            raise Refused(f"the prompt is no valid text: {error.reason}") from None
+        except (OSError, ValueError, RuntimeError, aiohttp.ClientError) as error:
+            raise Broken(self.clean(f"{type(error).__name__}: {error}")) from None
 
     def _unreached(self, error: Exception) -> Fault:
         """A connection that could not be made, or broke: told by what lies underneath."""
@@ -135,19 +159,19 @@ class Endpoint:
         import httpx2
 
         causes = _causes(error)
-        text = self._clean(str(causes[-1]) or type(causes[-1]).__name__)
+        text = self.clean(str(causes[-1]) or type(causes[-1]).__name__)
         if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
             return Fatal(
                 f"its TLS certificate is not trusted here ({text}). Set SSL_CERT_FILE to a file "
                 "with the certificate of the server, or of who signed it"
             )
-        if any(isinstance(cause, ssl.SSLError) for cause in causes):
+        if any(word in text for word in PLAIN):
             return Fatal(f"it does not speak TLS ({text}): give its URL with http://")
         if any(isinstance(c, aiohttp.ClientConnectorError | httpx2.ConnectError) for c in causes):
             return Down(text)
         return Broken(text)
 
-    def _clean(self, text: str) -> str:
+    def clean(self, text: str) -> str:
         """A server's words without our key, on one line, not too many."""
         if self._key:
             text = text.replace(self._key, "…")
@@ -194,23 +218,59 @@ class Endpoint:
         return ask
 
     def _common(self) -> dict[str, Any]:
+        import httpx2
+
         return {
             "base_url": self.url,
             "api_key": self._key or "none",
             "max_retries": 0,  # retries are ours
-            "timeout": self._timeout,
+            "timeout": httpx2.Timeout(self._timeout, connect=CONNECT),
         }
+
+    def begin(self) -> None:
+        """A call begins: what failed before it does not count."""
+        self.out, self._failures, self._begun = None, 0, time.monotonic()
+
+    def _works(self) -> None:
+        self._failures, self.answered = 0, time.monotonic()
 
     def failed(self) -> None:
         """Note a failure."""
-        if not self.failures:
-            self._failing_since = time.monotonic()
-        self.failures += 1
+        self._failed_at = time.monotonic()
+        if not self._failures:
+            self._failing_since = self._failed_at
+        self._failures += 1
+
+    def hopeful(self) -> bool:
+        """It works as far as is known, or it is time that one request finds out."""
+        now = time.monotonic()
+        if self._failures and now - self._failed_at < REST:
+            return False
+        if self._failures:
+            self._failed_at = now
+        return True
 
     @property
-    def failing_for(self) -> float:
-        """Seconds in which nothing but failures has come."""
-        return time.monotonic() - self._failing_since if self.failures else 0.0
+    def silent_for(self) -> float:
+        """Seconds of the call in which it has answered nothing."""
+        return time.monotonic() - max(self.answered, self._begun)
+
+    def dead(self, patience: float, least: int) -> bool:
+        """Nothing but failures for so long, so many, and nothing older is under way."""
+        if self._failures < least or time.monotonic() - self._failing_since <= patience:
+            return False
+        return all(sent > self._failing_since for sent in self._in_flight)
+
+    @contextmanager
+    def sending(self, started: float) -> Iterator[None]:
+        """Around a request, from when it was sent."""
+        self.gate.sent += 1
+        self._in_flight.append(started)
+        try:
+            yield
+        finally:
+            self.gate.sent -= 1
+            self._in_flight.remove(started)
 
     def __repr__(self) -> str:
         return f"<endpoint {self.shown}>"
@@ -243,7 +303,8 @@ def check_url(url: object) -> str:
 def _shown(url: str) -> str:
     """A URL without what may be secret in it."""
     scheme, mark, rest = url.partition("://")
-    return scheme + mark + rest.split("?")[0].rpartition("@")[2]
+    secret, at, rest = rest.rpartition("@")
+    return scheme + mark + ("…@" if secret else at) + rest.split("?")[0]
 
 
 def _key(url: str) -> str | None:
@@ -252,7 +313,11 @@ def _key(url: str) -> str | None:
 
     known = {**dotenv_values(find_dotenv(usecwd=True)), **os.environ}
     names = KEYS if urlsplit(url).hostname == OPENAI else KEYS[:1]
-    return next((known[name] for name in names if known.get(name)), None)
+    key = next((known[name] for name in names if known.get(name)), None)
+    key = key and key.strip()
+    if key and not (key.isascii() and key.isprintable()):
+        raise InputError(f"the key in {' or '.join(names)} has characters that no key has")
+    return key
 
 
 def _causes(error: BaseException) -> list[BaseException]:

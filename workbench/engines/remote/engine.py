@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from workbench.engines.base import BaseEngine, LabelRow, Request, check_prompts, failure
+from workbench.engines.base import BaseEngine, LabelRow, Request, failure
+from workbench.engines.checks import check_prompts
 from workbench.engines.remote import loop, wire
 from workbench.engines.remote.discovery import (
     BATCH,
@@ -21,12 +22,13 @@ from workbench.engines.remote.discovery import (
     prefix_cache_hits,
     takes_several,
 )
-from workbench.engines.remote.dispatch import Dispatcher, Effort, Patience, Plan
+from workbench.engines.remote.dispatch import Dispatcher, Effort, Plan
 from workbench.engines.remote.endpoint import Endpoint
-from workbench.engines.remote.faults import Failed
+from workbench.engines.remote.faults import Failed, Refused
 from workbench.engines.remote.gate import RateLimit
 from workbench.engines.remote.labels import Asker, score_exactly, score_from_top
-from workbench.engines.remote.options import Estimate, RemoteOptions
+from workbench.engines.remote.options import Estimate, RemoteOptions, about
+from workbench.engines.remote.patience import Patience
 from workbench.errors import InputError
 from workbench.store import Store
 from workbench.types import Completion, EngineInfo, Prompt, Sampling, Usage
@@ -35,7 +37,6 @@ __all__ = ["RemoteEngine"]
 
 log = logging.getLogger("workbench")
 SAMPLES = 32  # of one prompt in a request
-CHARACTERS = 4  # of a prompt, in a token: for estimates
 
 
 class RemoteEngine(BaseEngine):
@@ -75,6 +76,7 @@ class RemoteEngine(BaseEngine):
         self._limit = RateLimit(chosen.requests_per_minute, chosen.tokens_per_minute)
         self._rate = self._limit.open()
         self._effort = Effort()
+        self._last_hits: float | None = None
         self._label_ids: dict[str, list[int]] = {}
         info = EngineInfo(
             engine="remote",
@@ -86,8 +88,10 @@ class RemoteEngine(BaseEngine):
             versions=_versions(served),
             why=why,
         )
+        # Where neither is told, another server's model of this name may be another model.
+        where = [] if served.revision or served.root else [e.shown for e in self._endpoints]
         identity = {
-            "served": [served.name, served.revision, served.root, served.context_length],
+            "served": [served.name, served.revision, served.root, served.context_length, *where],
             "template": dict(chosen.chat_template_kwargs or {}),
         }
         super().__init__(info, identity, store)
@@ -97,9 +101,8 @@ class RemoteEngine(BaseEngine):
     def usage(self) -> Usage:
         """What has been done; cached tokens are those of all that use the server meanwhile."""
         total = super().usage
-        hits = self._hits()
-        cached = None
-        if hits is not None and self._hits_before is not None:
+        hits, cached = self._hits(), None
+        if hits is not None and self._hits_before is not None and hits >= self._hits_before:
             cached = min(round(hits - self._hits_before), total.prompt_tokens)
         return replace(
             total,
@@ -116,7 +119,7 @@ class RemoteEngine(BaseEngine):
         """
         check_prompts(prompts)
         count = len(prompts) * sampling.n
-        prompt_tokens = sampling.n * sum(map(_about, prompts))
+        prompt_tokens = sampling.n * sum(map(about, prompts))
         most = count * sampling.max_tokens
         minutes = self._limit.minutes(count, prompt_tokens + most)
         return Estimate(count, prompt_tokens, most, minutes)
@@ -127,11 +130,18 @@ class RemoteEngine(BaseEngine):
         return all(endpoint.batch if chats else endpoint.multi for endpoint in self._endpoints)
 
     def _free(self) -> None:
+        self._last_hits = self._hits()
         for endpoint in self._endpoints:
             endpoint.close()
 
     def _hits(self) -> float | None:
-        return loop.run(prefix_cache_hits(self._endpoints)) if self._dialect.vllm else None
+        """The servers' counter of cached tokens; at the last after closing."""
+        if not self._dialect.vllm or self._last_hits is not None:
+            return self._last_hits
+        try:
+            return loop.run(prefix_cache_hits(self._endpoints))
+        except Exception:  # noqa: BLE001  # nothing may go wrong for the sake of a number
+            return None
 
     def _complete(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Completion]]]:
         sampling, chats = requests[0].sampling, not isinstance(requests[0].prompt, str)
@@ -150,7 +160,11 @@ class RemoteEngine(BaseEngine):
 
         several = any(e.batch if chats else e.multi for e in self._endpoints)
         size = self._options.size or (None if several else SAMPLES)
-        plan = Plan(ask, _together, _tokens, size)
+
+        def spare(batch: list[tuple[Request, Completion | Failed]]) -> None:
+            self._unfetched += [(job, _row(result)) for job, result in batch]
+
+        plan = Plan(ask, _together, _tokens, size, spare)
         jobs = sorted(requests, key=_prefix)  # those that share a prefix travel together
         for batch in self._dispatch(plan, jobs):
             yield [(job, _row(result)) for job, result in batch]
@@ -162,7 +176,7 @@ class RemoteEngine(BaseEngine):
         )
         if self._dialect.vllm:
             missing = [label for label in labels if label not in self._label_ids]
-            self._label_ids |= loop.run(asker.label_ids(missing))
+            self._label_ids |= asker.label_ids(missing) if missing else {}
             ids = [self._label_ids[label] for label in labels]
             yield from score_exactly(asker, prompts, labels, ids)
         else:
@@ -196,6 +210,8 @@ class RemoteEngine(BaseEngine):
     ) -> list[Completion | Failed | None]:
         prompts, seed = [request.prompt for request in packet], packet[0].seed
         several = endpoint.batch if chats else endpoint.multi
+        if not several and any(prompt != prompts[0] for prompt in prompts):
+            raise Refused("this server takes one prompt a request")  # the packet is halved
         body = (wire.chat if chats else wire.completions)(
             prompts if several else prompts[:1], sampling, seed, self._dialect
         )
@@ -206,10 +222,8 @@ class RemoteEngine(BaseEngine):
         elif len(packet) > 1 and chats:
             path = BATCH
         reply = await endpoint.post(path, body)
-        shares = wire.Usage.shares(reply, len(packet))
-
         return wire.each(
-            reply, len(packet), lambda i, choice: wire.read(choice, sampling, shares[i])
+            reply, len(packet), lambda _, choice, share: wire.read(choice, sampling, share)
         )
 
     def _announce(self, requests: Sequence[Request]) -> None:
@@ -236,13 +250,8 @@ def _prefix(request: Request) -> str:
     return request.prompt if isinstance(request.prompt, str) else str(request.prompt)
 
 
-def _about(prompt: Prompt) -> int:
-    texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
-    return 1 + sum(map(len, texts)) // CHARACTERS
-
-
 def _tokens(request: Request) -> int:
-    return _about(request.prompt) + request.sampling.max_tokens
+    return about(request.prompt) + request.sampling.max_tokens
 
 
 def _urls(given: object) -> list[str]:

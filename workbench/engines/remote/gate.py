@@ -61,7 +61,7 @@ class Gate:
     async def room(self) -> None:
         """Wait until one more may be sent: the limit may be below the slots that are taken."""
         while self.sent >= max(1, int(self.limit)):  # noqa: ASYNC110  # the limit moves, too
-            await asyncio.sleep(min(0.05, self._seconds / 10))
+            await asyncio.sleep(min(0.05, max(0.001, self._seconds / 10)))
 
     def succeeded(self, seconds: float) -> None:
         """A request was answered at its first attempt: after a round of them, try more."""
@@ -119,7 +119,9 @@ class RateGate:
         if self._requests is not None:
             await self._requests.acquire()
         if self._tokens is not None:
-            await self._tokens.acquire(min(tokens, self._tokens.max_rate))
+            part = max(1.0, self._tokens.max_rate / 10)  # equal parts: none is put off for long
+            for paid in range(0, tokens, int(part)):
+                await self._tokens.acquire(min(part, tokens - paid))
 
 
 def _bucket(a_minute: float | None) -> AsyncLimiter | None:

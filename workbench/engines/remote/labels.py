@@ -8,25 +8,26 @@ what the listed ones leave.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from workbench.engines.base import LabelRow
 from workbench.engines.labels import LabelTree, Node, Tokens
 from workbench.engines.remote import wire
 from workbench.engines.remote.dispatch import Plan
 from workbench.engines.remote.endpoint import Endpoint
-from workbench.engines.remote.faults import Broken, Failed, Fault
-from workbench.errors import EngineError
+from workbench.engines.remote.faults import Failed, Refused
+from workbench.engines.remote.options import about
+from workbench.errors import EngineError, InputError
 from workbench.types import Prompt, Sampling
 
 __all__ = ["Asker", "from_top", "score_exactly", "score_from_top"]
 
 MAX_LABEL_IDS = 128  # vLLM's limit on logprob_token_ids
 TOP = 20  # log-probabilities that servers give at the most
+UNREADABLE = "\ufffd"  # part of a character, of whichever label
 ROUNDING = 1e-6  # of probabilities summed in float32
 BLOCK = 4096  # prompts whose labels are finished before the next ones are begun
 SPACES = " \n\t▁Ġ"  # the last two are how tokenizers write a space
@@ -42,23 +43,19 @@ class Asker:
     size: int | None
     dispatch: Callable[[Plan[Any, Any], Sequence[Any]], Iterator[list[Any]]]
 
-    async def label_ids(self, labels: Sequence[str]) -> dict[str, list[int]]:
+    def label_ids(self, labels: Sequence[str]) -> dict[str, list[int]]:
         """The tokens of each label alone.
 
         Raises:
             EngineError: no server tells them.
         """
-
-        async def ids(label: str) -> list[int]:
-            body = {"model": self.model, "prompt": label, "add_special_tokens": False}
-            for endpoint in self.endpoints:
-                try:
-                    return list((await endpoint.post("//tokenize", body))["tokens"])
-                except (Fault, KeyError, TypeError) as error:
-                    reason = str(error)
-            raise EngineError(f"the tokens of label {label!r} could not be had: {reason}")
-
-        return dict(zip(labels, await asyncio.gather(*map(ids, labels)), strict=True))
+        found: dict[str, list[int]] = {}
+        for batch in self.dispatch(_tokenizing(self), [*enumerate(labels)]):
+            for (_, label), ids in batch:
+                if isinstance(ids, Failed):
+                    raise EngineError(f"the tokens of label {label!r}: {ids.reason}")
+                found[label] = ids
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +63,11 @@ class _Job:
     """After the prompt `index` and the node's prefix, the node's children are wanted."""
 
     index: int
-    prompt: str | list[int]
+    prompt: str | Sequence[int]
     node: Node
+
+    def body(self) -> str | list[int]:
+        return self.prompt if isinstance(self.prompt, str) else [*self.prompt, *self.node.prefix]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +109,8 @@ def _block(
     plan = _scoring(asker)
     first = [_Job(index, text, node) for node in root for index, text in _by_prefix(texts)]
     yield from _gather(tree, parts, asker.dispatch(plan, first), texts)
-    later = [
-        _Job(index, [*parts[index][0].ids, *node.prefix], node)
-        for index in texts
-        for node in deeper
-    ]
+    later = [_Job(index, parts[index][0].ids, node) for node in deeper for index in texts]
     if later:
-        later.sort(key=lambda job: tree.nodes.index(job.node))
         yield from _gather(tree, parts, asker.dispatch(plan, later), texts)
 
 
@@ -155,7 +150,7 @@ def _scoring(asker: Asker) -> Plan[_Job, _Scored]:
         node = packet[0].node
         body = {
             "model": asker.model,
-            "prompt": [job.prompt for job in packet],
+            "prompt": [job.body() for job in packet],
             "max_tokens": 1,
             "temperature": 0.0,
             "logprobs": 0,
@@ -164,34 +159,39 @@ def _scoring(asker: Asker) -> Plan[_Job, _Scored]:
             "return_tokens_as_token_ids": True,
         }
         reply = await endpoint.post("/completions", body)
-        return wire.each(reply, len(packet), lambda _, choice: _scored(choice, node))
+        return wire.each(reply, len(packet), lambda _, choice, __: _scored(choice, node))
 
     def together(endpoint: Endpoint, first: _Job, other: _Job) -> bool:
         return bool(endpoint.multi) and first.node is other.node
 
-    return Plan(ask, together, lambda job: len(job.prompt), asker.size)
+    return Plan(ask, together, lambda job: _tokens(job.prompt), asker.size)
+
+
+def _tokens(prompt: Prompt | Sequence[int]) -> int:
+    ids = not isinstance(prompt, str) and isinstance(prompt[0], int)
+    return len(prompt) if ids else about(cast("Prompt", prompt))
 
 
 def _scored(choice: wire.Choice, node: Node) -> _Scored:
     ids = wire.token_ids(choice, "prompt_token_ids")
-    if ids is None:
-        raise Broken("the reply has no prompt_token_ids")
     told = dict(wire.logprobs(choice)[0].top)
-    unnamed = [child for child in node.children if child not in told]
-    if unnamed:
-        raise Broken(f"the reply has no log-probability of token {unnamed[0]}")
+    if ids is None or not all(child in told for child in node.children):
+        raise Refused("exact label log-probabilities need vLLM 0.27 or newer on the server")
     return _Scored(ids, len(ids), {(node.prefix, c): told[c] for c in node.children})
 
 
 def _tokenizing(asker: Asker) -> Plan[tuple[int, Prompt], list[int]]:
-    """Chats become tokens on the server, which has the template."""
+    """Chats and labels become tokens on the server, which has the template and the tokenizer."""
 
     async def ask(
         endpoint: Endpoint, packet: Sequence[tuple[int, Prompt]]
     ) -> Sequence[list[int] | Failed | None]:
-        body: dict[str, Any] = {"model": asker.model, "messages": packet[0][1]}
-        if asker.dialect.template:
-            body["chat_template_kwargs"] = dict(asker.dialect.template)
+        text = packet[0][1]
+        body: dict[str, Any] = {"model": asker.model}
+        if isinstance(text, str):
+            body |= {"prompt": text, "add_special_tokens": False}
+        else:
+            body |= {"messages": text, "chat_template_kwargs": dict(asker.dialect.template or {})}
         return [(await endpoint.post("//tokenize", body)).get("tokens")]
 
     return Plan(ask, lambda *_: False, lambda _: 1, 1)
@@ -200,7 +200,14 @@ def _tokenizing(asker: Asker) -> Plan[tuple[int, Prompt], list[int]]:
 def score_from_top(
     asker: Asker, prompts: Sequence[Prompt], labels: Sequence[str]
 ) -> Iterator[list[LabelRow]]:
-    """Rows from the likeliest tokens; a label that is not among them is missing, with a bound."""
+    """Rows from the likeliest tokens; a label that is not among them is missing, with a bound.
+
+    Raises:
+        InputError: labels that differ in spaces only, which cannot be told apart here.
+    """
+    bare = [_bare(label) for label in labels]
+    if len(set(bare)) < len(bare):
+        raise InputError(f"labels {list(labels)!r}: some differ in spaces only; this needs vLLM")
     sampling = Sampling(max_tokens=1, logprobs=TOP)
 
     async def ask(
@@ -211,23 +218,22 @@ def score_from_top(
         body = (wire.chat if chats else wire.completions)(texts, sampling, None, asker.dialect)
         body["model"] = asker.model
         reply = await endpoint.post("/chat/completions" if chats else "/completions", body)
-        shares = wire.Usage.shares(reply, len(packet))
 
-        def row(i: int, choice: wire.Choice) -> LabelRow:
+        def row(i: int, choice: wire.Choice, share: wire.Usage) -> LabelRow:
             first = wire.logprobs(choice)[:1]
             top = [(str(token), value) for token, value in first[0].top] if first else []
             scores, upper = from_top(top, labels)
             if all(score == -math.inf for score in scores):
                 reason = f"none of the labels is among the {len(top)} likeliest tokens"
-                return LabelRow(packet[i][0], None, shares[i].prompt, None, reason)
-            return LabelRow(packet[i][0], scores, shares[i].prompt, shares[i].cached, None, upper)
+                return LabelRow(packet[i][0], None, share.prompt, None, reason)
+            return LabelRow(packet[i][0], scores, share.prompt, share.cached, None, upper)
 
         return wire.each(reply, len(packet), row)
 
     def together(endpoint: Endpoint, first: tuple[int, Prompt], _: tuple[int, Prompt]) -> bool:
         return bool(endpoint.multi) and isinstance(first[1], str)
 
-    plan = Plan(ask, together, lambda job: len(job[1]), asker.size)
+    plan = Plan(ask, together, lambda job: _tokens(job[1]), asker.size)
     for batch in asker.dispatch(plan, list(enumerate(prompts))):
         yield [
             LabelRow(job[0], None, cached_tokens=None, error=found.reason)
@@ -254,7 +260,7 @@ def from_top(
         begins = [
             p
             for (t, _), p in zip(top, probabilities, strict=True)
-            if _bare(label).startswith(_bare(t))
+            if _bare(label).startswith(_bare(t)) or UNREADABLE in t or t.startswith("bytes:")
         ]
         bound = sum(same) or max([unlisted, *begins])
         scores.append(math.log(sum(same)) if same else -math.inf)

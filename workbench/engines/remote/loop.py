@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
@@ -17,7 +18,7 @@ __all__ = ["background", "finish", "run", "start"]
 
 T = TypeVar("T")
 NAME = "workbench-loop"
-_lock = threading.Lock()
+_lock = threading.RLock()  # a finalizer may ask while somebody does
 _loop: asyncio.AbstractEventLoop | None = None
 
 
@@ -49,6 +50,17 @@ def background() -> asyncio.AbstractEventLoop:
     global _loop  # noqa: PLW0603  # one for the process
     with _lock:
         if _loop is None:
-            _loop = asyncio.new_event_loop()
-            threading.Thread(target=_loop.run_forever, name=NAME, daemon=True).start()
+            made = asyncio.new_event_loop()
+            threading.Thread(target=made.run_forever, name=NAME, daemon=True).start()
+            _loop = made
         return _loop
+
+
+def _forget() -> None:
+    """A fork has the loop, but not the thread that runs it."""
+    global _loop, _lock
+    _loop, _lock = None, threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

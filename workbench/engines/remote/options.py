@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 from workbench.engines.remote.endpoint import Transport
 from workbench.engines.source import check_options
 from workbench.errors import InputError
+from workbench.types import Prompt
 
-__all__ = ["Estimate", "RemoteOptions"]
+__all__ = ["Estimate", "RemoteOptions", "about"]
+
+CHARACTERS = 4  # of a prompt, in a token: for estimates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +63,11 @@ class RemoteOptions:
             ("max_concurrency", _positive(made.max_concurrency, int), "a whole number from 1"),
             ("prompts_per_request", size == "auto" or _positive(size, int), '"auto" or from 1'),
             ("attempts", _positive(made.attempts, int), "a whole number from 1"),
+            (
+                "chat_template_kwargs",
+                made.chat_template_kwargs is None or _is_json(made.chat_template_kwargs),
+                "a dictionary of JSON values",
+            ),
             ("transport", made.transport in ("aiohttp", "threads"), '"aiohttp" or "threads"'),
             *(
                 (name, _positive(getattr(made, name)), "above 0")
@@ -80,7 +89,15 @@ class RemoteOptions:
 
 
 def _positive(value: object, kind: type | tuple[type, ...] = (int, float)) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and value > 0  # type: ignore[operator]
+    number = isinstance(value, kind) and not isinstance(value, bool)
+    return number and 0 < value < float("inf")  # type: ignore[operator]
+
+
+def _is_json(value: object) -> bool:
+    try:
+        return isinstance(value, dict) and bool(json.dumps(value))
+    except (TypeError, ValueError):
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +108,23 @@ class Estimate:
         requests: over HTTP, one for each prompt where a server takes no more.
         prompt_tokens: about, from the length of the texts.
         completion_tokens: the most that may be generated.
-        minutes: the least that the rate limits allow; 0 without them.
+        minutes: what the rate limits make of that; 0 without them.
     """
 
     requests: int
     prompt_tokens: int
     completion_tokens: int
     minutes: float
+
+    def __str__(self) -> str:
+        text = (
+            f"at most {self.requests:,} requests, about {self.prompt_tokens:,} prompt tokens and "
+            f"at most {self.completion_tokens:,} completion tokens"
+        )
+        return text + (f", {self.minutes:.1f} minutes at the rate limits" if self.minutes else "")
+
+
+def about(prompt: Prompt) -> int:
+    """About how many tokens a prompt has."""
+    texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+    return 1 + sum(map(len, texts)) // CHARACTERS

@@ -47,6 +47,7 @@ class Dialect:
 
 
 Choice = Mapping[str, Any]
+BAD = (KeyError, IndexError, TypeError, ValueError, AttributeError)  # what odd JSON leads to
 R = TypeVar("R")
 
 
@@ -86,11 +87,13 @@ def _sampling(sampling: Sampling, seed: int | None, to: Dialect) -> dict[str, An
         "stop": list(sampling.stop) or None,
         "ignore_eos": sampling.ignore_eos or None,
     }
-    body |= {name: value for name, value in given.items() if value is not None}
     if to.vllm:
+        # What is left out would be filled in from the model's generation_config.json.
+        body |= {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
         body["return_token_ids"] = True
         if sampling.logprobs is not None:
             body["return_tokens_as_token_ids"] = True
+    body |= {name: value for name, value in given.items() if value is not None}
     return body | _structure(sampling, to)
 
 
@@ -140,22 +143,26 @@ def by_index(reply: Mapping[str, Any], count: int) -> list[Choice | None]:
 
 
 def each(
-    reply: Mapping[str, Any], count: int, read_one: Callable[[int, Choice], R]
+    reply: Mapping[str, Any], count: int, read_one: Callable[[int, Choice, Usage], R]
 ) -> list[R | Failed | None]:
-    """What `read_one` makes of each prompt's choice; None where the reply has none.
+    """What `read_one` makes of each prompt's choice; None where there is none to be read.
 
     Raises:
         Broken: the reply is malformed.
     """
+    results: list[R | Failed | None] = [None] * count
     try:
-        results: list[R | Failed | None] = [None] * count
-        for i, choice in enumerate(by_index(reply, count)):
-            try:
-                results[i] = None if choice is None else read_one(i, choice)
-            except Refused as fault:
-                results[i] = Failed(str(fault))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Broken(f"the reply is malformed ({type(error).__name__}: {error})") from None
+        shares = Usage.shares(reply, count)
+    except BAD as error:
+        raise Broken(f"the reply's usage is malformed ({error})") from None
+    for i, choice in enumerate(by_index(reply, count)):
+        try:
+            results[i] = None if choice is None else read_one(i, choice, shares[i])
+        except Refused as fault:
+            results[i] = Failed(str(fault))
+        except (Broken, *BAD) as error:
+            if count == 1:
+                raise Broken(f"the reply is malformed ({error})") from None
     return results
 
 
@@ -233,7 +240,7 @@ def _text(choice: Choice) -> tuple[str, str | None, str | None]:
     reasoning = message.get("reasoning") or message.get("reasoning_content") or None
     text, refusal = message.get("content"), message.get("refusal")
     if text is None and not refusal and not reasoning:
-        raise Broken("the reply's message has no content")
+        raise Refused("the reply's message has no content")
     return text or "", reasoning, refusal
 
 

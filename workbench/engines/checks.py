@@ -1,0 +1,61 @@
+"""What a call to an engine refuses before any work."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from workbench.errors import InputError
+from workbench.types import Prompt
+
+__all__ = ["check_errors", "check_labels", "check_prompts"]
+
+
+def check_errors(errors: object) -> None:
+    if errors not in ("raise", "return"):
+        raise InputError(f'errors={errors!r} must be "raise" or "return"')
+
+
+def check_prompts(prompts: Sequence[Prompt]) -> None:
+    """Refuse prompts that are unusable as a whole.
+
+    Raises:
+        InputError: not a list, empty, an empty or malformed prompt, or texts mixed with chats.
+    """
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+        raise InputError(f"prompts={prompts!r:.80} must be a list of prompts: [prompt]")
+    if not prompts:
+        raise InputError("prompts is empty: give at least one prompt")
+    for index, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            if not prompt:
+                raise InputError(f"prompt {index} is empty: a model needs some text to continue")
+        else:
+            _check_chat(index, prompt)
+    if len({isinstance(prompt, str) for prompt in prompts}) == 2:
+        raise InputError(
+            "prompts mixes texts and chats: make two calls, or write the texts as "
+            '[{"role": "user", "content": text}]'
+        )
+
+
+def _check_chat(index: int, prompt: object) -> None:
+    need = 'a non-empty text or a list of {"role": ..., "content": ...}'
+    if not isinstance(prompt, Sequence) or not prompt:
+        raise InputError(f"prompt {index} is {prompt!r:.80}: must be {need}")
+    for message in prompt:
+        if not isinstance(message, dict) or not all(
+            isinstance(message.get(name), str) for name in ("role", "content")
+        ):
+            raise InputError(f"prompt {index} holds {message!r:.80}: must be {need}")
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    if isinstance(labels, str) or not isinstance(labels, Sequence) or not labels:
+        raise InputError(f"labels={labels!r:.80} must be a non-empty list of texts")
+    for label in labels:
+        if not isinstance(label, str) or not label:
+            raise InputError(f"label {label!r} must be a non-empty text")
+    twice = [label for label, count in Counter(labels).items() if count > 1]
+    if twice:
+        raise InputError(f"label {twice[0]!r} is given twice: each label must differ")
