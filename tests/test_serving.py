@@ -225,7 +225,7 @@ def test_a_preset_for_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) 
 
 def test_gpus_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'GPU 0: H200'\necho '  MIG 1g'\necho 'GPU 1: H200'\n")
+    tool.write_text("#!/bin/sh\necho 'GPU 0: Card'\necho '  MIG 1g'\necho 'GPU 1: Card'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

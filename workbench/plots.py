@@ -166,8 +166,8 @@ def _doubling(ax: Axes, table: pd.DataFrame, by: str) -> None:
     ax.xaxis.set_minor_locator(NullLocator())
 
 
-def plot_speedups(ax: Axes, metrics: Sequence[Metric]) -> None:
-    """Bars of how many times faster, each with its range; 1 is as fast."""
+def _lying_bars(ax: Axes, metrics: Sequence[Metric]) -> None:
+    """Bars with intervals, the first one on top."""
     places = range(len(metrics))
     values = [metric.value for metric in metrics]
     below = [metric.value - metric.low for metric in metrics]
@@ -176,14 +176,19 @@ def plot_speedups(ax: Axes, metrics: Sequence[Metric]) -> None:
     ax.errorbar(
         values, places, xerr=[below, above], fmt="none", ecolor="0.2", capsize=4, linewidth=1.2
     )
-    for place, metric in zip(places, metrics, strict=True):
-        text = f" {metric.value:.1f} ×" if metric.value < 10 else f" {metric.value:.0f} ×"
-        ax.text(metric.high, place, text, va="center", fontsize=9)
-    ax.set_yticks(list(places), [metric.name.rpartition(" over ")[2] for metric in metrics])
     ax.invert_yaxis()
-    ax.axvline(1, color="0.2", linewidth=1, linestyle="--")
     ax.grid(axis="y", visible=False)
     ax.grid(axis="x", color="0.9")
+
+
+def plot_speedups(ax: Axes, metrics: Sequence[Metric]) -> None:
+    """Bars of how many times faster, each with its range; 1 is as fast."""
+    _lying_bars(ax, metrics)
+    for place, metric in enumerate(metrics):
+        text = f" {metric.value:.1f} ×" if metric.value < 10 else f" {metric.value:.0f} ×"
+        ax.text(metric.high, place, text, va="center", fontsize=9)
+    ax.set_yticks(range(len(metrics)), [one.name.rpartition(" over ")[2] for one in metrics])
+    ax.axvline(1, color="0.2", linewidth=1, linestyle="--")
     ax.set_xscale("log")
     _log_ticks(ax.xaxis, "{x:g}")
     ax.set_xlim(left=min(0.5, *(0.8 * metric.low for metric in metrics)))
@@ -198,21 +203,11 @@ def plot_shares(ax: Axes, metrics: Sequence[Metric], what: str, chance: float = 
         what: the name of the axis.
         chance: marked by a line, as what guessing comes to.
     """
-    places = range(len(metrics))
-    values = [metric.value for metric in metrics]
-    below = [metric.value - metric.low for metric in metrics]
-    above = [metric.high - metric.value for metric in metrics]
-    ax.barh(places, values, color=COLOURS[0], height=0.6)
-    ax.errorbar(
-        values, places, xerr=[below, above], fmt="none", ecolor="0.2", capsize=4, linewidth=1.2
-    )
-    for place, metric in zip(places, metrics, strict=True):
+    _lying_bars(ax, metrics)
+    for place, metric in enumerate(metrics):
         ax.text(metric.high + 0.03, place, f"{metric.value:.2f}", va="center", fontsize=9)
     ax.axvline(chance, color="0.2", linewidth=1, linestyle="--")
-    ax.set_yticks(list(places), [f"{metric.name}\nn = {metric.n}" for metric in metrics])
-    ax.invert_yaxis()
-    ax.grid(axis="y", visible=False)
-    ax.grid(axis="x", color="0.9")
+    ax.set_yticks(range(len(metrics)), [f"{one.name}\nn = {one.n}" for one in metrics])
     ax.set_xlim(0, 1.18)
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
     ax.set_xlabel(f"{what} (95 % interval)")

@@ -150,7 +150,7 @@ class RemoteEngine(BaseEngine):
                 sampling, max_tokens=min(sampling.max_tokens, self.info.context_length)
             )
         wire.check(sampling, self._dialect)
-        self._announce(requests)
+        self._announce([request.prompt for request in requests], sampling)
         self._try_out(chats=chats)
 
         async def ask(
@@ -170,6 +170,7 @@ class RemoteEngine(BaseEngine):
             yield [(job, _row(result)) for job, result in batch]
 
     def _score(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> Iterator[list[LabelRow]]:
+        self._announce(prompts, Sampling(max_tokens=1))
         self._try_out(chats=False)
         asker = Asker(
             self._endpoints, self._model, self._dialect, self._options.size, self._dispatch
@@ -226,12 +227,11 @@ class RemoteEngine(BaseEngine):
             reply, len(packet), lambda _, choice, share: wire.read(choice, sampling, share)
         )
 
-    def _announce(self, requests: Sequence[Request]) -> None:
+    def _announce(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         """Before money is spent, or minutes are waited: how much."""
         limited = self._limit.requests_per_minute or self._limit.tokens_per_minute
         if limited or any(endpoint.paid for endpoint in self._endpoints):
-            estimate = self.estimate([r.prompt for r in requests], requests[0].sampling)
-            log.warning("remote: %s", estimate)
+            log.warning("remote: %s", self.estimate(prompts, sampling))
 
 
 def _row(result: Completion | Failed) -> Completion:
