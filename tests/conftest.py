@@ -20,6 +20,10 @@ from workbench.store import Store
 # A shell's background job starts with Ctrl-C ignored, and its children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Nor are the user's own servers and keys.
+for name in ("WORKBENCH_BASE_URL", "WORKBENCH_API_KEY", "OPENAI_API_KEY", "LLM_JUDGE_SERVER_URL"):
+    os.environ.pop(name, None)
+
 SERVER_KEY = "a-key-for-tests"
 
 # The user's own store is not for tests.

@@ -18,7 +18,8 @@ import trustme
 
 from workbench import Sampling, open_engine
 from workbench.bench.injector import Faults, Injector
-from workbench.engines.remote import Estimate, RemoteEngine
+from workbench.engines import kept
+from workbench.engines.remote import Estimate, RemoteEngine, wire
 from workbench.engines.remote.gate import Gate, RateLimit
 from workbench.engines.remote.labels import from_top
 from workbench.errors import EngineError, EngineUnavailableError, InputError
@@ -419,6 +420,39 @@ def test_usage_can_be_read_after_closing() -> None:
         assert engine.usage.requests == 3
         assert engine.usage.cached_tokens is not None
     assert engine.usage.requests == 3
+
+
+def test_nothing_is_left_for_the_server_to_fill_in() -> None:
+    """vLLM takes what a request leaves out from the model's generation_config.json."""
+    chat: list[Message] = [{"role": "system", "content": "Be brief."}]
+    kwargs = {"enable_thinking": False}
+    with Injector() as server, remote(server.url, chat_template_kwargs=kwargs) as engine:
+        engine.generate([chat], Sampling(max_tokens=4, stop=("\n",), temperature=0.5, seed=1))
+        body = server.bodies[-1]
+        assert (body["top_p"], body["top_k"], body["min_p"]) == (1.0, 0, 0.0)
+        assert (body["repetition_penalty"], body["temperature"]) == (1.0, 0.5)
+        assert (body["stop"], body["max_tokens"]) == (["\n"], 4)
+        assert isinstance(body["seed"], int)
+        assert (body["messages"], body["chat_template_kwargs"]) == (chat, kwargs)
+
+
+def test_reasoning_is_kept_apart_from_the_answer() -> None:
+    message = {"content": "42", "reasoning": "6 times 7"}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    row = wire.read(choice, SHORT, wire.Usage(5, 3))
+    assert (row.text, row.reasoning, row.completion_tokens) == ("42", "6 times 7", 3)
+    assert kept.load(kept.dump(row)).reasoning == "6 times 7"
+    cut = {**choice, "message": {"content": None, "reasoning": "6 ti"}, "finish_reason": "length"}
+    row = wire.read(cut, SHORT, wire.Usage())
+    assert (row.text, row.reasoning, row.finish_reason) == ("", "6 ti", "length")
+    refused = {**choice, "message": {"content": None, "refusal": "I will not"}}
+    assert "I will not" in str(wire.read(refused, SHORT, wire.Usage()).error)
+
+
+def test_a_key_that_a_server_echoes_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKBENCH_API_KEY", "sk-right")
+    with Injector(key="sk-right") as server, remote(server.url) as engine:
+        assert texts(engine, ["is it sk-right?"]) == ["answer to is it ***?"]
 
 
 def test_names_with_an_at_sign() -> None:
