@@ -18,6 +18,7 @@ from workbench.engines.remote import RemoteEngine
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, EngineGoneError
 from workbench.evaluation import evaluate
+from workbench.judge import LLMJudgeClient, compute_llm_judge_scores_batch
 from workbench.serving import Server
 from workbench.tasks import Claims, Verdicts, WordProblems
 from workbench.types import Message
@@ -163,6 +164,24 @@ def test_verdicts_over_the_wire(remote: RemoteEngine) -> None:
     report = evaluate(Verdicts(), remote, count=40)
     assert report.summary[0].value == 1.0
     assert report.provenance["engine"]["engine"] == "remote"
+
+
+def test_the_names_that_other_clients_have(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_JUDGE_SERVER_URL", server.url)
+    fields = [item.fields for item in Verdicts().items(12)]
+    scores, best = compute_llm_judge_scores_batch(
+        [f["problem"] for f in fields],
+        [f["reference"] for f in fields],
+        [[f["candidate"], None] for f in fields],
+        store=None,
+    )
+    answers = [item.answer == "Yes" for item in Verdicts().items(12)]
+    assert scores == [[float(right), None] for right in answers]
+    assert best == [0] * 12
+    client = LLMJudgeClient(store=None, num_workers=2)
+    texts = client.generate_responses(["What is 3+4?"] * 3, batch_size_per_worker=2, max_tokens=6)
+    assert len(texts) == 3
+    assert all(texts)
 
 
 def _dies_after(complete: Any, count: int) -> Any:
