@@ -1,7 +1,9 @@
 """The remote engine against other ways to send the same prompts to the same vLLM server.
 
 Embedded model, 16-token answers, server and client on one machine; runs in turns, each ratio
-within one round. lm-evaluation-harness joins where it has an environment (`make bench-peers`).
+within one round. Other clients are met where people meet them, on a server with vLLM's own
+settings; `workbench serve` chooses kinder ones, so what they lose there is told beside it.
+lm-evaluation-harness joins where it has an environment (`make bench-peers`).
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import random
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,11 @@ SAMPLING = Sampling(max_tokens=16, ignore_eos=True)
 SEQUENCES = 256  # in one step of the model, on both sides
 WORKERS, CHUNK = 64, 8
 PEER = Path(__file__).with_name("lmeval_client.py")
+# What `workbench serve` would choose on a CPU, taken away again.
+PLAIN: dict[str, Any] = dict.fromkeys(
+    ("block_size", "distributed_executor_backend", "dtype", "enable_chunked_prefill",
+     "enforce_eager", "max_num_seqs")
+)  # fmt: skip
 Say = Callable[[str], None]
 Client = Callable[[Sequence[str]], object]
 
@@ -48,12 +55,14 @@ def measure(repeats: int, prompts: int, say: Say, peers: Path | None = None) -> 
         prompts: how many are sent in one.
         peers: the environment that has lm-evaluation-harness.
     """
-    say("a server starts …")
-    with serve(max_num_seqs=SEQUENCES) as server:
+    say("a server with vLLM's own settings starts …")
+    with serve(**PLAIN) as server:
         rows = _against_clients(server, repeats, prompts, say)
         if peers is not None:
             rows += _against_harness(server, repeats, prompts, peers, say)
-    return rows
+    say("a server of `workbench serve` starts …")
+    with serve(max_num_seqs=SEQUENCES) as server:
+        return rows + _against_engine(server, repeats, prompts, say)
 
 
 def _remote(server: Server) -> RemoteEngine:
@@ -67,38 +76,60 @@ def _rate(client: Client, texts: Sequence[str]) -> float:
 
 
 def _against_clients(server: Server, repeats: int, prompts: int, say: Say) -> list[Row]:
-    inside = VLLMEngine(None, None, "benchmark", {"max_num_seqs": SEQUENCES})
-    with _remote(server) as engine, inside:
-        clients: dict[str, Client] = {
-            "ours": lambda texts: engine.generate(texts, SAMPLING),
-            "sequence": lambda texts: _in_sequence(server, texts),
-            "semaphore": lambda texts: asyncio.run(_with_semaphore(server, texts)),
-            "inside": lambda texts: inside.generate(texts, SAMPLING),
-        }
-        for client in clients.values():
-            client(sums(128, seed=-1))
-        rates: dict[str, list[float]] = {name: [] for name in clients}
-        cpu = []
-        for number in range(repeats):
-            for name, client in clients.items():
-                before = time.process_time()
-                rates[name].append(_rate(client, sums(prompts, number)))
-                if name == "ours":
-                    cpu.append(1000 * (time.process_time() - before) / prompts)
-            say(", ".join(f"{name} {values[-1]:.0f}" for name, values in rates.items()))
-    middle = statistics.median(cpu)
+    with _remote(server) as engine:
+        clients = _clients(server, engine)
+        rates, _ = _in_turns(clients, repeats, prompts, say)
     return [
         _over(f"over {WORKERS} workers × {CHUNK} prompts in sequence", rates, "sequence", 5),
         _over(f"over `AsyncOpenAI` with a semaphore of {WORKERS}", rates, "semaphore", 4),
+    ]
+
+
+def _against_engine(server: Server, repeats: int, prompts: int, say: Say) -> list[Row]:
+    inside = VLLMEngine(None, None, "benchmark", {"max_num_seqs": SEQUENCES})
+    with _remote(server) as engine, inside:
+        clients = _clients(server, engine)
+        clients["inside"] = lambda texts: inside.generate(texts, SAMPLING)
+        rates, cpu = _in_turns(clients, repeats, prompts, say)
+    middle = statistics.median(cpu)
+    return [
         _over("share of the engine in process", rates, "inside", 0.4),
         Row(
             "client CPU, milliseconds a prompt", middle, " ms", "< 0.3 ms", middle < 0.3,
             min(cpu), max(cpu), len(cpu),
         ),
+        _over("on `workbench serve`: over the workers in sequence", rates, "sequence", 0),
+        _over("on `workbench serve`: over `AsyncOpenAI`", rates, "semaphore", 0),
     ]  # fmt: skip
 
 
-def _over(what: str, rates: dict[str, list[float]], other: str, least: float) -> Row:
+def _clients(server: Server, engine: RemoteEngine) -> dict[str, Client]:
+    return {
+        "ours": lambda texts: engine.generate(texts, SAMPLING),
+        "sequence": lambda texts: _in_sequence(server, texts),
+        "semaphore": lambda texts: asyncio.run(_with_semaphore(server, texts)),
+    }
+
+
+def _in_turns(
+    clients: Mapping[str, Client], repeats: int, prompts: int, say: Say
+) -> tuple[dict[str, list[float]], list[float]]:
+    """Each client's prompts a second, a value a round, and our own CPU, ms a prompt."""
+    for client in clients.values():
+        client(sums(128, seed=-1))
+    rates: dict[str, list[float]] = {name: [] for name in clients}
+    cpu = []
+    for number in range(repeats):
+        for name, client in clients.items():
+            before = time.process_time()
+            rates[name].append(_rate(client, sums(prompts, number)))
+            if name == "ours":
+                cpu.append(1000 * (time.process_time() - before) / prompts)
+        say(", ".join(f"{name} {values[-1]:.0f}" for name, values in rates.items()))
+    return rates, cpu
+
+
+def _over(what: str, rates: Mapping[str, list[float]], other: str, least: float) -> Row:
     ratios = [a / b for a, b in zip(rates["ours"], rates[other], strict=True)]
     return ratio_row(f"remote engine {what}", ratios, least)
 

@@ -39,10 +39,11 @@ class Row:
 
 
 def ratio_row(what: str, ratios: Sequence[float], least: float) -> Row:
-    """The median of ratios, which must reach `least`."""
+    """The median of ratios, which must reach `least` if that is not 0."""
     middle = statistics.median(ratios)
     low, high = min(ratios), max(ratios)
-    return Row(what, middle, " ×", f"≥ {least:g} ×", middle >= least, low, high, len(ratios))
+    bound = f"≥ {least:g} ×" if least else "reported"
+    return Row(what, middle, " ×", bound, middle >= least, low, high, len(ratios))
 
 
 def share_row(metric: Metric, *, least: float = 0.0, most: float = 1.0) -> Row:
