@@ -152,3 +152,32 @@ def test_eval_prints_and_keeps_a_report(kept: VLLMEngine, tmp_path: Path) -> Non
         failed = run(app, ["eval", *wrong])
         assert failed.exit_code == 2
         assert message in failed.stderr
+
+
+def test_icm_prints_and_keeps_a_study(plain: VLLMEngine, tmp_path: Path) -> None:
+    out, kept = tmp_path / "report", tmp_path / "kept"
+    methods = ["--method", "ICM", "--method", "golden labels"]
+    sizes = ["--batch-size", "12", "--k", "30", "--test-count", "30", "--store", "none"]
+    command = ["icm", *methods, *sizes, "--checkpoints", str(kept)]
+    done = run(app, [*command, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "golden labels" in done.stdout
+    assert {path.name for path in out.iterdir()} == {
+        "summary.json", "rows.parquet", "methods.csv", "figure.png", "search-0",
+    }  # fmt: skip
+    again = run(app, [*command, "--json"])
+    rows = {row["method"]: row for row in json.loads(again.stdout)}
+    assert rows["ICM"]["n"] == rows["golden labels"]["n"] == 30
+    assert rows["golden labels"]["label_accuracy"] == 1
+    assert "already" in run(app, [*command, "--out", str(out)]).stderr
+
+
+def test_icm_labels_claims_without_gold(plain: VLLMEngine, tmp_path: Path) -> None:
+    claims = [{"text": f"{n}+1={n + 1 + n % 2}", "group": n} for n in range(10, 18)]
+    source, out = write(tmp_path / "mine.jsonl", claims), tmp_path / "report"
+    command = ["icm", "--testbed", str(source), "--k", "20", "--store", "none"]
+    done = run(app, [*command, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "label accuracy" not in done.stdout
+    assert len(read(out / "labels.jsonl")) == 8
+    assert "order='uid'" in run(app, [*command, "--order", "uid"]).stderr

@@ -23,6 +23,7 @@ FLOORS = {
     "judge": 3,
     "tasks": 3,
     "evaluation": 4,
+    "icm": 4,
     "runner": 4,
     "throughput": 4,
     "batch": 4,

@@ -318,24 +318,17 @@ class Report:
         Raises:
             InputError: the folder exists already.
         """
-        import json
         import shutil
         from pathlib import Path
 
         target = Path(folder)
         if target.exists():
             raise InputError(f"{target} exists already: choose another folder for this report")
-        summary = {
-            "summary": [asdict(metric) for metric in self.summary],
-            "usage": asdict(self.usage),
-            "provenance": dict(self.provenance),
-        }
         part = target.with_name(target.name + ".part")
         shutil.rmtree(part, ignore_errors=True)  # left there by a kill
         part.mkdir(parents=True)
         try:
-            self.rows.to_parquet(part / "rows.parquet", index=False)
-            (part / "summary.json").write_text(json.dumps(summary, indent=1, default=str) + "\n")
+            self._write(part)
             if figure is not None:
                 no_version = {"Software": None}  # the same picture gives the same bytes
                 figure.savefig(
@@ -346,3 +339,15 @@ class Report:
             shutil.rmtree(part, ignore_errors=True)
             raise
         return target
+
+    def _write(self, folder: Path) -> None:
+        """All files but the figure."""
+        import json
+
+        summary = {
+            "summary": [asdict(metric) for metric in self.summary],
+            "usage": asdict(self.usage),
+            "provenance": dict(self.provenance),
+        }
+        self.rows.to_parquet(folder / "rows.parquet", index=False)
+        (folder / "summary.json").write_text(json.dumps(summary, indent=1, default=str) + "\n")

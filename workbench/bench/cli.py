@@ -93,3 +93,19 @@ def faults(
     from workbench.bench.faults import measure
 
     show(measure(requests, queued, say), out, as_json=as_json)
+
+
+@app.command("icm")
+@told
+def icm(
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this part, may be given again (default: all, in about an hour)."),
+    ] = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """ICM: exactness, prompts and tokens saved, quality against its rivals, resuming."""
+    from workbench.bench.icm import measure
+
+    show(measure(part or (), say), out, as_json=as_json)

@@ -18,10 +18,11 @@ from workbench.types import Completion, EngineInfo, Usage
 if TYPE_CHECKING:
     from workbench.engines.base import LabelRow
 
-__all__ = ["Call", "Meter", "one_bar"]
+__all__ = ["Call", "Meter", "one_bar", "quiet"]
 
 log = logging.getLogger("workbench")
 _SILENT: ContextVar[bool] = ContextVar("silent", default=False)  # a bar around all calls is shown
+_LEVEL: ContextVar[int] = ContextVar("level", default=logging.INFO)  # of a call's log line
 
 
 class Meter:
@@ -51,7 +52,7 @@ class Meter:
                 mine = asdict(self._total)
                 new = {k: _sum(mine[k], v) for k, v in asdict(used).items()}
                 self._total = Usage(**new)
-            log.info("%s", _line(what, used))
+            log.log(_LEVEL.get(), "%s", _line(what, used))
 
 
 class Call:
@@ -127,6 +128,17 @@ def one_bar(total: int, what: str, unit: str) -> Iterator[Any]:
     finally:
         _SILENT.reset(token)
         bar.close()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No bar and no INFO line a call: one of many small ones of a larger work."""
+    silent, level = _SILENT.set(True), _LEVEL.set(logging.DEBUG)
+    try:
+        yield
+    finally:
+        _SILENT.reset(silent)
+        _LEVEL.reset(level)
 
 
 def _bar(total: int, what: str, unit: str = "row") -> Any:

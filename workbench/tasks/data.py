@@ -14,7 +14,7 @@ from typing import Any
 
 from workbench.errors import InputError
 
-__all__ = ["read_rows"]
+__all__ = ["local_file", "read_rows"]
 
 Rows = Sequence[Mapping[str, str]]
 
@@ -41,6 +41,21 @@ def read_rows(name: str, columns: Sequence[str]) -> Rows:
     if folder := os.environ.get("WORKBENCH_DATA"):
         return _json_lines(Path(folder).expanduser() / name, tuple(columns))
     return _table(_from_hub(name), tuple(columns))
+
+
+def local_file(name: str) -> Path:
+    """A file that only the folder has: no hub holds it in this layout.
+
+    Raises:
+        InputError: WORKBENCH_DATA is not set, or that folder has no such file.
+    """
+    folder = os.environ.get("WORKBENCH_DATA")
+    if not folder:
+        raise InputError(f"{name} is not here: set WORKBENCH_DATA to a folder that holds {name}")
+    path = Path(folder).expanduser() / name
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; WORKBENCH_DATA must be a folder that holds it")
+    return path
 
 
 @cache

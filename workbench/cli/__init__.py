@@ -9,20 +9,26 @@ import time
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from workbench.bench.cli import Json, Out, say, show
 from workbench.bench.cli import app as bench
-from workbench.errors import EngineError, InputError
+from workbench.cli.icm import icm
+from workbench.cli.shared import (
+    EngineName,
+    Folder,
+    Model,
+    Options,
+    StorePath,
+    check_new,
+    engine_options,
+    show_report,
+)  # fmt: skip
+from workbench.errors import EngineError
 from workbench.nb.cli import app as notebook
 from workbench.nb.cli import told
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from workbench.types import Metric, Report
 
 __all__ = ["app"]
 
@@ -33,25 +39,11 @@ app = typer.Typer(
 )
 serve = typer.Typer(no_args_is_help=True, help="Start a model server.")
 tiny = typer.Typer(no_args_is_help=True, help="The embedded model: train and measure it.")
+app.command("icm")(icm)
 app.add_typer(notebook, name="notebook")
 app.add_typer(bench, name="bench")
 app.add_typer(serve, name="serve")
 app.add_typer(tiny, name="tiny")
-
-Model = Annotated[
-    str | None, typer.Option(help="Hub name or local folder (default: the embedded model).")
-]
-StorePath = Annotated[
-    str, typer.Option(help='Response store: "default", a path, or "none" for no store.')
-]
-Options = Annotated[
-    list[str] | None,
-    typer.Option("--option", "-o", metavar="NAME=VALUE", help="An engine argument, as JSON."),
-]
-EngineName = Annotated[str, typer.Option(help='"auto", "vllm", "remote" or "transformers".')]
-Folder = Annotated[
-    Path | None, typer.Option("--out", help="A new folder for the report: numbers, rows, figure.")
-]
 
 
 @app.callback()
@@ -99,7 +91,7 @@ def generate(  # noqa: PLR0917  # a command's arguments are its options
 
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
     kept = None if store == "none" else store
-    result = generate_file(source, out, sampling, model=model, store=kept, **_options(option))
+    result = generate_file(source, out, sampling, model=model, store=kept, **engine_options(option))
     if as_json:
         typer.echo(json.dumps(asdict(result), indent=1))
     else:
@@ -133,18 +125,18 @@ def evaluate_task(  # noqa: PLR0917
     from workbench.plots import new_figure, plot_accuracy
     from workbench.tasks import open_task
 
-    _check_new(out)
+    check_new(out)
     chosen = open_task(task)
     kept = None if store == "none" else store
     style: Literal["chat", "completion"] = "chat" if chat else "completion"
-    with open_engine(model, engine, store=kept, **_options(option)) as opened:
+    with open_engine(model, engine, store=kept, **engine_options(option)) as opened:
         report = evaluate(chosen, opened, count=count, seed=seed, shots=shots, style=style)
     groups = accuracy_by(report.rows, chosen.difficulty) if chosen.difficulty else []
     figure, (ax,) = new_figure()
     plot_accuracy(ax, [*report.summary, *groups])
     ax.set_title(f"{chosen.name}, {report.provenance['engine']['model']}", fontsize=10)
     named = [replace(one, name=f"{chosen.difficulty} {one.name}") for one in groups]
-    _report(report, named, figure, out, as_json=as_json)
+    show_report(report, named, figure, out, as_json=as_json)
 
 
 @app.command()
@@ -176,10 +168,10 @@ def throughput(  # noqa: PLR0917
     load = Load(
         requests=requests, prompt_tokens=prompt_tokens, output_tokens=output_tokens, shared=shared
     )
-    _check_new(out)
+    check_new(out)
     batches = (batch or BATCHES) if baseline else ()
     with ExitStack() as stack:
-        engines = open_both(model, architecture, batches, _options(option))
+        engines = open_both(model, architecture, batches, engine_options(option))
         for engine in filter(None, engines):
             stack.enter_context(engine)
         measured = Throughput(versus(*engines, batches), [load], repeats=repeats)
@@ -196,39 +188,10 @@ def throughput(  # noqa: PLR0917
     faster = [metric for metric in report.summary if " over " in metric.name]
     if faster:
         plot_speedups(ax, faster)
-    _report(report, [], figure, out, as_json=as_json)
+    show_report(report, [], figure, out, as_json=as_json)
     if stopped:
         say("stopped: this is what was measured")
         raise typer.Exit(130)
-
-
-def _check_new(folder: Path | None) -> None:
-    """Before the work and not after it."""
-    if folder is not None and folder.exists():
-        raise InputError(f"{folder} exists already: choose another folder for this report")
-
-
-def _report(
-    report: Report, more: list[Metric], figure: Figure, out: Path | None, *, as_json: bool
-) -> None:
-    """Print a report's headline numbers, and keep it where asked."""
-    from workbench.nb.tables import table
-
-    metrics = [*report.summary, *more]
-    if as_json:
-        typer.echo(json.dumps([asdict(metric) for metric in metrics], indent=1))
-    else:
-        rows = [
-            [m.name, *(f"{x:.4g}" for x in (m.value, m.low, m.high)), m.n, m.n_failed, m.n_unparsed]
-            for m in metrics
-        ]
-        typer.echo(table(["", "value", "low", "high", "n", "failed", "unparsed"], rows))
-    if out is not None:
-        try:
-            report.save(out, figure)
-        except OSError as error:
-            raise InputError(f"the report could not be written to {out}: {error}") from error
-        say(f"summary, rows and figure are in {out}")
 
 
 @serve.command("vllm")
@@ -247,7 +210,7 @@ def serve_vllm(  # noqa: PLR0917
     from workbench.serving import serve as start
 
     say("starting; a small model takes half a minute, a large one many …")
-    given = _options(option)
+    given = engine_options(option)
     with start(model, preset, host=host, port=port, timeout=timeout, **given) as server:
         typer.echo(server.url)
         say(f"serves {server.model}; its log: {server.log}; Ctrl-C ends it")
@@ -310,18 +273,3 @@ def tiny_evaluate(
     from workbench.tiny import MODEL
 
     show(measure(folder or MODEL, count, say), out, as_json=as_json)
-
-
-def _options(pairs: list[str] | None) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for pair in pairs or ():
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise InputError(f"--option {pair!r} must be NAME=VALUE")
-        if name in ("model", "engine", "store"):
-            raise InputError(f"--option {pair!r}: {name} is no engine argument; see --help")
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            options[name] = value
-    return options

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLOURS",
+    "MARKERS",
+    "log_ticks",
     "new_figure",
     "plot_accuracy",
     "plot_log_odds",
@@ -32,15 +34,19 @@ __all__ = [
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
-def new_figure(panels: int = 1, *, height: float = 3.4) -> tuple[Figure, list[Axes]]:
-    """A figure with `panels` side by side, readable at the width of a page."""
+def new_figure(
+    panels: int = 1, *, height: float = 3.4, columns: int | None = None
+) -> tuple[Figure, list[Axes]]:
+    """A figure with `panels` side by side, `columns` in a row, readable at the width of a page."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     _show_in_notebooks()
-    figure = Figure(figsize=(4.6 * panels, height), layout="constrained")
+    columns = columns or panels
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(4.6 * columns, height * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = [figure.add_subplot(1, panels, i + 1) for i in range(panels)]
+    axes = [figure.add_subplot(rows, columns, i + 1) for i in range(panels)]
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=9)
@@ -134,7 +140,7 @@ def plot_speeds(ax: Axes, table: pd.DataFrame, by: str) -> None:
         )
     _doubling(ax, table, by)
     ax.set_yscale("log")
-    _log_ticks(ax.yaxis, "{x:,.0f}")
+    log_ticks(ax.yaxis, "{x:,.0f}")
     ax.set_xlabel(AXES[by])
     ax.set_ylabel("answer tokens a second")
 
@@ -144,7 +150,7 @@ def _places(table: pd.DataFrame, by: str) -> pd.Series[float]:
     return sizes.where(sizes > 0, table["requests"]) if by == "batch" else sizes
 
 
-def _log_ticks(axis: Axis, form: str) -> None:
+def log_ticks(axis: Axis, form: str) -> None:
     """A logarithmic axis with its 1, 2 and 5 named, as one decade is often all there is."""
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -190,7 +196,7 @@ def plot_speedups(ax: Axes, metrics: Sequence[Metric]) -> None:
     ax.set_yticks(range(len(metrics)), [one.name.rpartition(" over ")[2] for one in metrics])
     ax.axvline(1, color="0.2", linewidth=1, linestyle="--")
     ax.set_xscale("log")
-    _log_ticks(ax.xaxis, "{x:g}")
+    log_ticks(ax.xaxis, "{x:g}")
     ax.set_xlim(left=min(0.5, *(0.8 * metric.low for metric in metrics)))
     ax.set_xlim(right=2.2 * max(metric.high for metric in metrics))
     ax.set_xlabel("times faster than")
@@ -238,7 +244,7 @@ def plot_requests(ax: Axes, table: pd.DataFrame, here: float | None = None) -> N
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlim(0.8 * many[0], 6 * many[-1])  # room for the names
     ax.set_yscale("log")
-    _log_ticks(ax.yaxis, "{x:,.0f}")
+    log_ticks(ax.yaxis, "{x:,.0f}")
     lowest = 0.0
     for name, (speed, colour) in sorted(ends.items(), key=lambda end: end[1]):
         lowest = max(speed, lowest * NAMES_APART)

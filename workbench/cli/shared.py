@@ -1,0 +1,82 @@
+"""What several commands have in common: options, and how a report is shown."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from workbench.bench.cli import say
+from workbench.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from workbench.types import Metric, Report
+
+__all__ = [
+    "EngineName", "Folder", "Model", "Options", "StorePath", "check_new", "engine_options",
+    "show_report",
+]  # fmt: skip
+
+Model = Annotated[
+    str | None, typer.Option(help="Hub name or local folder (default: the embedded model).")
+]
+StorePath = Annotated[
+    str, typer.Option(help='Response store: "default", a path, or "none" for no store.')
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-o", metavar="NAME=VALUE", help="An engine argument, as JSON."),
+]
+EngineName = Annotated[str, typer.Option(help='"auto", "vllm", "remote" or "transformers".')]
+Folder = Annotated[
+    Path | None, typer.Option("--out", help="A new folder for the report: numbers, rows, figure.")
+]
+
+
+def check_new(folder: Path | None) -> None:
+    """Before the work and not after it."""
+    if folder is not None and folder.exists():
+        raise InputError(f"{folder} exists already: choose another folder for this report")
+
+
+def show_report(
+    report: Report, more: list[Metric], figure: Figure, out: Path | None, *, as_json: bool
+) -> None:
+    """Print a report's headline numbers, and keep it where asked."""
+    from workbench.nb.tables import table
+
+    metrics = [*report.summary, *more]
+    if as_json:
+        typer.echo(json.dumps([asdict(metric) for metric in metrics], indent=1))
+    else:
+        rows = [
+            [m.name, *(f"{x:.4g}" for x in (m.value, m.low, m.high)), m.n, m.n_failed, m.n_unparsed]
+            for m in metrics
+        ]
+        typer.echo(table(["", "value", "low", "high", "n", "failed", "unparsed"], rows))
+    if out is not None:
+        try:
+            report.save(out, figure)
+        except OSError as error:
+            raise InputError(f"the report could not be written to {out}: {error}") from error
+        say(f"summary, rows and figure are in {out}")
+
+
+def engine_options(pairs: list[str] | None) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise InputError(f"--option {pair!r} must be NAME=VALUE")
+        if name in ("model", "engine", "store"):
+            raise InputError(f"--option {pair!r}: {name} is no engine argument; see --help")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options

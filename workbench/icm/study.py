@@ -1,0 +1,278 @@
+"""A search beside everything else that one could do, on the same claims and the same test."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.engines.meter import one_bar
+from workbench.engines.vllm import VLLMEngine
+from workbench.errors import EngineError, InputError
+from workbench.icm.bootstrap import bootstrap
+from workbench.icm.claim import Labelled
+from workbench.icm.compare import method_table, verdicts
+from workbench.icm.consistency import pairs
+from workbench.icm.evaluate import evaluate_chat, evaluate_labels
+from workbench.icm.oracle import Cost
+from workbench.icm.orders import ORDERS
+from workbench.icm.report import ICMReport
+from workbench.icm.search import search
+from workbench.icm.settings import Settings, Step
+from workbench.icm.testbeds import Testbed
+from workbench.runs import commit
+from workbench.types import Engine, Metric, Report, Usage
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["METHODS", "ICMStudy", "study"]
+
+METHODS = (
+    "majority class", "zero-shot", "zero-shot chat", "random labels", "bootstrapping", "ICM",
+    "golden labels",
+)  # fmt: skip
+"""All methods; the last four show labelled claims to the model."""
+GOLD_NEEDED = ("majority class", "golden labels")
+ONCE = ("zero-shot", "zero-shot chat")  # they depend neither on claims nor on chance
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ICMStudy(Report):
+    """A `Report`; `rows` has one row a method, seed and test claim.
+
+    Attributes:
+        methods: one row a method, see `compare.method_table`.
+        searches: the report of each search, in the order of the seeds.
+        notes: what a reader has to know before quoting a number.
+    """
+
+    methods: pd.DataFrame
+    searches: tuple[ICMReport, ...]
+    notes: tuple[str, ...]
+
+    def _write(self, folder: Path) -> None:
+        Report._write(self, folder)
+        self.methods.to_csv(folder / "methods.csv", index=False)
+        for found in self.searches:
+            part = folder / f"search-{found.provenance['seed']}"
+            part.mkdir()
+            found._write(part)
+
+
+def study(
+    testbed: Testbed,
+    engine: Engine,
+    *,
+    count: int | None = None,
+    seeds: Sequence[int] = (0,),
+    methods: Sequence[str] = METHODS,
+    checkpoints: str | Path | None = None,
+    on_step: Callable[[Step], object] | None = None,
+    **settings: Any,
+) -> ICMStudy:
+    """Run the search and its rivals; each method's labels are shown before the same test claims.
+
+    Args:
+        testbed: claims and a test.
+        count: claims drawn from it for each seed; None is all.
+        seeds: each draws claims, and decides random labels and the search.
+        methods: some of `METHODS`; those that need gold labels are left out where there are none,
+            and the chat where the model has no chat template.
+        checkpoints: a folder in which each search keeps its journal.
+        settings: of `search`, such as `alpha`.
+
+    Raises:
+        InputError: an unknown method or setting, no seeds, no gold in the test, or no method is
+            left.
+        EngineError: a claim could not be scored.
+    """
+    import pandas as pd
+
+    _check(testbed, seeds, methods, settings)
+    chosen, notes = _possible(testbed, methods, settings)
+    before, bench = engine.usage, _Bench(engine, checkpoints, on_step, settings)
+    with one_bar(len(seeds) * len(chosen), "study", "method") as bar:
+        for seed in seeds:
+            bed = testbed.draw(count, seed)
+            for method in chosen:
+                if method not in ONCE:
+                    bench.run(method, bed, [seed])
+                elif seed == seeds[0]:
+                    bench.run(method, bed, seeds)
+                bar.update(1)
+    if not bench.rows:
+        raise InputError(f"methods={list(methods)!r}: none is left. {'; '.join(bench.notes)}")
+    used = engine.usage.since(before)
+    rows, runs = pd.concat(bench.rows, ignore_index=True), pd.DataFrame(bench.runs)
+    table = method_table(rows, runs)
+    notes += bench.notes + verdicts(rows, table) + _on_costs(engine, used)
+    notes += sorted({note for found in bench.searches for note in found.notes})
+    provenance = {
+        "testbed": testbed.name, "count": count, "seeds": list(seeds), "methods": list(chosen),
+        **settings, "notes": notes, "engine": asdict(engine.info), "commit": commit(),
+    }  # fmt: skip
+    columns = table[["method", "value", "low", "high", "n", "n_failed"]]
+    summary = tuple(
+        Metric(f"{name}: test accuracy", *values)
+        for name, *values in columns.itertuples(index=False, name=None)
+    )
+    return ICMStudy(
+        summary, rows, used, provenance, table, tuple(bench.searches),
+        tuple(notes),
+    )  # fmt: skip
+
+
+def _check(
+    testbed: Testbed, seeds: Sequence[int], methods: Sequence[str], settings: dict[str, Any]
+) -> None:
+    if not testbed.test or any(claim.gold is None for claim in testbed.test):
+        raise InputError(f"{testbed.name}: a study needs test claims with gold labels")
+    if not isinstance(seeds, Sequence) or not seeds or len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds={seeds!r}: give different ones, 1 at least")
+    unknown = sorted({*methods} - {*METHODS})
+    if unknown or not methods:
+        raise InputError(f"methods={unknown or methods!r}: give some of {', '.join(METHODS)}")
+    known = {field.name for field in fields(Settings)} - {"seed"}
+    if wrong := sorted({*settings} - known):
+        raise InputError(f"{wrong[0]!r} is no setting of a search; there are {sorted(known)}")
+    for seed in seeds:
+        checked = Settings(**settings, seed=seed)
+    pairs(testbed.claims, checked.consistency)
+    if checked.order not in ORDERS:
+        raise InputError(f"order={checked.order!r}: give one of {', '.join(ORDERS)}")
+
+
+def _possible(
+    testbed: Testbed, methods: Sequence[str], settings: dict[str, Any]
+) -> tuple[list[str], list[str]]:
+    chosen, notes = [method for method in METHODS if method in methods], list[str]()
+    if any(claim.gold is None for claim in testbed.claims):
+        left = [method for method in chosen if method in GOLD_NEEDED]
+        notes = [f"{method}: left out, as not all claims have gold labels" for method in left]
+        chosen = [method for method in chosen if method not in left]
+    if not chosen:
+        raise InputError(f"methods={list(methods)!r}: none is left. {'; '.join(notes)}")
+    if settings.get("consistency") == "gold_key_replication" and "bootstrapping" in chosen:
+        notes.append("bootstrapping: consistency was judged by the gold labels, which leaked in")
+    return chosen, notes
+
+
+def _on_costs(engine: Engine, used: Usage) -> list[str]:
+    """Where the table's costs are not those of each method alone."""
+    notes = []
+    if used.from_store:
+        notes.append(
+            f"{used.from_store} of {used.requests} answers came from the response store and cost "
+            "nothing: costs are those of the rest"
+        )
+    if used.cached_tokens is None:
+        notes.append("the server does not tell what it had cached: costs are at most so great")
+    elif used.cached_tokens and not isinstance(engine, VLLMEngine):
+        notes.append(
+            "this engine's prefix cache cannot be emptied: what one method computed is free for "
+            "the next"
+        )
+    return notes
+
+
+class _Bench:
+    """Runs methods and collects: a frame of verdicts and a row of facts for each run."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        checkpoints: str | Path | None,
+        on_step: Callable[[Step], object] | None,
+        settings: dict[str, Any],
+    ) -> None:
+        self._engine, self._checkpoints, self._on_step = engine, checkpoints, on_step
+        self._settings = settings
+        self.rows: list[pd.DataFrame] = []
+        self.runs: list[dict[str, Any]] = []
+        self.searches: list[ICMReport] = []
+        self.notes: list[str] = []
+
+    def run(self, method: str, bed: Testbed, seeds: Sequence[int]) -> None:
+        """Once, for all these seeds."""
+        seed = seeds[0]
+        if isinstance(self._engine, VLLMEngine):  # no method finds the prompts of another cached
+            self._engine.llm.reset_prefix_cache()
+        labelled, finding = self._labelled(method, bed, seed)
+        before = self._engine.usage
+        try:
+            rows = self._judged(method, bed, labelled)
+        except (InputError, EngineError) as error:  # a server refuses each chat
+            if method != "zero-shot chat":
+                raise
+            self.notes.append(f"{method}: left out ({error})")
+            return
+        used = _cost(self._engine.usage.since(before))
+        facts: dict[str, Any] = {
+            "method": method,
+            "seed": seed,
+            "labels": len(labelled),
+            "label_accuracy": _mean(
+                label is claim.gold for claim, label in labelled if claim.gold is not None
+            ),
+            "labels_true": _mean(label for _, label in labelled),
+        }
+        for name, cost in (("finding", finding), ("test", used)):
+            facts |= {f"{name}_{key}": value for key, value in asdict(cost).items()}
+        self.runs.append(facts)
+        self.rows += [rows.assign(method=method, seed=one) for one in seeds]
+
+    def _labelled(self, method: str, bed: Testbed, seed: int) -> tuple[Labelled, Cost]:
+        """The labels that a method shows, none for some, and what it cost to find them."""
+        if method == "ICM":
+            found = self._search(bed, seed)
+            return found.labelled(), found.cost
+        if method == "bootstrapping":
+            rule = self._settings.get("consistency", "auto")
+            done = bootstrap(bed.claims, self._engine, consistency=rule, wording=bed.wording)
+            return list(zip(bed.claims, done.labels, strict=True)), done.cost
+        rng = random.Random(f"random-labels-{seed}")
+        if method == "random labels":
+            return [(claim, rng.random() < 0.5) for claim in bed.claims], Cost()
+        if method == "golden labels":
+            return [(claim, bool(claim.gold)) for claim in bed.claims], Cost()
+        return [], Cost()
+
+    def _search(self, bed: Testbed, seed: int) -> ICMReport:
+        folder = self._checkpoints
+        path = None if folder is None else Path(folder) / f"{bed.name}-seed-{seed}.jsonl"
+        found = search(
+            bed.claims, self._engine, seed=seed, wording=bed.wording, checkpoint=path,
+            on_step=self._on_step, **self._settings,
+        )  # fmt: skip
+        self.searches.append(found)
+        return found
+
+    def _judged(self, method: str, bed: Testbed, labelled: Labelled) -> pd.DataFrame:
+        import pandas as pd
+
+        if method == "zero-shot chat":
+            return evaluate_chat(bed.test, self._engine, wording=bed.wording).rows
+        if method != "majority class":
+            return evaluate_labels(labelled, bed.test, self._engine, wording=bed.wording).rows
+        gold = [claim.gold for claim in bed.claims]
+        verdict = 2 * sum(map(bool, gold)) > len(gold)
+        return pd.DataFrame(
+            {
+                "id": claim.text, "group": claim.group, "answer": str(claim.gold),
+                "verdict": verdict, "log_odds": None, "correct": verdict is claim.gold,
+                "parsed": True, "error": None,
+            }
+            for claim in bed.test
+        )  # fmt: skip
+
+
+def _mean(values: Iterable[bool]) -> float | None:
+    found = list(values)
+    return sum(found) / len(found) if found else None
+
+
+def _cost(used: Usage) -> Cost:
+    return Cost(used.requests, used.prompt_tokens, used.computed_tokens, round(used.seconds, 3))
