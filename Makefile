@@ -7,7 +7,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN       = $(eval BIN := $(shell $(PYTHON) requirements/install.py --bin))$(BIN)
 WORKBENCH = "$(BIN)/workbench"
 NOTEBOOKS = notebooks/*.ipynb
-DEMO      = $(addprefix notebooks/,01_quickstart.ipynb 02_throughput.ipynb 03_accuracy.ipynb)
+DEMO      = $(addprefix notebooks/,01_quickstart.ipynb 02_throughput.ipynb 03_accuracy.ipynb 05_icm.ipynb)
 LOCK      = "$(BIN)/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
             --no-header pyproject.toml --extra dev
 
@@ -22,7 +22,7 @@ help:
 setup: ## make or update the environment (VARIANT=cpu|cuda|remote, PYTHON=...)
 	@$(PYTHON) requirements/install.py --variant "$(VARIANT)" --torch-index "$(TORCH_INDEX)"
 
-demo: setup ## run the main notebooks (quickstart, throughput, accuracy) into runs/demo
+demo: setup ## run the main notebooks (quickstart, throughput, accuracy, ICM) into runs/demo
 	$(WORKBENCH) notebook run $(DEMO) --out runs/demo
 
 lab: setup ## open the notebooks in JupyterLab
