@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
 from workbench.engines.base import BaseEngine, LabelRow, Request, failure
 from workbench.engines.labels import LabelTree, Node, Tokens
+from workbench.engines.pieces import Pieces, PieceTokenizer
 from workbench.errors import InputError
 from workbench.types import Completion, EngineInfo, Prompt
 
@@ -32,7 +34,13 @@ class LocalEngine(BaseEngine):
         """The model's tokenizer, of transformers."""
         return self._tokenizer
 
+    @cached_property
+    def _of_pieces(self) -> PieceTokenizer:
+        return PieceTokenizer(self._tokenizer)
+
     def _tokens(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        if all(isinstance(prompt, Pieces) for prompt in prompts):
+            return self._of_pieces(cast("Sequence[Pieces]", prompts))
         if isinstance(prompts[0], str):
             return list(self._tokenizer(list(prompts), verbose=False).input_ids)
         if not getattr(self._tokenizer, "chat_template", None):

@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from workbench.engines.meter import quiet
+from workbench.engines.pieces import Pieces
 from workbench.errors import EngineError, InputError
 from workbench.icm.claim import Claim, Labels, Wording
 from workbench.icm.journal import Journal
@@ -107,7 +108,7 @@ class Oracle:
         """The labelled claims `shown` and then the target, a claim's index or its text."""
         text = target if isinstance(target, str) else self._texts[target]
         kept = shown[max(0, len(shown) - self.capacity) :]
-        return "".join(self._solved[i][bool(labels[i])] for i in kept) + text
+        return Pieces([*(self._solved[i][bool(labels[i])] for i in kept), text])
 
     def score(self, prompts: list[str]) -> list[Score]:
         """The scores of whole prompts: from the journal, or else from the engine.
