@@ -38,6 +38,7 @@ figures: setup ## run every notebook in place and refresh figures/
 bench: setup ## measure the engines on this machine, and the time of demo and test
 	$(WORKBENCH) bench engine --commands
 	$(WORKBENCH) bench baseline
+	$(WORKBENCH) bench accuracy
 	$(WORKBENCH) bench client
 	$(WORKBENCH) bench faults
 

@@ -129,7 +129,7 @@ def test_errors_are_a_line_not_a_traceback(tmp_path: Path) -> None:
 
 def test_eval_prints_and_keeps_a_report(kept: VLLMEngine, tmp_path: Path) -> None:
     out = tmp_path / "report"
-    command = ["eval", "sums", "--count", "30", "--store", "none", "--out", str(out)]
+    command = ["eval", "--task", "sums", "--count", "30", "--store", "none", "--out", str(out)]
     done = run(app, command)
     assert done.exit_code == 0, done.output
     header, first, *groups = done.stdout.splitlines()
@@ -141,17 +141,47 @@ def test_eval_prints_and_keeps_a_report(kept: VLLMEngine, tmp_path: Path) -> Non
     again = run(app, [*command, "--json"])
     assert again.exit_code == 2
     assert "exists already" in again.stderr
-    chat = run(app, ["eval", "claims", "--count", "5", "--chat", "--store", "none", "--json"])
+    chat = run(
+        app, ["eval", "--task", "claims", "--count", "5", "--chat", "--store", "none", "--json"]
+    )
     assert [row["n"] for row in json.loads(chat.stdout)] == [5]
     for wrong, message in (
         (["word_problem"], "did you mean 'word_problems'"),
         (["sums", "--engine", "vlm"], "engine='vlm' is unknown"),
         (["sums", "-o", "store=x"], "store is no engine argument"),
         (["sums", "--engine", "transformers", "-o", "batch_size=0"], "batch_size=0"),
+        (["sums", "--agent", "majority"], "did you mean 'majority_vote'"),
+        (["sums", "--column", "question"], "--column 'question' must be NAME=VALUE"),
     ):
-        failed = run(app, ["eval", *wrong])
+        failed = run(app, ["eval", "--task", *wrong])
         assert failed.exit_code == 2
         assert message in failed.stderr
+
+
+def test_eval_of_all_agents_is_kept_and_compared(
+    kept: VLLMEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_RUN_DIR", str(tmp_path))
+    command = ["eval", "--task", "sums", "--count", "4", "--store", "none", "--name", "mine"]
+    done = run(app, [*command, "--agent", "all", "--json"])
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)
+    assert len(rows) == 8
+    folders = sorted((tmp_path / "eval" / "mine").iterdir())
+    assert sorted(row["name"] for row in rows) == [folder.name for folder in folders]
+    again = run(app, [*command, "--agent", "all", "--json"])
+    assert json.loads(again.stdout) == rows  # read, not measured: the seconds are the same
+    other = run(app, [*command, "--agent", "all", "--seed", "1"])
+    assert other.exit_code == 2
+    assert "give this suite another name" in other.stderr
+    out = tmp_path / "table"
+    compared = run(app, ["compare", *map(str, folders[:3]), "--out", str(out)])
+    assert compared.exit_code == 0, compared.output
+    assert compared.stdout.startswith("name ")
+    assert len((out / "comparison.csv").read_text().splitlines()) == 4
+    lost = run(app, ["compare", str(tmp_path / "nowhere")])
+    assert lost.exit_code == 2
+    assert "holds no report" in lost.stderr
 
 
 def test_icm_prints_and_keeps_a_study(plain: VLLMEngine, tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from workbench.comparison import compare, compare_p
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
-from workbench.evaluation import accuracy, accuracy_by, compare, compare_p, evaluate
+from workbench.evaluation import accuracy, accuracy_by, evaluate
 from workbench.stats import paired_shares, proportion
 from workbench.tasks import Claims, Sums
 from workbench.types import Item, Report, Usage

@@ -16,9 +16,9 @@ import pandas as pd
 import pytest
 from scipy.stats import t as student
 
+from workbench.comparison import compare, compare_p
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
-from workbench.evaluation import compare, compare_p
 from workbench.icm import (
     METHODS,
     Claim,

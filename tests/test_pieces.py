@@ -40,7 +40,8 @@ def bytes_tokenizer(template: str, merges: list[tuple[str, str]]) -> PreTrainedT
 def test_a_text_of_pieces_is_a_text() -> None:
     text = Pieces(["a", "b"])
     assert text == "ab"
-    assert {text: 1}["ab"] == 1
+    known: dict[str, int] = {text: 1}
+    assert known["ab"] == 1
     assert text.pieces == ("a", "b")
 
 

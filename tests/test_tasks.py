@@ -17,29 +17,31 @@ import pytest
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
 from workbench.evaluation import evaluate
+from workbench.icm.testbeds import truthfulqa
 from workbench.tasks import (
     GSM8K,
     TASKS,
     Claims,
     Options,
     Sums,
+    TruthfulQA,
     Verdicts,
     WordProblems,
     open_task,
 )
 from workbench.tasks.data import read_rows
-from workbench.tasks.generated import Generated, stated
+from workbench.tasks.generated import Generated
 from workbench.tiny import MODEL
 from workbench.types import Item
 
 needs_data = pytest.mark.skipif(
-    not os.environ.get("WORKBENCH_DATA"), reason="needs GSM8K: WORKBENCH_DATA is not set"
+    not os.environ.get("WORKBENCH_DATA"), reason="needs published data: WORKBENCH_DATA is not set"
 )
 each = pytest.mark.parametrize(
     "task",
     [
         *(Sums(), WordProblems(), Claims(), Claims("random"), Options(), Verdicts()),
-        pytest.param(GSM8K(), marks=needs_data),
+        *(pytest.param(task, marks=needs_data) for task in (GSM8K(), TruthfulQA())),
     ],
     ids=lambda t: t.name,
 )
@@ -47,16 +49,17 @@ each = pytest.mark.parametrize(
 
 @each
 def test_items_differ_and_repeat(task: Generated) -> None:
-    items = task.items(200, seed=3)
-    assert len({item.id for item in items}) == 200
-    assert items == task.items(200, seed=3)
-    assert items != task.items(200, seed=4)
+    count = min(200, task.count)
+    items = task.items(count, seed=3)
+    assert len({item.id for item in items}) == count
+    assert items == task.items(count, seed=3)
+    assert items != task.items(count, seed=4)
     json.dumps([[item.id, dict(item.fields), item.answer] for item in items])
 
 
 @each
 def test_the_grader_accepts_every_gold_answer(task: Generated) -> None:
-    for item in task.items(300):
+    for item in task.items(min(300, task.count)):
         assert task.grade(item, task.answer(item)).correct
         assert task.grade(item, f"{task.answer(item)}\n\nQuestion: 1+1?\n#### 3\n").correct
     silence = task.grade(item, " ")
@@ -66,20 +69,47 @@ def test_the_grader_accepts_every_gold_answer(task: Generated) -> None:
 def test_graders_tell_wrong_from_unreadable() -> None:
     (item,) = WordProblems().items(1)
     assert WordProblems().grade(item, f"#### {int(item.answer) + 1}").correct is False
-    assert WordProblems().grade(item, item.answer).parsed is False
+    assert WordProblems().grade(item, f"{item.answer} or {item.answer}1").parsed is False
     (item,) = Options().items(1)
     wrong = "A" if item.answer != "A" else "B"
     assert Options().grade(item, f" {wrong}.").correct is False
     assert Options().grade(item, " Apple").parsed is False
+    assert Options().grade(item, "G").parsed is False
     (item,) = Claims().items(1)
     assert Claims().grade(item, "Truely").parsed is False
+    assert Claims().grade(item, "True or False").parsed is False
+
+
+def test_answers_are_read_however_they_are_stated() -> None:
+    (item,) = WordProblems().items(1)
+    for text in (item.answer, f"The answer is {item.answer}.", rf"So \boxed{{{item.answer}.0}}"):
+        assert WordProblems().grade(item, text).correct
+    (item,) = Options().items(1)
+    for text in (item.answer.lower(), f"First I add.\nThe answer is ({item.answer})."):
+        grade = Options().grade(item, text)
+        assert (grade.correct, grade.extracted) == (True, item.answer)
+    for item in Claims().items(4):
+        for text in (item.answer.lower(), f"**{item.answer}**", f"I add.\n\nAnswer: {item.answer}"):
+            grade = Claims().grade(item, text)
+            assert (grade.correct, grade.extracted) == (True, item.answer)
+    (item,) = Verdicts().items(1)
+    assert Verdicts().grade(item, f"{item.answer.upper()}, it is.").correct
+
+
+def test_reasoned_answers_end_where_their_task_stops() -> None:
+    task = WordProblems()
+    (item,) = task.items(1)
+    assert task.grade(item, f"\n\n#### {item.answer}\n\nQuestion: 1+1?\nAnswer: 2").correct
+    assert task.grade(item, f"1+1=2\n\n#### {item.answer}").correct is None
 
 
 @each
 def test_examples_are_never_held_out_and_chats_alternate(task: Generated) -> None:
     item = task.items(1)[0]
     examples = [example for example, _ in zip(task.examples(item), range(50), strict=False)]
-    assert not {example.id for example in examples} & {i.id for i in task.items(300)}
+    assert not {example.id for example in examples} & {
+        i.id for i in task.items(min(300, task.count))
+    }
     prompt = task.prompt(item, 3)
     assert str(prompt).startswith(task.solved(examples[0]))
     assert str(prompt).endswith(task.ask(item))
@@ -94,26 +124,6 @@ def test_tasks_open_by_name() -> None:
         open_task("GMS8K")
 
 
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("#### 18", "18"),
-        ("####18.", "18"),
-        ("#### -1,234,567", "-1234567"),
-        ("#### $1,080.00 a year", "1080"),
-        ("#### -$7.50", "-7.5"),
-        ("#### $-7.05", "-7.05"),
-        ("#### 100", "100"),
-        ("so 5\n#### 3\nno:\n#### 4", "4"),
-        ("#### none of 5", None),
-        ("### 5", None),
-        ("18", None),
-    ],
-)
-def test_stated_numbers(text: str, number: str | None) -> None:
-    assert stated(text) == number
-
-
 @needs_data
 def test_gsm8k_is_whole_and_every_published_solution_is_accepted() -> None:
     task = GSM8K()
@@ -126,8 +136,9 @@ def test_gsm8k_is_whole_and_every_published_solution_is_accepted() -> None:
             row = rows[int(item.id.removeprefix(f"gsm8k-{name}-"))]
             assert row["question"] == item.fields["question"]
             assert row["answer"].rpartition("#### ")[2].replace(",", "") == item.answer
-            assert task.grade(item, row["answer"]).correct
-            assert task.grade(item, task.answer(item)).correct
+            for text in (row["answer"], task.answer(item), item.answer):
+                assert task.grade(item, text).correct
+                assert task.grade(item, text).extracted == item.answer
             assert task.grade(item, f"{task.answer(item)}1").correct is False
     assert len(task.items()) == 1319
     with pytest.raises(InputError, match="count=1320: gsm8k has 1319 items"):
@@ -188,7 +199,8 @@ def test_gsm8k_from_an_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ]
     assert "####" in str(task.prompt(item, 0, "chat"))
     assert task.grade(item, "4.5\n\n#### 4.50\n\nQuestion: 1+1?\n#### 2").correct
-    assert task.grade(item, "4.5").parsed is False
+    assert task.grade(item, "4.5").correct
+    assert task.grade(item, "It is 4 or 5.").parsed is False
     with pytest.raises(InputError, match="count=1319: gsm8k has 1 items"):
         task.items()
 
@@ -203,6 +215,7 @@ def test_gsm8k_from_an_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (b"[1, 2]", "line 1: .* has no text as 'question'"),
         (b'{"question": "a\xff"}', "line 1: .*utf-8"),
         (b'{"question": "a", "answer": "2"}', "gsm8k-test-0: its answer has no line `#### N`"),
+        (b'{"question": "a", "answer": "#### b"}', "gsm8k-test-0: its answer has no line"),
     ],
 )
 def test_broken_data_is_named(
@@ -218,6 +231,85 @@ def test_a_folder_without_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "none"))
     with pytest.raises(InputError, match=r"none/gsm8k/test\.jsonl: No such file.*WORKBENCH_DATA"):
         GSM8K().items(1)
+
+
+@needs_data
+def test_truthfulqa_as_published() -> None:
+    task = TruthfulQA()
+    items = task.items()
+    assert len(items) == 100
+    assert {task.ask(item) for item in items} == {claim.text for claim in truthfulqa().test}
+    assert sum(item.answer == "True" for item in items) == 43
+    questions = {item.fields["question"] for item in items}
+    examples = list(task.examples(items[0]))
+    assert len(examples) == 256
+    assert not questions & {example.fields["question"] for example in examples}
+    with pytest.raises(InputError, match="count=101: truthfulqa has 100 items"):
+        task.items(101)
+
+
+def own_claims(folder: Path, monkeypatch: pytest.MonkeyPatch, test: str) -> None:
+    """A data folder whose TruthfulQA has this test file and one claim as an example."""
+    (folder / "truthfulqa").mkdir()
+    (folder / "truthfulqa" / "test.json").write_text(test)
+    row = {"question": "Q1", "choice": "a.", "label": 1, "consistency_id": 7}
+    (folder / "truthfulqa" / "train.json").write_text(json.dumps([row]))
+    monkeypatch.setenv("WORKBENCH_DATA", str(folder))
+
+
+def test_truthfulqa_from_an_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"question": "Q2", "choice": "b.", "label": 0, "consistency_id": 8}
+    own_claims(tmp_path, monkeypatch, json.dumps([row]))
+    task = TruthfulQA()
+    (item,) = task.items(1)
+    assert (item.id, item.answer) == ("truthfulqa-test-0", "False")
+    assert item.fields == {"question": "Q2", "claim": "b.", "group": "8"}
+    assert task.prompt(item, 1) == (
+        "Question: Q1\nClaim: a.\nI think this claim is True\n\n"
+        "Question: Q2\nClaim: b.\nI think this claim is"
+    )
+    (turn,) = list(task.prompt(item, 0, "chat"))
+    assert isinstance(turn, dict)
+    assert turn["content"].startswith("Question: Q2\nClaim: b.\nIs this claim true?")
+    assert task.grade(item, " False").correct
+    assert task.grade(item, "The claim is true.").correct is False
+    assert task.grade(item, "It depends.").parsed is False
+
+
+CLAIM = '{"question": "Q", "choice": "c", "label": 1, "consistency_id": 1}'
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        ("[]", "holds no rows"),
+        (f"[{CLAIM}, {{", r"test\.json, .*; mend the file"),
+        (CLAIM, "must be a list of objects"),
+        (f"[{CLAIM}, 3]", "row 1: 3 must be an object"),
+        (f"[{CLAIM.replace('question', 'asked')}]", "row 0: no column 'question' among asked"),
+        (f"[{CLAIM.replace(chr(34) + 'c' + chr(34), '4')}]", "row 0: choice=4 must be a text"),
+        (f"[{CLAIM}, {CLAIM.replace('label', 'truth')}]", "row 1: no column 'label' among"),
+        (f"[{CLAIM.replace('1', '2', 1)}]", "row 0: label='2' must be 0 or 1; fetch the file"),
+        (f"[{CLAIM.replace('1', 'null', 1)}]", "row 0: label=None must be"),
+        (f"[{CLAIM.replace('_id', '')}]", "row 0: no column 'consistency_id' among"),
+    ],
+)
+def test_broken_claims_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, test: str, message: str
+) -> None:
+    own_claims(tmp_path, monkeypatch, test)
+    with pytest.raises(InputError, match=message) as caught:
+        TruthfulQA().items(1)
+    assert "truthfulqa" in str(caught.value)
+
+
+def test_claims_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path))
+    with pytest.raises(InputError, match=r"truthfulqa/test\.json: no such file; WORKBENCH_DATA"):
+        TruthfulQA().items(1)
+    monkeypatch.delenv("WORKBENCH_DATA")
+    with pytest.raises(InputError, match=r"truthfulqa/test\.json is not here: set WORKBENCH_DATA"):
+        TruthfulQA().items(1)
 
 
 def from_hub(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:

@@ -1,67 +1,120 @@
-"""How accurate is a model on a task: one pass over its items, a verdict for each.
+"""How accurate is a model on a task, alone or as part of an agent: a verdict for each item.
 
-Two such reports on the same items make a paired comparison.
+Two such reports on the same items make a paired comparison (`comparison`).
 """
 
 from __future__ import annotations
 
+import json
+import logging
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from workbench.agents import Agent, Case, Outcome, advance, named, open_agent, standard
+from workbench.agents.program import Ask
+from workbench.agents.rounds import Made
 from workbench.errors import InputError
 from workbench.runs import commit
-from workbench.stats import mcnemar, paired_shares, proportion
+from workbench.stats import mean, proportion
+from workbench.store import digest
 from workbench.types import Completion, Engine, Item, Metric, Report, Sampling, Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["accuracy", "accuracy_by", "compare", "compare_p", "evaluate"]
+__all__ = ["Evaluation", "accuracy", "accuracy_by", "evaluate"]
+
+log = logging.getLogger("workbench")
 
 
-def evaluate(
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation(Report):
+    """A `Report` with one row an item and run, and with all that was asked.
+
+    Attributes:
+        trace: one row for each answer to each call: id, run, round, call (its place in the round),
+            kind ("ask" or "score"), prompt (a chat as JSON), sample, text (log-probabilities as
+            JSON), finish_reason, error, prompt_tokens, completion_tokens, from_store.
+    """
+
+    trace: pd.DataFrame
+
+    def _write(self, folder: Path) -> None:
+        super(Evaluation, self)._write(folder)
+        self.trace.to_parquet(folder / "trace.parquet", index=False)
+
+
+def evaluate(  # noqa: PLR0917  # the first six are a contract
     task: Task,
     engine: Engine,
-    *,
+    agent: str | Agent = "standard",
     count: int | None = None,
+    num_runs: int = 1,
     seed: int = 0,
+    *,
     shots: int = 0,
     style: Literal["completion", "chat"] = "completion",
     sampling: Sampling | None = None,
-) -> Report:
-    """Ask every item once and grade the answer.
+) -> Evaluation:
+    """Have an agent answer every item, all of them together, and grade the answers.
+
+    Interrupted and called again, it goes on: what was answered is in the engine's store.
 
     Args:
+        agent: a name (`agents.AGENTS`), or an agent of one's own.
         count: items, or None for the task's own number; `seed` chooses them.
+        num_runs: times that all is done, each with other random numbers.
         shots: solved examples before each item.
         sampling: how to answer; as the task says by default (greedy).
 
     Returns:
-        A `Report` with the accuracy (95 % Wilson interval), one row an item, failures included.
+        The accuracy with its 95 % interval (Wilson; over the items' means with several runs), and
+        one row an item and run, failures included: what the agent answered, the verdict, `calls`,
+        `rounds`, tokens, and the agent's notes.
 
     Raises:
-        InputError: the task has no items, or two of one id.
+        InputError: the task has no items, or two of one id; there is no such agent.
     """
     import pandas as pd
 
-    sampling = sampling or task.sampling
+    chosen, sampling = open_agent(agent), sampling or task.sampling
+    _check_runs(num_runs, chosen, sampling)
     items = _items(task, count, seed)
-    prompts = [task.prompt(item, shots, style) for item in items]
+    cases = [Case(task, item, task.prompt(item, shots, style), sampling) for item in items]
     before = engine.usage
-    answers = engine.generate(prompts, sampling, errors="return")
-    pairs = zip(items, answers, strict=True)
-    frame = pd.DataFrame([_row(task, item, answer) for item, answer in pairs])
-    parameters = {"task": task.name, "split": task.split, "count": len(items), "seed": seed}
+    rows: list[dict[str, Any]] = []
+    trace: list[dict[str, Any]] = []
+    for run in range(num_runs):
+        drawn = int.from_bytes(digest("evaluate", seed, run)[:4], "big")
+        for case, outcome in zip(cases, advance(chosen, cases, engine, seed=drawn), strict=True):
+            rows.append(_row(case, outcome, run))
+            trace += [{"id": case.item.id, "run": run, **fact} for fact in _traced(outcome.trace)]
+    frame = pd.DataFrame(rows)
     provenance = {
-        **parameters,
+        "task": task.name,
+        "split": task.split,
+        "count": len(items),
+        "seed": seed,
+        "agent": named(agent),
+        "num_runs": num_runs,
         "shots": shots,
         "style": style,
         "sampling": asdict(sampling),
         "engine": asdict(engine.info),
         "commit": commit(),
     }
-    return Report((accuracy(frame),), frame, engine.usage.since(before), provenance)
+    usage = engine.usage.since(before)
+    return Evaluation((accuracy(frame),), frame, usage, provenance, pd.DataFrame(trace))
+
+
+def _check_runs(num_runs: object, agent: Agent, sampling: Sampling) -> None:
+    if not isinstance(num_runs, int) or isinstance(num_runs, bool) or num_runs < 1:
+        raise InputError(f"num_runs={num_runs!r}: must be a whole number from 1")
+    if num_runs > 1 and agent is standard and sampling.temperature == 0:
+        log.warning("evaluate: greedy answers are the same in all %d runs", num_runs)
 
 
 def _items(task: Task, count: int | None, seed: int) -> list[Item]:
@@ -76,92 +129,73 @@ def _items(task: Task, count: int | None, seed: int) -> list[Item]:
     return items
 
 
-def _row(task: Task, item: Item, answer: Completion) -> dict[str, Any]:
-    grade = None if answer.error else task.grade(item, answer.text)
+def _row(case: Case, outcome: Outcome, run: int) -> dict[str, Any]:
+    item, answer, error = case.item, outcome.answer, outcome.error
+    grade = case.task.grade(item, answer.text) if answer else None
+    answers = [made.result for made in outcome.trace if isinstance(made.result, Completion)]
+    samples = [sample for one in answers for sample in one.samples]
     return {
         "id": item.id,
+        "run": run,
         **item.fields,
+        **(answer.notes if answer else {}),
         "answer": item.answer,
-        "text": answer.text,
+        "text": answer.text if answer else "",
         "extracted": grade and grade.extracted,
         "correct": bool(grade and grade.correct),
         "parsed": bool(grade and grade.parsed),
-        "error": answer.error,
-        "from_store": answer.from_store,
+        "error": error,
+        "from_store": bool(samples) and all(sample.from_store for sample in samples),
+        "calls": len(outcome.trace),
+        "rounds": max((made.round for made in outcome.trace), default=0),
+        "prompt_tokens": sum(one.prompt_tokens for one in answers),
+        "completion_tokens": sum(sample.completion_tokens for sample in samples),
     }
 
 
+def _traced(trace: Sequence[Made]) -> Iterator[dict[str, Any]]:
+    for place, made in enumerate(trace):
+        call, result = made.call, made.result
+        prompt = call.prompt if isinstance(call.prompt, str) else json.dumps(call.prompt)
+        kind = "ask" if isinstance(call, Ask) else "score"
+        about = {"round": made.round, "call": place, "kind": kind, "prompt": str(prompt)}
+        if not isinstance(result, Completion):
+            failed = isinstance(result, Exception)
+            said = {"text": "" if failed else json.dumps(result)}
+            yield {**about, "sample": 0, **said, "error": str(result) if failed else None}
+            continue
+        for number, sample in enumerate(result.samples):
+            yield {
+                **about,
+                "sample": number,
+                "text": sample.text,
+                "finish_reason": sample.finish_reason,
+                "error": sample.error,
+                "prompt_tokens": sample.prompt_tokens,
+                "completion_tokens": sample.completion_tokens,
+                "from_store": sample.from_store,
+            }
+
+
 def accuracy(rows: pd.DataFrame, name: str = "accuracy") -> Metric:
-    """Share of right answers among the rows that did not fail; unparsed ones are wrong."""
+    """Share of right answers among the rows that did not fail; unparsed ones are wrong.
+
+    Several runs of an item are not several items: then it is the mean of the items' shares, with
+    the interval of that mean.
+    """
     done = rows[rows["error"].isna()]
+    missing = {"n_failed": len(rows) - len(done), "n_unparsed": int((~done["parsed"]).sum())}
     if done.empty:  # nothing is known, which is not the same as nothing right
-        return Metric(name, float("nan"), 0.0, 1.0, 0, n_failed=len(rows))
-    return proportion(
-        name,
-        int(done["correct"].sum()),
-        len(done),
-        n_failed=len(rows) - len(done),
-        n_unparsed=int((~done["parsed"]).sum()),
-    )
+        return Metric(name, float("nan"), 0.0, 1.0, 0, **missing)
+    if "run" not in rows or not rows["run"].max():
+        return proportion(name, int(done["correct"].sum()), len(done), **missing)
+    shares = done.astype({"correct": float}).groupby("id")["correct"].mean()
+    if shares.isin([0.0, 1.0]).all():
+        return proportion(name, int(shares.sum()), len(shares), **missing)
+    found = mean(name, shares, 0.0, 1.0)
+    return Metric(name, found.value, found.low, found.high, found.n, **missing)
 
 
 def accuracy_by(rows: pd.DataFrame, field: str) -> list[Metric]:
     """The accuracy of each group of rows, in the order of the groups' names."""
     return [accuracy(part, str(name)) for name, part in rows.groupby(field)]
-
-
-def compare(report: Report, other: Report, name: str = "difference") -> Metric:
-    """Accuracy of `report` minus that of `other` over the items that both answered.
-
-    Items go together by their `id`. Those that failed in either are left out and counted as
-    failed; those that only one report has are left out.
-
-    Returns:
-        The difference with its paired 95 % interval (see `paired_shares`).
-
-    Raises:
-        InputError: the reports share no items, or are not of one task.
-    """
-    done, failed = _paired(report, other, name)
-    if done.empty:
-        return Metric(name, float("nan"), -1.0, 1.0, 0, n_failed=failed)
-    return paired_shares(name, done["correct"], done["correct_other"], n_failed=failed)
-
-
-def compare_p(report: Report, other: Report) -> float:
-    """McNemar's exact p-value for the same items as `compare`: is the difference chance?
-
-    Raises:
-        InputError: as `compare`, or no item was answered in both.
-    """
-    done, _ = _paired(report, other, "compare_p")
-    if done.empty:
-        raise InputError("compare_p: no item was answered in both reports")
-    return mcnemar(done["correct"], done["correct_other"])
-
-
-def _paired(report: Report, other: Report, name: str) -> tuple[pd.DataFrame, int]:
-    """The items that both answered, and how many are left out because one of them failed."""
-    both = _verdicts(report).merge(_verdicts(other), on="id", suffixes=("", "_other"))
-    if both.empty:
-        raise InputError(f"{name}: the reports share no item; evaluate both with the same seed")
-    differ = both[both["answer"] != both["answer_other"]]
-    if not differ.empty:
-        first = differ.iloc[0]
-        raise InputError(
-            f"{name}: the answer of item {first['id']!r} is {first['answer']!r} in one report and "
-            f"{first['answer_other']!r} in the other: compare reports of the same task"
-        )
-    done = both[both["error"].isna() & both["error_other"].isna()]
-    return done, len(both) - len(done)
-
-
-def _verdicts(report: Report) -> pd.DataFrame:
-    columns = ["id", "answer", "correct", "error"]
-    missing = [column for column in columns if column not in report.rows]
-    if missing:
-        raise InputError(f"a report without {', '.join(missing)}: give what `evaluate` returns")
-    twice = report.rows["id"][report.rows["id"].duplicated()]
-    if not twice.empty:
-        raise InputError(f"a report with item {twice.iloc[0]!r} twice: each id must stand for one")
-    return report.rows[columns]

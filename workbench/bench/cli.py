@@ -109,3 +109,20 @@ def icm(
     from workbench.bench.icm import measure
 
     show(measure(part or (), say), out, as_json=as_json)
+
+
+@app.command("accuracy")
+@told
+def accuracy(
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this part, may be given again (default: all, in ten minutes)."),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each speed.")] = 3,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Grading, agents in batches against loops, what a vote gains, resuming."""
+    from workbench.bench.accuracy import measure
+
+    show(measure(part or (), repeats, say), out, as_json=as_json)

@@ -7,17 +7,17 @@ import json
 import logging
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from workbench.bench.cli import Json, Out, say, show
 from workbench.bench.cli import app as bench
+from workbench.cli.evaluate import compare_reports, evaluate_task
 from workbench.cli.icm import icm
 from workbench.cli.shared import (
-    EngineName,
     Folder,
     Model,
     Options,
@@ -39,6 +39,8 @@ app = typer.Typer(
 )
 serve = typer.Typer(no_args_is_help=True, help="Start a model server.")
 tiny = typer.Typer(no_args_is_help=True, help="The embedded model: train and measure it.")
+app.command("eval")(evaluate_task)
+app.command("compare")(compare_reports)
 app.command("icm")(icm)
 app.add_typer(notebook, name="notebook")
 app.add_typer(bench, name="bench")
@@ -102,41 +104,6 @@ def generate(  # noqa: PLR0917  # a command's arguments are its options
         )
     if result.failed:
         raise typer.Exit(1)
-
-
-@app.command("eval")
-@told
-def evaluate_task(  # noqa: PLR0917
-    task: Annotated[str, typer.Argument(help="A task by name, such as word_problems or gsm8k.")],
-    model: Model = None,
-    engine: EngineName = "auto",
-    count: Annotated[int | None, typer.Option(min=1, help="Items (default: the task's).")] = None,
-    shots: Annotated[int, typer.Option(min=0, help="Solved examples before each item.")] = 0,
-    chat: Annotated[bool, typer.Option(help="Through the model's chat template.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Chooses the items.")] = 0,
-    store: StorePath = "default",
-    option: Options = None,
-    out: Folder = None,
-    as_json: Json = False,
-) -> None:
-    """How accurate is a model on a task? Stopped and run again, it goes on."""
-    from workbench.engines import open_engine
-    from workbench.evaluation import accuracy_by, evaluate
-    from workbench.plots import new_figure, plot_accuracy
-    from workbench.tasks import open_task
-
-    check_new(out)
-    chosen = open_task(task)
-    kept = None if store == "none" else store
-    style: Literal["chat", "completion"] = "chat" if chat else "completion"
-    with open_engine(model, engine, store=kept, **engine_options(option)) as opened:
-        report = evaluate(chosen, opened, count=count, seed=seed, shots=shots, style=style)
-    groups = accuracy_by(report.rows, chosen.difficulty) if chosen.difficulty else []
-    figure, (ax,) = new_figure()
-    plot_accuracy(ax, [*report.summary, *groups])
-    ax.set_title(f"{chosen.name}, {report.provenance['engine']['model']}", fontsize=10)
-    named = [replace(one, name=f"{chosen.difficulty} {one.name}") for one in groups]
-    show_report(report, named, figure, out, as_json=as_json)
 
 
 @app.command()

@@ -14,10 +14,11 @@ from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
+from workbench.answers import canonical
 from workbench.errors import InputError
 from workbench.icm.claim import Claim, Wording, check_claims
+from workbench.tasks import data
 from workbench.tasks.data import local_file
-from workbench.tasks.generated import stated
 from workbench.tasks.gsm8k import CALCULATION
 from workbench.tasks.rows import Row, name_of, rows_of, text_of
 from workbench.tiny import claims as tiny
@@ -189,17 +190,14 @@ def truthfulqa() -> Testbed:
     Raises:
         InputError: the files are not in `$WORKBENCH_DATA`, or are broken.
     """
-    rows = rows_of(local_file("truthfulqa/train.json"))
-    asked = {text_of(row, "question") for row in rows}
-    others = rows_of(local_file("truthfulqa/test.json"))
-    held_out = (row for row in others if text_of(row, "question") not in asked)
+    rows = data.truthfulqa("train")
+    asked = {row.question for row in rows}
+    held_out = (row for row in data.truthfulqa("test") if row.question not in asked)
     return Testbed("truthfulqa", _different(map(_answer, rows)), _different(map(_answer, held_out)))
 
 
-def _answer(row: Row) -> Claim:
-    text = _put(text_of(row, "question"), text_of(row, "choice"))
-    group = name_of(row, "consistency_id") or text_of(row, "consistency_id")
-    return Claim(text, group, gold=_gold(row, "label"))
+def _answer(row: data.Answered) -> Claim:
+    return Claim(_put(row.question, row.claim), row.group, gold=row.true)
 
 
 def _put(question: str, claim: str) -> str:
@@ -240,12 +238,12 @@ def _solution(row: Row, how: str, group: str) -> Claim:
 
 
 def _final(solution: str) -> str | None:
-    """What follows the last `A:`; a number as `stated` writes it."""
+    """What follows the last `A:`; a number as `canonical` writes it."""
     found = re.findall(r"^A:[ \t]*(\S.*?)[ \t]*$", solution, re.MULTILINE)
     if not found:
         return None
     number = re.fullmatch(r"-?\$?-?\d[\d,]*(\.\d+)?\.?", found[-1])
-    return stated(f"#### {found[-1]}") if number else str(found[-1])
+    return (canonical(found[-1]) if number else None) or str(found[-1])
 
 
 def read_claims(source: object, *, name: str | None = None, test: object = None) -> Testbed:

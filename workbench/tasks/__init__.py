@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from workbench.errors import InputError
 from workbench.tasks.claims import Claims
 from workbench.tasks.gsm8k import GSM8K
 from workbench.tasks.options import Options
+from workbench.tasks.own import OwnTask
 from workbench.tasks.sums import Sums
+from workbench.tasks.truthfulqa import TruthfulQA
 from workbench.tasks.verdicts import Verdicts
 from workbench.tasks.word_problems import WordProblems
 from workbench.types import Task
@@ -20,7 +26,9 @@ __all__ = [
     "TASKS",
     "Claims",
     "Options",
+    "OwnTask",
     "Sums",
+    "TruthfulQA",
     "Verdicts",
     "WordProblems",
     "open_task",
@@ -32,6 +40,7 @@ TASKS: Mapping[str, Callable[[], Task]] = MappingProxyType(
         "gsm8k": GSM8K,
         "options": Options,
         "sums": Sums,
+        "truthfulqa": TruthfulQA,
         "verdicts": Verdicts,
         "word_problems": WordProblems,
     }
@@ -39,13 +48,28 @@ TASKS: Mapping[str, Callable[[], Task]] = MappingProxyType(
 """All tasks by name."""
 
 
-def open_task(name: str) -> Task:
-    """The task of that name, as it is by default.
+def open_task(name: str | Path, /, **columns: Any) -> Task:
+    """The task of that name as it is by default, or a user's own problems from a file.
+
+    Args:
+        name: one of `TASKS`, or the path of a .jsonl, .json or .csv file.
+        columns: for a file, the arguments of `OwnTask`.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is none of that name, it takes no arguments, or the file is not what it
+            should be.
     """
-    if name not in TASKS:
-        near = difflib.get_close_matches(name.lower(), TASKS, n=1, cutoff=0.0)
-        raise InputError(f"no task {name!r}, did you mean {near[0]!r}? Known: {', '.join(TASKS)}")
-    return TASKS[name]()
+    if name in TASKS:
+        if columns:
+            raise InputError(f"{', '.join(columns)}: only a file takes these, not the task {name}")
+        return TASKS[str(name)]()
+    if isinstance(name, Path) or re.search(r"[/\\.]", str(name)):
+        known = [*inspect.signature(OwnTask).parameters][1:]
+        if unknown := sorted({*columns} - {*known}):
+            raise InputError(f"{unknown[0]!r} is nothing a file has; known: {', '.join(known)}")
+        return OwnTask(name, **columns)
+    near = difflib.get_close_matches(str(name).lower(), TASKS, n=1, cutoff=0.0)
+    raise InputError(
+        f"no task {name!r}, did you mean {near[0]!r}? Known: {', '.join(TASKS)}, or give the path "
+        "of a .jsonl, .json or .csv file"
+    )

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Literal
 
 from workbench.errors import InputError
-from workbench.tasks.generated import Generated, label_grade
+from workbench.tasks.generated import Generated
 from workbench.tiny import claims
-from workbench.types import Grade, Item, Sampling
+from workbench.types import Item, Sampling
 
 __all__ = ["Claims"]
 
@@ -24,6 +24,7 @@ class Claims(Generated):
     """
 
     name = "claims"
+    reads = "label"
     labels = claims.LABELS
     sampling = Sampling(max_tokens=2, stop=("\n",))
 
@@ -54,6 +55,3 @@ class Claims(Generated):
 
     def question(self, item: Item) -> str:
         return f"Is it true that {item.fields['claim']}?"
-
-    def grade(self, item: Item, text: str) -> Grade:
-        return label_grade(item, text, self.labels)

@@ -10,11 +10,12 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from workbench.errors import InputError
+from workbench.tasks.rows import Row, name_of, rows_of, text_of
 
-__all__ = ["local_file", "read_rows"]
+__all__ = ["Answered", "local_file", "read_rows", "truthfulqa"]
 
 Rows = Sequence[Mapping[str, str]]
 
@@ -56,6 +57,37 @@ def local_file(name: str) -> Path:
     if not path.is_file():
         raise InputError(f"{path}: no such file; WORKBENCH_DATA must be a folder that holds it")
     return path
+
+
+class Answered(NamedTuple):
+    """A question with one answer to it; answers of one `group` are to the same question."""
+
+    question: str
+    claim: str
+    group: str
+    true: bool
+
+
+def truthfulqa(side: Literal["train", "test"]) -> Sequence[Answered]:
+    """Answers to the questions of TruthfulQA (Lin et al. 2022), in the file's order.
+
+    Raises:
+        InputError: the file is not in `$WORKBENCH_DATA`, or is not what it should be.
+    """
+    return _truthfulqa(local_file(f"truthfulqa/{side}.json"))
+
+
+@cache
+def _truthfulqa(path: Path) -> Sequence[Answered]:
+    return tuple(map(_answered, rows_of(path)))
+
+
+def _answered(row: Row) -> Answered:
+    group = name_of(row, "consistency_id") or text_of(row, "consistency_id")
+    label = name_of(row, "label") or text_of(row, "label")
+    if label not in {"0", "1"}:
+        raise InputError(f"{row[0]}: label={label!r:.60} must be 0 or 1; fetch the file again")
+    return Answered(text_of(row, "question"), text_of(row, "choice"), group, label == "1")
 
 
 @cache

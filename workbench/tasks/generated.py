@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import random
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
 from typing import Literal
 
+from workbench import answers
 from workbench.errors import InputError
 from workbench.tiny import stories
 from workbench.types import Grade, Item, Prompt, Sampling
 
-__all__ = ["Generated", "Worked", "label_grade", "stated"]
-
+__all__ = ["Generated", "Worked", "shuffled"]
 
 PATIENCE = 20_000
 """How many draws in a row may bring nothing new before there are no more items."""
@@ -24,12 +23,17 @@ class Generated(ABC):
     """A task whose items are drawn from a stream, with no end where they are made up.
 
     A task with `labels` is asked for the likeliest of them (`engine.label_logprobs`) or for text.
+
+    `reads` is the style in which `workbench.answers` reads a response; `end` parts a worked example
+    from what follows.
     """
 
     name: str
     split = "test"
     difficulty = ""
+    reads: answers.Style = "gsm8k"
     labels: tuple[str, ...] = ()
+    end = "\n"
     sampling = Sampling(max_tokens=160, stop=("\n\n",))
     count = 1000
 
@@ -42,8 +46,8 @@ class Generated(ABC):
         """The item as the model sees it, up to where its answer begins."""
 
     def solved(self, item: Item) -> str:
-        """A worked example, with the line end that parts it from what follows."""
-        return f"{self.ask(item)}{self.answer(item)}\n"
+        """A worked example."""
+        return f"{self.ask(item)}{self.answer(item)}{self.end}"
 
     def answer(self, item: Item) -> str:
         """What follows `ask`, with its leading space: as a right answer is written."""
@@ -53,9 +57,13 @@ class Generated(ABC):
         """The item as a person says it in a chat."""
         return self.ask(item)
 
-    @abstractmethod
     def grade(self, item: Item, text: str) -> Grade:
         """Read an answer; what cannot be read is not parsed rather than wrong."""
+        text = text.strip()
+        if self.reads == "gsm8k":  # a stop of the others is a line's end, and a reply may have more
+            for stop in self.sampling.stop:
+                text = text.partition(stop)[0]
+        return answers.grade(text, item.answer, self.reads, labels=self.labels)
 
     def items(self, count: int | None = None, seed: int = 0) -> list[Item]:
         """`count` different held-out items, the same for the same seed.
@@ -108,6 +116,7 @@ class Worked(Generated):
     """Problems in words: `question`, `steps`, and a `solution` whose last line is `#### N`."""
 
     difficulty = "steps"
+    end = "\n\n"
 
     def ask(self, item: Item) -> str:
         return stories.asked(item.fields["question"])
@@ -115,37 +124,14 @@ class Worked(Generated):
     def answer(self, item: Item) -> str:
         return f" {item.fields['solution']}"
 
-    def solved(self, item: Item) -> str:
-        return f"{super().solved(item)}\n"
-
     def question(self, item: Item) -> str:
         return str(item.fields["question"])
 
-    def grade(self, item: Item, text: str) -> Grade:
-        """Right if the last `#### N` before the text that ends an answer is the item's."""
-        text = text.strip()
-        for stop in self.sampling.stop:
-            text = text.partition(stop)[0]
-        number = stated(text)
-        if number is None:
-            return Grade(None, None, parsed=False)
-        return Grade(number == item.answer, number, parsed=True)
 
-
-def stated(text: str) -> str | None:
-    """N of the last `#### N`, as `-1234.5`: without `,`, `$` and zeros after the point."""
-    found = re.findall(r"####\s*(-?)\$?(-?)(\d[\d,]*)(?:\.(\d+))?", text)
-    if not found:
-        return None
-    outer, inner, whole, part = found[-1]
-    part = part.rstrip("0")
-    return f"{outer or inner}{whole.replace(',', '')}{'.' if part else ''}{part}"
-
-
-def label_grade(item: Item, text: str, labels: tuple[str, ...]) -> Grade:
-    """Right if the text's first word is the item's answer, unparsed if it is no label at all."""
-    words = text.split(maxsplit=1)
-    word = words[0].strip(".,:;!?)\"'") if words else ""
-    if word not in {label.strip() for label in labels}:
-        return Grade(None, None, parsed=False)
-    return Grade(word == item.answer, word, parsed=True)
+def shuffled(n: int, rng: random.Random) -> Iterator[int]:
+    """0..n-1 in random order, as far as they are asked for (Fisher and Yates's shuffle)."""
+    moved: dict[int, int] = {}
+    for at in range(n):
+        other = rng.randrange(at, n)
+        yield moved.get(other, other)
+        moved[other] = moved.pop(at, at)

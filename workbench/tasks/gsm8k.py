@@ -6,9 +6,10 @@ import random
 import re
 from collections.abc import Iterator
 
+from workbench.answers import canonical
 from workbench.errors import InputError
 from workbench.tasks.data import read_rows
-from workbench.tasks.generated import Worked, stated
+from workbench.tasks.generated import Worked, shuffled
 from workbench.types import Item, Sampling
 
 __all__ = ["GSM8K"]
@@ -30,7 +31,7 @@ class GSM8K(Worked):
     def stream(self, rng: random.Random, *, held_out: bool) -> Iterator[Item]:
         side = "test" if held_out else "train"
         rows = read_rows(f"gsm8k/{side}.jsonl", ("question", "answer"))
-        for at in _shuffled(len(rows), rng):
+        for at in shuffled(len(rows), rng):
             yield _item(f"gsm8k-{side}-{at}", rows[at]["question"], rows[at]["answer"])
 
     def question(self, item: Item) -> str:
@@ -38,7 +39,8 @@ class GSM8K(Worked):
 
 
 def _item(key: str, question: str, worked: str) -> Item:
-    answer = stated(worked)
+    _, mark, number = worked.rpartition("####")
+    answer = canonical(number) if mark else None
     if answer is None:
         raise InputError(f"{key}: its answer has no line `#### N`; fetch the GSM8K files again")
     fields = {
@@ -48,12 +50,3 @@ def _item(key: str, question: str, worked: str) -> Item:
         "solution": re.sub(r"\n\s*\n", "\n", CALCULATION.sub("", worked)),
     }
     return Item(id=key, fields=fields, answer=answer)
-
-
-def _shuffled(n: int, rng: random.Random) -> Iterator[int]:
-    """0..n-1 in random order, as far as they are asked for (Fisher and Yates's shuffle)."""
-    moved: dict[int, int] = {}
-    for at in range(n):
-        other = rng.randrange(at, n)
-        yield moved.get(other, other)
-        moved[other] = moved.pop(at, at)

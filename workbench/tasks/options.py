@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from workbench.tasks.generated import Generated, label_grade
+from workbench.tasks.generated import Generated
 from workbench.tiny import options
-from workbench.types import Grade, Item, Sampling
+from workbench.types import Item, Sampling
 
 __all__ = ["Options"]
 
@@ -17,6 +17,7 @@ class Options(Generated):
 
     name = "options"
     difficulty = "level"
+    reads = "choice"
     labels = tuple(f" {letter}" for letter in options.LETTERS)
     sampling = Sampling(max_tokens=2, stop=("\n",))
     count = 2000
@@ -31,6 +32,3 @@ class Options(Generated):
 
     def ask(self, item: Item) -> str:
         return options.listed(item.fields["question"], item.fields["options"])
-
-    def grade(self, item: Item, text: str) -> Grade:
-        return label_grade(item, text, self.labels)

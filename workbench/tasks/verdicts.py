@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from workbench.tasks.generated import Generated, label_grade
+from workbench.tasks.generated import Generated
 from workbench.tiny import verdicts
-from workbench.types import Grade, Item, Sampling
+from workbench.types import Item, Sampling
 
 __all__ = ["Verdicts"]
 
@@ -20,7 +20,9 @@ class Verdicts(Generated):
     """
 
     name = "verdicts"
+    reads = "label"
     labels = verdicts.LABELS
+    end = "\n\n"
     sampling = Sampling(max_tokens=2, stop=("\n",))
 
     def __init__(self, *, reference: bool = True) -> None:
@@ -39,9 +41,3 @@ class Verdicts(Generated):
     def ask(self, item: Item) -> str:
         known = item.fields["reference"] if self.reference else None
         return verdicts.judged(item.fields["problem"], item.fields["candidate"], known)
-
-    def solved(self, item: Item) -> str:
-        return f"{super().solved(item)}\n"
-
-    def grade(self, item: Item, text: str) -> Grade:
-        return label_grade(item, text, self.labels)

@@ -1,0 +1,416 @@
+"""Agents: what each does, that all items' programs go on together, and that none costs another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workbench.agents import (
+    AGENTS,
+    Agent,
+    Answer,
+    Ask,
+    BestOfN,
+    Case,
+    MajorityVote,
+    Program,
+    Score,
+    SelfRefine,
+    advance,
+    named,
+    open_agent,
+    standard,
+)  # fmt: skip
+from workbench.agents.majority_vote import cluster
+from workbench.agents.rounds import MOST
+from workbench.comparison import load
+from workbench.engines.vllm import VLLMEngine
+from workbench.errors import EngineError, InputError
+from workbench.evaluation import Evaluation, evaluate
+from workbench.tasks import Sums, WordProblems
+from workbench.types import Completion, Sampling
+
+COUNT = 12
+
+
+def sums(count: int = COUNT) -> list[Case]:
+    task = Sums()
+    items = task.items(count)
+    return [Case(task, item, task.prompt(item, 1), task.sampling) for item in items]
+
+
+@pytest.fixture
+def calls(plain: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many prompts went in each call to the engine."""
+    made: list[int] = []
+    for name in ("generate", "label_logprobs"):
+        real = getattr(plain, name)
+
+        def counted(prompts: Sequence[Any], *rest: Any, _real: Any = real, **more: Any) -> Any:
+            made.append(len(prompts))
+            return _real(prompts, *rest, **more)
+
+        monkeypatch.setattr(plain, name, counted)
+    return made
+
+
+def texts(agent: Agent, cases: list[Case], engine: VLLMEngine, seed: int = 0) -> list[str | None]:
+    found = advance(agent, cases, engine, seed=seed)
+    return [outcome.answer.text if outcome.answer else None for outcome in found]
+
+
+def test_standard_is_a_plain_call(plain: VLLMEngine, calls: list[int]) -> None:
+    cases = sums()
+    alone = [c.text for c in plain.generate([c.prompt for c in cases], cases[0].sampling)]
+    assert texts(standard, cases, plain) == alone
+    assert calls == [COUNT, COUNT]
+
+
+def test_equal_answers_are_one_vote() -> None:
+    assert cluster(["18", "7", None, "18.0", "$18", "1,000", "1000", "7"]) == [
+        [0, 3, 4], [1, 7], [5, 6]
+    ]  # fmt: skip
+    assert cluster([r"\frac{1}{2}", "0.5", r"\sqrt{2}", "x", r"\sqrt{2}"]) == [[0, 1], [2, 4], [3]]
+    assert cluster([None]) == []
+
+
+def answering(*answers: str) -> Callable[[Case, MajorityVote], Answer]:
+    """What the agent makes of these samples."""
+
+    def run(case: Case, agent: MajorityVote) -> Answer:
+        program = agent(case)
+        next(program)
+        samples = tuple(Completion(text=one, finish_reason="stop") for one in answers)
+        with pytest.raises(StopIteration) as stop:
+            program.send(replace(samples[0], _samples=samples))
+        assert isinstance(stop.value.value, Answer)
+        return stop.value.value
+
+    return run
+
+
+def test_the_majority_wins_and_ties_go_to_the_first() -> None:
+    task = WordProblems()
+    item = task.items(1)[0]
+    case = Case(task, item, task.prompt(item), task.sampling)
+    agent = MajorityVote(samples=5)
+    won = answering("#### 3", "so #### 4", "hm", "#### 4.0", "#### 5")(case, agent)
+    assert won.text == "so #### 4"
+    assert won.notes == {"votes": 2, "voters": 4, "unparsed": 1, "failed": 0, "tied": False}
+    tied = answering("#### 5", "#### 4", "#### 4", "#### 5", "?")(case, agent)
+    assert (tied.text, tied.notes["tied"], tied.notes["votes"]) == ("#### 5", True, 2)
+    none = answering("a", "b", "c", "d", "e")(case, agent)
+    assert (none.text, none.notes["votes"], none.notes["unparsed"]) == ("a", 0, 5)
+
+
+def test_majority_vote_samples_all_items_in_one_call(plain: VLLMEngine, calls: list[int]) -> None:
+    report = evaluate(WordProblems(), plain, MajorityVote(samples=4), count=COUNT)
+    assert calls == [COUNT]
+    assert report.trace.groupby("id").size().eq(4).all()
+    assert (report.rows["voters"] + report.rows["unparsed"] == 4).all()
+    one = report.trace[report.trace["id"] == report.rows["id"][0]]
+    assert report.rows["text"][0] in set(one["text"])
+    assert report.rows["completion_tokens"][0] == one["completion_tokens"].sum()
+
+
+def test_best_of_n_takes_what_the_verifier_trusts(plain: VLLMEngine) -> None:
+    task = WordProblems()
+    cases = [Case(task, i, task.prompt(i, 4), task.sampling) for i in task.items(6)]
+    for outcome in advance(BestOfN(samples=4), cases, plain, seed=3):
+        assert outcome.answer is not None
+        asked, *scored = outcome.trace
+        assert isinstance(asked.result, Completion)
+        different = list(dict.fromkeys(s.text for s in asked.result.samples))
+        assert len(scored) == len(different)
+        odds = [made.result[0] - made.result[1] for made in scored]  # type: ignore[index]
+        assert outcome.answer.text == different[int(np.argmax(odds))]
+        assert outcome.answer.notes["trust"] == pytest.approx(1 / (1 + np.exp(-max(odds))))
+
+
+def refined(*answers: str, rounds: int = 3) -> Answer:
+    task = WordProblems()
+    item = task.items(1)[0]
+    program = SelfRefine(rounds=rounds)(Case(task, item, "Q", task.sampling))
+    next(program)
+    try:
+        for text in answers:
+            program.send(Completion(text=text, finish_reason="stop"))
+    except StopIteration as stop:
+        return cast("Answer", stop.value)
+    raise AssertionError("goes on")
+
+
+def test_self_refine_stops_where_nothing_changes() -> None:
+    same = refined("#### 3", "no mistake", "#### 3.0")
+    assert (same.text, same.notes) == ("#### 3", {"revisions": 1, "changed": False})
+    better = refined("#### 3", "wrong", "#### 4", "fine", "again #### 4")
+    assert (better.text, better.notes) == ("#### 4", {"revisions": 2, "changed": True})
+    lost = refined("#### 3", "wrong", "I cannot tell")
+    assert (lost.text, lost.notes["revisions"]) == ("#### 3", 1)
+    ended = refined("#### 1", "no", "#### 2", "no", "#### 3", rounds=2)
+    assert (ended.text, ended.notes["revisions"]) == ("#### 3", 2)
+
+
+def test_a_case_goes_on_as_text_or_as_a_chat() -> None:
+    case = sums(1)[0]
+    assert case.then("5", "Sure?") == f"{case.prompt}5\n\nSure?"
+    chat = replace(case, prompt=[{"role": "user", "content": "1+1?"}])
+    assert [turn["content"] for turn in chat.then("2", "Sure?")] == ["1+1?", "2", "Sure?"]  # type: ignore[index]
+
+
+def twice(case: Case) -> Program:
+    draft = yield Ask(case.prompt)
+    final = yield Ask(case.then(draft.text, "Again: " + str(case.prompt)))
+    return str(final.text)
+
+
+def test_all_programs_go_on_together(plain: VLLMEngine, calls: list[int]) -> None:
+    def some(case: Case) -> Program:
+        return (yield from (twice if int(case.item.answer) % 2 else standard)(case))
+
+    cases = sums()
+    odd = sum(int(case.item.answer) % 2 for case in cases)
+    assert 0 < odd < COUNT
+    outcomes = advance(some, cases, plain)
+    assert calls == [COUNT, odd]
+    assert [len(o.trace) for o in outcomes] == [1 + int(c.item.answer) % 2 for c in cases]
+    alone = [advance(some, [case], plain)[0].answer for case in cases]
+    assert [outcome.answer for outcome in outcomes] == alone
+
+
+def test_several_calls_of_a_round_go_at_once(plain: VLLMEngine, calls: list[int]) -> None:
+    labels = (" True", " False")
+
+    def both(case: Case) -> Program:
+        said, (true, false) = yield [Ask(case.prompt), Score(case.prompt, labels)]
+        return Answer(said.text, {"odds": true - false})
+
+    cases = sums()
+    outcomes = advance(both, cases, plain)
+    assert calls == [COUNT, COUNT]
+    scores = plain.label_logprobs([case.prompt for case in cases], labels).logprobs
+    odds = [outcome.answer.notes["odds"] for outcome in outcomes if outcome.answer]
+    assert odds == pytest.approx(list(scores[:, 0] - scores[:, 1]), abs=1e-4)
+
+
+def raises(case: Case) -> Program:
+    yield Ask(case.prompt)
+    raise ValueError("no idea")
+
+
+def raises_at_once(case: Case) -> Program:
+    raise ValueError("no idea")
+
+
+def never_ends(case: Case) -> Program:
+    while True:
+        yield Ask(case.prompt)
+
+
+def yields_text(case: Case) -> Program:
+    yield "a prompt"  # type: ignore[misc]
+    return ""
+
+
+def yields_nothing(case: Case) -> Program:
+    yield []
+    return ""
+
+
+def yields_an_empty_prompt(case: Case) -> Program:
+    yield Ask("")
+    return ""
+
+
+def yields_no_sampling(case: Case) -> Program:
+    yield Ask(case.prompt, {"n": 2})  # type: ignore[arg-type]
+    return ""
+
+
+def yields_equal_labels(case: Case) -> Program:
+    yield Score(case.prompt, (" a", " a"))
+    return ""
+
+
+def returns_a_number(case: Case) -> Program:
+    yield Ask(case.prompt)
+    return 7  # type: ignore[return-value]
+
+
+def no_generator(case: Case) -> Program:
+    return "text"  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (raises, "raised ValueError: no idea"),
+        (raises_at_once, "raised ValueError: no idea"),
+        (never_ends, f"did not end within {MOST} rounds"),
+        (yields_text, "yield an Ask or a Score"),
+        (yields_nothing, "yield an Ask or a Score"),
+        (yields_an_empty_prompt, "is empty"),
+        (yields_no_sampling, "give a Sampling"),
+        (yields_equal_labels, "' a'"),
+        (returns_a_number, "returned 7"),
+        (no_generator, "is no generator"),
+    ],
+)
+def test_a_bad_agent_costs_its_own_row_only(bad: Agent, said: str, plain: VLLMEngine) -> None:
+    def mostly(case: Case) -> Program:
+        return bad(case) if case is cases[1] else standard(case)
+
+    cases = sums(3)
+    outcomes = advance(mostly, cases, plain)
+    assert said in (outcomes[1].error or "")
+    good = advance(standard, cases, plain)
+    assert [outcomes[i].answer for i in (0, 2)] == [good[i].answer for i in (0, 2)]
+
+
+def test_a_failed_call_is_raised_in_its_program(plain: VLLMEngine) -> None:
+    def long(case: Case) -> Program:
+        yield Ask("1+1=" * 2000)
+        return "never"
+
+    def patient(case: Case) -> Program:
+        try:
+            yield Ask("1+1=" * 2000)
+        except EngineError as error:
+            reasons.append(str(error))
+            answer = yield Ask(case.prompt)
+            return str(answer.text)
+        return "never"
+
+    cases = sums(3)
+    reasons: list[str] = []
+    outcomes = advance(long, cases, plain)
+    assert all("the context of" in (outcome.error or "") for outcome in outcomes)
+    assert texts(patient, cases, plain) == texts(standard, cases, plain)
+    assert len([reason for reason in reasons if "context" in reason]) == 3
+    report = evaluate(Sums(), plain, long, count=3)
+    assert (report.summary[0].n, report.summary[0].n_failed) == (0, 3)
+    assert report.trace["error"].str.contains("context").all()
+
+
+def test_what_is_sampled_is_repeatable_and_new_each_round(plain: VLLMEngine) -> None:
+    hot = Sampling(max_tokens=20, temperature=1.5)
+
+    def dice(case: Case) -> Program:
+        first = yield Ask("Question: How", hot)
+        second = yield Ask("Question: How", hot)
+        return Answer(first.text, {"second": second.text})
+
+    cases = sums(2)
+    one, again, other = (advance(dice, cases, plain, seed=seed) for seed in (1, 1, 2))
+    assert [o.answer for o in one] == [o.answer for o in again]
+    assert [o.answer for o in one] != [o.answer for o in other]
+    assert all(o.answer and o.answer.text != o.answer.notes["second"] for o in one)
+
+
+def test_runs_differ_and_are_summed_up_by_item(plain: VLLMEngine) -> None:
+    hot = Sampling(max_tokens=160, temperature=1.0, stop=("\n\n",))
+    report = evaluate(WordProblems(), plain, count=10, num_runs=3, sampling=hot)
+    assert len(report.rows) == 30
+    by_run = report.rows.pivot_table("text", "id", "run", aggfunc="first")
+    assert (by_run[0] != by_run[1]).any()
+    metric = report.summary[0]
+    assert metric.n == 10
+    assert metric.value == pytest.approx(report.rows["correct"].mean())
+    assert metric.low < metric.value < metric.high
+
+
+def test_greedy_runs_say_that_they_are_alike(
+    plain: VLLMEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    report = evaluate(Sums(), plain, count=5, num_runs=2)
+    assert "the same in all 2 runs" in caplog.text
+    assert report.summary[0].n == 5
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_interrupted_in_any_round_it_goes_on(stop: int, kept: VLLMEngine) -> None:
+    class Interrupted(SelfRefine):
+        def __call__(self, case: Case) -> Program:
+            program = super().__call__(case)
+            result: Any = None
+            for number in range(1, 99):
+                try:
+                    call = program.send(result)
+                except StopIteration as end:
+                    return end.value  # type: ignore[no-any-return]
+                if number == stop and case.item.id == last:
+                    raise KeyboardInterrupt
+                result = yield call
+            raise AssertionError
+
+    task = WordProblems()
+    last = task.items(4)[-1].id
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(task, kept, Interrupted(rounds=2), count=4)
+    report = evaluate(task, kept, SelfRefine(rounds=2), count=4)
+    whole = evaluate(task, kept, SelfRefine(rounds=2), count=4)
+    pd.testing.assert_frame_equal(
+        report.rows.drop(columns="from_store"), whole.rows.drop(columns="from_store")
+    )
+    asked_before = report.trace["round"] < stop
+    assert report.trace["from_store"][asked_before].all()
+    assert not report.trace["from_store"][~asked_before].any()
+    assert whole.trace["from_store"].all()
+
+
+def test_a_report_is_saved_with_its_trace(plain: VLLMEngine, tmp_path: Path) -> None:
+    report = evaluate(Sums(), plain, twice, count=3)
+    folder = report.save(tmp_path / "report")
+    trace = pd.read_parquet(folder / "trace.parquet")
+    assert list(trace["round"]) == [1, 2] * 3
+    assert set(trace["kind"]) == {"ask"}
+    again = load(folder)
+    assert again.summary == report.summary
+    assert again.usage == report.usage
+    assert again.provenance["agent"] == "twice"
+    told = json.loads((folder / "summary.json").read_text())
+    assert told["provenance"]["num_runs"] == 1
+    assert isinstance(report, Evaluation)
+
+
+def test_agents_by_name() -> None:
+    assert open_agent("standard") is standard
+    assert open_agent("majority_vote") == MajorityVote()
+    assert open_agent(twice) is twice
+    assert named(twice) == "twice"
+    assert named(standard) == "standard"
+    assert named(MajorityVote(4)) == "MajorityVote(samples=4, temperature=0.8)"
+    assert set(AGENTS) == {"standard", "majority_vote", "best_of_n", "self_refine"}
+    with pytest.raises(InputError, match="did you mean 'majority_vote'"):
+        open_agent("majority")
+    with pytest.raises(InputError, match="agent=7"):
+        open_agent(7)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: MajorityVote(samples=1), "samples=1"),
+        (lambda: MajorityVote(samples=True), "samples=True"),
+        (lambda: MajorityVote(temperature=0), "temperature=0"),
+        (lambda: BestOfN(samples=0), "samples=0"),
+        (lambda: SelfRefine(rounds=0), "rounds=0"),
+        (lambda: SelfRefine(critique=" "), "critique=' '"),
+    ],
+)
+def test_settings_that_make_no_sense(make: Callable[[], object], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        make()
+
+
+@pytest.mark.parametrize("runs", [0, -1, True, 1.5])
+def test_runs_are_a_whole_number(runs: Any, plain: VLLMEngine) -> None:
+    with pytest.raises(InputError, match="num_runs="):
+        evaluate(Sums(), plain, count=2, num_runs=runs)

@@ -1,0 +1,52 @@
+"""Best of n: many answers are sampled, and the one that a verifier trusts most stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from workbench.agents.majority_vote import check_samples, sampled
+from workbench.agents.program import Answer, Case, Program, Score
+from workbench.tiny import verdicts
+
+__all__ = ["BestOfN", "yes_or_no"]
+
+
+def yes_or_no(case: Case, text: str) -> Score:
+    """Is this solution correct? The first label says that it is."""
+    problem = str(case.item.fields.get("question", case.prompt))
+    return Score(verdicts.judged(problem, text.strip()), verdicts.LABELS)
+
+
+@dataclass(frozen=True, slots=True)
+class BestOfN:
+    """The sample that the model finds likeliest to be right (Cobbe et al. 2021, section 4.2).
+
+    Notes: `trust`, the probability of the first label among the labels for the sample chosen, and
+    `failed`, samples that did not come.
+
+    Args:
+        samples: answers for an item, at one call; different ones are verified in a second one.
+        temperature: at which they are sampled.
+        verify: what to weigh for an answer; its first label means that the answer is right.
+
+    Raises:
+        InputError: fewer than 2 samples, or a temperature that would make them all alike.
+    """
+
+    samples: int = 8
+    temperature: float = 0.8
+    verify: Callable[[Case, str], Score] = yes_or_no
+
+    def __post_init__(self) -> None:
+        check_samples(self.samples, self.temperature)
+
+    def __call__(self, case: Case) -> Program:
+        import numpy as np
+
+        texts, failed = yield from sampled(case, self.samples, self.temperature)
+        different = list(dict.fromkeys(texts))
+        weights = yield [self.verify(case, text) for text in different]
+        trust = [float(np.exp(w[0] - np.logaddexp.reduce(w))) for w in weights]
+        best = trust.index(max(trust))
+        return Answer(different[best], {"trust": trust[best], "failed": failed})

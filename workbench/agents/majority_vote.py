@@ -1,0 +1,90 @@
+"""Self-consistency: many answers are sampled, and the one given most often stands."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from workbench.agents.program import Answer, Ask, Call, Case, Program
+from workbench.answers import canonical, equivalent
+from workbench.errors import EngineError, InputError
+
+__all__ = ["MajorityVote", "check_samples", "cluster", "sampled"]
+
+
+@dataclass(frozen=True, slots=True)
+class MajorityVote:
+    """The most frequent of several sampled answers (Wang et al. 2022, arXiv 2203.11171).
+
+    Equal numbers and expressions are one answer, however written; of answers with as many votes
+    the first one given wins. Its first text is the agent's, with the notes `votes`, `voters`
+    (samples that an answer could be read from), `unparsed`, `failed` and `tied`.
+
+    Args:
+        samples: answers for an item, at one call.
+        temperature: at which they are sampled.
+
+    Raises:
+        InputError: fewer than 2 samples, or a temperature that would make them all alike.
+    """
+
+    samples: int = 16
+    temperature: float = 0.8
+
+    def __post_init__(self) -> None:
+        check_samples(self.samples, self.temperature)
+
+    def __call__(self, case: Case) -> Program:
+        texts, failed = yield from sampled(case, self.samples, self.temperature)
+        answers = [case.extracted(text) for text in texts]
+        votes = cluster(answers)
+        counts = sorted(map(len, votes), reverse=True)
+        voters = sum(counts)
+        notes = {
+            "votes": counts[0] if counts else 0,
+            "voters": voters,
+            "unparsed": len(texts) - voters,
+            "failed": failed,
+            "tied": len(counts) > 1 and counts[0] == counts[1],
+        }
+        winner = max(votes, key=len)[0] if votes else 0  # max takes the first of equals
+        return Answer(texts[winner], notes)
+
+
+def sampled(
+    case: Case, samples: int, temperature: float
+) -> Generator[Call, Any, tuple[list[str], int]]:
+    """Ask for several answers at once; returns those that came, and how many failed.
+
+    Raises:
+        EngineError: none came.
+    """
+    sampling = replace(case.sampling, n=samples, temperature=temperature)
+    found = yield Ask(case.prompt, sampling)
+    texts = [sample.text for sample in found.samples if sample.error is None]
+    if not texts:
+        raise EngineError(found.samples[0].error or "no sample came")
+    return texts, len(found.samples) - len(texts)
+
+
+def cluster(answers: Sequence[str | None]) -> list[list[int]]:
+    """Places of equal answers together, in the order of their first ones; None is no answer."""
+    groups: dict[str, list[int]] = {}
+    for place, answer in enumerate(answers):
+        if answer is None:
+            continue
+        name = canonical(answer) or answer
+        if name not in groups:  # expressions may be written in several ways
+            alike = (known for known in groups if equivalent(known, name))
+            name = next(alike, name)
+        groups.setdefault(name, []).append(place)
+    return list(groups.values())
+
+
+def check_samples(samples: object, temperature: object) -> None:
+    """Refuse what would not be several different samples."""
+    if not isinstance(samples, int) or isinstance(samples, bool) or samples < 2:
+        raise InputError(f"samples={samples!r}: must be a whole number from 2")
+    if not isinstance(temperature, int | float) or not temperature > 0:
+        raise InputError(f"temperature={temperature!r}: must be above 0, or all samples are alike")

@@ -1,0 +1,166 @@
+"""Answers read out of responses, and graded: numbers, letters, exact texts, labels.
+
+What cannot be read is an outcome of its own ("unparsed") and never silently wrong.
+
+    grade("She has 9 * 2 = 18 dollars.\\n#### 18", "18")    right
+    grade("The answer is (B).", "B", "choice")             right
+    grade("I cannot tell.", "18")                          unparsed
+
+Think tags are set aside first (`tidy.outside_reasoning`). Which statement counts is told in
+`statements`, what a number is in `numerals`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal, get_args
+
+from workbench.answers.choices import LETTERS, read_label, read_letter, read_text
+from workbench.answers.expressions import LONGEST, same_expression
+from workbench.answers.numerals import written
+from workbench.answers.reading import bare_number, expression, read_number
+from workbench.answers.tidy import outside_reasoning
+from workbench.errors import InputError
+from workbench.types import Grade
+
+__all__ = ["Style", "canonical", "equivalent", "extract", "grade"]
+
+Style = Literal["gsm8k", "choice", "exact", "label"]
+
+VALUE = re.compile(r"[\d\\π√]|pi\b")
+"""What an expression must have for a number to equal it."""
+
+
+def grade(
+    response: str, answer: str, style: Style = "gsm8k", *, labels: Sequence[str] = ()
+) -> Grade:
+    """A verdict on one response.
+
+    Args:
+        answer: the right one: a number or an expression, an option's letter, a text, a label.
+        style: what is asked for.
+        labels: the letters of "choice" (A to J by default), the labels of "label".
+
+    Returns:
+        Not parsed, and neither right nor wrong, where nothing could be read, or where Math-Verify
+        could not compare two expressions (in 3 seconds): the text read is then given all the same.
+
+    Raises:
+        InputError: the response is no text, the style is not known, the labels are none, or the
+            answer is not one that this style could ever read.
+    """
+    names = _names(style, labels)
+    gold = _gold(answer, style, names)
+    read = extract(response, style, labels=names)
+    if read is None:
+        return Grade(None, None, parsed=False)
+    verdict = read == gold if style != "gsm8k" else _same(read, gold)
+    return Grade(verdict, read, parsed=verdict is not None)
+
+
+def extract(response: str, style: Style = "gsm8k", *, labels: Sequence[str] = ()) -> str | None:
+    """The answer that a response gives, None where it gives none that can be read.
+
+    Returns:
+        A number as `canonical` writes it, another expression as it stands, a letter or a label as
+        in `labels`, or a text with its white space collapsed.
+
+    Raises:
+        InputError: as `grade`.
+    """
+    names = _names(style, labels)
+    if not isinstance(response, str):
+        raise InputError(f"response={response!r} must be a text, not {type(response).__name__}")
+    text = outside_reasoning(response)
+    if style in {"gsm8k", "exact"}:
+        return (read_number if style == "gsm8k" else read_text)(text)
+    return (read_letter if style == "choice" else read_label)(text, names)
+
+
+def equivalent(first: str, second: str) -> bool:
+    """Whether two answers are the same number, text or expression; False if it cannot be told."""
+    return _same(first, second) is True
+
+
+@lru_cache(maxsize=4096)
+def canonical(text: str) -> str | None:
+    """A plain number, with or without a currency and a unit, as text: equal for equal numbers.
+
+    Returns:
+        `1234.5`, `-7`, `1/3` (where decimals never end), or None for what is no plain number.
+    """
+    number = bare_number(text) if len(text) <= LONGEST else None
+    return written(number.value) if number else None
+
+
+def _same(first: str, second: str) -> bool | None:
+    """Whether two answers are equal, None if that cannot be told."""
+    if first == second:
+        return True
+    pair = canonical(first), canonical(second)
+    if None not in pair:
+        return pair[0] == pair[1]
+    if _compact(first) == _compact(second):
+        return True
+    one, other = pair[0] or _formula(first), pair[1] or _formula(second)
+    if (
+        one is None
+        or other is None
+        or (any(pair) and not (VALUE.search(one) and VALUE.search(other)))
+    ):
+        return False
+    return same_expression(one, other)
+
+
+def _formula(text: str) -> str | None:
+    """What Math-Verify may be asked about: no prose, no time of day."""
+    formula = expression(text)
+    return None if formula is None or re.search(r"\d:\d", formula) else formula
+
+
+def _compact(text: str) -> str:
+    return re.sub(r"\s+|\\[,;! ]|\$|[.]\Z", "", text).casefold()
+
+
+@lru_cache(maxsize=64)
+def _known(style: str, labels: tuple[str, ...]) -> tuple[str, ...]:
+    if style not in get_args(Style):
+        raise InputError(f"style={style!r} is not known; known: {', '.join(get_args(Style))}")
+    names = tuple(label.strip() for label in labels)
+    if style == "choice" and not names:
+        return LETTERS
+    if style in {"choice", "label"} and (not names or not all(names)):
+        raise InputError(f"labels={labels!r}: the style {style!r} needs texts to choose from")
+    if len({name.casefold() for name in names}) < len(names):
+        raise InputError(f"labels={labels!r}: two of them are equal but for case and spaces")
+    return names
+
+
+def _names(style: Style, labels: Sequence[str]) -> tuple[str, ...]:
+    """The labels without spaces around them."""
+    if not isinstance(style, str):
+        raise InputError(f"style={style!r} must be a text, one of {', '.join(get_args(Style))}")
+    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
+        raise InputError(f"labels={labels!r} must be a list of texts")
+    return _known(style, tuple(labels))
+
+
+@lru_cache(maxsize=4096)
+def _gold(answer: str, style: str, labels: tuple[str, ...]) -> str:
+    """The right answer as `extract` would give it."""
+    if not isinstance(answer, str) or not answer.strip():
+        raise InputError(f"answer={answer!r}: the right answer must be a text that is not empty")
+    text = " ".join(answer.split())
+    if style == "exact":
+        return text
+    if style == "gsm8k":
+        if len(text) > LONGEST or not re.search(r"\w", text):
+            raise InputError(f"answer={text[:80]!r} is no number, expression or short text")
+        return canonical(text) or text
+    bare = text.strip("()[].:")
+    for label in labels:
+        if label.casefold() in {text.casefold(), bare.casefold()}:
+            return label
+    raise InputError(f"answer={answer!r} is none of the labels: {', '.join(labels)}")

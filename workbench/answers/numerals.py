@@ -1,0 +1,229 @@
+"""Plain numbers in text: one in, one out, as exact fractions.
+
+Known are signs (`-`, `−`, minus, negative), digits of any script, groups of thousands (`1,234`,
+`1 234`, `1'234`, `1_234`, the Indian `1,23,456`), the decimal comma where it can be nothing else
+(`3,5`, `1.234,56`; but `1,234` is over a thousand), fractions and mixed numbers (`3/4`, `1 1/2`,
+`½`, LaTeX), powers of ten (`1e3`, `1.2 × 10^3`), number words and hundred to trillion.
+Currency, `%` and units are dropped and never converted: `18%` is 18 and `50 cents` is 50, not 0.5.
+Times, dates, versions, ordinals, ranges and `2k` are no plain numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import NamedTuple
+
+__all__ = ["Number", "number_at", "numbers_in", "written"]
+
+LONGEST = 300
+"""Digits of a number that is still read; Python itself refuses over 4,300."""
+
+CURRENCY = (
+    r"(?:US|CA|AU|HK|R|S)?[$€£¥₹₩₽₺฿]|"
+    r"(?:USD|EUR|GBP|CHF|INR|JPY|CNY|CAD|AUD|BRL|MXN|SEK|NOK|DKK|PLN|Rs\.?)(?![A-Za-z])"
+)
+TOKEN = (
+    r"(?:\d{1,3}(?:[ \u2009'_]\d{3})+(?:[.,]\d+)?(?!\d)"  # other marks of thousands
+    r"|\d+(?:[.,]\d+)*"
+    r"|\.\d+)"
+)
+NUMBER = re.compile(
+    rf"""
+    (?:(?P<sign>[-+])\s?|(?P<minus>minus|negative)\s+)?
+    (?:(?:{CURRENCY})\s?)?  (?P<inner>-)?
+    (?:
+        (?:(?P<whole>\d{{1,9}})\s{{0,2}})? \\frac\s?
+        (?: \{{\s?(?P<top>{TOKEN})\s?\}}\s?\{{\s?(?P<bottom>{TOKEN})\s?\}} | (?P<tb>\d\d)(?!\d) )
+      | (?P<mixed>\d{{1,9}})\s{{1,2}}(?P<over>\d{{1,9}})\s?/\s?(?P<under>\d{{1,9}})
+      | (?P<token>{TOKEN})
+        (?: \s?/\s?(?P<divisor>{TOKEN})
+          | [eE](?P<e>[-+]?\d{{1,3}})(?![\d.])
+          | \s?(?:×|x|\*|·)\s?10\s?\^\s?\{{?\s?(?P<power>[-+]?\d{{1,3}})\s?\}}?
+        )?
+    )
+    (?:[\s-]?(?P<scale>hundred|thousand|million|billion|trillion)s?\b)?
+    (?:\s?%)?
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+BROKEN = re.compile(
+    r"""
+    \d | [.:/]\d | ,\d | \s?/\s?\d | -\d          # versions, times, dates, ranges
+  | \s?\^ | \s?\\[A-Za-z] | \(\s?\d | \s?(?:π|√|pi\b|sqrt\b)   # parts of an expression
+  | (?:st|nd|rd|th)\b                              # ordinals
+  | [A-Zabcdefijknopqrtuvwxyz](?<![CFLVWJN])(?![A-Za-zÀ-ɏ])     # variables, 2k, 3B
+    """,
+    re.VERBOSE,
+)
+BEFORE = re.compile(r"(?:[A-Za-z0-9_À-\u1fff^\\:/]|[\w)][-.,])\Z")
+"""What, right before a number, makes it a part of something else."""
+
+SMALL = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"),
+    "nineteen",
+)
+TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+WORDS = {word: value for value, word in enumerate(SMALL)}
+WORDS |= {word: 10 * tens for tens, word in enumerate(TENS, 2)}
+SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9}
+SCALES["trillion"] = 10**12
+WORD = re.compile(rf"(?:{'|'.join([*WORDS, *SCALES])})\b", re.IGNORECASE)
+MINUS = re.compile(r"(?:minus|negative)\s+|-", re.IGNORECASE)
+PRONOUN = re.compile(r"one\s+of\b", re.IGNORECASE)
+JOINT = re.compile(r"[\s-]+(and\s+)?", re.IGNORECASE)
+
+
+class Number(NamedTuple):
+    """A number and where it stands in its text."""
+
+    value: Fraction
+    start: int
+    end: int
+
+
+def number_at(text: str, start: int = 0) -> Number | None:
+    """The number that begins right at `start`, None where none does; the text must be tidy."""
+    found = NUMBER.match(text, start)
+    if found is None:
+        return _spelt(text, start)
+    if BROKEN.match(text, found.end()):
+        return None
+    value = _value(found)
+    return None if value is None else Number(value, start, found.end())
+
+
+def numbers_in(text: str) -> list[Number]:
+    """All plain numbers of a short tidy text; those in words only where there are no digits."""
+    found, at = [], 0
+    while match := NUMBER.search(text, at):
+        start, at = match.span()
+        if match["sign"] and text[start + 1].isspace():  # a dash, or 5 - 3
+            at = start + 1
+            continue
+        part = BEFORE.search(text[max(0, start - 2) : start])
+        number = None if part else number_at(text, start)
+        if number is not None:
+            found.append(number)
+    return found or _all_spelt(text)
+
+
+def written(value: Fraction) -> str:
+    """A number as text, the same for equal numbers: `1234.5`, or `1/3` where decimals never end."""
+    if value.denominator == 1:
+        return str(value.numerator)
+    rest, places = value.denominator, 0
+    while rest % 10 == 0:
+        rest, places = rest // 10, places + 1
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest, places = rest // prime, places + 1
+    if rest > 1 or places > 30:
+        return f"{value.numerator}/{value.denominator}"
+    digits = str(abs(value.numerator) * 10**places // value.denominator).rjust(places + 1, "0")
+    sign = "-" if value < 0 else ""
+    return f"{sign}{digits[:-places]}.{digits[-places:]}".rstrip("0")
+
+
+def _value(found: re.Match[str]) -> Fraction | None:
+    """What a match of `NUMBER` is worth, None where its groups of digits make no number."""
+    part = found.groupdict()
+    if part["token"]:
+        value = _token(part["token"])
+        if part["divisor"]:
+            value = _ratio(value, _token(part["divisor"]))
+        elif value is not None and (power := part["e"] or part["power"]):
+            value *= Fraction(10) ** int(power)
+    elif part["mixed"]:
+        value = _ratio(Fraction(part["over"]), Fraction(part["under"]), int(part["mixed"]))
+    else:
+        top, bottom = tuple(part["tb"] or ()) or (part["top"], part["bottom"])
+        value = _ratio(_token(top), _token(bottom), int(part["whole"] or 0))
+    if value is None:
+        return None
+    negative = (part["sign"] == "-" or bool(part["minus"])) != bool(part["inner"])
+    scale = SCALES[part["scale"].lower()] if part["scale"] else 1
+    return -value * scale if negative else value * scale
+
+
+def _ratio(top: Fraction | None, bottom: Fraction | None, whole: int = 0) -> Fraction | None:
+    return whole + top / bottom if top is not None and bottom else None
+
+
+def _token(token: str) -> Fraction | None:
+    """Digits with their marks of thousands and of decimals."""
+    if token.isdigit() and len(token) <= LONGEST:
+        return Fraction(int(token))
+    if len(token) > LONGEST:
+        return None
+    pieces = re.split(r"[., \u2009'_]", token)
+    marks = re.sub(r"\d", "", token)
+    decimal = _has_decimals(pieces, marks)
+    whole, part = (pieces[:-1], pieces[-1]) if decimal else (pieces, "")
+    if len(set(marks[: len(whole) - 1])) > 1 or not _grouped(whole):
+        return None
+    if decimal and marks[-1] in marks[:-1]:
+        return None
+    return Fraction(int("".join(whole) + part or "0"), 10 ** len(part))
+
+
+def _has_decimals(pieces: list[str], marks: str) -> bool:
+    """Whether the last mark is a decimal one."""
+    last = marks[-1]
+    if last not in ".," or marks.count(last) > 1:
+        return False
+    if len(marks) > 1 or last == ".":
+        return True
+    return len(pieces[1]) != 3 or len(pieces[0]) > 3 or pieces[0].startswith("0")
+
+
+def _grouped(whole: list[str]) -> bool:
+    """Whether digits before the decimal mark are in groups of three, or of two as in India."""
+    if len(whole) == 1:
+        return True
+    first, *middle, last = map(len, whole)
+    size = 2 if middle and middle[0] == 2 else 3
+    return 1 <= first <= size and last == 3 and all(n == size for n in middle)
+
+
+def _spelt(text: str, start: int) -> Number | None:
+    """The longest number in words at `start`."""
+    sign = MINUS.match(text, start)
+    at = sign.end() if sign else start
+    total = part = end = 0
+    room, biggest, joint = 1000, 10**15, True
+    while word := WORD.match(text, at):
+        name = word[0].lower()
+        value = WORDS.get(name, -1)
+        if 0 <= value < room and (joint or room >= 100):
+            part, room = part + value, 10 if value >= 20 else 0
+        elif name == "hundred" and 1 <= part < 10:
+            part, room = part * 100, 100
+        elif value < 0 and 100 < SCALES[name] < biggest and part:
+            total, biggest, room = total + part * SCALES[name], SCALES[name], 1000
+            part = 0
+        else:
+            break
+        end = word.end()
+        link = JOINT.match(text, end)
+        joint = bool(link and not link[1])
+        at = link.end() if link else len(text)
+    if PRONOUN.match(text, start):
+        return None
+    value = total + part
+    return Number(Fraction(-value if sign else value), start, end) if end else None
+
+
+def _all_spelt(text: str) -> list[Number]:
+    """Numbers in words; a lone "one" is mostly a pronoun."""
+    found, at = [], 0
+    while word := WORD.search(text, at):
+        at = word.end()
+        part = BEFORE.search(text[max(0, word.start() - 2) : word.start()])
+        number = None if part else _spelt(text, word.start())
+        if number is not None:
+            at = number.end
+            if text[number.start : at].lower() != "one":
+                found.append(number)
+    return found

@@ -1,0 +1,254 @@
+"""A number or an expression out of a statement, or out of a response that makes none."""
+
+from __future__ import annotations
+
+import re
+
+from workbench.answers.expressions import LONGEST
+from workbench.answers.numerals import Number, number_at, numbers_in, written
+from workbench.answers.statements import Place, statements
+from workbench.answers.tidy import final_sentence, sentence, tidy
+
+__all__ = ["bare_number", "expression", "read_number"]
+
+HEDGES = (
+    r"approximately|approx\.?|about|around|roughly|nearly|almost|exactly|precisely|equal\s+to|"
+    r"therefore|thus|hence|simply|just|only|still|now|indeed|that|a\s+total\s+of|"
+    r"also|donc|entonces|quindi|portanto|logo|environ|etwa|ungefähr"
+)
+LEAD = re.compile(
+    rf"(?:[\s*_`\"'~≈:：=>(\[{{|…]|\.{{2,}}|(?:{HEDGES})\b|\$(?=\s*[$*_\\]))*", re.IGNORECASE
+)
+MATHS = re.compile(r"\$(?=-?\s?[\d\\])")
+
+CLOSERS = str.maketrans(dict.fromkeys("*_`\"')]}$°%", " "))
+UNIT = re.compile(r"(?:[^\W\d_]|[€£¥₹¢/²³])[\w²³/.^'-]*")
+CLAUSE = re.compile(r"[.,;!(\n]")
+NO_UNIT = re.compile(
+    r"\b(?:is|are|was|were|has|have|had|minus|plus|times|divided|and|or)\b", re.IGNORECASE
+)
+
+OPERATOR = re.compile(
+    r"\s*(?:[+*/×÷·]\s*(?:[\d(\\$.]|[A-Za-z](?![A-Za-z]))|-\s*[\d(\\$]|x\s*\d"
+    r"|(?:plus|minus|times|(?:divided|multiplied)\s+by)\s+\$?\d)"
+)
+SHARE = re.compile(r"\s*of\s+[$€£]?\d")
+EQUALS = re.compile(r"(?<![<>!=≠≤≥])=(?![=>])|\bwhich\s+(?:is|equals|makes|gives)\b")
+NAMED = re.compile(r"[\s$]*[\w\s]{0,30}=")
+ASIDE = re.compile(r"[(,;.]|\b(?:because|since|as|for|not)\b")
+
+LINKED = re.compile(
+    r"(?:[\s$*`]*[^\W\d_][\w'/-]*){0,2}?[\s*`$]*"
+    r"(?:,\s*(?:and|or)\b|\b(?:and|or|to|y|und|oder|et|ou)\b|[,&;])[\s$*`]*",
+    re.IGNORECASE,
+)
+COMPOUND = re.compile(
+    r"[\s*]*(?:h|hrs?|hours?|min|minutes?|feet|foot|ft|lbs?|pounds?)\b[\s,]*\d|\s+\d",
+    re.IGNORECASE,
+)
+BULLET = re.compile(r"\A[\s*]*\n\s*-\s")
+HEADING = re.compile(r"\s*\d+(?:[.)]\s+|:\s+)[*_]*[A-Za-z]")
+CLOCK = re.compile(r"\d{1,3}(?::\d{1,3})+(?:\s?[ap]\.?m\b\.?)?(?![\w:])", re.IGNORECASE)
+NOT = re.compile(r"[\s*_]*(?:definitely\s+|certainly\s+)?not\b", re.IGNORECASE)
+BUT = re.compile(r"\bbut\s+(?:rather\s+|instead\s+|actually\s+)?", re.IGNORECASE)
+ROUTE = re.compile(r"\b(?:by|from|if|when|using|between|than|step|no|not|either)\b", re.IGNORECASE)
+DENIED = re.compile(r"(?:\bnot|n['’]t|\bno)\b(?:\W+\w+){0,3}\W*\Z|\bby\s+\w+ing\b", re.IGNORECASE)
+QUESTION = re.compile(r"[\w\s*_`$]{0,30}\?")
+
+FENCES = {"$$": "$$", "$": "$", r"\(": r"\)", r"\[": r"\]"}
+FENCE = re.compile(r"\s*(\$\$?|\\\(|\\\[)")
+RANGE = re.compile(r"[\d.,]+(?:[-–/][\d.,]+)+")
+WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
+FUNCTIONS = {
+    *("sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan"),
+    *("log", "ln", "exp", "sqrt", "pi", "infty", "max", "min", "pmatrix", "matrix"),
+}
+
+
+def read_number(text: str) -> str | None:
+    """The answer of worked reasoning: a number as `written`, or an expression as it stands.
+
+    By `statements`; without one, a response that is nothing but a number, or else its last
+    sentence if that is finished and has just one number, or a number after its last "=". Two
+    amounts beside each other ("5 apples and 3 pears", "18 or 20") are no answer.
+    """
+    for place in statements(text):
+        answer = _READERS[place.kind](place)
+        if answer is not None:
+            return answer or None
+    text = text.strip()
+    if len(text) <= LONGEST and (number := bare_number(text)):
+        return written(number.value)
+    last = final_sentence(text, LONGEST)
+    return _concluded(tidy(last), DENIED) if last else None
+
+
+def bare_number(text: str) -> Number | None:
+    """The number that a text is, with at most a currency and a unit."""
+    text = tidy(text)
+    number = _begins(text)
+    return number if number and _units(text[number.end :]) else None
+
+
+def expression(text: str) -> str | None:
+    """A text as an expression: without its fences, None if it is prose or has nothing to say."""
+    text = text.strip().rstrip(".,;").strip("*` ")
+    for opening, closing in FENCES.items():
+        if text.startswith(opening) and text.endswith(closing) and len(text) > 4:
+            text = text[len(opening) : -len(closing)].strip()
+    text = text.rstrip(".")
+    prose = any(word.lower() not in FUNCTIONS for word in WORD.findall(text))
+    if prose or len(text) > LONGEST or RANGE.fullmatch(text) or not re.search(r"[^\W_]", text):
+        return None
+    return text
+
+
+# Readers of statements: "" for an answer that cannot be told, None for no statement at all.
+
+
+def _line(place: Place) -> str | None:
+    """After `####`: a heading is no answer."""
+    if not place.last and HEADING.match(place.content):
+        return None
+    answer = _at_start(tidy(place.content))
+    return answer if answer is not None else _formula(place.content)
+
+
+def _label(place: Place) -> str | None:
+    """After "Answer:", which may also head a whole solution: then its first sum is no answer."""
+    line = BULLET.sub("", place.content).lstrip(" \n:*").partition("\n")[0]
+    words = tidy(sentence(line)[0])
+    number = _begins(words)
+    if not place.last and (number or NAMED.match(words)):
+        rest = words[number.end :] if number else ""
+        clause = CLAUSE.split(rest, maxsplit=1)[0]
+        if not number or OPERATOR.match(rest) or not _units(clause):
+            return None
+    answer = _at_start(words)
+    return answer if answer is not None else _formula(line)
+
+
+def _phrase(place: Place) -> str | None:
+    """After "the answer is"."""
+    words, mark = sentence(tidy(place.content.lstrip(" \n:*")))
+    if "?" in mark:
+        return None
+    for reader in (_at_start, _formula, _only):
+        answer = reader(words if reader is not _formula else place.content)
+        if answer is not None:
+            return answer
+    return None
+
+
+def _whole(place: Place) -> str | None:
+    """In a box or a tag: all of it is the answer, words included."""
+    text = tidy(place.content).strip()
+    if not re.search(r"[^\W_]", text):
+        return None
+    if len(EQUALS.findall(text)) > 1 and re.search(r"\b(?:or|and)\b", text):
+        return text  # x = 2 or x = 3
+    number = bare_number(text) or _after_equals(text)
+    if number:
+        return written(number.value)
+    formula = expression(place.content)
+    if formula is None and (answer := _at_start(text) or _only(text)):
+        return answer
+    return formula or text
+
+
+_READERS = {"line": _line, "label": _label, "phrase": _phrase, "whole": _whole}
+
+
+def _at_start(text: str) -> str | None:
+    """The number that a statement begins with, or that its sum comes to."""
+    if NOT.match(text):
+        but = BUT.search(text)
+        return _at_start(text[but.end() :]) if but else None
+    if clock := CLOCK.match(text, _lead(text)):
+        return clock[0]
+    number = _begins(text)
+    if number is None:
+        number = _after_equals(text) if NAMED.match(text) else None
+    else:
+        rest = text[number.end :]
+        if _another(rest):
+            return ""
+        if QUESTION.match(rest):
+            return None
+        if _goes_on(rest):
+            number = _after_equals(rest) or (None if OPERATOR.match(rest) else number)
+        elif SHARE.match(rest) and re.search("[%/]", text[number.start : number.end]):
+            return ""  # 20 % of 90
+    return written(number.value) if number else None
+
+
+def _goes_on(rest: str) -> bool:
+    """Whether what follows a number calculates on with it."""
+    left, equals, _ = rest.partition("=")
+    return bool(OPERATOR.match(rest) or (equals and not ASIDE.search(left)))
+
+
+def _another(rest: str) -> bool:
+    """Whether a second number is given beside the first."""
+    rest = rest[:80]
+    link = LINKED.match(rest)
+    return bool(COMPOUND.match(rest) or (link and number_at(rest, link.end())))
+
+
+def _units(rest: str) -> bool:
+    """Whether what follows a number is at most its unit."""
+    words = rest.translate(CLOSERS).strip(" .!。,;").split()
+    plain = len(words) <= 3 and all(map(UNIT.fullmatch, words))
+    return plain and not NO_UNIT.search(rest) and not (words and numbers_in(rest))
+
+
+def _lead(text: str) -> int:
+    """Where emphasis, hedges and the like end."""
+    lead = LEAD.match(text)
+    return lead.end() if lead else 0
+
+
+def _begins(text: str) -> Number | None:
+    """The number at the start."""
+    start = _lead(text)
+    number = number_at(text, start)
+    if number is None and (maths := MATHS.match(text, start)):
+        number = number_at(text, maths.end())
+    if number is None:
+        return None
+    point = text[:start].rstrip()[-1:] in {"(", "[", "{"} and "," in text[start : number.end]
+    return None if point and number.value.denominator > 1 else number
+
+
+def _after_equals(text: str) -> Number | None:
+    """The number right after the last "="."""
+    signs = list(EQUALS.finditer(text))
+    if not signs:
+        return None
+    rest = text[signs[-1].end() :]
+    number = _begins(rest)
+    return None if number is None or OPERATOR.match(rest, number.end) else number
+
+
+def _only(words: str) -> str | None:
+    """The one number of a statement that puts words before it, if they do not tell of a way."""
+    return _concluded(words, ROUTE)
+
+
+def _concluded(words: str, unless: re.Pattern[str]) -> str | None:
+    """What a sentence comes to; `unless` must not be found before its one number."""
+    if number := _after_equals(words):
+        return written(number.value)
+    found = numbers_in(words)
+    if len({number.value for number in found}) != 1 or unless.search(words[: found[0].start]):
+        return None
+    return written(found[0].value)
+
+
+def _formula(content: str) -> str | None:
+    """An expression at the start of a statement: all of its line, or what its fences hold."""
+    line = content.lstrip(" \n:*").partition("\n")[0]
+    if fence := FENCE.match(line):
+        inner, end, _ = line[fence.end() :].partition(FENCES[fence[1]])
+        return expression(inner) if end else None
+    return expression(sentence(line)[0])

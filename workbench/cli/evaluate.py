@@ -1,0 +1,154 @@
+"""`workbench eval` and `workbench compare`: accuracies, alone and side by side."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from workbench.bench.cli import Json, say
+from workbench.cli.shared import (
+    EngineName,
+    Folder,
+    Model,
+    Options,
+    StorePath,
+    check_new,
+    engine_options,
+    show_report,
+)  # fmt: skip
+from workbench.errors import InputError
+from workbench.nb.cli import told
+
+if TYPE_CHECKING:
+    from workbench.types import Report, Task
+
+__all__ = ["compare_reports", "evaluate_task"]
+
+Style = Literal["completion", "chat"]
+
+
+@told
+def evaluate_task(  # noqa: PLR0917  # a command's arguments are its options
+    task: Annotated[str, typer.Option(help="By name, such as word_problems or gsm8k; or a file.")],
+    model: Model = None,
+    engine: EngineName = "auto",
+    agent: Annotated[
+        str, typer.Option(help='standard, majority_vote, best_of_n, self_refine, or "all".')
+    ] = "standard",
+    count: Annotated[int | None, typer.Option(min=1, help="Items (default: the task's).")] = None,
+    num_runs: Annotated[int, typer.Option(min=1, help="Times that all is done.")] = 1,
+    shots: Annotated[int, typer.Option(min=0, help="Solved examples before each item.")] = 0,
+    chat: Annotated[bool, typer.Option(help="Through the model's chat template.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses the items.")] = 0,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Prompts at once.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Of a file: question, answer, style, labels, …"),
+    ] = None,
+    store: StorePath = "default",
+    option: Options = None,
+    name: Annotated[
+        str | None, typer.Option(help="Keep the reports in runs/eval/NAME; go on with them.")
+    ] = None,
+    out: Folder = None,
+    as_json: Json = False,
+) -> None:
+    """How accurate is a model on a task, and what does an agent add? Run again, it goes on."""
+    from workbench.agents import AGENTS
+    from workbench.engines import open_engine
+    from workbench.runs import run_dir
+    from workbench.suite import run_suite
+    from workbench.tasks import open_task
+
+    check_new(out)
+    chosen = open_task(task, **_pairs(column, "--column"))
+    agents = [*AGENTS] if agent == "all" else [agent]
+    styles: list[Style] = ["chat" if chat else "completion"]
+    if agent == "all" and not chat:
+        styles = ["completion", "chat"]
+    options = engine_options(option)
+    if batch_size is not None:
+        options["max_num_seqs" if engine in {"vllm", "auto"} else "batch_size"] = batch_size
+    folder = run_dir() / "eval" / name if name else None
+    settings: dict[str, Any] = {"count": count, "num_runs": num_runs, "seed": seed, "shots": shots}
+    kept = None if store == "none" else store
+    with open_engine(model, engine, store=kept, **options) as opened:
+        reports = run_suite(chosen, opened, agents, styles, folder=folder, **settings)
+    if len(reports) == 1:
+        _show_one(chosen, next(iter(reports.values())), out, as_json=as_json)
+    else:
+        _show_all(reports, out, as_json=as_json)
+    if folder:
+        say(f"the reports are in {folder}; compare them: workbench compare {folder}/*")
+
+
+def _show_one(task: Task, report: Report, out: Path | None, *, as_json: bool) -> None:
+    from workbench.evaluation import accuracy_by
+    from workbench.plots import new_figure, plot_accuracy
+
+    groups = accuracy_by(report.rows, task.difficulty) if task.difficulty else []
+    figure, (ax,) = new_figure()
+    plot_accuracy(ax, [*report.summary, *groups])
+    ax.set_title(f"{task.name}, {report.provenance['engine']['model']}", fontsize=10)
+    named = [replace(one, name=f"{task.difficulty} {one.name}") for one in groups]
+    show_report(report, named, figure, out, as_json=as_json)
+
+
+@told
+def compare_reports(
+    folders: Annotated[list[Path], typer.Argument(help="Saved reports; the first is compared to.")],
+    out: Folder = None,
+    as_json: Json = False,
+) -> None:
+    """Saved evaluations side by side, each against the first, on the items both answered."""
+    from workbench.comparison import load
+
+    check_new(out)
+    reports = {_name(folder, folders): load(folder) for folder in folders}
+    _show_all(reports, out, as_json=as_json)
+
+
+def _show_all(reports: dict[str, Report], out: Path | None, *, as_json: bool) -> None:
+    from workbench.comparison import comparison
+    from workbench.nb.tables import table
+    from workbench.plots import new_figure, plot_accuracy
+
+    found = comparison(reports)
+    if as_json:
+        typer.echo(found.to_json(orient="records", indent=1))
+    else:
+        shown = [[_cell(value) for value in row] for row in found.itertuples(index=False)]
+        typer.echo(table([str(c).replace("_", " ") for c in found.columns], shown))
+    if out is None:
+        return
+    figure, (ax,) = new_figure()
+    plot_accuracy(ax, [replace(r.summary[0], name=name) for name, r in reports.items()])
+    out.mkdir(parents=True)
+    found.to_csv(out / "comparison.csv", index=False)
+    figure.savefig(out / "figure.png", dpi=150, bbox_inches="tight")
+    say(f"table and figure are in {out}")
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.4g}"  # noqa: PLR0124  # NaN
+    return str(value)
+
+
+def _name(folder: Path, folders: list[Path]) -> str:
+    """The folder's own name, with its parent's where that alone would be another's too."""
+    alone = [one for one in folders if one.name == folder.name]
+    return folder.name if len(alone) == 1 else "/".join(folder.parts[-2:])
+
+
+def _pairs(pairs: list[str] | None, option: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise InputError(f"{option} {pair!r} must be NAME=VALUE")
+        found[name] = value.split(",") if name == "labels" else value
+    return found

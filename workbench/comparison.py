@@ -1,0 +1,178 @@
+"""Evaluations side by side: paired differences, whether they are chance, and what they cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import InputError
+from workbench.stats import Z, difference, mcnemar, paired_shares
+from workbench.types import Metric, Report, Usage
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["compare", "compare_p", "comparison", "load"]
+
+NAN = float("nan")
+POWER = 0.841621
+"""Standard errors between a difference that is found in 4 of 5 samples and its interval's end."""
+
+
+def compare(report: Report, other: Report, name: str = "difference") -> Metric:
+    """Accuracy of `report` minus that of `other` over the items that both answered.
+
+    Items go together by their `id`, several runs of one by their mean. Those that failed in either
+    are left out and counted as failed; those that only one report has are left out.
+
+    Returns:
+        The difference with its paired 95 % interval: of shares (see `stats.paired_shares`), or of
+        the items' means where runs differ (see `stats.difference`).
+
+    Raises:
+        InputError: the reports share no items, or are not of one task.
+    """
+    done, failed = _paired(report, other, name)
+    single = _single(done)
+    if done.empty or (len(done) == 1 and not single):
+        return Metric(name, NAN, -1.0, 1.0, 0, n_failed=failed)
+    if single:
+        return paired_shares(name, done["correct"], done["correct_other"], n_failed=failed)
+    found = difference(name, done["correct"], done["correct_other"])
+    low, high = max(-1.0, found.low), min(1.0, found.high)
+    return Metric(name, found.value, low, high, found.n, n_failed=failed)
+
+
+def compare_p(report: Report, other: Report) -> float:
+    """Is the difference of `compare` chance? A p-value: McNemar's exact test, or where runs differ
+    the paired t-test of the items' means.
+
+    Raises:
+        InputError: as `compare`, or no item was answered in both.
+    """
+    done, _ = _paired(report, other, "compare_p")
+    if done.empty:
+        raise InputError("compare_p: no item was answered in both reports")
+    if _single(done):
+        return mcnemar(done["correct"], done["correct_other"])
+    from scipy.stats import ttest_rel
+
+    if (done["correct"] == done["correct_other"]).all():
+        return 1.0
+    return float(ttest_rel(done["correct"], done["correct_other"]).pvalue)
+
+
+def comparison(reports: Mapping[str, Report]) -> pd.DataFrame:
+    """All reports, each against the first one, on the items that both answered.
+
+    Returns:
+        A row a report: name; accuracy, low, high (95 %), n, n_failed, n_unparsed; runs; difference
+        to the first, difference_low, difference_high, p, and p_holm for all of them together
+        (Holm 1979); detectable, the smallest difference that 4 of 5 such samples would show at the
+        level of 5 %; prompt_tokens and completion_tokens, where the rows have them; seconds.
+
+    Raises:
+        InputError: no reports, or as `compare`.
+    """
+    import pandas as pd
+
+    if not reports:
+        raise InputError("reports is empty: give some by name")
+    first = next(iter(reports.values()))
+    rows = []
+    for name, report in reports.items():
+        versus = {} if report is first else _versus(report, first, name)
+        rows.append({**_facts(name, report), **versus})
+    table = pd.DataFrame(rows)
+    if "p" in table:
+        table.insert([*table.columns].index("p") + 1, "p_holm", _holm(table["p"]))
+    return table
+
+
+def _facts(name: str, report: Report) -> dict[str, Any]:
+    metric, rows = report.summary[0], report.rows
+    costs = ("prompt_tokens", "completion_tokens")
+    return {
+        "name": name, "accuracy": metric.value, "low": metric.low, "high": metric.high,
+        "n": metric.n, "n_failed": metric.n_failed, "n_unparsed": metric.n_unparsed,
+        "runs": int(rows["run"].nunique()) if "run" in rows else 1,
+        **{cost: int(rows[cost].sum()) for cost in costs if cost in rows},
+        "seconds": report.usage.seconds,
+    }  # fmt: skip
+
+
+def _versus(report: Report, first: Report, name: str) -> dict[str, float]:
+    apart = compare(report, first, name)
+    facts = {"difference": apart.value, "difference_low": apart.low, "difference_high": apart.high}
+    if not apart.n:
+        return {**facts, "p": NAN, "detectable": NAN}
+    error = (apart.high - apart.low) / 2 / Z
+    return {**facts, "p": compare_p(report, first), "detectable": (Z + POWER) * error}
+
+
+def _holm(values: pd.Series[float]) -> pd.Series[float]:
+    """p-values for several tests at once (Holm 1979); NaN stays what it is."""
+    import numpy as np
+
+    known = values.dropna().sort_values()
+    steps = known * np.arange(len(known), 0, -1)
+    return steps.cummax().clip(upper=1.0).reindex(values.index)
+
+
+def load(folder: str | Path) -> Report:
+    """A report that was saved: its `summary.json` and `rows.parquet`.
+
+    Raises:
+        InputError: one of them is not there, or is not what a report writes.
+    """
+    import pandas as pd
+
+    place = Path(folder).expanduser()
+    try:
+        told = json.loads((place / "summary.json").read_text(encoding="utf-8"))
+        rows = pd.read_parquet(place / "rows.parquet")
+        summary = tuple(Metric(**metric) for metric in told["summary"])
+        return Report(summary, rows, Usage(**told["usage"]), told["provenance"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{place} holds no report ({error}): give a folder that a report was saved in"
+        ) from error
+
+
+def _single(done: pd.DataFrame) -> bool:
+    """Whether each item is right or wrong, in all runs alike."""
+    return bool(done[["correct", "correct_other"]].isin([0.0, 1.0]).all(axis=None))
+
+
+def _paired(report: Report, other: Report, name: str) -> tuple[pd.DataFrame, int]:
+    """The items that both answered, and how many are left out because one of them failed."""
+    both = _verdicts(report).merge(_verdicts(other), on="id", suffixes=("", "_other"))
+    if both.empty:
+        raise InputError(f"{name}: the reports share no item; evaluate both with the same seed")
+    differ = both[both["answer"] != both["answer_other"]]
+    if not differ.empty:
+        first = differ.iloc[0]
+        raise InputError(
+            f"{name}: the answer of item {first['id']!r} is {first['answer']!r} in one report and "
+            f"{first['answer_other']!r} in the other: compare reports of the same task"
+        )
+    done = both[both["correct"].notna() & both["correct_other"].notna()]
+    return done, len(both) - len(done)
+
+
+def _verdicts(report: Report) -> pd.DataFrame:
+    """An item a row: its answer, and its mean share of right answers, NaN if all failed."""
+    columns = ["id", "answer", "correct", "error"]
+    rows = report.rows
+    missing = [column for column in columns if column not in rows]
+    if missing:
+        raise InputError(f"a report without {', '.join(missing)}: give what `evaluate` returns")
+    key = ["id", "run"] if "run" in rows else ["id"]
+    twice = rows["id"][rows.duplicated(key)]
+    if not twice.empty:
+        raise InputError(f"a report with item {twice.iloc[0]!r} twice: each id must stand for one")
+    right = rows["correct"].astype(float).where(rows["error"].isna())
+    found = rows.assign(correct=right).groupby("id", sort=False)
+    return found.agg(answer=("answer", "first"), correct=("correct", "mean")).reset_index()

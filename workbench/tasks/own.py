@@ -1,0 +1,153 @@
+"""A user's own problems as a task: rows of a question and its right answer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from workbench import answers
+from workbench.answers.choices import LETTERS
+from workbench.answers.reading import expression
+from workbench.errors import InputError
+from workbench.tasks.generated import Generated, shuffled
+from workbench.tasks.rows import Row, name_of, rows_of, text_of
+from workbench.tiny import stories
+from workbench.types import Grade, Item, Sampling
+
+__all__ = ["OwnTask"]
+
+SAMPLING: dict[answers.Style, Sampling] = {
+    "gsm8k": Sampling(max_tokens=400, stop=("\nQuestion:",)),
+    "choice": Sampling(max_tokens=16, stop=("\n",)),
+    "exact": Sampling(max_tokens=64, stop=("\n",)),
+    "label": Sampling(max_tokens=16, stop=("\n",)),
+}
+"""Room for the answer alone, but for worked ones; a model that reasons needs more."""
+NEEDS: dict[answers.Style, str] = {
+    "gsm8k": "a number or an expression alone",
+    "choice": "one of ",
+    "exact": "a text without think tags and marks such as ####",
+    "label": "one of ",
+}
+
+
+class OwnTask(Generated):
+    """`item.fields`: `question` and, where its column is named, `solution`.
+
+    A row's answer is kept as the grader reads it: "$1,080.00" is 1080, "true" the label "True".
+
+    Args:
+        source: a .jsonl, .json or .csv file, a pandas DataFrame, a Hugging Face `Dataset`, or a
+            list of dicts.
+        question, answer, id, solution: names of columns. Without `id` an item is "row 7" by its
+            place (from 0); a `solution` is what worked examples show in place of the answer.
+        style: what the answer is: a number or an expression ("gsm8k"), a letter ("choice"), a
+            text ("exact") or one of the labels ("label").
+        labels: for "label" what to choose from, for "choice" the letters (A to J by default).
+        examples: rows with the same columns for `shots`; no question may be in both.
+        instruction: a line after every question.
+        name: what the task is called; None is the file's name.
+        sampling: how an answer is asked for; by default with room for what the style needs.
+
+    Raises:
+        InputError: a file or a row is not what it should be; the message says which.
+    """
+
+    end = "\n\n"
+
+    def __init__(
+        self, source: object, *, question: str = "question", answer: str = "answer",
+        style: answers.Style = "gsm8k", labels: Sequence[str] = (), id: str | None = None,  # noqa: A002
+        solution: str | None = None, examples: object = None, instruction: str = "",
+        name: str | None = None, sampling: Sampling | None = None,
+    ) -> None:  # fmt: skip
+        answers.extract("", style, labels=labels)  # refuses a style or labels that cannot be
+        if style in {"choice", "label"}:
+            self.labels = tuple(f" {label.strip()}" for label in labels or LETTERS)
+        self.name = name or (Path(source).stem if isinstance(source, str | Path) else "own")
+        self.reads, self.sampling = style, sampling or SAMPLING[style]
+        self._columns, self._instruction = (question, answer, id, solution), instruction
+        self._rows = self._read(rows_of(source))
+        self._examples = () if examples is None else self._read(rows_of(examples, "examples"))
+        self.count = len(self._rows)
+        asked = {item.fields["question"] for item in self._rows}
+        if both := [row for item in self._examples if (row := item.fields["question"]) in asked]:
+            raise InputError(
+                f"{self.name}: {len(both)} questions of examples are asked too, such as "
+                f"{both[0]!r:.80}: leave them out on one side, or their answers would be shown"
+            )
+
+    def stream(self, rng: random.Random, *, held_out: bool) -> Iterator[Item]:
+        rows = self._rows if held_out else self._examples
+        if not rows:
+            raise InputError(
+                f"{self.name} has no worked examples to show: give examples=, rows with the same "
+                "columns, or ask for shots=0"
+            )
+        for at in shuffled(len(rows), rng):
+            yield rows[at] if held_out else replace(rows[at], id=f"example {rows[at].id}")
+
+    def ask(self, item: Item) -> str:
+        return stories.asked(self.question(item))
+
+    def question(self, item: Item) -> str:
+        return "\n".join(filter(None, (item.fields["question"], self._instruction)))
+
+    def answer(self, item: Item) -> str:
+        return f" {item.fields.get('solution') or _written(item.answer, self.reads)}"
+
+    def _read(self, rows: Sequence[Row]) -> tuple[Item, ...]:
+        places: dict[str, str] = {}
+        items = []
+        for number, row in enumerate(rows):
+            item = self._item(row, number)
+            if item.id in places:
+                raise InputError(
+                    f"{row[0]}: {self._columns[2]}={item.id!r:.60} is that of {places[item.id]} "
+                    "too; give each row an id of its own"
+                )
+            places[item.id] = row[0]
+            items.append(item)
+        return tuple(items)
+
+    def _item(self, row: Row, number: int) -> Item:
+        question, answer, key, solution = self._columns
+        fields = {"question": text_of(row, question).strip()}
+        if solution is not None:
+            fields["solution"] = text_of(row, solution).strip()
+        name = f"row {number}" if key is None else _told(row, key)
+        return Item(id=name, fields=fields, answer=self._gold(row, answer))
+
+    def _gold(self, row: Row, column: str) -> str:
+        """The right answer as it is read, if a response can give it at all."""
+        gold = _told(row, column)
+        try:
+            response = _written(gold, self.reads)
+            verdict = answers.grade(response, gold, self.reads, labels=self.labels)
+        except InputError:
+            verdict = Grade(None, None, parsed=False)
+        if not verdict.correct or verdict.extracted is None:
+            one_of = ", ".join(label.strip() for label in self.labels)
+            raise InputError(
+                f"{row[0]}: {column}={gold!r:.60} must be {NEEDS[self.reads]}{one_of} in the style "
+                f"{self.reads!r}; mend the row or give another style"
+            )
+        return verdict.extracted
+
+
+def _told(row: Row, column: str) -> str:
+    """A text or a number that every row must have, as text."""
+    number = None if isinstance(row[1].get(column), str) else name_of(row, column)
+    return number or text_of(row, column).strip()
+
+
+def _written(answer: str, style: answers.Style) -> str:
+    """A right answer as a response states it."""
+    if style != "gsm8k":
+        return answer
+    line = f"#### {answer}"
+    # Points, intervals and the like are read out of a box only.
+    boxed = answers.extract(line) is None and expression(answer)
+    return rf"\boxed{{{answer}}}" if boxed else line
