@@ -30,12 +30,15 @@ from workbench.agents import (
 )  # fmt: skip
 from workbench.agents.majority_vote import cluster
 from workbench.agents.rounds import MOST
-from workbench.comparison import load
+from workbench.comparison import comparison, load
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
 from workbench.evaluation import Evaluation, evaluate
+from workbench.plots import new_figure
+from workbench.plots.agents import plot_costs, plot_samples
+from workbench.scaling import by_samples
 from workbench.tasks import Sums, WordProblems
-from workbench.types import Completion, Sampling
+from workbench.types import Completion, Item, Sampling
 
 COUNT = 12
 
@@ -118,6 +121,30 @@ def test_majority_vote_samples_all_items_in_one_call(plain: VLLMEngine, calls: l
     one = report.trace[report.trace["id"] == report.rows["id"][0]]
     assert report.rows["text"][0] in set(one["text"])
     assert report.rows["completion_tokens"][0] == one["completion_tokens"].sum()
+
+
+def test_fewer_samples_of_a_vote_are_a_vote(plain: VLLMEngine) -> None:
+    task = WordProblems()
+    report = evaluate(task, plain, MajorityVote(samples=4), count=COUNT)
+    curve = by_samples(task, report, (1, 2, 4))
+    assert list(curve["samples"]) == [1, 2, 4]
+    assert curve["accuracy"].tolist()[-1] == report.summary[0].value
+    firsts = report.trace[report.trace["sample"] == 0].set_index("id")["text"]
+    answers = report.rows.set_index("id")["answer"]
+    items = [Item(str(key), {}, answer) for key, answer in answers.items()]
+    alone = [bool(task.grade(item, firsts[item.id]).correct) for item in items]
+    assert curve["accuracy"][0] == np.mean(alone)
+    assert curve["tokens"].is_monotonic_increasing
+    assert curve["tokens"].tolist()[-1] == report.rows["completion_tokens"].mean()
+    figure, (samples, costs) = new_figure(2)
+    plot_samples(samples, curve)
+    plot_costs(costs, comparison({"vote": report}))
+    figure.draw_without_rendering()
+    for counts in ((), (0, 1), (1, 5)):
+        with pytest.raises(InputError, match="from 1 to 4"):
+            by_samples(task, report, counts)
+    with pytest.raises(InputError, match="counts="):
+        by_samples(Sums(), evaluate(Sums(), plain, twice, count=2), (1,))
 
 
 def test_best_of_n_takes_what_the_verifier_trusts(plain: VLLMEngine) -> None:

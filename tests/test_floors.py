@@ -28,6 +28,7 @@ FLOORS = {
     "evaluation": 4,
     "icm": 4,
     "runner": 4,
+    "scaling": 4,
     "suite": 4,
     "throughput": 4,
     "batch": 4,
