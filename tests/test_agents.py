@@ -413,6 +413,7 @@ def test_agents_by_name() -> None:
     assert open_agent(twice) is twice
     assert named(twice) == "twice"
     assert named(standard) == "standard"
+    assert named(BestOfN(4)) == "BestOfN(samples=4, temperature=0.8)"  # the same in each process
     assert named(MajorityVote(4)) == "MajorityVote(samples=4, temperature=0.8)"
     assert set(AGENTS) == {"standard", "majority_vote", "best_of_n", "self_refine"}
     with pytest.raises(InputError, match="did you mean 'majority_vote'"):

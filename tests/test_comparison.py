@@ -19,7 +19,7 @@ from workbench.errors import InputError
 from workbench.evaluation import accuracy
 from workbench.suite import run_suite
 from workbench.tasks import Sums
-from workbench.types import Engine, Report, Usage
+from workbench.types import Engine, Report, Sampling, Usage
 
 
 def report(*runs: Sequence[bool | None]) -> Report:
@@ -147,6 +147,7 @@ def test_a_suite_goes_on_where_it_stopped(plain: VLLMEngine, tmp_path: Path) -> 
 def test_a_suite_of_other_settings_is_refused(plain: VLLMEngine, tmp_path: Path) -> None:
     run_suite(Sums(), plain, ["standard"], folder=tmp_path, count=3)
     others: list[dict[str, Any]] = [{"count": 4}, {"count": 3, "seed": 1}, {"count": 3, "shots": 1}]
+    others.append({"count": 3, "sampling": Sampling(max_tokens=3)})
     for settings in others:
         with pytest.raises(InputError, match="give this suite another name"):
             run_suite(Sums(), plain, ["standard"], folder=tmp_path, **settings)

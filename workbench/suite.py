@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,7 +86,8 @@ def _known(target: Path, settings: Mapping[str, Any], task: Task, engine: Engine
         "task": task.name,
         "model": info.model,
         "revision": info.revision,
-        **{k: v for k, v in settings.items() if k != "sampling" and v is not None},
+        **{k: v for k, v in settings.items() if v is not None},
+        "sampling": asdict(settings.get("sampling") or task.sampling),
     }
     told = {**report.provenance["engine"], **report.provenance}
     for name, value in json.loads(json.dumps(wanted, default=str)).items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from workbench.agents.majority_vote import check_samples, sampled
 from workbench.agents.program import Answer, Case, Program, Score
@@ -36,7 +36,7 @@ class BestOfN:
 
     samples: int = 8
     temperature: float = 0.8
-    verify: Callable[[Case, str], Score] = yes_or_no
+    verify: Callable[[Case, str], Score] = field(default=yes_or_no, repr=False)
 
     def __post_init__(self) -> None:
         check_samples(self.samples, self.temperature)
