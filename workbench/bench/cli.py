@@ -116,7 +116,7 @@ def icm(
 def accuracy(
     part: Annotated[
         list[str] | None,
-        typer.Option(help="Only this part, may be given again (default: all, in ten minutes)."),
+        typer.Option(help="Only this part, may be given again (default: all, in half an hour)."),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each speed.")] = 3,
     out: Out = None,

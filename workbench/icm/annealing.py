@@ -94,7 +94,8 @@ class Annealing:
         if len({label for label in labels if label is not None}) == 1:
             notes.append("the search has given all claims the same label")
         if None in labels:
-            notes.append(f"{labels.count(None)} claims have no label: give more n_iterations")
+            remedy = "give more n_iterations or a lower alpha"
+            notes.append(f"{labels.count(None)} claims have no label: {remedy}")
         shown = len(claims) - labels.count(None) - 1
         if self._order.oracle.capacity < shown:
             notes.append(

@@ -1,0 +1,34 @@
+"""`workbench bench accuracy`: each part measures what it says, in small."""
+
+from __future__ import annotations
+
+import pytest
+
+from workbench.bench import accuracy
+from workbench.engines.vllm import VLLMEngine
+from workbench.errors import InputError
+
+
+def quietly(text: str) -> None:
+    """Nobody listens."""
+
+
+def test_an_unknown_part_is_named() -> None:
+    with pytest.raises(InputError, match="part='speed': give some of grading, votes"):
+        accuracy.measure(["speed"], 1, quietly)
+
+
+def test_grading_counts_what_it_graded() -> None:
+    speed, hostile = accuracy._grading(quietly, count=200, repeats=2)
+    assert speed.low is not None
+    assert 0 < speed.low <= speed.value
+    assert hostile.value > 2.5  # the limit was reached, and what follows was graded
+
+
+def test_agents_are_measured_together_and_apart(plain: VLLMEngine) -> None:
+    (votes,) = accuracy._votes(plain, 1, quietly, count=2)
+    (refine,) = accuracy._refine(plain, 1, quietly, count=4)
+    assert votes.value > 1
+    assert refine.value > 1
+    (gain,) = accuracy._gain(plain, 1, quietly, count=20)
+    assert gain.runs == 20
