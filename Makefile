@@ -46,6 +46,7 @@ bench-peers: setup ## measure against other projects, in an environment of their
 	test -x .venv-peers/bin/lm_eval || \
 	  ($(PYTHON) -m venv .venv-peers && .venv-peers/bin/pip install --quiet "lm-eval[api]==0.4.13")
 	$(WORKBENCH) bench client --peers .venv-peers
+	$(WORKBENCH) bench accuracy --peers .venv-peers
 
 ##@ Checks
 lint: setup ## style, types, and the hygiene of the notebooks

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from workbench.batch import generate_file
 from workbench.cli import app
+from workbench.cli.evaluate import _batch
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
 from workbench.types import Sampling
@@ -152,10 +153,29 @@ def test_eval_prints_and_keeps_a_report(kept: VLLMEngine, tmp_path: Path) -> Non
         (["sums", "--engine", "transformers", "-o", "batch_size=0"], "batch_size=0"),
         (["sums", "--agent", "majority"], "did you mean 'majority_vote'"),
         (["sums", "--column", "question"], "--column 'question' must be NAME=VALUE"),
+        (["sums", "--batch-size", "0"], "--batch-size '0': give a whole number from 1, or auto"),
+        (["sums", "--engine", "transformers", "--batch-size", "some"], "--batch-size 'some'"),
     ):
         failed = run(app, ["eval", "--task", *wrong])
         assert failed.exit_code == 2
         assert message in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("engine", "size", "options"),
+    [
+        ("vllm", "16", {"max_num_seqs": 16}),
+        ("auto", "16", {"max_num_seqs": 16}),
+        ("transformers", "16", {"batch_size": 16}),
+        ("remote", "16", {"max_concurrency": 16}),
+        ("transformers", "auto", {}),
+        ("vllm", None, {}),
+    ],
+)
+def test_a_batch_size_is_the_engines_own_option(
+    engine: str, size: str | None, options: dict[str, int]
+) -> None:
+    assert _batch(size, engine) == options
 
 
 def test_eval_of_all_agents_is_kept_and_compared(

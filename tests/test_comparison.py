@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -58,6 +59,16 @@ def test_each_report_is_compared_with_the_first() -> None:
     assert (better["n"], better["runs"], better["prompt_tokens"], better["seconds"]) == (
         100, 1, 1000, 1.5
     )  # fmt: skip
+
+
+def test_speed_is_compared_where_all_was_computed() -> None:
+    slow = report(BAD)
+    fast = replace(slow, usage=Usage(seconds=0.5))
+    known = replace(slow, usage=Usage(seconds=0.1, from_store=1))
+    table = comparison({"slow": slow, "fast": fast, "known": known}).set_index("name")
+    assert table["speedup"].isna().tolist() == [True, False, True]
+    assert table.loc["fast", "speedup"] == 3
+    assert comparison({"known": known, "fast": fast}).get("speedup") is None
 
 
 def test_holm_goes_by_the_order_of_the_p_values() -> None:

@@ -71,7 +71,8 @@ def comparison(reports: Mapping[str, Report]) -> pd.DataFrame:
         A row a report: name; accuracy, low, high (95 %), n, n_failed, n_unparsed; runs; difference
         to the first, difference_low, difference_high, p, and p_holm for all of them together
         (Holm 1979); detectable, the smallest difference that 4 of 5 such samples would show at the
-        level of 5 %; prompt_tokens and completion_tokens, where the rows have them; seconds.
+        level of 5 %; prompt_tokens and completion_tokens, where the rows have them; seconds, and
+        speedup, how many times faster than the first, where neither had answers from a store.
 
     Raises:
         InputError: no reports, or as `compare`.
@@ -106,6 +107,8 @@ def _facts(name: str, report: Report) -> dict[str, Any]:
 def _versus(report: Report, first: Report, name: str) -> dict[str, float]:
     apart = compare(report, first, name)
     facts = {"difference": apart.value, "difference_low": apart.low, "difference_high": apart.high}
+    if not report.usage.from_store and not first.usage.from_store and report.usage.seconds:
+        facts["speedup"] = first.usage.seconds / report.usage.seconds
     if not apart.n:
         return {**facts, "p": NAN, "detectable": NAN}
     error = (apart.high - apart.low) / 2 / Z

@@ -119,10 +119,14 @@ def accuracy(
         typer.Option(help="Only this part, may be given again (default: all, in half an hour)."),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each speed.")] = 3,
+    peers: Annotated[
+        Path | None, typer.Option(help="An environment with lm-evaluation-harness: only that.")
+    ] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Grading, agents in batches against loops, what a vote gains, resuming."""
-    from workbench.bench.accuracy import measure
+    """Grading, agents in batches against loops, what a vote gains, resuming; or against lm-eval."""
+    from workbench.bench import accuracy, harness
 
-    show(measure(part or (), repeats, say), out, as_json=as_json)
+    rows = harness.measure(peers, say) if peers else accuracy.measure(part or (), repeats, say)
+    show(rows, out, as_json=as_json)

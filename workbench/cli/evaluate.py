@@ -43,7 +43,9 @@ def evaluate_task(  # noqa: PLR0917  # a command's arguments are its options
     shots: Annotated[int, typer.Option(min=0, help="Solved examples before each item.")] = 0,
     chat: Annotated[bool, typer.Option(help="Through the model's chat template.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the items.")] = 0,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Prompts at once.")] = None,
+    batch_size: Annotated[
+        str | None, typer.Option(metavar="N|auto", help="Prompts at once.")
+    ] = None,
     column: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Of a file: question, answer, style, labels, …"),
@@ -70,8 +72,7 @@ def evaluate_task(  # noqa: PLR0917  # a command's arguments are its options
     if agent == "all" and not chat:
         styles = ["completion", "chat"]
     options = engine_options(option)
-    if batch_size is not None:
-        options["max_num_seqs" if engine in {"vllm", "auto"} else "batch_size"] = batch_size
+    options |= _batch(batch_size, engine)
     folder = run_dir() / "eval" / name if name else None
     settings: dict[str, Any] = {"count": count, "num_runs": num_runs, "seed": seed, "shots": shots}
     kept = None if store == "none" else store
@@ -83,6 +84,16 @@ def evaluate_task(  # noqa: PLR0917  # a command's arguments are its options
         _show_all(reports, out, as_json=as_json)
     if folder:
         say(f"the reports are in {folder}; compare them: workbench compare {folder}/*")
+
+
+def _batch(size: str | None, engine: str) -> dict[str, Any]:
+    """The engine's own option for so many prompts at once."""
+    if size is None or size == "auto":  # what every engine does unasked
+        return {}
+    if not size.isdecimal() or int(size) < 1:
+        raise InputError(f"--batch-size {size!r}: give a whole number from 1, or auto")
+    names = {"transformers": "batch_size", "remote": "max_concurrency"}
+    return {names.get(engine, "max_num_seqs"): int(size)}
 
 
 def _show_one(task: Task, report: Report, out: Path | None, *, as_json: bool) -> None:
