@@ -37,7 +37,7 @@ from workbench.evaluation import Evaluation, evaluate
 from workbench.plots import new_figure
 from workbench.plots.agents import plot_costs, plot_samples
 from workbench.scaling import by_samples
-from workbench.tasks import Sums, WordProblems
+from workbench.tasks import OwnTask, Sums, WordProblems
 from workbench.types import Completion, Item, Sampling
 
 COUNT = 12
@@ -77,11 +77,15 @@ def test_standard_is_a_plain_call(plain: VLLMEngine, calls: list[int]) -> None:
 
 
 def test_equal_answers_are_one_vote() -> None:
-    assert cluster(["18", "7", None, "18.0", "$18", "1,000", "1000", "7"]) == [
-        [0, 3, 4], [1, 7], [5, 6]
-    ]  # fmt: skip
-    assert cluster([r"\frac{1}{2}", "0.5", r"\sqrt{2}", "x", r"\sqrt{2}"]) == [[0, 1], [2, 4], [3]]
-    assert cluster([None]) == []
+    task = WordProblems()
+    item = task.items(1)[0]
+    numbers = [f"#### {n}" for n in ("18", "7", "", "18.0", "$18", "1,000", "1000", "7")]
+    assert cluster(task, item, numbers) == [[0, 3, 4], [1, 7], [5, 6]]
+    forms = [rf"\boxed{{{f}}}" for f in (r"\frac{1}{2}", "0.5", r"\sqrt{2}", "x", r"\sqrt{2}")]
+    assert cluster(task, item, forms) == [[0, 1], [2, 4], [3]]
+    assert cluster(task, item, ["?"]) == []
+    texts = OwnTask([{"question": "Where?", "answer": "US"}], style="exact")
+    assert cluster(texts, texts.items(1)[0], ["US", "us", "US"]) == [[0, 2], [1]]
 
 
 def answering(*answers: str) -> Callable[[Case, MajorityVote], Answer]:
@@ -181,8 +185,50 @@ def test_self_refine_stops_where_nothing_changes() -> None:
     assert (better.text, better.notes) == ("#### 4", {"revisions": 2, "changed": True})
     lost = refined("#### 3", "wrong", "I cannot tell")
     assert (lost.text, lost.notes["revisions"]) == ("#### 3", 1)
+    read = refined("no idea", "wrong", "#### 4", "fine", "#### 4")
+    assert (read.text, read.notes["changed"]) == ("#### 4", True)
     ended = refined("#### 1", "no", "#### 2", "no", "#### 3", rounds=2)
     assert (ended.text, ended.notes["revisions"]) == ("#### 3", 2)
+
+
+def test_second_thoughts_have_room_where_answers_are_short() -> None:
+    task = Sums()
+    case = Case(task, task.items(1)[0], "Q", task.sampling)
+    program = SelfRefine()(case)
+    assert next(program) == Ask("Q")
+    critique = program.send(Completion(text=" 3", finish_reason="stop"))
+    assert isinstance(critique, Ask)
+    assert critique.sampling is not None
+    assert critique.sampling.max_tokens > task.sampling.max_tokens == 8
+    assert "\n" not in critique.sampling.stop
+
+
+def verified(*scores: Any) -> Answer:
+    """What best of two different samples is, by these scores of them, in turn or at once."""
+    case = sums(1)[0]
+    program = BestOfN(samples=2)(case)
+    next(program)
+    samples = [Completion(text=text, finish_reason="stop") for text in ("one", "two")]
+    try:
+        program.send(replace(samples[0], _samples=tuple(samples)))
+        for score in scores:
+            if isinstance(score, EngineError):
+                program.throw(score)
+            else:
+                program.send(score)
+    except StopIteration as stop:
+        return cast("Answer", stop.value)
+    raise AssertionError("goes on")
+
+
+def test_a_sample_that_cannot_be_verified_is_not_taken() -> None:
+    none, sure = (-np.inf, -np.inf), (-0.1, -3.0)
+    assert verified([none, sure]).text == "two"
+    lost = EngineError("too long")
+    found = verified(lost, lost, sure)
+    assert (found.text, found.notes["failed"]) == ("two", 1)
+    with pytest.raises(EngineError, match="too long"):
+        verified(lost, lost, lost)
 
 
 def test_a_case_goes_on_as_text_or_as_a_chat() -> None:
@@ -271,10 +317,44 @@ def returns_a_number(case: Case) -> Program:
     return 7  # type: ignore[return-value]
 
 
+def notes_are_none(case: Case) -> Program:
+    yield Ask(case.prompt)
+    return Answer("7", None)  # type: ignore[arg-type]
+
+
+def notes_hold_a_list(case: Case) -> Program:
+    yield Ask(case.prompt)
+    return Answer("7", {"all": [7]})  # type: ignore[dict-item]
+
+
+def exits(case: Case) -> Program:
+    yield Ask(case.prompt)
+    raise SystemExit(3)
+
+
+def cannot_be_stopped(case: Case) -> Program:
+    while True:
+        try:
+            yield Ask(case.prompt)
+        except BaseException:  # noqa: BLE001 - what users write
+            continue
+
+
+def yields_no_text(case: Case) -> Program:
+    yield Ask([{"role": "user", "content": object()}])  # type: ignore[dict-item]
+    return ""
+
+
+def refused_by_the_engine(case: Case) -> Program:
+    yield Ask(case.prompt, Sampling(regex="("))
+    return ""
+
+
 def no_generator(case: Case) -> Program:
     return "text"  # type: ignore[return-value]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # never stopped
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
@@ -288,6 +368,12 @@ def no_generator(case: Case) -> Program:
         (yields_equal_labels, "' a'"),
         (returns_a_number, "returned 7"),
         (no_generator, "is no generator"),
+        (notes_are_none, "returned notes=None"),
+        (notes_hold_a_list, "returned notes={'all': [7]}"),
+        (exits, "raised SystemExit"),
+        (cannot_be_stopped, f"did not end within {MOST} rounds"),
+        (yields_no_text, "content"),
+        (refused_by_the_engine, "regex"),
     ],
 )
 def test_a_bad_agent_costs_its_own_row_only(bad: Agent, said: str, plain: VLLMEngine) -> None:
@@ -299,6 +385,30 @@ def test_a_bad_agent_costs_its_own_row_only(bad: Agent, said: str, plain: VLLMEn
     assert said in (outcomes[1].error or "")
     good = advance(standard, cases, plain)
     assert [outcomes[i].answer for i in (0, 2)] == [good[i].answer for i in (0, 2)]
+
+
+def test_a_chat_that_a_program_lengthens_is_its_own(plain: VLLMEngine) -> None:
+    def longer(case: Case) -> Program:
+        turns: Any = case.prompt
+        answer = yield Ask(turns)
+        turns += [{"role": "assistant", "content": answer.text}]
+        turns += [{"role": "user", "content": "Sure?"}]
+        final = yield Ask(turns)
+        return str(final.text)
+
+    report = evaluate(Sums(), plain, longer, count=2, num_runs=2, style="chat")
+    lengths = report.trace["prompt"].map(lambda prompt: len(json.loads(prompt)))
+    assert lengths.tolist() == [1, 3] * 4
+
+
+def test_what_the_engine_refuses_altogether_is_told_at_once(plain: VLLMEngine) -> None:
+    with pytest.raises(InputError, match="regex"):
+        advance(refused_by_the_engine, sums(2), plain)
+
+
+def test_an_agent_is_no_class() -> None:
+    with pytest.raises(InputError, match=r"give one of it, MajorityVote\(\)"):
+        open_agent(cast("Agent", MajorityVote))
 
 
 def test_a_failed_call_is_raised_in_its_program(plain: VLLMEngine) -> None:

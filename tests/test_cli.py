@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,13 @@ def test_eval_of_all_agents_is_kept_and_compared(
     assert compared.exit_code == 0, compared.output
     assert compared.stdout.startswith("name ")
     assert len((out / "comparison.csv").read_text().splitlines()) == 4
+    twice = run(app, ["compare", str(folders[0]), str(folders[0])])
+    assert "given twice" in twice.stderr
+    elsewhere = tmp_path / "eval" / "other" / folders[0].name
+    shutil.copytree(folders[0], elsewhere)
+    both = run(app, ["compare", str(folders[0]), str(elsewhere), "--json"])
+    names = [row["name"] for row in json.loads(both.stdout)]
+    assert names == [f"mine/{folders[0].name}", f"other/{folders[0].name}"]
     lost = run(app, ["compare", str(tmp_path / "nowhere")])
     assert lost.exit_code == 2
     assert "holds no report" in lost.stderr

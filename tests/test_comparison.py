@@ -13,13 +13,14 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest, ttest_rel
 
-from workbench.agents import Agent, MajorityVote, standard
+from workbench.agents import Agent, Case, MajorityVote, Program, SelfRefine, standard
 from workbench.comparison import compare, compare_p, comparison, load
+from workbench.engines.base import failure
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
 from workbench.evaluation import accuracy
 from workbench.suite import run_suite
-from workbench.tasks import Sums
+from workbench.tasks import OwnTask, Sums
 from workbench.types import Engine, Report, Sampling, Usage
 
 
@@ -59,6 +60,18 @@ def test_each_report_is_compared_with_the_first() -> None:
     assert (better["n"], better["runs"], better["prompt_tokens"], better["seconds"]) == (
         100, 1, 1000, 1.5
     )  # fmt: skip
+
+
+def test_few_items_prove_little() -> None:
+    one, two = report([True, True], [False, False]), report([True, True], [True, True])
+    table = comparison({"one": one, "two": two})
+    row = table.iloc[1]
+    assert row["difference"] == 0.5
+    assert row["difference_low"] < 0.4
+    assert row["p"] == 0.5  # two of two signs
+    assert row["detectable"] > 0.5
+    same = comparison({"first": report(GOOD), "same": report(GOOD)})
+    assert same["detectable"][1] == 6 / 100  # fewer cannot show at all
 
 
 def test_speed_is_compared_where_all_was_computed() -> None:
@@ -121,7 +134,7 @@ def test_items_that_failed_are_left_out_and_told() -> None:
 
 
 def test_reports_that_cannot_be_compared() -> None:
-    with pytest.raises(InputError, match="reports is empty"):
+    with pytest.raises(InputError, match="give some by name"):
         comparison({})
     other = report(BAD)
     other.rows["id"] = "another " + other.rows["id"]
@@ -159,13 +172,51 @@ def test_a_suite_of_other_settings_is_refused(plain: VLLMEngine, tmp_path: Path)
     run_suite(Sums(), plain, ["standard"], folder=tmp_path, count=3)
     others: list[dict[str, Any]] = [{"count": 4}, {"count": 3, "seed": 1}, {"count": 3, "shots": 1}]
     others.append({"count": 3, "sampling": Sampling(max_tokens=3)})
+    others += [{}, {"count": 3, "num_runs": 2}]
     for settings in others:
         with pytest.raises(InputError, match="give this suite another name"):
             run_suite(Sums(), plain, ["standard"], folder=tmp_path, **settings)
-    info = SimpleNamespace(model="another", revision="1")
+    mine = [{"question": f"{n}+1?", "answer": n + 1} for n in range(3)]
+    run_suite(OwnTask(mine, name="sums"), plain, ["standard"], folder=tmp_path / "own")
+    mine[0]["answer"] = 2
+    with pytest.raises(InputError, match="items="):
+        run_suite(OwnTask(mine, name="sums"), plain, ["standard"], folder=tmp_path / "own")
+    info = replace(plain.info, model="another", revision="1")
     other = cast("Engine", SimpleNamespace(info=info))
     with pytest.raises(InputError, match="model="):
         run_suite(Sums(), other, ["standard"], folder=tmp_path, count=3)
+
+
+def test_a_suite_asks_again_what_failed(
+    plain: VLLMEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run_suite(Sums(), plain, ["standard"], count=3)["standard"]
+    with monkeypatch.context() as down:
+        gone = [failure("the server went away")] * 3
+        down.setattr(plain, "generate", lambda *_, **__: gone)
+        lost = run_suite(Sums(), plain, ["standard"], folder=tmp_path, count=3)["standard"]
+    assert lost.summary[0].n_failed == 3
+    again = run_suite(Sums(), plain, ["standard"], folder=tmp_path, count=3)["standard"]
+    assert again.summary == whole.summary
+    kept = run_suite(Sums(), plain, ["standard"], folder=tmp_path, count=3)["standard"]
+    assert kept.summary == whole.summary
+    assert len(kept.trace) == 3
+
+
+def test_any_agents_name_is_a_folders(plain: VLLMEngine, tmp_path: Path) -> None:
+    agent = SelfRefine(rounds=1, critique="Look/again " * 40)
+    for _ in range(2):
+        found = run_suite(Sums(), plain, [agent], folder=tmp_path, count=2)
+    assert list(found) == [repr(agent)]
+    (folder,) = tmp_path.iterdir()
+    assert len(folder.name) < 80
+
+    class Nameless:
+        def __call__(self, case: Case) -> Program:
+            return standard(case)
+
+    with pytest.raises(InputError, match="has no name that stays"):
+        run_suite(Sums(), plain, [Nameless()], folder=tmp_path, count=2)
 
 
 @pytest.mark.parametrize(

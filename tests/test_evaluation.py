@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
+from workbench.agents import Answer, Ask, Case, Program
 from workbench.comparison import compare, compare_p
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
 from workbench.evaluation import accuracy, accuracy_by, evaluate
 from workbench.stats import paired_shares, proportion
 from workbench.tasks import Claims, Sums
-from workbench.types import Item, Report, Usage
+from workbench.types import Grade, Item, Report, Sampling, Usage
 
 
 def test_the_wilson_interval_is_the_published_one() -> None:
@@ -63,6 +65,71 @@ def test_a_task_has_items_of_different_ids(plain: VLLMEngine) -> None:
     item = Sums().items(1)[0]
     with pytest.raises(InputError, match="has 2 items 'a': give each an id"):
         evaluate(Chosen(replace(item, id="b"), replace(item, id="a"), replace(item, id="a")), plain)
+
+
+class Raising(Sums):
+    """A grader that one item is too much for."""
+
+    bad = ""
+
+    def grade(self, item: Item, text: str) -> Grade:
+        if item.answer == self.bad:
+            raise KeyError("units")
+        return super().grade(item, text)
+
+
+def test_a_grader_that_raises_costs_its_own_row_only(plain: VLLMEngine) -> None:
+    task = Raising()
+    task.bad = Sums().items(5)[2].answer
+    report = evaluate(task, plain, count=5)
+    assert report.summary[0].n_failed == (report.rows["answer"] == task.bad).sum() > 0
+    assert report.rows["error"][2] == "the task's grader raised KeyError: 'units'"
+
+
+def test_rows_keep_their_own_columns_and_can_be_saved(plain: VLLMEngine, tmp_path: Path) -> None:
+    def agent(case: Case) -> Program:
+        answer = yield Ask(case.prompt)
+        odd = int(case.item.answer) % 2
+        notes: dict[str, Any] = {"id": "x", "run": 7, "kind": "odd" if odd else 2}
+        return Answer(f"\ud83d {answer.text}", notes)
+
+    items = Sums().items(6)
+    report = evaluate(Sums(), plain, agent, count=6)
+    assert report.rows["id"].tolist() == [item.id for item in items]
+    assert report.rows["run"].eq(0).all()
+    assert set(report.rows["kind"]) == {"odd", "2"}
+    saved = report.save(tmp_path / "report")
+    assert pd.read_parquet(saved / "rows.parquet")["text"].str.startswith("? ").all()
+
+
+def test_a_task_goes_by_its_name(plain: VLLMEngine) -> None:
+    assert evaluate("sums", plain, count=2).provenance["task"] == "sums"
+    with pytest.raises(InputError, match="did you mean 'sums'"):
+        evaluate("sum", plain, count=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"count": "5"}, "count='5'"),
+        ({"shots": "1"}, "shots='1'"),
+        ({"style": "completions"}, "style='completions'"),
+        ({"sampling": {"n": 1}}, "must be a workbench.Sampling"),
+        ({"seed": object()}, "seed="),
+        ({"num_runs": 0}, "num_runs=0"),
+    ],
+)
+def test_settings_are_checked(settings: dict[str, Any], said: str, plain: VLLMEngine) -> None:
+    with pytest.raises(InputError, match=said):
+        evaluate(Sums(), plain, **{"count": 2, **settings})
+
+
+def test_each_run_draws_anew_with_a_seed_too(plain: VLLMEngine) -> None:
+    hot = Sampling(max_tokens=12, temperature=1.5, seed=3)
+    report = evaluate(Sums(), plain, count=6, num_runs=2, sampling=hot)
+    first, second = (part["text"].tolist() for _, part in report.rows.groupby("run"))
+    assert first != second
+    assert first == evaluate(Sums(), plain, count=6, sampling=hot).rows["text"].tolist()
 
 
 def verdicts(answers: dict[str, bool | None]) -> Report:

@@ -30,6 +30,7 @@ FLOORS = {
     "runner": 4,
     "scaling": 4,
     "suite": 4,
+    "uncertainty": 4,
     "throughput": 4,
     "batch": 4,
     "machine": 4,

@@ -100,7 +100,9 @@ def test_reasoned_answers_end_where_their_task_stops() -> None:
     task = WordProblems()
     (item,) = task.items(1)
     assert task.grade(item, f"\n\n#### {item.answer}\n\nQuestion: 1+1?\nAnswer: 2").correct
-    assert task.grade(item, f"1+1=2\n\n#### {item.answer}").correct is None
+    # A chat writes in paragraphs, and reasons aloud where it may.
+    assert task.grade(item, f"I add.\n\n#### {item.answer}").correct
+    assert task.grade(item, f"<think>\nQuestion: how?\n</think>\n#### {item.answer}").correct
 
 
 @each

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import InputError
-from workbench.stats import Z, difference, mcnemar, paired_shares
+from workbench.evaluation import Evaluation
+from workbench.stats import Z, mcnemar, mean, paired_shares
 from workbench.types import Metric, Report, Usage
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["compare", "compare_p", "comparison", "load"]
 
 NAN = float("nan")
+SIGNS = 6
+"""Items that only one of two solves, below which McNemar's test shows nothing."""
 POWER = 0.841621
 """Standard errors between a difference that is found in 4 of 5 samples and its interval's end."""
 
@@ -29,25 +33,24 @@ def compare(report: Report, other: Report, name: str = "difference") -> Metric:
 
     Returns:
         The difference with its paired 95 % interval: of shares (see `stats.paired_shares`), or of
-        the items' means where runs differ (see `stats.difference`).
+        the items' means where runs differ (see `stats.mean`).
 
     Raises:
         InputError: the reports share no items, or are not of one task.
     """
     done, failed = _paired(report, other, name)
     single = _single(done)
-    if done.empty or (len(done) == 1 and not single):
+    if done.empty:
         return Metric(name, NAN, -1.0, 1.0, 0, n_failed=failed)
     if single:
         return paired_shares(name, done["correct"], done["correct_other"], n_failed=failed)
-    found = difference(name, done["correct"], done["correct_other"])
-    low, high = max(-1.0, found.low), min(1.0, found.high)
-    return Metric(name, found.value, low, high, found.n, n_failed=failed)
+    found = mean(name, done["correct"] - done["correct_other"], -1.0, 1.0)
+    return replace(found, n_failed=failed)
 
 
 def compare_p(report: Report, other: Report) -> float:
     """Is the difference of `compare` chance? A p-value: McNemar's exact test, or where runs differ
-    the paired t-test of the items' means.
+    the paired t-test of the items' means (the sign test where all differ by the same).
 
     Raises:
         InputError: as `compare`, or no item was answered in both.
@@ -57,10 +60,11 @@ def compare_p(report: Report, other: Report) -> float:
         raise InputError("compare_p: no item was answered in both reports")
     if _single(done):
         return mcnemar(done["correct"], done["correct_other"])
-    from scipy.stats import ttest_rel
+    from scipy.stats import binomtest, ttest_rel
 
-    if (done["correct"] == done["correct_other"]).all():
-        return 1.0
+    gains = done["correct"] - done["correct_other"]
+    if (gains == gains.iloc[0]).all():  # no spread to go by, but the signs
+        return float(binomtest(len(gains), len(gains)).pvalue) if gains.any() else 1.0
     return float(ttest_rel(done["correct"], done["correct_other"]).pvalue)
 
 
@@ -70,17 +74,17 @@ def comparison(reports: Mapping[str, Report]) -> pd.DataFrame:
     Returns:
         A row a report: name; accuracy, low, high (95 %), n, n_failed, n_unparsed; runs; difference
         to the first, difference_low, difference_high, p, and p_holm for all of them together
-        (Holm 1979); detectable, the smallest difference that 4 of 5 such samples would show at the
-        level of 5 %; prompt_tokens and completion_tokens, where the rows have them; seconds, and
-        speedup, how many times faster than the first, where neither had answers from a store.
+        (Holm 1979); detectable, about the smallest difference that 4 of 5 such samples would show
+        at the level of 5 %; prompt_tokens and completion_tokens, where the rows have them; seconds,
+        and speedup, how many times faster than the first, where neither had answers from a store.
 
     Raises:
         InputError: no reports, or as `compare`.
     """
     import pandas as pd
 
-    if not reports:
-        raise InputError("reports is empty: give some by name")
+    if not isinstance(reports, Mapping) or not reports:
+        raise InputError(f"reports={reports!r:.60}: give some by name, {{name: report}}")
     first = next(iter(reports.values()))
     rows = []
     for name, report in reports.items():
@@ -112,7 +116,10 @@ def _versus(report: Report, first: Report, name: str) -> dict[str, float]:
     if not apart.n:
         return {**facts, "p": NAN, "detectable": NAN}
     error = (apart.high - apart.low) / 2 / Z
-    return {**facts, "p": compare_p(report, first), "detectable": (Z + POWER) * error}
+    detectable = (Z + POWER) * error
+    if _single(_paired(report, first, name)[0]):
+        detectable = max(detectable, SIGNS / apart.n)
+    return {**facts, "p": compare_p(report, first), "detectable": min(1.0, detectable)}
 
 
 def _holm(values: pd.Series[float]) -> pd.Series[float]:
@@ -125,7 +132,7 @@ def _holm(values: pd.Series[float]) -> pd.Series[float]:
 
 
 def load(folder: str | Path) -> Report:
-    """A report that was saved: its `summary.json` and `rows.parquet`.
+    """A report that was saved: its `summary.json` and `rows.parquet`, and an evaluation's trace.
 
     Raises:
         InputError: one of them is not there, or is not what a report writes.
@@ -137,7 +144,11 @@ def load(folder: str | Path) -> Report:
         told = json.loads((place / "summary.json").read_text(encoding="utf-8"))
         rows = pd.read_parquet(place / "rows.parquet")
         summary = tuple(Metric(**metric) for metric in told["summary"])
-        return Report(summary, rows, Usage(**told["usage"]), told["provenance"])
+        report = Report(summary, rows, Usage(**told["usage"]), told["provenance"])
+        if not (place / "trace.parquet").exists():
+            return report
+        trace = pd.read_parquet(place / "trace.parquet")
+        return Evaluation(summary, rows, report.usage, report.provenance, trace)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{place} holds no report ({error}): give a folder that a report was saved in"

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,12 +20,13 @@ from workbench.errors import InputError
 from workbench.runs import commit
 from workbench.stats import mean, proportion
 from workbench.store import digest
+from workbench.tasks import open_task
 from workbench.types import Completion, Engine, Item, Metric, Report, Sampling, Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Evaluation", "accuracy", "accuracy_by", "evaluate"]
+__all__ = ["Evaluation", "accuracy", "accuracy_by", "asked", "evaluate"]
 
 log = logging.getLogger("workbench")
 
@@ -33,6 +34,8 @@ log = logging.getLogger("workbench")
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation(Report):
     """A `Report` with one row an item and run, and with all that was asked.
+
+    A field of an item or a note of an agent stands in the rows unless its name is taken there.
 
     Attributes:
         trace: one row for each answer to each call: id, run, round, call (its place in the round),
@@ -48,7 +51,7 @@ class Evaluation(Report):
 
 
 def evaluate(  # noqa: PLR0917  # the first six are a contract
-    task: Task,
+    task: Task | str,
     engine: Engine,
     agent: str | Agent = "standard",
     count: int | None = None,
@@ -64,9 +67,11 @@ def evaluate(  # noqa: PLR0917  # the first six are a contract
     Interrupted and called again, it goes on: what was answered is in the engine's store.
 
     Args:
+        task: a name (`tasks.TASKS`) or a file of problems, or a task as it is.
         agent: a name (`agents.AGENTS`), or an agent of one's own.
         count: items, or None for the task's own number; `seed` chooses them.
-        num_runs: times that all is done, each with other random numbers.
+        num_runs: times that all is done, each with other random numbers: with further seeds where
+            `sampling` has one.
         shots: solved examples before each item.
         sampling: how to answer; as the task says by default (greedy).
 
@@ -76,26 +81,73 @@ def evaluate(  # noqa: PLR0917  # the first six are a contract
         `rounds`, tokens, and the agent's notes.
 
     Raises:
-        InputError: the task has no items, or two of one id; there is no such agent.
+        InputError: the task has no items, or two of one id; there is no such task or agent; a value
+            is out of its range.
     """
-    import pandas as pd
-
-    chosen, sampling = open_agent(agent), sampling or task.sampling
-    _check_runs(num_runs, chosen, sampling)
-    items = _items(task, count, seed)
-    cases = [Case(task, item, task.prompt(item, shots, style), sampling) for item in items]
+    cases, provenance = asked(task, engine, agent, count, num_runs, seed, shots=shots, style=style,
+                              sampling=sampling)  # fmt: skip
+    chosen = open_agent(agent)
+    if num_runs > 1 and chosen is standard and cases[0].sampling.temperature == 0:
+        log.warning("evaluate: greedy answers are the same in all %d runs", num_runs)
     before = engine.usage
     rows: list[dict[str, Any]] = []
     trace: list[dict[str, Any]] = []
     for run in range(num_runs):
-        drawn = int.from_bytes(digest("evaluate", seed, run)[:4], "big")
-        for case, outcome in zip(cases, advance(chosen, cases, engine, seed=drawn), strict=True):
+        drawn = _drawn("evaluate", seed, run)
+        mine = [replace(case, sampling=_again(case.sampling, run)) for case in cases]
+        for case, outcome in zip(mine, advance(chosen, mine, engine, seed=drawn), strict=True):
             rows.append(_row(case, outcome, run))
             trace += [{"id": case.item.id, "run": run, **fact} for fact in _traced(outcome.trace)]
-    frame = pd.DataFrame(rows)
-    provenance = {
+    frame = _table(rows)
+    usage = engine.usage.since(before)
+    return Evaluation((accuracy(frame),), frame, usage, provenance, _table(trace))
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows as a frame that every file takes: valid Unicode, numbers or texts in a column."""
+    import pandas as pd
+
+    frame = pd.DataFrame([{name: _valid(v) for name, v in row.items()} for row in rows])
+    for name in frame.columns[[kind.kind == "O" for kind in frame.dtypes]]:
+        texts = frame[name].map(lambda value: isinstance(value, str))
+        if texts.any() and not (texts | frame[name].isna()).all():
+            frame[name] = frame[name].map(str, na_action="ignore")
+    return frame
+
+
+def _valid(value: Any) -> Any:
+    """Half a character, which a server may send, cannot be written."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+def asked(  # noqa: PLR0917  # as `evaluate`
+    task: Task | str,
+    engine: Engine,
+    agent: str | Agent = "standard",
+    count: int | None = None,
+    num_runs: int = 1,
+    seed: int = 0,
+    *,
+    shots: int = 0,
+    style: Literal["completion", "chat"] = "completion",
+    sampling: Sampling | None = None,
+) -> tuple[list[Case], dict[str, Any]]:
+    """What `evaluate` with these arguments works on, and its report's provenance."""
+    task = open_task(task) if isinstance(task, str) else task
+    sampling = sampling or task.sampling
+    if not isinstance(num_runs, int) or isinstance(num_runs, bool) or num_runs < 1:
+        raise InputError(f"num_runs={num_runs!r}: must be a whole number from 1")
+    if not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed={seed!r}: must be a whole number from 0")
+    if not isinstance(sampling, Sampling):
+        raise InputError(f"sampling={sampling!r:.60} must be a workbench.Sampling")
+    items = _items(task, count, seed)
+    cases = [Case(task, item, task.prompt(item, shots, style), sampling) for item in items]
+    told = [[case.item.id, case.prompt, case.item.answer] for case in cases]
+    return cases, {
         "task": task.name,
         "split": task.split,
+        "items": digest(told).hex()[:12],
         "count": len(items),
         "seed": seed,
         "agent": named(agent),
@@ -106,15 +158,17 @@ def evaluate(  # noqa: PLR0917  # the first six are a contract
         "engine": asdict(engine.info),
         "commit": commit(),
     }
-    usage = engine.usage.since(before)
-    return Evaluation((accuracy(frame),), frame, usage, provenance, pd.DataFrame(trace))
 
 
-def _check_runs(num_runs: object, agent: Agent, sampling: Sampling) -> None:
-    if not isinstance(num_runs, int) or isinstance(num_runs, bool) or num_runs < 1:
-        raise InputError(f"num_runs={num_runs!r}: must be a whole number from 1")
-    if num_runs > 1 and agent is standard and sampling.temperature == 0:
-        log.warning("evaluate: greedy answers are the same in all %d runs", num_runs)
+def _again(sampling: Sampling, run: int) -> Sampling:
+    """Further runs have seeds of their own."""
+    if not run or sampling.seed is None:
+        return sampling
+    return replace(sampling, seed=_drawn("sampling", sampling.seed, run))
+
+
+def _drawn(*parts: object) -> int:
+    return int.from_bytes(digest(*parts)[:4], "big")
 
 
 def _items(task: Task, count: int | None, seed: int) -> list[Item]:
@@ -131,14 +185,17 @@ def _items(task: Task, count: int | None, seed: int) -> list[Item]:
 
 def _row(case: Case, outcome: Outcome, run: int) -> dict[str, Any]:
     item, answer, error = case.item, outcome.answer, outcome.error
-    grade = case.task.grade(item, answer.text) if answer else None
+    try:
+        grade = case.task.grade(item, answer.text) if answer else None
+    except Exception as failure:  # noqa: BLE001 - a user's code, of any kind
+        grade, error = None, f"the task's grader raised {type(failure).__name__}: {failure}"
     answers = [made.result for made in outcome.trace if isinstance(made.result, Completion)]
     samples = [sample for one in answers for sample in one.samples]
+    about = {**item.fields, **(answer.notes if answer else {})}
     return {
         "id": item.id,
         "run": run,
-        **item.fields,
-        **(answer.notes if answer else {}),
+        **{name: value for name, value in about.items() if name not in {"id", "run"}},
         "answer": item.answer,
         "text": answer.text if answer else "",
         "extracted": grade and grade.extracted,
@@ -181,7 +238,7 @@ def accuracy(rows: pd.DataFrame, name: str = "accuracy") -> Metric:
     """Share of right answers among the rows that did not fail; unparsed ones are wrong.
 
     Several runs of an item are not several items: then it is the mean of the items' shares, with
-    the interval of that mean.
+    the interval of that mean; `n` counts items, `n_failed` and `n_unparsed` rows.
     """
     done = rows[rows["error"].isna()]
     missing = {"n_failed": len(rows) - len(done), "n_unparsed": int((~done["parsed"]).sum())}

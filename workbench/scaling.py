@@ -43,11 +43,13 @@ def by_samples(task: Task, report: Evaluation, counts: Sequence[int]) -> pd.Data
     rows: dict[int, list[dict[str, object]]] = {count: [] for count in counts}
     for (key, run), part in drawn:
         item = Item(str(key), {}, answers[key])
-        grades = [task.grade(item, text) for text in part["text"]]
+        texts = part["text"].tolist()
+        groups = cluster(task, item, texts)
         tokens = part["completion_tokens"].cumsum().tolist()
         for count in counts:
-            votes = cluster([grade.extracted for grade in grades[:count]])
-            won = grades[max(votes, key=len)[0] if votes else 0]
+            votes = [[place for place in group if place < count] for group in groups]
+            most = max(votes, key=len, default=[])
+            won = task.grade(item, texts[most[0] if most else 0])
             verdict = {"correct": bool(won.correct), "parsed": won.parsed, "error": None}
             rows[count].append({"id": key, "run": run, **verdict, "tokens": tokens[count - 1]})
     return pd.DataFrame(_point(count, pd.DataFrame(found)) for count, found in rows.items())

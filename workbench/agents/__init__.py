@@ -41,6 +41,8 @@ def open_agent(agent: str | Agent) -> Agent:
         InputError: there is none of that name, or it cannot be called.
     """
     if not isinstance(agent, str):
+        if isinstance(agent, type):
+            raise InputError(f"agent={agent.__name__}: give one of it, {agent.__name__}()")
         if not callable(agent):
             raise InputError(f"agent={agent!r:.60}: give a name or a function that yields calls")
         return agent

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from workbench.agents.majority_vote import check_samples, sampled
-from workbench.agents.program import Answer, Case, Program, Score
+from workbench.agents.program import Answer, Call, Case, Program, Score
+from workbench.errors import EngineError
 from workbench.tiny import verdicts
 
 __all__ = ["BestOfN", "yes_or_no"]
@@ -23,7 +26,7 @@ class BestOfN:
     """The sample that the model finds likeliest to be right (Cobbe et al. 2021, section 4.2).
 
     Notes: `trust`, the probability of the first label among the labels for the sample chosen, and
-    `failed`, samples that did not come.
+    `failed`, samples that did not come or could not be verified.
 
     Args:
         samples: answers for an item, at one call; different ones are verified in a second one.
@@ -46,7 +49,31 @@ class BestOfN:
 
         texts, failed = yield from sampled(case, self.samples, self.temperature)
         different = list(dict.fromkeys(texts))
-        weights = yield [self.verify(case, text) for text in different]
-        trust = [float(np.exp(w[0] - np.logaddexp.reduce(w))) for w in weights]
+        weights = yield from _weighed([self.verify(case, text) for text in different])
+        trust = [
+            float(np.exp(w[0] - np.logaddexp.reduce(w))) if max(w, default=-np.inf) > -np.inf else 0
+            for w in weights
+        ]
         best = trust.index(max(trust))
+        failed += sum(not w for w in weights)
         return Answer(different[best], {"trust": trust[best], "failed": failed})
+
+
+def _weighed(scores: list[Score]) -> Generator[Call | list[Call], Any, list[tuple[float, ...]]]:
+    """What the scores gave, all at once; where some fail, one by one, and () for those.
+
+    Raises:
+        EngineError: all failed.
+    """
+    with suppress(EngineError):
+        return list((yield [*scores]))
+    found: list[tuple[float, ...]] = []
+    for score in scores:
+        try:
+            found.append((yield score))
+        except EngineError as error:
+            found.append(())
+            last = error
+    if not any(found):
+        raise last
+    return found

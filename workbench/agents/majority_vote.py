@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from workbench.agents.program import Answer, Ask, Call, Case, Program
-from workbench.answers import canonical, equivalent
 from workbench.errors import EngineError, InputError
+from workbench.types import Item, Task
 
 __all__ = ["MajorityVote", "check_samples", "cluster", "sampled"]
 
@@ -37,8 +37,7 @@ class MajorityVote:
 
     def __call__(self, case: Case) -> Program:
         texts, failed = yield from sampled(case, self.samples, self.temperature)
-        answers = [case.extracted(text) for text in texts]
-        votes = cluster(answers)
+        votes = cluster(case.task, case.item, texts)
         counts = sorted(map(len, votes), reverse=True)
         voters = sum(counts)
         notes = {
@@ -68,17 +67,20 @@ def sampled(
     return texts, len(found.samples) - len(texts)
 
 
-def cluster(answers: Sequence[str | None]) -> list[list[int]]:
-    """Places of equal answers together, in the order of their first ones; None is no answer."""
+def cluster(task: Task, item: Item, texts: Sequence[str]) -> list[list[int]]:
+    """Places of equal answers together, in the order of their first ones, unreadable ones left out.
+
+    Two are equal if the task would take one for the other.
+    """
     groups: dict[str, list[int]] = {}
-    for place, answer in enumerate(answers):
+    for place, text in enumerate(texts):
+        answer = task.grade(item, text).extracted
         if answer is None:
             continue
-        name = canonical(answer) or answer
-        if name not in groups:  # expressions may be written in several ways
-            alike = (known for known in groups if equivalent(known, name))
-            name = next(alike, name)
-        groups.setdefault(name, []).append(place)
+        if answer not in groups:  # it may be written in several ways
+            alike = (one for one in groups if task.grade(replace(item, answer=one), text).correct)
+            answer = next(alike, answer)
+        groups.setdefault(answer, []).append(place)
     return list(groups.values())
 
 

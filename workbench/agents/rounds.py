@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from numbers import Number
 from typing import Any
 
 from workbench.agents.program import Agent, Answer, Ask, Call, Case, Program, Score
 from workbench.engines.checks import check_labels, check_prompts
-from workbench.errors import EngineError
+from workbench.errors import EngineError, InputError
 from workbench.store import digest
 from workbench.types import Completion, Engine, Prompt, Sampling
 
@@ -45,13 +48,15 @@ class _Running:
     """A program between two rounds."""
 
     def __init__(self, agent: Agent, case: Case) -> None:
+        if not isinstance(case.prompt, str):  # a program may lengthen its list of turns
+            case = replace(case, prompt=_own(case.prompt))
         self.case, self.outcome = case, Outcome()
         self.calls: list[Call] = []
         self.several = False
         self.program: Program | None = None
         try:
-            self.program = agent(case)
-        except Exception as error:  # noqa: BLE001 - a user's code, of any kind
+            self.program = agent(self.case)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's code, of any kind
             self._fail(error)
         else:
             if not hasattr(self.program, "send"):
@@ -74,7 +79,7 @@ class _Running:
             self._take(yielded)
         except StopIteration as stop:
             self._finish(stop.value)
-        except Exception as error:  # noqa: BLE001 - a user's code, of any kind
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's code, of any kind
             self._fail(error)
 
     def _take(self, yielded: object) -> None:
@@ -82,6 +87,7 @@ class _Running:
 
         Raises:
             InputError: a prompt or label among them is unusable.
+            TypeError: a message holds what is no text.
         """
         self.several = isinstance(yielded, Sequence) and not isinstance(yielded, str)
         calls: Sequence[Any] = yielded if self.several else [yielded]  # type: ignore[assignment]
@@ -95,16 +101,19 @@ class _Running:
             elif not isinstance(call.sampling, Sampling | None):
                 self._end(f"yielded an Ask with sampling={call.sampling!r:.60}: give a Sampling")
                 return
-        self.calls = [*calls]
+        self.calls = [replace(call, prompt=_own(call.prompt)) for call in calls]
 
     def _finish(self, value: object) -> None:
         answer = Answer(value) if isinstance(value, str) else value
         if not isinstance(answer, Answer) or not isinstance(answer.text, str):
             self._end(f"returned {value!r:.80}: return a text, or an Answer with one")
             return
+        if not isinstance(answer.notes, Mapping) or not all(map(_plain, answer.notes.items())):
+            self._end(f"returned notes={answer.notes!r:.80}: give numbers and texts by name")
+            return
         self.outcome.answer = answer
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         if isinstance(error, EngineError):  # a call's own reason
             self.outcome.error = str(error)
         else:
@@ -117,7 +126,18 @@ class _Running:
         """Ends a program that goes on and on."""
         assert self.program is not None
         self._end(f"did not end within {MOST} rounds: let it stop")
-        self.program.close()
+        with suppress(Exception):  # it may refuse to end even so
+            self.program.close()
+
+
+def _own(prompt: Prompt) -> Prompt:
+    """A chat as it is now, whatever becomes of the list that holds it."""
+    return prompt if isinstance(prompt, str) else json.loads(json.dumps(prompt))
+
+
+def _plain(note: tuple[object, object]) -> bool:
+    name, value = note
+    return isinstance(name, str) and isinstance(value, str | Number | None)
 
 
 def advance(agent: Agent, cases: Sequence[Case], engine: Engine, *, seed: int = 0) -> list[Outcome]:
@@ -133,7 +153,7 @@ def advance(agent: Agent, cases: Sequence[Case], engine: Engine, *, seed: int = 
         For each case its outcome, with every call in its trace.
 
     Raises:
-        InputError: the engine refuses a way of sampling, or has no chat template for a chat.
+        InputError: the engine refuses all calls of a round, such as chats without a template.
     """
     running = [_Running(agent, case) for case in cases]
     for program in running:
@@ -174,10 +194,13 @@ def _batch(
     found: dict[int, Result] = {}
     for how, places in kinds.values():
         prompts = [calls[place][1].prompt for place in places]
-        if isinstance(how, Sampling):
-            found |= zip(places, _completed(engine, prompts, how), strict=True)
-        else:
-            found |= zip(places, _scored(engine, prompts, how), strict=True)
+        do = _completed if isinstance(how, Sampling) else _scored
+        try:
+            found |= zip(places, do(engine, prompts, how), strict=True)  # type: ignore[arg-type]
+        except InputError as error:
+            if len(kinds) == 1:
+                raise
+            found |= dict.fromkeys(places, EngineError(str(error)))
     return [found[place] for place in range(len(calls))]
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from workbench.agents.majority_vote import cluster
 from workbench.agents.program import Answer, Ask, Case, Program
 from workbench.errors import InputError
+from workbench.types import Sampling
 
 __all__ = ["SelfRefine"]
 
 CRITIQUE = "Check the solution above step by step. Name each mistake, or say that there is none."
+LEAST = 160
+"""Tokens for a critique or a revision at the least."""
 REVISE = "Now write the whole solution again, without the mistakes."
 
 
@@ -43,16 +47,24 @@ class SelfRefine:
 
     def __call__(self, case: Case) -> Program:
         answer = yield Ask(case.prompt)
+        room = _room(case.sampling)
         text = str(answer.text)
         first = current = case.extracted(text)
         revisions = 0
         while revisions < self.rounds:
-            remarks = yield Ask(case.then(text, self.critique))
+            remarks = yield Ask(case.then(text, self.critique), room)
             request = f"{self.critique}\n{remarks.text}\n\n{self.revise}"
-            revision = yield Ask(case.then(text, request))
+            revision = yield Ask(case.then(text, request), room)
             revisions += 1
             found = case.extracted(revision.text)
-            if found is None or found == current:
+            alike = current and len(cluster(case.task, case.item, [text, revision.text])) == 1
+            if found is None or alike:
                 break
             text, current = str(revision.text), found
         return Answer(text, {"revisions": revisions, "changed": current != first})
+
+
+def _room(sampling: Sampling) -> Sampling:
+    """For remarks and whole solutions, where the task asks for a word or a letter."""
+    stop = tuple(text for text in sampling.stop if text != "\n") or ("\n\n",)
+    return replace(sampling, max_tokens=max(sampling.max_tokens, LEAST), stop=stop)

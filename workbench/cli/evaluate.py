@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from itertools import count as numbers
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -83,7 +85,7 @@ def evaluate_task(  # noqa: PLR0917  # a command's arguments are its options
     else:
         _show_all(reports, out, as_json=as_json)
     if folder:
-        say(f"the reports are in {folder}; compare them: workbench compare {folder}/*")
+        say(f"the reports are in {folder}; compare some: workbench compare {folder}/…")
 
 
 def _batch(size: str | None, engine: str) -> dict[str, Any]:
@@ -118,11 +120,13 @@ def compare_reports(
     from workbench.comparison import load
 
     check_new(out)
+    if len({*map(Path.resolve, folders)}) < len(folders):
+        raise InputError("a folder is given twice: each report is compared once")
     reports = {_name(folder, folders): load(folder) for folder in folders}
     _show_all(reports, out, as_json=as_json)
 
 
-def _show_all(reports: dict[str, Report], out: Path | None, *, as_json: bool) -> None:
+def _show_all(reports: Mapping[str, Report], out: Path | None, *, as_json: bool) -> None:
     from workbench.comparison import comparison
     from workbench.nb.tables import table
     from workbench.plots import new_figure, plot_accuracy
@@ -150,9 +154,11 @@ def _cell(value: object) -> str:
 
 
 def _name(folder: Path, folders: list[Path]) -> str:
-    """The folder's own name, with its parent's where that alone would be another's too."""
-    alone = [one for one in folders if one.name == folder.name]
-    return folder.name if len(alone) == 1 else "/".join(folder.parts[-2:])
+    """The end of the folder's path that is no other's."""
+    parts = folder.resolve().parts
+    ends = [one.resolve().parts for one in folders]
+    length = next(n for n in numbers(1) if sum(end[-n:] == parts[-n:] for end in ends) == 1)
+    return "/".join(parts[-length:])
 
 
 def _pairs(pairs: list[str] | None, option: str) -> dict[str, Any]:

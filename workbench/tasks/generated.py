@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Literal
 
 from workbench import answers
+from workbench.answers.tidy import outside_reasoning
 from workbench.errors import InputError
 from workbench.tiny import stories
 from workbench.types import Grade, Item, Prompt, Sampling
@@ -59,9 +60,9 @@ class Generated(ABC):
 
     def grade(self, item: Item, text: str) -> Grade:
         """Read an answer; what cannot be read is not parsed rather than wrong."""
-        text = text.strip()
-        if self.reads == "gsm8k":  # a stop of the others is a line's end, and a reply may have more
-            for stop in self.sampling.stop:
+        if self.reads == "gsm8k":  # what comes after an end is no part of the answer
+            text = outside_reasoning(text)
+            for stop in filter(str.strip, (*self.sampling.stop, "\nQuestion:")):
                 text = text.partition(stop)[0]
         return answers.grade(text, item.answer, self.reads, labels=self.labels)
 
@@ -72,8 +73,8 @@ class Generated(ABC):
             InputError: `count` is below 1, or there are not so many different ones.
         """
         count = self.count if count is None else count
-        if count < 1:
-            raise InputError(f"count={count}: ask for 1 item at least")
+        if not isinstance(count, int) or count < 1:
+            raise InputError(f"count={count!r}: ask for 1 item at least, or None for {self.count}")
         found: dict[str, Item] = {}
         in_vain = 0
         for item in self.stream(random.Random(f"{self.name}-{seed}"), held_out=True):
@@ -94,10 +95,12 @@ class Generated(ABC):
         In a chat the examples are earlier exchanges.
 
         Raises:
-            InputError: `shots` is negative.
+            InputError: `shots` is no whole number from 0, or there is no such style.
         """
-        if shots < 0:
-            raise InputError(f"shots={shots}: must be 0 or more")
+        if not isinstance(shots, int) or shots < 0:
+            raise InputError(f"shots={shots!r}: must be a whole number from 0")
+        if style not in {"completion", "chat"}:
+            raise InputError(f'style={style!r}: must be "completion" or "chat"')
         examples = list(islice(self.examples(item), shots))
         if style == "completion":
             return "".join(map(self.solved, examples)) + self.ask(item)
