@@ -27,6 +27,7 @@ __all__ = [
     "Errors",
     "Grade",
     "Item",
+    "LabelRow",
     "LabelScores",
     "Message",
     "Metric",
@@ -171,6 +172,21 @@ class LabelScores:
     upper: NDArray[np.float64]
     missing: NDArray[np.bool_]
     errors: tuple[str | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRow:
+    """Scores of all labels for the prompt at `index`, or why there are none.
+
+    `upper` bounds them where some are missing (-inf); None means that all are exact.
+    """
+
+    index: int
+    logprobs: tuple[float, ...] | None
+    prompt_tokens: int = 0
+    cached_tokens: int | None = 0
+    error: str | None = None
+    upper: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,9 +59,7 @@ def _compared(server: Server, task: Task, count: int | None, peers: Path, say: S
     for name, bound in FILTERS.items():
         differ = ours.rows[right != told[name]]
         for _, row in differ.iterrows():
-            say(
-                f"{name} differs: {row['text']!r}, answer {row['answer']!r}, read {row['extracted']!r}"
-            )
+            say(f"{name} differs on {row['text']!r}, where {row['answer']!r} is right")
         what = (
             f"… right by its {name}: {told[name].sum()}, here: {right.sum()}; verdicts that differ"
         )

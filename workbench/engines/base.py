@@ -25,13 +25,14 @@ from workbench.types import (
     Completion,
     EngineInfo,
     Errors,
+    LabelRow,
     LabelScores,
     Prompt,
     Sampling,
     Usage,
 )
 
-__all__ = ["BaseEngine", "LabelRow", "Request", "failure"]
+__all__ = ["BaseEngine", "Request", "failure"]
 
 log = logging.getLogger("workbench")
 GREEDY = Sampling()
@@ -46,21 +47,6 @@ class Request:
     prompt: Prompt
     sampling: Sampling
     seed: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class LabelRow:
-    """Scores of all labels for the prompt at `index`, or why there are none.
-
-    `upper` bounds them where some are missing (-inf); None means that all are exact.
-    """
-
-    index: int
-    logprobs: tuple[float, ...] | None
-    prompt_tokens: int = 0
-    cached_tokens: int | None = 0
-    error: str | None = None
-    upper: tuple[float, ...] | None = None
 
 
 class BaseEngine(ABC):
@@ -230,40 +216,65 @@ class BaseEngine(ABC):
         """
         import numpy as np
 
-        self._check_open()
-        check_prompts(prompts)
-        check_labels(labels)
         check_errors(errors)
-        keys = [digest(self._identity.hex(), "labels", p, list(labels)) for p in prompts]
-        unique = dict(zip(keys, prompts, strict=True))  # equal prompts are scored once
-        done: dict[bytes, Any] = {}
-        failed: dict[bytes, str | None] = {}
-        with self._meter.call("label_logprobs", len(unique)) as call:
-            for found in self._stored([*unique]):
-                done |= found
-                call.add_stored(len(found))
-            asked: list[bytes] = []
-
-            def work(engine: BaseEngine) -> Iterator[list[LabelRow]]:
-                asked[:] = [key for key in unique if key not in done and key not in failed]
-                return engine._score([unique[key] for key in asked], labels) if asked else iter(())
-
-            for batch in self._carry(work):
-                call.add_rows(batch)
-                kept = {asked[row.index]: value(row) for row in batch if row.logprobs}
-                self._keep(iter(kept.items()))
-                done |= kept
-                failed |= {asked[row.index]: row.error for row in batch if not row.logprobs}
+        rows = self.stream_labels(prompts, labels)
         logprobs = np.full((len(prompts), len(labels)), -np.inf)
         upper = np.zeros_like(logprobs)
-        for i, key in enumerate(keys):
-            if key in done:
-                logprobs[i], upper[i] = bounds(done[key])
-        reasons = [failed.get(key) for key in keys]
+        reasons: list[str | None] = [None] * len(prompts)
+        for row in rows:
+            if row.logprobs is not None:
+                logprobs[row.index], upper[row.index] = row.logprobs, row.upper or row.logprobs
+            reasons[row.index] = row.error
         scores = LabelScores(logprobs, upper, logprobs < upper, tuple(reasons))
         if errors == "raise":
             _raise_failures(reasons, scores)
         return scores
+
+    def stream_labels(
+        self, prompts: Sequence[Prompt], labels: Sequence[str]
+    ) -> Generator[LabelRow, None, None]:
+        """As `label_logprobs`, a row as each prompt is scored; `index` counts within `prompts`.
+
+        Raises:
+            InputError: at once, as for `label_logprobs`.
+        """
+        self._check_open()
+        check_prompts(prompts)
+        check_labels(labels)
+        return self._stream_labels(prompts, labels)
+
+    def _stream_labels(
+        self, prompts: Sequence[Prompt], labels: Sequence[str]
+    ) -> Generator[LabelRow, None, None]:
+        self._check_open()
+        keys = [digest(self._identity.hex(), "labels", p, list(labels)) for p in prompts]
+        unique = dict(zip(keys, prompts, strict=True))  # equal prompts are scored once
+        waiting: dict[bytes, list[int]] = {}
+        for index, key in enumerate(keys):
+            waiting.setdefault(key, []).append(index)
+        with self._meter.call("label_logprobs", len(unique)) as call:
+            for found in self._stored([*unique]):
+                call.add_stored(len(found))
+                for key, kept in found.items():
+                    scores, upper = bounds(kept)
+                    row = LabelRow(0, tuple(scores), upper=tuple(upper))
+                    yield from (replace(row, index=index) for index in waiting.pop(key))
+            asked: list[bytes] = []
+
+            def work(engine: BaseEngine) -> Iterator[list[LabelRow]]:
+                asked[:] = list(waiting)
+                return engine._score([unique[key] for key in asked], labels) if asked else iter(())
+
+            batches = self._carry(work)
+            try:
+                for batch in batches:
+                    call.add_rows(batch)
+                    self._keep((asked[row.index], value(row)) for row in batch if row.logprobs)
+                    for row in batch:
+                        places = waiting.pop(asked[row.index])
+                        yield from (replace(row, index=index) for index in places)
+            finally:
+                batches.close()
 
     def followed_by(self, successors: Iterable[Callable[[], BaseEngine]]) -> None:
         """What may go on with a run if this engine dies in the middle, in this order."""

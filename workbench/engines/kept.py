@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from workbench.types import Completion, TokenLogprob
-
-if TYPE_CHECKING:
-    from workbench.engines.base import LabelRow
+from workbench.types import Completion, LabelRow, TokenLogprob
 
 __all__ = ["bounds", "dump", "load", "value"]
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
-from workbench.engines.base import BaseEngine, LabelRow, Request, failure
+from workbench.engines.base import BaseEngine, Request, failure
 from workbench.engines.labels import LabelTree, Node, Tokens
 from workbench.engines.pieces import Pieces, PieceTokenizer
 from workbench.errors import InputError
-from workbench.types import Completion, EngineInfo, Prompt
+from workbench.types import Completion, EngineInfo, LabelRow, Prompt
 
 __all__ = ["OUT_OF_MEMORY", "LocalEngine", "label_row", "versions"]
 

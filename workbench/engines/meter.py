@@ -7,18 +7,15 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from workbench.types import Completion, EngineInfo, Usage
+from workbench.types import Completion, EngineInfo, LabelRow, Usage
 
-if TYPE_CHECKING:
-    from workbench.engines.base import LabelRow
-
-__all__ = ["Call", "Meter", "one_bar", "quiet"]
+__all__ = ["Call", "Meter", "bars", "one_bar", "quiet"]
 
 log = logging.getLogger("workbench")
 _SILENT: ContextVar[bool] = ContextVar("silent", default=False)  # a bar around all calls is shown
@@ -121,13 +118,21 @@ class _Row(Protocol):
 @contextmanager
 def one_bar(total: int, what: str, unit: str) -> Iterator[Any]:
     """One bar for work of many calls, whose own bars stay away."""
-    bar = _bar(total, what, unit)
+    with bars({what: total}, unit) as made:
+        yield made[what]
+
+
+@contextmanager
+def bars(totals: Mapping[str, int], unit: str) -> Iterator[Mapping[str, Any]]:
+    """As `one_bar`, for several parts of the work."""
+    made = {what: _bar(total, what, unit) for what, total in totals.items()}
     token = _SILENT.set(True)
     try:
-        yield bar
+        yield made
     finally:
         _SILENT.reset(token)
-        bar.close()
+        for bar in made.values():
+            bar.close()
 
 
 @contextmanager

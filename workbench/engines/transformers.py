@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from workbench.engines.base import LabelRow, Request, failure
+from workbench.engines.base import Request, failure
 from workbench.engines.batching import START, BatchSize, check_batch_size
 from workbench.engines.decoding import Decoding, padded
 from workbench.engines.labels import Node, Tokens
@@ -29,7 +29,7 @@ from workbench.engines.source import Source, check_options
 from workbench.errors import EngineError, EngineUnavailableError, InputError, WorkbenchError
 from workbench.gauge import free_memory
 from workbench.store import Store, digest
-from workbench.types import Completion, EngineInfo, Prompt
+from workbench.types import Completion, EngineInfo, LabelRow, Prompt
 
 __all__ = ["TransformersEngine", "unavailable"]
 

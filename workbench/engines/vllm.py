@@ -12,14 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.engines.base import LabelRow, Request, failure
+from workbench.engines.base import Request, failure
 from workbench.engines.labels import LabelTree, Node
 from workbench.engines.local import LocalEngine, label_row, versions
 from workbench.engines.resident import Inbox, Resident, prepare
 from workbench.engines.source import Source, check_options
 from workbench.errors import EngineUnavailableError, InputError
 from workbench.store import Store, digest, folder_digest
-from workbench.types import Completion, EngineInfo, Prompt, Sampling, TokenLogprob
+from workbench.types import Completion, EngineInfo, LabelRow, Prompt, Sampling, TokenLogprob
 
 __all__ = ["VLLMEngine", "unavailable"]
 

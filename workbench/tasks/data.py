@@ -15,14 +15,21 @@ from typing import Any, Literal, NamedTuple
 from workbench.errors import InputError
 from workbench.tasks.rows import Row, name_of, rows_of, text_of
 
-__all__ = ["Answered", "local_file", "read_rows", "truthfulqa"]
+__all__ = ["Answered", "local_file", "published_file", "read_rows", "truthfulqa"]
 
 Rows = Sequence[Mapping[str, str]]
 
 HUB = {
     "gsm8k/train.jsonl": ("openai/gsm8k", "main/train-00000-of-00001.parquet"),
     "gsm8k/test.jsonl": ("openai/gsm8k", "main/test-00000-of-00001.parquet"),
-}
+    **{
+        f"uncertainty/{file}": ("ErikYip/LLM-Uncertainty-Bench", file)
+        for file in (
+            "mmlu_10k.json", "cosmosqa_10k.json", "hellaswag_10k.json",
+            "halu_dialogue.json", "halu_summarization.json",
+        )
+    },
+}  # fmt: skip
 """For each file of the folder the data set and the file on the hub that hold the same rows."""
 
 SECONDS = 5
@@ -57,6 +64,15 @@ def local_file(name: str) -> Path:
     if not path.is_file():
         raise InputError(f"{path}: no such file; WORKBENCH_DATA must be a folder that holds it")
     return path
+
+
+def published_file(name: str) -> Path:
+    """A file that the hub holds in the folder's own layout.
+
+    Raises:
+        InputError: the file cannot be had.
+    """
+    return local_file(name) if os.environ.get("WORKBENCH_DATA") else _from_hub(name)
 
 
 class Answered(NamedTuple):

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from workbench.engines.base import BaseEngine, LabelRow, Request, failure
+from workbench.engines.base import BaseEngine, Request, failure
 from workbench.engines.checks import check_prompts
 from workbench.engines.remote import loop, wire
 from workbench.engines.remote.discovery import (
@@ -31,7 +31,7 @@ from workbench.engines.remote.options import Estimate, RemoteOptions, about
 from workbench.engines.remote.patience import Patience
 from workbench.errors import InputError
 from workbench.store import Store
-from workbench.types import Completion, EngineInfo, Prompt, Sampling, Usage
+from workbench.types import Completion, EngineInfo, LabelRow, Prompt, Sampling, Usage
 
 __all__ = ["RemoteEngine"]
 

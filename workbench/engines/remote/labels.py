@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from workbench.engines.base import LabelRow
 from workbench.engines.labels import LabelTree, Node, Tokens
 from workbench.engines.remote import wire
 from workbench.engines.remote.dispatch import Plan
@@ -21,7 +20,7 @@ from workbench.engines.remote.endpoint import Endpoint
 from workbench.engines.remote.faults import Failed, Refused
 from workbench.engines.remote.options import about
 from workbench.errors import EngineError, InputError
-from workbench.types import Prompt, Sampling
+from workbench.types import LabelRow, Prompt, Sampling
 
 __all__ = ["Asker", "from_top", "score_exactly", "score_from_top"]
 

@@ -1,0 +1,247 @@
+"""Questions with six options: five published tasks, one's own files, the embedded task.
+
+A file has the layout of Ye et al. 2024 (arXiv 2401.12794): rows of `id`, `source`, `question`,
+`choices` (A to F), `answer` (a letter) and, in some, `context` and `subcategory`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import random
+import re
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, NamedTuple, get_args
+
+from workbench.errors import InputError
+from workbench.tasks import data
+from workbench.tasks.generated import shuffled
+from workbench.tasks.options import Options
+from workbench.tasks.rows import Row, name_of, rows_of, text_of
+from workbench.tiny.options import LETTERS
+from workbench.types import Item
+
+__all__ = ["KINDS", "PUBLISHED", "Choices", "Kind", "Published", "open_choices"]
+
+Kind = Literal["qa", "rc", "ci", "drs", "ds"]
+"""Question answering, reading comprehension, commonsense inference, dialogue response selection,
+document summarization: all but the first have a context."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+class Published(NamedTuple):
+    """A published task: its file, what it asks, and the ids of the rows shown as examples."""
+
+    file: str
+    kind: Kind
+    shown: tuple[str, ...]
+
+
+FIVE = ("1", "3", "5", "7", "9")
+"""The published scores leave these rows out in every task, shown or not."""
+PUBLISHED: Mapping[str, Published] = MappingProxyType(
+    {
+        "mmlu": Published("mmlu_10k.json", "qa", FIVE),
+        "cosmosqa": Published("cosmosqa_10k.json", "rc", FIVE),
+        "hellaswag": Published("hellaswag_10k.json", "ci", FIVE),
+        "halueval_dialogue": Published("halu_dialogue.json", "drs", FIVE[2:]),
+        "halueval_summarization": Published("halu_summarization.json", "ds", FIVE[4:]),
+    }
+)
+
+
+class Choices:
+    """A task of six options. `item.fields`: `question`, `options` (six texts), `kind`, `group` (""
+    if there is none) and, where there is one, `context`.
+
+    Args:
+        name: what the task is called.
+        kind: what it asks.
+        items: what is asked, in the order of the file.
+        demonstrations: worked examples that all items share; none of them is in `items`.
+    """
+
+    split = "test"
+    difficulty = "group"
+
+    def __init__(
+        self, name: str, kind: Kind, items: Sequence[Item], demonstrations: Sequence[Item] = ()
+    ) -> None:
+        self.name, self.kind = name, kind
+        self.demonstrations = tuple(demonstrations)
+        self._items = tuple(items)
+
+    def items(self, count: int | None = None, seed: int = 0) -> list[Item]:
+        """`count` items in random order, the same for the same seed; None is all, in file order.
+
+        Raises:
+            InputError: `count` is below 1, or there are not so many.
+        """
+        if count is None:
+            return list(self._items)
+        if not isinstance(count, int) or count < 1:
+            raise InputError(f"count={count!r}: ask for 1 item at least, or None for all")
+        n = len(self._items)
+        if count > n:
+            raise InputError(f"count={count}: {self.name} has {n} items, ask for fewer")
+        order = shuffled(n, random.Random(f"{self.name}-{seed}"))
+        return [self._items[at] for at in islice(order, count)]
+
+
+class _Embedded(Choices):
+    """The embedded task, whose items are made up as they are asked for; `group` is their level."""
+
+    def __init__(self, demonstrations: int) -> None:
+        self._task = Options()
+        # Not any seed: a model copies the letter of examples that all have the same one.
+        drawn = self._task.stream(random.Random("demonstrations"), held_out=False)
+        super().__init__(self._task.name, "qa", (), [*map(_leveled, islice(drawn, demonstrations))])
+
+    def items(self, count: int | None = None, seed: int = 0) -> list[Item]:
+        return [*map(_leveled, self._task.items(count, seed))]
+
+
+def _leveled(item: Item) -> Item:
+    fields = {name: item.fields[name] for name in ("question", "options")}
+    return replace(item, fields={**fields, "kind": "qa", "group": item.fields["level"]})
+
+
+def open_choices(
+    name_or_file: str | Path, /, *, kind: Kind = "qa", demonstrations: int = 0
+) -> Choices:
+    """A task of six options.
+
+    Args:
+        name_or_file: "options" (the embedded task), one of `PUBLISHED` (from the folder
+            `uncertainty` of `$WORKBENCH_DATA`, else from the Hugging Face hub), or the path of a
+            .json, .jsonl or .csv file with the same columns; columns A to F may stand in place of
+            `choices`, and a row without `id` is called by its place.
+        kind: what a file asks; all but "qa" show the column `context`.
+        demonstrations: how many worked examples. A file gives its first rows, which are then not
+            asked; a published task has its own, and always shows them.
+
+    Raises:
+        InputError: there is none of that name, it does not take these arguments, or the file is
+            not what it should be.
+    """
+    if kind not in KINDS:
+        raise InputError(f"kind={kind!r}: give one of {', '.join(KINDS)}")
+    if not isinstance(demonstrations, int) or demonstrations < 0:
+        raise InputError(f"demonstrations={demonstrations!r}: must be a whole number from 0")
+    if isinstance(name_or_file, Path) or re.search(r"[/\\.]", str(name_or_file)):
+        return _own(Path(name_or_file), kind, demonstrations)
+    return _named(str(name_or_file), kind, demonstrations)
+
+
+def _named(name: str, kind: Kind, demonstrations: int) -> Choices:
+    known = [Options.name, *PUBLISHED]
+    if name not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)
+        raise InputError(
+            f"no task {name!r} of six options, did you mean {near[0]!r}? Known: "
+            f"{', '.join(known)}, or give the path of a .json, .jsonl or .csv file"
+        )
+    told = PUBLISHED.get(name)
+    its_kind = told.kind if told else "qa"
+    if kind not in {"qa", its_kind}:
+        raise InputError(f"kind={kind!r}: {name} is {its_kind!r}; leave kind out")
+    if told is None:
+        return _Embedded(demonstrations)
+    if demonstrations not in {0, len(told.shown)}:
+        raise InputError(
+            f"demonstrations={demonstrations}: {name} always shows its {len(told.shown)} published "
+            "ones; leave demonstrations out"
+        )
+    return _published(name, told)
+
+
+def _published(name: str, told: Published) -> Choices:
+    path = data.published_file(f"uncertainty/{told.file}")
+    items = {item.id: item for item in _read(path, told.kind)}
+    if missing := [key for key in told.shown if key not in items]:
+        raise InputError(
+            f"{path}: no row has id={missing[0]}, which {name} shows as an example; fetch the "
+            "whole file"
+        )
+    shown = [items[key] for key in told.shown]
+    asked = [item for item in items.values() if item.id not in FIVE]
+    if not asked:
+        raise InputError(
+            f"{path} has no rows but {', '.join(FIVE)}, which are not asked; fetch the whole file"
+        )
+    return Choices(name, told.kind, asked, shown)
+
+
+def _own(path: Path, kind: Kind, demonstrations: int) -> Choices:
+    items = _read(path, kind)
+    if kind == "qa" and (lost := [item for item in items if "context" in item.fields]):
+        raise InputError(
+            f"{path}: item {lost[0].id!r:.60} has a context, which kind='qa' does not show; give "
+            f"one of {', '.join(KINDS[1:])} as kind, or drop the column"
+        )
+    if demonstrations >= len(items):
+        raise InputError(
+            f"demonstrations={demonstrations}: {path} has {len(items)} rows, so that none would be "
+            "left to ask; show fewer"
+        )
+    return Choices(path.stem, kind, items[demonstrations:], items[:demonstrations])
+
+
+def _read(path: Path, kind: Kind) -> list[Item]:
+    places: dict[str, str] = {}
+    items = []
+    for number, row in enumerate(rows_of(path)):
+        item = _item(row, name_of(row, "id") or f"row {number}", kind)
+        if item.id in places:
+            raise InputError(
+                f"{row[0]}: id={item.id!r:.60} is that of {places[item.id]} too; give each row an "
+                "id of its own"
+            )
+        places[item.id] = row[0]
+        items.append(item)
+    return items
+
+
+def _item(row: Row, key: str, kind: Kind) -> Item:
+    place, values = row
+    group = name_of(row, "subcategory") or name_of(row, "source") or ""
+    fields = {"question": text_of(row, "question"), "options": _options(row), "kind": kind}
+    context = values.get("context")
+    if context is not None and context != "":
+        fields["context"] = text_of(row, "context")
+    answer = text_of(row, "answer").strip()
+    if answer not in LETTERS:
+        raise InputError(f"{place}: answer={answer!r:.60} must be one of {', '.join(LETTERS)}")
+    return Item(id=key, fields={**fields, "group": group}, answer=answer)
+
+
+def _options(row: Row) -> tuple[str, ...]:
+    place, values = row
+    if "choices" not in values:
+        letters = [name for name in values if name in set(string.ascii_uppercase)]
+        if not letters:
+            text_of(row, "choices")
+        row = (place, {name: values[name] for name in letters})
+    elif isinstance(values["choices"], Mapping):
+        row = (f"{place}, choices", values["choices"])
+    else:
+        raise InputError(
+            f"{place}: choices={values['choices']!r:.60} must map A to F to texts, or leave it out "
+            "and give columns A to F"
+        )
+    if {*row[1]} != {*LETTERS}:
+        raise InputError(
+            f"{row[0]}: {len(row[1])} options ({', '.join(map(str, row[1])):.60}), must be the "
+            "six A to F; add or drop some, the last two are I don't know and None of the above"
+        )
+    return tuple(_option(row, letter) for letter in LETTERS)
+
+
+def _option(row: Row, letter: str) -> str:
+    value = row[1][letter]
+    # Numbers as they are printed: the published prompts show 12.0 as 12.0.
+    return str(value) if isinstance(value, int | float) else text_of(row, letter)

@@ -1,0 +1,297 @@
+"""Does a model that says 80 % come right in 80 of 100? And can its probabilities be put right?
+
+Calibration is judged for the top letter: its probability is the confidence, and it is right or
+wrong. Brier score and log loss judge all six probabilities.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from workbench.errors import InputError
+from workbench.stats import proportion
+from workbench.types import Metric
+from workbench.uncertainty.choices import LETTERS, checked, halves, softmax
+from workbench.uncertainty.selective import resampled
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["CalibrationReport", "Method", "Rescaled", "calibration_report", "rescaled"]
+
+Method = Literal["temperature", "isotonic"]
+
+log = logging.getLogger("workbench")
+
+# Least probability in a log loss (27.6 nats): a letter not told is unlikely, not impossible.
+FLOOR = 1e-12
+HOTTEST = 50.0  # and the coldest temperature is 1/50
+MARGIN = 1e-9  # keeps a top letter above one that would have as much; far above rounding
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CalibrationReport:
+    """How well confidence and being right go together.
+
+    Attributes:
+        ece, mce: expected and maximum calibration error of the top letter: mean (by items) and
+            highest distance of confidence from accuracy, over bins of equal width.
+        brier: mean squared distance of the six probabilities from the truth, 0 to 2.
+        log_loss: mean of -log p(truth) in nats; a truth below `FLOOR` counts as `FLOOR`.
+        accuracy, confidence: of the top letter, means.
+        bins: a row a bin: low (not in it) and high (in it), n, mean confidence, accuracy with
+            `accuracy_low` and `accuracy_high` (95 %, Wilson); NaN where n is 0.
+        n, n_floored: items, and those of them that count as `FLOOR`.
+    """
+
+    ece: float
+    mce: float
+    brier: float
+    log_loss: float
+    accuracy: float
+    confidence: float
+    bins: pd.DataFrame
+    n: int
+    n_floored: int
+    _drawn: NDArray[np.float64] = field(repr=False)
+    _chance: NDArray[np.float64] = field(repr=False)
+
+    def metrics(self) -> tuple[Metric, ...]:
+        """The six numbers with 95 % intervals; `n_unparsed` of the log loss is `n_floored`.
+
+        ECE and MCE are sums and maxima of distances, to which noise can only add: they are too high
+        on average, and a resample has that noise twice. Percentiles of resamples would lie too high
+        (for a calibrated model always above the truth), so these two have the basic interval, the
+        percentiles mirrored at the estimate. It is widened to hold the estimate, and to begin at 0
+        if a perfectly calibrated model would show as much in 1 of 40 samples. They may cover less
+        than 95 %, the MCE on bins with few items most. The accuracy has a Wilson interval, the rest
+        have percentile ones.
+        """
+        ece, mce, brier, log_loss, confidence = self._drawn.T
+        return (
+            _basic("ece", self.ece, ece, self.n, self._chance[0]),
+            _basic("mce", self.mce, mce, self.n, self._chance[1]),
+            _percentile("brier", self.brier, brier, self.n),
+            _percentile("log_loss", self.log_loss, log_loss, self.n, self.n_floored),
+            proportion("accuracy", round(self.accuracy * self.n), self.n),
+            _percentile("confidence", self.confidence, confidence, self.n),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rescaled:
+    """Probabilities put right on one half of the items and judged on the other.
+
+    Attributes:
+        method, temperature: how; the temperature is None for another method.
+        before, after, probabilities: of the test half; the last are [n_test, 6], after.
+        test: places of its rows, in the order of `probabilities`.
+        difference: ECE after minus before, with a 95 % bootstrap interval paired over the test
+            items: basic and percentile one together, as noise adds more to the smaller ECE. It
+            can make little of a gain, hardly much. What was fitted is the same in all resamples.
+        log_loss_difference: the same of the log loss, with a percentile interval.
+    """
+
+    method: Method
+    temperature: float | None
+    before: CalibrationReport
+    after: CalibrationReport
+    probabilities: NDArray[np.float64]
+    test: NDArray[np.int64]
+    difference: Metric
+    log_loss_difference: Metric
+
+
+def calibration_report(
+    logits: ArrayLike, answers: ArrayLike, *, bins: int = 15, resamples: int = 1000, seed: int = 0
+) -> CalibrationReport:
+    """Judge the probabilities of all rows.
+
+    Args:
+        logits, answers: as `choices.checked`.
+        bins: of equal width over 0 to 1, open below and closed above.
+        resamples: bootstrap resamples of the items, for the intervals.
+
+    Raises:
+        InputError: as `choices.checked`; there are no rows; `bins`, `resamples` or `seed` is no
+            such number.
+    """
+    scores, truth = checked(logits, answers)
+    report = _judged(softmax(scores.astype(float)), truth, bins, resamples, seed)
+    if report.n_floored:
+        log.warning("%d of %d truths count as %g in log loss", report.n_floored, report.n, FLOOR)
+    return report
+
+
+def rescaled(
+    logits: ArrayLike, answers: ArrayLike, *, method: Method = "temperature",
+    calibration: float = 0.5, split_seed: int = 42, bins: int = 15, resamples: int = 1000,
+    seed: int = 0,
+) -> Rescaled:  # fmt: skip
+    """Fit a scaling of the probabilities on one part of the items, and judge it on the rest.
+
+    "temperature" divides all logits by the number from 1/50 to 50 with the least log loss (Guo et
+    al. 2017). Where all answers to fit on are right it ends at 1/50 or as low as matters, where all
+    are wrong it can reach 50: give more items then. Letters that are missing stay so; an item whose
+    right answer is missing is left out of the fit, with a line in the log.
+
+    "isotonic" maps confidence to accuracy by the non-decreasing function that fits best (Zadrozny
+    and Elkan 2002), straight between its knots, level beyond them, and kept 1 / (n_fit + 2) away
+    from 0 and 1. The top letter stays on top: its probability is above 1/6, and the others share
+    the rest in their old proportion, evened out as far as they must be to stay below it. So a
+    letter that was missing can get a share.
+
+    Args:
+        calibration, split_seed: share of the items to fit on, and which (`choices.halves`).
+        logits, answers, bins, resamples, seed: as `calibration_report`.
+
+    Raises:
+        InputError: as `calibration_report` and `choices.halves`; there is no such method; no item
+            is left to fit a temperature on.
+    """
+    if method not in get_args(Method):
+        raise InputError(f"method={method!r}: give one of {', '.join(get_args(Method))}")
+    told, truth = checked(logits, answers)
+    scores = told.astype(float)
+    fit, test = halves(len(scores), calibration, split_seed)
+    plain, temperature = softmax(scores[test]), None
+    if method == "temperature":
+        temperature = _temperature(scores[fit], truth[fit])
+        scaled = softmax(scores[test] / temperature)
+    else:
+        scaled = _isotonic(softmax(scores[fit]), truth[fit], plain)
+    before, after = (_judged(p, truth[test], bins, resamples, seed) for p in (plain, scaled))
+    apart, n = after._drawn - before._drawn, len(test)  # the same seed: the same resamples
+    loss = after.log_loss - before.log_loss
+    return Rescaled(
+        method, temperature, before, after, scaled, test,
+        _both("ece_difference", after.ece - before.ece, apart[:, 0], n),
+        _percentile("log_loss_difference", loss, apart[:, 3], n, before.n_floored),
+    )  # fmt: skip
+
+
+def _judged(
+    p: NDArray[Any], truth: NDArray[np.int64], bins: int, resamples: int, seed: int
+) -> CalibrationReport:
+    n = len(p)
+    if not isinstance(bins, int) or isinstance(bins, bool) or bins < 1:
+        raise InputError(f"bins={bins!r}: give a whole number from 1; 15 is usual")
+    confidence, right = p.max(axis=1), p.argmax(axis=1) == truth
+    place = np.searchsorted(np.arange(bins + 1) / bins, confidence) - 1
+    member = np.eye(bins)[np.clip(place, 0, bins - 1)]
+    likely = p[np.arange(n), truth]
+    brier = ((p - np.eye(len(LETTERS))[truth]) ** 2).sum(axis=1)
+    loss = -np.log(np.maximum(likely, FLOOR))
+    columns = np.column_stack(
+        [member * (confidence - right)[:, None], member, brier, loss, confidence]
+    )
+    weighted = [weights @ columns for weights in resampled(n, resamples, seed)]
+    ece, mce, *means = map(float, _scores(columns.sum(axis=0)[None], bins)[0])
+    return CalibrationReport(
+        ece, mce, means[0], means[1], float(right.mean()), means[2],
+        _table(member, confidence, right), n, int((likely < FLOOR).sum()),
+        _scores(np.concatenate(weighted), bins), _by_chance(confidence, member, resamples, seed),
+    )  # fmt: skip
+
+
+def _scores(sums: NDArray[Any], bins: int) -> NDArray[np.float64]:
+    """ECE, MCE and the means of what follows, from sums over items: gaps and items of the bins."""
+    gaps, items = np.abs(sums[:, :bins]), sums[:, bins : 2 * bins]
+    n = items.sum(axis=1)[:, None]
+    mce = (gaps / np.maximum(items, 1)).max(axis=1)
+    return np.column_stack([gaps.sum(axis=1) / n[:, 0], mce, sums[:, 2 * bins :] / n])
+
+
+def _by_chance(sure: NDArray[Any], member: NDArray[Any], times: int, seed: int) -> NDArray[Any]:
+    """What ECE and MCE a calibrated model as sure as this exceeds in 1 of 40 samples."""
+    items, rng = member.sum(axis=0), np.random.default_rng([seed, 1])  # other than the resamples'
+    gaps = [(sure - (rng.random(len(sure)) < sure)) @ member for _ in range(times)]
+    sums = np.column_stack([gaps, np.tile(items, (times, 1))])
+    return np.asarray(np.quantile(_scores(sums, len(items)), 0.975, axis=0))
+
+
+def _table(member: NDArray[Any], sure: NDArray[Any], right: NDArray[Any]) -> pd.DataFrame:
+    import pandas as pd
+
+    items, edges = member.sum(axis=0).astype(int), np.arange(member.shape[1] + 1) / member.shape[1]
+    hits = (right @ member).astype(int)
+    shares = [proportion("", int(h), int(n)) if n else None for h, n in np.c_[hits, items]]
+    table = pd.DataFrame({"low": edges[:-1], "high": edges[1:], "n": items})
+    table["confidence"] = sure @ member / np.where(items, items, np.nan)
+    for column, key in (("", "value"), ("_low", "low"), ("_high", "high")):
+        table["accuracy" + column] = [getattr(share, key, np.nan) for share in shares]
+    return table
+
+
+def _temperature(scores: NDArray[Any], truth: NDArray[np.int64]) -> float:
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    known = np.isfinite(scores[np.arange(len(truth)), truth])
+    missing, n = int((~known).sum()), len(known)
+    if missing == n:
+        raise InputError(f"all {n} truths to fit on are missing: ask for more log-probabilities")
+    if missing:
+        log.warning("temperature: %d of %d truths are missing and left out of the fit", missing, n)
+    scores, truth = scores[known], truth[known]
+
+    def loss(logarithm: float) -> float:
+        logp = log_softmax(scores / np.exp(logarithm), axis=1)
+        return -float(logp[np.arange(len(truth)), truth].mean())
+
+    ends = (-np.log(HOTTEST), np.log(HOTTEST))
+    found = minimize_scalar(loss, bounds=ends, options={"xatol": 1e-8})
+    return float(np.exp(found.x))
+
+
+def _isotonic(fitted: NDArray[Any], truth: NDArray[np.int64], p: NDArray[Any]) -> NDArray[Any]:
+    """`p` with the confidence that answers of probabilities `fitted` deserve."""
+    from scipy.optimize import isotonic_regression
+
+    right = fitted.argmax(axis=1) == truth
+    sure = fitted.max(axis=1)  # equal ones are one point, with its weight
+    levels, place, counts = np.unique(sure, return_inverse=True, return_counts=True)
+    shares = np.bincount(place, weights=right) / counts
+    knots = isotonic_regression(shares, weights=counts).x
+    unseen = 1 / (len(truth) + 2)
+    value = np.clip(np.interp(p.max(axis=1), levels, knots), unseen, 1 - unseen)
+    return _topped(p, np.maximum(value, 1 / len(LETTERS) + MARGIN))
+
+
+def _topped(p: NDArray[Any], value: NDArray[Any]) -> NDArray[np.float64]:
+    """`p` with `value` [n], above 1/6, for the top letter, which stays on top."""
+    top = np.arange(len(p)), p.argmax(axis=1)
+    rest, even = p.copy(), np.full_like(p, 1 / (len(LETTERS) - 1))
+    rest[top] = even[top] = 0
+    total = rest.sum(axis=1, keepdims=True)
+    shares = np.divide(rest, total, out=even.copy(), where=total > 0)
+    most = value / (1 - value) - MARGIN  # the greatest share that stays below the top
+    highest = shares.max(axis=1)
+    mix = np.clip((highest - most) / np.maximum(highest - even.max(), MARGIN), 0, 1)[:, None]
+    scaled = (1 - value)[:, None] * (mix * even + (1 - mix) * shares)
+    scaled[top] = value
+    return np.asarray(scaled)
+
+
+def _percentile(name: str, value: float, drawn: NDArray[Any], n: int, floored: int = 0) -> Metric:
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return Metric(name, value, float(low), float(high), n, n_unparsed=floored)
+
+
+def _basic(name: str, value: float, drawn: NDArray[Any], n: int, chance: float) -> Metric:
+    """Percentiles mirrored at the value, which is within; from 0 if chance gives as much."""
+    low, high = (2 * value - float(end) for end in np.quantile(drawn, (0.975, 0.025)))
+    low = 0.0 if value <= chance else max(0.0, min(low, value))
+    return Metric(name, value, low, min(1.0, max(high, value)), n)
+
+
+def _both(name: str, value: float, drawn: NDArray[Any], n: int) -> Metric:
+    """What the percentile and the basic interval hold together."""
+    ends = np.quantile(drawn, (0.025, 0.975))
+    every = (value, *map(float, ends), *map(float, 2 * value - ends))
+    return Metric(name, value, max(-1.0, min(every)), min(1.0, max(every)), n)

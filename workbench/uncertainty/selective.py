@@ -1,0 +1,289 @@
+"""Which answers would one trust? How well a signal of sureness tells right answers from wrong.
+
+A signal is a number an answer, higher where the model is surer. Answers of equal signal are one
+block: whatever depends on their order is its mean over all orders, so the order of rows is nothing.
+
+Resampling an item is weighing it: a resample is how often each item was drawn, and both areas
+come from cumulative sums over answers that were sorted once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench.errors import InputError
+from workbench.uncertainty.choices import LETTERS, checked, softmax
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["aurc", "auroc", "from_options", "resampled", "risk_coverage", "selective_report"]
+
+BASELINES = ("random", "length")
+COVERAGES = (50, 80)
+"""Percent of the answers kept, for the two accuracies of a report."""
+
+CELLS = 2**21
+"""Weights held at a time: 16 MiB of them."""
+
+
+def resampled(n: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """How often each of n items comes in each bootstrap resample: [some, n], `resamples` in all.
+
+    The same arguments give the same resamples, so that what is measured on each of them by two
+    methods is paired.
+
+    Raises:
+        InputError: `resamples` or `seed` is no such number.
+    """
+    for name, value, least in (("resamples", resamples, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InputError(f"{name}={value!r}: give a whole number from {least}")
+    return _resampled(n, resamples, np.random.default_rng(seed))
+
+
+def _resampled(n: int, left: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    while left > 0:
+        some = min(left, max(1, CELLS // n))
+        drawn = rng.integers(0, n, (some, n)) + n * np.arange(some)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=some * n).reshape(some, n)
+        left -= some
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sorted:
+    """Answers from the surest to the least sure; `starts` are where the blocks of equals begin."""
+
+    order: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    right: NDArray[np.int64]
+    thresholds: NDArray[Any]
+
+    @classmethod
+    def of(cls, signal: NDArray[Any], right: NDArray[np.int64]) -> _Sorted:
+        order = np.argsort(-signal, kind="stable")
+        values = signal[order]
+        starts = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
+        return cls(order, starts, right[order], values[starts])
+
+    def blocks(self, weights: NDArray[np.int64] | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Answers and wrong answers in each block, for each row of weights [some, n]."""
+        if weights is None:
+            weights = np.ones((1, len(self.order)), np.int64)
+        w = weights[:, self.order]
+        items = np.add.reduceat(w, self.starts, axis=1)
+        return items, np.add.reduceat(w * (1 - self.right), self.starts, axis=1)
+
+
+def _auroc(items: NDArray[Any], wrong: NDArray[Any]) -> NDArray[np.float64]:
+    """Of all pairs of a right and a wrong answer, those where the right one is surer."""
+    right = items - wrong
+    surer = np.cumsum(right, axis=1) - right / 2  # of its own block one half
+    pairs = (right.sum(axis=1) * wrong.sum(axis=1)).astype(float)
+    pairs[pairs == 0] = np.nan
+    return np.asarray((wrong * surer).sum(axis=1) / pairs)
+
+
+def _aurc(items: NDArray[Any], wrong: NDArray[Any]) -> NDArray[np.float64]:
+    """Mean over k of the expected share of wrong answers among the k surest.
+
+    After T answers with E wrong, the j-th of a block with t, e of them wrong, gives an expected
+    (E + j e/t) / (T + j). Over the block that is a sum of reciprocals, which are tabled.
+    """
+    n = int(items[0].sum())
+    harmonic = np.append(0, np.cumsum(1 / np.arange(1, n + 1)))
+    until, errors = np.cumsum(items, axis=1), np.cumsum(wrong, axis=1) - wrong
+    before = until - items
+    reciprocals = harmonic[until] - harmonic[before]
+    share = wrong / np.maximum(items, 1)
+    areas = errors * reciprocals + share * (items - before * reciprocals)
+    return np.asarray(areas.sum(axis=1) / n)
+
+
+def _accuracies(items: NDArray[Any], wrong: NDArray[Any]) -> dict[str, float]:
+    """Expected accuracy of the surest answers, at least the given percentages of them all."""
+    until, errors = np.append(0, np.cumsum(items[0])), np.append(0, np.cumsum(wrong[0]))
+    kept = {percent: -(-int(until[-1]) * percent // 100) for percent in COVERAGES}
+    return {
+        f"accuracy_{percent}": 1 - float(np.interp(k, until, errors)) / k
+        for percent, k in kept.items()
+    }
+
+
+def risk_coverage(confidence: ArrayLike, right: ArrayLike) -> pd.DataFrame:
+    """The share of wrong answers among those kept, at each threshold that keeps some.
+
+    Args:
+        confidence: [n], higher is surer.
+        right: [n], right (1) or wrong (0).
+
+    Returns:
+        A row a distinct confidence, from the highest: coverage (share of the answers that are at
+        least as sure), risk (share of wrong answers among these), threshold.
+
+    Raises:
+        InputError: the two differ in length, there are fewer than 2 items, a confidence is NaN, or
+            an answer is neither right nor wrong.
+    """
+    import pandas as pd
+
+    ordered = _Sorted.of(*_signal("confidence", confidence, right))
+    items, wrong = (np.cumsum(counts[0]) for counts in ordered.blocks())
+    table = {"coverage": items / items[-1], "risk": wrong / items, "threshold": ordered.thresholds}
+    return pd.DataFrame(table)
+
+
+def aurc(confidence: ArrayLike, right: ArrayLike) -> float:
+    """Area under the risk-coverage curve, 0 is best: the mean share of wrong answers among the k
+    surest, over k from 1 to n.
+
+    Where k parts answers of equal confidence, the expected share counts, as if they were taken at
+    random. A signal that tells nothing has the share of wrong answers among all.
+
+    Raises:
+        InputError: as `risk_coverage`.
+    """
+    return float(_aurc(*_Sorted.of(*_signal("confidence", confidence, right)).blocks())[0])
+
+
+def auroc(confidence: ArrayLike, right: ArrayLike) -> float:
+    """Probability that a right answer has a higher confidence than a wrong one, ties count half.
+
+    A half is chance, 1 is best. NaN where all answers are right, or all wrong: no pair to compare.
+
+    Raises:
+        InputError: as `risk_coverage`.
+    """
+    return float(_auroc(*_Sorted.of(*_signal("confidence", confidence, right)).blocks())[0])
+
+
+def selective_report(
+    signals: Mapping[str, ArrayLike], right: ArrayLike, *, lengths: ArrayLike,
+    resamples: int = 1000, seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
+    """How well each signal tells right answers from wrong, beside two that know nothing of the
+    question: random numbers, and the length of the answer or prompt (shorter is surer).
+
+    Args:
+        signals: by name, [n] each, higher is surer.
+        right: [n], right (1) or wrong (0).
+        lengths: [n], in whatever unit.
+        resamples: bootstrap resamples of the items, the same ones for all signals.
+        seed: of the resamples and of the random baseline.
+
+    Returns:
+        A row a signal, the baselines last: signal, n, auroc, aurc, `above_length` (its AUROC
+        minus that of the length, paired), each of these three with `_low` and `_high`, and
+        `accuracy_50` and `accuracy_80`, the accuracy of the surest half and four fifths.
+        Intervals are 95 % percentile ones. They have no width where no resample differs, and they
+        leave out resamples with only right or only wrong answers; with a sample like that, AUROC
+        and its intervals are NaN.
+
+    Raises:
+        InputError: there are no signals, one has the name of a baseline or does not fit `right`,
+            or as `risk_coverage`.
+    """
+    import pandas as pd
+
+    drawn = resampled(np.size(right), resamples, seed)
+    every, hit = _with_baselines(signals, right, lengths, seed)
+    ordered = {name: _Sorted.of(values, hit) for name, values in every.items()}
+    areas = {name: [_areas(one)] for name, one in ordered.items()}
+    for weights in drawn:
+        for name, one in ordered.items():
+            areas[name].append(_areas(one, weights))
+    joined = {name: np.concatenate(parts) for name, parts in areas.items()}
+    length = joined["length"][:, 0]
+    return pd.DataFrame(
+        {
+            "signal": name,
+            "n": len(hit),
+            **_with_interval("auroc", found[:, 0]),
+            **_with_interval("aurc", found[:, 1]),
+            **_with_interval("above_length", found[:, 0] - length),
+            **_accuracies(*ordered[name].blocks()),
+        }
+        for name, found in joined.items()
+    )
+
+
+def from_options(logits: ArrayLike) -> dict[str, NDArray[np.float64]]:
+    """What the probabilities of six options tell of sureness, higher is surer.
+
+    Args:
+        logits: [n, 6], -inf where a letter is missing.
+
+    Returns:
+        `confidence`, the highest probability; `margin`, how far it is above the second; `entropy`,
+        the entropy in nats with its sign turned. All are [n] and do not ask which letter it is.
+
+    Raises:
+        InputError: as `choices.checked`.
+    """
+    from scipy.special import xlogy
+
+    n = len(np.atleast_1d(np.asarray(logits)))
+    scores, _ = checked(logits, np.arange(n) % len(LETTERS))  # any answers: none is used
+    # Sorted first, so that the same six numbers in another order give the same bits: a tie.
+    p = softmax(np.sort(scores.astype(float), axis=1))
+    entropy = xlogy(p, p).sum(axis=1)
+    return {"confidence": p[:, -1], "margin": p[:, -1] - p[:, -2], "entropy": entropy}
+
+
+def _areas(one: _Sorted, weights: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+    items, wrong = one.blocks(weights)
+    return np.column_stack([_auroc(items, wrong), _aurc(items, wrong)])
+
+
+def _with_interval(name: str, values: NDArray[np.float64]) -> dict[str, float]:
+    """The first value, and the 95 % percentile interval of the others."""
+    drawn = values[1:][~np.isnan(values[1:])]
+    known = len(drawn) > 0 and not np.isnan(values[0])
+    low, high = np.quantile(drawn, (0.025, 0.975)) if known else (np.nan, np.nan)
+    return {name: float(values[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def _signal(
+    name: str, values: ArrayLike, right: ArrayLike
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Both as arrays; infinite values are the surest and the least sure.
+
+    Raises:
+        InputError: as `risk_coverage`.
+    """
+    told, hit = np.asarray(values), np.asarray(right)
+    if hit.ndim != 1 or len(hit) < 2:
+        raise InputError(f"right of shape {hit.shape}: give one verdict an item, for 2 or more")
+    if (neither := ~np.isin(hit, [0, 1])).any() or hit.dtype.kind not in "biuf":
+        item = int(neither.argmax())
+        raise InputError(f"right: item {item} is {hit[item]!r}; give right (1) or wrong (0)")
+    if told.shape != hit.shape:
+        raise InputError(
+            f"{name} of shape {told.shape} for {len(hit)} items: give one number for each"
+        )
+    if told.dtype.kind not in "biuf":
+        raise InputError(f"{name} of type {told.dtype}: give numbers, higher where surer")
+    if (missing := np.isnan(told.astype(float))).any():
+        raise InputError(
+            f"{name}: item {int(missing.argmax())} is NaN; leave such items out of all signals"
+        )
+    return told.astype(float), hit.astype(np.int64)
+
+
+def _with_baselines(
+    signals: Mapping[str, ArrayLike], right: ArrayLike, lengths: ArrayLike, seed: int
+) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
+    if not signals:
+        raise InputError(f"signals={signals!r}: give at least one, by name")
+    if taken := sorted(set(signals) & set(BASELINES)):
+        raise InputError(f"signals: {taken[0]!r} is the name of a baseline; give it another name")
+    shorter, hit = _signal("lengths", lengths, right)
+    every = {name: _signal(name, values, right)[0] for name, values in signals.items()}
+    # A second word in the seed: other numbers than those that draw the resamples.
+    every["random"] = np.random.default_rng([seed, 1]).random(len(hit))
+    return every | {"length": -shorter}, hit
