@@ -9,14 +9,14 @@ from __future__ import annotations
 import random
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any
 
 from workbench.errors import InputError
 
-__all__ = ["METRICS", "Ask", "Faults", "answer", "ask", "rates", "spoil", "tokenized"]
+__all__ = ["METRICS", "Ask", "Faults", "Tops", "answer", "ask", "rates", "spoil", "tokenized"]
 
 CHAT_MOST = 2048
 CONTENT = {"fewer", "shuffled", "duplicate", "nan", "no_logprobs", "empty", "null", "finish"}
@@ -26,6 +26,8 @@ vllm:prefix_cache_queries_total{{engine="0",model_name="{0}"}} {1}.0
 vllm:prefix_cache_hits_total{{engine="0",model_name="{0}"}} {2}.0
 """
 Json = dict[str, Any]
+Tops = Callable[[str], Mapping[str, float]]
+"""The likeliest next tokens after a prompt, with their log-probabilities."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +97,7 @@ class Ask:
     n: int
     most: int
     arrived: float = field(default_factory=time.monotonic)
+    tops: Tops | None = None
 
 
 def ask(path: str, body: Json) -> Ask:
@@ -151,7 +154,8 @@ def answer(asked: Ask, model: str, number: int, *, vllm: bool) -> Json:
             words = text.count(" ") + 1
             most = asked.most if asked.body.get("ignore_eos") else min(words, asked.most)
             completion += most
-            one = _choice(asked, len(choices), text, most)
+            tops = asked.tops and asked.tops(key)
+            one = _choice(asked, len(choices), text, most, tops)
             one["finish_reason"] = "stop" if most < asked.most else "length"
             if vllm:
                 _add_ids(one, asked, text, most, ids)
@@ -231,16 +235,16 @@ def _spoil_one(choice: Json, name: str) -> bool:
     return True
 
 
-def _choice(asked: Ask, index: int, text: str, most: int) -> Json:
+def _choice(asked: Ask, index: int, text: str, most: int, told: Mapping[str, float] | None) -> Json:
     wanted = asked.body.get("logprobs")
     if asked.chat:
         message = {"role": "assistant", "content": text}
         tops = asked.body.get("top_logprobs") or 0
-        logprobs = {"content": _chat_logprobs(_pieces(text, most), tops)} if wanted else None
+        logprobs = {"content": _chat_logprobs(_pieces(text, most), tops, told)} if wanted else None
         return {"index": index, "message": message, "logprobs": logprobs}
     ids = bool(asked.body.get("return_tokens_as_token_ids"))
     # `logprobs: 0` asks for those of the answer itself.
-    logprobs = None if wanted is None else _logprobs(_pieces(text, most), wanted, ids)
+    logprobs = None if wanted is None else _logprobs(_pieces(text, most), wanted, ids, told)
     return {"index": index, "text": text, "logprobs": logprobs}
 
 
@@ -267,7 +271,9 @@ def _tops(piece: str, count: int) -> dict[str, float]:
     return {piece: -0.1} | {f"{piece}~{rank}": -1.0 - rank for rank in range(1, count)}
 
 
-def _logprobs(pieces: list[str], count: int, as_ids: bool) -> Json:
+def _logprobs(
+    pieces: list[str], count: int, as_ids: bool, told: Mapping[str, float] | None
+) -> Json:
     offsets = [0]
     for piece in pieces[:-1]:
         offsets.append(offsets[-1] + len(piece))
@@ -276,16 +282,17 @@ def _logprobs(pieces: list[str], count: int, as_ids: bool) -> Json:
         "text_offset": offsets,
         "token_logprobs": [-0.1] * len(pieces),
         "tokens": names,
-        "top_logprobs": [_tops(name, count) for name in names],
+        "top_logprobs": [_tops(name, count) if told is None else dict(told) for name in names],
     }
 
 
-def _chat_logprobs(pieces: list[str], count: int) -> list[Json]:
+def _chat_logprobs(pieces: list[str], count: int, told: Mapping[str, float] | None) -> list[Json]:
     def entry(piece: str, value: float) -> Json:
         return {"token": piece, "logprob": value, "bytes": list(piece.encode())}
 
-    return [
-        entry(piece, -0.1)
-        | {"top_logprobs": [entry(*pair) for pair in _tops(piece, count).items()][:count]}
-        for piece in pieces
-    ]
+    found = []
+    for piece in pieces:
+        tops = _tops(piece, count) if told is None else told
+        first = [entry(*pair) for pair in tops.items()][:count]
+        found.append(entry(piece, -0.1) | {"top_logprobs": first})
+    return found

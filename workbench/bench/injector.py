@@ -16,11 +16,12 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any, NoReturn, Self
 
 from aiohttp import web
 
-from workbench.bench.answers import METRICS, Ask, Faults, answer, ask, rates, spoil, tokenized
+from workbench.bench.answers import METRICS, Ask, Faults, Tops, answer, ask, rates, spoil, tokenized
 
 __all__ = ["Faults", "Injector"]
 
@@ -51,6 +52,7 @@ class Injector:
         key: bearer key without which there is 401.
         vllm: answer like vLLM's server, else like OpenAI's.
         batch: have vLLM's path for several chats in one request.
+        tops: what the likeliest next tokens after a prompt are said to be.
 
     Attributes:
         answered: how often a good answer to a prompt was sent. Other choices of a spoilt answer
@@ -76,9 +78,10 @@ class Injector:
         batch: bool = True,
         ssl_context: ssl.SSLContext | None = None,
         seed: int = 0,
+        tops: Tops | None = None,
     ) -> None:
         self.latency, self.capacity, self.model, self.vllm = latency, capacity, model, vllm
-        self._key, self._ssl = key, ssl_context
+        self._key, self._ssl, self.tops = key, ssl_context, tops
         self._root, self._max_model_len = root or model, max_model_len
         own = {"/tokenize": vllm, BATCH: vllm and batch}
         self._paths = PATHS | {path for path, there in own.items() if there}
@@ -168,7 +171,7 @@ class Injector:
                 return _error(404, f"The model `{body['model']}` does not exist.")
             if request.path == "/tokenize":
                 return web.json_response(tokenized(body, self._max_model_len))
-            asked = ask(request.path, body)
+            asked = replace(ask(request.path, body), tops=self.tops)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             self.faults["bad_request"] += 1
             return _error(400, f"{type(error).__name__}: {error}")

@@ -58,8 +58,7 @@ class CalibrationReport:
     bins: pd.DataFrame
     n: int
     n_floored: int
-    _drawn: NDArray[np.float64] = field(repr=False)
-    _chance: NDArray[np.float64] = field(repr=False)
+    _items: _Items = field(repr=False)
 
     def metrics(self) -> tuple[Metric, ...]:
         """The six numbers with 95 % intervals; `n_unparsed` of the log loss is `n_floored`.
@@ -72,10 +71,11 @@ class CalibrationReport:
         than 95 %, the MCE on bins with few items most. The accuracy has a Wilson interval, the rest
         have percentile ones.
         """
-        ece, mce, brier, log_loss, confidence = self._drawn.T
+        ece, mce, brier, log_loss, confidence = self._items.drawn().T
+        chance = self._items.by_chance()
         return (
-            _basic("ece", self.ece, ece, self.n, self._chance[0]),
-            _basic("mce", self.mce, mce, self.n, self._chance[1]),
+            _basic("ece", self.ece, ece, self.n, chance[0]),
+            _basic("mce", self.mce, mce, self.n, chance[1]),
             _percentile("brier", self.brier, brier, self.n),
             _percentile("log_loss", self.log_loss, log_loss, self.n, self.n_floored),
             proportion("accuracy", round(self.accuracy * self.n), self.n),
@@ -166,7 +166,7 @@ def rescaled(
     else:
         scaled = _isotonic(softmax(scores[fit]), truth[fit], plain)
     before, after = (_judged(p, truth[test], bins, resamples, seed) for p in (plain, scaled))
-    apart, n = after._drawn - before._drawn, len(test)  # the same seed: the same resamples
+    apart, n = after._items.drawn() - before._items.drawn(), len(test)  # the same resamples
     loss = after.log_loss - before.log_loss
     return Rescaled(
         method, temperature, before, after, scaled, test,
@@ -190,13 +190,43 @@ def _judged(
     columns = np.column_stack(
         [member * (confidence - right)[:, None], member, brier, loss, confidence]
     )
-    weighted = [weights @ columns for weights in resampled(n, resamples, seed)]
+    resampled(n, resamples, seed)  # whether it can be done later
     ece, mce, *means = map(float, _scores(columns.sum(axis=0)[None], bins)[0])
     return CalibrationReport(
         ece, mce, means[0], means[1], float(right.mean()), means[2],
         _table(member, confidence, right), n, int((likely < FLOOR).sum()),
-        _scores(np.concatenate(weighted), bins), _by_chance(confidence, member, resamples, seed),
+        _Items(columns, confidence, bins, resamples, seed),
     )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Items:
+    """What the intervals are made of, when somebody asks for them.
+
+    `columns` [n, 2 bins + 3] holds, of each item, its gap and a 1 in the bin it is in, and what
+    means are taken of.
+    """
+
+    columns: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+    bins: int
+    resamples: int
+    seed: int
+
+    def drawn(self) -> NDArray[np.float64]:
+        """The scores of each resample."""
+        n = len(self.columns)
+        weighted = [w @ self.columns for w in resampled(n, self.resamples, self.seed)]
+        return _scores(np.concatenate(weighted), self.bins)
+
+    def by_chance(self) -> NDArray[np.float64]:
+        """What ECE and MCE a calibrated model as sure as this exceeds in 1 of 40 samples."""
+        rng = np.random.default_rng([self.seed, 1])  # other numbers than the resamples'
+        sure, member = self.confidence, self.columns[:, self.bins : 2 * self.bins]
+        draws = ((rng.random(len(sure)) < sure) for _ in range(self.resamples))
+        gaps = np.array([(sure - right) @ member for right in draws])
+        sums = np.column_stack([gaps, np.tile(member.sum(axis=0), (self.resamples, 1))])
+        return np.asarray(np.quantile(_scores(sums, self.bins), 0.975, axis=0))
 
 
 def _scores(sums: NDArray[Any], bins: int) -> NDArray[np.float64]:
@@ -205,14 +235,6 @@ def _scores(sums: NDArray[Any], bins: int) -> NDArray[np.float64]:
     n = items.sum(axis=1)[:, None]
     mce = (gaps / np.maximum(items, 1)).max(axis=1)
     return np.column_stack([gaps.sum(axis=1) / n[:, 0], mce, sums[:, 2 * bins :] / n])
-
-
-def _by_chance(sure: NDArray[Any], member: NDArray[Any], times: int, seed: int) -> NDArray[Any]:
-    """What ECE and MCE a calibrated model as sure as this exceeds in 1 of 40 samples."""
-    items, rng = member.sum(axis=0), np.random.default_rng([seed, 1])  # other than the resamples'
-    gaps = [(sure - (rng.random(len(sure)) < sure)) @ member for _ in range(times)]
-    sums = np.column_stack([gaps, np.tile(items, (times, 1))])
-    return np.asarray(np.quantile(_scores(sums, len(items)), 0.975, axis=0))
 
 
 def _table(member: NDArray[Any], sure: NDArray[Any], right: NDArray[Any]) -> pd.DataFrame:
