@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from workbench.answers import Style, canonical, equivalent, extract, grade
-from workbench.answers.expressions import _worker
+from workbench.answers import Style, canonical, equivalent, expressions, extract, grade
+from workbench.answers.expressions import _worker, same_expression
 from workbench.errors import InputError, WorkbenchError
 from workbench.types import Grade
 
@@ -389,6 +389,24 @@ def test_a_hostile_expression_is_stopped_and_the_next_one_graded() -> None:
     assert not equivalent(TOWER[7:-1], "1")
 
 
+def test_an_expression_that_took_too_long_is_not_tried_again() -> None:
+    tower = TOWER[7:-1].replace("16", "17")
+    assert same_expression("1+y", tower) is None
+    start = time.perf_counter()
+    assert same_expression(tower, "x") is None
+    assert time.perf_counter() - start < 1
+    assert same_expression("1+y", "y+1")  # the other one is not to blame
+
+
+def test_a_stopped_worker_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expressions, "GRACE", 0.1)
+    monkeypatch.setattr(expressions, "SECONDS", 2.0)
+    assert same_expression("x+1", "1+x")
+    assert _worker.process
+    os.kill(_worker.process.pid, signal.SIGSTOP)
+    assert same_expression("x+1", "1+x")
+
+
 def test_a_worker_that_died_is_replaced() -> None:
     assert equivalent("x+1", "1+x")
     assert _worker.process
@@ -613,6 +631,320 @@ def test_exact_texts() -> None:
     assert grade(" \n", "a", "exact") == Grade(None, None, parsed=False)
 
 
+# What looks like an answer and is none, what looks like none and is one
+
+NOT_RIGHT: dict[tuple[Style, str], tuple[str, ...]] = {
+    ("gsm8k", "2"): (
+        r"\boxed{2+?}", r"\boxed{2,?}", "The answer is x = 1 and y = 2.", "#### x=1, y=2",
+        "#### two thirds", "#### two and a half", "Die Antwort ist 2 Millionen.",
+        "La respuesta es 2 millones.", "The answer is 2 years 3 months.", "#### 2 years 3 months",
+        r"\boxed{2\text{ years }3\text{ months}}", "I need 2 more facts.",
+    ),
+    ("gsm8k", "18"): (
+        r"\boxed{18|20}", r"\boxed{\neq 18}", r"\boxed{18_{16}}", "The answer is +/- 18.",
+        "The answer is ±18.", "The answer is 18².", r"\boxed{\pm 18}", r"\boxed{18 \neq x}",
+        "答案是18万。", "#### 18 dozen eggs", "The answer is 18 lakh.",
+        "The answer is 18. No wait, it's 20.", "#### 18\nWait, I made a mistake; it should be 20.",
+        "#### 18 is wrong", "The answer cannot be 18.",
+        "I first thought the answer is 18, but that is wrong.",
+        r"\boxed{18} Hold on, that is wrong: 9 + 11 = 20", "The answer is 18. Oops, I mean 20.",
+        "The answer is 18, no, 20.", "The answer is 18? No.", "The answer is at least 18.",
+        "The answer is more than 18.", "The answer is less than 18.", "The answer is > 18.",
+        "The answer is ≥ 18.", "The answer is over 18.", "The answer is under 18.",
+        "The answer is up to 18.", "The answer is at most 18.", "The answer is < 18.",
+        "The answer is ≤ 18.", "The answer is no more than 18.", "The answer is fewer than 18.",
+        "The answer is above 18.", "The answer is below 18.", r"The answer is $\geq 18.",
+        r"The answer is \ge 18.", "The answer is 18 or more.", "The answer is 18+.", "18 or more",
+        "18+", "#### 18+", r"\boxed{18+}", r"\boxed{>18}", "#### at least 18", r"\boxed{\geq 18}",
+        "The answer is 18 dollars or more.", "The answer is 18~20.", "The answer is 18 through 20.",
+        "The answer is 18...20.", "#### 18~20", "#### 18 through 20",
+        r"\boxed{18\text{ through }20}", "18~20", "18...20", "18 through 20",
+        "The answer is 18…20.", "The answer is 18 remainder 2.", "The answer is 18 squared.",
+        "#### 18 remainder 2", "#### 18 squared", "The answer is 18 more than 5, which is 23.",
+        "La réponse n'est pas 18.", "Die Antwort ist nicht 18.", "A resposta não é 18.",
+        "La risposta non è 18.", "Правильный ответ не 18.", "答案不是18。",
+        "答えは18ではありません。", "정답은 18이 아닙니다.", "La respuesta no es 18.",
+        "उत्तर १८ नहीं है।", "See page 18.", "It is not 18.", "18 is not the answer.",
+        "18 is incorrect.", "<|channel|>analysis<|message|>The answer is 18.",
+        "[THINK]the answer is 18.", "16 - 3 - 4 = ",
+        "She sells 9. So 9 * 2 = 18 seats are good, and each costs 3 =",
+        "The answer is 18. Actually, it's 20.", "#### 18\nActually, that is 20.",
+        "#### 18. I made a mistake, it is 20",
+    ),
+    ("gsm8k", "101"): (
+        r"\boxed{101_2}", r"\boxed{101_{2}}",
+    ),
+    ("gsm8k", "101_3"): (
+        r"\boxed{101_2}",
+    ),
+    ("gsm8k", "0"): (
+        r"\boxed{0x12}", "#### 0x12",
+    ),
+    ("gsm8k", "3"): (
+        "#### 3²", r"\boxed{x=2, x=3}", r"\boxed{x_1=2, x_2=3}", r"\boxed{x=2 \quad x=3}",
+        r"\boxed{x=2,\; y=3}", r"\boxed{x=3±1}", r"\boxed{x=2 \text{ and } y=3}",
+        "#### three-fourths", "#### three point five", "#### 3 dozen", "#### $3 M", "#### 3 ± 1",
+        "#### >3", "#### 3 x", "答案是3億円です。", "The answer is 3 out of 4.",
+        "I cannot solve this with 3 unknowns.", "It's impossible to tell from these 3 numbers.",
+        "Step 3.", "This is step 3.", r"\boxed{x \ge 3}", r"\boxed{x<3}", "#### 3 < x",
+        r"\boxed{3!}",
+    ),
+    ("gsm8k", "10"): (
+        "The answer is 10³.",
+    ),
+    ("gsm8k", "1"): (
+        r"\boxed{\sum_{k=1}^{n} k}", r"\boxed{\prod_{k=1}^{5} k}", "#### one half", "정답: 1만 8천",
+        "The answer is 1 in 6.", "The answer is 1 out of 6.", "#### 1 in 6",
+        r"\boxed{1 \pm \sqrt{2}}",
+    ),
+    ("gsm8k", "5"): (
+        r"\boxed{5!}", "The answer is $5!$.", "#### 5 mod 3", "Ответ: 5 тысяч",
+        "The answer is 5'3\".", "#### 5'3\"", "The answer is 5 apples plus 3 pears.",
+        "The answer is 5 feet 3 inches.",
+    ),
+    ("gsm8k", "3.5"): (
+        "#### $3.5bn",
+    ),
+    ("gsm8k", "34"): (
+        r"\boxed{3 4}",
+    ),
+    ("gsm8k", "1820"): (
+        r"\boxed{18 20}", "#### 18 20",
+    ),
+    ("gsm8k", "13"): (
+        "The answer is ~~13~~ 14.", "The answer is 13, no, 14.",
+    ),
+    ("choice", "B"): (
+        "The answer is B.\nWait, no: C.", "Some say the answer is B. They are wrong.",
+        "The wrong answer is B.", "The incorrect option is B.", "The worst choice is B",
+        "I doubt that the answer is B.", "It's not the case that the answer is B.",
+        "B can be ruled out", "no B", "Never B", "All except B", "Anything other than B.",
+        "B is the least likely.", "Answer: B; D", "Answer: B+D", "Answer: B - D",
+        "The answer is B, no, C.", "I don't think the answer is B.", "La respuesta no es B",
+        "Die Antwort ist nicht B", "答案不是B", "答えはBではありません。", "정답은 B가 아닙니다.",
+        "La réponse n'est pas B", "La risposta non è B", "Правильный ответ не B",
+        "B is definitely not the answer.", "B is wrong", "Answer: B, D and E",
+        "Answer: B, D\nBecause of it", "Answer: B, D", "Answer: B, D) the sky", "Answer: B; D.",
+    ),
+    ("choice", "A"): (
+        "A. Paris\nB. London\nC. Rome", "A) Paris\nB) London\nC) Rome\n",
+    ),
+    ("choice", "C"): (
+        "Because of vitamin C.", "It causes hepatitis C.",
+    ),
+    ("label", "True"): (
+        "True? No, False.", "I doubt that this is true.", "It is a myth that this is true.",
+        "True is not the answer", "True! False!", "The answer is True. No wait, False.",
+        "The answer is not True.",
+    ),
+    ("label", "No"): (
+        "No idea.", "No doubt, yes.",
+    ),
+    ("label", "Yes"): (
+        "Yes! No!",
+    ),
+    ("label", "positive"): (
+        "Label: positive vs. negative",
+    ),
+    ("gsm8k", "36"): (
+        "The answer is half of 36.", "The answer is half of the 36 eggs.",
+    ),
+    ("gsm8k", "9"): (
+        "The answer is twice 9.", "The answer is the sum of 9 and 9.", "#### twice 9",
+        "The answer is the product of 9 and 9.", "The answer is the average of 9 and 9.",
+    ),
+    ("gsm8k", "16"): (
+        "The answer is the square root of 16.",
+    ),
+    ("gsm8k", "7"): (
+        "This is question 7.",
+    ),
+    ("gsm8k", "10000"): (
+        "정답: 1만 8천",
+    ),
+    ("gsm8k", "180000"): (
+        "18万5000",
+    ),
+}  # fmt: skip
+"""Responses that a careful reader would not call right for the answer."""
+RIGHT: dict[tuple[Style, str], tuple[str, ...]] = {
+    ("gsm8k", "25"): (
+        "The answer is 5².",
+    ),
+    ("gsm8k", "8"): (
+        r"\boxed{2³}",
+    ),
+    ("gsm8k", "x²"): (
+        r"\boxed{x^2}",
+    ),
+    ("gsm8k", r"3\sqrt{2}"): (
+        r"\boxed{3√2}",
+    ),
+    ("gsm8k", "4"): (
+        "The answer is √16.",
+    ),
+    ("gsm8k", "101_2"): (
+        r"\boxed{101_2}", r"\boxed{101_{2}}",
+    ),
+    ("gsm8k", "18"): (
+        r"\boxed{18 = x}", r"\boxed{x=18}", r"\boxed{f(2) = 18}", r"\boxed{a_3 = 18}",
+        r"\boxed{P(A) = 18}", r"\boxed{9 \times 2 = 18}", r"\boxed{x = 9 \cdot 2 = 18}",
+        r"\boxed{\text{Total} = 18}", r"\boxed{A = l w = 18}", r"\boxed{x_{1} = 18}",
+        r"\boxed{\theta = 18^\circ}", "#### 18 = x",
+        "The answer is 18. Wait, let me check: 9 * 2 = 18. Yes.",
+        "#### 18\nWait, is that right? Yes, it is.", "The answer is 18. That is not a lot.",
+        "The answer is 18. This is not 20, as some think.", "The answer is 18! No doubt about it.",
+        "#### 18\nNote that it should be checked.", "I'm not sure but the answer is 18.",
+        "The answer is 18, since no one eats 2.", "9*2=18", "x=18", "Let's see. 9*2=18",
+        "उत्तर १८ है।", "<|channel|>analysis<|message|>#### 7<|end|><|channel|>final<|message|>18",
+        "[THINK]the answer is 7[/THINK]18",
+        "<|channel|>final<|message|>The answer is 18.<|return|>",
+        "So 18 students do not play football.", "So there are 18 left, which is not many.",
+        "The answer is 18 in total.", "The answer is 18 out of the whole class.",
+        "So he has 18 dollars and no debts.", "Half of them is 18.", "The sum of their ages is 18.",
+        "The answer is a total of 18.", "The answer is 18 dollars more.",
+        "She has 18 dollars more than Bob.", "So she earns twice as much: 18 dollars.",
+        "The answer is 18 after 3 days.", "Answer: 18 (not 20)", "The answer is 18, not 20.",
+        "No, she has 18 dollars.", "#### 18 more eggs", "The answer is just under half: 18.",
+        "The answer is over there: 18", "When she is done she has 18 dollars.", "#### 18 over",
+        "#### 18 up", "She needs 18 more dollars.", "#### 18 quarters",
+        "The answer is 18 dollars each for 3 days.", "Answer: **18!**", "18!", "#### 18!",
+        "The answer is 18 dollars (or 1800 cents).", "So she has 18 dollars left over.",
+        "There are 18 fewer apples.", "He ran for 18 miles.", "The team scored 18 points.",
+        "In total, 18 more than Bob had.", "So Bob is 18 years old.",
+        "That leaves 18 for the third group.", "So, 18 is the answer.", "18 is the correct answer.",
+        "Hence 18 is right.", "#### 18 is the answer", "The answer is 18 = 9 * 2.",
+        "She will need 18 eggs.", "Each gets 18!", r"The answer is $18$ since $9 \cdot 2 = 18$.",
+        "Answer: 18 and that is it.", "The answer is 18 minutes.", "The answer is 18 miles.",
+        "The answer is 18 M&Ms.", "The answer is 18 mice.", "The answer is 18, i.e. 9 + 9.",
+        "The answer is 18 in all.", "The answer is 18 in the first week.",
+        "The answer is 18 x-rays", "The answer is 18 a day.",
+        "The answer is 18.\n\nWait time is 3 minutes per ride.",
+        "The answer is 18. Sorry for the long text.",
+        "#### 18\n\nI made this with 3 steps: first 4, then 5, then 18.",
+        "The answer is 18.\nSome forget that 2 are broken, which is wrong.",
+        "The answer is 18, which is not wrong.",
+        "The answer is 18, and this is not so hard as it seems to the 3 boys.",
+        "The answer is 18. No 2 answers are possible.", "The answer is 18 (no, really)",
+        "The answer is 18. I made 3 checks.", "The answer is 18. Actually, 3 of them are red.",
+        "The answer is 18 in 2010.", "She sells an average of 18 eggs.",
+        "That is a difference of 18 dollars.", "**Answer:**\n\n> 18 dollars",
+        "She can fit a maximum of 18 boxes.", "She needs at least 18 boxes.",
+        "He can buy up to 18 apples.",
+    ),
+    ("gsm8k", "x=2, x=3"): (
+        r"\boxed{x=2, x=3}",
+    ),
+    ("gsm8k", "1234"): (
+        r"\boxed{1 234}", r"\boxed{1\,234}", r"\boxed{1{,}234}",
+    ),
+    ("gsm8k", "14"): (
+        "The answer is ~~13~~ 14.",
+    ),
+    ("choice", "B"): (
+        "The answer is B. A is wrong because of C. D is incorrect.", "Answer: B - the sky",
+        "Answer: B; it is the sky.", "B. London\nA. is wrong, it is not",
+        "The answer is B. Wait, let me check. Yes, B.", "There is no doubt: B.",
+        "Answer: B - A cat", "The answer is B. This is correct.",
+        "The answer is B.\n\nA: This is incorrect because of x.\nC: This is wrong.",
+        "The best choice is B.", "B. London", "I choose B.", "The answer is B, A is wrong.",
+        "B. This is the best one.\nC. no", "A is wrong. B is right.", "The answer is B – the sky.",
+        "B is correct", "It must be B.", "The answer is B, as C is not.",
+        "The answer is B (not C).", "Answer: B. D is wrong",
+        "The correct choice is B, because A and C are not.", "Option B", "**B** - London",
+        "The answer is B - because it is.", "I'd go with B.",
+        "The best option is B: at least it is right.",
+        "Therefore B, since there is no other option.", "B; C is wrong",
+    ),
+    ("label", "False"): (
+        "True? No, False.", "False. The claim is not true.", "False. True would need 3.",
+        "The claim is false.", "This is not true. The answer is False.", "No doubt, this is false.",
+    ),
+    ("label", "Yes"): (
+        "Yes! It is.", "Yes. No further questions are needed",
+    ),
+    ("label", "No"): (
+        "No, it is not.", "No.",
+    ),
+    ("label", "positive"): (
+        "Sentiment: positive", "**Sentiment:** Positive",
+    ),
+    ("gsm8k", "23"): (
+        "The answer is 18 more than 5, which is 23.",
+    ),
+    ("gsm8k", r"2\pi r"): (
+        r"\boxed{2πr}",
+    ),
+    ("gsm8k", "6x^2"): (
+        r"\boxed{6x²}", "The answer is 6x².",
+    ),
+    ("gsm8k", "x = 5"): (
+        r"\boxed{5}", "#### x = 5", r"\boxed{x=5}",
+    ),
+    ("gsm8k", "5"): (
+        r"\boxed{y = 5}", r"\boxed{y = \frac{10}{2}}",
+    ),
+    ("gsm8k", r"(-\infty, 3)"): (
+        r"\boxed{x < 3}", r"\boxed{(-\infty,3)}",
+    ),
+    ("gsm8k", "3"): (
+        r"\boxed{|-3|}", r"\boxed{\lfloor 3.5 \rfloor}", r"\boxed{\log_2 8}", r"\boxed{\sqrt 9}",
+        r"\boxed{\dfrac{6}{2}}", r"\boxed{6 \div 2}", r"\boxed{2 + 1}",
+        r"\boxed{\frac{6}{2}\text{ cm}}", r"\boxed{3^\circ}", r"\boxed{3°}",
+        r"\boxed{3 \text{ cm}^2}", r"\boxed{3\%}",
+    ),
+    ("gsm8k", "120"): (
+        r"\boxed{5!}", "The answer is $5!$.", r"\boxed{5! = 120}",
+    ),
+    ("gsm8k", r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"): (
+        r"\boxed{\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}}",
+        r"\boxed{\begin{pmatrix}1&2\\3&4\end{pmatrix}}",
+    ),
+    ("gsm8k", r"1 \pm \sqrt{2}"): (
+        r"\boxed{1\pm\sqrt{2}}", r"\boxed{1 ± √2}",
+    ),
+    ("gsm8k", r"x \ge 3"): (
+        r"\boxed{x \geq 3}", r"\boxed{x ≥ 3}",
+    ),
+    ("choice", "A"): (
+        "A) because of x\nC) is dry", "A. Paris\nB is not in France.", "A", "A. Paris",
+        "The answer is A.", "A is right.",
+    ),
+    ("choice", "C"): (
+        "Vitamin C is the point, so the answer is C.", "So C.",
+    ),
+    ("label", "True"): (
+        "True", "True. It is not false.", "Yes, this is true.", "It is true.", "True!",
+        "The answer is True, no doubt.",
+    ),
+    ("label", "negative"): (
+        "The review is negative.", "Label: negative", "Negative sentiment.",
+        "negative, not positive",
+    ),
+    ("gsm8k", "180000"): (
+        "答案是18万。",
+    ),
+    ("gsm8k", "300000000"): (
+        "答案是3億円です。",
+    ),
+}  # fmt: skip
+"""Responses that look like the ones above and are right."""
+LABELS = {"True": "True False", "False": "True False", "Yes": "Yes No", "No": "Yes No"}
+
+
+@pytest.mark.parametrize("right", [False, True])
+@pytest.mark.parametrize("style", ["gsm8k", "choice", "label"])
+def test_only_right_answers_are_called_right(style: Style, right: bool) -> None:
+    table = RIGHT if right else NOT_RIGHT
+    differ = []
+    for (of_style, answer), responses in table.items():
+        if of_style == style:
+            labels = LABELS.get(answer, "positive negative").split() if style == "label" else ()
+            verdicts = {one: grade(one, answer, style, labels=labels) for one in responses}
+            differ += [one for one in verdicts.items() if (one[1].correct is True) is not right]
+    assert differ == []
+
+
 # What is refused, what is hard
 
 
@@ -661,6 +993,21 @@ def test_bad_input_is_named(call: Callable[[], object], message: str) -> None:
             "_",
             "%",
         ),
+        *(
+            "x=",
+            "x=1,",
+            "x = 1 and ",
+            "no, ",
+            "Wait ",
+            "√",
+            "²",
+            "±",
+            "B; ",
+            "[THINK]",
+            "is not ",
+            "\nB. ",
+        ),
+        *("<|channel|>final<|message|>", "answer is 1. No, ", "~~1", "not ", "18 or ", "1 dozen "),
         *("x" * 50 + " ", "The answer is ((((((((", "#### 1 + ", "\\text{", "1'", "<answer>"),
     ],
 )

@@ -22,7 +22,7 @@ def test_grading_counts_what_it_graded() -> None:
     speed, hostile = accuracy._grading(quietly, count=200, repeats=2)
     assert speed.low is not None
     assert 0 < speed.low <= speed.value
-    assert hostile.value > 2.5  # the limit was reached, and what follows was graded
+    assert hostile.value > 1.8  # the limit was reached, and what follows was graded
 
 
 def test_agents_are_measured_together_and_apart(plain: VLLMEngine) -> None:

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, get_args
 
-from workbench.answers.choices import LETTERS, read_label, read_letter, read_text
+from workbench.answers.choices import LETTERS, read_letter
 from workbench.answers.expressions import LONGEST, same_expression
+from workbench.answers.labels import read_label, read_text
 from workbench.answers.numerals import written
 from workbench.answers.reading import bare_number, expression, read_number
 from workbench.answers.tidy import outside_reasoning
@@ -45,7 +46,7 @@ def grade(
 
     Returns:
         Not parsed, and neither right nor wrong, where nothing could be read, or where Math-Verify
-        could not compare two expressions (in 3 seconds): the text read is then given all the same.
+        could not compare two expressions (in 2 seconds): the text read is then given all the same.
 
     Raises:
         InputError: the response is no text, the style is not known, the labels are none, or the
@@ -121,7 +122,8 @@ def _formula(text: str) -> str | None:
 
 
 def _compact(text: str) -> str:
-    return re.sub(r"\s+|\\[,;! ]|\$|[.]\Z", "", text).casefold()
+    bare = re.sub(r"(?<!\d)\s+|\s+(?!\d)|\\[,;!](?!\s*\d)|\$|[.]\Z", "", text)
+    return re.sub(r"([_^])\{(\w)\}", r"\1\2", bare).casefold()
 
 
 @lru_cache(maxsize=64)

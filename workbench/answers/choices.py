@@ -1,36 +1,36 @@
-"""One of a few letters, one of a few labels or a text out of a response."""
+"""One of a few letters out of a response."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
-from workbench.answers.expressions import LONGEST
-from workbench.answers.statements import marked, statements
-from workbench.answers.tidy import STOP, final_sentence, sentence, tidy
+from workbench.answers.statements import WINDOW, statements
+from workbench.answers.tidy import STOP, sentence, tidy
+from workbench.answers.wording import REFUSAL, UNFIT, retracted
 
-__all__ = ["LETTERS", "read_label", "read_letter", "read_text"]
+__all__ = ["GOES_ON", "LETTERS", "OPEN", "PREDICATE", "TAIL", "either", "read_letter"]
 
 LETTERS = tuple("ABCDEFGHIJ")
 OPEN = r"[\s*_`\"'“‘$(\[{:：#]{0,12}"
 CLOSE = r"[\s*_`\"'”’$)\]}.:!]{0,12}"
 LINK = re.compile(
-    r"[\s*_`\"')\]}]{0,6}(?:,|/|&|\||\b(?:or|and|nor)\b)[\s,]{0,4}(?:(?:or|and|maybe)\s)?",
+    r"[\s*_`\"')\]}]{0,6}(?:(?P<weak>[,;+–—-])|/|&|\||\b(?:or|and|nor)\b)[\s,]{0,4}"
+    r"(?:(?:or|and|maybe)\s)?",
     re.IGNORECASE,
 )
-BESIDE = re.compile(r"[\s,/|&]{0,6}(?:(?:or|and|nor)\s)?\s{0,4}", re.IGNORECASE)
+GOES_ON = re.compile(r"[*_`\"']{0,6}[,:]?[ \t]+(?!(?:and|or|nor|are)\b)[a-z]")
+"""A label with a clause of its own is none that is added by a comma: "B; C is wrong"."""
 PROSE = re.compile(r"\s+(?!(?:because|since|as|for|which|is|or|and)\b)[a-z]")
-REFUSED = re.compile(
-    r"\b(?:not|wrong|incorrect|false|neither|cannot|eliminate[ds]?)\b|n['’]t\b", re.IGNORECASE
+OF_A_NAME = re.compile(
+    r"\b(?:vitamin|hepatitis|influenza|type|plan|figure|step|part|section|point|case)s?\s\Z",
+    re.IGNORECASE,
 )
 PREDICATE = re.compile(r"[\W_]{0,4}\s(?:is|was|can|could|does|seems)")
 NOT = re.compile(r"[\s*_]*not\b", re.IGNORECASE)
 BUT = re.compile(r"\bbut\s+(?:rather\s+|instead\s+)?", re.IGNORECASE)
-DOUBT = re.compile(
-    r"\b(?:not|never|neither|nor|whether|if|or|could|may|might)\b|n['’]t\b|\?", re.IGNORECASE
-)
 TAIL = 4000
 """Characters at the end of a response in which an option is looked for that is not stated."""
 
@@ -50,13 +50,13 @@ class _Letters(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _letters(labels: tuple[str, ...]) -> _Letters:
-    either = _either(labels)
-    bracketed = rf"(?:[(\[{{]\s?)?(?P<bracketed>(?ai:{either}))\s?[)\]}}]"
-    plain = rf"(?P<plain>{either})(?![A-Za-z0-9_À-\u1fff'’]|-\w)"
+    any_of = either(labels)
+    bracketed = rf"(?:[(\[{{]\s?)?(?P<bracketed>(?ai:{any_of}))\s?[)\]}}]"
+    plain = rf"(?P<plain>{any_of})(?![A-Za-z0-9_À-\u1fff'’]|-\w)"
     named = r"(?i:(?:the\s)?(?:option|choice|letter|answer)\b)?"
     marked = r"(?=[*_`\"']{0,4}(?:[).:;!]|\s*\Z|\s*\n|\s+[-–—]\s))"
     return _Letters(
-        re.compile(rf"{OPEN}{named}{OPEN}(?P<plain>(?ai:{either}))(?P<bracketed>){CLOSE}\Z"),
+        re.compile(rf"{OPEN}{named}{OPEN}(?P<plain>(?ai:{any_of}))(?P<bracketed>){CLOSE}\Z"),
         re.compile(rf"{OPEN}{named}{OPEN}(?:{bracketed}|{plain})"),
         re.compile(rf"[\s*_`\"'$]{{0,12}}{named}{OPEN}(?:{bracketed}|{plain}{marked})"),
         re.compile(rf"[(\[{{]{bracketed}|(?<![A-Za-z0-9_À-\u1fff'’.-]){plain}"),
@@ -80,8 +80,9 @@ def read_letter(text: str, labels: tuple[str, ...]) -> str | None:
         boxed = letters.whole.match(content) if place.kind == "whole" else None
         answer = letters.of(boxed) if boxed else _stated(content, letters)
         if answer is not None:
-            return answer or None
-    if (first := letters.first.match(text)) and not _set_aside(text, first, letters):
+            taken = retracted(place.after, answer, partial(_named, letters=letters))
+            return None if taken else answer or None
+    if (first := letters.first.match(text)) and not _set_aside(text, first, letters, labels):
         return letters.of(first)
     return _mentioned(text, letters)
 
@@ -94,6 +95,8 @@ def _stated(content: str, letters: _Letters) -> str | None:
     found = letters.stated.match(content)
     if not found or _article(content, found) or content[found.end() :].lstrip(" *)")[:1] == "?":
         return None
+    if UNFIT.match(content, found.end()):
+        return ""
     return "" if _another(content, found, letters) else letters.of(found)
 
 
@@ -106,22 +109,50 @@ def _another(text: str, found: re.Match[str], letters: _Letters) -> bool:
     """Whether a different letter is given beside the one found."""
     link = LINK.match(text, found.end())
     other = letters.stated.match(text, link.end()) if link else None
-    return bool(other and not _article(text, other) and letters.of(other) != letters.of(found))
+    if not link or not other:
+        return False
+    if link["weak"] and other["plain"] and GOES_ON.match(text, other.end()):
+        return False
+    return not _article(text, other) and letters.of(other) != letters.of(found)
 
 
-def _set_aside(text: str, first: re.Match[str], letters: _Letters) -> bool:
-    """Whether the letter a response begins with is one of several, or refused: "(A) is wrong"."""
-    refused = PREDICATE.match(text, first.end()) and REFUSED.search(sentence(text[:TAIL])[0])
-    return bool(refused) or _another(text, first, letters)
+def _set_aside(text: str, first: re.Match[str], letters: _Letters, labels: tuple[str, ...]) -> bool:
+    """Whether the letter a response begins with is refused, or one of several, or taken back."""
+    after = text[first.end() : first.end() + WINDOW]
+    return (
+        bool(PREDICATE.match(after) and REFUSAL.search(sentence(text[:TAIL])[0]))
+        or _another(text, first, letters)
+        or _repeated(after, letters.of(first), letters, labels)
+        or retracted(after, letters.of(first), partial(_named, letters=letters))
+    )
+
+
+def _repeated(after: str, first: str, letters: _Letters, labels: tuple[str, ...]) -> bool:
+    """Whether a response writes out the options: the first one, and in a later line the second."""
+    if labels.index(first) or len(labels) == 1:
+        return False
+    lines = [(letters.first.match(line), line) for line in after.split("\n")[1:]]
+    return any(
+        one and letters.of(one) == labels[1] and not REFUSAL.search(line) for one, line in lines
+    )
+
+
+def _named(text: str, letters: _Letters) -> list[str]:
+    """The letters that a text names, in its order."""
+    return [
+        letters.of(letter)
+        for letter in letters.mention.finditer(text)
+        if not _article(text, letter)
+        and not OF_A_NAME.search(text[max(0, letter.start() - 12) : letter.start()])
+    ]
 
 
 def _mentioned(text: str, letters: _Letters) -> str | None:
     """The only letter named, or else the only one of the last sentence."""
     named: list[set[str]] = []
     for one in _sentences(text[-TAIL:]):
-        refused = "?" in one or REFUSED.search(one)
-        found = () if refused else letters.mention.finditer(one)
-        named.append({letters.of(letter) for letter in found if not _article(one, letter)})
+        refused = "?" in one or REFUSAL.search(one)
+        named.append(set() if refused else set(_named(one, letters)))
     every = set[str]().union(*named)
     last = every if len(every) == 1 else named[-1] if named else every
     return last.pop() if len(last) == 1 else None
@@ -136,64 +167,6 @@ def _sentences(text: str) -> Iterator[str]:
         yield text[start:]
 
 
-def read_label(text: str, labels: tuple[str, ...]) -> str | None:
-    """The label that a response begins with, else that of its last statement, else its last word.
-
-    Only as a whole word, in any case; None where another label stands right beside it. The last
-    word counts at the end of a sentence that denies and doubts nothing.
-    """
-    pattern = _label_pattern(labels)
-    if found := pattern.match(text):
-        return _label(text, found, pattern, labels)
-    for place in statements(text, chosen=True):
-        content = tidy(place.content)
-        if found := pattern.match(content):
-            return _label(content, found, pattern, labels)
-    last = final_sentence(text.strip(), LONGEST)
-    return _last_word(last, labels) if last and not DOUBT.search(last) else None
-
-
-def _last_word(last: str, labels: tuple[str, ...]) -> str | None:
-    """The label that a sentence ends in, if it names no other."""
-    pattern = re.compile(rf"(?<!\w|[-'’])(?:{_either(labels)})(?!\w|[-'’]\w)", re.IGNORECASE)
-    found = list(pattern.finditer(last))
-    named = {_spelled(one[0], labels) for one in found}
-    if len(named) != 1 or re.search(r"\w", last[found[-1].end() :]):
-        return None
-    return named.pop()
-
-
-def _either(labels: tuple[str, ...]) -> str:
+def either(labels: tuple[str, ...]) -> str:
     """Any of the labels, the longest first."""
     return "|".join(map(re.escape, sorted(labels, key=len, reverse=True)))
-
-
-@lru_cache(maxsize=64)
-def _label_pattern(labels: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile(rf"{OPEN}({_either(labels)})(?!\w|[-'’]\w)", re.IGNORECASE)
-
-
-def _label(
-    text: str, found: re.Match[str], pattern: re.Pattern[str], labels: tuple[str, ...]
-) -> str | None:
-    """The label as given in `labels`, None if another one is named beside it."""
-    label = _spelled(found[1], labels)
-    beside = BESIDE.match(text, found.end())
-    other = pattern.match(text, beside.end()) if beside else None
-    return None if other and _spelled(other[1], labels) != label else label
-
-
-def _spelled(word: str, labels: tuple[str, ...]) -> str | None:
-    return next((label for label in labels if label.casefold() == word.casefold()), None)
-
-
-def read_text(text: str) -> str | None:
-    """A text, its white space collapsed: what the last mark holds, or else all of it.
-
-    A `####` line is a mark only at the end; elsewhere it is a heading of the text.
-    """
-    for place in reversed(marked(text)):
-        held = " ".join(tidy(place.content).split())
-        if held and (place.kind == "whole" or place.last):
-            return held
-    return " ".join(text.split()) or None

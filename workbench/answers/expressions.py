@@ -1,8 +1,10 @@
 """Whether two mathematical expressions are the same, by Math-Verify in a process of its own.
 
+Math-Verify drops what it does not know, `18+?` would be 18 to it: `notation` sees to that.
 Sympy can run for ever on a short line, so the process has a time limit and a new one is started
-after it. It is a plain child, not one of `multiprocessing`: that would run the caller's script
-again (spawn), or copy its threads and GPU handles (fork).
+after it; an expression that took too long once is not tried again. It is a plain child, not one
+of `multiprocessing`: that would run the caller's script again (spawn), or copy its threads and GPU
+handles (fork).
 """
 
 from __future__ import annotations
@@ -10,17 +12,25 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import select
 import subprocess
 import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
 
+from workbench.answers.notation import comparable, latex
 from workbench.errors import WorkbenchError
 
 __all__ = ["LONGEST", "same_expression"]
 
-SECONDS = 3.0
+SECONDS = 2.0
+"""For a question; half as long again to find out which of two expressions is to blame."""
+GRACE = 5.0
+"""Seconds more after which a worker that says nothing, a stopped one for example, is replaced."""
+STARTUP = 60.0
+KEPT = 1024
+"""Expressions that took too long which are remembered."""
 LONGEST = 400
 """Characters of an expression that is still looked at."""
 
@@ -31,24 +41,41 @@ class _Worker:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.process: subprocess.Popen[str] | None = None
+        self.hopeless: dict[str | tuple[str, str], None] = {}
 
     def ask(self, first: str, second: str) -> bool | None:
         with self.lock:
-            try:
-                process = self.ready()
-                assert process.stdin
-                assert process.stdout
-                process.stdin.write(json.dumps([SECONDS, first, second]) + "\n")
-                process.stdin.flush()
-                reply = process.stdout.readline()
-            except BrokenPipeError:
-                reply = ""
-            except BaseException:  # Ctrl-C: the reply would be taken for that of the next question
-                self.stop()
-                raise
+            pair = (first, second)
+            if not self.hopeless.keys().isdisjoint((*pair, pair)):
+                return None
+            reply = self.reply(*pair, SECONDS)
             if not reply:
-                self.stop()
+                # Beside a number a harmless one is done in no time. With none to blame the worker
+                # was stopped, perhaps, so the pair is asked about once more.
+                slow = next((one for one in pair if not self.reply(one, "0", SECONDS / 2)), None)
+                reply = "" if slow else self.reply(*pair, SECONDS)
+                if not reply:
+                    self.hopeless[slow or pair] = None
+                    for known in list(self.hopeless)[:-KEPT]:
+                        del self.hopeless[known]
             return json.loads(reply) if reply else None
+
+    def reply(self, first: str, second: str, seconds: float) -> str:
+        """A line of JSON, "" if it took too long."""
+        try:
+            process = self.ready()
+            assert process.stdin
+            process.stdin.write(json.dumps([seconds, first, second]) + "\n")
+            process.stdin.flush()
+            line = _line(process, seconds + GRACE)
+        except BrokenPipeError:
+            line = ""
+        except BaseException:  # Ctrl-C: the reply would be taken for that of the next question
+            self.stop()
+            raise
+        if not line:
+            self.stop()
+        return line
 
     def ready(self) -> subprocess.Popen[str]:
         if self.process and self.process.poll() is None:
@@ -64,8 +91,7 @@ class _Worker:
             encoding="utf-8",
             start_new_session=True,  # Ctrl-C is for its owner
         )
-        assert process.stdout
-        word = json.loads(process.stdout.readline() or '"it died"')
+        word = json.loads(_line(process, STARTUP) or '"it died"')
         if word != "ready":
             raise WorkbenchError(
                 f"expressions cannot be compared, no worker starts: {word}; "
@@ -81,6 +107,13 @@ class _Worker:
             for pipe in filter(None, (process.stdin, process.stdout)):
                 with suppress(OSError):  # a question was still in it
                     pipe.close()
+
+
+def _line(process: subprocess.Popen[str], seconds: float) -> str:
+    """What the process says next, "" if it ends or says nothing in time."""
+    assert process.stdout
+    ready, _, _ = select.select([process.stdout], [], [], seconds)
+    return process.stdout.readline() if ready else ""
 
 
 _worker = _Worker()
@@ -100,11 +133,13 @@ os.register_at_fork(after_in_child=_forget)
 def same_expression(first: str, second: str) -> bool | None:
     """Whether two expressions are equal, None where it cannot be told.
 
-    That is: one is over 400 characters or cannot be parsed, or 3 seconds were not enough.
+    That is: one is over 400 characters or cannot be parsed, has signs that would be dropped, or 2
+    seconds were not enough.
 
     Raises:
         WorkbenchError: Math-Verify cannot be started at all.
     """
     if max(len(first), len(second)) > LONGEST:
         return None
-    return _worker.ask(first, second)
+    one, other = latex(first), latex(second)
+    return _worker.ask(one, other) if comparable(one, other) else None

@@ -3,9 +3,9 @@
 Known are signs (`-`, `−`, minus, negative), digits of any script, groups of thousands (`1,234`,
 `1 234`, `1'234`, `1_234`, the Indian `1,23,456`), the decimal comma where it can be nothing else
 (`3,5`, `1.234,56`; but `1,234` is over a thousand), fractions and mixed numbers (`3/4`, `1 1/2`,
-`½`, LaTeX), powers of ten (`1e3`, `1.2 × 10^3`), number words and hundred to trillion.
+`½`, LaTeX), powers of ten (`1e3`, `1.2 × 10^3`), number words, hundred to trillion, 万 and 億.
 Currency, `%` and units are dropped and never converted: `18%` is 18 and `50 cents` is 50, not 0.5.
-Times, dates, versions, ordinals, ranges and `2k` are no plain numbers.
+Times, dates, versions, ordinals, ranges, `2k`, `2 dozen` and `18+` are no plain numbers.
 """
 
 from __future__ import annotations
@@ -19,10 +19,15 @@ __all__ = ["Number", "number_at", "numbers_in", "written"]
 LONGEST = 300
 """Digits of a number that is still read; Python itself refuses over 4,300."""
 
+LEAD = 24
+"""Characters before its first digit that a number may have: `negative US$ 5`."""
+
 CURRENCY = (
     r"(?:US|CA|AU|HK|R|S)?[$€£¥₹₩₽₺฿]|"
-    r"(?:USD|EUR|GBP|CHF|INR|JPY|CNY|CAD|AUD|BRL|MXN|SEK|NOK|DKK|PLN|Rs\.?)(?![A-Za-z])"
+    r"(?<![A-Za-z])(?:USD|EUR|GBP|CHF|INR|JPY|CNY|CAD|AUD|BRL|MXN|SEK|NOK|DKK|PLN"
+    r"|Rs\.?)(?![A-Za-z])"
 )
+MYRIADS = {**dict.fromkeys("万萬만", 10**4), **dict.fromkeys("亿億억", 10**8)}
 TOKEN = (
     r"(?:\d{1,3}(?:[ \u2009'_]\d{3})+(?:[.,]\d+)?(?!\d)"  # other marks of thousands
     r"|\d+(?:[.,]\d+)*"
@@ -42,21 +47,33 @@ NUMBER = re.compile(
           | \s?(?:×|x|\*|·)\s?10\s?\^\s?\{{?\s?(?P<power>[-+]?\d{{1,3}})\s?\}}?
         )?
     )
-    (?:[\s-]?(?P<scale>hundred|thousand|million|billion|trillion)s?\b)?
+    (?:[\s-]?(?:(?P<scale>hundred|thousand|million|billion|trillion)s?\b|(?P<myriad>[{"".join(MYRIADS)}])))?
     (?:\s?%)?
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+MULTIPLE = (
+    r"(?:dozen|lakh|crore|(?:mill?i?|milh|billi|trilli)[oõóã]\w*|mill?iard\w*|mil\b|mille\b|mila\b"
+    r"|bn\b|mn\b|mln\b|tausend|миллион|миллиард|тысяч|тыс\b|млн|млрд"
+    r"|(?:half|halv|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth)e?s\b"
+    r"|and\s+a\s+(?:half|third|quarter)\b|point\s+(?:\d|zero|one|two|three|four|five|six|seven"
+    r"|eight|nine))"
+)
+"""Words that make a number another one than it looks; hundred to trillion are read."""
 BROKEN = re.compile(
-    r"""
+    rf"""
     \d | [.:/]\d | ,\d | \s?/\s?\d | -\d          # versions, times, dates, ranges
   | \s?\^ | \s?\\[A-Za-z] | \(\s?\d | \s?(?:π|√|pi\b|sqrt\b)   # parts of an expression
   | (?:st|nd|rd|th)\b                              # ordinals
   | [A-Zabcdefijknopqrtuvwxyz](?<![CFLVWJN])(?![A-Za-zÀ-ɏ])     # variables, 2k, 3B
+  | \s(?:[kMB]\b(?!&)|[xyz](?![\w']|-[a-z])(?!\s?[\d$(]))
+  | [\s-]?(?:(?i:{MULTIPLE})|千(?![克米瓦])|[百兆천])
+  | \s?(?:±|\+/-|\.\.+\s?\d|[…~]\s?\d) | \+(?!\s?[\d($\\]|\s?[A-Za-z](?![A-Za-z]))
+  | !(?=\s?[-+*/×^$])                                # a factorial
     """,
     re.VERBOSE,
 )
-BEFORE = re.compile(r"(?:[A-Za-z0-9_À-\u1fff^\\:/]|[\w)][-.,])\Z")
+BEFORE = re.compile(r"(?:[A-Za-z0-9_À-\u1fff^\\:/√]|[\w)][-.,])\Z")
 """What, right before a number, makes it a part of something else."""
 
 SMALL = (
@@ -70,6 +87,11 @@ WORDS |= {word: 10 * tens for tens, word in enumerate(TENS, 2)}
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 SCALES["trillion"] = 10**12
 WORD = re.compile(rf"(?:{'|'.join([*WORDS, *SCALES])})\b", re.IGNORECASE)
+PARTS = re.compile(
+    rf"[\s-](?:half|quarters?|(?:third|fourth|(?:fif|six|seven|eigh|nin|ten)th)(?!\W?grade))\b"
+    rf"|[\s-]?{MULTIPLE}",
+    re.IGNORECASE,
+)
 MINUS = re.compile(r"(?:minus|negative)\s+|-", re.IGNORECASE)
 PRONOUN = re.compile(r"one\s+of\b", re.IGNORECASE)
 JOINT = re.compile(r"[\s-]+(and\s+)?", re.IGNORECASE)
@@ -96,7 +118,8 @@ def number_at(text: str, start: int = 0) -> Number | None:
 
 def numbers_in(text: str) -> list[Number]:
     """All plain numbers of a short tidy text; those in words only where there are no digits."""
-    found, at = [], 0
+    first = re.search(r"\d", text)
+    found, at = [], max(0, first.start() - LEAD) if first else len(text)
     while match := NUMBER.search(text, at):
         start, at = match.span()
         if match["sign"] and text[start + 1].isspace():  # a dash, or 5 - 3
@@ -143,7 +166,7 @@ def _value(found: re.Match[str]) -> Fraction | None:
     if value is None:
         return None
     negative = (part["sign"] == "-" or bool(part["minus"])) != bool(part["inner"])
-    scale = SCALES[part["scale"].lower()] if part["scale"] else 1
+    scale = SCALES[part["scale"].lower()] if part["scale"] else MYRIADS.get(part["myriad"], 1)
     return -value * scale if negative else value * scale
 
 
@@ -209,7 +232,7 @@ def _spelt(text: str, start: int) -> Number | None:
         link = JOINT.match(text, end)
         joint = bool(link and not link[1])
         at = link.end() if link else len(text)
-    if PRONOUN.match(text, start):
+    if PRONOUN.match(text, start) or (end and PARTS.match(text, end)):
         return None
     value = total + part
     return Number(Fraction(-value if sign else value), start, end) if end else None

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 
 from workbench.answers.expressions import LONGEST
+from workbench.answers.notation import latex
 from workbench.answers.numerals import Number, number_at, numbers_in, written
 from workbench.answers.statements import Place, statements
 from workbench.answers.tidy import final_sentence, sentence, tidy
+from workbench.answers.wording import BOUND, HINDERED, UNFIT, retracted
 
 __all__ = ["bare_number", "expression", "read_number"]
 
@@ -17,7 +19,7 @@ HEDGES = (
     r"also|donc|entonces|quindi|portanto|logo|environ|etwa|ungefähr"
 )
 LEAD = re.compile(
-    rf"(?:[\s*_`\"'~≈:：=>(\[{{|…]|\.{{2,}}|(?:{HEDGES})\b|\$(?=\s*[$*_\\]))*", re.IGNORECASE
+    rf"(?:[=-]>|[\s*_`\"'~≈:：=(\[{{|…]|\.{{2,}}|(?:{HEDGES})\b|\$(?=\s*[$*_\\]))*", re.IGNORECASE
 )
 MATHS = re.compile(r"\$(?=-?\s?[\d\\])")
 
@@ -25,34 +27,44 @@ CLOSERS = str.maketrans(dict.fromkeys("*_`\"')]}$°%", " "))
 UNIT = re.compile(r"(?:[^\W\d_]|[€£¥₹¢/²³])[\w²³/.^'-]*")
 CLAUSE = re.compile(r"[.,;!(\n]")
 NO_UNIT = re.compile(
-    r"\b(?:is|are|was|were|has|have|had|minus|plus|times|divided|and|or)\b", re.IGNORECASE
+    r"\b(?:is|are|was|were|has|have|had|minus|plus|times|divided|and|or|through|mod|modulo"
+    r"|squared|cubed|factorial|not|[xyz])\b",
+    re.IGNORECASE,
 )
 
 OPERATOR = re.compile(
     r"\s*(?:[+*/×÷·]\s*(?:[\d(\\$.]|[A-Za-z](?![A-Za-z]))|-\s*[\d(\\$]|x\s*\d"
-    r"|(?:plus|minus|times|(?:divided|multiplied)\s+by)\s+\$?\d)"
+    r"|(?:plus|minus|times|(?:divided|multiplied)\s+by|mod|modulo|remainder|out\s+of"
+    r")\s+\$?\d|(?:in|(?:more|less|fewer)\s+than)\s+\$?\d{1,3}\s*(?:[.,!?]|\Z)|squared\b"
+    r"|cubed\b|factorial\b)"
 )
 SHARE = re.compile(r"\s*of\s+[$€£]?\d")
 EQUALS = re.compile(r"(?<![<>!=≠≤≥])=(?![=>])|\bwhich\s+(?:is|equals|makes|gives)\b")
 NAMED = re.compile(r"[\s$]*[\w\s]{0,30}=")
+NAME = r"(?<![\w\\*/+^-])[A-Za-z](?:_(?:\w|\{\w+\}))?\s*=(?!=)"
+SEVERAL = re.compile(rf"{NAME}[^=]*(?:[,;]|\b(?:and|or)\b|\d\s)[\s$(]*{NAME}")
+"""Two unknowns with a value each are no one number."""
+SCRIPT = re.compile(r"[_^]\s?\{[^{}]*\}")
+REVERSED = re.compile(r"([^=]+)=\s*[A-Za-z]\s*")
 ASIDE = re.compile(r"[(,;.]|\b(?:because|since|as|for|not)\b")
 
 LINKED = re.compile(
     r"(?:[\s$*`]*[^\W\d_][\w'/-]*){0,2}?[\s*`$]*"
-    r"(?:,\s*(?:and|or)\b|\b(?:and|or|to|y|und|oder|et|ou)\b|[,&;])[\s$*`]*",
+    r"(?:,\s*(?:and|or)\b|\b(?:and|or|to|y|und|oder|et|ou|plus|minus|times|through)\b|[,&;])[\s$*`]*",
     re.IGNORECASE,
 )
 COMPOUND = re.compile(
-    r"[\s*]*(?:h|hrs?|hours?|min|minutes?|feet|foot|ft|lbs?|pounds?)\b[\s,]*\d|\s+\d",
+    r"[\s*]*(?:years?|months?|weeks?|days?|h|hrs?|hours?|min|minutes?|feet|foot|ft|lbs?|pounds?"
+    r"|dollars?|euros?|k?m|kg|g)\b[\s,]*\d|\s+\d|'\s?\d",
     re.IGNORECASE,
 )
-BULLET = re.compile(r"\A[\s*]*\n\s*-\s")
+BULLET = re.compile(r"\A[\s*]*\n\s*[->]\s")
 HEADING = re.compile(r"\s*\d+(?:[.)]\s+|:\s+)[*_]*[A-Za-z]")
 CLOCK = re.compile(r"\d{1,3}(?::\d{1,3})+(?:\s?[ap]\.?m\b\.?)?(?![\w:])", re.IGNORECASE)
 NOT = re.compile(r"[\s*_]*(?:definitely\s+|certainly\s+)?not\b", re.IGNORECASE)
 BUT = re.compile(r"\bbut\s+(?:rather\s+|instead\s+|actually\s+)?", re.IGNORECASE)
 ROUTE = re.compile(r"\b(?:by|from|if|when|using|between|than|step|no|not|either)\b", re.IGNORECASE)
-DENIED = re.compile(r"(?:\bnot|n['’]t|\bno)\b(?:\W+\w+){0,3}\W*\Z|\bby\s+\w+ing\b", re.IGNORECASE)
+MEANS = re.compile(r"\bby\s+\w+ing\b", re.IGNORECASE)
 QUESTION = re.compile(r"[\w\s*_`$]{0,30}\?")
 
 FENCES = {"$$": "$$", "$": "$", r"\(": r"\)", r"\[": r"\]"}
@@ -72,22 +84,33 @@ def read_number(text: str) -> str | None:
     sentence if that is finished and has just one number, or a number after its last "=". Two
     amounts beside each other ("5 apples and 3 pears", "18 or 20") are no answer.
     """
+    hindrances = [MEANS]
     for place in statements(text):
+        hindrances = [MEANS, BOUND]
         answer = _READERS[place.kind](place)
         if answer is not None:
-            return answer or None
+            return None if not answer or retracted(place.after, answer, _given) else answer
     text = text.strip()
     if len(text) <= LONGEST and (number := bare_number(text)):
         return written(number.value)
     last = final_sentence(text, LONGEST)
-    return _concluded(tidy(last), DENIED) if last else None
+    if last:
+        return _concluded(tidy(last), *hindrances)
+    last = final_sentence(f"{text}.", LONGEST)  # an equation needs no full stop
+    number = _after_equals(tidy(last)) if last and not WORD.search(last) else None
+    return written(number.value) if number and not text.endswith("?") else None
+
+
+def _given(text: str) -> list[str]:
+    """The numbers of a text."""
+    return [written(number.value) for number in numbers_in(tidy(text))]
 
 
 def bare_number(text: str) -> Number | None:
     """The number that a text is, with at most a currency and a unit."""
     text = tidy(text)
     number = _begins(text)
-    return number if number and _units(text[number.end :]) else None
+    return number if number and "!" not in text and _units(text[number.end :]) else None
 
 
 def expression(text: str) -> str | None:
@@ -97,7 +120,7 @@ def expression(text: str) -> str | None:
         if text.startswith(opening) and text.endswith(closing) and len(text) > 4:
             text = text[len(opening) : -len(closing)].strip()
     text = text.rstrip(".")
-    prose = any(word.lower() not in FUNCTIONS for word in WORD.findall(text))
+    prose = any(word.lower() not in FUNCTIONS for word in WORD.findall(latex(text)))
     if prose or len(text) > LONGEST or RANGE.fullmatch(text) or not re.search(r"[^\W_]", text):
         return None
     return text
@@ -145,15 +168,17 @@ def _whole(place: Place) -> str | None:
     text = tidy(place.content).strip()
     if not re.search(r"[^\W_]", text):
         return None
-    if len(EQUALS.findall(text)) > 1 and re.search(r"\b(?:or|and)\b", text):
-        return text  # x = 2 or x = 3
-    number = bare_number(text) or _after_equals(text)
+    if SEVERAL.search(text):
+        return expression(place.content) or text  # x = 2 or x = 3
+    back = REVERSED.fullmatch(text)
+    number = bare_number(back[1] if back else text) or _after_equals(text)
     if number:
         return written(number.value)
     formula = expression(place.content)
-    if formula is None and (answer := _at_start(text) or _only(text)):
-        return answer
-    return formula or text
+    if formula is None:
+        answer = _at_start(text)
+        return (_only(text) if answer is None else answer) or text
+    return formula
 
 
 _READERS = {"line": _line, "label": _label, "phrase": _phrase, "whole": _whole}
@@ -166,26 +191,28 @@ def _at_start(text: str) -> str | None:
         return _at_start(text[but.end() :]) if but else None
     if clock := CLOCK.match(text, _lead(text)):
         return clock[0]
-    number = _begins(text)
-    if number is None:
-        number = _after_equals(text) if NAMED.match(text) else None
-    else:
-        rest = text[number.end :]
-        if _another(rest):
-            return ""
-        if QUESTION.match(rest):
-            return None
-        if _goes_on(rest):
-            number = _after_equals(rest) or (None if OPERATOR.match(rest) else number)
-        elif SHARE.match(rest) and re.search("[%/]", text[number.start : number.end]):
-            return ""  # 20 % of 90
+    if number := _begins(text):
+        return _carried_on(number, text)
+    number = _after_equals(text) if NAMED.match(text) else None
     return written(number.value) if number else None
 
 
-def _goes_on(rest: str) -> bool:
-    """Whether what follows a number calculates on with it."""
-    left, equals, _ = rest.partition("=")
-    return bool(OPERATOR.match(rest) or (equals and not ASIDE.search(left)))
+def _carried_on(number: Number, text: str) -> str | None:
+    """What a number at the start comes to with the words behind it."""
+    rest = text[number.end :]
+    last: Number | None = number
+    share = SHARE.match(rest) and re.search("[%/]", text[number.start : number.end])
+    if QUESTION.match(rest):
+        return None
+    if OPERATOR.match(rest):
+        last = _after_equals(rest)
+    elif UNFIT.match(rest) or _another(rest):  # 18 or more, 18 or 20
+        return ""
+    elif "=" in rest and not ASIDE.search(rest.partition("=")[0]):
+        last = _after_equals(rest) or number
+    elif share:  # 20 % of 90
+        return ""
+    return written(last.value) if last else None
 
 
 def _another(rest: str) -> bool:
@@ -222,8 +249,8 @@ def _begins(text: str) -> Number | None:
 
 def _after_equals(text: str) -> Number | None:
     """The number right after the last "="."""
-    signs = list(EQUALS.finditer(text))
-    if not signs:
+    signs = list(EQUALS.finditer(SCRIPT.sub(lambda script: "_" * len(script[0]), text)))
+    if not signs or SEVERAL.search(text):
         return None
     rest = text[signs[-1].end() :]
     number = _begins(rest)
@@ -232,17 +259,21 @@ def _after_equals(text: str) -> Number | None:
 
 def _only(words: str) -> str | None:
     """The one number of a statement that puts words before it, if they do not tell of a way."""
-    return _concluded(words, ROUTE)
+    return _concluded(words, ROUTE, BOUND)
 
 
-def _concluded(words: str, unless: re.Pattern[str]) -> str | None:
-    """What a sentence comes to; `unless` must not be found before its one number."""
+def _concluded(words: str, *unless: re.Pattern[str]) -> str | None:
+    """What a sentence comes to; no hindrance, nor `unless`, may stand before its one number."""
     if number := _after_equals(words):
         return written(number.value)
     found = numbers_in(words)
-    if len({number.value for number in found}) != 1 or unless.search(words[: found[0].start]):
+    if len({number.value for number in found}) != 1:
         return None
-    return written(found[0].value)
+    before, rest = words[max(0, found[0].start - 80) : found[0].start], words[found[0].end :]
+    if any(hindrance.search(before) for hindrance in (HINDERED, *unless)):
+        return None
+    more = UNFIT.match(rest) or OPERATOR.match(rest) or (len(found) > 1 and _another(rest))
+    return None if more else written(found[0].value)
 
 
 def _formula(content: str) -> str | None:

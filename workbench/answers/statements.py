@@ -7,8 +7,8 @@ The rule, whatever the answers are (numbers, letters, labels):
    is …") takes its place.
 2. Without a mark, the last phrase: "the answer is …", "Answer: …", "A: …" and the like.
 
-A statement with no answer in it ("the answer is unknown", "#### Step 1"), under an "if", or asked
-("The answer is 7?") is none.
+A statement with no answer in it ("the answer is unknown", "#### Step 1"), under an "if", doubted
+("I doubt that the answer is 7") or asked ("The answer is 7?") is none.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
+
+from workbench.answers.wording import DOUBTED
 
 __all__ = ["Place", "marked", "statements"]
 
@@ -43,7 +45,7 @@ NOUNS = (
         "الجواب",
     ),
 )
-CHOSEN = ("option", "choice", "label", "verdict")
+CHOSEN = ("option", "choice", "label", "verdict", "sentiment", "category", "classification")
 SHORT = ("a:", "a*", "a_")
 VERBS = (
     r"(?:is|are|was|(?:would|will|should|must|has\s+to)\s+be|equals|comes\s+(?:out\s+)?to|ist|"
@@ -68,10 +70,6 @@ def _phrase(nouns: tuple[str, ...]) -> re.Pattern[str]:
 PHRASES: dict[tuple[str, ...], re.Pattern[str]] = {
     nouns: _phrase(nouns) for nouns in (NOUNS, NOUNS + CHOSEN)
 }
-UNSURE = re.compile(
-    r"\b(?:if|whether|unless|suppose|supposing|assume|assuming)[^\w.!?\n]+(?:\w+[^\w.!?\n]+){0,3}\Z",
-    re.IGNORECASE,
-)
 FINAL = re.compile(
     r"\b(?:final|correct|actual|so|therefore|thus|hence|actually|finally|wait|sorry|conclusion)\b"
     r"\W{1,4}(?:(?:the|my|our|final|correct|actual)\W{1,4}){0,3}\Z",
@@ -86,6 +84,7 @@ class Place(NamedTuple):
         content: from the statement on, at most `WINDOW` characters.
         kind: how it was introduced.
         start: where it stands in the response.
+        after: what follows, where it may be taken back.
         last: no line follows it.
         final: a phrase that concludes, as good as a mark.
     """
@@ -93,6 +92,7 @@ class Place(NamedTuple):
     content: str
     kind: Kind
     start: int
+    after: str
     last: bool = False
     final: bool = False
 
@@ -126,9 +126,12 @@ def _marked(text: str, mark: re.Match[str]) -> Place | None:
             body = body.lstrip()
         line, more, rest = body.partition("\n")
         cut = not more and end + WINDOW < len(text)
-        return None if cut else Place(line, "line", mark.start(), not rest.strip())
+        return None if cut else Place(line, "line", mark.start(), window, not rest.strip())
     close = _closed(window) if "{" in mark[0] else window.lower().find("</answer>")
-    return None if close < 0 else Place(window[:close], "whole", mark.start())
+    if close < 0:
+        return None
+    after = text[end + close + 1 : end + close + 1 + WINDOW].removeprefix("/answer>")
+    return Place(window[:close], "whole", mark.start(), after)
 
 
 def _closed(text: str) -> int:
@@ -153,9 +156,9 @@ def _said(text: str, nouns: tuple[str, ...], start: int = 0) -> list[Place]:
 
 def _phrased(text: str, found: re.Match[str]) -> Place | None:
     before = text[max(0, found.start() - 40) : found.start()]
-    if UNSURE.search(before):
+    if DOUBTED.search(before):
         return None
     window = text[found.end() : found.end() + WINDOW]
     kind: Kind = "phrase" if found["verb"] else "label"
     last = not window.strip().partition("\n")[2].strip()
-    return Place(window, kind, found.start(), last, final=bool(FINAL.search(before)))
+    return Place(window, kind, found.start(), window, last, final=bool(FINAL.search(before)))

@@ -7,7 +7,8 @@ import unicodedata
 
 __all__ = ["final_sentence", "outside_reasoning", "sentence", "tidy"]
 
-TAG = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
+TAG = re.compile(r"[<\[](/?)(?:think|thinking|thought|reasoning)[>\]]", re.IGNORECASE)
+FINAL = re.compile(r"<\|channel\|>\s?final\b[^<\n]{0,40}<\|message\|>")
 SPECIAL = {
     **dict.fromkeys("−‐‑‒–﹣－", "-"),
     **dict.fromkeys("’‘′", "'"),
@@ -39,11 +40,12 @@ DRESSING = [
 ]
 MARKUP = re.compile(
     r"<<[^<>\n]*>>"  # a calculation of GSM8K
+    r"|~~[^~\n]{1,80}~~|<(?P<struck>s|del)>[^<\n]{0,80}</(?P=struck)>"
     r"|</?(?:b|i|u|s|em|strong|p|br|span|div|code)\s?/?>|<\|\w{1,40}\|>"
 )
 RAISED = re.compile(r"(?<=\^[-\d])\^")
-STOP = re.compile(r"[.!?](?=[\"')\]}*_`$]*(?:\s|$))|[。！？]|\n")
-DONE = re.compile(r"(?:[.!。！][\"')\]}*_`$]*|\*\*|\\[)\]])\Z")
+STOP = re.compile(r"[.!?](?=[\"')\]}*_`$]*(?:\s|$))|[。！？।]|\n")
+DONE = re.compile(r"(?:[.!。！।][\"')\]}*_`$]*|\*\*|\\[)\]])\Z")
 
 
 class _Table(dict[int, str]):
@@ -73,11 +75,14 @@ TABLE = _Table()
 
 
 def outside_reasoning(text: str) -> str:
-    """The text without its parts in think tags.
+    """The text without its parts in think tags, or what it says on the channel "final".
 
     A closing tag alone ends reasoning that began with the text. After an opening tag that is never
     closed the answer has not been given: then nothing is left.
     """
+    if "<|channel|>" in text:
+        said = list(FINAL.finditer(text))
+        return text[said[-1].end() :].partition("<|")[0] if said else ""
     kept: list[str] = []
     start, thinking = 0, False
     for tag in TAG.finditer(text):
@@ -98,7 +103,7 @@ def tidy(text: str) -> str:
     """A short text with ASCII digits, signs and spaces, and without what is only for the eye."""
     if not text.isascii():
         text = RAISED.sub("", text.translate(TABLE))
-    if "<" in text:
+    if "<" in text or "~~" in text:
         text = MARKUP.sub("", text)
     if "\\" in text or "{" in text:
         for pattern, plain in (DRESSING[0], *DRESSING):  # twice: \textbf{\text{B}}
@@ -118,6 +123,6 @@ def final_sentence(text: str, longest: int) -> str | None:
         return None
     window = text[-longest:]
     begin = 0 if len(text) <= longest else -1
-    for stop in STOP.finditer(window.rstrip("\"')]}*_`$\\.!。！ ")):
+    for stop in STOP.finditer(window.rstrip("\"')]}*_`$\\.!。！। ")):
         begin = stop.end()
     return None if begin < 0 else window[begin:]

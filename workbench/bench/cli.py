@@ -130,3 +130,19 @@ def accuracy(
 
     rows = harness.measure(peers, say) if peers else accuracy.measure(part or (), repeats, say)
     show(rows, out, as_json=as_json)
+
+
+@app.command("uncertainty")
+@told
+def uncertainty(
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this part, may be given again (default: all, in some minutes)."),
+    ] = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Published tables, coverage over splits, a long queue, the embedded model's options."""
+    from workbench.bench.uncertainty import measure
+
+    show(measure(part or (), say), out, as_json=as_json)

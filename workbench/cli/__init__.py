@@ -26,6 +26,7 @@ from workbench.cli.shared import (
     engine_options,
     show_report,
 )  # fmt: skip
+from workbench.cli.uncertainty import app as uncertainty
 from workbench.errors import EngineError
 from workbench.nb.cli import app as notebook
 from workbench.nb.cli import told
@@ -46,6 +47,7 @@ app.add_typer(notebook, name="notebook")
 app.add_typer(bench, name="bench")
 app.add_typer(serve, name="serve")
 app.add_typer(tiny, name="tiny")
+app.add_typer(uncertainty, name="uncertainty")
 
 
 @app.callback()

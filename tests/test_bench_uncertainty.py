@@ -1,0 +1,144 @@
+"""`workbench bench uncertainty`: each part measures what it says, in small."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+
+from workbench.bench import uncertainty
+from workbench.bench.injector import Faults
+from workbench.engines.vllm import VLLMEngine
+from workbench.errors import InputError
+
+FOLDER = Path(os.environ.get("WORKBENCH_DATA", "none"))
+needs_data = pytest.mark.skipif(
+    not all((FOLDER / name).is_file() for name in (uncertainty.LOGITS, uncertainty.TABLE)),
+    reason="needs the logits of MMBench: WORKBENCH_DATA is not set or lacks uncertainty/mmbench_*",
+)
+
+
+def quietly(text: str) -> None:
+    """Nobody listens."""
+
+
+@pytest.fixture
+def made() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Logits of 1,000 answers that are drawn from half of these: the model is too sure."""
+    rng = np.random.default_rng(0)
+    logits = 1.5 * rng.normal(size=(1000, 6))
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return 2 * logits, (p.cumsum(axis=1) < rng.random((1000, 1))).sum(axis=1).clip(0, 5)
+
+
+@pytest.fixture
+def moved(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One published number is another one than it was, one is not there."""
+    read = pd.read_csv
+
+    def wrong(path: Path, **options: str) -> pd.DataFrame:
+        table = read(path, **options)  # type: ignore[call-overload]
+        table.iloc[0, table.columns.get_loc("uacc_APS")] += 1e-8
+        table.iloc[1, table.columns.get_loc("mce")] = np.nan
+        return table  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(pd, "read_csv", wrong)
+    return
+
+
+def test_an_unknown_part_is_named() -> None:
+    with pytest.raises(InputError, match="part='speed': give some of published, coverage"):
+        uncertainty.measure(["speed"], quietly)
+
+
+def test_tables_that_are_not_here_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path))
+    heard: list[str] = []
+    assert uncertainty.measure(["published", "coverage"], heard.append) == []
+    assert sum(text.startswith("left out:") and "mmbench" in text for text in heard) == 2
+
+
+@needs_data
+def test_the_published_table_comes_out() -> None:
+    sets, errors, seconds = uncertainty._published(quietly)
+    assert (sets.value, errors.value) == (0, 0)
+    assert sets.what.endswith("of 312")
+    assert errors.what.endswith("of 52")
+    assert seconds.value > 0
+
+
+@needs_data
+def test_a_number_unlike_the_published_one_is_counted(moved: None) -> None:
+    sets, errors, _ = uncertainty._published(quietly)
+    assert [(row.value, row.holds) for row in (sets, errors)] == [(1, False)] * 2
+
+
+@needs_data
+def test_coverage_is_told_over_splits() -> None:
+    outside, filled = uncertainty._coverage(quietly, models=2, splits=40)
+    assert outside.holds
+    assert outside.low is not None
+    assert outside.high is not None
+    assert 0.89 < outside.low < outside.high < 0.91
+    assert (outside.runs, filled.runs) == (4, 2)
+    assert filled.value > outside.high
+
+
+def test_nothing_is_lost_in_the_queue() -> None:
+    heard: list[str] = []
+    lost, wrong, ratio, several, seconds = uncertainty._queue(heard.append, 50, 0.01)
+    assert (lost.value, wrong.value, several.value) == (0, 0, 0)
+    assert lost.holds
+    assert ratio.value > 1  # nothing is faster than its ideal
+    assert ratio.holds == (ratio.value <= 1.3)
+    assert seconds.value > 0
+    # Each question in a request of its own, besides those of the warm-up and what finds this out.
+    requests = [int(text.split(" ")[0]) for text in heard]
+    assert 150 < requests[0] < 160 > requests[1]
+
+
+def test_questions_that_fail_and_other_letters_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(uncertainty, "_tops", lambda _: {" B": -0.1, " A": -3.0})
+    found, _ = uncertainty._waited(Faults(poison="case 7?"), 20, 0.01)
+    assert found["lost"] == 3  # in each prompt
+    assert 30 < found["wrong"] < 57
+    assert found["seconds"] > 0.01
+
+
+def test_options_are_judged(made: tuple[NDArray[np.float64], NDArray[np.int64]]) -> None:
+    logits, answers = made
+    for row in uncertainty._covered(logits, answers):
+        assert row.low is not None
+        assert row.low < 90 < row.value + 10
+        assert row.runs == 500
+    before, warm, less, level, fewer = uncertainty._rescaled(logits, answers)
+    assert "temperature 2" in warm.what or "temperature 1.9" in warm.what
+    for after, gain in ((warm, less), (level, fewer)):
+        assert gain.value == pytest.approx(after.value - before.value)
+        assert gain.holds
+        assert gain.bound == "< 0, interval too"
+    worse = uncertainty._rescaled(logits / 2, answers)[2]
+    assert worse.holds == (worse.value < 0 and worse.high is not None and worse.high < 0)
+    right = logits.argmax(axis=1) == answers
+    sure, random, length, half = uncertainty._selected(logits, right, np.arange(1000))
+    assert sure.value > 0.6
+    assert abs(random.value - 0.5) < 0.05
+    assert abs(length.value - 0.5) < 0.05
+    assert half.value > 100 * right.mean()
+
+
+def test_the_embedded_model_is_judged(plain: VLLMEngine) -> None:
+    rows = uncertainty._embedded(plain, quietly, 120)
+    accuracy, lac, aps, *_ = rows
+    assert (accuracy.runs, lac.runs, aps.runs) == (120, 60, 60)
+    assert len(rows) == 12
+    assert all(row.holds for row in rows if row.bound == "reported")

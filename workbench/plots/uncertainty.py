@@ -1,0 +1,296 @@
+"""Figures of uncertainty: are probabilities honest, sets large enough, and the surest right?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench.errors import InputError
+from workbench.plots import COLOURS, MARKERS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
+    from numpy.typing import NDArray
+
+    from workbench.uncertainty.calibration import CalibrationReport
+    from workbench.uncertainty.conformal import ConformalReport
+
+__all__ = [
+    "plot_certainty",
+    "plot_coverage",
+    "plot_reliability",
+    "plot_selective",
+    "plot_set_sizes",
+]
+
+SCORES = {"lac": COLOURS[0], "aps": COLOURS[1]}
+LARGEST, SMALLEST = 260.0, 12.0  # areas of a dot: with all the items, and to be seen at all
+NAMED = 8  # points that have room for their names
+SPOTS = sorted(
+    ((x, y) for x in range(-60, 61, 6) for y in range(-48, 49, 6) if x or y),
+    key=lambda spot: (math.hypot(*spot), spot[0] < 0),
+)
+"""Where the nearest point of a name may be, in points from its dot, the nearest first."""
+NEAR = 9.0  # points from a dot where a name needs no line to it
+CROSSED = 500.0  # pixels that a name may rather cover than have its line cross a dot or a name
+
+
+def plot_reliability(
+    ax: Axes, report: CalibrationReport, after: CalibrationReport | None = None
+) -> None:
+    """Accuracy against confidence, a dot a bin with its area by the items; honest is the diagonal.
+
+    Args:
+        after: the same after scaling, in another colour.
+
+    Raises:
+        InputError: a report has no items in its bins.
+    """
+    ax.plot([0, 1], [0, 1], color="0.2", linewidth=1, linestyle="--")
+    named = {"": report} if after is None else {"before: ": report, "after: ": after}
+    for number, (name, one) in enumerate(named.items()):
+        bins = one.bins[one.bins["n"] > 0]
+        _check(bins, ("n", "confidence", "accuracy", "accuracy_low", "accuracy_high"), "bins")
+        sure, accuracy, sides = bins["confidence"], bins["accuracy"], _sides(bins, "accuracy")
+        colour, area = COLOURS[number], (LARGEST * bins["n"] / bins["n"].sum()).clip(lower=SMALLEST)
+        ax.errorbar(sure, accuracy, sides, fmt="none", ecolor=colour, capsize=3, linewidth=1)
+        ax.scatter(
+            sure, accuracy, s=area, color=colour, alpha=0.65, linewidth=0, zorder=3,
+            label=f"{name}ECE {one.ece:.3f}",
+        )  # fmt: skip
+    ax.set_xlim(0, 1.03)
+    ax.set_ylim(-0.03, 1.03)
+    ax.set_xlabel("confidence (area of a dot: its items)")
+    ax.set_ylabel("accuracy (95 % interval)")
+    legend = ax.legend(frameon=False, fontsize=9)
+    for handle in legend.legend_handles:
+        handle.set(sizes=[36])  # type: ignore[union-attr]
+
+
+def plot_set_sizes(ax: Axes, report: ConformalReport) -> None:
+    """How many sets have 1 letter, how many 2, and so on to 6, the scores side by side.
+
+    Raises:
+        InputError: the report has no sets.
+    """
+    scores = [one for one in report.scores if len(one.sets)]
+    if not scores:
+        raise InputError("the report has no sets: give one with test rows, of score lac or aps")
+    sizes, width = np.arange(1, 7), 0.8 / len(scores)
+    for number, one in enumerate(scores):
+        shares = [float((one.sets.sum(axis=1) == size).mean()) for size in sizes]
+        ax.bar(
+            sizes + (number - (len(scores) - 1) / 2) * width, shares, width=0.92 * width,
+            color=SCORES[one.score], label=f"{one.score.upper()}, mean {one.set_size:.2f}",
+        )  # fmt: skip
+    ax.set_xticks(sizes)
+    ax.set_xlabel("letters in a set")
+    ax.set_ylabel(f"share of {len(report.answers):,} test items")
+    ax.legend(frameon=False, fontsize=9)
+
+
+def plot_coverage(ax: Axes, splits: pd.DataFrame, target: float) -> None:
+    """Coverage over random splits, a violin a score, with dots at the means.
+
+    A score that left some sets empty has one more, before the likeliest letter was put there: only
+    of that one does conformal prediction say where its mean is.
+
+    Args:
+        splits: what `conformal_splits` returns.
+        target: 1 - alpha, a line.
+
+    Raises:
+        InputError: the table has no rows or lacks a column, or `target` is no share.
+    """
+    _check(splits, ("score", "coverage", "covered_before"), "splits")
+    if not 0 < target < 1:
+        raise InputError(f"target={target!r}: give 1 - alpha, such as 0.9")
+    groups: list[tuple[str, str, float, Any]] = []
+    for score, part in splits.groupby("score", sort=False):
+        name, colour = str(score).upper(), SCORES.get(str(score), COLOURS[2])
+        if (part["covered_before"] != part["coverage"]).any():
+            groups.append((f"{name} before\nits fallback", colour, 0.3, part["covered_before"]))
+        groups.append((name, colour, 0.7, part["coverage"]))
+    for place, (_, colour, alpha, values) in enumerate(groups):
+        drawn = ax.violinplot(values.to_numpy(), [place], widths=0.75, showextrema=False)
+        for body in drawn["bodies"]:  # type: ignore[attr-defined]
+            body.set(facecolor=colour, alpha=alpha, edgecolor=colour)
+        ax.plot(place, values.mean(), color="0.2", marker="o", markersize=4)
+    ax.axhline(target, color="0.2", linewidth=1, linestyle="--")
+    ax.set_xticks(range(len(groups)), [name for name, *_ in groups])
+    ax.set_xlabel(f"{splits.groupby('score').size().max()} splits; dashed: target {target:g}")
+    ax.set_ylabel("coverage")
+
+
+def plot_selective(ax: Axes, curves: Mapping[str, pd.DataFrame]) -> None:
+    """Accuracy of the surest answers against how many are kept, a line for each signal.
+
+    Between answers of equal sureness it is the expected accuracy, as in `selective.aurc`. A signal
+    that tells nothing is flat. Lines begin at 1 %, as fewer answers are mostly noise.
+
+    Args:
+        curves: by name, what `selective.risk_coverage` returns of the same answers.
+
+    Raises:
+        InputError: there are none, or they are not whole or not of the same answers.
+    """
+    if not curves:
+        raise InputError("curves: there are none; give what risk_coverage returns, by name")
+    kept, ends = np.linspace(0.01, 1, 100), {}
+    for number, (name, table) in enumerate(curves.items()):
+        _check(table, ("coverage", "risk"), f"curves[{name!r}]")
+        line = table.sort_values("coverage")
+        until, risk = line["coverage"].to_numpy(float), line["risk"].to_numpy(float)
+        if abs(until[-1] - 1) > 1e-9:
+            raise InputError(f"{name} ends at a coverage of {until[-1]:g}: give all the rows, to 1")
+        ends[name] = 1 - risk[-1]
+        wrong = np.interp(kept, [0, *until], [0, *until * risk])
+        colour = COLOURS[number % len(COLOURS)]
+        ax.plot(kept, 1 - wrong / kept, color=colour, linewidth=1.4, label=name)
+    low, high = min(ends, key=ends.__getitem__), max(ends, key=ends.__getitem__)
+    if ends[high] - ends[low] > 1e-9:
+        raise InputError(
+            f"of all answers {high} has {ends[high]:.4f} right and {low} {ends[low]:.4f}: give "
+            "signals of the same answers"
+        )
+    ax.plot([0, 1], [ends[low]] * 2, color="0.2", linewidth=1, linestyle="--", label="random")
+    ax.set_xlim(0, 1.02)
+    ax.xaxis.set_major_formatter("{x:.0%}")
+    ax.set_xlabel("answers kept, the surest")
+    ax.set_ylabel("accuracy of those kept")
+    ax.legend(frameon=False, fontsize=9)
+
+
+def plot_certainty(ax: Axes, table: pd.DataFrame) -> None:
+    """Accuracy against mean set size, a dot a model and task: is the more accurate more certain?
+
+    Up to 8 dots have their names beside them.
+
+    Args:
+        table: what `report.certainty` returns.
+
+    Raises:
+        InputError: the table has no rows, lacks a column, or has a value outside its interval.
+    """
+    import pandas as pd
+
+    numbers = [one + end for one in ("set_size", "accuracy") for end in ("", "_low", "_high")]
+    _check(table, ("model", "task", *numbers), "the table")
+    named = len(table) <= NAMED
+    xerr, yerr = _sides(table, "set_size"), _sides(table, "accuracy")
+    models, tasks = (pd.factorize(table[column])[0] for column in ("model", "task"))
+    colours = [COLOURS[model % len(COLOURS) if named else 0] for model in models]
+    markers = [MARKERS[task % len(MARKERS) if named else 0] for task in tasks]
+    for i, (size, value) in enumerate(zip(table["set_size"], table["accuracy"], strict=True)):
+        ax.errorbar(
+            size, value, xerr=xerr[:, [i]], yerr=yerr[:, [i]], markersize=5, linewidth=1,
+            color=colours[i], marker=markers[i], alpha=0.85,
+        )  # fmt: skip
+    ax.margins(0.2 if named else 0.08)
+    ax.set_xlabel("letters in a set, mean (95 % interval)")
+    ax.set_ylabel("accuracy (95 % interval)")
+    if named:
+        _name(ax, table, colours)
+
+
+def _name(ax: Axes, table: pd.DataFrame, colours: Sequence[str]) -> None:
+    """A name beside each dot, in the nearest spot where it covers least."""
+    from matplotlib.transforms import Bbox
+
+    figure = ax.get_figure(root=True)
+    assert figure is not None  # it has been drawn on
+    figure.draw_without_rendering()  # the layout is made only now, and names go by it
+    columns = [one for one in ("model", "task") if len(set(table[one])) > 1] or ["model"]
+    rows: Any = table.to_dict("records")
+    dots = [ax.transData.transform((row["set_size"], row["accuracy"])) for row in rows]
+    lines = [box for row in rows for box in _intervals(ax, row)]
+    names: list[Bbox] = []
+    for i, (row, colour) in enumerate(zip(rows, colours, strict=True)):
+        text = ax.annotate(
+            "\n".join(str(row[one]) for one in columns), (row["set_size"], row["accuracy"]), (0, 0),
+            textcoords="offset points", fontsize=8, color=colour,
+        )  # fmt: skip
+        text.set_in_layout(False)
+        others = [Bbox([dot, dot]).padded(4) for dot in (*dots[:i], *dots[i + 1 :])]
+        spot = _best(text, dots[i], lines, [*others, *names], ax.bbox)
+        names.append(_put(text, spot))
+        if math.hypot(*spot) > NEAR:
+            ax.annotate(
+                "", text.xy, spot, textcoords="offset points",
+                arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0},
+            )  # fmt: skip
+
+
+def _best(
+    text: Annotation, dot: Any, lines: Sequence[Bbox], things: Sequence[Bbox], inside: Bbox
+) -> tuple[int, int]:
+    """The nearest spot where the name covers nothing, and a line from its dot crosses no thing."""
+    from matplotlib.path import Path
+
+    costs: dict[tuple[int, int], float] = {}
+    for spot in SPOTS:
+        box = _put(text, spot)
+        costs[spot] = _covered(box, (*lines, *things), inside)
+        if math.hypot(*spot) > NEAR:
+            line = Path([dot, text.get_transform().transform(spot)])
+            costs[spot] += CROSSED * sum(line.intersects_bbox(one) for one in things)
+        if not costs[spot]:
+            break
+    return min(costs, key=costs.__getitem__)
+
+
+def _put(text: Annotation, spot: tuple[int, int]) -> Bbox:
+    """Put the name there; returns its place on the figure, with a little room."""
+    across, up = spot
+    text.set_position(spot)
+    text.set_horizontalalignment("left" if across > 0 else "right" if across else "center")
+    text.set_verticalalignment("bottom" if up > 0 else "top" if up else "center")
+    return text.get_window_extent().padded(3)
+
+
+def _intervals(ax: Axes, row: Mapping[str, Any]) -> list[Bbox]:
+    """The places on the figure of a dot's two intervals."""
+    from matplotlib.transforms import Bbox
+
+    x, y = row["set_size"], row["accuracy"]
+    across = ((row["set_size_low"], y), (row["set_size_high"], y))
+    up = ((x, row["accuracy_low"]), (x, row["accuracy_high"]))
+    return [Bbox(ax.transData.transform(line)).padded(3) for line in (across, up)]
+
+
+def _covered(box: Bbox, taken: Sequence[Bbox], inside: Bbox) -> float:
+    """How much of what is taken, and of what is outside the axes, a name at `box` covers."""
+    shared = [box.intersection(box, other) for other in (*taken, inside)]
+    *areas, seen = [one.width * one.height if one is not None else 0.0 for one in shared]
+    return float(sum(areas) + box.width * box.height - seen)
+
+
+def _sides(table: pd.DataFrame, name: str) -> NDArray[np.float64]:
+    """How far an interval goes below and above its value, [2, n]."""
+    value, low, high = (table[name + end].to_numpy(float) for end in ("", "_low", "_high"))
+    sides = np.stack([value - low, high - value])
+    if (outside := (sides < -1e-9).any(axis=0)).any():
+        row = int(outside.argmax())
+        raise InputError(
+            f"{name}={value[row]:g} is not within {low[row]:g} to {high[row]:g}: give an interval "
+            "that holds its value"
+        )
+    return np.asarray(np.maximum(sides, 0))  # rounding
+
+
+def _check(table: pd.DataFrame, columns: Sequence[str], what: str) -> None:
+    """Refuse a table that has nothing to draw."""
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise InputError(f"{what}: no column {', '.join(missing)}; give a table that has it")
+    if table.empty:
+        raise InputError(f"{what}: no rows, so there is nothing to draw; give 1 at least")
+    for name in columns:
+        if table[name].isna().any():
+            raise InputError(f"{what}: {name} is NaN in a row; leave such rows out")
