@@ -39,6 +39,7 @@ bench: setup ## measure the engines on this machine, and the time of demo and te
 	$(WORKBENCH) bench engine --commands
 	$(WORKBENCH) bench baseline
 	$(WORKBENCH) bench accuracy
+	$(WORKBENCH) bench uncertainty
 	$(WORKBENCH) bench client
 	$(WORKBENCH) bench faults
 

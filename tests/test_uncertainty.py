@@ -21,7 +21,7 @@ from workbench.tasks.choices import Choices, open_choices
 from workbench.types import Engine, Item, Report
 from workbench.uncertainty.choices import LETTERS
 from workbench.uncertainty.conformal import conformal_report
-from workbench.uncertainty.elicit import elicit, elicit_options
+from workbench.uncertainty.elicit import _row, elicit, elicit_options
 from workbench.uncertainty.report import (
     arrays,
     certainty,
@@ -157,6 +157,40 @@ def test_a_lost_server_costs_no_other_model() -> None:
         assert report.rows.loc[failed, "model"].eq("lost").all()
         with pytest.raises(InputError, match="lost, own, base: all 6 rows failed"):
             score_options(report)
+
+
+def test_an_interrupt_stops_all_servers_and_what_came_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tops = {" B": -0.1, " A": -3.0}
+    task = Choices("own", "qa", items(400))
+    with (
+        Injector(vllm=False, tops=lambda _: tops, model="one", latency=0.02) as first,
+        Injector(vllm=False, tops=lambda _: tops, model="two", latency=0.02) as second,
+    ):
+        opened = [
+            open_engine(None, "remote", base_url=server.url, store=tmp_path / "kept.sqlite",
+                        max_concurrency=2, prompts_per_request=1)
+            for server in (first, second)
+        ]  # fmt: skip
+
+        def interrupted(engine: Any, question: Any, found: Any) -> dict[str, Any]:
+            if engine is opened[0] and found.index > 5:
+                raise KeyboardInterrupt
+            return _row(engine, question, found)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("workbench.uncertainty.elicit._row", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                elicit([task], opened, ["base"])
+        asked = first.requests + second.requests
+        assert asked < 400
+        report = elicit([task], opened, ["base"])
+        assert report.rows["error"].isna().all()
+        assert len(report.rows) == 800
+        assert first.requests + second.requests < 800 + 40  # those in the air are asked again
+        for engine in opened:
+            engine.close()
 
 
 def test_both_transports_ask_the_same() -> None:

@@ -26,7 +26,7 @@ from workbench.types import Completion, Engine, Item, Metric, Report, Sampling, 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Evaluation", "accuracy", "accuracy_by", "asked", "evaluate"]
+__all__ = ["Evaluation", "accuracy", "accuracy_by", "asked", "evaluate", "tabled"]
 
 log = logging.getLogger("workbench")
 
@@ -98,12 +98,12 @@ def evaluate(  # noqa: PLR0917  # the first six are a contract
         for case, outcome in zip(mine, advance(chosen, mine, engine, seed=drawn), strict=True):
             rows.append(_row(case, outcome, run))
             trace += [{"id": case.item.id, "run": run, **fact} for fact in _traced(outcome.trace)]
-    frame = _table(rows)
+    frame = tabled(rows)
     usage = engine.usage.since(before)
-    return Evaluation((accuracy(frame),), frame, usage, provenance, _table(trace))
+    return Evaluation((accuracy(frame),), frame, usage, provenance, tabled(trace))
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def tabled(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Rows as a frame that every file takes: valid Unicode, numbers or texts in a column."""
     import pandas as pd
 

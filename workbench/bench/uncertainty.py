@@ -14,7 +14,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,19 +36,12 @@ from workbench.uncertainty.report import arrays
 from workbench.uncertainty.selective import from_options, selective_report
 
 if TYPE_CHECKING:
+    import pandas as pd
     from numpy.typing import NDArray
 
 __all__ = ["NAMES", "asked", "measure"]
 
 LOGITS, TABLE = "uncertainty/mmbench_logits.npz", "uncertainty/mmbench_published.csv"
-CONFORMAL: Mapping[str, str] = {
-    "acc": "acc", "coverage": "coverage", "set_sizes": "set_size", "uacc": "uacc",
-    "E_ratio": "e_rate", "F_ratio": "f_rate",
-}  # fmt: skip
-"""Columns of the published table, and what a `ConformalReport` calls them."""
-SETS: Mapping[str, str] = {"coverage_all": "coverage", "set_sizes": "set_size", "uacc": "uacc"}
-"""The same of each score's own sets; there the columns end in `_LAC` and `_APS`."""
-
 CONCURRENCY = 128
 EXAMPLES = 2
 """Demonstrations: without any there would be one prompt only."""
@@ -71,58 +64,54 @@ def measure(parts: Sequence[str], say: Say) -> list[Row]:
     return rows
 
 
-def _absent(say: Say) -> bool:
-    """Whether the published tables are not here; says so."""
+def _tables(say: Say) -> tuple[dict[str, NDArray[Any]], NDArray[Any], pd.DataFrame] | None:
+    """Each model's logits, the answers, the published table; None, and a word, if not here."""
+    import pandas as pd
+
     try:
-        local_file(LOGITS), local_file(TABLE)
+        logits, table = local_file(LOGITS), local_file(TABLE)
     except InputError as error:
         say(f"left out: {error}")
-        return True
-    return False
-
-
-def _models() -> tuple[dict[str, NDArray[np.float32]], NDArray[Any]]:
-    """Logits of each model by its name, and the answers to the questions."""
-    with np.load(local_file(LOGITS)) as data:
-        logits = data["logits"].astype(np.float32)
-        return dict(zip(map(str, data["models"]), logits, strict=True)), data["answer"]
+        return None
+    with np.load(logits) as data:
+        names, told, answers = map(str, data["models"]), data["logits"], data["answer"]
+    models = dict(zip(names, told.astype(np.float32), strict=True))
+    return models, answers, pd.read_csv(table, index_col="model")
 
 
 def _published(say: Say) -> list[Row]:
     """Each number of the published table, computed again."""
-    if _absent(say):
+    if (found := _tables(say)) is None:
         return []
     import pandas as pd
 
+    models, answers, table = found
     start = time.perf_counter()
-    table = pd.read_csv(local_file(TABLE), index_col="model")
-    logits, answers = _models()
-    sets = pd.DataFrame({name: _sets(told, answers) for name, told in logits.items()}).T
-    errors = pd.DataFrame({name: _errors(told, answers) for name, told in logits.items()}).T
+    ours = pd.DataFrame([_numbers(logits, answers) for logits in models.values()], [*models])
     seconds = time.perf_counter() - start
-    what = f"published table of {len(logits)} models"
+    what, errors = f"published table of {len(models)} models", ["ece", "mce"]
     return [
-        _unlike(f"{what}: conformal numbers", sets, table, 1e-9, say),
-        _unlike(f"{what}: calibration errors", errors, table, 2e-6, say),
-        Row(f"{what}: from the logits to all of these", seconds, " s", "< 5 s", seconds < 5),
+        _unlike(f"{what}: conformal numbers", ours.drop(columns=errors), table, 1e-9, say),
+        _unlike(f"{what}: calibration errors", ours[errors], table, 2e-6, say),
+        Row(f"{what}: all of these from the logits", seconds, " s", "< 5 s", seconds < 5),
     ]
 
 
-def _sets(logits: NDArray[Any], answers: NDArray[Any]) -> dict[str, float]:
-    report = conformal_report(logits, answers)
-    return {column: getattr(report, name) for column, name in CONFORMAL.items()} | {
-        f"{column}_{one.score.upper()}": getattr(one, name)
-        for one in report.scores
-        for column, name in SETS.items()
-    }
+def _numbers(logits: NDArray[Any], answers: NDArray[Any]) -> dict[str, float]:
+    """A model's row, in the columns of the published table."""
+    sets, errors = conformal_report(logits, answers), calibration_report(logits, answers)
+    row = {
+        "acc": sets.acc, "coverage": sets.coverage, "set_sizes": sets.set_size, "uacc": sets.uacc,
+        "E_ratio": sets.e_rate, "F_ratio": sets.f_rate, "ece": errors.ece, "mce": errors.mce,
+    }  # fmt: skip
+    for one in sets.scores:
+        score = one.score.upper()
+        row |= {f"coverage_all_{score}": one.coverage, f"set_sizes_{score}": one.set_size,
+                f"uacc_{score}": one.uacc}  # fmt: skip
+    return row
 
 
-def _errors(logits: NDArray[Any], answers: NDArray[Any]) -> dict[str, float]:
-    report = calibration_report(logits, answers)
-    return {"ece": report.ece, "mce": report.mce}
-
-
-def _unlike(what: str, ours: Any, table: Any, most: float, say: Say) -> Row:
+def _unlike(what: str, ours: pd.DataFrame, table: pd.DataFrame, most: float, say: Say) -> Row:
     apart = (ours - table.loc[ours.index, ours.columns]).abs().to_numpy()
     say(f"{what}: at most {np.nanmax(apart):.1g} apart")
     unlike = int((~(apart <= most)).sum())  # a NaN is unlike everything
@@ -132,27 +121,24 @@ def _unlike(what: str, ours: Any, table: Any, most: float, say: Say) -> Row:
 
 def _coverage(say: Say, models: int | None = None, splits: int = 200) -> list[Row]:
     """Whether sets hold the right letter as often as asked for, over random halves."""
-    if _absent(say):
+    if (found := _tables(say)) is None:
         return []
     import pandas as pd
 
-    logits, answers = _models()
-    found = [
-        split_summary(conformal_splits(told, answers, splits=splits)).set_index(["score", "measure"])
-        for told in islice(logits.values(), models)
-    ]
-    promised = [("lac", "coverage"), ("aps", "covered_before")]
-    means = pd.concat([one.loc[promised] for one in found])
+    chosen, answers = [*islice(found[0].values(), models)], found[1]
+    each = [split_summary(conformal_splits(told, answers, splits=splits)) for told in chosen]
+    table = pd.concat(each)
+    kind = table["score"] + " " + table["measure"]
+    means = table[kind.isin(["lac coverage", "aps covered_before"])]
     outside = int((~((means["mean"] - 0.9).abs() <= 3 * means["sem"])).sum())
     low, high = means["mean"].min(), means["mean"].max()
-    filled = [one.loc[("aps", "coverage"), "mean"] for one in found]
-    what = f"coverage over {splits} splits, exact rule, {len(found)} models"
+    filled = table[kind == "aps coverage"]["mean"]
+    what = f"coverage at 90 %, exact rule, mean of {splits} splits, {len(chosen)} models"
     return [
-        Row(f"{what}, LAC and APS: means outside 0.9 ± 3 standard errors (lowest and highest mean)",
+        Row(f"{what}, LAC and APS: outside 0.9 ± 3 standard errors (lowest and highest mean)",
             outside, "", "0", outside == 0, low, high, len(means), "means"),
-        Row("… APS once empty sets have got the likeliest letter: mean of the models",
-            float(np.mean(filled)), "", "reported", True, min(filled), max(filled), len(filled),
-            "models"),
+        Row("… APS once empty sets have got the likeliest letter", float(filled.mean()), "",
+            "reported", True, filled.min(), filled.max(), len(filled), "models"),
     ]  # fmt: skip
 
 
@@ -171,23 +157,24 @@ def asked(url: str, count: int) -> dict[str, float]:
         `lost` and `wrong` questions (no answer; another letter on top than the server told),
         `seconds`, and `cpu`, those in which this process was at work.
     """
+    import pandas as pd
+
     made = [_item(number) for number in range(count + EXAMPLES)]
     task = Choices("made up", "qa", made[EXAMPLES:], made[:EXAMPLES])
     options = {"base_url": url, "max_concurrency": CONCURRENCY}
     with RemoteEngine(None, None, "benchmark", options) as engine:
-        elicit([Choices("warm-up", "qa", made[:EXAMPLES])], [engine], ["base"])
+        elicit([Choices("warm-up", "qa", task.demonstrations)], [engine], ["base"])
         start, busy = time.perf_counter(), time.process_time()
         rows = elicit([task], [engine]).rows
         seconds, cpu = time.perf_counter() - start, time.process_time() - busy
-    done = rows[rows["error"].isna()].set_index(["prompt", "id"])
-    top = done[list(LETTERS)].idxmax(axis=1)
-    items, wrong = task.items(), 0
-    for prompt in PROMPTS:
-        texts = option_prompts(items, prompt, demonstrations=task.demonstrations)
-        right = {(prompt, item.id): _letter(text) for item, text in zip(items, texts, strict=True)}
-        wrong += sum(right[key] != letter for key, letter in top.items() if key in right)
-    lost = len(PROMPTS) * count - int((~done.index.duplicated()).sum())
-    return {"lost": lost, "wrong": wrong, "seconds": seconds, "cpu": cpu}
+    told = rows[rows["error"].isna()].set_index(["prompt", "id"])[list(LETTERS)].idxmax(axis=1)
+    right = pd.Series({
+        (prompt, item.id): _letter(str(text))
+        for prompt, item in product(PROMPTS, task.items())
+        for text in option_prompts([item], prompt, demonstrations=task.demonstrations)
+    })  # fmt: skip
+    wrong = int((told != right[told.index]).sum())
+    return {"lost": len(right) - len(told), "wrong": wrong, "seconds": seconds, "cpu": cpu}
 
 
 def _item(number: int) -> Item:
@@ -206,52 +193,40 @@ def _tops(prompt: str) -> dict[str, float]:
 
 
 def _queue(say: Say, count: int = 5000, latency: float = 0.1) -> list[Row]:
-    """Questions in line at a server that takes one prompt a request, and at one that takes more.
+    """Questions in line at a server that takes several prompts a request, and at one that does not.
 
-    The second gets as much at once in few requests, for which there is no such ideal.
+    At the second a client's own work for each request counts most, so that is told beside.
     """
-    alone, told = _waited(Faults(multi=False), count, latency)
-    say(told)
-    together, told = _waited(Faults(), count, latency)
-    say(told)
-    asked_for = f"{len(PROMPTS) * count:,} questions ({count:,} items × {len(PROMPTS)} prompts)"
-    ratio, ideal = alone["seconds"] / alone["ideal"], alone["ideal"]
-    rows = [
-        Row(f"{asked_for} to a server of one prompt a request: lost", alone["lost"], "", "0",
-            alone["lost"] == 0),
-        Row("… another letter on top than the server told", alone["wrong"], "", "0",
-            alone["wrong"] == 0),
-        Row(f"… time over the ideal of {ideal:.1f} s = {latency:g} s × {alone['requests']:,.0f} "
-            f"requests ÷ {CONCURRENCY} at once (the client's own work: {alone['cpu']:.1f} s)",
-            ratio, " ×", "≤ 1.3 ×", ratio <= 1.3),
-    ]  # fmt: skip
-    bad = together["lost"] + together["wrong"]
-    requests = f"{together['requests']:,.0f} requests"
+    more, alone = (_waited(Faults(multi=multi), count, latency, say) for multi in (True, False))
+    asked_for = len(PROMPTS) * count
+    ideal = latency * asked_for / CONCURRENCY
+    ratio, slower = (found["seconds"] / ideal for found in (more, alone))
+    lost, wrong = more["lost"] + alone["lost"], more["wrong"] + alone["wrong"]
+    what = f"{asked_for:,} questions ({count:,} items × {len(PROMPTS)} prompts)"
     return [
-        *rows,
-        Row("the same to a server of several prompts a request: lost or wrong", bad, "", "0",
-            bad == 0),
-        Row(f"… time, in {requests}", together["seconds"], " s", "reported", True),
+        Row(f"{what} to two servers, of many and of one prompt a request: lost", lost, "", "0",
+            lost == 0),
+        Row("… another letter on top than the server told", wrong, "", "0", wrong == 0),
+        Row(f"… many prompts a request ({more['requests']:,.0f} requests): time over {latency:g} s "
+            f"× {asked_for:,} ÷ {CONCURRENCY} at once", ratio, " ×", "≤ 1.3 ×", ratio <= 1.3),
+        Row("… one prompt a request: the same", slower, " ×", "reported", True),
+        Row("… one prompt a request: client CPU, milliseconds a question",
+            1000 * alone["cpu"] / asked_for, " ms", "reported", True),
     ]  # fmt: skip
 
 
-def _waited(faults: Faults, count: int, latency: float) -> tuple[dict[str, float], str]:
-    """What `asked` found at a server with these faults, the ideal seconds, and both as text."""
-    command = [sys.executable, "-c", CHILD]
+def _waited(faults: Faults, count: int, latency: float, say: Say) -> dict[str, float]:
+    """What `asked` found at a server with these faults, and how many `requests` that had."""
     environment = os.environ | {"WORKBENCH_PROGRESS": "off"}
     with Injector(faults, latency=latency, vllm=False, tops=_tops) as server:
-        busy = time.process_time()
-        command += [server.url, str(count)]
+        command = [sys.executable, "-c", CHILD, server.url, str(count)]
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-        busy = time.process_time() - busy
-    found = json.loads(done.stdout) | {
-        "requests": server.requests, "ideal": latency * server.requests / CONCURRENCY,
-    }  # fmt: skip
-    told = (
-        f"{server.requests:,} requests, {server.peak} at once at most: {found['seconds']:.1f} s; "
-        f"CPU time of the client {found['cpu']:.1f} s, of the server {busy:.1f} s"
+    found: dict[str, float] = json.loads(done.stdout)
+    say(
+        f"{server.requests:,} requests, {server.peak} at once at most: {found['seconds']:.1f} s, "
+        f"the client at work for {found['cpu']:.1f} s"
     )
-    return found, told
+    return found | {"requests": server.requests}
 
 
 def _options(say: Say) -> list[Row]:
@@ -265,12 +240,9 @@ def _embedded(engine: Engine, say: Say, count: int = 2000) -> list[Row]:
     logits, answers, done = arrays(report.rows)
     right = logits.argmax(axis=1) == answers
     say(f"{len(done)} of {count} questions answered, {right.mean():.1%} right")
-    accuracy = replace(
-        report.summary[0],
-        name=f"embedded model, {count:,} questions of six options, no examples: accuracy",
-    )
+    what = f"embedded model, {count:,} questions of six options, no examples: accuracy"
     return [
-        share_row(accuracy),
+        share_row(replace(report.summary[0], name=what)),
         *_covered(logits, answers),
         *_rescaled(logits, answers),
         *_selected(logits, right, done["length"].to_numpy()),
@@ -280,12 +252,12 @@ def _embedded(engine: Engine, say: Say, count: int = 2000) -> list[Row]:
 def _covered(logits: NDArray[Any], answers: NDArray[Any]) -> list[Row]:
     report = conformal_report(logits, answers, rule="exact")
     shares = {metric.name: metric for metric in report.metrics()}
-    rows = []
-    for one in report.scores:
-        score = one.score.upper()
-        what = f"… coverage of {score} sets at 90 %, exact rule ({one.set_size:.2f} letters a set)"
-        rows.append(share_row(replace(shares[f"coverage {score}"], name=what)))
-    return rows
+    what = "… coverage of {} sets at 90 %, exact rule ({:.2f} letters a set)"
+    named = {one.score.upper(): one.set_size for one in report.scores}
+    return [
+        share_row(replace(shares[f"coverage {score}"], name=what.format(score, size)))
+        for score, size in named.items()
+    ]
 
 
 def _rescaled(logits: NDArray[Any], answers: NDArray[Any]) -> list[Row]:
@@ -295,20 +267,17 @@ def _rescaled(logits: NDArray[Any], answers: NDArray[Any]) -> list[Row]:
     rows = [_reported("… ECE of the test half", found[0].before.metrics()[0])]
     for one in found:
         how = one.method if one.temperature is None else f"{one.method} {one.temperature:.2f}"
-        less = one.difference
-        rows.append(_reported(f"… ECE after {how}", one.after.metrics()[0]))
-        rows.append(
-            replace(
-                _reported("… after minus before", less),
-                bound="< 0, interval too", holds=less.value < 0 and less.high < 0,
-            )
-        )  # fmt: skip
+        less = _reported("… after minus before", one.difference)
+        holds = less.value < 0 and one.difference.high < 0
+        rows += [
+            _reported(f"… ECE after {how}", one.after.metrics()[0]),
+            replace(less, bound="< 0, interval too", holds=holds),
+        ]
     return rows
 
 
-def _reported(what: str, metric: Metric) -> Row:
-    low, high = metric.low, metric.high
-    return Row(what, metric.value, "", "reported", True, low, high, metric.n, "items")
+def _reported(what: str, m: Metric) -> Row:
+    return Row(what, m.value, "", "reported", True, m.low, m.high, m.n, "items")
 
 
 def _selected(logits: NDArray[Any], right: NDArray[Any], lengths: NDArray[Any]) -> list[Row]:
@@ -320,9 +289,8 @@ def _selected(logits: NDArray[Any], right: NDArray[Any], lengths: NDArray[Any]) 
             one["auroc_high"], len(right), "items")
         for one in table.to_dict("records")
     ]  # fmt: skip
-    half = 100 * float(table["accuracy_50"].iloc[0])
-    what = f"… accuracy of the surest half (of all: {right.mean():.1%})"
-    return [*rows, Row(what, half, " %", "reported", True)]
+    what, half = "… accuracy of the surest half", 100 * float(table["accuracy_50"].iloc[0])
+    return [*rows, Row(f"{what} (of all: {right.mean():.1%})", half, " %", "reported", True)]
 
 
 PARTS: Mapping[str, Callable[[Say], list[Row]]] = {

@@ -85,7 +85,7 @@ def evaluate_task(  # noqa: PLR0917  # a command's arguments are its options
     else:
         _show_all(reports, out, as_json=as_json)
     if folder:
-        say(f"the reports are in {folder}; compare some: workbench compare {folder}/…")
+        say(f"the reports are in {folder}; compare some with the first: workbench compare FOLDER …")
 
 
 def _batch(size: str | None, engine: str) -> dict[str, Any]:

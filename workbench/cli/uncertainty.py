@@ -151,7 +151,7 @@ def _show(scored: Report, out: Path | None, *, as_json: bool) -> None:
     from workbench.plots.uncertainty import plot_certainty
     from workbench.uncertainty.report import certainty, paper_table
 
-    if not as_json:
+    if not as_json and len(scored.rows[["model", "task"]].drop_duplicates()) > 1:
         for measure in ("accuracy", "set size", "coverage", "UAcc"):
             typer.echo(f"{measure}\n{_text(paper_table(scored, measure))}\n")
     figure, (ax,) = new_figure()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -104,8 +105,10 @@ def elicit(
     rows: list[dict[str, Any]] = []
     with bars(totals, "row") as shown:
 
-        def ask(engine: Engine) -> None:
+        def ask(engine: Engine, stop: threading.Event) -> None:
             for row in _asked(engine, questions, labels(chat)):
+                if stop.is_set():
+                    return
                 rows.append(row)
                 shown["all"].update()
                 shown[row["task"]].update()
@@ -155,19 +158,27 @@ def _questions(
     return found
 
 
-def _each(ask: Any, engines: Sequence[Engine]) -> None:
+def _each(ask: Callable[[Engine, threading.Event], None], engines: Sequence[Engine]) -> None:
     """Local models in turn, since each would fill the machine; the others beside them."""
     local = [engine for engine in engines if isinstance(engine, LocalEngine)]
     remote = [engine for engine in engines if not isinstance(engine, LocalEngine)]
-    with ThreadPoolExecutor(max(1, len(remote))) as pool:
-        work = [pool.submit(contextvars.copy_context().run, ask, engine) for engine in remote]
-        for engine in local:
-            ask(engine)
-        for done in work:
-            done.result()
+    here, beside = (local, remote) if local else (remote[:1], remote[1:])
+    stop = threading.Event()  # Ctrl-C reaches this thread alone
+    with ThreadPoolExecutor(max(1, len(beside))) as pool:
+        try:
+            work = [pool.submit(contextvars.copy_context().run, ask, one, stop) for one in beside]
+            for engine in here:
+                ask(engine, stop)
+            for done in work:
+                done.result()
+        except BaseException:
+            stop.set()
+            raise
 
 
-def _asked(engine: Engine, questions: Sequence[_Question], letters: Sequence[str]) -> Any:
+def _asked(
+    engine: Engine, questions: Sequence[_Question], letters: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     """A row for each question, as they are answered; those of a lost engine failed."""
     texts = [question.text for question in questions]
     left = dict(enumerate(questions))
@@ -180,7 +191,9 @@ def _asked(engine: Engine, questions: Sequence[_Question], letters: Sequence[str
             yield _row(engine, question, LabelRow(0, None, error=str(gone)))
 
 
-def _streamed(engine: Engine, texts: Sequence[Prompt], letters: Sequence[str]) -> Any:
+def _streamed(
+    engine: Engine, texts: Sequence[Prompt], letters: Sequence[str]
+) -> Iterator[LabelRow]:
     if isinstance(engine, BaseEngine):
         yield from engine.stream_labels(texts, letters)
         return

@@ -17,7 +17,7 @@ from workbench.agents import Case, named
 from workbench.agents.best_of_n import yes_or_no
 from workbench.agents.majority_vote import check_samples, cluster
 from workbench.errors import InputError
-from workbench.evaluation import accuracy, asked
+from workbench.evaluation import accuracy, asked, tabled
 from workbench.stats import mean
 from workbench.store import digest
 from workbench.types import Completion, Engine, Grade, Metric, Report, Task
@@ -106,7 +106,8 @@ def sample_uncertainty(
                 one.unknown.append("clusters: no verdict on whether two answers are the same")
     if p_true and done:
         _trust(done, engine)
-    rows = _table([one.row() for one in answered])
+    rows = tabled([one.row() for one in answered])
+    rows = rows.astype({"clusters": "Int64", "n_unparsed": "Int64"})
     told = {"sampling": asdict(drawn), "samples": samples, "temperature": temperature}
     provenance |= told | {"same": named(same), "p_true": p_true}  # type: ignore[arg-type]
     summary = tuple(_summary(rows, samples, p_true=p_true))
@@ -227,17 +228,6 @@ def _trust(answered: Sequence[_Answered], engine: Engine) -> None:
             one.unknown.append(f"p_true: {reason}")
         else:
             one.p_true = float(np.exp(logprobs[0] - np.logaddexp.reduce(logprobs)))
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Rows as a frame that every file takes: half a character cannot be written."""
-    import pandas as pd
-
-    def valid(value: Any) -> Any:
-        return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
-
-    frame = pd.DataFrame([{name: valid(value) for name, value in row.items()} for row in rows])
-    return frame.astype({"clusters": "Int64", "n_unparsed": "Int64"})
 
 
 def _summary(rows: pd.DataFrame, samples: int, *, p_true: bool) -> Iterator[Metric]:
