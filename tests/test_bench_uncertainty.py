@@ -125,8 +125,8 @@ def test_options_are_judged(made: tuple[NDArray[np.float64], NDArray[np.int64]])
     for after, gain in ((warm, less), (level, fewer)):
         assert gain.value == pytest.approx(after.value - before.value)
         assert gain.holds
-        assert gain.bound == "< 0, interval too"
-    worse = uncertainty._rescaled(logits / 2, answers)[2]
+    assert (less.bound, fewer.bound) == ("reported", "< 0, interval too")
+    worse = uncertainty._rescaled(logits / 2, answers)[-1]
     assert worse.holds == (worse.value < 0 and worse.high is not None and worse.high < 0)
     right = logits.argmax(axis=1) == answers
     sure, random, length, half = uncertainty._selected(logits, right, np.arange(1000))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +20,7 @@ from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
 from workbench.tasks import Options
 from workbench.tasks.choices import Choices, open_choices
-from workbench.types import Engine, Item, Report
+from workbench.types import Engine, Item, Report, Usage
 from workbench.uncertainty.choices import LETTERS
 from workbench.uncertainty.conformal import conformal_report
 from workbench.uncertainty.elicit import _row, elicit, elicit_options
@@ -29,6 +31,7 @@ from workbench.uncertainty.report import (
     paper_table,
     score_options,
 )
+from workbench.uncertainty.streams import scored_by_all
 
 OPTIONS = [*LETTERS]
 
@@ -43,6 +46,13 @@ def items(count: int) -> list[Item]:
 
 def remote(server: Injector, **options: Any) -> Engine:
     return open_engine(None, "remote", base_url=server.url, store=None, **options)
+
+
+def answered(prompt: str) -> dict[str, float]:
+    """The right letter of most questions, and another one of some."""
+    number = int(prompt.rpartition("What is ")[2].partition("?")[0])
+    right, other = LETTERS[number % 4], LETTERS[(number + 1) % 4]
+    return {f" {right}": -0.4 if number % 5 else -2.0, f" {other}": -1.5}
 
 
 def told(tops: Mapping[str, float], **about: Any) -> Report:
@@ -155,8 +165,53 @@ def test_a_lost_server_costs_no_other_model() -> None:
         assert report.rows.groupby("model")["error"].count().to_dict() == {"good": 0, "lost": 6}
         assert report.rows["model"].tolist() == ["lost"] * 6 + ["good"] * 6
         assert report.rows.loc[failed, "model"].eq("lost").all()
-        with pytest.raises(InputError, match="lost, own, base: all 6 rows failed"):
-            score_options(report)
+    assert [(m.name, m.n, m.n_failed) for m in report.summary if m.name.endswith("accuracy")] == [
+        ("lost: accuracy", 0, 6), ("good: accuracy", 6, 0)
+    ]  # fmt: skip
+
+
+def test_a_model_of_which_all_failed_leaves_the_others_scored() -> None:
+    gone = table("gone").assign(error="lost", **dict.fromkeys(OPTIONS, np.nan))
+    wide = paper_table(score_options(joined_tables([gone, table()])), "accuracy")
+    assert list(wide.index) == ["gone", "m"]
+    assert wide["average"].iloc[1] > 0.5
+    assert wide["average"].isna().tolist() == [True, False]
+    with pytest.raises(InputError, match="all 80 rows failed; the first: lost"):
+        score_options(gone)
+
+
+def test_rows_come_in_the_order_given_whatever_else_is_asked() -> None:
+    with Injector(vllm=False, tops=answered) as server, remote(server) as engine:
+        one = Choices("base", "qa", items(20))
+        two = Choices("b", "qa", items(20)[::-1])
+        both = elicit([two, one], [engine], ["base"]).rows
+        alone = elicit([one], [engine], ["base"]).rows
+    assert both["task"].tolist() == ["b"] * 20 + ["base"] * 20
+    mine = both[both["task"] == "base"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(mine, alone)
+
+
+def test_prompts_of_one_item_are_one_item() -> None:
+    shown = items(23)[20:]
+    with Injector(vllm=False, tops=answered) as server, remote(server) as engine:
+        task = Choices("own", "qa", items(20), shown)
+        one, three = elicit([task], [engine], ["base"]), elicit([task], [engine])
+    assert one.summary == three.summary
+    assert three.summary[0].n == 20
+
+
+def test_an_interrupt_does_not_wait_for_other_servers() -> None:
+    with (
+        Injector(vllm=False, tops=answered, model="quick") as quick,
+        Injector(vllm=False, tops=answered, model="slow", latency=20) as slow,
+        remote(quick) as one,
+        remote(slow) as other,
+    ):
+        came = scored_by_all([one, other], ["What is 1?", "What is 2?"], [" A", " B"])
+        assert [next(came)[0] for _ in range(2)] == [0, 0]
+        start = time.monotonic()
+        came.close()
+        assert time.monotonic() - start < 5
 
 
 def test_an_interrupt_stops_all_servers_and_what_came_is_kept(
@@ -174,10 +229,10 @@ def test_an_interrupt_stops_all_servers_and_what_came_is_kept(
             for server in (first, second)
         ]  # fmt: skip
 
-        def interrupted(engine: Any, question: Any, found: Any) -> dict[str, Any]:
-            if engine is opened[0] and found.index > 5:
+        def interrupted(model: str, question: Any, found: Any) -> dict[str, Any]:
+            if model == "one" and found.index > 5:
                 raise KeyboardInterrupt
-            return _row(engine, question, found)
+            return _row(model, question, found)
 
         with monkeypatch.context() as patch:
             patch.setattr("workbench.uncertainty.elicit._row", interrupted)
@@ -214,6 +269,22 @@ def test_both_transports_ask_the_same() -> None:
         ({"tasks": [Choices("none", "qa", [])]}, "task none has no items"),
         ({"tasks": [Choices("twice", "qa", items(2) + items(2))]}, "ids of twice: 2 are called"),
         ({"count": 0}, "count=0"),
+        ({"prompts": "base"}, "prompts='base': give a list"),
+        ({"tasks": "options"}, "tasks='options': give a list"),
+        ({"tasks": Choices("own", "qa", items(3))}, "give a list"),
+        ({"tasks": [replace(items(1)[0], answer="Paris")]}, "none of `open_choices`"),
+        (
+            {"tasks": [Choices("own", "qa", [replace(items(1)[0], answer="Paris")])]},
+            "answer='Paris' must be one of A to F",
+        ),
+        (
+            {
+                "tasks": [
+                    Choices("own", "qa", [Item("q", {"question": 5, "options": "abcdef"}, "A")])
+                ]
+            },
+            "question=5 must be a text",
+        ),
     ],
 )
 def test_what_cannot_be_asked(arguments: dict[str, Any], said: str, plain: VLLMEngine) -> None:
@@ -297,8 +368,14 @@ def test_tables_that_do_not_go_together() -> None:
         joined_tables([one, moved])
     with pytest.raises(InputError, match="a table without task, prompt"):
         joined_tables([one, pd.DataFrame({"model": ["x"]})])
-    with pytest.raises(InputError, match="no tables"):
+    with pytest.raises(InputError, match="give a list of tables"):
         joined_tables([])
+    with pytest.raises(InputError, match=r"two was not asked task, prompt, id = .*'easy'"):
+        joined_tables([one, table(task="easy"), table("two")])
+    with pytest.raises(InputError, match="without a model, task, prompt or id"):
+        score_options(one.assign(model=None))
+    with pytest.raises(InputError, match="what `score_options` returns"):
+        paper_table(Report((), one, Usage(), {}))
     with pytest.raises(InputError, match="a table without"):
         score_options(cast("Report", "table"))
     with pytest.raises(InputError, match="no rows"):

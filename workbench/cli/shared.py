@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EngineName", "Folder", "Model", "Options", "StorePath", "check_new", "engine_options",
-    "show_report",
+    "save", "show_report",
 ]  # fmt: skip
 
 Model = Annotated[
@@ -60,11 +60,20 @@ def show_report(
         ]
         typer.echo(table(["", "value", "low", "high", "n", "failed", "unparsed"], rows))
     if out is not None:
-        try:
-            report.save(out, figure)
-        except OSError as error:
-            raise InputError(f"the report could not be written to {out}: {error}") from error
+        save(report, out, figure)
         say(f"summary, rows and figure are in {out}")
+
+
+def save(report: Report, out: Path, figure: Figure | None = None) -> None:
+    """Keep a report.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
+    try:
+        report.save(out, figure)
+    except OSError as error:
+        raise InputError(f"the report could not be written to {out}: {error}") from error
 
 
 def engine_options(pairs: list[str] | None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from workbench.cli.shared import (
     StorePath,
     check_new,
     engine_options,
+    save,
     show_report,
 )  # fmt: skip
 from workbench.errors import InputError
@@ -57,6 +58,10 @@ def run(  # noqa: PLR0917  # a command's arguments are its options
     batch_size: Annotated[int | None, typer.Option(min=1, help="Prompts together.")] = None,
     sample_size: Annotated[int | None, typer.Option(min=1, help="Items of each task.")] = None,
     demonstrations: Annotated[int, typer.Option(min=0, help="Worked examples shown.")] = 0,
+    kind: Annotated[
+        Literal["qa", "rc", "ci", "drs", "ds"],
+        typer.Option(help="Of a file; all but qa have a context."),
+    ] = "qa",
     chat: Annotated[bool, typer.Option(help="Through the model's chat template.")] = False,
     use_threads: Annotated[bool, typer.Option(help="Ask a server through threads.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the items.")] = 0,
@@ -64,15 +69,20 @@ def run(  # noqa: PLR0917  # a command's arguments are its options
     rule: RuleName = "ye2024",
     store: StorePath = "default",
     option: Options = None,
-    out: Folder = None,
+    out: Annotated[Path | None, typer.Option(help="A new folder for the answers.")] = None,
     as_json: Json = False,
 ) -> None:
     """Ask for the probabilities of six options and score them. Run again, it goes on."""
     from workbench.tasks.choices import open_choices
+    from workbench.uncertainty.conformal import check_settings
     from workbench.uncertainty.report import score_options
 
     check_new(out)
-    tasks = [open_choices(name, demonstrations=demonstrations) for name in task or ["options"]]
+    check_settings(alpha, "both", rule)
+    tasks = [
+        open_choices(name, kind=kind if Path(name).suffix else "qa", demonstrations=demonstrations)
+        for name in task or ["options"]
+    ]
     shown = all(one.demonstrations for one in tasks)
     asked: dict[str, Any] = {
         "prompts": prompt or (["base", "shared", "task"] if shown else ["base"]),
@@ -80,15 +90,14 @@ def run(  # noqa: PLR0917  # a command's arguments are its options
     }  # fmt: skip
     served = api_base is not None or engine == "remote"
     options = engine_options(option) | _options(max_workers, batch_size, use_threads, served=served)
-    kind = "remote" if served else engine
+    opened = "remote" if served else engine
     kept = None if store == "none" else store
-    opening = {"engine": kind, "base_url": api_base, "store": kept, **options}
+    opening = {"engine": opened, "base_url": api_base, "store": kept, **options}
     report = _elicited(tasks, model or [None], opening, asked, together=served)
-    scored = score_options(report, alpha=alpha, rule=rule)
-    _show(scored, None, as_json=as_json)
-    if out is not None:
-        report.save(out)
+    if out is not None:  # before they are scored, which few answers may be too few for
+        save(report, out)
         say(f"the answers are in {out}; score them again: workbench uncertainty score {out}")
+    _show(score_options(report, alpha=alpha, rule=rule), None, as_json=as_json)
 
 
 @app.command("score")
@@ -115,7 +124,10 @@ def _options(
     """What the flags are called as options of the engine."""
     if not served:
         if workers is not None or threads:
-            raise InputError("--max-workers and --use-threads are for a server: give --api-base")
+            raise InputError(
+                "--max-workers and --use-threads are for a server: give --api-base, or --engine "
+                "remote with WORKBENCH_BASE_URL set"
+            )
         return {} if batch is None else {"max_num_seqs": batch}
     given = {
         "max_concurrency": workers,
@@ -130,11 +142,8 @@ def _elicited(
     *, together: bool,
 ) -> Report:  # fmt: skip
     """Models of servers at the same time, others in turn, as each fills the machine."""
-    from dataclasses import replace
-
     from workbench.engines import open_engine
-    from workbench.uncertainty.elicit import elicit
-    from workbench.uncertainty.report import joined_tables
+    from workbench.uncertainty.elicit import elicit, joined
 
     reports = []
     for group in [models] if together else [[model] for model in models]:
@@ -143,7 +152,7 @@ def _elicited(
                 stack.enter_context(open_engine(model, **opening)) for model in group
             ]
             reports.append(elicit(tasks, engines, **asked))
-    return replace(reports[0], rows=joined_tables(reports))
+    return joined(reports)
 
 
 def _show(scored: Report, out: Path | None, *, as_json: bool) -> None:

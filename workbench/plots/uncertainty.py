@@ -193,7 +193,7 @@ def plot_certainty(ax: Axes, table: pd.DataFrame) -> None:
             color=colours[i], marker=markers[i], alpha=0.85,
         )  # fmt: skip
     ax.margins(0.2 if named else 0.08)
-    ax.set_xlabel("letters in a set, mean (95 % interval)")
+    ax.set_xlabel("letters in a set, mean (95 % interval at its threshold)")
     ax.set_ylabel("accuracy (95 % interval)")
     if named:
         _name(ax, table, colours)

@@ -183,7 +183,7 @@ def _judged(
         raise InputError(f"bins={bins!r}: give a whole number from 1; 15 is usual")
     confidence, right = p.max(axis=1), p.argmax(axis=1) == truth
     place = np.searchsorted(np.arange(bins + 1) / bins, confidence) - 1
-    member = np.eye(bins)[np.clip(place, 0, bins - 1)]
+    member = (np.clip(place, 0, bins - 1)[:, None] == np.arange(bins)).astype(float)
     likely = p[np.arange(n), truth]
     brier = ((p - np.eye(len(LETTERS))[truth]) ** 2).sum(axis=1)
     loss = -np.log(np.maximum(likely, FLOOR))

@@ -33,7 +33,10 @@ def checked(logits: ArrayLike, answers: ArrayLike) -> tuple[NDArray[Any], NDArra
         InputError: other shapes, NaN or +inf, a row without any letter, an answer that is no
             letter, or the same answer throughout.
     """
-    scores = np.asarray(logits)
+    try:
+        scores = np.asarray(logits)
+    except ValueError as error:  # rows of different lengths
+        raise InputError(f"logits are no table [n, {len(LETTERS)}]: {error}") from error
     if not scores.size:
         raise InputError("logits are empty: there is nothing to score")
     if scores.ndim != 2 or scores.shape[1] != len(LETTERS):
@@ -57,6 +60,8 @@ def checked(logits: ArrayLike, answers: ArrayLike) -> tuple[NDArray[Any], NDArra
 
 def _places(answers: ArrayLike, n: int) -> NDArray[np.int64]:
     told = np.asarray(answers)
+    if told.dtype.kind == "O" and all(isinstance(one, int) for one in told.flat):
+        told = told.astype(np.int64)
     if told.shape != (n,):
         raise InputError(f"answers of shape {told.shape} for {n} rows of logits: give one a row")
     if told.dtype.kind in "UO":
@@ -67,7 +72,9 @@ def _places(answers: ArrayLike, n: int) -> NDArray[np.int64]:
     wrong = (told < 0) | (told >= len(LETTERS))
     if wrong.any():
         row = int(wrong.argmax())
-        raise InputError(f"answers: row {row} has {np.asarray(answers)[row]!r}, none of A to F")
+        raise InputError(
+            f"answers: row {row} has {str(np.asarray(answers)[row])!r}, none of A to F"
+        )
     if n > 1 and (told == told[0]).all():
         raise InputError(
             f"all {n} answers are {LETTERS[int(told[0])]}: that measures a habit, not knowledge; "
@@ -91,7 +98,7 @@ def halves(n: int, calibration: float, split_seed: int) -> tuple[NDArray[Any], N
     """
     if not isinstance(calibration, float) or not 0 < calibration < 1:
         raise InputError(f"calibration={calibration!r}: give a share between 0 and 1")
-    if not isinstance(split_seed, int) or not 0 <= split_seed < 2**32:
+    if not isinstance(split_seed, int | np.integer) or not 0 <= split_seed < 2**32:
         raise InputError(f"split_seed={split_seed!r}: give a whole number from 0")
     size = int(n * calibration)
     if size < LEAST or n - size < 1:

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["ConformalReport", "conformal_report", "conformal_splits", "split_summary"]
+__all__ = [
+    "ConformalReport",
+    "check_settings",
+    "conformal_report",
+    "conformal_splits",
+    "split_summary",
+]
 
 log = logging.getLogger("workbench")
 
@@ -144,7 +150,7 @@ def conformal_report(
     Raises:
         InputError: a value is out of its range, there are too few rows, or see `choices.checked`.
     """
-    alpha = _check(alpha, score, rule)
+    alpha = check_settings(alpha, score, rule)
     told, truth = checked(logits, answers)
     kept = _kept(len(told), drop)
     fit, test = (kept[half] for half in halves(len(kept), calibration, split_seed))
@@ -199,7 +205,7 @@ def conformal_splits(
     """
     import pandas as pd
 
-    alpha = _check(alpha, score, rule)
+    alpha = check_settings(alpha, score, rule)
     _whole("splits", splits, 1)
     _whole("seed", seed, 0)
     told, truth = checked(logits, answers)
@@ -236,7 +242,12 @@ def split_summary(frame: pd.DataFrame) -> pd.DataFrame:
     return table.assign(low=low, high=high)
 
 
-def _check(alpha: object, score: object, rule: object) -> float:
+def check_settings(alpha: object, score: object, rule: object) -> float:
+    """The level, if there are such a score and rule.
+
+    Raises:
+        InputError: there are not, or it is none.
+    """
     if not (isinstance(alpha, float | np.floating) and 0 < alpha < 1):
         raise InputError(f"alpha={alpha!r}: give a number between 0 and 1, such as 0.1")
     for name, value, known in (

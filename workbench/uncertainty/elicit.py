@@ -6,30 +6,28 @@ was answered is in the engine's store: asked again, only the rest is computed.
 
 from __future__ import annotations
 
-import contextvars
 import logging
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from workbench.engines.base import BaseEngine
-from workbench.engines.local import LocalEngine
 from workbench.engines.meter import bars
-from workbench.errors import EngineError, EngineGoneError, InputError
+from workbench.errors import EngineError, InputError
 from workbench.runs import commit
 from workbench.stats import mean, proportion
 from workbench.tasks.choices import Choices
-from workbench.types import Engine, Item, LabelRow, Metric, Prompt, Report
+from workbench.types import Engine, Item, LabelRow, Metric, Prompt, Report, Usage
 from workbench.uncertainty.choices import LETTERS
 from workbench.uncertainty.prompts import PROMPTS, OptionPrompt, labels, option_prompts
+from workbench.uncertainty.report import joined_tables
+from workbench.uncertainty.streams import scored_by_all
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["elicit", "elicit_options"]
+__all__ = ["elicit", "elicit_options", "joined"]
 
 log = logging.getLogger("workbench")
 
@@ -79,8 +77,9 @@ def elicit(
         count: items of each task, chosen by `seed`; None is all.
 
     Returns:
-        Accuracy, mean letter mass, and the share of rows that lack a letter; a row for each model,
-        task, prompt and item: model, task, prompt, id, group, answer, A to F (natural
+        Of each model accuracy, mean letter mass, and the share of answers that lack a letter, over
+        items (`n_failed` counts rows); a row for each model, task, prompt and item, in this order:
+        model, task, prompt, id, group, answer, A to F (natural
         log-probabilities over the full vocabulary, -inf where an endpoint does not tell one, NaN
         where the row failed), mass (probability of the six letters together), missing (letters not
         told), length (characters of the item), error.
@@ -91,36 +90,36 @@ def elicit(
     """
     import pandas as pd
 
-    names = [engine.info.model for engine in engines]
-    for what, given in (
-        ("tasks", [task.name for task in tasks]), ("engines", names), ("prompts", prompts),
-    ):  # fmt: skip
+    for what, listed in (("tasks", tasks), ("engines", engines), ("prompts", prompts)):
+        if isinstance(listed, str) or not isinstance(listed, Sequence):
+            raise InputError(f"{what}={listed!r:.60}: give a list of them")
+    for task in tasks:
+        if not isinstance(task, Choices):
+            raise InputError(f"tasks: {task!r:.60} is none of `open_choices`")
+    models = [engine.info.model for engine in engines]
+    names = [task.name for task in tasks]
+    for what, given in (("tasks", names), ("engines", models), ("prompts", prompts)):
         _check_different(what, given)
     questions = _questions(tasks, prompts, count, seed, chat=chat)
     before = [engine.usage for engine in engines]
-    totals = Counter({"all": 0})
-    for question in questions:
-        totals["all"] += len(engines)
-        totals[question.task] += len(engines)
-    rows: list[dict[str, Any]] = []
-    with bars(totals, "row") as shown:
-
-        def ask(engine: Engine, stop: threading.Event) -> None:
-            for row in _asked(engine, questions, labels(chat)):
-                if stop.is_set():
-                    return
-                rows.append(row)
-                shown["all"].update()
-                shown[row["task"]].update()
-
-        _each(ask, engines)
-    place = {question.item.id: at for at, question in enumerate(questions)}
-    order = {name: at for at, name in enumerate([*names, *totals, *PROMPTS])}
-    rows.sort(key=lambda r: (*(order[r[k]] for k in ("model", "task", "prompt")), place[r["id"]]))
-    frame = pd.DataFrame(rows)
+    totals = {f"{len(names)} tasks": len(engines) * len(questions)} if len(names) > 1 else {}
+    for name, asked in Counter(question.task for question in questions).items():
+        totals[name] = len(engines) * asked
+    texts = [question.text for question in questions]
+    rows: dict[tuple[int, int], dict[str, Any]] = {}
+    with (
+        bars(totals, "row") as shown,
+        closing(scored_by_all(engines, texts, labels(chat))) as answers,
+    ):
+        for number, found in answers:
+            question = questions[found.index]
+            rows[number, found.index] = _row(models[number], question, found)
+            for what in {next(iter(totals)), question.task}:
+                shown[what].update()
+    frame = pd.DataFrame(rows[key] for key in sorted(rows))
     spent = [engine.usage.since(mark) for engine, mark in zip(engines, before, strict=True)]
     provenance = {
-        "tasks": [task.name for task in tasks],
+        "tasks": names,
         "demonstrations": {task.name: len(task.demonstrations) for task in tasks},
         "prompts": list(prompts), "chat": chat, "count": count, "seed": seed,
         "engines": [asdict(engine.info) for engine in engines],
@@ -129,7 +128,31 @@ def elicit(
     }  # fmt: skip
     if frame["error"].notna().all():
         raise EngineError(f"no question was answered; the first: {frame['error'].iloc[0]}")
-    return Report(_summary(frame), frame, spent[0], provenance)
+    return Report(_summary(frame), frame, _total(spent), provenance)
+
+
+def joined(reports: Sequence[Report]) -> Report:
+    """What several calls of `elicit` for the same questions found, such as one for each model.
+
+    Raises:
+        InputError: as `report.joined_tables`.
+    """
+    rows = joined_tables(reports)
+    told = [report.provenance for report in reports]
+    together = {name: [one for part in told for one in part[name]] for name in ("engines", "usage")}
+    spent = _total([report.usage for report in reports])
+    return Report(_summary(rows), rows, spent, {**told[0], **together})
+
+
+def _total(usages: Sequence[Usage]) -> Usage:
+    """What was spent in all; None, which is unknown, stays so."""
+    parts = [asdict(usage) for usage in usages]
+    total = {
+        name: None if any(part[name] is None for part in parts) else sum(p[name] for p in parts)
+        for name in parts[0]
+    }
+    most = max(part["peak_memory_bytes"] for part in parts)
+    return Usage(**{**total, "peak_memory_bytes": most})
 
 
 def _check_different(what: str, given: Sequence[str]) -> None:
@@ -149,6 +172,8 @@ def _questions(
         items = task.items(count, seed)
         if not items:
             raise InputError(f"task {task.name} has no items: give 1 at least")
+        for item in items:
+            _check_item(item)
         _check_different(f"ids of {task.name}", [item.id for item in items])
         for prompt in prompts:
             texts = option_prompts(items, prompt, demonstrations=task.demonstrations, chat=chat)
@@ -158,58 +183,23 @@ def _questions(
     return found
 
 
-def _each(ask: Callable[[Engine, threading.Event], None], engines: Sequence[Engine]) -> None:
-    """Local models in turn, since each would fill the machine; the others beside them."""
-    local = [engine for engine in engines if isinstance(engine, LocalEngine)]
-    remote = [engine for engine in engines if not isinstance(engine, LocalEngine)]
-    here, beside = (local, remote) if local else (remote[:1], remote[1:])
-    stop = threading.Event()  # Ctrl-C reaches this thread alone
-    with ThreadPoolExecutor(max(1, len(beside))) as pool:
-        try:
-            work = [pool.submit(contextvars.copy_context().run, ask, one, stop) for one in beside]
-            for engine in here:
-                ask(engine, stop)
-            for done in work:
-                done.result()
-        except BaseException:
-            stop.set()
-            raise
+def _check_item(item: Item) -> None:
+    """Before anything is asked, what is needed when it was."""
+    texts = {name: item.fields.get(name, "") for name in ("question", "context")}
+    for name, value in ({"id": item.id} | texts).items():
+        if not isinstance(value, str):
+            raise InputError(f"item {item.id!r:.60}: {name}={value!r:.60} must be a text")
+    if item.answer not in LETTERS:
+        raise InputError(f"item {item.id!r:.60}: answer={item.answer!r:.60} must be one of A to F")
 
 
-def _asked(
-    engine: Engine, questions: Sequence[_Question], letters: Sequence[str]
-) -> Iterator[dict[str, Any]]:
-    """A row for each question, as they are answered; those of a lost engine failed."""
-    texts = [question.text for question in questions]
-    left = dict(enumerate(questions))
-    try:
-        for found in _streamed(engine, texts, letters):
-            yield _row(engine, left.pop(found.index), found)
-    except EngineGoneError as gone:
-        log.warning("elicit: %s", gone)
-        for question in left.values():
-            yield _row(engine, question, LabelRow(0, None, error=str(gone)))
-
-
-def _streamed(
-    engine: Engine, texts: Sequence[Prompt], letters: Sequence[str]
-) -> Iterator[LabelRow]:
-    if isinstance(engine, BaseEngine):
-        yield from engine.stream_labels(texts, letters)
-        return
-    scores = engine.label_logprobs(texts, letters, errors="return")
-    for index, error in enumerate(scores.errors):
-        told = None if error else tuple(map(float, scores.logprobs[index]))
-        yield LabelRow(index, told, error=error)
-
-
-def _row(engine: Engine, question: _Question, found: LabelRow) -> dict[str, Any]:
+def _row(model: str, question: _Question, found: LabelRow) -> dict[str, Any]:
     import numpy as np
 
     item = question.item
     told = np.array(found.logprobs or [np.nan] * len(LETTERS), float)
     return {
-        "model": engine.info.model,
+        "model": model,
         "task": question.task,
         "prompt": question.prompt,
         "id": item.id,
@@ -224,15 +214,31 @@ def _row(engine: Engine, question: _Question, found: LabelRow) -> dict[str, Any]
 
 
 def _summary(rows: pd.DataFrame) -> tuple[Metric, ...]:
+    """Of each model, over items: prompts ask the same ones."""
     import numpy as np
 
-    done = rows[rows["error"].isna()]
-    top = done[list(LETTERS)].to_numpy().argmax(axis=1)
-    right = int((np.array(LETTERS)[top] == done["answer"]).sum())
-    lacking = int((done["missing"] > 0).sum())
-    found = (
-        proportion("accuracy", right, len(done)),
-        mean("letter mass", done["mass"].clip(0, 1), 0, 1),
-        proportion("a letter is missing", lacking, len(done)),
-    )
-    return tuple(replace(metric, n_failed=len(rows) - len(done)) for metric in found)
+    found: list[Metric] = []
+    models = list(dict.fromkeys(rows["model"]))
+    for model in models:
+        mine = rows[rows["model"] == model]
+        done = mine[mine["error"].isna()]
+        failed, before = len(mine) - len(done), "" if len(models) == 1 else f"{model}: "
+        if done.empty:
+            found.append(Metric(f"{before}accuracy", float("nan"), 0.0, 1.0, 0, failed))
+            continue
+        top = np.array(LETTERS)[done[list(LETTERS)].to_numpy(float).argmax(axis=1)]
+        measured = {
+            "accuracy": (top == done["answer"]).astype(float),
+            "letter mass": done["mass"].clip(0, 1),
+            "a letter is missing": (done["missing"] > 0).astype(float),
+        }
+        items = done[["task", "id"]].assign(**measured).groupby(["task", "id"]).mean()
+        for name in measured:
+            values = items[name]
+            metric = (
+                proportion(before + name, int(values.sum()), len(values))
+                if values.isin([0.0, 1.0]).all()
+                else mean(before + name, values, 0, 1)
+            )
+            found.append(replace(metric, n_failed=failed))
+    return tuple(found)

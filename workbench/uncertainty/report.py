@@ -6,7 +6,8 @@ arXiv 2401.12794, section 4), never recomputed from other means.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +17,7 @@ from workbench.errors import InputError
 from workbench.types import Metric, Report, Usage
 from workbench.uncertainty.calibration import calibration_report
 from workbench.uncertainty.choices import LETTERS
-from workbench.uncertainty.conformal import conformal_report
+from workbench.uncertainty.conformal import check_settings, conformal_report
 from workbench.uncertainty.sets import Rule
 
 if TYPE_CHECKING:
@@ -26,8 +27,11 @@ if TYPE_CHECKING:
 __all__ = ["arrays", "certainty", "joined_tables", "paper_table", "score_options"]
 
 KEY = ["model", "task", "prompt"]
+ASKED = ["task", "prompt", "id"]
 COLUMNS = [*KEY, "id", "answer", *LETTERS, "error"]
+SCORED = ["model", "task", "prompt", "name", "value"]
 AVERAGE = "average"
+log = logging.getLogger("workbench")
 
 
 def score_options(
@@ -50,7 +54,11 @@ def score_options(
         size and UAcc, averaged over prompts and then tasks. The average's interval takes prompts as
         one and the same measurement, since they ask the same items, and tasks as independent. As
         rows, every metric of every model, task and prompt: name, value, low, high (95 %), n,
-        n_failed, n_unparsed, and missing, the share of questions of which a letter is missing.
+        n_failed, n_unparsed.
+        Intervals of coverage, set size and UAcc are those over test items at the threshold found:
+        another calibration half would give another one (`conformal_splits`). A model, task and
+        prompt of which all rows failed has an accuracy of NaN. Which rows calibrate follows from
+        their order.
 
     Raises:
         InputError: the table lacks columns, has a row twice, or gives an item two right answers;
@@ -59,33 +67,40 @@ def score_options(
     import pandas as pd
 
     told = _checked(table)
-    rows: list[dict[str, Any]] = []
-    for key, part in told.groupby(KEY, sort=False):
-        about: dict[str, Any] = dict(zip(KEY, key, strict=True))
-        failed = int(part["error"].notna().sum())
-        try:
-            logits, answers, _ = arrays(part)
-            sets = conformal_report(
-                logits, answers, alpha=alpha, score=score, rule=rule, calibration=calibration,
-                split_seed=split_seed,
-            )  # fmt: skip
-            metrics = [*sets.metrics(), *calibration_report(logits, answers).metrics()]
-        except InputError as error:
-            raise InputError(f"{', '.join(map(str, key))}: {error}") from error
-        about["missing"] = float(np.isneginf(logits).any(axis=1).mean())
-        names = set()
-        for metric in metrics:  # accuracy of the test half, as published, and not of all
-            if metric.name not in names:
-                rows.append(about | asdict(replace(metric, n_failed=failed)))
-                names.add(metric.name)
-    frame = pd.DataFrame(rows)
-    provenance: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "alpha": alpha, "score": score, "rule": rule, "calibration": calibration,
         "split_seed": split_seed,
     }  # fmt: skip
+    check_settings(alpha, score, rule)
+    if told["error"].notna().all():
+        raise InputError(f"all {len(told)} rows failed; the first: {told['error'].iloc[0]}")
+    rows: list[dict[str, Any]] = []
+    for key, part in told.groupby(KEY, sort=False):
+        about: dict[str, Any] = dict(zip(KEY, key, strict=True))
+        found = _measured(part, settings, ", ".join(map(str, key)))
+        rows += [about | asdict(metric) for metric in found]
+    frame = pd.DataFrame(rows)
+    provenance = dict(settings)
     if isinstance(table, Report):
         provenance["elicited"] = dict(table.provenance)
     return Report(_summary(frame), frame, Usage(), provenance)
+
+
+def _measured(part: pd.DataFrame, settings: Mapping[str, Any], name: str) -> list[Metric]:
+    """All metrics of a model, task and prompt."""
+    failed = int(part["error"].notna().sum())
+    if failed == len(part):
+        log.warning("%s: all rows failed, the first: %s", name, part["error"].iloc[0])
+        return [Metric("accuracy", float("nan"), 0.0, 1.0, 0, failed)]
+    try:
+        logits, answers, _ = arrays(part)
+        sets = conformal_report(logits, answers, **settings).metrics()
+        calibrated = calibration_report(logits, answers).metrics()
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    # Accuracy is that of the test half, as published.
+    more = [metric for metric in calibrated if metric.name != "accuracy"]
+    return [replace(metric, n_failed=failed) for metric in (*sets, *more)]
 
 
 def arrays(
@@ -96,31 +111,45 @@ def arrays(
     Raises:
         InputError: all failed.
     """
+    _check_columns(part, [*LETTERS, "id", "answer", "error"])
     done = part[part["error"].isna()]
     if done.empty:
-        raise InputError(f"all {len(part)} rows failed; the first: {part['error'].iloc[0]}")
+        raise InputError(f"all {len(part)} rows failed")
     wrong = ~done["answer"].isin(LETTERS)
     if wrong.any():
         row = done[wrong].iloc[0]
         raise InputError(f"item {row['id']!r}: answer={row['answer']!r} is none of A to F")
     places = done["answer"].map(LETTERS.index).to_numpy(np.int64)
-    return done[list(LETTERS)].to_numpy(float), places, done
+    try:
+        return done[list(LETTERS)].to_numpy(float), places, done
+    except (TypeError, ValueError) as error:
+        raise InputError(f"A to F must be log-probabilities: {error}") from error
 
 
 def joined_tables(reports: Sequence[Report | pd.DataFrame]) -> pd.DataFrame:
     """Several tables as one, such as those of several models.
 
     Raises:
-        InputError: there are none, they share rows, or they are not of the same tasks.
+        InputError: there are none, they share rows, or the models were asked different questions.
     """
     import pandas as pd
 
-    if not reports:
-        raise InputError("no tables: give 1 at least")
+    if not isinstance(reports, Sequence) or not reports:
+        raise InputError(f"reports={reports!r:.60}: give a list of tables, 1 at least")
     found = [one.rows if isinstance(one, Report) else one for one in reports]
     for one in found:
         _check_columns(one)
-    return _checked(pd.concat(found, ignore_index=True))
+    rows = _checked(pd.concat(found, ignore_index=True))
+    groups = rows.groupby("model", sort=False)[ASKED]
+    asked = {str(model): {*part.itertuples(index=False, name=None)} for model, part in groups}
+    every = set().union(*asked.values())
+    for model, mine in asked.items():
+        if lacking := every - mine:
+            raise InputError(
+                f"{model} was not asked task, prompt, id = {min(lacking)!r}, as another model was "
+                f"({len(lacking)} such): ask all the same questions, or score them apart"
+            )
+    return rows
 
 
 def paper_table(scored: Report, measure: str = "UAcc") -> pd.DataFrame:
@@ -130,18 +159,20 @@ def paper_table(scored: Report, measure: str = "UAcc") -> pd.DataFrame:
         InputError: there is no such measure.
     """
     rows = scored.rows
+    _check_columns(rows, SCORED, "score_options")
     if measure not in set(rows["name"]):
         raise InputError(
             f"measure={measure!r}: give one of {', '.join(dict.fromkeys(rows['name']))}"
         )
     chosen = rows[rows["name"] == measure]
-    wide = chosen.pivot_table(values="value", index="model", columns="task", sort=False)
+    wide = chosen.pivot_table("value", "model", "task", sort=False, dropna=False)
     wide.columns.name = wide.index.name = None
-    return wide.assign(**{AVERAGE: wide.mean(axis=1)})
+    return wide.assign(**{AVERAGE: wide.mean(axis=1, skipna=False)})
 
 
 def certainty(scored: Report) -> pd.DataFrame:
-    """Accuracy and set size of each model on each task, the mean over prompts, with intervals.
+    """Accuracy and set size of each model on each task, the mean over prompts, with intervals (of
+    set sizes at the threshold found).
 
     Returns:
         A row each: model, task, accuracy, accuracy_low, accuracy_high, and so for set_size.
@@ -149,7 +180,9 @@ def certainty(scored: Report) -> pd.DataFrame:
     import pandas as pd
 
     rows = []
-    for (model, task), part in scored.rows.groupby(["model", "task"], sort=False):
+    _check_columns(scored.rows, SCORED, "score_options")
+    known = scored.rows.dropna(subset=["value"])
+    for (model, task), part in known.groupby(["model", "task"], sort=False):
         row: dict[str, Any] = {"model": model, "task": task}
         for column, name in (("accuracy", "accuracy"), ("set_size", _size(part))):
             mine = part[part["name"] == name]
@@ -172,7 +205,8 @@ def _summary(rows: pd.DataFrame) -> tuple[Metric, ...]:
         for name in names:
             chosen = rows[(rows["model"] == model) & (rows["name"] == name)]
             shown = name if len(models) == 1 else f"{model}: {name}"
-            found.append(_average(shown, chosen))
+            if not chosen.empty:
+                found.append(_average(shown, chosen))
     return tuple(found)
 
 
@@ -184,9 +218,9 @@ def _average(name: str, rows: pd.DataFrame) -> Metric:
         for side in (tasks["value"] - tasks["low"], tasks["high"] - tasks["value"])
     )
     value = float(tasks["value"].mean())
-    per_task = rows.groupby("task")["n"].max().sum()  # prompts ask the same items
-    counted = {column: int(rows[column].sum()) for column in ("n_failed", "n_unparsed")}
-    return Metric(name, value, value - below, value + above, int(per_task), **counted)
+    # Prompts ask the same items.
+    counted = rows.groupby("task")[["n", "n_failed", "n_unparsed"]].max().sum().astype(int)
+    return Metric(name, value, value - below, value + above, *counted.tolist())
 
 
 def _checked(table: Report | pd.DataFrame) -> pd.DataFrame:
@@ -194,6 +228,8 @@ def _checked(table: Report | pd.DataFrame) -> pd.DataFrame:
     _check_columns(rows)
     if rows.empty:
         raise InputError("the table has no rows: elicit some")
+    if rows[[*KEY, "id"]].isna().any(axis=None):
+        raise InputError("the table has rows without a model, task, prompt or id: fill them in")
     twice = rows[rows.duplicated([*KEY, "id"])]
     if not twice.empty:
         where = ", ".join(f"{name}={twice.iloc[0][name]!r}" for name in [*KEY, "id"])
@@ -208,7 +244,7 @@ def _checked(table: Report | pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-def _check_columns(rows: Any) -> None:
-    missing = [name for name in COLUMNS if name not in getattr(rows, "columns", [])]
+def _check_columns(rows: Any, names: Sequence[str] = COLUMNS, made_by: str = "elicit") -> None:
+    missing = [name for name in names if name not in getattr(rows, "columns", [])]
     if missing:
-        raise InputError(f"a table without {', '.join(missing)}: give what `elicit` returns")
+        raise InputError(f"a table without {', '.join(missing)}: give what `{made_by}` returns")
