@@ -384,7 +384,9 @@ def test_a_function_may_not_know() -> None:
 
 
 @pytest.mark.parametrize(
-    "verdicts", [[], [True, False], None, [1], ["yes"], iter([True])], ids=repr
+    "verdicts",
+    [[], [True, False], None, [1], ["yes"], iter([True])],
+    ids=["none", "two", "nothing", "a number", "a text", "an iterator"],
 )
 def test_verdicts_that_are_none(verdicts: Any) -> None:
     script = Script({"a?": (answer("#### 1"), numbers("1", "2"))})

@@ -13,9 +13,7 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from shutil import which
 from typing import TYPE_CHECKING
 
 from workbench.nb.coverage import FLOOR, Coverage, coverage
@@ -87,7 +85,6 @@ def _run_pytest(paths: list[Path], folder: Path, report: Path, cell_timeout: flo
         *("-p", "no:cacheprovider", "-c", str(settings), f"--rootdir={Path.cwd()}"),
         *("--nbval", f"--nbval-kernel-name={KERNEL}", f"--nbval-cell-timeout={cell_timeout}"),
         f"--junit-xml={report}",
-        *_at_once(len(paths)),
         *(str(path.resolve()) for path in paths),
     ]
     env = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
@@ -95,12 +92,6 @@ def _run_pytest(paths: list[Path], folder: Path, report: Path, cell_timeout: flo
     # What the notebooks write while they are validated is nobody's result.
     env[RUN_DIR] = str(folder)
     return subprocess.run(command, env=env, check=False).returncode
-
-
-def _at_once(notebooks: int) -> tuple[str, ...]:
-    """Two notebooks beside each other, a model each, but on a GPU, which one model fills."""
-    alone = notebooks < 2 or which("nvidia-smi") or not find_spec("xdist")
-    return () if alone else ("-n", "2", "--dist", "loadfile")
 
 
 def _counts(report: Path) -> dict[Path, tuple[int, int]]:
