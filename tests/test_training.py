@@ -104,8 +104,11 @@ def test_wrong_folders_are_refused(tmp_path: Path) -> None:
 
 
 ALONE = """
+import importlib.util
 import sys
 from pathlib import Path
+found = importlib.util.find_spec  # transformers takes scikit-learn where it sees it
+importlib.util.find_spec = lambda name, *rest: None if name == "sklearn" else found(name, *rest)
 for name in ("vllm", "typer", "pandas", "matplotlib", "openai", "papermill", "scipy", "nbformat"):
     sys.modules[name] = None  # an import of it fails
 from workbench.tiny import network, train

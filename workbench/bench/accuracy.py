@@ -37,7 +37,7 @@ from workbench.tiny.stories import solution, stories
 __all__ = ["NAMES", "measure"]
 
 Say = Callable[[str], None]
-HOSTILE = r"\boxed{\dfrac{5^{(5^{(5^{(5^5)})}-4)}-5}{16}}"
+HOSTILE = r"\boxed{\dfrac{7^{(7^{(7^{(7^7)})}-4)}-7}{18}}"
 
 
 def measure(parts: Sequence[str], repeats: int, say: Say) -> list[Row]:
