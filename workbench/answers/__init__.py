@@ -46,7 +46,7 @@ def grade(
 
     Returns:
         Not parsed, and neither right nor wrong, where nothing could be read, or where Math-Verify
-        could not compare two expressions (in 2 seconds): the text read is then given all the same.
+        could not compare two expressions (in 1.5 seconds): what was read is given all the same.
 
     Raises:
         InputError: the response is no text, the style is not known, the labels are none, or the

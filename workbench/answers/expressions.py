@@ -24,7 +24,7 @@ from workbench.errors import WorkbenchError
 
 __all__ = ["LONGEST", "same_expression"]
 
-SECONDS = 2.0
+SECONDS = 1.5
 """For a question; half as long again to find out which of two expressions is to blame."""
 GRACE = 5.0
 """Seconds more after which a worker that says nothing, a stopped one for example, is replaced."""
@@ -133,7 +133,7 @@ os.register_at_fork(after_in_child=_forget)
 def same_expression(first: str, second: str) -> bool | None:
     """Whether two expressions are equal, None where it cannot be told.
 
-    That is: one is over 400 characters or cannot be parsed, has signs that would be dropped, or 2
+    That is: one is over 400 characters or cannot be parsed, has signs that would be dropped, or 1.5
     seconds were not enough.
 
     Raises:
