@@ -40,6 +40,7 @@ bench: setup ## measure the engines on this machine, and the time of demo and te
 	$(WORKBENCH) bench baseline
 	$(WORKBENCH) bench accuracy
 	$(WORKBENCH) bench uncertainty
+	$(WORKBENCH) bench diffusion
 	$(WORKBENCH) bench client
 	$(WORKBENCH) bench faults
 
@@ -48,6 +49,7 @@ bench-peers: setup ## measure against other projects, in an environment of their
 	  ($(PYTHON) -m venv .venv-peers && .venv-peers/bin/pip install --quiet "lm-eval[api]==0.4.13")
 	$(WORKBENCH) bench client --peers .venv-peers
 	$(WORKBENCH) bench accuracy --peers .venv-peers
+	$(WORKBENCH) bench diffusion --peers .venv-peers
 
 ##@ Checks
 lint: setup ## style, types, and the hygiene of the notebooks

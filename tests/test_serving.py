@@ -347,7 +347,7 @@ def test_why_it_ended(said: str, code: int, remedy: str, tmp_path: Path) -> None
 
 
 def test_a_free_port_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    from workbench.serving.server import check_port, free_port
+    from workbench.serving.address import check_port, free_port
 
     port = free_port("127.0.0.1")
     check_port("127.0.0.1", port)

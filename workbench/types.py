@@ -163,7 +163,8 @@ class LabelScores:
 
     Attributes:
         logprobs: float64 [n_prompts, n_labels], natural logarithm; -inf where missing.
-        upper: float64 [n_prompts, n_labels], a true upper bound (equal where exact).
+        upper: float64 [n_prompts, n_labels], a true upper bound (equal where exact). For a label of
+            several tokens a diffusion engine has nothing but a lower bound, and gives that as both.
         missing: bool [n_prompts, n_labels], no exact value could be had.
         errors: for each prompt the reason it failed, or None.
     """

@@ -146,3 +146,24 @@ def uncertainty(
     from workbench.bench.uncertainty import measure
 
     show(measure(part or (), say), out, as_json=as_json)
+
+
+@app.command("diffusion")
+@told
+def diffusion(
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this part, may be given again (default: all, in some minutes)."),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each speed.")] = 5,
+    peers: Annotated[
+        Path | None, typer.Option(help="An environment with lm-evaluation-harness: only that.")
+    ] = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Masked diffusion: the same answers in any batch, continuous batching, its server."""
+    from workbench.bench import diffusion, harness
+
+    rows = harness.diffusion(peers, say) if peers else diffusion.measure(part or (), repeats, say)
+    show(rows, out, as_json=as_json)

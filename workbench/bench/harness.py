@@ -10,18 +10,21 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from workbench.bench.batching import served
 from workbench.bench.table import Row
 from workbench.engines.remote import RemoteEngine
 from workbench.errors import InputError
 from workbench.evaluation import evaluate
 from workbench.serving import Server, serve
 from workbench.tasks import GSM8K, WordProblems
+from workbench.tiny.memoriser import pairs
 from workbench.types import Sampling, Task
 
-__all__ = ["measure"]
+__all__ = ["diffusion", "measure"]
 
 SCRIPT = Path(__file__).with_name("lmeval_task.py")
 # Off its own kind of problem the embedded model goes on to the next; both stop it there.
@@ -70,13 +73,19 @@ def _compared(server: Server, task: Task, count: int | None, peers: Path, say: S
 def _harness(
     server: Server, task: Task, count: int | None, peers: Path
 ) -> tuple[pd.DataFrame, str]:
+    asked = [
+        {"prompt": task.prompt(item), "answer": f"#### {item.answer}"} for item in task.items(count)
+    ]
+    return _told(peers, f"{server.url}/completions", server.model, UNTIL, asked)
+
+
+def _told(
+    peers: Path, url: str, model: str, sampling: Sampling, rows: list[dict[str, Any]]
+) -> tuple[pd.DataFrame, str]:
+    """What the harness got for its rows, and its version; chats where the URL is one of chats."""
     config = {
-        "base_url": f"{server.url}/completions", "model": server.model,
-        "until": UNTIL.stop, "max_tokens": UNTIL.max_tokens,
-        "rows": [
-            {"prompt": task.prompt(item), "answer": f"#### {item.answer}"}
-            for item in task.items(count)
-        ],
+        "base_url": url, "model": model, "until": sampling.stop,
+        "max_tokens": sampling.max_tokens, "rows": rows,
     }  # fmt: skip
     done = subprocess.run(
         [peers / "bin" / "python", SCRIPT],
@@ -87,3 +96,33 @@ def _harness(
     )
     found = json.loads(done.stdout)
     return pd.DataFrame(found["rows"]), found["lm_eval"]
+
+
+def diffusion(peers: Path, say: Say) -> list[Row]:
+    """The harness's chats against the diffusion server, and the OpenAI client's own."""
+    from openai import OpenAI
+
+    asked = [{"prompt": prompt, "answer": "#### 0"} for prompt, _ in pairs()]
+    sampling = Sampling(max_tokens=128, stop=("<|user|>",))
+    say("the diffusion server starts …")
+    with served(0.0) as (root, _):
+        client = OpenAI(base_url=f"{root}/v1", api_key="none")
+        model = client.models.list().data[0].id
+        mine = [
+            client.chat.completions.create(
+                model=model,
+                messages=[{"role": "user", "content": row["prompt"]}],
+                max_tokens=sampling.max_tokens,
+                stop=list(sampling.stop),
+                temperature=0,
+            )
+            for row in asked
+        ]
+        told, version = _told(peers, f"{root}/v1/chat/completions", model, sampling, asked)
+    texts = [one.choices[0].message.content for one in mine]
+    right = sum(text == answer for text, (_, answer) in zip(texts, pairs(), strict=True))
+    differ = int((told["text"] != pd.Series(texts)).sum())
+    what = (
+        f"diffusion server: {len(asked)} chats of the OpenAI client ({right} right) and of lm-eval "
+    )
+    return [Row(f"{what}{version}: texts that differ", differ, "", "0", differ == 0)]

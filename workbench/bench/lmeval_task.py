@@ -2,9 +2,9 @@
 
 A script for an environment of its own (`make bench-peers`); nothing here imports it.
 
-Config: base_url (".../v1/completions"), model, rows (prompt, and answer with its `#### N`), until,
-max_tokens. Result: version, and of each row in order text, and right by each of the task's two
-filters ("strict-match", "flexible-extract").
+Config: base_url (".../v1/completions" or ".../v1/chat/completions"), model, rows (prompt, and
+answer with its `#### N`), until, max_tokens. Result: version, and of each row in order text, and
+right by each of the task's two filters ("strict-match", "flexible-extract").
 """
 
 from __future__ import annotations
@@ -54,9 +54,10 @@ def _task(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     config = json.load(sys.stdin)
+    chat = config["base_url"].endswith("/chat/completions")
     with tempfile.TemporaryDirectory() as folder:
         found = lm_eval.simple_evaluate(
-            model="local-completions",
+            model="local-chat-completions" if chat else "local-completions",
             model_args={
                 "base_url": config["base_url"],
                 "model": config["model"],
@@ -64,6 +65,7 @@ def main() -> None:
                 "tokenized_requests": False,
                 "num_concurrent": 32,
             },
+            apply_chat_template=chat,
             tasks=[_task(config, Path(folder))],
             bootstrap_iters=0,
             verbosity="ERROR",

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["NAMES", "asked", "measure"]
 
 LOGITS, TABLE = "uncertainty/mmbench_logits.npz", "uncertainty/mmbench_published.csv"
-CONCURRENCY = 128
+CONCURRENCY = 64
 EXAMPLES = 2
 """Demonstrations: without any there would be one prompt only."""
 

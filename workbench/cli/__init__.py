@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import time
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +15,7 @@ from workbench.bench.cli import Json, Out, say, show
 from workbench.bench.cli import app as bench
 from workbench.cli.evaluate import compare_reports, evaluate_task
 from workbench.cli.icm import icm
+from workbench.cli.serve import app as serve
 from workbench.cli.shared import (
     Folder,
     Model,
@@ -26,8 +25,8 @@ from workbench.cli.shared import (
     engine_options,
     show_report,
 )  # fmt: skip
+from workbench.cli.slurm import app as slurm
 from workbench.cli.uncertainty import app as uncertainty
-from workbench.errors import EngineError
 from workbench.nb.cli import app as notebook
 from workbench.nb.cli import told
 
@@ -38,7 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A research workbench for large language models.",
 )
-serve = typer.Typer(no_args_is_help=True, help="Start a model server.")
 tiny = typer.Typer(no_args_is_help=True, help="The embedded model: train and measure it.")
 app.command("eval")(evaluate_task)
 app.command("compare")(compare_reports)
@@ -46,6 +44,7 @@ app.command("icm")(icm)
 app.add_typer(notebook, name="notebook")
 app.add_typer(bench, name="bench")
 app.add_typer(serve, name="serve")
+app.add_typer(slurm, name="slurm")
 app.add_typer(tiny, name="tiny")
 app.add_typer(uncertainty, name="uncertainty")
 
@@ -161,34 +160,6 @@ def throughput(  # noqa: PLR0917
     if stopped:
         say("stopped: this is what was measured")
         raise typer.Exit(130)
-
-
-@serve.command("vllm")
-@told
-def serve_vllm(  # noqa: PLR0917
-    model: Annotated[
-        str | None, typer.Argument(help="Hub name or local folder (default: the embedded model).")
-    ] = None,
-    preset: Annotated[str | None, typer.Option(help="Settings by size: 8b, 70b, 405b.")] = None,
-    host: Annotated[str, typer.Option(help="Where it listens.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="Default: a free one.")] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds to wait until it answers.")] = None,
-    option: Options = None,
-) -> None:
-    """Start a vLLM server, print its URL when it answers, and end it with Ctrl-C."""
-    from workbench.serving import serve as start
-
-    say("starting; a small model takes half a minute, a large one many …")
-    given = engine_options(option)
-    with start(model, preset, host=host, port=port, timeout=timeout, **given) as server:
-        typer.echo(server.url)
-        say(f"serves {server.model}; its log: {server.log}; Ctrl-C ends it")
-        say(f"use it: export WORKBENCH_BASE_URL={server.url}")
-        with contextlib.suppress(KeyboardInterrupt):
-            while server.alive:
-                time.sleep(0.5)
-            raise EngineError(f"the server has ended by itself; its log: {server.log}")
-    say("ended")
 
 
 @app.command("check-server")

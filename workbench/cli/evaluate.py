@@ -94,7 +94,7 @@ def _batch(size: str | None, engine: str) -> dict[str, Any]:
         return {}
     if not size.isdecimal() or int(size) < 1:
         raise InputError(f"--batch-size {size!r}: give a whole number from 1, or auto")
-    names = {"transformers": "batch_size", "remote": "max_concurrency"}
+    names = {"remote": "max_concurrency", "transformers": "batch_size", "diffusion": "batch_size"}
     return {names.get(engine, "max_num_seqs"): int(size)}
 
 

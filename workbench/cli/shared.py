@@ -32,7 +32,9 @@ Options = Annotated[
     list[str] | None,
     typer.Option("--option", "-o", metavar="NAME=VALUE", help="An engine argument, as JSON."),
 ]
-EngineName = Annotated[str, typer.Option(help='"auto", "vllm", "remote" or "transformers".')]
+EngineName = Annotated[
+    str, typer.Option(help='"auto", "vllm", "remote", "transformers" or "diffusion".')
+]
 Folder = Annotated[
     Path | None, typer.Option("--out", help="A new folder for the report: numbers, rows, figure.")
 ]

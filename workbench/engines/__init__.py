@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from workbench.engines import transformers, vllm
+from workbench.engines import diffusion, transformers, vllm
 from workbench.engines.base import BaseEngine
 from workbench.engines.remote import RemoteEngine
 from workbench.errors import EngineUnavailableError, InputError
@@ -37,12 +37,13 @@ def _no_server() -> str | None:
     return None if os.environ.get(URL) else f"no server is set ({URL} or base_url)"
 
 
-# In the order in which "auto" tries them.
 ENGINES: Mapping[str, Kind] = {
     "vllm": Kind(vllm.VLLMEngine, vllm.unavailable),
     "remote": Kind(RemoteEngine, _no_server),
     "transformers": Kind(transformers.TransformersEngine, transformers.unavailable),
+    "diffusion": Kind(diffusion.DiffusionEngine, diffusion.unavailable),
 }
+AUTO = ("vllm", "remote", "transformers")  # tried in this order; the others have other models
 
 
 def unavailable(engine: str) -> str | None:
@@ -64,16 +65,16 @@ def open_engine(
         model: hub name or local folder, or a served name; None is the embedded model, or the
             only one that a server has.
         engine: "vllm" (in this process), "remote" (an OpenAI-compatible server), "transformers"
-            (the baseline, in padded batches), or "auto": the first of them that works here. If
-            it is lost in mid-run, "auto" goes on with the next one that has the same model and
-            revision; `info.moves` tells.
+            (the baseline, in padded batches), "diffusion" (a model of the LLaDA family), or
+            "auto": the first of the others that works here. If it is lost in mid-run, "auto" goes
+            on with the next one that has the same model and revision; `info.moves` tells.
         base_url: the server's URL, or several to spread over; default `WORKBENCH_BASE_URL`.
         store: "default" keeps responses in the user's cache folder, a path in that file, None
             nowhere.
         options: arguments of the engine underneath, such as `max_model_len`, `device`,
             `load_format="dummy"` (in process); `tensor_parallel_size`, `quantization`, `adapter`
             (vLLM); `batch_size` (transformers); `max_concurrency` and the other fields of
-            `RemoteOptions` (remote).
+            `RemoteOptions` (remote); `batch_size` and the fields of `Denoising` (diffusion).
 
     Raises:
         InputError: an unknown engine or option, a folder without a model, a URL that is none.
@@ -130,7 +131,7 @@ def _first(
 ) -> BaseEngine:
     """The first engine that can run here, with those after it to go on with."""
     reasons: list[str] = []
-    names = [name for name in ENGINES if name != "remote" or url]
+    names = [name for name in AUTO if name != "remote" or url]
     for position, name in enumerate(names):
         why = f"auto: {name}, since {'; '.join(reasons)}"
         if name == "vllm":

@@ -13,7 +13,7 @@ from typing import Any
 from workbench.errors import InputError
 from workbench.types import Completion, Sampling, TokenLogprob
 
-__all__ = ["Decoding", "padded"]
+__all__ = ["Decoding", "added_text", "padded", "warpers"]
 
 CONTEXT = 4  # tokens before an answer that decide how its first one is written
 
@@ -26,6 +26,47 @@ def padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[Any, Any]:
     ids = [[0] * (width - len(row)) + list(row) for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def added_text(tokenizer: Any, before: Sequence[int], made: Sequence[int]) -> str:
+    """What tokens add to those before: some are written otherwise at a text's beginning."""
+    context = list(before[-CONTEXT:])
+    start = tokenizer.decode(context, skip_special_tokens=True)
+    whole: str = tokenizer.decode([*context, *made], skip_special_tokens=True)
+    if whole.startswith(start):
+        return whole[len(start) :]
+    return str(tokenizer.decode(made, skip_special_tokens=True))
+
+
+def warpers(sampling: Sampling) -> list[Any]:
+    """What bends the logits [rows, vocabulary] of a draw: temperature, top-k, top-p, min-p."""
+    from transformers import (
+        MinPLogitsWarper,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    made: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
+    if sampling.top_k is not None:
+        made.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        made.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p:
+        made.append(MinPLogitsWarper(sampling.min_p))
+    return made
+
+
+def _generator(seed: int | None, device: Any) -> Any:
+    """A row's own source of random numbers; None is a fresh one."""
+    import torch
+
+    made = torch.Generator(device)
+    if seed is None:
+        made.seed()
+    else:
+        made.manual_seed(seed)
+    return made
 
 
 class Decoding:
@@ -125,13 +166,8 @@ class Decoding:
         return known
 
     def text(self, before: Sequence[int], made: Sequence[int]) -> str:
-        """What tokens add to those before: some are written otherwise at a text's beginning."""
-        context = list(before[-CONTEXT:])
-        start = self._tokenizer.decode(context, skip_special_tokens=True)
-        whole: str = self._tokenizer.decode([*context, *made], skip_special_tokens=True)
-        if whole.startswith(start):
-            return whole[len(start) :]
-        return str(self._tokenizer.decode(made, skip_special_tokens=True))
+        """What tokens add to those before."""
+        return added_text(self._tokenizer, before, made)
 
 
 class _Watch:
@@ -210,27 +246,8 @@ class _Draw:
     """Draws from each row's distribution with the row's own generator."""
 
     def __init__(self, sampling: Sampling, seeds: Sequence[int | None], device: Any) -> None:
-        import torch
-        from transformers import (
-            MinPLogitsWarper,
-            TemperatureLogitsWarper,
-            TopKLogitsWarper,
-            TopPLogitsWarper,
-        )
-
-        self._warpers: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
-        if sampling.top_k is not None:
-            self._warpers.append(TopKLogitsWarper(sampling.top_k))
-        if sampling.top_p < 1:
-            self._warpers.append(TopPLogitsWarper(sampling.top_p))
-        if sampling.min_p:
-            self._warpers.append(MinPLogitsWarper(sampling.min_p))
-        self._generators = [torch.Generator(device) for _ in seeds]
-        for generator, seed in zip(self._generators, seeds, strict=True):
-            if seed is None:
-                generator.seed()
-            else:
-                generator.manual_seed(seed)
+        self._warpers = warpers(sampling)
+        self._generators = [_generator(seed, device) for seed in seeds]
 
     def __call__(self, ids: Any, scores: Any) -> Any:
         import torch

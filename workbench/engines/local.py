@@ -14,13 +14,7 @@ from workbench.engines.pieces import Pieces, PieceTokenizer
 from workbench.errors import InputError
 from workbench.types import Completion, EngineInfo, LabelRow, Prompt
 
-__all__ = ["OUT_OF_MEMORY", "LocalEngine", "label_row", "versions"]
-
-# How the libraries underneath say that memory ran out.
-OUT_OF_MEMORY = (
-    "out of memory", "available memory", "free memory", "can't allocate", "cannot allocate",
-    "not enough memory", "kv cache is needed", "alloc_failed",
-)  # fmt: skip
+__all__ = ["LocalEngine", "label_row", "versions"]
 
 
 class LocalEngine(BaseEngine):
@@ -42,14 +36,31 @@ class LocalEngine(BaseEngine):
         if all(isinstance(prompt, Pieces) for prompt in prompts):
             return self._of_pieces(cast("Sequence[Pieces]", prompts))
         if isinstance(prompts[0], str):
-            return list(self._tokenizer(list(prompts), verbose=False).input_ids)
+            return self._encoded(cast("Sequence[str]", prompts))
         if not getattr(self._tokenizer, "chat_template", None):
             raise InputError(
                 f"{self.info.model} has no chat template: give texts, or pass one as "
                 'a file in the model folder ("chat_template.jinja")'
             )
         texts = [self._chat_text(index, prompt) for index, prompt in enumerate(prompts)]
-        return list(self._tokenizer(texts, add_special_tokens=False, verbose=False).input_ids)
+        return self._encoded(texts, special=False)
+
+    def _encoded(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+        """Tokens of each text.
+
+        Raises:
+            InputError: one holds half a character (a lone surrogate), which no text has.
+        """
+        try:
+            found = self._tokenizer(list(texts), add_special_tokens=special, verbose=False)
+        except TypeError as error:
+            for text in texts:
+                try:
+                    text.encode()
+                except UnicodeEncodeError as reason:
+                    raise InputError(f"{text!r:.80} is no valid text: {reason.reason}") from error
+            raise
+        return list(found.input_ids)
 
     def _chat_text(self, index: int, prompt: Prompt) -> str:
         from jinja2 import TemplateError
@@ -89,7 +100,7 @@ class LocalEngine(BaseEngine):
         self, prompts: Sequence[Prompt], labels: Sequence[str], width: int
     ) -> tuple[LabelTree, list[tuple[int, Node, list[int]]], list[LabelRow]]:
         """The labels' tree; (prompt's index, node, tokens) to score; prompts that do not fit."""
-        ids = self._tokenizer(list(labels), add_special_tokens=False).input_ids
+        ids = self._encoded(labels, special=False)
         tree = LabelTree.build(labels, ids, width)
         jobs, refused = [], []
         for index, prompt in enumerate(self._tokens(prompts)):

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from workbench.engines.local import OUT_OF_MEMORY
+from workbench.engines.device import memory_ran_out
 from workbench.errors import EngineError, EngineGoneError, InputError
 
 __all__ = ["Inbox", "Resident", "prepare"]
@@ -251,7 +251,7 @@ def _uncaptured_streams() -> Iterator[None]:
 def _explain(error: Exception, arguments: Mapping[str, Any]) -> Exception:
     text = " ".join(str(error).split())
     where = f"model {arguments['model']!r} could not be loaded"
-    if isinstance(error, MemoryError) or any(words in text.lower() for words in OUT_OF_MEMORY):
+    if memory_ran_out(error):
         return EngineError(
             f"{where}: out of memory ({text:.400}). Use a smaller max_model_len, max_num_seqs, "
             "kv_cache_memory_bytes or gpu_memory_utilization, a quantised model, or close other "

@@ -6,7 +6,6 @@ are sorted by length, so that little is padding; a batch ends when its longest a
 
 from __future__ import annotations
 
-import gc
 import importlib.util
 import threading
 import time
@@ -17,16 +16,12 @@ from typing import Any, TypeVar
 from workbench.engines.base import Request, failure
 from workbench.engines.batching import START, BatchSize, check_batch_size
 from workbench.engines.decoding import Decoding, padded
+from workbench.engines.device import collect, context_length, find_device, memory_ran_out, shown
 from workbench.engines.labels import Node, Tokens
-from workbench.engines.local import (
-    OUT_OF_MEMORY,
-    LocalEngine,
-    label_row,
-    versions,
-)
+from workbench.engines.local import LocalEngine, label_row, versions
 from workbench.engines.resident import prepare
 from workbench.engines.source import Source, check_options
-from workbench.errors import EngineError, EngineUnavailableError, InputError, WorkbenchError
+from workbench.errors import EngineError, InputError, WorkbenchError
 from workbench.gauge import free_memory
 from workbench.store import Store, digest
 from workbench.types import Completion, EngineInfo, LabelRow, Prompt
@@ -91,12 +86,14 @@ class TransformersEngine(LocalEngine):
         self._size = check_batch_size(options.get("batch_size", "auto"))
         self._found = START if self._size == "auto" else self._size
         prepare()
-        self._device = _device(options.get("device"))
+        self._device = find_device(options.get("device"))
         source = Source.find(model)
         self._lock = threading.Lock()
         self._tokenizer, self._model = _load(source, self._device, options)
         self._ends = _ends(self._model, self._tokenizer)
         config = self._model.config
+        text = config.get_text_config()
+        longest = int(getattr(text, "max_position_embeddings", 0) or 2**20)
         weights = source.weights()
         commit = getattr(config, "_commit_hash", None) or str(options.get("revision"))
         revision = weights if source.folder else commit
@@ -104,9 +101,9 @@ class TransformersEngine(LocalEngine):
             engine="transformers",
             model=source.shown,
             revision=revision[:12],
-            device=_shown(self._device),
+            device=shown(self._device),
             dtype=str(self._model.dtype).removeprefix("torch."),
-            context_length=_context(config, options.get("max_model_len")),
+            context_length=context_length(longest, options.get("max_model_len")),
             versions=versions("transformers", "torch"),
             why=why,
         )
@@ -127,7 +124,7 @@ class TransformersEngine(LocalEngine):
     def _free(self) -> None:
         with self._lock:
             self._model = None
-        _collect(self._device)
+        collect(self._device)
 
     def _complete(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Completion]]]:
         sampling, context = requests[0].sampling, self.info.context_length
@@ -225,7 +222,7 @@ class TransformersEngine(LocalEngine):
             except FAILURES as error:
                 reason = _memory_reason(error)
             if results is None:
-                _collect(self._device)
+                collect(self._device)
                 if size.out_of_memory(rows):
                     continue
                 if rows > 1:
@@ -268,44 +265,11 @@ def _memory_reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, WorkbenchError):
         raise error
-    if isinstance(error, MemoryError) or any(words in text.lower() for words in OUT_OF_MEMORY):
+    if memory_ran_out(error):
         return f"{text:.200}" or type(error).__name__
     raise EngineError(
         f"transformers stopped in mid-run: {text:.400}. Finished rows are in the store"
     ) from error
-
-
-def _device(name: object) -> Any:
-    import torch
-
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise InputError(
-            f'device={name!r}: give "cpu" or "cuda"; which GPU is for CUDA_VISIBLE_DEVICES to say'
-        )
-    if name == "cuda" and not torch.cuda.is_available():
-        raise EngineUnavailableError(
-            f"device={name!r}: PyTorch sees no GPU here; leave `device` out, or see "
-            "`workbench info` for what this machine has"
-        )
-    return torch.device(name)
-
-
-def _shown(device: Any) -> str:
-    if device.type != "cuda":
-        return str(device)
-    import torch
-
-    return f"cuda ({torch.cuda.get_device_name(device)})"
-
-
-def _collect(device: Any) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        import torch
-
-        torch.cuda.empty_cache()
 
 
 def _load(source: Source, device: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -358,13 +322,3 @@ def _ends(model: Any, tokenizer: Any) -> tuple[int, ...]:
     if tokenizer.eos_token_id is not None:
         ends.append(tokenizer.eos_token_id)  # vLLM ends at both
     return tuple(dict.fromkeys(ends))
-
-
-def _context(config: Any, asked: object) -> int:
-    text = config.get_text_config()
-    longest = int(getattr(text, "max_position_embeddings", 0) or 2**20)
-    if asked is None:
-        return longest
-    if not isinstance(asked, int) or isinstance(asked, bool) or not 1 <= asked <= longest:
-        raise InputError(f"max_model_len={asked!r}: this model holds 1 to {longest} tokens")
-    return asked

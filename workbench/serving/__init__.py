@@ -13,6 +13,7 @@ from workbench.engines.source import Source
 from workbench.engines.vllm import unavailable
 from workbench.errors import EngineUnavailableError, InputError
 from workbench.runs import run_dir
+from workbench.serving.address import check_port, free_port, warn_if_open
 from workbench.serving.presets import (
     PRESETS,
     Preset,
@@ -20,7 +21,7 @@ from workbench.serving.presets import (
     find_preset,
     served_names,
 )
-from workbench.serving.server import PortTakenError, Server, check_port, free_port
+from workbench.serving.server import PortTakenError, Server
 
 __all__ = ["PRESETS", "Preset", "Server", "serve"]
 
@@ -69,7 +70,7 @@ def serve(
         raise InputError(f"timeout={timeout!r} must be a positive number of seconds")
     if port is not None:
         check_port(host, port)
-    _warn_if_open(host)
+    warn_if_open(host, os.environ.get("WORKBENCH_API_KEY") or os.environ.get("VLLM_API_KEY"))
     names, path = served_names(source, settings.get("revision")), _log_file(log)
 
     def start(at: int) -> Server:
@@ -81,16 +82,6 @@ def serve(
         if port is not None:
             raise
         return start(free_port(host))
-
-
-def _warn_if_open(host: str) -> None:
-    key = os.environ.get("WORKBENCH_API_KEY") or os.environ.get("VLLM_API_KEY")
-    if not key and host not in ("127.0.0.1", "localhost", "::1"):
-        logger.warning(
-            "host=%r without a key: anybody who reaches it can use the model; set "
-            "WORKBENCH_API_KEY to ask for one",
-            host,
-        )
 
 
 def _log_file(path: str | Path | None) -> Path:

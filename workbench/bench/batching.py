@@ -1,0 +1,203 @@
+"""The diffusion server under load: many clients against one, bursts, leavers, and its memory.
+
+The server is a process of its own with the model that knows 64 answers; the clients are here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from importlib import import_module
+from itertools import cycle, islice
+from typing import Any
+
+import numpy as np
+
+from workbench.bench.table import Row, ratio_row
+from workbench.errors import EngineError
+from workbench.tiny.memoriser import pairs
+
+__all__ = ["CLIENTS", "LENGTHS", "SLOTS", "load", "served", "speed"]
+
+CLIENTS = 32
+REQUESTS = 256
+SLOTS = 8
+BURSTS = 20
+ROUNDS = 10
+AT_ONCE = 512
+SPOILT = 20
+"""One in so many leaves early, one is malformed."""
+LENGTHS = (16, 24, 32, 48, 64, 96, 128)
+
+Say = Callable[[str], None]
+Body = dict[str, Any]
+
+
+@contextlib.contextmanager
+def served(max_wait_time: float) -> Iterator[tuple[str, int]]:
+    """A server's root URL and its process id, while it runs."""
+    line = [sys.executable, "-c", "from workbench.cli import app; app()", "serve", "diffusion"]
+    line += ["--batch-size", str(SLOTS), "--max-wait-time", str(max_wait_time)]
+    line += ["--option", "device=cpu", "--option", "threshold=0.9"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            url = process.stdout.readline().strip()
+            if not url:
+                raise EngineError(f"the server ended with code {process.wait()}")
+            yield url.removesuffix("/v1"), process.pid
+        finally:
+            process.terminate()
+
+
+def _bodies(count: int) -> list[Body]:
+    asked = islice(cycle(pairs()), count)
+    return [
+        {"prompt": prompt, "max_tokens": LENGTHS[index % len(LENGTHS)], "temperature": 0}
+        for index, (prompt, _) in enumerate(asked)
+    ]
+
+
+async def _ask(session: Any, root: str, body: Body) -> str:
+    async with session.post(f"{root}/v1/completions", json=body) as reply:
+        told = await reply.json()
+        if reply.status != 200:
+            raise EngineError(f"{reply.status}: {told}")
+        return str(told["choices"][0]["text"])
+
+
+async def _all(session: Any, root: str, bodies: list[Body], clients: int) -> list[str]:
+    """All answers in order, so many clients asking one after another."""
+    answers = [""] * len(bodies)
+    waiting = iter(enumerate(bodies))
+
+    async def client() -> None:
+        for index, body in waiting:
+            answers[index] = await _ask(session, root, body)
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return answers
+
+
+def _within(work: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
+    """Run a coroutine over a session of its own."""
+    import aiohttp
+
+    async def run() -> Any:
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            return await work(session)
+
+    return asyncio.run(run())
+
+
+def speed(repeats: int, say: Say) -> list[Row]:
+    """Many clients against one; how long a full batch waits, and `/health` meanwhile."""
+    bodies = _bodies(REQUESTS)
+    ratios: list[float] = []
+    delays: list[float] = []
+    share = 0.0
+    with served(0.0) as (root, pid):
+        psutil: Any = import_module("psutil")
+        process = psutil.Process(pid)
+        _within(lambda session: _all(session, root, bodies[:32], 8))  # warm
+        for number in range(repeats):
+            say(f"round {number + 1} of {repeats}")
+            start = time.perf_counter()
+            alone = _within(lambda session: _all(session, root, bodies, 1))
+            between = time.perf_counter()
+            used = sum(process.cpu_times()[:2])
+            together = _within(lambda session: _probed(session, root, bodies, delays))
+            took = time.perf_counter() - between
+            share = (sum(process.cpu_times()[:2]) - used) / took
+            if alone != together:
+                raise EngineError("answers differ between one client and many")
+            ratios.append((between - start) / took)
+    with served(30.0) as (root, _):
+        waited = _within(lambda session: _bursts(session, root))
+    late = 1000 * float(np.quantile(delays, 0.99))
+    what = f"the server with {CLIENTS} clients over one ({share:.1f} of its cores busy)"
+    return [
+        ratio_row(what, ratios, 0),
+        Row(f"a burst of {SLOTS}: added wait, p95", waited, " ms", "≤ 5 ms", waited <= 5),
+        Row(
+            f"/health while {CLIENTS} clients are served, p99 of {len(delays)}",
+            late, " ms", "≤ 50 ms", late <= 50,
+        ),
+    ]  # fmt: skip
+
+
+async def _probed(session: Any, root: str, bodies: list[Body], delays: list[float]) -> list[str]:
+    """As `_all`, with `/health` asked all the while."""
+
+    async def probe() -> None:
+        while True:
+            start = time.perf_counter()
+            async with session.get(f"{root}/health") as reply:
+                await reply.read()
+            delays.append(time.perf_counter() - start)
+            await asyncio.sleep(0.02)
+
+    task = asyncio.create_task(probe())
+    try:
+        return await _all(session, root, bodies, CLIENTS)
+    finally:
+        task.cancel()
+
+
+async def _bursts(session: Any, root: str) -> float:
+    """Milliseconds from arrival to first forward (p95) of batches that are full at once."""
+    prompts = [prompt for prompt, _ in pairs()[:SLOTS]]
+    for _ in range(BURSTS):
+        await _ask(session, root, {"prompt": prompts, "max_tokens": 16})
+    async with session.get(f"{root}/batch/stats") as reply:
+        told = await reply.json()
+    return 1000 * float(told["wait_seconds"]["p95"])
+
+
+def load(say: Say) -> list[Row]:
+    """Rounds of many requests at once, some malformed, some given up; all others are answered."""
+    psutil: Any = import_module("psutil")
+    lost = good = other = 0
+    texts: dict[str, str] = {}
+    sizes: list[int] = []
+    with served(0.1) as (root, pid):
+        for number in range(ROUNDS):
+            say(f"round {number + 1} of {ROUNDS}")
+            found = _within(lambda session: _round(session, root))
+            good += len(found)
+            for body, text in found:
+                lost += text is None
+                other += text is not None and texts.setdefault(str(body), text) != text
+            sizes.append(psutil.Process(pid).memory_info().rss)
+    grown = 100 * (sizes[-1] / sizes[1] - 1)
+    what = f"{AT_ONCE} at once, 5 % given up, 5 % malformed, {ROUNDS} rounds: "
+    answered = 100 * (1 - lost / good)
+    return [
+        Row(f"{what}good ones answered of {good:,}", answered, " %", "100 %", lost == 0),
+        Row("… otherwise than the same request before", other, "", "0", other == 0),
+        Row("… growth of memory from the 2nd round on", grown, " %", "≤ 5 %", grown <= 5),
+    ]
+
+
+async def _round(session: Any, root: str) -> list[tuple[Body, str | None]]:
+    """The good requests of a round with their answers, None where one failed."""
+    bodies = _bodies(AT_ONCE)
+    tasks: list[tuple[Body, asyncio.Task[str]]] = []
+    others: list[asyncio.Task[str]] = []
+    for index, body in enumerate(bodies):
+        kind = index % SPOILT
+        sent = body | {"temperature": "hot"} if kind == 0 else body
+        task = asyncio.create_task(_ask(session, root, sent))
+        if kind > 1:
+            tasks.append((body, task))
+            continue
+        others.append(task)
+        if kind == 1:
+            asyncio.get_running_loop().call_later(0.2 + index / 1000, task.cancel)
+    await asyncio.gather(*others, *(task for _, task in tasks), return_exceptions=True)
+    return [(body, None if task.exception() else task.result()) for body, task in tasks]

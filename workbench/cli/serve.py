@@ -1,0 +1,134 @@
+"""`workbench serve`: a model behind OpenAI's interface, from this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from workbench.bench.cli import say
+from workbench.cli.shared import Options, engine_options
+from workbench.errors import EngineError, InputError
+from workbench.nb.cli import told
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, help="Start a model server.")
+Host = Annotated[str, typer.Option(help="Where it listens.")]
+Port = Annotated[int | None, typer.Option(help="Default: a free one.")]
+
+
+@app.command()
+@told
+def vllm(  # noqa: PLR0917  # a command's arguments are its options
+    model: Annotated[
+        str | None, typer.Argument(help="Hub name or local folder (default: the embedded model).")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Settings by size: 8b, 70b, 405b.")] = None,
+    host: Host = "127.0.0.1",
+    port: Port = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds to wait until it answers.")] = None,
+    option: Options = None,
+) -> None:
+    """Start a vLLM server, print its URL when it answers, and end it with Ctrl-C."""
+    from workbench.serving import serve
+
+    say("starting; a small model takes half a minute, a large one many …")
+    given = engine_options(option)
+    with serve(model, preset, host=host, port=port, timeout=timeout, **given) as server:
+        typer.echo(server.url)
+        say(f"serves {server.model}; its log: {server.log}; Ctrl-C ends it")
+        say(f"use it: export WORKBENCH_BASE_URL={server.url}")
+        with contextlib.suppress(KeyboardInterrupt):
+            while server.alive:
+                time.sleep(0.5)
+            raise EngineError(f"the server has ended by itself; its log: {server.log}")
+    say("ended")
+
+
+@app.command()
+@told
+def diffusion(  # noqa: PLR0917
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model-path",
+            "--model",
+            help="Hub name or folder of a LLaDA-8B model (default: a small one).",
+        ),
+    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows denoised at once, a GPU.")] = 8,
+    max_wait_time: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for a full batch where nothing runs.")
+    ] = 0.1,
+    num_gpus: Annotated[
+        int, typer.Option("--num-gpus", "--num_gpus", min=1, help="A worker each, one port.")
+    ] = 1,
+    num_nodes: Annotated[int, typer.Option("--num-nodes", "--num_nodes", help="Only 1.")] = 1,
+    option: Options = None,
+) -> None:
+    """Start a batch server of a masked-diffusion model; SIGTERM or Ctrl-C lets requests finish."""
+    if num_nodes != 1:
+        raise InputError(f"--num-nodes {num_nodes}: start one server a node and spread over them")
+    given = engine_options(option)
+    if "batch_size" in given:
+        raise InputError("--option batch_size: give --batch-size")
+    if num_gpus > 1:
+        _spread(model, host, port, batch_size, max_wait_time, num_gpus, option or [])
+        return
+    from workbench.engines.diffusion import DiffusionEngine
+    from workbench.serving.diffusion_server import serve_diffusion
+
+    say("loading …")
+    with DiffusionEngine(model, None, "served", given) as engine:
+        settings: dict[str, Any] = {"batch_size": batch_size, "max_wait_time": max_wait_time}
+        with serve_diffusion(engine, host=host, port=port, **settings) as server:
+            typer.echo(server.url)
+            say(f"serves {server.model} on {engine.info.device}; Ctrl-C ends it")
+            code = server.run()
+    raise typer.Exit(code)
+
+
+def _spread(  # noqa: PLR0917
+    model: str | None,
+    host: str,
+    port: int | None,
+    batch_size: int,
+    max_wait_time: float,
+    gpus: int,
+    option: list[str],
+) -> None:
+    """A worker on each GPU, and one port before them."""
+    from workbench.runs import run_dir
+    from workbench.serving.front import Front
+
+    line = [sys.executable, "-c", "from workbench.cli import app; app()", "serve", "diffusion"]
+    line += ["--batch-size", str(batch_size), "--max-wait-time", str(max_wait_time)]
+    line += ["--model-path", model] if model is not None else []
+    line += [word for pair in option for word in ("--option", pair)]
+    folder = run_dir() / "serve" / time.strftime(f"%Y%m%d-%H%M%S-{os.getpid()}")
+    environments = [{"CUDA_VISIBLE_DEVICES": name} for name in _gpus(gpus, option)]
+    say(f"starting {gpus} workers; their logs: {folder} …")
+    Front([line] * gpus, environments, folder=Path(folder), host=host, port=port).run()
+
+
+def _gpus(count: int, option: list[str]) -> list[str]:
+    """The names of so many GPUs; on a CPU, if that is asked for, the workers share it."""
+    import torch
+
+    if "device=cpu" in option:
+        return [""] * count
+    if torch.cuda.device_count() < count:
+        raise InputError(
+            f"--num-gpus {count}: this machine shows {torch.cuda.device_count()} GPUs; give fewer, "
+            "or --option device=cpu"
+        )
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(number) for number in range(count)]

@@ -1,0 +1,211 @@
+"""Masked-diffusion models (the LLaDA-8B family) in this process, behind the `Engine` protocol."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from itertools import islice
+from typing import Any
+
+from workbench.engines.base import Request
+from workbench.engines.device import collect, find_device, shown
+from workbench.engines.diffusion.checkpoint import read
+from workbench.engines.diffusion.denoiser import Counts, Denoiser, check_slots
+from workbench.engines.diffusion.denoising import Denoising
+from workbench.engines.diffusion.likelihood import bounds
+from workbench.engines.diffusion.network import Network
+from workbench.engines.diffusion.row import Row
+from workbench.engines.labels import LabelTree
+from workbench.engines.local import LocalEngine, versions
+from workbench.engines.resident import prepare
+from workbench.engines.source import Source, check_options
+from workbench.engines.transformers import unavailable
+from workbench.store import Store, digest
+from workbench.tiny import MEMORY
+from workbench.types import Completion, EngineInfo, LabelRow, Message, Prompt, Sampling
+
+__all__ = ["Counts", "Denoiser", "Denoising", "DiffusionEngine", "Row", "unavailable"]
+
+MEMORISER = "workbench-memoriser"  # the model that comes along: it knows 64 answers by heart
+BATCH = 8
+SETTINGS = tuple(field.name for field in fields(Denoising))
+OPTIONS = (
+    "batch_size", "device", "dtype", "load_format", "mask_token_id", "max_model_len", "revision",
+    *SETTINGS,
+)  # fmt: skip
+
+
+class DiffusionEngine(LocalEngine):
+    """A masked-diffusion model behind the `Engine` protocol; rows join and leave at any step.
+
+    `label_logprobs` gives the bound on the likelihood that such a model is trained on, which is
+    exact for labels of one token (see `likelihood`).
+
+    Args:
+        model: hub name or local folder of a LLaDA-8B model, or of a Llama with
+            `"is_causal": false`; None is a small one that knows 64 answers by heart.
+        store: where responses are kept.
+        why: how this engine came to be chosen, for `info`.
+        options: `batch_size` (rows at once, 8), the fields of `Denoising`, `device`, `dtype`,
+            `revision`, `max_model_len`, `mask_token_id`, `load_format="dummy"` (random weights).
+
+    Raises:
+        InputError: an unknown option, a model that is no masked-diffusion model or not whole.
+        EngineUnavailableError: the device asked for is not there.
+        EngineError: the model does not fit into memory.
+    """
+
+    def __init__(
+        self, model: str | None, store: Store | None, why: str, options: Mapping[str, Any]
+    ) -> None:
+        check_options(options, OPTIONS, "diffusion")
+        self.denoising = Denoising(**{k: v for k, v in options.items() if k in SETTINGS})
+        self._slots = options.get("batch_size", BATCH)
+        prepare()
+        device = find_device(options.get("device"))
+        known = model in (None, MEMORISER)
+        source = Source.find(str(MEMORY) if known else model)
+        self._lock = threading.Lock()
+        check_slots(self._slots)
+        network = read(source, device, options)
+        self.network: Network | None = network
+        self._tokenizer = network.tokenizer
+        self._mask_name: str | None = self._tokenizer.convert_ids_to_tokens(network.mask)
+        # Once, and not while other threads use the tokenizer: it is a setting of theirs too.
+        self._mask_spelt = self._tokenizer(
+            self._mask_name or "", add_special_tokens=False, split_special_tokens=True
+        ).input_ids
+        weights = source.weights()
+        revision = network.revision or weights
+        info = EngineInfo(
+            engine="diffusion",
+            model=MEMORISER if known else source.shown,
+            revision=revision[:12],
+            device=shown(device),
+            dtype=str(network.model.dtype).removeprefix("torch."),
+            context_length=network.context,
+            versions=versions("transformers", "torch"),
+            why=why,
+        )
+        identity = {
+            "engine": info.engine,
+            "weights": [weights, revision],
+            "dtype": info.dtype,
+            "template": digest(getattr(self._tokenizer, "chat_template", None)).hex(),
+            # The room that is left decides a canvas, and so an answer.
+            "options": [options.get("load_format"), network.mask, network.context],
+            "denoising": asdict(self.denoising),
+        }
+        super().__init__(info, identity, store)
+
+    def encode(self, text: str) -> list[int]:
+        """A prompt's tokens; the name of the mask in it is text like any other."""
+        return self._tokens([text])[0]
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """A chat's tokens, up to where the answer begins.
+
+        Raises:
+            InputError: the model has no chat template, or it refuses the chat.
+        """
+        return self._tokens([messages])[0]
+
+    def row(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        denoising: Denoising | None = None,
+        seed: int | None = None,
+    ) -> Row:
+        """An answer to be denoised, for a `denoiser`.
+
+        Raises:
+            InputError: see `Row`.
+        """
+        return Row(self._open(), prompt, sampling, denoising or self.denoising, seed)
+
+    def denoiser(self, slots: int | None = None) -> Denoiser:
+        """A batch of its own over this model; None is as many slots as the engine has."""
+        return Denoiser(self._open(), self._slots if slots is None else slots, self._lock)
+
+    def _open(self) -> Network:
+        self._check_open()
+        assert self.network is not None
+        return self.network
+
+    def _free(self) -> None:
+        with self._lock:
+            device = self.network.device if self.network else None
+            self.network = None
+        if device is not None:
+            collect(device)
+
+    def _tokens(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """As everywhere, but that nobody can write the mask: its name in a prompt is plain text."""
+        found, mask = super()._tokens(prompts), self._open().mask
+        for index, ids in enumerate(found):
+            if mask in ids:
+                prompt = prompts[index]
+                text = prompt if isinstance(prompt, str) else self._chat_text(index, prompt)
+                found[index] = self._spelt(text, special=isinstance(prompt, str))
+        return found
+
+    def _spelt(self, text: str, *, special: bool) -> list[int]:
+        """Tokens of a text in which the mask's name is spelt out."""
+        first, *rest = text.split(self._mask_name) if self._mask_name else [text]
+        (made,) = self._encoded([first], special=special)
+        for part in rest:
+            made += self._mask_spelt + self._encoded([part], special=False)[0]
+        return made
+
+    def _complete(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Completion]]]:
+        fit, refused = self._jobs(requests)
+        if refused:
+            yield refused
+        denoiser, asked = self.denoiser(), dict[Row, Request]()
+        jobs = iter(sorted(fit, key=lambda job: -len(job[1])))  # like lengths together
+        while True:
+            self._check_open()
+            for request, ids in islice(jobs, max(0, 2 * denoiser.slots - len(asked))):
+                row = self._row(request, ids)
+                asked[row] = request
+                denoiser.add(row)
+            if not asked:
+                return
+            done = [row for row in denoiser.step() if row.done]
+            if done:
+                yield [(asked.pop(row), row.completion()) for row in done]
+
+    def _row(self, request: Request, ids: Sequence[int]) -> Row:
+        sampling, seed = request.sampling, request.seed
+        room = self.info.context_length - len(ids)  # the context ends an answer, as everywhere
+        if sampling.max_tokens > room:
+            sampling = replace(sampling, max_tokens=room)
+        if sampling.temperature == 0:  # where chance has a part in it, the same again
+            seed = int.from_bytes(request.key[:7], "big")
+        return self.row(ids, sampling, seed=seed)
+
+    def _score(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> Iterator[list[LabelRow]]:
+        ids = [self._spelt(label, special=False) for label in labels]
+        tree = LabelTree.build(labels, ids, width=2**31)
+        fit, refused = {}, []
+        for index, prompt in enumerate(self._tokens(prompts)):
+            if reason := self._too_long(len(prompt), tree.depth):
+                refused.append(LabelRow(index, None, len(prompt), error=reason))
+            else:
+                fit[index] = prompt
+        if refused:
+            yield refused
+        for index, values in bounds(self._open(), self._lock, fit, tree.labels, self._slots):
+            self._check_open()
+            size = len(fit[index])
+            if values is None:
+                reason = "out of memory with this prompt alone: shorten it"
+                yield [LabelRow(index, None, size, error=reason)]
+            elif all(map(math.isfinite, values)):
+                yield [LabelRow(index, tuple(values), size)]
+            else:
+                reason = "the model's log-probabilities are not numbers"
+                yield [LabelRow(index, None, size, error=reason)]

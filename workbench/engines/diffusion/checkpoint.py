@@ -1,0 +1,251 @@
+"""A masked-diffusion checkpoint, read as a Llama of stock transformers.
+
+LLaDA-8B (Base, Instruct, 1.5) is one under other names: its tensors are renamed while they are
+read, and nothing that comes with the checkpoint is run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from workbench.engines.device import context_length, memory_ran_out
+from workbench.engines.diffusion.network import Network
+from workbench.engines.source import Source
+from workbench.errors import EngineError, InputError, WorkbenchError
+
+__all__ = ["read"]
+
+# From the names of LLaDA to those of Llama.
+NAMES = {
+    r"^model\.transformer\.wte\.": "model.embed_tokens.",
+    r"^model\.transformer\.ln_f\.": "model.norm.",
+    r"^model\.transformer\.ff_out\.": "lm_head.",
+    r"^model\.transformer\.blocks\.(\d+)\.q_proj\.": r"model.layers.\1.self_attn.q_proj.",
+    r"^model\.transformer\.blocks\.(\d+)\.k_proj\.": r"model.layers.\1.self_attn.k_proj.",
+    r"^model\.transformer\.blocks\.(\d+)\.v_proj\.": r"model.layers.\1.self_attn.v_proj.",
+    r"^model\.transformer\.blocks\.(\d+)\.attn_out\.": r"model.layers.\1.self_attn.o_proj.",
+    r"^model\.transformer\.blocks\.(\d+)\.ff_proj\.": r"model.layers.\1.mlp.gate_proj.",
+    r"^model\.transformer\.blocks\.(\d+)\.up_proj\.": r"model.layers.\1.mlp.up_proj.",
+    r"^model\.transformer\.blocks\.(\d+)\.ff_out\.": r"model.layers.\1.mlp.down_proj.",
+    r"^model\.transformer\.blocks\.(\d+)\.attn_norm\.": r"model.layers.\1.input_layernorm.",
+    r"^model\.transformer\.blocks\.(\d+)\.ff_norm\.": r"model.layers.\1.post_attention_layernorm.",
+}
+
+# What a LLaDA configuration must say for a Llama to be the same function.
+LIKE_LLAMA = {
+    "activation_type": "silu", "alibi": False, "attention_layer_norm": False,
+    "block_group_size": 1, "clip_qkv": None, "block_type": "llama", "include_bias": False,
+    "include_qkv_bias": False, "input_emb_norm": False, "layer_norm_type": "rms", "rope": True,
+    "scale_logits": False,
+}  # fmt: skip
+FILES = ["*.json", "*.safetensors", "*.jinja"]
+
+
+def read(source: Source, device: Any, options: Mapping[str, Any]) -> Network:
+    """Read a model from its folder, or from the hub.
+
+    Raises:
+        InputError: not a masked-diffusion model, tensors missing or left over, no mask token, a
+            file that cannot be read, a wrong option.
+        EngineError: it does not fit into memory.
+    """
+    form = options.get("load_format", "auto")
+    if form not in ("auto", "dummy"):
+        raise InputError(f'load_format={form!r}: known are "auto" and "dummy"')
+    try:
+        network = _read(source, device, options, dummy=form == "dummy")
+    except WorkbenchError:
+        raise
+    except Exception as error:  # broken files fail in as many ways as there are libraries
+        text = " ".join(str(error).split()) or type(error).__name__
+        kind = EngineError if memory_ran_out(error) else InputError
+        raise kind(f"model {source.name!r} could not be loaded: {text:.400}") from error
+    network.check_bidirectional()
+    return network
+
+
+def _read(source: Source, device: Any, options: Mapping[str, Any], *, dummy: bool) -> Network:
+    from transformers import PreTrainedTokenizerFast
+
+    folder = source.folder or _download(source.name, options.get("revision"))
+    raw = _json(folder / "config.json")
+    config = _config(raw)
+    if not (folder / "tokenizer.json").exists():
+        raise InputError(f"model folder {folder.name!r} has no tokenizer.json")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    if len(tokenizer) > config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}: they do "
+            "not belong together"
+        )
+    mask = _mask(raw, tokenizer, options.get("mask_token_id"), config.vocab_size)
+    context = context_length(config.max_position_embeddings, options.get("max_model_len"))
+    dtype = options.get("dtype", "float32" if device.type == "cpu" else "auto")
+    config._attn_implementation = "sdpa"
+    if dummy:
+        model = _random(config, device, dtype)
+    else:
+        model = _weights(folder, config, dtype, llada=raw.get("model_type") == "llada")
+    return Network(
+        model.to(device).eval(),
+        tokenizer,
+        mask,
+        _ends(raw, folder, tokenizer),
+        context,
+        "" if source.folder else folder.name,
+    )
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise InputError(
+            f"model {name!r} could not be fetched: {text:.300}. Check its name and the network, "
+            "or give a local folder"
+        ) from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise InputError(f"{path.name} of the model is no JSON object")
+    return found
+
+
+def _config(raw: Mapping[str, Any]) -> Any:
+    """The Llama that a model's configuration describes."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(**(_renamed(raw) if raw.get("model_type") == "llada" else _own(raw)))
+
+
+def _own(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    if raw.get("model_type") != "llama" or raw.get("is_causal", True):
+        raise InputError(
+            f"model_type {raw.get('model_type')!r}, is_causal {raw.get('is_causal', True)} is no "
+            "masked-diffusion model that is known here: give one of the LLaDA-8B family or a Llama "
+            'with "is_causal": false, or use another engine'
+        )
+    return raw
+
+
+def _renamed(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A LLaDA configuration under Llama's names."""
+    for name, need in LIKE_LLAMA.items():
+        if raw.get(name, need) != need:
+            raise InputError(f"{name}={raw[name]!r}: only {need!r} is known here")
+    return {
+        "vocab_size": raw.get("embedding_size") or raw["vocab_size"],
+        "hidden_size": raw["d_model"],
+        "intermediate_size": raw["mlp_hidden_size"],
+        "num_hidden_layers": raw["n_layers"],
+        "num_attention_heads": raw["n_heads"],
+        "num_key_value_heads": raw.get("n_kv_heads") or raw["n_heads"],
+        "max_position_embeddings": raw["max_sequence_length"],
+        "rms_norm_eps": raw.get("rms_norm_eps", 1e-5),
+        "rope_parameters": {"rope_type": "default", "rope_theta": raw["rope_theta"]},
+        "tie_word_embeddings": raw.get("weight_tying", False),
+        "bos_token_id": raw.get("bos_token_id"),
+        "eos_token_id": raw.get("eos_token_id"),
+        "pad_token_id": raw.get("pad_token_id"),
+        "dtype": raw.get("dtype") or raw.get("torch_dtype"),
+        "is_causal": False,
+    }
+
+
+def _mask(raw: Mapping[str, Any], tokenizer: Any, given: object, size: int) -> int:
+    """The mask token's id: as given, of the configuration, or of the tokenizer."""
+    for found in (given, raw.get("mask_token_id"), tokenizer.mask_token_id):
+        if found is None:
+            continue
+        if isinstance(found, int) and not isinstance(found, bool) and 0 <= found < size:
+            return found
+        raise InputError(f"mask_token_id={found!r} must be a token id below {size}")
+    raise InputError(
+        "neither config.json nor the tokenizer names a mask token: give mask_token_id=… "
+        "(126336 for LLaDA-8B)"
+    )
+
+
+def _ends(raw: Mapping[str, Any], folder: Path, tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that end an answer: the model's, the tokenizer's, and the end of a turn."""
+    found = [raw.get("eos_token_id"), tokenizer.eos_token_id]
+    if (folder / "generation_config.json").exists():
+        found.append(_json(folder / "generation_config.json").get("eos_token_id"))
+    found += [tokenizer.get_added_vocab().get(turn) for turn in ("<|eot_id|>", "<|im_end|>")]
+    flat = [x for one in found for x in (one if isinstance(one, Sequence) else [one])]
+    return tuple(dict.fromkeys(x for x in flat if x is not None))
+
+
+def _random(config: Any, device: Any, dtype: str) -> Any:
+    """The same random weights each time."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    kind = (config.dtype or torch.bfloat16) if dtype == "auto" else getattr(torch, dtype)
+    with device, torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlamaForCausalLM._from_config(config, dtype=kind)
+
+
+def _weights(folder: Path, config: Any, dtype: str, *, llada: bool) -> Any:
+    """The checkpoint's own."""
+    from transformers import LlamaForCausalLM
+
+    with _silent():
+        model, found = LlamaForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            key_mapping=dict(NAMES) if llada else None,
+            use_safetensors=True,  # a pickle could run anything
+            ignore_mismatched_sizes=True,  # told apart, and refused, below
+            output_loading_info=True,
+        )
+    _check_tensors(found, config)
+    return model
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without the table of tensors that transformers prints: what is wrong with them is raised."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    logger = logging.getLogger("transformers")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _check_tensors(found: Mapping[str, Any], config: Any) -> None:
+    """Refuse a checkpoint that is not all of the model and nothing else.
+
+    Raises:
+        InputError: names the tensors.
+    """
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    for what, key in (
+        ("lacks", "missing_keys"),
+        ("has, beyond the model,", "unexpected_keys"),
+        ("has in another shape", "mismatched_keys"),
+    ):
+        names = sorted(str(name) for name in found.get(key) or () if name not in tied)
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise InputError(
+                f"the checkpoint {what} {', '.join(names[:3])}{more}: it does not belong to its "
+                "config.json, or is not whole; fetch it again"
+            )

@@ -1,0 +1,185 @@
+"""Continuous batching of a masked-diffusion model: rows join and leave at any step.
+
+A step runs the model once over the rows that need their whole canvas, once over those that have
+the rest of it in a cache, and lets each row commit by its own settings. A row's answer does not
+depend on what else is in the batch (in float32; in bfloat16 sums are rounded otherwise in another
+batch, and a near tie may fall the other way).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from dataclasses import dataclass, replace
+
+from workbench.engines.device import collect, memory_ran_out
+from workbench.engines.diffusion.commit import Proposal, propose
+from workbench.engines.diffusion.forward import forward
+from workbench.engines.diffusion.lanes import Lanes
+from workbench.engines.diffusion.network import Network
+from workbench.engines.diffusion.row import Row
+from workbench.errors import EngineError, InputError
+
+__all__ = ["Counts", "Denoiser", "check_slots"]
+
+log = logging.getLogger("workbench")
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a denoiser has done so far.
+
+    Attributes:
+        forwards: runs of the model.
+        rows: rows of these runs, summed; guidance counts twice.
+        tokens: positions computed, summed; of these `padding` are there to make rows equally long.
+        committed: tokens decided.
+        out_of_memory: times that the slots were halved.
+    """
+
+    forwards: int = 0
+    rows: int = 0
+    tokens: int = 0
+    padding: int = 0
+    committed: int = 0
+    out_of_memory: int = 0
+
+
+class Denoiser:
+    """Rows on their way through the model; used by one thread at a time.
+
+    Args:
+        slots: rows at once, one of guidance counting twice; halved where memory runs out.
+        lock: held while the model runs, by all that use it.
+
+    Raises:
+        InputError: `slots` is no whole number from 1.
+    """
+
+    def __init__(self, network: Network, slots: int, lock: threading.Lock | None = None) -> None:
+        check_slots(slots)
+        self.slots = slots
+        self.counts = Counts()
+        self._network = network
+        self._lock = lock or threading.Lock()
+        self._queue: deque[Row] = deque()
+        self._live: dict[Row, list[int]] = {}  # with their lanes
+        self._lanes = Lanes(max(2, slots))  # a row of guidance fits even where there is one slot
+
+    @property
+    def live(self) -> int:
+        """Rows being denoised."""
+        return len(self._live)
+
+    @property
+    def waiting(self) -> int:
+        """Rows that have no slot yet."""
+        return len(self._queue)
+
+    def add(self, row: Row) -> None:
+        """Queue a row."""
+        self._queue.append(row)
+
+    def remove(self, row: Row) -> None:
+        """Forget a row for good, wherever it is."""
+        self._live.pop(row, None)
+        if row in self._queue:
+            self._queue.remove(row)
+
+    def step(self) -> list[Row]:
+        """Denoise each live row once; returns those whose block has ended, done ones included.
+
+        Raises:
+            EngineError: the model itself has failed.
+        """
+        self._admit()
+        if not self._live:
+            return []
+        reason = ""
+        try:
+            proposals = self._proposals()
+        except (RuntimeError, MemoryError) as error:  # torch's own for memory is a RuntimeError
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if not memory_ran_out(error):
+                raise EngineError(f"the model failed in mid-run: {reason:.400}") from error
+        if reason:  # out here, where nothing holds what did not fit
+            return self._halve(reason)
+        committed = sum(row.commit(places, proposal) for row, places, proposal in proposals)
+        self.counts = replace(self.counts, committed=self.counts.committed + committed)
+        ended = [row for row in self._live if row.ended]
+        for row in ended:
+            if row.done:
+                del self._live[row]
+        return ended
+
+    def _admit(self) -> None:
+        while self._queue:
+            taken = {lane for lanes in self._live.values() for lane in lanes}
+            need = self._queue[0].lanes
+            if self._live and len(taken) + need > self.slots:
+                return
+            free = [lane for lane in range(self._lanes.count) if lane not in taken]
+            self._live[self._queue.popleft()] = free[:need]
+
+    def _proposals(self) -> list[tuple[Row, list[int], Proposal]]:
+        """Each live row's open positions, and what the model would write there."""
+        import torch
+
+        made = []
+        with self._lock, torch.inference_mode():
+            for whole in (True, False):
+                rows = {row: lanes for row, lanes in self._live.items() if row.fresh == whole}
+                if rows:
+                    made += self._run(rows, whole=whole)
+        return made
+
+    def _run(
+        self, rows: dict[Row, list[int]], *, whole: bool
+    ) -> list[tuple[Row, list[int], Proposal]]:
+        opens = [row.masked() for row in rows]
+        run = forward(self._network, rows, self._lanes, opens, whole=whole)
+        had = self.counts
+        self.counts = replace(
+            had,
+            forwards=had.forwards + 1,
+            rows=had.rows + run.rows,
+            tokens=had.tokens + run.tokens,
+            padding=had.padding + run.padding,
+        )
+        made = []
+        for row, places, logits in zip(rows, opens, run.logits, strict=True):
+            how = row.denoising.remasking
+            proposal = propose(logits, self._network.mask, row.sampling, how, row.generator())
+            made.append((row, places, proposal))
+        return made
+
+    def _halve(self, reason: str) -> list[Row]:
+        """Go on with half the rows; the others wait, and lose nothing that they have committed."""
+        rows = [*self._live]
+        self._live.clear()
+        held = sum(row.lanes for row in rows)
+        alone = len(rows) == 1 and self.slots <= held
+        if not alone:
+            self.counts = replace(self.counts, out_of_memory=self.counts.out_of_memory + 1)
+            self.slots = max(1, held // 2) if len(rows) > 1 else held
+            log.warning("out of memory with %d rows at once, now %d", len(rows), self.slots)
+        self._lanes = Lanes(max(2, self.slots))
+        collect(self._network.device)
+        if alone:
+            rows[0].fail(f"out of memory with this prompt alone: {reason:.200}")
+            return rows
+        for row in reversed(rows):
+            row.rewind()
+            self._queue.appendleft(row)
+        return []
+
+
+def check_slots(slots: object) -> None:
+    """Refuse what is no number of rows.
+
+    Raises:
+        InputError: no whole number from 1.
+    """
+    if not isinstance(slots, int) or isinstance(slots, bool) or slots < 1:
+        raise InputError(f"batch_size={slots!r} must be a whole number from 1")

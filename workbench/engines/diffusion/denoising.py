@@ -1,0 +1,116 @@
+"""How a masked-diffusion model fills its canvas: the settings of one answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+from workbench.engines.source import check_options
+from workbench.errors import InputError
+
+__all__ = ["Cache", "Denoising", "Remasking"]
+
+Cache = Literal["none", "prefix", "dual"]
+Remasking = Literal["low_confidence", "random"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denoising:
+    """Which masked tokens are committed, and when (LLaDA, arXiv 2502.09992; Fast-dLLM, 2505.22618).
+
+    The canvas is the prompt and `max_tokens` masks. It is filled block by block from the left; a
+    step is one forward, after which some tokens of the current block are committed for good.
+
+    Attributes:
+        steps: steps for the whole canvas, shared evenly among the blocks; None is a token a step.
+        block_length: tokens of a block. The last block is shorter where `max_tokens` is no
+            multiple of it.
+        threshold: commit the most confident token of a step and every other with at least this
+            probability; excludes `steps`.
+        cfg_scale: classifier-free guidance: logits l become u + (cfg_scale + 1)·(l − u), where u
+            are those without the prompt; costs a second forward of the row.
+        remasking: commit the tokens of highest probability, or some at random.
+        cache: "none" runs over the whole canvas at each step; "prefix" keeps keys and values of
+            what lies before the block while it is filled, "dual" of all that lies outside it.
+            Both are approximations: what is kept does not see what is committed since.
+
+    Raises:
+        InputError: a value is out of its range, or two exclude each other.
+    """
+
+    steps: int | None = None
+    block_length: int = 32
+    threshold: float | None = None
+    cfg_scale: float = 0.0
+    remasking: Remasking = "low_confidence"
+    cache: Cache = "none"
+
+    def __post_init__(self) -> None:
+        for name, holds, need in (
+            ("steps", self.steps is None or _whole(self.steps), "None or a whole number from 1"),
+            ("block_length", _whole(self.block_length), "a whole number from 1"),
+            ("threshold", self.threshold is None or _real(self.threshold, 1), "None or 0 to 1"),
+            ("cfg_scale", _real(self.cfg_scale, 100), "a number from 0 to 100"),
+            ("remasking", self.remasking in get_args(Remasking), _one_of(Remasking)),
+            ("cache", self.cache in get_args(Cache), _one_of(Cache)),
+        ):
+            if not holds:
+                raise InputError(f"{name}={getattr(self, name)!r}: must be {need}")
+        for name in ("threshold", "cfg_scale"):  # equal settings are the same request
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, float(getattr(self, name)))
+        if self.threshold is not None and self.steps is not None:
+            raise InputError(
+                f"steps={self.steps} and threshold={self.threshold} exclude each other: a "
+                "threshold decides how many steps there are; leave one of them out"
+            )
+        if self.threshold is not None and self.remasking == "random":
+            raise InputError(
+                f'threshold={self.threshold} needs remasking="low_confidence": random order has '
+                "no probabilities to compare"
+            )
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> Denoising:
+        """Settings by their names.
+
+        Raises:
+            InputError: an unknown name, and as for the class.
+        """
+        check_options(options, [field.name for field in fields(cls)], "diffusion")
+        return cls(**options)
+
+    def quotas(self, length: int) -> Sequence[int | None]:
+        """Steps of each block of a canvas of `length` masks; None is until the block is full.
+
+        Raises:
+            InputError: fewer steps than blocks.
+        """
+        blocks = -(-length // self.block_length)
+        if self.threshold is not None:
+            return [None] * blocks
+        steps = length if self.steps is None else self.steps
+        if steps < blocks:
+            raise InputError(
+                f"steps={steps} are too few for {blocks} blocks (max_tokens={length}, "
+                f"block_length={self.block_length}): give at least {blocks}, or longer blocks"
+            )
+        if self.steps is None:
+            last = length - (blocks - 1) * self.block_length
+            return [self.block_length] * (blocks - 1) + [last]
+        return [steps // blocks + (block < steps % blocks) for block in range(blocks)]
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _real(value: object, most: float) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return 0 <= value <= most
+
+
+def _one_of(names: Any) -> str:
+    return " or ".join(f'"{name}"' for name in get_args(names))

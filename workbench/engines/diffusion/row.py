@@ -1,0 +1,241 @@
+"""One answer being denoised: its canvas, its own settings and random numbers, and how far it is."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from workbench.engines.base import failure
+from workbench.engines.decoding import added_text
+from workbench.engines.diffusion.commit import Proposal, chosen
+from workbench.engines.diffusion.denoising import Denoising
+from workbench.engines.diffusion.network import Network
+from workbench.errors import InputError
+from workbench.store import digest
+from workbench.types import Completion, Sampling, TokenLogprob
+
+__all__ = ["Row"]
+
+BROKEN = "\ufffd"  # how a decoder writes part of a character
+
+
+class Row:
+    """The canvas is the prompt and `max_tokens` masks; committed tokens never change again.
+
+    Attributes:
+        prompt: its tokens.
+        ids: the canvas, tokens [length] on the CPU.
+        forwards: steps so far.
+        fresh: the next step needs a forward over the whole canvas.
+        ended: the latest step has ended a block, or all.
+        done: finished, or failed with `error`.
+
+    Raises:
+        InputError: structured output, the mask among the prompt's tokens, too few steps, a canvas
+            longer than the context.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        denoising: Denoising,
+        seed: int | None,
+    ) -> None:
+        import torch
+
+        _check(network, prompt, sampling)
+        self.prompt = tuple(prompt)
+        self.sampling, self.denoising = sampling, denoising
+        self._seed = secrets.randbits(63) if seed is None else seed
+        length = sampling.max_tokens
+        self.ids = torch.tensor([*prompt, *[network.mask] * length])
+        self.forwards = 0
+        self.fresh = True
+        self.ended = self.done = False
+        self.error: str | None = None
+        self._network = network
+        self._quotas = denoising.quotas(length)
+        self._most = sum(steps or denoising.block_length for steps in self._quotas)
+        self._block = 0
+        self._step = 0  # of the block
+        self._settled = 0  # tokens of the answer before its first mask
+        self._stopped = False
+        self._noted: dict[int, TokenLogprob] = {}
+
+    @property
+    def lanes(self) -> int:
+        """Rows of a forward that it takes: guidance needs a second one."""
+        return 2 if self.denoising.cfg_scale else 1
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Where its block begins and ends in the canvas."""
+        start = len(self.prompt) + self._block * self.denoising.block_length
+        return start, min(start + self.denoising.block_length, len(self.ids))
+
+    def masked(self) -> list[int]:
+        """Positions in the canvas that are open in this block."""
+        start, end = self.span
+        here: Any = self.ids[start:end] == self._network.mask
+        return [start + place for place in here.nonzero()[:, 0].tolist()]
+
+    def generator(self) -> Any:
+        """The random numbers of this step: the same ones if it has to be made again."""
+        import torch
+
+        seed = int.from_bytes(digest(self._seed, self.forwards)[:7], "big")
+        return torch.Generator(self._network.device).manual_seed(seed)
+
+    def commit(self, positions: Sequence[int], proposal: Proposal) -> int:
+        """Take a step's proposal for the open positions; returns how many tokens it decides."""
+        self.forwards += 1
+        if any(math.isnan(value) for value in proposal.logprobs):
+            self.fail("the model's logits are not numbers (NaN or infinite)")
+            return 0
+        if self.forwards > self._most:
+            self.fail(f"the canvas was not filled after {self._most} steps")
+            return 0
+        limit = self.denoising.threshold
+        least = math.log(limit) if limit else -math.inf
+        picked = chosen(proposal.confidences, self._quota(), least)
+        for index in picked:
+            self.ids[positions[index]] = proposal.tokens[index]
+            self._note(positions[index], index, proposal)
+        self._step += 1
+        self.fresh = self.denoising.cache == "none"
+        self._settle()
+        filled = len(picked) == len(positions)
+        if filled and not self.done:
+            self._block, self._step, self.fresh = self._block + 1, 0, True
+            self.done = self._block == len(self._quotas)
+        self.ended = filled or self.done
+        return len(picked)
+
+    def rewind(self) -> None:
+        """Go back to the beginning of its block: a cache is of that state, and made there only."""
+        if self.denoising.cache != "none":
+            start, end = self.span
+            self.ids[start:end] = self._network.mask
+            self.forwards -= self._step
+            self._step, self._settled = 0, min(self._settled, start - len(self.prompt))
+        self.fresh = True
+
+    def fail(self, reason: str) -> None:
+        """End it without an answer."""
+        self.done, self.ended, self.error = True, True, reason
+
+    def text(self) -> str:
+        """What is settled of the answer; later calls only add to it."""
+        made = self._made()
+        text = added_text(self._network.tokenizer, self.prompt, made)
+        found = [at for stop in self.sampling.stop if (at := text.find(stop)) >= 0]
+        if found:
+            return text[: min(found)]
+        if self.done:
+            return text
+        text = text.rstrip(BROKEN)
+        begun = (stop[:size] for stop in self.sampling.stop for size in range(1, len(stop)))
+        return text[: len(text) - max((len(x) for x in begun if text.endswith(x)), default=0)]
+
+    def completion(self) -> Completion:
+        """The answer, once it is done."""
+        if self.error is not None:
+            return failure(self.error, len(self.prompt))
+        made = self._made()
+        noted = None
+        if self.sampling.logprobs is not None:
+            noted = tuple(self._noted[len(self.prompt) + place] for place in range(len(made)))
+        return Completion(
+            text=self.text(),
+            finish_reason="stop" if self._stopped else "length",
+            token_ids=tuple(made),
+            logprobs=noted,
+            prompt_tokens=len(self.prompt),
+            completion_tokens=len(made),
+            cached_tokens=0,
+        )
+
+    def _made(self) -> list[int]:
+        """The settled tokens of the answer, the one that ends it included."""
+        start = len(self.prompt)
+        tokens: list[int] = self.ids[start : start + self._settled].tolist()
+        return tokens
+
+    def _quota(self) -> int | None:
+        """How many tokens this step commits: the block's, shared evenly (LLaDA, generate.py)."""
+        steps = self._quotas[self._block]
+        if steps is None:
+            return None
+        start, end = self.span
+        share, rest = divmod(end - start, steps)
+        return share + (self._step < rest)
+
+    def _note(self, position: int, index: int, proposal: Proposal) -> None:
+        if self.sampling.logprobs is None:
+            return
+        token, logprob = proposal.tokens[index], proposal.logprobs[index]
+        likely = dict(proposal.top[index]) if proposal.top else {}
+        likely.setdefault(token, logprob)
+        top = sorted(likely.items(), key=lambda pair: -pair[1])
+        self._noted[position] = TokenLogprob(token, logprob, tuple(top))
+
+    def _settle(self) -> None:
+        """Find how far the answer is settled, and whether that ends it."""
+        answer = self.ids[len(self.prompt) :].tolist()
+        mask = self._network.mask
+        before = self._settled
+        while self._settled < len(answer) and answer[self._settled] != mask:
+            self._settled += 1
+        if not self.sampling.ignore_eos:
+            ends = (at for at in range(before, self._settled) if answer[at] in self._network.ends)
+            end = next(ends, None)
+            if end is not None:
+                self._settled = end + 1
+                self.done = self._stopped = True
+        if self.sampling.stop and self._settled > before:
+            self._cut(answer, before)
+
+    def _cut(self, answer: Sequence[int], before: int) -> None:
+        """End it at the token that completes a stop text."""
+
+        def holds(size: int) -> bool:
+            text = added_text(self._network.tokenizer, self.prompt, answer[:size])
+            return any(stop in text for stop in self.sampling.stop)
+
+        if holds(self._settled):
+            sizes = range(before + 1, self._settled)
+            self._settled = next((size for size in sizes if holds(size)), self._settled)
+            self.done = self._stopped = True
+
+
+def _check(network: Network, prompt: Sequence[int], sampling: Sampling) -> None:
+    for name in ("choices", "regex", "json_schema"):
+        if getattr(sampling, name) is not None:
+            raise InputError(f'{name}=… needs engine="vllm": a diffusion model has no such output')
+    wrong = [token for token in prompt if not _is_token(token, network.vocabulary)]
+    if wrong:
+        raise InputError(
+            f"the prompt holds {wrong[0]!r}: token ids are whole numbers below {network.vocabulary}"
+        )
+    if (sampling.logprobs or 0) > network.vocabulary:
+        raise InputError(
+            f"logprobs={sampling.logprobs}: the model has {network.vocabulary} tokens only"
+        )
+    if network.mask in prompt:
+        raise InputError(
+            f"the prompt holds the mask token ({network.mask}), which stands for what is to be "
+            "written: take it out"
+        )
+    if len(prompt) + sampling.max_tokens > network.context:
+        raise InputError(
+            f"the prompt has {len(prompt)} tokens and max_tokens={sampling.max_tokens}, the "
+            f"context holds {network.context}: shorten the prompt or lower max_tokens"
+        )
+
+
+def _is_token(value: object, size: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < size

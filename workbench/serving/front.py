@@ -1,0 +1,288 @@
+"""Several workers behind one port: each request goes to the one with the fewest in flight.
+
+A worker is a process (one a GPU) that serves HTTP and prints its base URL as a line of its own
+when it answers. Streams pass through as they come; a client that leaves is gone at the worker
+too; a worker that dies costs its own requests only, and is started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+from aiohttp import web
+from multidict import CIMultiDict
+from yarl import URL
+
+from workbench.errors import EngineError, InputError
+from workbench.serving.address import base_url, check_port, warn_if_open
+from workbench.serving.worker import Worker
+
+__all__ = ["Front"]
+
+logger = logging.getLogger("workbench")
+
+TIMEOUT = 1800.0  # seconds for all workers to answer: many gigabytes may be read
+RESTART = 60.0  # seconds from one start of a worker to the next
+DRAIN = 30.0  # seconds that running requests have to finish in
+PATIENCE = 5.0  # seconds for a worker to tell of itself
+LARGEST = 2**26  # bytes of a request
+
+# About one connection and not about the message (RFC 9110, 7.6.1).
+HOP = {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer"}
+HOP |= {"proxy-connection", "transfer-encoding", "upgrade"}
+OURS = {"host", "content-length", "expect"}  # of a request: made anew, or dealt with
+UNASKED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")  # aiohttp would add them
+
+
+def _body(message: str, code: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "server_error", "param": None, "code": code}}
+
+
+DIED = _body("the worker died before it had answered", "worker_died")
+NONE_UP = _body("no worker is up; they are started again", "no_worker")
+
+
+class Front:
+    """One port for several workers, within `async with`; `run()` is all of it for a command."""
+
+    def __init__(
+        self,
+        commands: Sequence[Sequence[str]],
+        environments: Sequence[Mapping[str, str]],
+        *,
+        folder: Path,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        """Nothing starts yet.
+
+        Args:
+            commands: the command line of each worker, which chooses a port of its own.
+            environments: what each has beside our own variables, such as CUDA_VISIBLE_DEVICES.
+            folder: for the workers' logs (`worker-0.log` and so on), which are added to.
+            host: where it listens; the default is reached from this machine only.
+            port: None is a free one.
+            timeout: seconds for a worker to answer.
+
+        Raises:
+            InputError: no workers, not one environment for each, or a port that is taken.
+        """
+        if not commands or len(commands) != len(environments):
+            raise InputError(
+                f"{len(commands)} commands with {len(environments)} environments: give one of each "
+                "a worker"
+            )
+        if port is not None:
+            check_port(host, port)
+        warn_if_open(host, os.environ.get("WORKBENCH_API_KEY"))
+        self._host, self._port = host, port or 0
+        self._workers = [
+            Worker(line, variables, folder / f"worker-{i}.log", timeout)
+            for i, (line, variables) in enumerate(zip(commands, environments, strict=True))
+        ]
+        self._turn = 0
+
+    @property
+    def url(self) -> str:
+        """The base URL of its OpenAI interface, once it listens."""
+        return base_url(self._host, self._port)
+
+    def run(self) -> None:
+        """Serve until SIGTERM or Ctrl-C, and print the base URL when it answers.
+
+        Running requests may then finish, for 30 s; Ctrl-C again does not wait for them.
+
+        Raises:
+            EngineError: a worker did not come up; quotes its log.
+            InputError: the port was taken meanwhile.
+        """
+        asyncio.run(self._run())
+
+    async def _run(self) -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+
+        def stop(impatient: bool) -> None:
+            if impatient or not task.cancelling():
+                task.cancel()
+
+        loop.add_signal_handler(signal.SIGTERM, stop, False)  # two may come, as from Slurm
+        loop.add_signal_handler(signal.SIGINT, stop, True)
+        with suppress(asyncio.CancelledError):
+            async with self:
+                print(self.url, flush=True)
+                await loop.create_future()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:  # what was begun is undone, wherever it fails
+            stack.push_async_callback(self._end_workers)
+            await asyncio.gather(*(worker.start() for worker in self._workers))
+            self._session = await stack.enter_async_context(_session())
+            await self._listen(stack)
+            for worker in self._workers:
+                stack.callback(asyncio.create_task(self._keep(worker)).cancel)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._stack.aclose()
+
+    async def _end_workers(self) -> None:
+        await asyncio.gather(*(asyncio.to_thread(worker.end) for worker in self._workers))
+
+    async def _keep(self, worker: Worker) -> None:
+        """Start it again when it has died."""
+        while True:
+            await asyncio.sleep(0.2)
+            if worker.up:
+                continue
+            logger.warning("%s has ended and will be started again", worker.log.stem)
+            await asyncio.to_thread(worker.end)  # what it left behind
+            await asyncio.sleep(worker.started + RESTART - time.monotonic())
+            try:
+                await worker.start()
+            except (EngineError, OSError) as error:
+                logger.warning("%s", error)
+
+    async def _listen(self, stack: AsyncExitStack) -> None:
+        app = web.Application(client_max_size=LARGEST)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/batch/stats", self._stats)
+        app.router.add_route("*", "/{path:.*}", self._forward)
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            auto_decompress=False,
+            handler_cancellation=True,
+            shutdown_timeout=DRAIN / 2,  # it waits twice as long
+        )
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        try:
+            await web.TCPSite(runner, self._host, self._port).start()
+        except OSError as error:
+            raise InputError(
+                f"port={self._port} of host={self._host!r} cannot be used: {error}"
+            ) from error
+        self._port = runner.addresses[0][1]
+
+    async def _forward(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        tried: set[Worker] = set()
+        while worker := self._pick(tried):
+            tried.add(worker)
+            worker.in_flight += 1
+            try:
+                return await self._pass_on(request, body, worker)
+            except aiohttp.ClientConnectorError:  # it has got nothing: another can do it
+                continue
+            except aiohttp.ClientError as error:
+                logger.warning("%s failed a request: %r", worker.log.stem, error)
+                return web.json_response(DIED, status=502)
+            finally:
+                worker.in_flight -= 1
+        wait = {"Retry-After": f"{RESTART:.0f}"}
+        return web.json_response(NONE_UP, status=503, headers=wait)
+
+    def _pick(self, tried: set[Worker]) -> Worker | None:
+        """The least loaded, and in turn where several are."""
+        turned = self._workers[self._turn :] + self._workers[: self._turn]
+        up = [worker for worker in turned if worker.up and worker not in tried]
+        if not up:
+            return None
+        chosen = min(up, key=lambda worker: worker.in_flight)
+        self._turn = (self._workers.index(chosen) + 1) % len(self._workers)
+        return chosen
+
+    async def _pass_on(
+        self, request: web.Request, body: bytes, worker: Worker
+    ) -> web.StreamResponse:
+        async with self._session.request(
+            request.method,
+            URL(f"{worker.url}{request.rel_url.raw_path_qs}", encoded=True),
+            data=body or None,
+            headers=_kept(request.headers, HOP | OURS),
+            skip_auto_headers=UNASKED,
+            allow_redirects=False,
+        ) as answer:
+            reply = web.StreamResponse(
+                status=answer.status, reason=answer.reason, headers=_kept(answer.headers, HOP)
+            )
+            piece = b""
+            try:
+                await reply.prepare(request)
+                async for piece in answer.content.iter_any():
+                    await reply.write(piece)
+            except aiohttp.ClientError:
+                await _break_off(request, reply, piece)
+        return reply
+
+    async def _health(self, request: web.Request) -> web.Response:
+        told = await self._ask_all(request)
+        workers = [
+            {"url": worker.url, "healthy": status == 200, "in_flight": worker.in_flight, "own": own}
+            for worker, (status, own) in zip(self._workers, told, strict=True)
+        ]
+        ok = any(worker["healthy"] for worker in workers)
+        answer = {"status": "ok" if ok else "unavailable", "workers": workers}
+        return web.json_response(answer, status=200 if ok else 503)
+
+    async def _stats(self, request: web.Request) -> web.Response:
+        told = await self._ask_all(request)
+        loads = [worker.in_flight for worker in self._workers]
+        answer = {"workers": [own for _, own in told], "in_flight": loads}
+        return web.json_response(answer, status=min(status for status, _ in told))
+
+    async def _ask_all(self, request: web.Request) -> list[tuple[int, Any]]:
+        return await asyncio.gather(*(self._ask(worker, request) for worker in self._workers))
+
+    async def _ask(self, worker: Worker, request: web.Request) -> tuple[int, Any]:
+        """The status and the JSON of one worker's own answer; 503 and None where it has none."""
+        try:
+            async with self._session.get(
+                f"{worker.url}{request.path}",
+                headers={k: v for k, v in request.headers.items() if k == "Authorization"},
+                skip_auto_headers=UNASKED,
+                timeout=aiohttp.ClientTimeout(total=PATIENCE),
+            ) as answer:
+                return answer.status, await answer.json(content_type=None)
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            return 503, None
+
+
+def _session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        # A kept connection can be closed by the worker just as a request goes out on it.
+        connector=aiohttp.TCPConnector(limit=0, force_close=True),
+        timeout=aiohttp.ClientTimeout(total=None),
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+    )
+
+
+def _kept(headers: Mapping[str, str], dropped: set[str]) -> CIMultiDict[str]:
+    named = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
+    gone = dropped | named
+    return CIMultiDict((name, text) for name, text in headers.items() if name.lower() not in gone)
+
+
+async def _break_off(request: web.Request, reply: web.StreamResponse, piece: bytes) -> None:
+    """End an answer after `piece`, too late for another status, and never as if it were whole."""
+    if request.transport is None or request.transport.is_closing():  # it was the client who left
+        return
+    events = reply.content_type == "text/event-stream"
+    if events and (not piece or piece.endswith((b"\n\n", b"\r\n\r\n"))):
+        await reply.write(f"data: {json.dumps(DIED)}\n\n".encode())
+    else:
+        request.transport.close()

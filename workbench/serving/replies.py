@@ -1,0 +1,132 @@
+"""The OpenAI protocol, seen from a server: the bodies of answers, whole and in pieces.
+
+Beyond OpenAI's fields an answer tells the `forwards` it took, under "denoising", and the request's
+fields that had no effect, under "warnings". Log-probabilities are natural ones over the full
+vocabulary, of the step that committed the token, before any temperature.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workbench.serving.batcher import News
+    from workbench.serving.protocol import Ask
+    from workbench.types import Completion
+
+__all__ = ["DONE", "Reply", "event"]
+
+LEAST = -9999.0  # stands for minus infinity, which JSON has not
+DONE = "data: [DONE]\n\n"
+
+
+def event(body: dict[str, Any]) -> str:
+    """A server-sent event."""
+    return f"data: {json.dumps(body, ensure_ascii=False, allow_nan=False)}\n\n"
+
+
+class Reply:
+    """The answer to a request.
+
+    Args:
+        decode: the text of a token.
+    """
+
+    def __init__(self, ask: Ask, decode: Callable[[int], str]) -> None:
+        self._ask, self._decode = ask, decode
+        kind = ("chatcmpl", "chat.completion") if ask.chat else ("cmpl", "text_completion")
+        self._head = {
+            "id": f"{kind[0]}-{ask.name}",
+            "object": kind[1],
+            "created": ask.created,
+            "model": ask.model,
+        }
+
+    def whole(self, rows: Sequence[News]) -> dict[str, Any]:
+        """All of it, once all rows are done."""
+        choices = [self._choice(i, row.completion) for i, row in enumerate(rows) if row.completion]
+        return self._head | {"choices": choices, "usage": usage(rows)} | self.extras(rows)
+
+    def first(self, index: int) -> dict[str, Any]:
+        """The chunk that begins a chat's stream."""
+        return self.part(index, "", role="assistant")
+
+    def part(self, index: int, text: str, **delta: str) -> dict[str, Any]:
+        """A chunk with more text."""
+        said = {"delta": {**delta, "content": text}} if self._ask.chat else {"text": text}
+        return self._chunk([{"index": index, **said, "logprobs": None, "finish_reason": None}])
+
+    def last(self, index: int, row: Completion) -> dict[str, Any]:
+        """The chunk that says why an answer ended; it has all its log-probabilities too."""
+        choice = self._choice(index, row)
+        if self._ask.chat:
+            del choice["message"]
+            choice["delta"] = {}
+        else:
+            choice["text"] = ""
+        return self._chunk([choice])
+
+    def used(self, rows: Iterable[News]) -> dict[str, Any]:
+        """The chunk that ends a stream whose usage was asked for."""
+        return self._chunk([]) | {"usage": usage(rows)}
+
+    def extras(self, rows: Iterable[News]) -> dict[str, Any]:
+        """What OpenAI's answers have not; in a stream they go with the last choice."""
+        extras: dict[str, Any] = {"denoising": {"forwards": sum(row.forwards for row in rows)}}
+        if self._ask.warnings:
+            extras["warnings"] = list(self._ask.warnings)
+        return extras
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        chunk = self._head | {"choices": choices}
+        if self._ask.chat:
+            chunk["object"] = "chat.completion.chunk"
+        return chunk | ({"usage": None} if self._ask.include_usage else {})
+
+    def _choice(self, index: int, row: Completion) -> dict[str, Any]:
+        said = {"message": {"role": "assistant", "content": row.text}}
+        choice = {
+            "index": index,
+            **(said if self._ask.chat else {"text": row.text}),
+            "logprobs": self._logprobs(row),
+            "finish_reason": row.finish_reason,
+        }
+        return choice | ({"error": {"message": row.error}} if row.error else {})
+
+    def _logprobs(self, row: Completion) -> dict[str, Any] | None:
+        if row.logprobs is None:
+            return None
+        tokens = [self._pair(t.token_id, t.logprob) for t in row.logprobs]
+        tops = [[self._pair(*pair) for pair in t.top] for t in row.logprobs]
+        if self._ask.chat:
+            most = self._ask.sampling.logprobs
+            told = [_told(*pair) for pair in tokens]
+            for one, top in zip(told, tops, strict=True):
+                one["top_logprobs"] = [_told(*pair) for pair in top[:most]]
+            return {"content": told}
+        offsets = [0]
+        for text, _ in tokens:
+            offsets.append(offsets[-1] + len(text))
+        return {
+            "tokens": [text for text, _ in tokens],
+            "token_logprobs": [value for _, value in tokens],
+            "top_logprobs": [dict(reversed(top)) for top in tops],  # of equal texts the likeliest
+            "text_offset": offsets[:-1],
+        }
+
+    def _pair(self, token: int | str, logprob: float) -> tuple[str, float]:
+        return self._decode(int(token)), max(logprob, LEAST)
+
+
+def _told(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+
+def usage(rows: Iterable[News]) -> dict[str, int]:
+    """Tokens of the prompts and of the answers; neither padding nor the rest of a canvas counts."""
+    done = [row.completion for row in rows if row.completion]
+    prompt = sum(row.prompt_tokens for row in done)
+    made = sum(row.completion_tokens for row in done)
+    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}

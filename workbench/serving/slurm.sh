@@ -1,0 +1,90 @@
+#!/bin/bash
+# (directives)
+
+# One model server on one node. While it answers, the file $ready tells where.
+#
+# With a key (WORKBENCH_API_KEY) it listens to the cluster's network, and asks for the key. Without
+# one it listens to its own node only, where other users may still reach it, and the tunnel goes
+# through ssh to the node. The log of the job tells how to make the tunnel.
+#
+# The key is not in this file. It comes from a file that nobody else can read (key_file), or from
+# the environment that sbatch passes on (--export=ALL, its default).
+set -euo pipefail
+
+# (settings)
+
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+
+taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+running() { kill -0 "$server" 2>/dev/null; }
+
+# Not what ~/.curlrc says, and not through a proxy.
+answers() { curl -q -sf --noproxy '*' -m 5 -o /dev/null "http://127.0.0.1:$port/health"; }
+
+stop() { # the server may finish what it is doing
+  trap '' TERM INT
+  rm -f -- "$ready"
+  kill -TERM "$server" 2>/dev/null || true
+  wait "$server" || exit $?
+  exit 0
+}
+
+clean() {
+  rm -f -- "$ready" "$ready.part"
+  kill -TERM "$server" 2>/dev/null || true
+}
+
+: "${SLURM_JOB_ID:?is not set: hand this script to sbatch}"
+ready=$ready-$SLURM_JOB_ID.json
+node=${SLURMD_NODENAME:-$(hostname)}
+login=${USER:-$(id -un)}@${SLURM_SUBMIT_HOST:-LOGIN}
+command -v curl >/dev/null || die 'curl is not on this node: it is needed to see the server answer'
+
+if [[ -n $key_file ]]; then
+  [[ -r $key_file ]] || die "key file $key_file cannot be read"
+  case $(stat -L -c %a -- "$key_file") in
+    600 | 400) ;;
+    *) die "key file $key_file is not for you alone: chmod 600 it" ;;
+  esac
+  WORKBENCH_API_KEY=$(<"$key_file")
+  [[ -n $WORKBENCH_API_KEY ]] || die "key file $key_file is empty"
+  export WORKBENCH_API_KEY
+fi
+
+if [[ -z $port ]]; then
+  port=$((20000 + RANDOM % 12000))
+  while taken "$port"; do port=$((20000 + RANDOM % 12000)); done
+elif taken "$port"; then
+  die "port $port of $node is taken: give another, or none for a free one"
+fi
+
+if [[ -n ${WORKBENCH_API_KEY:-} ]]; then
+  host=0.0.0.0 url=http://$node:$port/v1
+  tunnel="ssh -N -L $port:$node:$port $login"
+else
+  host=127.0.0.1 url=http://127.0.0.1:$port/v1
+  tunnel="ssh -N -J $login -L $port:127.0.0.1:$port $node"
+fi
+
+"${serve[@]}" --host "$host" --port "$port" &
+server=$!
+trap clean EXIT
+trap stop TERM INT
+
+until answers; do
+  running || break
+  sleep 1
+done
+if running; then
+  printf '{"host": "%s", "port": %d, "url": "%s", "job_id": "%s", "model": %s}\n' \
+    "$node" "$port" "$url" "$SLURM_JOB_ID" "$model" >"$ready.part"
+  mv -- "$ready.part" "$ready"
+  echo "ready: $ready"
+  echo "reach it from your machine: $tunnel"
+  echo "and there: export WORKBENCH_BASE_URL=http://127.0.0.1:$port/v1"
+fi
+wait "$server"
