@@ -59,7 +59,7 @@ lint: setup ## style, types, and the hygiene of the notebooks
 	$(WORKBENCH) notebook check $(NOTEBOOKS)
 
 test: lint ## what a change must pass: lint, tests, and the notebooks' stored outputs
-	"$(BIN)/pytest" tests
+	"$(BIN)/pytest" tests --durations 15
 	$(WORKBENCH) notebook validate $(NOTEBOOKS)
 
 test-all: lint ## the same with the slow tests

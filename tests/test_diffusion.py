@@ -20,9 +20,12 @@ from workbench.engines.diffusion.lanes import Lanes
 from workbench.engines.diffusion.likelihood import EXACT, maskings
 from workbench.engines.diffusion.network import Network
 from workbench.errors import EngineError, InputError
+from workbench.evaluation import evaluate
 from workbench.store import Store
+from workbench.tasks import WordProblems
 from workbench.tiny import MEMORY
 from workbench.tiny import MODEL as TINY
+from workbench.tiny.memoriser import pairs
 
 if reason := unavailable():
     pytest.skip(f"needs PyTorch and transformers: {reason}", allow_module_level=True)
@@ -634,3 +637,25 @@ def test_open_engine_knows_it(llada: Path) -> None:
         assert engine.generate(["hello"], Sampling(max_tokens=4))[0].error is None
     with pytest.raises(InputError, match="block_length"):
         open_engine(str(llada), "diffusion", store=None, blok_length=4)
+
+
+def test_what_is_known_by_heart_comes_back_whole() -> None:
+    known = pairs()
+    prompts = [prompt for prompt, _ in known]
+    exact = {}
+    for cache in ("none", "dual"):
+        with open_engine(engine="diffusion", store=None, threshold=0.9, cache=cache) as engine:
+            rows = engine.generate(prompts, Sampling(max_tokens=128))
+            exact[cache] = sum(
+                row.text == answer for row, (_, answer) in zip(rows, known, strict=True)
+            )
+            assert {row.finish_reason for row in rows} == {"stop"}
+    assert exact["none"] == 64
+    assert exact["dual"] > 32
+
+
+def test_an_experiment_runs_on_it() -> None:
+    with open_engine(engine="diffusion", store=None, threshold=0.9) as engine:
+        report = evaluate(WordProblems(), engine, count=6)
+    assert (report.summary[0].n, report.summary[0].n_failed) == (6, 0)
+    assert report.provenance["engine"]["engine"] == "diffusion"

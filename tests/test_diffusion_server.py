@@ -272,7 +272,8 @@ def test_log_probabilities_are_the_engines(
     content = answer["choices"][0]["logprobs"]["content"]
     assert len(content) == answer["usage"]["completion_tokens"]
     assert all(len(one["top_logprobs"]) == 2 for one in content)
-    assert all(one["bytes"] == [*one["token"].encode()] for one in content)
+    joined = b"".join(bytes(one["bytes"]) for one in content)
+    assert joined.decode(errors="replace") == answer["choices"][0]["message"]["content"]
 
 
 def test_streams_are_real_and_exact(server: DiffusionServer, answers: dict[str, str]) -> None:
@@ -459,6 +460,12 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"best_of": 3}, 400, "best_of"),
     ({"echo": True}, 400, "echo"),
     ({"tools": [{"type": "function"}]}, 400, "tools"),
+    ({"guided_regex": "[0-9]+"}, 400, "guided_regex"),
+    ({"stop": ["x"] * 300}, 400, "stop: at most 256"),
+    ({"stop": "x" * 300}, 400, "stop: at most 256"),
+    ({"prompt": "x" * 2**21}, 400, "Please reduce the length of the input messages"),
+    ({"prompt": [1] * 600}, 400, "has 600 input tokens or more"),
+    ({"prompt": "x" * 2**22}, 413, "send several requests"),
     ({"response_format": {"type": "json_object"}}, 400, "response_format"),
     ({"logit_bias": {"1": 5}}, 400, "logit_bias"),
     ({"temperature": -1}, 400, "temperature=-1"),
@@ -498,6 +505,7 @@ def test_every_failure_has_the_form_of_openai(server: DiffusionServer) -> None:
     root = server.url.removesuffix("/v1")
     for method, path, raw, status in (
         ("GET", "/v1/nothing", "", 404),
+        ("GET", "/v1/models/", "", 404),
         ("GET", "/v1/completions", "", 405),
         ("POST", "/v1/completions", "{", 400),
         ("POST", "/v1/completions", "[1]", 400),
@@ -583,6 +591,8 @@ def test_a_key_is_asked_for_and_never_shown(
                 assert refused.json()["error"]["type"] == "authentication_error"
         known = openai.OpenAI(base_url=server.url, api_key="open-sesame")
         assert known.models.list().data[0].id == server.model
+        sloppy = {"Authorization": "bearer  open-sesame"}
+        assert httpx.get(f"{server.url}/models", headers=sloppy).status_code == 200
         assert "sesam" not in repr(server) + repr(vars(server)) + caplog.text
     with pytest.raises(InputError, match="batch_size"):
         serve_diffusion(engine, batch_size=0)
@@ -654,8 +664,29 @@ def test_a_model_that_breaks_costs_what_was_in_it_and_no_more(
     assert complete(server, "17+25=42")["choices"][0]["text"] == " True"
 
 
-async def ended_in_the_middle(process: subprocess.Popen[str], signals: int) -> list[str]:
-    """What a stream still gets from a server that is told to end, so many times."""
+def test_a_model_that_is_broken_for_good_is_told(
+    engine: DiffusionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Denoiser) -> list[Row]:
+        raise RuntimeError("an illegal memory access")
+
+    monkeypatch.setattr(Denoiser, "step", broken)
+    with serve_diffusion(engine, max_wait_time=0) as server:
+        for status in (500, 500, 503):
+            assert post(server, "/completions", {"prompt": "1"}).status_code == status
+        assert get(server, "/health")["status"] == "broken"
+        assert server.run() == 1
+
+
+def test_the_model_answers_to_the_path_that_it_was_given_by(engine: DiffusionEngine) -> None:
+    with serve_diffusion(engine, name="mine", aliases=["models/mine"]) as server:
+        assert get(server, "/v1/models")["data"][0]["id"] == "mine"
+        for name in ("mine", "models/mine", engine.info.model):
+            assert complete(server, "17+25=42", model=name)["choices"][0]["text"] == " True"
+
+
+async def ended_in_the_middle(process: subprocess.Popen[str], *, impatient: bool) -> list[str]:
+    """What a stream still gets from a server that is told to end."""
     assert process.stdout is not None
     url = process.stdout.readline().strip()
     root = url.removesuffix("/v1")
@@ -673,17 +704,18 @@ async def ended_in_the_middle(process: subprocess.Popen[str], signals: int) -> l
             refused = await http.post(f"{url}/completions", json={"prompt": "1"})
             assert refused.status_code == 503
             assert "error" in refused.json()
-            if signals == 2:
-                process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)  # a cluster's, beside that of its script
+            if impatient:
+                process.send_signal(signal.SIGINT)
             return texts + [line async for line in lines if line]
 
 
-def test_sigterm_lets_requests_finish_and_a_second_one_does_not(
+def test_sigterm_lets_requests_finish_and_an_interrupt_after_it_does_not(
     program: subprocess.Popen[str],
 ) -> None:
     assert program.stdout is not None
-    assert "was closed" in asyncio.run(ended_in_the_middle(program, 2))[-1]
+    assert "was closed" in asyncio.run(ended_in_the_middle(program, impatient=True))[-1]
     assert program.stdout.readline().strip() == "1"
-    assert asyncio.run(ended_in_the_middle(program, 1))[-1] == "data: [DONE]"
+    assert asyncio.run(ended_in_the_middle(program, impatient=False))[-1] == "data: [DONE]"
     assert program.stdout.readline().strip() == "0"
     assert program.wait(SECONDS) == 0

@@ -245,7 +245,21 @@ def test_stats_are_those_of_each_worker(front: Running) -> None:
     status, told = front.ask("GET", "/batch/stats", Authorization="Bearer key")
     assert status == 200
     assert told == {"workers": [{"name": "a"}, {"name": "b"}], "in_flight": [0, 0]}
-    assert front.ask("GET", "/batch/stats")[0] == 401
+    assert front.ask("GET", "/batch/stats") == (401, {"error": "no key"})
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "size", "status"),
+    [("POST", "/v1/x", 2**26 + 1, 413), ("OPTIONS", "*", 0, 404)],
+)
+def test_its_own_refusals_are_errors_of_openais_form(
+    front: Running, method: str, target: str, size: int, status: int
+) -> None:
+    found, told = front.ask(method, target, bytes(size))
+    assert found == status
+    assert set(told["error"]) == {"message", "type", "param", "code"}
+    assert told["error"]["type"] == "invalid_request_error"
+    assert told["error"]["message"].startswith(f"{method} {target}: ")
 
 
 def test_a_dead_worker_costs_its_own_requests_only(tmp_path: Path) -> None:

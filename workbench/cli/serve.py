@@ -81,7 +81,8 @@ def diffusion(  # noqa: PLR0917
     if "batch_size" in given:
         raise InputError("--option batch_size: give --batch-size")
     if num_gpus > 1:
-        _spread(model, host, port, batch_size, max_wait_time, num_gpus, option or [])
+        names = _gpus(num_gpus, on_cpu=given.get("device") == "cpu")
+        _spread(model, host, port, batch_size, max_wait_time, names, option or [])
         return
     from workbench.engines.diffusion import DiffusionEngine
     from workbench.serving.diffusion_server import serve_diffusion
@@ -89,6 +90,7 @@ def diffusion(  # noqa: PLR0917
     say("loading …")
     with DiffusionEngine(model, None, "served", given) as engine:
         settings: dict[str, Any] = {"batch_size": batch_size, "max_wait_time": max_wait_time}
+        settings["aliases"] = [] if model is None else [model]
         with serve_diffusion(engine, host=host, port=port, **settings) as server:
             typer.echo(server.url)
             say(f"serves {server.model} on {engine.info.device}; Ctrl-C ends it")
@@ -102,7 +104,7 @@ def _spread(  # noqa: PLR0917
     port: int | None,
     batch_size: int,
     max_wait_time: float,
-    gpus: int,
+    gpus: list[str],
     option: list[str],
 ) -> None:
     """A worker on each GPU, and one port before them."""
@@ -114,16 +116,16 @@ def _spread(  # noqa: PLR0917
     line += ["--model-path", model] if model is not None else []
     line += [word for pair in option for word in ("--option", pair)]
     folder = run_dir() / "serve" / time.strftime(f"%Y%m%d-%H%M%S-{os.getpid()}")
-    environments = [{"CUDA_VISIBLE_DEVICES": name} for name in _gpus(gpus, option)]
-    say(f"starting {gpus} workers; their logs: {folder} …")
-    Front([line] * gpus, environments, folder=Path(folder), host=host, port=port).run()
+    environments = [{"CUDA_VISIBLE_DEVICES": name} for name in gpus]
+    say(f"starting {len(gpus)} workers; their logs: {folder} …")
+    Front([line] * len(gpus), environments, folder=Path(folder), host=host, port=port).run()
 
 
-def _gpus(count: int, option: list[str]) -> list[str]:
+def _gpus(count: int, *, on_cpu: bool) -> list[str]:
     """The names of so many GPUs; on a CPU, if that is asked for, the workers share it."""
     import torch
 
-    if "device=cpu" in option:
+    if on_cpu:
         return [""] * count
     if torch.cuda.device_count() < count:
         raise InputError(
@@ -131,4 +133,5 @@ def _gpus(count: int, option: list[str]) -> list[str]:
             "or --option device=cpu"
         )
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",")[:count] if named else [str(number) for number in range(count)]
+    names = named.split(",") if named else map(str, range(count))
+    return [name.strip() for name in names][:count]

@@ -91,7 +91,7 @@ def serve(  # noqa: PLR0917  # a command's arguments are its options
         typer.echo(identity)
         say(f"when it answers there is {folder}/{job.name}-{identity}.json")
         login = f"{getpass.getuser()}@{socket.gethostname()}"
-    with_key = key_file is not None or "WORKBENCH_API_KEY" in os.environ
+    with_key = key_file is not None or bool(os.environ.get("WORKBENCH_API_KEY"))
     say("then, from your machine (the job's log has these lines filled in):")
     for one in slurm.tunnel(port, with_key=with_key, login=login):
         say(f"  {one}")
@@ -110,8 +110,8 @@ def _private(given: Path | None) -> Path | None:
     if given is None:
         return None
     path = given.expanduser().absolute()
-    if path.exists() and path.stat().st_mode & 0o077:
-        raise InputError(f"key file {path} can be read by others: chmod 600 {path}")
+    if path.exists() and path.stat().st_mode & 0o777 not in (0o600, 0o400):
+        raise InputError(f"key file {path} is not for you alone: chmod 600 {path}")
     return path
 
 

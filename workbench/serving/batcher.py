@@ -10,9 +10,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from workbench.engines.base import failure
@@ -28,6 +27,7 @@ __all__ = ["Batcher", "ClosedError", "FullError", "News", "Ticket"]
 log = logging.getLogger("workbench")
 MOST = 1e6  # seconds that rows may be told to wait for others
 LONGEST = 60  # seconds that a client is asked to wait at most
+HOPELESS = 2  # failures of the model in a row
 JOIN = 10.0  # seconds for the step that is going on when all ends
 
 
@@ -95,12 +95,12 @@ class Batcher:
         if not isinstance(max_wait_time, int | float) or not 0 <= max_wait_time <= MOST:
             raise InputError(f"max_wait_time={max_wait_time!r} must be seconds from 0 to 10^6")
         self._denoiser: Denoiser | None = engine.denoiser(batch_size)
-        if not isinstance(queue_size, int) or queue_size < batch_size:
-            raise InputError(
-                f"queue_size={queue_size!r} must be a whole number from batch_size={batch_size}"
-            )
+        if not isinstance(queue_size, int) or queue_size < 1:
+            raise InputError(f"queue_size={queue_size!r} must be a whole number from 1")
         self._engine, self._tally = engine, tally
-        self._slots, self._patience, self.queue_size = batch_size, max_wait_time, queue_size
+        self._slots, self._patience = batch_size, max_wait_time
+        self.queue_size = max(queue_size, batch_size)
+        self._failures = 0  # of the model, in a row
         self._changed = threading.Condition()
         self._waiting: dict[Ticket, None] = {}  # in order of arrival
         self._leaving: list[Ticket] = []
@@ -110,6 +110,11 @@ class Batcher:
         self._finished = 0  # rows
         self._thread = threading.Thread(target=self._run, name="workbench-model", daemon=True)
         self._thread.start()
+
+    @property
+    def broken(self) -> bool:
+        """The model has failed again and again; it will not answer any more."""
+        return self._failures >= HOPELESS
 
     @property
     def live(self) -> int:
@@ -135,8 +140,9 @@ class Batcher:
             ClosedError: nothing is taken any more.
         """
         with self._changed:
-            if self._closed:
-                raise ClosedError("the server is closed")
+            if self._closed or self.broken:
+                why = "the model fails: start the server again" if self.broken else "it is closed"
+                raise ClosedError(f"nothing is taken any more; {why}")
             if len(self._waiting) + len(tickets) > self.queue_size:
                 raise FullError(len(self._waiting), self._retry_after())
             self._waiting.update(dict.fromkeys(tickets))
@@ -167,7 +173,7 @@ class Batcher:
             self._closed = True
             self._changed.notify()
         self._thread.join(JOIN)
-        self._fail([*self._live.values(), *self._waiting], "the server was closed")
+        self._fail([*self._live.copy().values(), *self._waiting], "the server was closed")
         self._denoiser = None
 
     def _retry_after(self) -> int:
@@ -180,6 +186,7 @@ class Batcher:
             try:
                 self._turn()
             except Exception as error:
+                self._failures += 1
                 log.exception("the model failed; its %d rows are given up", len(self._live))
                 lost = [*self._live.values()]
                 self._live.clear()
@@ -221,6 +228,7 @@ class Batcher:
         before, begun = denoiser.counts, time.monotonic()
         ended = denoiser.step()
         self._busy += time.monotonic() - begun
+        self._failures = 0
         self._tally.add_step(before, denoiser.counts)
         for row in ended:
             self._tell(row, denoiser)
@@ -232,7 +240,7 @@ class Batcher:
                 if not self._is_due():  # the last ones have just left
                     return []
                 self._tally.add("batches")
-            joining = list(islice(self._waiting, max(0, self.slots - len(self._live))))
+            joining = list(self._next(self.slots - sum(row.lanes for row in self._live)))
             for ticket in joining:
                 del self._waiting[ticket]
         now = time.monotonic()
@@ -240,6 +248,14 @@ class Batcher:
             self._live[ticket.row] = ticket
             self._tally.add_wait(now - ticket.arrived)
         return joining
+
+    def _next(self, free: int) -> Iterator[Ticket]:
+        """Those who wait, in order, while there are slots; one in any case where nothing runs."""
+        for number, ticket in enumerate(self._waiting):
+            free -= ticket.row.lanes
+            if free < 0 and (number or self._live):
+                return
+            yield ticket
 
     def _tell(self, row: Row, denoiser: Denoiser) -> None:
         """News of a row whose block has ended."""

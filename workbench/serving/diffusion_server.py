@@ -15,6 +15,7 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -41,6 +42,7 @@ MAX_WAIT_TIME = 0.1
 QUEUE_SIZE = 1024
 BACKLOG = 2048  # connections that are not accepted yet
 DRAIN = 30.0  # seconds to finish what is in
+WATCH = 1.0  # seconds from one look at the model's health to the next
 GRACE = 3  # seconds to send what is done
 IDLE = 300  # seconds that a connection is kept for a client's next request
 OPEN = ("/", "/health")  # asked for no key
@@ -78,7 +80,8 @@ class DiffusionServer:
             target=web.run, args=([listener],), name="workbench-web", daemon=True
         )
         thread.start()
-        self._end = weakref.finalize(self, _finish, web, thread, batcher)
+        self._batcher = batcher
+        self._end = weakref.finalize(self, _finish, web, thread, batcher, gate.close)
         log.info("%r answers", self)
 
     @property
@@ -89,19 +92,29 @@ class DiffusionServer:
     def run(self) -> int:
         """Serve in the main thread until SIGTERM or Ctrl-C, then finish what is in and close.
 
-        While it finishes, new requests and `/health` get 503. A second signal, or 30 s, ends it
-        at once.
+        While it finishes, new requests and `/health` get 503. A second Ctrl-C, or 30 s, ends it
+        at once; a second SIGTERM does not, since a cluster and a script may send one each. It ends
+        too where the model fails for good.
 
         Returns:
             0 if every request that was in has had its answer, else 1.
         """
         calls: queue.SimpleQueue[bool] = queue.SimpleQueue()  # True: all is finished
+        told: list[int] = []
 
-        def stop(*_: object) -> None:
-            calls.put(False)  # safe in a signal's handler
+        def stop(number: int, _: object) -> None:
+            if number == signal.SIGINT or not told:
+                told.append(number)
+                calls.put(False)  # safe in a signal's handler
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
+            while calls.empty():
+                if self._batcher.broken:
+                    log.error("%r ends: its model fails", self)
+                    return 1
+                with suppress(queue.Empty):
+                    calls.put(calls.get(timeout=WATCH))
             calls.get()
             log.info("%r finishes what is in", self)
             self._gate.drain(lambda: calls.put(True))
@@ -137,6 +150,7 @@ def serve_diffusion(
     max_wait_time: float = MAX_WAIT_TIME,
     queue_size: int = QUEUE_SIZE,
     name: str | None = None,
+    aliases: Sequence[str] = (),
 ) -> DiffusionServer:
     """Serve an engine over HTTP from threads of this process, and return at once.
 
@@ -151,6 +165,7 @@ def serve_diffusion(
             starts at once, and what comes later joins at the next step.
         queue_size: most rows that wait; above, clients are told to come again.
         name: what the model is called; None is its own name.
+        aliases: names that clients may use too; they are not listed.
 
     Raises:
         InputError: a port that is taken, or a value out of its range.
@@ -173,7 +188,8 @@ def serve_diffusion(
         raise
     url = base_url(host, listener.getsockname()[1])
     names = _names(engine.info, name)
-    gate = Gate(Routes(engine, batcher, tally, names), batcher, key)
+    routes = Routes(engine, batcher, tally, names, [engine.info.model, *aliases])
+    gate = Gate(routes, batcher, key)
     return DiffusionServer(gate, batcher, listener, url, names)
 
 
@@ -186,7 +202,7 @@ class Gate:
 
     def __init__(self, routes: Routes, batcher: Batcher, key: str | None) -> None:
         self._routes, self._app, self._batcher = routes, routes.app(), batcher
-        self._key = key and f"Bearer {key}".encode()
+        self._key = key.strip().encode() if key else None
         self._lock = threading.Lock()
         self._inside = 0
         self._emptied: Callable[[], None] | None = None
@@ -212,6 +228,10 @@ class Gate:
                 self._inside -= 1
                 self._tell_if_empty()
 
+    def close(self) -> None:
+        """End what the paths hold."""
+        self._routes.close()
+
     def drain(self, emptied: Callable[[], None]) -> None:
         """Take no more requests, and call when those inside have their answers."""
         self._batcher.hurry()
@@ -230,18 +250,23 @@ class Gate:
             return None
         if self._key:
             sent = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(sent, self._key):
+            scheme, _, given = sent.partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._key):
                 told = "a key is needed: send the header Authorization: Bearer KEY"
-                return Refusal(401, told, code="invalid_api_key")
+                headers = {"WWW-Authenticate": "Bearer"}
+                return Refusal(401, told, code="invalid_api_key", headers=headers)
         if self._routes.draining and scope["method"] == "POST":
             return Refusal(503, "the server is being ended; it takes no more requests")
         return None
 
 
-def _finish(web: uvicorn.Server, thread: threading.Thread, batcher: Batcher) -> None:
+def _finish(
+    web: uvicorn.Server, thread: threading.Thread, batcher: Batcher, close: Callable[[], None]
+) -> None:
     batcher.close()
     web.should_exit = True
     thread.join(2 * GRACE)
+    close()
 
 
 def _listen(host: str, port: int | None) -> socket.socket:

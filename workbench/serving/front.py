@@ -20,6 +20,7 @@ from typing import Any, Self
 
 import aiohttp
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -35,7 +36,7 @@ TIMEOUT = 1800.0  # seconds for all workers to answer: many gigabytes may be rea
 RESTART = 60.0  # seconds from one start of a worker to the next
 DRAIN = 30.0  # seconds that running requests have to finish in
 PATIENCE = 5.0  # seconds for a worker to tell of itself
-LARGEST = 2**26  # bytes of a request
+LARGEST = 2**22  # bytes of a request, as at a worker
 
 # About one connection and not about the message (RFC 9110, 7.6.1).
 HOP = {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer"}
@@ -44,12 +45,23 @@ OURS = {"host", "content-length", "expect"}  # of a request: made anew, or dealt
 UNASKED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")  # aiohttp would add them
 
 
-def _body(message: str, code: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "server_error", "param": None, "code": code}}
+def _body(message: str, code: str | None, kind: str = "server_error") -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
 DIED = _body("the worker died before it had answered", "worker_died")
 NONE_UP = _body("no worker is up; they are started again", "no_worker")
+
+
+@web.middleware
+async def _refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """The errors of aiohttp itself in OpenAI's form."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        message = f"{request.method} {request.path}: {error.text}"
+        body = _body(message, None, "invalid_request_error")
+        return web.json_response(body, status=error.status)
 
 
 class Front:
@@ -156,7 +168,7 @@ class Front:
                 logger.warning("%s", error)
 
     async def _listen(self, stack: AsyncExitStack) -> None:
-        app = web.Application(client_max_size=LARGEST)
+        app = web.Application(client_max_size=LARGEST, middlewares=[_refuse])
         app.router.add_get("/health", self._health)
         app.router.add_get("/batch/stats", self._stats)
         app.router.add_route("*", "/{path:.*}", self._forward)
@@ -240,9 +252,12 @@ class Front:
 
     async def _stats(self, request: web.Request) -> web.Response:
         told = await self._ask_all(request)
+        status, own = min(told, key=lambda one: one[0])
+        if status >= 400 and own is not None:  # none has told: a refusal as it is
+            return web.json_response(own, status=status)
         loads = [worker.in_flight for worker in self._workers]
         answer = {"workers": [own for _, own in told], "in_flight": loads}
-        return web.json_response(answer, status=min(status for status, _ in told))
+        return web.json_response(answer, status=status)
 
     async def _ask_all(self, request: web.Request) -> list[tuple[int, Any]]:
         return await asyncio.gather(*(self._ask(worker, request) for worker in self._workers))

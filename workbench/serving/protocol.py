@@ -25,6 +25,7 @@ from workbench.types import Message, Sampling
 __all__ = ["Ask", "Chat", "Detokenize", "Refusal", "Text", "Tokenize", "messages", "parse"]
 
 MAX_TOKENS = 256  # where a request does not say
+STOPS = 256
 TYPES = {
     401: "authentication_error",
     404: "not_found_error",
@@ -41,6 +42,10 @@ HINTS = {
 REFUSED = {
     "best_of": "only one answer is made",
     "echo": "the prompt is not repeated; put it before the answer yourself",
+    **dict.fromkeys(
+        ("guided_choice", "guided_grammar", "guided_json", "guided_regex"),
+        "only text is written; ask for a form in the prompt",
+    ),
     "functions": "this model calls no tools",
     "logit_bias": "tokens cannot be favoured here",
     "response_format": "only text is written; ask for a form in the prompt and check the answer",
@@ -66,11 +71,14 @@ class Refusal(Exception):  # noqa: N818
         param: str | None = None,
         code: str | None = None,
         retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
         self.kind = TYPES.get(status, "invalid_request_error")
-        self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        self.headers = dict(headers or {})
+        if retry_after is not None:
+            self.headers["Retry-After"] = str(retry_after)
 
     @classmethod
     def of(cls, error: InputError) -> Refusal:
@@ -199,7 +207,7 @@ class Ask:
             known = ", ".join(names)
             raise Refusal(
                 404,
-                f"the model {model!r} does not exist; known: {known}",
+                f"the model {model!r:.80} does not exist; known: {known}",
                 param="model",
                 code="model_not_found",
             )
@@ -227,16 +235,20 @@ class Ask:
         """
         room = context - tokens
         wanted = min(MAX_TOKENS, max(room, 1)) if self.max_tokens is None else self.max_tokens
-        if wanted > room:  # clients read these words and numbers
-            raise Refusal(
-                400,
-                f"This model's maximum context length is {context} tokens. However, your request "
-                f"has {tokens} input tokens and asks for {wanted} output tokens. Please reduce "
-                "the length of the input messages or max_tokens.",
-                param="messages" if self.chat else "prompt",
-                code="context_length_exceeded",
-            )
+        if wanted > room:
+            raise self.too_long(tokens, wanted, context)
         return replace(self.sampling, max_tokens=wanted)
+
+    def too_long(self, tokens: int, wanted: int, context: int, *, or_more: bool = False) -> Refusal:
+        """That the context has no room, in the words and numbers that clients read."""
+        return Refusal(
+            400,
+            f"This model's maximum context length is {context} tokens. However, your request "
+            f"has {tokens} input tokens{' or more' * or_more} and asks for {wanted} output "
+            "tokens. Please reduce the length of the input messages or max_tokens.",
+            param="messages" if self.chat else "prompt",
+            code="context_length_exceeded",
+        )
 
 
 def _prompts(body: Chat | Text) -> tuple[str | list[int] | list[Message], ...]:
@@ -291,6 +303,9 @@ def _seeds(seed: int | None, prompts: Sequence[Any]) -> tuple[int | None, ...]:
 
 
 def _sampling(body: Chat | Text) -> Sampling:
+    stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    if len(stops) > STOPS or any(len(stop) > STOPS for stop in stops):  # sought at every step
+        raise Refusal(400, f"stop: at most {STOPS} texts of {STOPS} characters", param="stop")
     top = body.logprobs
     if isinstance(body, Chat):
         if body.top_logprobs and not body.logprobs:
@@ -301,7 +316,7 @@ def _sampling(body: Chat | Text) -> Sampling:
         "top_p": body.top_p,
         "top_k": None if body.top_k in {-1, 0} else body.top_k,
         "min_p": body.min_p,
-        "stop": (body.stop,) if isinstance(body.stop, str) else body.stop,
+        "stop": tuple(stops),
         "logprobs": top,
         "ignore_eos": body.ignore_eos,
     }

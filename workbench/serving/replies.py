@@ -2,13 +2,18 @@
 
 Beyond OpenAI's fields an answer tells the `forwards` it took, under "denoising", and the request's
 fields that had no effect, under "warnings". Log-probabilities are natural ones over the full
-vocabulary, of the step that committed the token, before any temperature.
+vocabulary, of the step that committed the token, before any temperature. A token is told by its
+bytes, for it may be a part of a character: those of an answer, joined, are its text.
 """
 
 from __future__ import annotations
 
+import codecs
+import functools
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,10 +21,53 @@ if TYPE_CHECKING:
     from workbench.serving.protocol import Ask
     from workbench.types import Completion
 
-__all__ = ["DONE", "Reply", "event"]
+__all__ = ["DONE", "Piece", "Reply", "event", "pieces", "spelt"]
 
 LEAST = -9999.0  # stands for minus infinity, which JSON has not
 DONE = "data: [DONE]\n\n"
+
+# Byte-level BPE writes a byte as the character of its number, or as one after 255 if that cannot
+# be seen.
+SEEN = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+UNSEEN = [byte for byte in range(256) if byte not in SEEN]
+BYTES = {chr(byte): byte for byte in SEEN} | {chr(256 + i): byte for i, byte in enumerate(UNSEEN)}
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A token as it is told, and its bytes in the answer's text; a special one has none there."""
+
+    text: str
+    raw: bytes
+
+
+def pieces(tokenizer: Any) -> Callable[[int], Piece]:
+    """What tells the tokens of a tokenizer."""
+    vocabulary, added = tokenizer.get_vocab(), tokenizer.added_tokens_decoder
+    byte_level = "Ġ" in vocabulary and "▁" not in vocabulary  # SentencePiece may have both
+
+    @functools.cache
+    def piece(token: int) -> Piece:
+        if token in added:
+            text = str(added[token])
+            return Piece(text, b"" if added[token].special else text.encode())
+        name = tokenizer.convert_ids_to_tokens(token) or ""  # a model may have more than it
+        raw = spelt(name, byte_level=byte_level)
+        try:
+            return Piece(raw.decode(), raw)
+        except UnicodeDecodeError:
+            return Piece("bytes:" + "".join(f"\\x{byte:02x}" for byte in raw), raw)
+
+    return piece
+
+
+def spelt(name: str, *, byte_level: bool) -> bytes:
+    """The bytes of a token, from its name in the vocabulary of byte-level BPE or SentencePiece."""
+    if byte_level and BYTES.keys() >= set(name):
+        return bytes(BYTES[character] for character in name)
+    if byte := re.fullmatch(r"<0x([0-9A-F]{2})>", name):
+        return bytes.fromhex(byte[1])
+    return name.replace("▁", " ").encode()
 
 
 def event(body: dict[str, Any]) -> str:
@@ -31,11 +79,11 @@ class Reply:
     """The answer to a request.
 
     Args:
-        decode: the text of a token.
+        piece: tells a token, as from `pieces`.
     """
 
-    def __init__(self, ask: Ask, decode: Callable[[int], str]) -> None:
-        self._ask, self._decode = ask, decode
+    def __init__(self, ask: Ask, piece: Callable[[int], Piece]) -> None:
+        self._ask, self._piece = ask, piece
         kind = ("chatcmpl", "chat.completion") if ask.chat else ("cmpl", "text_completion")
         self._head = {
             "id": f"{kind[0]}-{ask.name}",
@@ -106,22 +154,28 @@ class Reply:
             for one, top in zip(told, tops, strict=True):
                 one["top_logprobs"] = [_told(*pair) for pair in top[:most]]
             return {"content": told}
-        offsets = [0]
-        for text, _ in tokens:
-            offsets.append(offsets[-1] + len(text))
         return {
-            "tokens": [text for text, _ in tokens],
+            "tokens": [piece.text for piece, _ in tokens],
             "token_logprobs": [value for _, value in tokens],
-            "top_logprobs": [dict(reversed(top)) for top in tops],  # of equal texts the likeliest
-            "text_offset": offsets[:-1],
+            # Of equal texts the likeliest.
+            "top_logprobs": [{piece.text: value for piece, value in reversed(top)} for top in tops],
+            "text_offset": _offsets(piece.raw for piece, _ in tokens),
         }
 
-    def _pair(self, token: int | str, logprob: float) -> tuple[str, float]:
-        return self._decode(int(token)), max(logprob, LEAST)
+    def _pair(self, token: int | str, logprob: float) -> tuple[Piece, float]:
+        return self._piece(int(token)), max(logprob, LEAST)
 
 
-def _told(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+def _told(piece: Piece, logprob: float) -> dict[str, Any]:
+    return {"token": piece.text, "logprob": logprob, "bytes": list(piece.raw)}
+
+
+def _offsets(tokens: Iterable[bytes]) -> list[int]:
+    """The whole characters before each token."""
+    decoder, offsets = codecs.getincrementaldecoder("utf-8")("replace"), [0]
+    for raw in tokens:
+        offsets.append(offsets[-1] + len(decoder.decode(raw)))
+    return offsets[:-1]
 
 
 def usage(rows: Iterable[News]) -> dict[str, int]:

@@ -31,7 +31,7 @@ from workbench.serving.protocol import (
     messages,
     parse,
 )
-from workbench.serving.replies import DONE, Reply, event
+from workbench.serving.replies import DONE, Reply, event, pieces
 
 if TYPE_CHECKING:
     from workbench.engines.diffusion import DiffusionEngine, Row
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Routes"]
 
 T = TypeVar("T")
+LARGEST = 2**22  # bytes of a body
 STREAM = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies pass it on at once
 
 
@@ -58,21 +59,34 @@ class Routes:
 
     Args:
         names: of the model, the first its own.
+        aliases: names that are understood too, and not listed.
     """
 
     def __init__(
-        self, engine: DiffusionEngine, batcher: Batcher, tally: Tally, names: Sequence[str]
+        self,
+        engine: DiffusionEngine,
+        batcher: Batcher,
+        tally: Tally,
+        names: Sequence[str],
+        aliases: Sequence[str],
     ) -> None:
         self._engine, self._batcher, self._tally, self._names = engine, batcher, tally, names
+        self._known_names = [*names, *aliases]
         self._context = engine.info.context_length
+        self._longest = max(map(len, engine.tokenizer.get_vocab()))  # characters of a token
         # One thread: a tokenizer is not safe to use from several.
         self._desk = ThreadPoolExecutor(1, "workbench-desk")
-        self._decode = functools.cache(lambda token: str(engine.tokenizer.decode([token])))
+        self._piece = pieces(engine.tokenizer)
         self.draining = False
 
     def app(self) -> FastAPI:
         """The application, with its description at `/docs`."""
-        app = FastAPI(title="workbench: masked diffusion", version="1", redoc_url=None)
+        app = FastAPI(
+            title="workbench: masked diffusion",
+            version="1",
+            redoc_url=None,
+            redirect_slashes=False,
+        )
         for path, route, body in (
             ("/v1/chat/completions", self.chat, Chat),
             ("/v1/completions", self.completions, Text),
@@ -106,11 +120,11 @@ class Routes:
 
     async def tokenize(self, request: Request) -> dict[str, Any]:
         """The tokens of a text, or of a chat up to where its answer begins."""
-        return await self._at_desk(self._tokenize, await request.body())
+        return await self._at_desk(self._tokenize, await _body(request))
 
     async def detokenize(self, request: Request) -> dict[str, Any]:
         """The text of tokens."""
-        return await self._at_desk(self._detokenize, await request.body())
+        return await self._at_desk(self._detokenize, await _body(request))
 
     async def models(self) -> dict[str, Any]:
         """The model, under all its names."""
@@ -120,13 +134,14 @@ class Routes:
 
     async def health(self) -> Response:
         """Whether requests are taken."""
+        status = "broken" if self._batcher.broken else "draining" if self.draining else "ok"
         told = {
-            "status": "draining" if self.draining else "ok",
+            "status": status,
             "model": self._names[0],
             "live": self._batcher.live,
             "waiting": self._batcher.waiting,
         }
-        return JSONResponse(told, 503 if self.draining else 200)
+        return JSONResponse(told, 200 if status == "ok" else 503)
 
     async def stats(self) -> dict[str, Any]:
         """What has been done since the start."""
@@ -135,8 +150,8 @@ class Routes:
 
     async def _generate(self, request: Request, kind: type[Chat | Text]) -> Response:
         self._tally.add("requests")
-        ask, rows = await self._at_desk(self._read, kind, await request.body())
-        work = _Work(ask, Reply(ask, self._decode), len(rows), asyncio.Queue())
+        ask, rows = await self._at_desk(self._read, kind, await _body(request))
+        work = _Work(ask, Reply(ask, self._piece), len(rows), asyncio.Queue())
         post = functools.partial(_post, asyncio.get_running_loop(), work.news)
         tickets = [
             Ticket(row, functools.partial(post, index), ask.stream)
@@ -183,11 +198,15 @@ class Routes:
             yield event(reply.used(done.values()))
         yield DONE
 
+    def close(self) -> None:
+        """End the desk's thread."""
+        self._desk.shutdown(wait=False, cancel_futures=True)
+
     async def _at_desk(self, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._desk, work, *args)
 
     def _read(self, kind: type[Chat | Text], raw: bytes) -> tuple[Ask, list[Row]]:
-        ask = Ask.of(parse(kind, raw), self._names, self._engine.denoising)
+        ask = Ask.of(parse(kind, raw), self._known_names, self._engine.denoising)
         if len(ask.prompts) > self._batcher.queue_size:
             raise Refusal(
                 400,
@@ -197,10 +216,20 @@ class Routes:
             )
         rows = []
         for prompt, seed in zip(ask.prompts, ask.seeds, strict=True):
+            if (least := self._least(prompt)) > self._context:  # before long work on it
+                raise ask.too_long(least, ask.max_tokens or 1, self._context, or_more=True)
             ids = self._tokens(prompt)
             sampling = ask.fit(len(ids), self._context)
             rows.append(self._engine.row(ids, sampling, ask.denoising, seed))
         return ask, rows
+
+    def _least(self, prompt: Any) -> int:
+        """Tokens that a prompt has at least."""
+        if isinstance(prompt, str):
+            return len(prompt) // self._longest
+        if isinstance(prompt[0], int):
+            return len(prompt)
+        return sum(len(message["content"]) for message in prompt) // self._longest
 
     def _tokens(self, prompt: Any) -> list[int]:
         if isinstance(prompt, str):
@@ -245,8 +274,20 @@ def _refusal(request: Request, error: Exception) -> Refusal:
     if isinstance(error, ClosedError):
         return Refusal(503, str(error))
     if isinstance(error, HTTPException):
-        return Refusal(error.status_code, f"{error.detail}: {request.method} {request.url.path}")
+        told = f"{error.detail}: {request.method} {request.url.path}"
+        return Refusal(error.status_code, told, headers=error.headers)
     return Refusal(500, f"{type(error).__name__}: {error}")
+
+
+async def _body(request: Request) -> bytes:
+    """A request's body, unless it is so large that reading it would hold up everybody."""
+    parts, size = [], 0
+    async for part in request.stream():
+        parts.append(part)
+        size += len(part)
+        if size > LARGEST:
+            raise Refusal(413, f"the body has more than {LARGEST} bytes: send several requests")
+    return b"".join(parts)
 
 
 async def _nobody(*_: object) -> Response:

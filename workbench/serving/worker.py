@@ -58,7 +58,9 @@ class Worker:
             raise EngineError(f"a worker could not be started: {error}") from error
         while time.monotonic() - self.started < self._timeout:
             code = child.process.poll()  # before reading: an ended one has said all
-            text = self.log.read_bytes()[said:].decode(errors="replace")
+            with self.log.open("rb") as log:
+                log.seek(said)
+                text = log.read().decode(errors="replace")
             if code is not None:
                 raise EngineError(
                     f"a worker ended with code {code} before it answered ({self.log})\n"

@@ -12,6 +12,8 @@ from workbench.types import Sampling
 
 __all__ = ["Proposal", "chosen", "propose"]
 
+COLD = 1e-6  # at a lower temperature logits overflow, and the likeliest token it is anyway
+
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
@@ -44,7 +46,7 @@ def propose(
     logprobs = wide.log_softmax(-1)
     scores = wide.clone()
     scores[:, mask] = -torch.inf
-    if sampling.temperature > 0:
+    if sampling.temperature > COLD:
         for warp in warpers(sampling):
             scores = warp(None, scores)
         noise = torch.empty_like(scores).exponential_(generator=generator)

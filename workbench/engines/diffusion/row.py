@@ -138,7 +138,11 @@ class Row:
         if self.done:
             return text
         text = text.rstrip(BROKEN)
-        begun = (stop[:size] for stop in self.sampling.stop for size in range(1, len(stop)))
+        begun = (
+            stop[:size]
+            for stop in self.sampling.stop
+            for size in range(1, min(len(stop), len(text) + 1))
+        )
         return text[: len(text) - max((len(x) for x in begun if text.endswith(x)), default=0)]
 
     def completion(self) -> Completion:
