@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from itertools import chain, product
 from pathlib import Path
@@ -174,7 +175,13 @@ def test_a_run_that_fails_is_a_row_with_its_reason(
 def test_a_stop_during_bare_generate_leaves_vllm_clean(plain: VLLMEngine) -> None:
     load = Load(requests=64, prompt_tokens=32, output_tokens=64)
     measured = Throughput([Runner("bare", plain, bare=True)], [load], repeats=50)
-    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    def stop() -> None:
+        while measured.rows.empty:  # however long the first run takes
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=stop, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         measured.run()
     assert plain.llm.llm_engine.get_num_unfinished_requests() == 0
