@@ -13,6 +13,7 @@ import typer
 
 from workbench.bench.cli import Json, Out, say, show
 from workbench.bench.cli import app as bench
+from workbench.cli.convert import app as convert
 from workbench.cli.evaluate import compare_reports, evaluate_task
 from workbench.cli.icm import icm
 from workbench.cli.serve import app as serve
@@ -43,6 +44,7 @@ app.command("compare")(compare_reports)
 app.command("icm")(icm)
 app.add_typer(notebook, name="notebook")
 app.add_typer(bench, name="bench")
+app.add_typer(convert, name="convert")
 app.add_typer(serve, name="serve")
 app.add_typer(slurm, name="slurm")
 app.add_typer(tiny, name="tiny")

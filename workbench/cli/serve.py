@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -62,6 +65,13 @@ def diffusion(  # noqa: PLR0917
             help="Hub name or folder of a LLaDA-8B model (default: a small one).",
         ),
     ] = None,
+    dcp_path: Annotated[
+        Path | None,
+        typer.Option(help="Instead: a folder of torch.distributed.checkpoint, to be converted."),
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="With --dcp-path: whose configuration and tokenizer it has.")
+    ] = None,
     host: Host = "127.0.0.1",
     port: Port = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows denoised at once, a GPU.")] = 8,
@@ -80,22 +90,45 @@ def diffusion(  # noqa: PLR0917
     given = engine_options(option)
     if "batch_size" in given:
         raise InputError("--option batch_size: give --batch-size")
-    if num_gpus > 1:
-        names = _gpus(num_gpus, on_cpu=given.get("device") == "cpu")
-        _spread(model, host, port, batch_size, max_wait_time, names, option or [])
-        return
-    from workbench.engines.diffusion import DiffusionEngine
-    from workbench.serving.diffusion_server import serve_diffusion
+    with _converted(model, dcp_path, base_model) as found:
+        if num_gpus > 1:
+            names = _gpus(num_gpus, on_cpu=given.get("device") == "cpu")
+            _spread(found, host, port, batch_size, max_wait_time, names, option or [])
+            return
+        from workbench.engines.diffusion import DiffusionEngine
+        from workbench.serving.diffusion_server import serve_diffusion
 
-    say("loading …")
-    with DiffusionEngine(model, None, "served", given) as engine:
-        settings: dict[str, Any] = {"batch_size": batch_size, "max_wait_time": max_wait_time}
-        settings["aliases"] = [] if model is None else [model]
-        with serve_diffusion(engine, host=host, port=port, **settings) as server:
-            typer.echo(server.url)
-            say(f"serves {server.model} on {engine.info.device}; Ctrl-C ends it")
-            code = server.run()
+        say("loading …")
+        with DiffusionEngine(found, None, "served", given) as engine:
+            settings: dict[str, Any] = {"batch_size": batch_size, "max_wait_time": max_wait_time}
+            settings["aliases"] = [] if found is None else [found]
+            with serve_diffusion(engine, host=host, port=port, **settings) as server:
+                typer.echo(server.url)
+                say(f"serves {server.model} on {engine.info.device}; Ctrl-C ends it")
+                code = server.run()
     raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def _converted(
+    model: str | None, dcp_path: Path | None, base_model: str | None
+) -> Iterator[str | None]:
+    """The model to load: as it is named, or a checkpoint made into one, in a private folder."""
+    if dcp_path is None and base_model is None:
+        yield model
+        return
+    if dcp_path is None or base_model is None or model is not None:
+        raise InputError("--dcp-path and --base-model go together, and without --model-path")
+    from workbench.engines.convert import convert_dcp
+
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the folder must not stay
+    try:
+        with TemporaryDirectory(prefix="workbench-dcp-") as folder:
+            made = convert_dcp(dcp_path, base_model, Path(folder) / dcp_path.resolve().name)
+            say(f"converted {made.tensors} tensors of {dcp_path}")
+            yield str(made.folder)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _spread(  # noqa: PLR0917

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from workbench.engines.diffusion.network import Network
 from workbench.engines.source import Source
 from workbench.errors import EngineError, InputError, WorkbenchError
 
-__all__ = ["read"]
+__all__ = ["describe", "llama_name", "read"]
 
 # From the names of LLaDA to those of Llama.
 NAMES = {
@@ -43,7 +44,39 @@ LIKE_LLAMA = {
     "include_qkv_bias": False, "input_emb_norm": False, "layer_norm_type": "rms", "rope": True,
     "scale_logits": False,
 }  # fmt: skip
-FILES = ["*.json", "*.safetensors", "*.jinja"]
+PLAIN = ["*.json", "*.jinja"]
+FILES = [*PLAIN, "*.safetensors"]
+
+
+def describe(model: str) -> tuple[Path, Any]:
+    """A model's folder, of one on the hub without its weights, and its configuration.
+
+    That of a LLaDA is given as the Llama's that it is.
+
+    Raises:
+        InputError: no such model, or one that transformers does not know.
+    """
+    from transformers import AutoConfig
+
+    source = Source.find(model)
+    folder = source.folder or _download(source.name, None, PLAIN)
+    raw = _json(folder / "config.json")
+    if raw.get("model_type") == "llada":
+        config = _config(raw)
+        config.update({"architectures": ["LlamaForCausalLM"]})
+        return folder, config
+    try:
+        return folder, AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"base model {model!r} is not known here: {text:.300}") from error
+
+
+def llama_name(name: str) -> str:
+    """The name that a tensor of LLaDA has in a Llama; any other name stays."""
+    for old, new in NAMES.items():
+        name = re.sub(old, new, name)
+    return name
 
 
 def read(source: Source, device: Any, options: Mapping[str, Any]) -> Network:
@@ -72,7 +105,7 @@ def read(source: Source, device: Any, options: Mapping[str, Any]) -> Network:
 def _read(source: Source, device: Any, options: Mapping[str, Any], *, dummy: bool) -> Network:
     from transformers import PreTrainedTokenizerFast
 
-    folder = source.folder or _download(source.name, options.get("revision"))
+    folder = source.folder or _download(source.name, options.get("revision"), FILES)
     raw = _json(folder / "config.json")
     config = _config(raw)
     if not (folder / "tokenizer.json").exists():
@@ -101,11 +134,11 @@ def _read(source: Source, device: Any, options: Mapping[str, Any], *, dummy: boo
     )
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:
         text = " ".join(str(error).split())
         raise InputError(
@@ -159,6 +192,7 @@ def _renamed(raw: Mapping[str, Any]) -> dict[str, Any]:
         "pad_token_id": raw.get("pad_token_id"),
         "dtype": raw.get("dtype") or raw.get("torch_dtype"),
         "is_causal": False,
+        "mask_token_id": raw.get("mask_token_id"),
     }
 
 

@@ -1,0 +1,42 @@
+"""`workbench convert`: checkpoints of training into folders that the engines load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.nb.cli import told
+
+__all__ = ["BaseModel", "app"]
+
+app = typer.Typer(no_args_is_help=True, help="Make a model folder from a training checkpoint.")
+BaseModel = Annotated[
+    str, typer.Option(help="Hub name or folder whose configuration and tokenizer it has.")
+]
+
+
+@app.callback()
+def main() -> None:
+    """Keep `dcp` a command of its own, for there will be other formats."""
+
+
+@app.command()
+@told
+def dcp(
+    path: Annotated[Path, typer.Argument(help="The folder with .metadata and the shards.")],
+    base_model: BaseModel,
+    out: Annotated[Path, typer.Option(help="A new folder.")],
+    prefix: Annotated[
+        str | None, typer.Option(help="Of the names, where the checkpoint holds several models.")
+    ] = None,
+) -> None:
+    """Turn a folder of torch.distributed.checkpoint into Hugging Face safetensors."""
+    from workbench.engines.convert import convert_dcp
+
+    made = convert_dcp(path, base_model, out, prefix=prefix)
+    typer.echo(f"{made.folder}: {made.tensors} tensors, {made.size / 1e6:,.1f} MB")
+    if made.left_out:
+        first = ", ".join(made.left_out[:3])
+        typer.echo(f"left out: {len(made.left_out)} other tensors ({first}, …)")

@@ -1,0 +1,231 @@
+"""A training checkpoint made into a model folder that transformers and the engines load."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from workbench.engines.dcp import Checkpoint, Entry
+from workbench.engines.diffusion.checkpoint import describe, llama_name
+from workbench.engines.meter import one_bar
+from workbench.errors import InputError, WorkbenchError
+
+__all__ = ["Converted", "convert_dcp"]
+
+SHARD = 4 * 2**30  # bytes of a file, and about what is in memory at once
+BESIDE = ("generation_config.json", "special_tokens_map.json", "tokenizer*", "*.jinja")
+WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What came of a conversion.
+
+    Attributes:
+        tensors: how many were written.
+        size: of them, in bytes.
+        left_out: names of the checkpoint's other tensors (an optimizer's, …).
+    """
+
+    folder: Path
+    tensors: int
+    size: int
+    left_out: tuple[str, ...]
+
+
+def convert_dcp(
+    path: str | Path, base_model: str, out: str | Path, *, prefix: str | None = None
+) -> Converted:
+    """Turn a folder of `torch.distributed.checkpoint` into a Hugging Face model folder.
+
+    No process group, nothing of the trainer, no pickle but of plain records (see `dcp`). Tensors
+    keep the precision in which they were saved and are read file by file; names of LLaDA become
+    those of the Llama that it is.
+
+    Args:
+        path: the folder with `.metadata` and the shards.
+        base_model: hub name or local folder whose configuration and tokenizer it has.
+        out: a new folder.
+        prefix: what comes before the model's own names, where a checkpoint holds several models.
+
+    Raises:
+        InputError: `out` exists, the checkpoint is broken or not whole, its tensors are not those
+            of the base model, or several sets of them are.
+        WorkbenchError: the folder cannot be written.
+    """
+    out = Path(out)
+    if out.exists() or out.is_symlink():
+        raise InputError(f"{out} exists already: choose another folder for the model")
+    checkpoint = Checkpoint(Path(path))
+    base, config = describe(base_model)
+    expected, twins = _tensors(config)
+    found = _found(checkpoint, expected, prefix)
+    _check(checkpoint, found, expected, twins)
+    names = {name: found[name] for name in expected}
+    entries = {name: checkpoint.entries[stored] for name, stored in names.items()}
+    # Of the largest tensor: in it the model is loaded where no other precision is asked for.
+    config.dtype = max(entries.values(), key=lambda entry: entry.size).dtype
+    try:
+        with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+            part = Path(scratch) / "model"
+            part.mkdir()
+            for file in (file for pattern in BESIDE for file in base.glob(pattern)):
+                shutil.copyfile(file, part / file.name)
+            config.save_pretrained(part)
+            _write(part, checkpoint, names, entries)
+            part.rename(out)
+    except OSError as error:
+        raise WorkbenchError(f"the model could not be written to {out}: {error}") from error
+    left = tuple(sorted({*checkpoint.entries} - {*found.values()}))
+    return Converted(out, len(names), sum(entry.size for entry in entries.values()), left)
+
+
+def _tensors(config: Any) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """The shapes of a model's tensors by name, and other names that some of them have too."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        raise InputError(f"the base model is no language model: {error}") from error
+    first: dict[int, str] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    twins: dict[str, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        known = first.setdefault(id(tensor), name)
+        if known == name:
+            shapes[name] = tuple(tensor.shape)
+        else:
+            twins[name] = known
+    return shapes, twins
+
+
+def _found(
+    checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]], prefix: str | None
+) -> dict[str, str]:
+    """The names under which a checkpoint has a model's tensors, by the names that they get.
+
+    Raises:
+        InputError: it does not have them all, or has several sets of them.
+    """
+    plain = {WRAPPERS.sub("", stored): stored for stored in checkpoint.entries}
+    anchor = next(iter(expected))
+    starts = {
+        name[: len(name) - len(rest)]
+        for name in plain
+        for rest in _rests(name)
+        if llama_name(rest) == anchor
+    }
+    if prefix is not None:
+        starts = {prefix}
+    sets = {
+        start: {
+            llama_name(name.removeprefix(start)): stored
+            for name, stored in plain.items()
+            if name.startswith(start)
+        }
+        for start in sorted(starts or {""})
+    }
+    whole = {start: names for start, names in sets.items() if not {*expected} - {*names}}
+    if not whole:
+        best = min(sets.values(), key=lambda names: len({*expected} - {*names}))
+        raise InputError(
+            f"{checkpoint.folder} lacks {_some({*expected} - {*best})}: it is no checkpoint of "
+            f"the base model; it has {_some(checkpoint.entries)}"
+        )
+    if len(whole) > 1:
+        raise InputError(
+            f"{checkpoint.folder} holds {len(whole)} models of that shape: give the prefix of one, "
+            f"of {', '.join(map(repr, whole))}"
+        )
+    return whole.popitem()[1]
+
+
+def _rests(name: str) -> Iterator[str]:
+    """A name, and what is left of it after each dot."""
+    parts = name.split(".")
+    yield from (".".join(parts[at:]) for at in range(len(parts)))
+
+
+def _check(
+    checkpoint: Checkpoint,
+    found: Mapping[str, str],
+    expected: Mapping[str, tuple[int, ...]],
+    twins: Mapping[str, str],
+) -> None:
+    """Refuse shapes and tensors that the base model does not have, and missing bytes.
+
+    Raises:
+        InputError: names them.
+    """
+    import torch
+
+    for name, shape in expected.items():
+        if (saved := checkpoint.entries[found[name]].shape) != shape:
+            raise InputError(
+                f"{checkpoint.folder}: {name} has the shape {[*saved]}, that of the base model "
+                f"{[*shape]}: give the base model that was trained"
+            )
+    rooms = {name.partition(".")[0] for name in expected}
+    own = {name for name in found if name.partition(".")[0] in rooms}
+    if more := own - {*expected} - {*twins}:
+        raise InputError(
+            f"{checkpoint.folder} has, beyond the base model, {_some(more)}: give the base model "
+            "that was trained"
+        )
+    shown = {name: twin for name, twin in twins.items() if name in found}
+    checkpoint.check(found[name] for name in (*expected, *shown))
+    for name, twin in shown.items():
+        one, other = checkpoint.read((found[name], found[twin])).values()
+        if not torch.equal(one, other):
+            raise InputError(
+                f"{checkpoint.folder}: {name} is not {twin}, which the base model takes them for"
+            )
+
+
+def _some(names: Iterable[str]) -> str:
+    first = sorted(names)
+    return ", ".join(first[:3]) + (f" and {len(first) - 3} more" if len(first) > 3 else "")
+
+
+def _write(
+    folder: Path, checkpoint: Checkpoint, names: Mapping[str, str], entries: Mapping[str, Entry]
+) -> None:
+    """Read and write file by file, and say in an index which holds what, if there are several."""
+    from safetensors.torch import save_file
+
+    files = [*_files(entries)]
+    weight_map: dict[str, str] = {}
+    with one_bar(len(names), "converting", "tensor") as bar:
+        for number, some in enumerate(files, 1):
+            file = f"model-{number:05}-of-{len(files):05}.safetensors"
+            file = "model.safetensors" if len(files) == 1 else file
+            values = checkpoint.read(names[name] for name in some)
+            save_file({name: values[names[name]] for name in some}, folder / file, {"format": "pt"})
+            weight_map |= dict.fromkeys(some, file)
+            bar.update(len(some))
+    if len(files) > 1:
+        size = sum(entry.size for entry in entries.values())
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+
+def _files(entries: Mapping[str, Entry]) -> Iterator[list[str]]:
+    """Names of tensors that go into one file, in order."""
+    some: list[str] = []
+    size = 0
+    for name, entry in entries.items():
+        if some and size + entry.size > SHARD:
+            yield some
+            some, size = [], 0
+        some.append(name)
+        size += entry.size
+    yield some
