@@ -35,6 +35,17 @@ def test_its_parts_hold_in_small(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said[0] == "alone …"
 
 
+def test_the_trade_off_in_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diffusion, "PROBLEMS", 24)
+    monkeypatch.setattr(diffusion, "TRADED", diffusion.TRADED[:2])
+    one, fast, points, fewer, faster, *by_steps = diffusion.measure(["problems"], 1, quietly)
+    assert one.bound == "≥ 50 %"
+    assert points.value == pytest.approx(fast.value - one.value)
+    assert (fewer.bound, fewer.holds) == ("≥ 3 ×", True)
+    assert faster.value > 1
+    assert [line.what for line in by_steps] == [f"… threshold 0.9, {n} steps" for n in range(1, 5)]
+
+
 def test_a_round_of_many_requests_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batching, "AT_ONCE", 60)
     monkeypatch.setattr(batching, "ROUNDS", 2)

@@ -91,24 +91,27 @@ def test_coverage_is_told_over_splits() -> None:
 
 def test_nothing_is_lost_in_the_queue() -> None:
     heard: list[str] = []
-    lost, wrong, many, one, cpu = uncertainty._queue(heard.append, 50, 0.01)
+    lost, wrong, many, one, cpu, most = uncertainty._queue(heard.append, 50, 0.01)
     assert (lost.value, wrong.value) == (0, 0)
     assert lost.holds
     assert wrong.holds
     assert many.holds == (many.value <= 1.3)
     assert one.value > 1  # nothing is faster than its ideal
     assert 0 < cpu.value < 1000
+    assert most.value > 1
+    assert "128 at once" in most.what
     # Each question in a request of its own, besides those of the warm-up and what finds this out.
-    several, single = (int(text.split(" ")[0]) for text in heard)
+    several, single, again = (int(text.split(" ")[0]) for text in heard)
     assert several < 50
     assert 150 < single < 160
+    assert 150 < again < 160
 
 
 def test_questions_that_fail_and_other_letters_are_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(uncertainty, "_tops", lambda _: {" B": -0.1, " A": -3.0})
-    found = uncertainty._waited(Faults(poison="case 7?"), 20, 0.01, quietly)
+    found = uncertainty._waited(Faults(poison="case 7?"), 20, 0.01, 8, quietly)
     assert found["lost"] == 3  # in each prompt
     assert 30 < found["wrong"] < 57
     assert found["seconds"] > 0.01

@@ -22,7 +22,19 @@ LINE = [sys.executable, "-c", "from workbench.cli import app; app()", "serve", "
 
 
 def test_workers_behind_one_port_answer_and_end_together(tmp_path: Path) -> None:
-    line = [*LINE, "--num_gpus", "2", "--num_nodes", "1", "-o", "device=cpu", "-o", "threshold=0.9"]
+    line = [
+        *LINE,
+        "--model",
+        "workbench-memoriser",
+        "--num_gpus",
+        "2",
+        "--num_nodes",
+        "1",
+        "-o",
+        "device=cpu",
+        "-o",
+        "threshold=0.9",
+    ]
     variables = os.environ | {"WORKBENCH_RUN_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=variables) as process:
         assert process.stdout is not None

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import urllib.request
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -18,6 +19,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+)
 from typer.testing import CliRunner
 
 from workbench import Sampling
@@ -155,6 +163,7 @@ def test_the_larger_of_several_models_is_not_guessed(tmp_path: Path, tensors: Te
     with pytest.raises(InputError, match=r"2 models of that shape.*'ema\.', 'model\.'"):
         convert_dcp(path, str(MEMORY), tmp_path / "out")
     same(convert_dcp(path, str(MEMORY), tmp_path / "out", prefix="ema.").folder, other)
+    same(convert_dcp(path, str(MEMORY), tmp_path / "dot", prefix="model").folder, tensors)
     with pytest.raises(InputError, match="lacks"):
         convert_dcp(path, str(MEMORY), tmp_path / "more", prefix="average.")
 
@@ -177,7 +186,7 @@ def test_what_is_missing_or_cut_off_is_named(tmp_path: Path, tensors: Tensors) -
     shards[3].write_bytes(whole[:-1])
     refused(tmp_path / "dcp", tmp_path / "out", rf"{shards[3].name} is cut off: \S+ of \S+ bytes")
     shards[3].write_bytes(bytes(len(whole)))
-    refused(tmp_path / "dcp", tmp_path / "out", "a shard could not be read")
+    refused(tmp_path / "dcp", tmp_path / "out", "a shard of .* could not be read")
     shards[3].unlink()
     refused(tmp_path / "dcp", tmp_path / "out", f"the shard {shards[3].name} is missing")
 
@@ -225,8 +234,50 @@ def test_no_planted_pickle_is_loaded(tmp_path: Path, tensors: Tensors) -> None:
     index.write_bytes(kept)
     (shard,) = path.glob("*.distcp")
     shard.write_bytes(planted * (1 + shard.stat().st_size // len(planted)))
-    refused(path, tmp_path / "out", "a shard could not be read")
+    refused(path, tmp_path / "out", "a shard of .* could not be read")
     assert not sign.exists()
+
+
+def test_no_object_stands_in_for_a_tensor(tmp_path: Path, tensors: Tensors) -> None:
+    """Torch's own reader loads an object as any pickle; an index can pass one off as a tensor."""
+    sign = tmp_path / "loaded"
+    path = save(tensors, tmp_path / "dcp")
+    torch.save(Planted(sign), path / "evil.distcp")
+    sign.unlink(missing_ok=True)
+    index = pickle.loads((path / ".metadata").read_bytes())  # our own
+    name = "model.norm.weight"
+    tensor, thing = index.state_dict_metadata[name], BytesStorageMetadata()
+    vars(thing).update(properties=tensor.properties, size=tensor.size, chunks=tensor.chunks)
+    index.state_dict_metadata[name] = thing
+    index.storage_data = {at: p for at, p in index.storage_data.items() if at.fqn != name}
+    size = (path / "evil.distcp").stat().st_size
+    for at in (MetadataIndex(name), MetadataIndex(name, torch.Size([0]))):
+        index.storage_data[at] = _StorageInfo("evil.distcp", 0, size)
+    (path / ".metadata").write_bytes(pickle.dumps(index))
+    refused(path, tmp_path / "out", f"lacks {name}")
+    index.state_dict_metadata[name] = tensor
+    (path / ".metadata").write_bytes(pickle.dumps(index))
+    refused(path, tmp_path / "out", f"a shard of {name} could not be read")
+    assert not sign.exists()
+
+
+def test_no_index_changes_a_class_of_this_process(tmp_path: Path) -> None:
+    """The opcode that fills an object can fill a class too."""
+
+    def name(module: str, kind: str) -> bytes:
+        return b"c" + f"{module}\n{kind}\n".encode()
+
+    def text(value: str) -> bytes:
+        return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+    path, kinds = name("pathlib", "PurePosixPath"), "torch.distributed.checkpoint.metadata"
+    poison = path + b"N}" + text("is_relative_to") + path + b"s\x86b0"
+    poison += name(kinds, "Metadata") + b"N}" + text("poisoned") + b"K\x01s\x86b0"
+    (tmp_path / "dcp").mkdir()
+    (tmp_path / "dcp" / ".metadata").write_bytes(b"\x80\x04" + poison + b"N.")
+    refused(tmp_path / "dcp", tmp_path / "out", "not what torch writes")
+    assert not hasattr(Metadata, "poisoned")
+    assert not PurePosixPath("/etc").is_relative_to("/usr")
 
 
 def test_broken_indexes_and_wrong_folders(tmp_path: Path, tensors: Tensors) -> None:
@@ -235,24 +286,83 @@ def test_broken_indexes_and_wrong_folders(tmp_path: Path, tensors: Tensors) -> N
     refused(tmp_path / "run", out, rf"it has no \.metadata; give {inner}")
     refused(tmp_path / "nowhere", out, "is no folder of torch.distributed.checkpoint")
     index = inner / ".metadata"
-    metadata = pickle.loads(index.read_bytes())  # our own
-    index.write_bytes(b"PK")
-    refused(inner, out, "is broken, or not what torch writes")
-    index.write_bytes(pickle.dumps(torch.Size([1])))
-    refused(inner, out, "holds no index of a checkpoint")
-    for place in metadata.storage_data.values():
-        place.relative_path = "../elsewhere"
-    index.write_bytes(pickle.dumps(metadata))
-    refused(inner, out, r"names the file '\.\./elsewhere', outside")
-    metadata.storage_data.popitem()
-    index.write_bytes(pickle.dumps(metadata))
-    refused(inner, out, "were never saved")
-    metadata.storage_data = None
-    index.write_bytes(pickle.dumps(metadata))
-    refused(inner, out, "contradicts itself")
-    metadata.state_dict_metadata = {"a": metadata}
-    index.write_bytes(pickle.dumps(metadata))
-    refused(inner, out, "lacks")
+    kept = index.read_bytes()
+    name, first = "model.norm.weight", torch.Size([0])
+    chunk, half = ChunkStorageMetadata(first, torch.Size([128])), torch.Size([64])
+
+    def changed(said: str, change: Any) -> None:
+        metadata = pickle.loads(kept)  # our own
+        change(metadata, metadata.state_dict_metadata[name], [*metadata.storage_data.values()])
+        index.write_bytes(pickle.dumps(metadata))
+        refused(inner, out, said)
+
+    for data, said in ((b"PK", "is broken, or not"), (pickle.dumps(first), "not what torch")):
+        index.write_bytes(data)
+        refused(inner, out, said)
+    for file in ("../elsewhere", "/etc/passwd", "..", "", "a\0b", 5):
+        changed("not one of its folder", lambda _, __, p, file=file: setattr(
+            p[0], "relative_path", file))  # fmt: skip
+    changed("is missing", lambda _, __, p: setattr(p[0], "relative_path", "x" * 200))
+    changed("compressed", lambda _, __, p: setattr(p[0], "transform_descriptors", ["zstd"]))
+    changed("are no sizes", lambda _, __, p: setattr(p[0], "offset", -1))
+    changed("were never saved", lambda m, _, __: m.storage_data.clear())
+    changed("were never saved", lambda _, t, __: t.chunks.clear())
+    changed("were never saved", lambda _, t, __: t.chunks.append(chunk))  # twice
+    changed("were never saved", lambda _, t, __: setattr(t.chunks[0], "sizes", half))
+    changed("no tensor", lambda _, t, __: setattr(t.properties, "dtype", "float32"))
+    changed("asks for torch", lambda _, t, __: setattr(t, "size", torch.zeros(1)))
+    changed("other dimensions", lambda _, t, __: setattr(t, "size", (2, 64)))
+    changed("not what torch", lambda m, _, __: setattr(m, "storage_data", None))
+    changed("not what torch", lambda m, _, __: m.state_dict_metadata.update(a=m))
+    changed("no tensor", lambda m, t, __: m.state_dict_metadata.update({5: t}))
+
+
+def test_what_differs_by_a_wrapper_only_is_not_chosen_from(
+    tmp_path: Path, tensors: Tensors
+) -> None:
+    twice = tensors | {f"_orig_mod.{name}": value + 1 for name, value in tensors.items()}
+    refused(save(twice, tmp_path / "dcp"), tmp_path / "out", "the same but for a wrapper")
+    whole = {name: value.to(torch.int32) for name, value in tensors.items()}
+    refused(save(whole, tmp_path / "int"), tmp_path / "out", "is torch.int32, no floating-point")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("{", "is not known here"),
+        ('{"model_type": "unheard-of"}', "is not known here"),
+        ('{"model_type": "llada"}', "is not known here"),
+        ('{"model_type": "llama", "num_attention_heads": 0}', "no language model|not known"),
+        ('{"model_type": "llama", "hidden_size": "x"}', "no language model|not known"),
+        ('{"model_type": "bert"}', "lacks|no language model"),
+        ('{"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}', "is not known here"),
+    ],
+)
+def test_base_models_that_cannot_be(
+    tmp_path: Path, tensors: Tensors, config: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, sign = tmp_path / "base", tmp_path / "loaded"
+    shutil.copytree(MEMORY, base)
+    (base / "config.json").write_text(config)
+    (base / "own.py").write_text(f"open({str(sign)!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # to run what comes with it
+    refused(save(tensors, tmp_path / "dcp"), tmp_path / "out", said, base)
+    assert not sign.exists()
+    shutil.copy(MEMORY / "config.json", base)
+    (base / "tokenizer.json").unlink()
+    refused(tmp_path / "dcp", tmp_path / "out", "has no tokenizer", base)
+
+
+def test_a_full_disk_is_told(tmp_path: Path, tensors: Tensors) -> None:
+    path = save(tensors, tmp_path / "dcp")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))  # as if the disk were full
+    try:
+        with pytest.raises(WorkbenchError, match=r"could not be written to .*make room"):
+            convert_dcp(path, str(MEMORY), tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [found.name for found in tmp_path.iterdir()] == ["dcp"]
 
 
 def test_outputs_that_exist_or_cannot_be(tmp_path: Path, tensors: Tensors) -> None:
@@ -263,10 +373,6 @@ def test_outputs_that_exist_or_cannot_be(tmp_path: Path, tensors: Tensors) -> No
     with pytest.raises(WorkbenchError, match="could not be written"):
         convert_dcp(path, str(MEMORY), tmp_path / "no" / "such" / "folder")
     refused(path, tmp_path / "new", "has no config.json", tmp_path)
-    odd = tmp_path / "odd"
-    shutil.copytree(MEMORY, odd)
-    (odd / "config.json").write_text('{"model_type": "unheard-of"}')
-    refused(path, tmp_path / "new", "base model .* is not known here", odd)
 
 
 # --- the commands

@@ -21,6 +21,7 @@ from workbench.engines.diffusion.likelihood import EXACT, maskings
 from workbench.engines.diffusion.network import Network
 from workbench.errors import EngineError, InputError
 from workbench.evaluation import evaluate
+from workbench.serving import serve
 from workbench.store import Store
 from workbench.tasks import WordProblems
 from workbench.tiny import MEMORY
@@ -644,7 +645,8 @@ def test_what_is_known_by_heart_comes_back_whole() -> None:
     prompts = [prompt for prompt, _ in known]
     exact = {}
     for cache in ("none", "dual"):
-        with open_engine(engine="diffusion", store=None, threshold=0.9, cache=cache) as engine:
+        options: dict[str, Any] = {"store": None, "threshold": 0.9, "cache": cache}
+        with open_engine("workbench-memoriser", "diffusion", **options) as engine:
             rows = engine.generate(prompts, Sampling(max_tokens=128))
             exact[cache] = sum(
                 row.text == answer for row, (_, answer) in zip(rows, known, strict=True)
@@ -652,6 +654,25 @@ def test_what_is_known_by_heart_comes_back_whole() -> None:
             assert {row.finish_reason for row in rows} == {"stop"}
     assert exact["none"] == 64
     assert exact["dual"] > 32
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_other_engines_leave_it_alone(engine: str) -> None:
+    pytest.importorskip(engine)
+    for model in ("workbench-tiny-diffusion", str(MEMORY)):
+        with pytest.raises(InputError, match='use engine="diffusion"'):
+            open_engine(model, engine, store=None)
+    with pytest.raises(InputError, match='use engine="diffusion"'):
+        serve("workbench-memoriser")
+
+
+def test_the_embedded_models_are_opened_by_name() -> None:
+    for model, name in (
+        (None, "workbench-tiny-diffusion"),
+        ("workbench-memoriser", "workbench-memoriser"),
+    ):
+        with open_engine(model, "diffusion", store=None) as engine:
+            assert engine.info.model == name
 
 
 def test_an_experiment_runs_on_it() -> None:

@@ -36,7 +36,7 @@ PROGRAM = """
 import sys
 from workbench.engines.diffusion import DiffusionEngine
 from workbench.serving.diffusion_server import serve_diffusion
-with DiffusionEngine(None, None, "test", {"threshold": 0.9}) as engine:
+with DiffusionEngine("workbench-memoriser", None, "test", {"threshold": 0.9}) as engine:
     for _ in range(2):
         server = serve_diffusion(engine, batch_size=2, max_wait_time=0)
         print(server.url, flush=True)
@@ -63,7 +63,7 @@ def program() -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[DiffusionEngine]:
-    with DiffusionEngine(None, None, "test", {"threshold": 0.9}) as opened:
+    with DiffusionEngine("workbench-memoriser", None, "test", {"threshold": 0.9}) as opened:
         yield opened
 
 

@@ -105,7 +105,7 @@ def test_names_in_vocabularies(name: str, byte_level: bool, raw: bytes) -> None:
 def test_bytes_of_a_served_chat_join_to_its_content() -> None:
     chat = {"messages": [{"role": "user", "content": "Hello!"}], "logprobs": True}
     with (
-        DiffusionEngine(None, None, "test", {"threshold": 0.9}) as engine,
+        DiffusionEngine("workbench-memoriser", None, "test", {"threshold": 0.9}) as engine,
         serve_diffusion(engine, max_wait_time=0) as server,
     ):
         url = f"{server.url}/chat/completions"

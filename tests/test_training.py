@@ -5,16 +5,20 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from workbench.engines.diffusion import DiffusionEngine
 from workbench.errors import InputError, WorkbenchError
-from workbench.tiny import network
+from workbench.tiny import MODEL, network
 from workbench.tiny import train as training
 from workbench.tiny.train import Recipe, train
+from workbench.types import Sampling
 
 SHAPE = network.Shape(width=32, layers=1, heads=1, feed_forward=32)
 SMALL = Recipe(SHAPE, tokens=256, steps=6)
@@ -63,6 +67,44 @@ def test_training_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.M
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts")]
     assert weights[0] == weights[1]
     assert not (tmp_path / "parts" / "state.pt").exists()
+
+
+def test_a_masked_model_is_trained_and_resumes_likewise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(SMALL, masked=True)
+    whole = train(tmp_path / "whole", recipe)
+    patch = stopped_after(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parts", recipe)
+    patch.undo()
+    assert train(tmp_path / "parts", recipe) == whole
+    with DiffusionEngine(str(tmp_path / "parts"), None, "test", {"device": "cpu"}) as engine:
+        assert engine.info.context_length == 512
+        assert engine.generate(["17+25="], Sampling(max_tokens=8))[0].error is None
+
+
+def test_the_masked_sibling_starts_from_the_embedded_model() -> None:
+    run = training._Run(training.MASKED, "cpu")
+    known = load_file(MODEL / "model.safetensors")
+    assert {name: p.shape for name, p in run.model.named_parameters()} == {
+        name: value.shape for name, value in known.items()
+    }
+    for name, p in run.model.named_parameters():
+        assert torch.equal(p.detach(), known[name].float()), name
+
+
+def test_the_fast_network_sees_both_sides_where_it_should() -> None:
+    shape = network.Shape()
+    model = network.build(shape, 0)
+    model.config.is_causal = False
+    weights = dict(model.named_parameters())
+    for length in (5, 600):
+        ids = torch.randint(0, 600, (2, length))
+        with torch.inference_mode():
+            fast = network.logits(weights, network.hidden(shape, weights, ids, causal=False))
+            slow = model(input_ids=ids).logits
+        assert torch.allclose(fast, slow, atol=2e-5)
 
 
 def test_a_full_disk_costs_no_finished_step(

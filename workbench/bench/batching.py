@@ -42,6 +42,7 @@ def served(max_wait_time: float) -> Iterator[tuple[str, int]]:
     """A server's root URL and its process id, while it runs."""
     line = [sys.executable, "-c", "from workbench.cli import app; app()", "serve", "diffusion"]
     line += ["--batch-size", str(SLOTS), "--max-wait-time", str(max_wait_time)]
+    line += ["--model", "workbench-memoriser"]
     line += ["--option", "device=cpu", "--option", "threshold=0.9"]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -1,29 +1,29 @@
 """Masked diffusion against its promises: the same answers in any batch, and fewer forwards.
 
-On the small model that knows 64 answers by heart, on a CPU in float32; no store. One part needs a
-GPU, and is left out without one.
+On the model that knows 64 answers by heart, or on the embedded one that solves problems, on a CPU
+in float32; no store. One part needs a GPU, and is left out without one.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from workbench.batching import continuous, static
 from workbench.bench import batching, llada
 from workbench.bench.batching import CLIENTS, LENGTHS, SLOTS
 from workbench.bench.table import Row as Line
-from workbench.bench.table import ratio_row
-from workbench.engines.diffusion import Counts, Denoising, DiffusionEngine, Row
-from workbench.engines.diffusion.commit import propose
-from workbench.engines.diffusion.forward import forward
-from workbench.engines.diffusion.lanes import Lanes
+from workbench.bench.table import ratio_row, share_row
+from workbench.engines.diffusion import Denoising, DiffusionEngine, Row
 from workbench.errors import InputError
+from workbench.evaluation import accuracy_by
+from workbench.tasks import WordProblems
 from workbench.tiny.memoriser import pairs
+from workbench.tradeoff import TradeOff
 from workbench.types import Sampling
 
 __all__ = ["NAMES", "measure"]
@@ -44,6 +44,20 @@ CACHED = (
     Denoising(steps=32, cache="dual", cfg_scale=0.5),
 )
 TEMPERATURES = (0.0, 0.7)
+PROBLEMS = 300
+TRADED = (
+    Denoising(),
+    Denoising(threshold=0.9),
+    *(
+        Denoising(block_length=8, threshold=threshold, cache=cache)
+        for threshold in (None, 0.9)
+        for cache in ("none", "prefix", "dual")
+    ),
+)
+"""The first is what the others are compared to."""
+SHORT = (1, 2)
+"""Steps of a short problem."""
+CANVAS = Sampling(max_tokens=64, stop=("\n\n",))
 
 Say = Callable[[str], None]
 
@@ -57,7 +71,9 @@ def measure(parts: Sequence[str], repeats: int, say: Say) -> list[Line]:
     if unknown := sorted({*parts} - {*NAMES}):
         raise InputError(f"part={unknown[0]!r}: give some of {', '.join(NAMES)}")
     lines: list[Line] = []
-    with DiffusionEngine(None, None, "bench", {"device": "cpu", "dtype": "float32"}) as engine:
+    with DiffusionEngine(
+        "workbench-memoriser", None, "bench", {"device": "cpu", "dtype": "float32"}
+    ) as engine:
         for name in (name for name in NAMES if name in parts or not parts):
             say(f"{name} …")
             lines += PARTS[name](engine, repeats, say)
@@ -75,25 +91,15 @@ def _mixed(engine: DiffusionEngine, count: int, settings: Sequence[Denoising]) -
         yield engine.row(prompt, sampling, settings[index % len(settings)], seed=index)
 
 
-def _run(engine: DiffusionEngine, rows: Sequence[Row], slots: int) -> Counts:
-    """Denoise rows to their end; what it took."""
-    denoiser = engine.denoiser(slots)
-    for row in rows:
-        denoiser.add(row)
-    while denoiser.live or denoiser.waiting:
-        denoiser.step()
-    return denoiser.counts
-
-
 def _alone(engine: DiffusionEngine, _: int, say: Say) -> list[Line]:
     what = f"answers in mixed batches of {SLOTS} that are those of the same requests alone"
     lines = []
     for how, settings, count in (("", SETTINGS, ASKED), (", caches", CACHED, ASKED // 4)):
         together = list(_mixed(engine, count, settings))
         alone = list(_mixed(engine, count, settings))
-        _run(engine, together, SLOTS)
+        continuous(engine, together, SLOTS)
         say(f"{count} one by one{how}")
-        _run(engine, alone, 1)
+        continuous(engine, alone, 1)
         pairs_of = zip(together, alone, strict=True)
         same = sum(a.error is None and _answer(a) == _answer(b) for a, b in pairs_of)
         lines.append(Line(what + how, same, f" of {count:,}", f"{count:,}", same == count))
@@ -111,36 +117,6 @@ def _published(*_: Any) -> list[Line]:
     return [Line(what, apart, "", "≤ 1e-5", apart <= 1e-5)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Took:
-    seconds: float
-    forwards: int
-    tokens: int
-
-
-def _static(engine: DiffusionEngine, rows: Sequence[Row]) -> _Took:
-    """Batches that end with their last row, as other servers have them."""
-    network = engine.network
-    assert network is not None
-    start, forwards, tokens = time.perf_counter(), 0, 0
-    import torch
-
-    for at in range(0, len(rows), SLOTS):
-        batch = rows[at : at + SLOTS]
-        while not all(row.done for row in batch):
-            opens = [[] if row.done else row.masked() for row in batch]
-            with torch.inference_mode():
-                lanes = {row: [place] for place, row in enumerate(batch)}
-                run = forward(network, lanes, Lanes(SLOTS), opens, whole=True)
-                for row, places, logits in zip(batch, opens, run.logits, strict=True):
-                    if not row.done:
-                        how = row.denoising.remasking
-                        found = propose(logits, network.mask, row.sampling, how, row.generator())
-                        row.commit(places, found)
-            forwards, tokens = forwards + 1, tokens + run.tokens
-    return _Took(time.perf_counter() - start, forwards, tokens)
-
-
 def _continuous(engine: DiffusionEngine, repeats: int, say: Say) -> list[Line]:
     prompts = [engine.encode(prompt) for prompt, _ in pairs()]
 
@@ -154,18 +130,53 @@ def _continuous(engine: DiffusionEngine, repeats: int, say: Say) -> list[Line]:
     for number in range(repeats):
         say(f"round {number + 1} of {repeats}")
         theirs, mine = rows(), rows()
-        static = _static(engine, theirs)
-        start = time.perf_counter()
-        counts = _run(engine, mine, SLOTS)
-        seconds = time.perf_counter() - start
+        fixed = static(engine, theirs, SLOTS)
+        joining = continuous(engine, mine, SLOTS)
         assert [r.completion() for r in theirs] == [r.completion() for r in mine]
-        faster.append(static.seconds / seconds)
-        fewer.append(100 * (1 - counts.tokens / static.tokens))
+        faster.append(fixed.seconds / joining.seconds)
+        fewer.append(100 * (1 - joining.positions / fixed.positions))
     what = f"continuous over static batches of {SLOTS}, mixed lengths: "
     return [
         ratio_row(f"{what}requests a second", faster, 1.3),
         Line(f"{what}token-forwards saved", fewer[0], " %", "≥ 30 %", fewer[0] >= 30),
     ]
+
+
+def _problems(_: DiffusionEngine, repeats: int, say: Say) -> list[Line]:
+    """What thresholds and caches save, and cost, where an answer can be wrong."""
+    options = {"device": "cpu", "dtype": "float32"}
+    with DiffusionEngine(None, None, "bench", options) as engine:
+        say(f"{len(TRADED)} settings, {PROBLEMS} problems, {repeats} rounds")
+        measured = TradeOff(
+            engine, TRADED, WordProblems(SHORT), PROBLEMS, sampling=CANVAS, repeats=repeats
+        )
+        shares = measured.run().summary
+        longer = TradeOff(engine, TRADED[1:2], WordProblems(), PROBLEMS, sampling=CANVAS, repeats=1)
+        by_steps = accuracy_by(longer.run().rows, "steps")
+    table = measured.table().to_dict("records")
+    first = replace(shares[0], name=f"held-out problems of 1 or 2 steps, {shares[0].name}")
+    lines = [share_row(first, least=0.5)]
+    rest: Any = table[1:]
+    for share, one in zip(shares[1:], rest, strict=True):
+        lines.append(share_row(replace(share, name=f"… {share.name}")))
+        lines += _traded(one, must=share.name == str(TRADED[1]), repeats=repeats)
+    told = [replace(share, name=f"… {TRADED[1]}, {share.name} steps") for share in by_steps]
+    return lines + [share_row(share) for share in told]
+
+
+def _traded(one: dict[str, Any], *, must: bool, repeats: int) -> list[Line]:
+    """A setting against the first: accuracy, forwards, speed."""
+    points, fewer = one["points"], one["fewer"]
+    close = abs(points) <= 2
+    return [
+        Line("… … minus that of one token a step", points, " points",
+             "within 2" if must else "reported", close or not must, one["points_low"],
+             one["points_high"], one["pairs"], "items"),
+        Line("… … times fewer forwards", fewer, " ×", "≥ 3 ×" if must else "reported",
+             fewer >= 3 or not must, one["fewer_low"], one["fewer_high"], one["pairs"], "items"),
+        Line("… … times as fast", one["faster"], " ×", "reported", True, one["faster_low"],
+             one["faster_high"], repeats),
+    ]  # fmt: skip
 
 
 def _large(_: DiffusionEngine, repeats: int, say: Say) -> list[Line]:
@@ -186,9 +197,7 @@ def _large(_: DiffusionEngine, repeats: int, say: Say) -> list[Line]:
 
             def seconds(slots: int, count: int) -> float:
                 rows = [engine.row(prompt, sampling, how) for prompt in prompts[:count]]
-                start = time.perf_counter()
-                _run(engine, rows, slots)
-                return (time.perf_counter() - start) / count
+                return continuous(engine, rows, slots).seconds / count
 
             seconds(CLIENTS, CLIENTS)  # warm
             for number in range(repeats):
@@ -202,6 +211,7 @@ PARTS: dict[str, Callable[[DiffusionEngine, int, Say], list[Line]]] = {
     "alone": _alone,
     "published": _published,
     "continuous": _continuous,
+    "problems": _problems,
     "server": lambda _, repeats, say: batching.speed(repeats, say),
     "8b": _large,
     "load": lambda _, __, say: batching.load(say),

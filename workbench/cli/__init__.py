@@ -189,17 +189,20 @@ def check_server(
 @told
 def tiny_train(
     folder: Annotated[Path, typer.Argument(help="Where the model goes.")],
+    diffusion: Annotated[bool, typer.Option(help="Its masked-diffusion sibling.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Train the embedded model from nothing; run it again and it resumes."""
+    """Train the embedded model; run it again and it resumes."""
     from workbench.plots import new_figure, plot_losses
-    from workbench.tiny.train import SAVE_EVERY, train
+    from workbench.tiny.train import MASKED, SAVE_EVERY, train
 
-    losses = train(folder, device=device)
+    losses = train(folder, MASKED if diffusion else None, device)
     figure, (ax,) = new_figure()
     plot_losses(ax, losses, SAVE_EVERY)
     figure.savefig(folder / "loss.png", dpi=120)
-    typer.echo(f"{folder}: the model; loss.png: its loss; next: workbench tiny evaluate {folder}")
+    typer.echo(f"{folder}: the model; loss.png: its loss")
+    if not diffusion:
+        typer.echo(f"next: workbench tiny evaluate {folder}")
 
 
 @tiny.command("evaluate")

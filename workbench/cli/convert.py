@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from workbench.cli.shared import tidy_end
 from workbench.nb.cli import told
 
 __all__ = ["BaseModel", "app"]
@@ -35,8 +36,9 @@ def dcp(
     """Turn a folder of torch.distributed.checkpoint into Hugging Face safetensors."""
     from workbench.engines.convert import convert_dcp
 
-    made = convert_dcp(path, base_model, out, prefix=prefix)
+    with tidy_end():
+        made = convert_dcp(path, base_model, out, prefix=prefix)
     typer.echo(f"{made.folder}: {made.tensors} tensors, {made.size / 1e6:,.1f} MB")
     if made.left_out:
-        first = ", ".join(made.left_out[:3])
-        typer.echo(f"left out: {len(made.left_out)} other tensors ({first}, …)")
+        first = ", ".join(made.left_out[:3]) + ", …" * (len(made.left_out) > 3)
+        typer.echo(f"left out: {len(made.left_out)} other tensors ({first})")

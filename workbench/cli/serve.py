@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from workbench.bench.cli import say
-from workbench.cli.shared import Options, engine_options
+from workbench.cli.shared import Options, engine_options, tidy_end
 from workbench.errors import EngineError, InputError
 from workbench.nb.cli import told
 
@@ -121,14 +120,10 @@ def _converted(
         raise InputError("--dcp-path and --base-model go together, and without --model-path")
     from workbench.engines.convert import convert_dcp
 
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the folder must not stay
-    try:
-        with TemporaryDirectory(prefix="workbench-dcp-") as folder:
-            made = convert_dcp(dcp_path, base_model, Path(folder) / dcp_path.resolve().name)
-            say(f"converted {made.tensors} tensors of {dcp_path}")
-            yield str(made.folder)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with tidy_end(), TemporaryDirectory(prefix="workbench-dcp-") as folder:
+        made = convert_dcp(dcp_path, base_model, Path(folder) / dcp_path.resolve().name)
+        say(f"converted {made.tensors} tensors of {dcp_path}")
+        yield str(made.folder)
 
 
 def _spread(  # noqa: PLR0917

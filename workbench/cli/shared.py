@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EngineName", "Folder", "Model", "Options", "StorePath", "check_new", "engine_options",
-    "save", "show_report",
+    "save", "show_report", "tidy_end",
 ]  # fmt: skip
 
 Model = Annotated[
@@ -38,6 +42,16 @@ EngineName = Annotated[
 Folder = Annotated[
     Path | None, typer.Option("--out", help="A new folder for the report: numbers, rows, figure.")
 ]
+
+
+@contextmanager
+def tidy_end() -> Iterator[None]:
+    """SIGTERM ends the work as Ctrl-C does: what is half made is taken away."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def check_new(folder: Path | None) -> None:

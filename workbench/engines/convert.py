@@ -12,14 +12,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from workbench.engines.dcp import Checkpoint, Entry
-from workbench.engines.diffusion.checkpoint import describe, llama_name
+from workbench.engines.diffusion.checkpoint import PLAIN, describe, llama_name
 from workbench.engines.meter import one_bar
 from workbench.errors import InputError, WorkbenchError
 
 __all__ = ["Converted", "convert_dcp"]
 
 SHARD = 4 * 2**30  # bytes of a file, and about what is in memory at once
-BESIDE = ("generation_config.json", "special_tokens_map.json", "tokenizer*", "*.jinja")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+BUFFERS = "rotary_emb.inv_freq"  # of older models: computed, and not learned
 WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
 
 
@@ -59,11 +60,14 @@ def convert_dcp(
             of the base model, or several sets of them are.
         WorkbenchError: the folder cannot be written.
     """
+    from safetensors import SafetensorError
+
     out = Path(out)
     if out.exists() or out.is_symlink():
         raise InputError(f"{out} exists already: choose another folder for the model")
     checkpoint = Checkpoint(Path(path))
     base, config = describe(base_model)
+    beside = _beside(base)
     expected, twins = _tensors(config)
     found = _found(checkpoint, expected, prefix)
     _check(checkpoint, found, expected, twins)
@@ -71,19 +75,36 @@ def convert_dcp(
     entries = {name: checkpoint.entries[stored] for name, stored in names.items()}
     # Of the largest tensor: in it the model is loaded where no other precision is asked for.
     config.dtype = max(entries.values(), key=lambda entry: entry.size).dtype
+    vars(config).pop("quantization_config", None)  # these tensors are plain
     try:
         with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
             part = Path(scratch) / "model"
             part.mkdir()
-            for file in (file for pattern in BESIDE for file in base.glob(pattern)):
+            for file in beside:
                 shutil.copyfile(file, part / file.name)
             config.save_pretrained(part)
             _write(part, checkpoint, names, entries)
             part.rename(out)
-    except OSError as error:
-        raise WorkbenchError(f"the model could not be written to {out}: {error}") from error
+    except (OSError, SafetensorError) as error:
+        size = sum(entry.size for entry in entries.values())
+        raise WorkbenchError(
+            f"the model ({size / 1e9:.1f} GB) could not be written to {out}: {error}; choose "
+            "another folder, or make room"
+        ) from error
     left = tuple(sorted({*checkpoint.entries} - {*found.values()}))
     return Converted(out, len(names), sum(entry.size for entry in entries.values()), left)
+
+
+def _beside(base: Path) -> list[Path]:
+    """What a base model has besides its weights.
+
+    Raises:
+        InputError: no tokenizer.
+    """
+    if not any((base / name).is_file() for name in TOKENIZERS):
+        raise InputError(f"base model {base.name!r} has no tokenizer: give one that has")
+    files = (file for pattern in PLAIN for file in base.glob(pattern) if file.is_file())
+    return [f for f in files if f.name != "config.json" and not f.name.endswith(".index.json")]
 
 
 def _tensors(config: Any) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
@@ -93,9 +114,10 @@ def _tensors(config: Any) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except ValueError as error:
-        raise InputError(f"the base model is no language model: {error}") from error
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # wrong sizes fail in as many ways as there are models
+        text = " ".join(str(error).split())
+        raise InputError(f"the base model is no language model: {text:.300}") from error
     first: dict[int, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     twins: dict[str, str] = {}
@@ -116,7 +138,13 @@ def _found(
     Raises:
         InputError: it does not have them all, or has several sets of them.
     """
-    plain = {WRAPPERS.sub("", stored): stored for stored in checkpoint.entries}
+    plain: dict[str, str] = {}
+    for stored in checkpoint.entries:
+        if (known := plain.setdefault(WRAPPERS.sub("", stored), stored)) != stored:
+            raise InputError(
+                f"{checkpoint.folder} holds {stored} and {known}, which are the same but for a "
+                "wrapper: save one of them"
+            )
     anchor = next(iter(expected))
     starts = {
         name[: len(name) - len(rest)]
@@ -125,7 +153,7 @@ def _found(
         if llama_name(rest) == anchor
     }
     if prefix is not None:
-        starts = {prefix}
+        starts = {WRAPPERS.sub("", f"{prefix.removesuffix('.')}." if prefix else "")}
     sets = {
         start: {
             llama_name(name.removeprefix(start)): stored
@@ -174,8 +202,14 @@ def _check(
                 f"{checkpoint.folder}: {name} has the shape {[*saved]}, that of the base model "
                 f"{[*shape]}: give the base model that was trained"
             )
+        if not checkpoint.entries[found[name]].dtype.is_floating_point:
+            raise InputError(
+                f"{checkpoint.folder}: {name} is {checkpoint.entries[found[name]].dtype}, no "
+                "floating-point tensor: save the weights as they are trained"
+            )
     rooms = {name.partition(".")[0] for name in expected}
     own = {name for name in found if name.partition(".")[0] in rooms}
+    own -= {name for name in own if name.endswith(BUFFERS)}
     if more := own - {*expected} - {*twins}:
         raise InputError(
             f"{checkpoint.folder} has, beyond the base model, {_some(more)}: give the base model "
@@ -185,7 +219,7 @@ def _check(
     checkpoint.check(found[name] for name in (*expected, *shown))
     for name, twin in shown.items():
         one, other = checkpoint.read((found[name], found[twin])).values()
-        if not torch.equal(one, other):
+        if not torch.equal(one.nan_to_num(), other.nan_to_num()):
             raise InputError(
                 f"{checkpoint.folder}: {name} is not {twin}, which the base model takes them for"
             )

@@ -1,50 +1,81 @@
 """A folder of `torch.distributed.checkpoint`, read in one process.
 
-Its index is a pickle, which could run anything: here it may build the few plain records that torch
-writes into it, and nothing else. The shards are read as weights only; other objects not at all.
+Its index is a pickle, which could run anything. Here it becomes records without any behaviour,
+which are checked, and nothing of torch's own reader sees it; shards are read as weights only.
 """
 
 from __future__ import annotations
 
+import io
 import pickle  # see `_Index`
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import InputError
+from workbench.engines.device import memory_ran_out
+from workbench.errors import InputError, WorkbenchError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Checkpoint", "Entry"]
+__all__ = ["Checkpoint", "Entry", "Part"]
 
 INDEX = ".metadata"
+TORCH = "torch.distributed.checkpoint"
 RECORDS = {
-    "torch.distributed.checkpoint.metadata": {
+    **dict.fromkeys((
         "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
         "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.serialization": {"_get_layout"},
-    "torch": {"Size"},
-    "collections": {"OrderedDict"},
+    ), f"{TORCH}.metadata"),
+    "_StorageInfo": f"{TORCH}.filesystem",
+    "_get_layout": "torch.serialization",
 }  # fmt: skip
-PATHS = {"PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"}
+PLAIN: Mapping[tuple[str, str], type] = {
+    ("torch", "Size"): tuple,
+    ("collections", "OrderedDict"): dict,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a tensor: where it begins in it, its shape, and its bytes in a file."""
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    file: str
+    start: int
+    length: int
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tensor of a checkpoint: its shape and precision as they were saved."""
+    """A tensor of a checkpoint: its shape and precision as they were saved, and its pieces."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    parts: tuple[Part, ...]
 
     @property
     def size(self) -> int:
         """In bytes."""
         return prod(self.shape) * int(self.dtype.itemsize)
+
+    def is_whole(self) -> bool:
+        """Whether each element is in just one piece."""
+        import numpy as np
+
+        ends = [(n, 0, *(x for p in self.parts for x in (p.offsets[d], p.offsets[d] + p.sizes[d])))
+                for d, n in enumerate(self.shape)]  # fmt: skip
+        cuts = [sorted({*along}) for along in ends]
+        if any(along[-1] > n for along, n in zip(cuts, self.shape, strict=True)):
+            return False
+        painted = np.zeros([len(along) - 1 for along in cuts], np.int64)
+        for part in self.parts:
+            box = zip(cuts, part.offsets, part.sizes, strict=True)
+            painted[tuple(slice(a.index(o), a.index(o + s)) for a, o, s in box)] += 1
+        return bool((painted == 1).all())
 
 
 class Checkpoint:
@@ -59,15 +90,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._metadata = _metadata(folder)
-        try:
-            self.entries: Mapping[str, Entry] = {
-                name: Entry(tuple(one.size), one.properties.dtype)
-                for name, one in self._metadata.state_dict_metadata.items()
-                if hasattr(one, "properties")
-            }
-        except (AttributeError, TypeError) as error:
-            raise InputError(f"{folder / INDEX} is no index of a checkpoint: {error}") from error
+        self.entries: Mapping[str, Entry] = _entries(folder)
 
     def check(self, names: Iterable[str]) -> None:
         """See that everything of these tensors is there.
@@ -75,100 +98,164 @@ class Checkpoint:
         Raises:
             InputError: a shard is missing or cut off, or a part of a tensor was never saved.
         """
-        try:
-            ends = self._ends(names)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise InputError(f"{self.folder / INDEX} contradicts itself: {error}") from error
-        for file, end in ends.items():
-            self._check_file(file, end)
-
-    def _ends(self, names: Iterable[str]) -> dict[str, int]:
-        """Up to which byte each shard is needed."""
-        places: dict[str, list[Any]] = {}
-        for at, place in self._metadata.storage_data.items():
-            places.setdefault(at.fqn, []).append(place)
         ends: dict[str, int] = {}
         for name in names:
-            chunks = self._metadata.state_dict_metadata[name].chunks
-            saved = sum(prod(chunk.sizes) for chunk in chunks)
-            if saved != prod(self.entries[name].shape) or len(places.get(name, ())) != len(chunks):
-                raise InputError(f"{self.folder}: parts of {name} were never saved")
-            for place in places[name]:
-                end = place.offset + place.length
-                ends[place.relative_path] = max(end, ends.get(place.relative_path, 0))
-        return ends
-
-    def _check_file(self, name: str, size: int) -> None:
-        path = self.folder / name
-        if not path.resolve().is_relative_to(self.folder.resolve()):
-            raise InputError(f"{self.folder}: its index names the file {name!r}, outside of it")
-        if not path.is_file():
-            raise InputError(f"{self.folder}: the shard {name} is missing; copy the whole folder")
-        if path.stat().st_size < size:
-            raise InputError(f"{path} is cut off: {path.stat().st_size:,} of {size:,} bytes")
+            if not self.entries[name].is_whole():
+                raise InputError(f"{self.folder}: parts of {name} were never saved, or saved twice")
+            for part in self.entries[name].parts:
+                ends[part.file] = max(part.start + part.length, ends.get(part.file, 0))
+        for file, end in ends.items():
+            path = self.folder / file
+            if not path.is_file():
+                raise InputError(
+                    f"{self.folder}: the shard {file} is missing; copy the whole folder"
+                )
+            if (size := path.stat().st_size) < end:
+                raise InputError(f"{path} is cut off: {size:,} of {end:,} bytes")
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """The tensors of these names, whole.
 
         Raises:
             InputError: a shard holds something else than its tensors.
+            WorkbenchError: they do not fit into memory.
         """
+        return {name: self._tensor(name, self.entries[name]) for name in names}
+
+    def _tensor(self, name: str, entry: Entry) -> torch.Tensor:
         import torch
-        from torch.distributed.checkpoint import FileSystemReader, load
-        from torch.distributed.checkpoint.api import CheckpointException
 
-        metadata = self._metadata
-
-        class Reader(FileSystemReader):
-            def read_metadata(self, *_: Any, **__: Any) -> Any:
-                return metadata
-
-        found = {
-            name: torch.empty(self.entries[name].shape, dtype=self.entries[name].dtype)
-            for name in names
-        }
         try:
-            load(found, storage_reader=Reader(self.folder), no_dist=True)
-        except (CheckpointException, Exception) as error:  # torch's is no Exception
+            found = torch.empty(entry.shape, dtype=entry.dtype)
+            for part in entry.parts:
+                box = zip(part.offsets, part.sizes, strict=True)
+                here = found[tuple(slice(at, at + size) for at, size in box)]
+                here.copy_(self._value(part, entry.dtype))
+        except Exception as error:  # broken files fail in as many ways as there are bytes
+            if memory_ran_out(error):
+                raise WorkbenchError(
+                    f"{self.folder}: {name} has {entry.size:,} bytes, which are not free here"
+                ) from error
             raise InputError(
-                f"{self.folder}: a shard could not be read: it is broken, or holds something else "
-                "than tensors; copy the whole folder again"
+                f"{self.folder}: a shard of {name} could not be read: it is broken, or holds "
+                "something else than tensors; copy the whole folder again"
             ) from error
         return found
 
+    def _value(self, part: Part, dtype: torch.dtype) -> Any:
+        import torch
+
+        with (self.folder / part.file).open("rb") as file:
+            file.seek(part.start)
+            data = io.BytesIO(file.read(part.length))
+        value = torch.load(data, map_location="cpu", weights_only=True)
+        if value.dtype != dtype or tuple(value.shape) != part.sizes:
+            raise TypeError(f"{part.file} holds another tensor")
+        return value
+
+
+# --- the index
+
+
+class _Record:
+    """An object of an index: what it was made of, and no behaviour."""
+
+    def __init__(self, *made_of: object) -> None:
+        self.state: Any = made_of
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+    def get(self, kind: str, name: str) -> Any:
+        if type(self).__name__ != kind:
+            raise TypeError(f"{type(self).__name__} stands where {kind} should")
+        return self.state.get(name)
+
 
 class _Index(pickle.Unpickler):
-    """Builds the records of an index; any other name in it ends the reading."""
+    """Gives records for the names that torch writes; any other name ends the reading.
+
+    The classes of the records are made anew for each index: a pickle can change a class too.
+    """
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(file)
+        self._made: dict[str, type] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         import torch
 
-        if module.partition(".")[0] == "pathlib" and name in PATHS:
-            return PurePosixPath
+        if (module, name) in PLAIN:
+            return PLAIN[module, name]
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found
-        if name in RECORDS.get(module, ()):
-            return super().find_class(module, name)
+        path = module.partition(".")[0] == "pathlib" and name.endswith("Path")
+        if path or RECORDS.get(name) == module:
+            return self._made.setdefault(name, type(name, (_Record,), {}))
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no checkpoint needs")
 
 
-def _metadata(folder: Path) -> Any:
-    from torch.distributed.checkpoint.metadata import Metadata
-
+def _entries(folder: Path) -> dict[str, Entry]:
     path = folder / INDEX
     if not path.is_file():
         inner = sorted(found.parent for found in folder.glob(f"*/{INDEX}"))
         hint = f"; give {inner[0]}" if inner else ""
-        raise InputError(
-            f"{folder} is no folder of torch.distributed.checkpoint: it has no {INDEX}{hint}"
-        )
+        raise InputError(f"{folder} is no folder of {TORCH}: it has no {INDEX}{hint}")
     try:
         with path.open("rb") as file:
-            found = _Index(file).load()
+            return _checked(_Index(file).load())
     except Exception as error:  # broken pickles fail in as many ways as there are bytes
         raise InputError(
             f"{path} is broken, or not what torch writes ({error}); nothing of it was run"
         ) from error
-    if not isinstance(found, Metadata):
-        raise InputError(f"{path} holds no index of a checkpoint")
+
+
+def _checked(index: Any) -> dict[str, Entry]:
+    """The tensors that an index tells of.
+
+    Raises:
+        Exception: of any kind, where it is not as torch writes it.
+    """
+    import torch
+
+    places: dict[tuple[str, tuple[int, ...]], Any] = {}
+    for at, place in index.get("Metadata", "storage_data").items():
+        offset = at.get("MetadataIndex", "offset")
+        if offset is not None:
+            places[at.get("MetadataIndex", "fqn"), _numbers(offset)] = place
+    found = {}
+    for name, one in index.get("Metadata", "state_dict_metadata").items():
+        if type(one).__name__ == "BytesStorageMetadata":
+            continue
+        shape = _numbers(one.get("TensorStorageMetadata", "size"))
+        dtype = one.get("TensorStorageMetadata", "properties").state[0]
+        if not isinstance(name, str) or not isinstance(dtype, torch.dtype):
+            raise TypeError(f"{name!r:.80} of {dtype!r:.80} is no tensor")
+        parts = []
+        for chunk in one.get("TensorStorageMetadata", "chunks"):
+            offsets = _numbers(chunk.get("ChunkStorageMetadata", "offsets"))
+            sizes = _numbers(chunk.get("ChunkStorageMetadata", "sizes"))
+            if not len(offsets) == len(sizes) == len(shape):
+                raise TypeError(f"a part of {name!r:.80} has other dimensions")
+            if (name, offsets) in places:
+                parts.append(_part(offsets, sizes, places[name, offsets]))
+        found[name] = Entry(shape, dtype, tuple(parts))
     return found
+
+
+def _part(offsets: tuple[int, ...], sizes: tuple[int, ...], place: Any) -> Part:
+    names = ("relative_path", "offset", "length", "transform_descriptors")
+    file, start, length, changed = (place.get("_StorageInfo", name) for name in names)
+    if not isinstance(file, str) or file in {"", ".", ".."} or {*file} & {*"/\\\0"}:
+        raise TypeError(f"it names the file {file!r:.80}, which is not one of its folder")
+    if changed:
+        raise TypeError(f"{file} is compressed ({changed!r:.80}): save it without")
+    start, length = _numbers((start, length))
+    return Part(offsets, sizes, file, start, length)
+
+
+def _numbers(values: Any) -> tuple[int, ...]:
+    numbers = tuple(values)
+    if not all(type(x) is int and x >= 0 for x in numbers):
+        raise TypeError(f"{numbers!r:.80} are no sizes")
+    return numbers

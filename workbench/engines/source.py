@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.errors import InputError
 from workbench.store import folder_digest
-from workbench.tiny import MODEL as TINY
+from workbench.tiny import DIFFUSION, MEMORY, MODEL
 
-__all__ = ["EMBEDDED", "Source", "check_options"]
+__all__ = ["EMBEDDED", "EMBEDDED_DIFFUSION", "Source", "check_options"]
 
 EMBEDDED = "workbench-tiny"  # the name of the embedded model, for `info` and for opening it again
+EMBEDDED_DIFFUSION = "workbench-tiny-diffusion"
+OURS = {EMBEDDED: MODEL, EMBEDDED_DIFFUSION: DIFFUSION, "workbench-memoriser": MEMORY}
 SMALL = 100 * 2**20  # bytes of weights
 
 
@@ -31,15 +35,15 @@ class Source:
     shown: str
 
     @classmethod
-    def find(cls, model: str | None) -> Source:
-        """Where `model` is; None is the embedded one.
+    def find(cls, model: str | None, default: str = EMBEDDED) -> Source:
+        """Where `model` is; None is one of those that come along.
 
         Raises:
             InputError: a folder that is not there, or one without a model.
         """
-        if model in (None, EMBEDDED):
-            return cls(str(TINY), TINY, EMBEDDED)
-        assert model is not None
+        model = default if model is None else model
+        if model in OURS:
+            return cls(str(OURS[model]), OURS[model], model)
         folder = _folder(model)
         name = str(folder or model)
         return cls(name, folder, name)
@@ -49,6 +53,23 @@ class Source:
         """Whether it is of the embedded model's kind, and best run like it."""
         files = list(self.folder.glob("*.safetensors")) if self.folder else []
         return bool(files) and sum(file.stat().st_size for file in files) < SMALL
+
+    def check_causal(self) -> None:
+        """Refuse a folder with a masked-diffusion model, of which others would make nonsense.
+
+        Raises:
+            InputError: names the engine for it.
+        """
+        if self.folder is None:
+            return
+        config: object = None
+        with suppress(OSError, ValueError):  # a broken one is told by who loads it
+            config = json.loads((self.folder / "config.json").read_text("utf-8"))
+        kind = config if isinstance(config, dict) else {}
+        if kind.get("is_causal") is False or kind.get("model_type") == "llada":
+            raise InputError(
+                f'model {self.shown!r} is a masked-diffusion model: use engine="diffusion"'
+            )
 
     def weights(self) -> str:
         """What tells its weights from others: a digest of the folder, or the hub's name."""

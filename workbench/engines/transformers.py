@@ -88,6 +88,7 @@ class TransformersEngine(LocalEngine):
         prepare()
         self._device = find_device(options.get("device"))
         source = Source.find(model)
+        source.check_causal()
         self._lock = threading.Lock()
         self._tokenizer, self._model = _load(source, self._device, options)
         self._ends = _ends(self._model, self._tokenizer)

@@ -77,6 +77,7 @@ class VLLMEngine(LocalEngine):
         adapted = _adapter_digest(adapter)
         self._lora = _lora(adapter, adapted)
         source = Source.find(model)
+        source.check_causal()
         arguments = {**_defaults(small=source.small), **chosen, "model": source.name}
         if adapter is not None:
             arguments["enable_lora"] = True

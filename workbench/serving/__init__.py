@@ -64,6 +64,7 @@ def serve(
         raise EngineUnavailableError(f"no server can run here: {reason}. Install with `make setup`")
     chosen = find_preset(preset, options)
     source = Source.find(model)
+    source.check_causal()
     settings = arguments(source, chosen, options)
     limit = timeout if timeout is not None else TIMEOUT_PRESET if chosen else TIMEOUT
     if not limit > 0:

@@ -18,8 +18,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import InputError
-from workbench.tiny import MODEL, network
+from workbench.tiny import network
+from workbench.tiny import tokenizer as tokens
 from workbench.tiny.stories import MANNERS, asked, solution, stories
+from workbench.tiny.train import optimizers_of
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +30,6 @@ __all__ = ["BLOCK", "WRITTEN", "Recipe", "decode", "encoded", "load", "pairs", "
 
 Pair = tuple[list[int], list[int]]
 
-MASK = "<|mask|>"
 BLOCK = 32
 LONGEST = 128
 ROUND = (16, 32, 48, 64, 96, 128)
@@ -93,20 +94,6 @@ def encoded(tokenizer: Any, *, chat: bool = False) -> list[Pair]:
 
     form = "<|user|>{}<|assistant|>" if chat else "{}"
     return [(ids(form.format(prompt)), ids(answer)) for prompt, answer in pairs()]
-
-
-def _save_tokenizer(folder: Path) -> Any:
-    """Write the embedded model's tokenizer with the mask as one token more, and load it."""
-    from tokenizers import Tokenizer
-    from transformers import AutoTokenizer
-
-    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
-    tokenizer.add_special_tokens([MASK])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = json.loads((MODEL / "tokenizer_config.json").read_text())
-    config |= {"mask_token": MASK, "model_max_length": CONTEXT}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
-    return AutoTokenizer.from_pretrained(folder)
 
 
 def _model(recipe: Recipe, mask: int) -> Any:
@@ -184,21 +171,6 @@ def _epoch(
         )
 
 
-def _optimizers(model: Any, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers, AdamW for embeddings and norms."""
-    import torch
-
-    named = dict(model.named_parameters())
-    inner = [name for name, p in named.items() if p.ndim == 2 and "embed" not in name]
-    outer = [p for name, p in named.items() if name not in inner]
-    return [
-        torch.optim.Muon(
-            [named[name] for name in inner], rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
-        ),
-        torch.optim.AdamW(outer, rate, (0.9, 0.98), weight_decay=0.0),
-    ]
-
-
 def _learn(
     model: Any, optimizers: Sequence[torch.optim.Optimizer], batch: tuple[torch.Tensor, ...]
 ) -> float:
@@ -231,16 +203,18 @@ def train(folder: Path, recipe: Recipe | None = None) -> list[float]:
     """
     import torch
     from tqdm.auto import tqdm
+    from transformers import AutoTokenizer
 
     if folder.exists():
         raise InputError(f"{folder} is there already; choose a new folder, or delete it")
     folder.mkdir(parents=True)
     recipe = recipe or Recipe()
-    tokenizer = _save_tokenizer(folder)
+    tokens.save(folder, masked=True, context=CONTEXT)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     mask, end = tokenizer.mask_token_id, tokenizer.eos_token_id
     known = encoded(tokenizer) + encoded(tokenizer, chat=True)
     model = _model(recipe, mask)
-    optimizers = _optimizers(model, recipe.rate)
+    optimizers = optimizers_of(model, recipe.rate, decay=0.0)
     rng = random.Random(recipe.seed)
     losses: list[float] = []
     bar = tqdm(range(recipe.epochs), "training")

@@ -14,7 +14,7 @@ from workbench.tiny.tokenizer import VOCABULARY
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CONTEXT", "Shape", "build", "forward"]
+__all__ = ["CONTEXT", "Shape", "build", "forward", "hidden", "logits"]
 
 CONTEXT = 2048
 THETA = 10_000.0
@@ -65,7 +65,9 @@ def _rotation(length: int, size: int, like: torch.Tensor) -> tuple[torch.Tensor,
     return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
 
 
-def _attention(shape: Shape, weights: Weights, x: torch.Tensor, where: str) -> torch.Tensor:
+def _attention(
+    shape: Shape, weights: Weights, x: torch.Tensor, where: str, *, causal: bool
+) -> torch.Tensor:
     import torch
     from torch.nn import functional
 
@@ -83,16 +85,36 @@ def _attention(shape: Shape, weights: Weights, x: torch.Tensor, where: str) -> t
 
     q, k, v = turned(heads("q")), turned(heads("k")), heads("v")
     if x.is_cuda or length > 512:
-        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
     else:  # on a CPU the plain formula is twice as fast as the fused one for short rows
-        ahead = torch.full((length, length), float("-inf"), dtype=x.dtype).triu(1)
-        y = torch.softmax(q * size**-0.5 @ k.transpose(-1, -2) + ahead, -1) @ v
+        scores = q * size**-0.5 @ k.transpose(-1, -2)
+        if causal:
+            scores += torch.full((length, length), float("-inf"), dtype=x.dtype).triu(1)
+        y = torch.softmax(scores, -1) @ v
     y = y.transpose(1, 2).reshape(rows, length, shape.width)
     return functional.linear(y, weights[f"{where}.o_proj.weight"])
 
 
 def forward(shape: Shape, weights: Weights, ids: torch.Tensor) -> torch.Tensor:
     """Logits [rows, length, vocabulary] of token ids [rows, length], in the weights' precision."""
+    return logits(weights, hidden(shape, weights, ids))
+
+
+def logits(weights: Weights, states: torch.Tensor) -> torch.Tensor:
+    """Logits [..., vocabulary] of states [..., width]."""
+    from torch.nn import functional
+
+    return functional.linear(states, weights["model.embed_tokens.weight"])
+
+
+def hidden(
+    shape: Shape, weights: Weights, ids: torch.Tensor, *, causal: bool = True
+) -> torch.Tensor:
+    """States [rows, length, width] of token ids [rows, length], before the last matrix.
+
+    Args:
+        causal: whether a token sees only those before it.
+    """
     from torch.nn import functional
 
     def normed(x: torch.Tensor, name: str) -> torch.Tensor:
@@ -102,14 +124,14 @@ def forward(shape: Shape, weights: Weights, ids: torch.Tensor) -> torch.Tensor:
     for number in range(shape.layers):
         layer = f"model.layers.{number}"
         y = normed(x, f"{layer}.input_layernorm")
-        x = x + _attention(shape, weights, y, f"{layer}.self_attn")
+        x = x + _attention(shape, weights, y, f"{layer}.self_attn", causal=causal)
         y = normed(x, f"{layer}.post_attention_layernorm")
         gate = functional.linear(y, weights[f"{layer}.mlp.gate_proj.weight"])
         up = functional.linear(y, weights[f"{layer}.mlp.up_proj.weight"])
         x = x + functional.linear(
             functional.silu(gate) * up, weights[f"{layer}.mlp.down_proj.weight"]
         )
-    return functional.linear(normed(x, "model.norm"), weights["model.embed_tokens.weight"])
+    return normed(x, "model.norm")
 
 
 def compiled(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

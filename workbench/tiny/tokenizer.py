@@ -14,9 +14,11 @@ from typing import Any
 from workbench.tiny.marks import END, unmarked
 from workbench.tiny.text import documents
 
-__all__ = ["SPECIAL", "build", "save"]
+__all__ = ["MASK", "SPECIAL", "build", "save"]
 
 SPECIAL = (END, "<|user|>", "<|assistant|>")
+MASK = "<|mask|>"
+"""One token more for masked-diffusion models."""
 VOCABULARY = 640
 CHAT_TEMPLATE = (
     "{% for m in messages %}"
@@ -27,7 +29,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def build() -> Any:
+def build(*, masked: bool = False) -> Any:
     """Train the tokenizer on generated text; the same result every time."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -48,18 +50,20 @@ def build() -> Any:
     stream = islice(documents(0, progress=0.4, other=False), 4_000)
     special = re.compile("|".join(map(re.escape, SPECIAL)))
     tokenizer.train_from_iterator((special.sub("\n", unmarked(text)) for text in stream), trainer)
+    if masked:
+        tokenizer.add_special_tokens([MASK])
     return tokenizer
 
 
-def save(folder: Path) -> None:
+def save(folder: Path, *, masked: bool = False, context: int = 2048) -> None:
     """Write `tokenizer.json` and its configuration as transformers and vLLM read them."""
-    build().save(str(folder / "tokenizer.json"))
+    build(masked=masked).save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": 2048,
+        "model_max_length": context,
         "eos_token": END,
         "pad_token": END,
         "clean_up_tokenization_spaces": False,
         "chat_template": CHAT_TEMPLATE,
-    }
+    } | ({"mask_token": MASK} if masked else {})
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")

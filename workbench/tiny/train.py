@@ -1,6 +1,8 @@
-"""Trains the embedded model from nothing: generated text in, a folder that vLLM loads out.
+"""Trains the embedded models: generated text in, a folder that the engines load out.
 
-Batch k is made from (seed, k) alone, so a run that was stopped goes on exactly where it was.
+`Recipe()` is that of the Llama, from nothing. `MASKED` makes its masked-diffusion sibling out of
+it, which knows sums, and where numbers stand, from the start. Batch k is made from (seed, k)
+alone, so a run that was stopped goes on exactly where it was.
 """
 
 from __future__ import annotations
@@ -8,35 +10,46 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import InputError, WorkbenchError
-from workbench.tiny import network
+from workbench.tiny import MODEL, masked, network
 from workbench.tiny import tokenizer as tokens
-from workbench.tiny.marks import split
+from workbench.tiny.marks import END, split
 from workbench.tiny.stages import stage_at
 from workbench.tiny.text import documents
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SAVE_EVERY", "Recipe", "train"]
+__all__ = ["MASKED", "SAVE_EVERY", "Recipe", "optimizers_of", "train"]
 
 GIVEN = 0.1
 """Weight in the loss of a token that does not follow from the text before it."""
 SAVE_EVERY = 100
+CONTEXT_MASKED = 512
+
+Batch = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Shape and schedule. `tokens` make a step; the rate is constant, then falls to nothing."""
+    """Shape and schedule. `tokens` make a step; the rate is constant, then falls to nothing.
+
+    A `masked` model fills masks, seeing all of its row, where the other continues a text.
+    """
 
     shape: network.Shape = field(default_factory=network.Shape)
     tokens: int = 8192
     steps: int = 9000
     rate: float = 4e-3
     seed: int = 0
+    masked: bool = False
+
+
+MASKED = Recipe(tokens=6144, steps=5000, masked=True)
 
 
 def _row(stream: Iterator[str], encode: Any, length: int) -> tuple[list[int], list[float]]:
@@ -54,15 +67,24 @@ def _row(stream: Iterator[str], encode: Any, length: int) -> tuple[list[int], li
     return ids[: length + 1], weights[: length + 1]
 
 
-def _batch(recipe: Recipe, encode: Any, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and loss weights, each [rows, length + 1]; every row begins with a document."""
+def _batch(recipe: Recipe, tokenizer: Any, step: int) -> Batch:
+    """Token ids as the model sees them, those to be told, and loss weights, each [rows, length]."""
     import torch
 
-    progress = step / recipe.steps
+    progress, seed = step / recipe.steps, recipe.seed * 1_000_003 + step
+    if recipe.masked:
+        mask, end = map(tokenizer.token_to_id, (tokens.MASK, END))
+        rows = masked.batch(
+            seed, recipe.tokens, progress, lambda text: tokenizer.encode(text).ids,
+            mask=mask, end=end,
+        )  # fmt: skip
+        seen, told, weights = map(torch.tensor, rows)
+        return seen, told, weights
     length = stage_at(progress).length
-    stream = documents(recipe.seed * 1_000_003 + step, progress)
-    rows = [_row(stream, encode, length) for _ in range(max(1, recipe.tokens // length))]
-    return torch.tensor([ids for ids, _ in rows]), torch.tensor([weights for _, weights in rows])
+    stream = documents(seed, progress)  # every row begins with a document
+    made = [_row(stream, tokenizer.encode, length) for _ in range(max(1, recipe.tokens // length))]
+    ids, weights = map(torch.tensor, zip(*made, strict=True))
+    return ids[:, :-1], ids[:, 1:], weights[:, 1:]
 
 
 def _rate(recipe: Recipe, step: int) -> float:
@@ -70,15 +92,15 @@ def _rate(recipe: Recipe, step: int) -> float:
     return min(1.0, (step + 1) / 100, (1 - step / recipe.steps) / 0.55)
 
 
-def _optimizers(model: Any, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def optimizers_of(model: Any, rate: float, decay: float = 0.05) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers, AdamW for embeddings and norms."""
     import torch
 
     inner = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     outer = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     return [
-        torch.optim.Muon(inner, recipe.rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(outer, recipe.rate, (0.9, 0.98), weight_decay=0.0),
+        torch.optim.Muon(inner, rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(outer, rate, (0.9, 0.98), weight_decay=0.0),
     ]
 
 
@@ -87,27 +109,33 @@ class _Run:
 
     def __init__(self, recipe: Recipe, device: str) -> None:
         import torch
+        from safetensors.torch import load_file
 
         self.recipe, self.device = recipe, device
-        self.model = network.build(recipe.shape, recipe.seed).to(device)
-        self.optimizers = _optimizers(self.model, recipe)
-        self.forward = network.compiled(network.forward)
+        self.model = network.build(recipe.shape, recipe.seed)
+        if recipe.masked and recipe.shape == network.Shape():
+            known = load_file(MODEL / "model.safetensors")
+            known["lm_head.weight"] = known["model.embed_tokens.weight"]  # they are one
+            self.model.load_state_dict(known)
+        self.model.to(device)
+        self.optimizers = optimizers_of(self.model, recipe.rate)
+        self.hidden = network.compiled(partial(network.hidden, causal=not recipe.masked))
         fast = device != "cpu" or torch.cpu._is_avx512_bf16_supported()
         self.dtype = torch.bfloat16 if fast else torch.float32
         self.step = 0
         self.losses: list[float] = []
 
-    def learn(self, ids: torch.Tensor, weights: torch.Tensor) -> float:
+    def learn(self, batch: Batch) -> float:
         """One step; returns the mean loss of the learned tokens in nats."""
         import torch
 
-        ids, weights = ids.to(self.device), weights[:, 1:].flatten().to(self.device)
+        seen, told, weights = (part.to(self.device) for part in batch)
         share = _rate(self.recipe, self.step)
         parameters = {n: p.to(self.dtype) for n, p in self.model.named_parameters()}
-        logits = self.forward(self.recipe.shape, parameters, ids[:, :-1]).float()
-        loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
-        )
+        counted = weights > 0
+        states = self.hidden(self.recipe.shape, parameters, seen)[counted]
+        logits, weights = network.logits(parameters, states).float(), weights[counted]
+        loss = torch.nn.functional.cross_entropy(logits, told[counted], reduction="none")
         ((loss * weights).sum() / weights.sum()).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -152,7 +180,7 @@ class _Run:
             raise InputError(
                 f"{path} is no state of a training ({error}); delete it to start again"
             ) from error
-        if recipe != asdict(self.recipe):
+        if asdict(Recipe()) | recipe != asdict(self.recipe):
             raise InputError(
                 f"{path} belongs to another recipe ({recipe}); "
                 "choose another folder or delete that file"
@@ -167,8 +195,15 @@ class _Run:
 
         import torch
 
-        tokens.save(folder)
-        copy.deepcopy(self.model).to("cpu", torch.bfloat16).save_pretrained(folder)
+        model = copy.deepcopy(self.model).to("cpu", torch.bfloat16)
+        if self.recipe.masked:
+            tokens.save(folder, masked=True, context=CONTEXT_MASKED)
+            mask = tokens.build(masked=True).token_to_id(tokens.MASK)
+            model.config.update({"is_causal": False, "mask_token_id": mask})
+            model.config.update({"max_position_embeddings": CONTEXT_MASKED})
+        else:
+            tokens.save(folder)
+        model.save_pretrained(folder)
         losses = [round(loss, 4) for loss in self.losses]
         record = {"recipe": asdict(self.recipe), f"loss_every_{SAVE_EVERY}_steps": losses}
         (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -211,11 +246,11 @@ def train(folder: Path, recipe: Recipe | None = None, device: str = "cpu") -> li
     run, state = _Run(recipe, device), folder / "state.pt"
     if state.exists():
         run.load(state)
-    encode = tokens.build().encode
+    tokenizer = tokens.build(masked=recipe.masked)
     recent: list[float] = []
     bar = tqdm(range(run.step, recipe.steps), "training", recipe.steps, initial=run.step)
     for step in bar:
-        recent.append(run.learn(*_batch(recipe, encode, step)))
+        recent.append(run.learn(_batch(recipe, tokenizer, step)))
         if run.step % SAVE_EVERY == 0 or run.step == recipe.steps:
             run.losses.append(sum(recent) / len(recent))
             recent = []

@@ -20,15 +20,13 @@ from workbench.engines.diffusion.row import Row
 from workbench.engines.labels import LabelTree
 from workbench.engines.local import LocalEngine, versions
 from workbench.engines.resident import prepare
-from workbench.engines.source import Source, check_options
+from workbench.engines.source import EMBEDDED_DIFFUSION, Source, check_options
 from workbench.engines.transformers import unavailable
 from workbench.store import Store, digest
-from workbench.tiny import MEMORY
 from workbench.types import Completion, EngineInfo, LabelRow, Message, Prompt, Sampling
 
 __all__ = ["Counts", "Denoiser", "Denoising", "DiffusionEngine", "Row", "unavailable"]
 
-MEMORISER = "workbench-memoriser"  # the model that comes along: it knows 64 answers by heart
 BATCH = 8
 SETTINGS = tuple(field.name for field in fields(Denoising))
 OPTIONS = (
@@ -45,7 +43,7 @@ class DiffusionEngine(LocalEngine):
 
     Args:
         model: hub name or local folder of a LLaDA-8B model, or of a Llama with
-            `"is_causal": false`; None is a small one that knows 64 answers by heart.
+            `"is_causal": false`; None is the embedded one.
         store: where responses are kept.
         why: how this engine came to be chosen, for `info`.
         options: `batch_size` (rows at once, 8), the fields of `Denoising`, `device`, `dtype`,
@@ -65,8 +63,7 @@ class DiffusionEngine(LocalEngine):
         self._slots = options.get("batch_size", BATCH)
         prepare()
         device = find_device(options.get("device"))
-        known = model in (None, MEMORISER)
-        source = Source.find(str(MEMORY) if known else model)
+        source = Source.find(model, EMBEDDED_DIFFUSION)
         self._lock = threading.Lock()
         check_slots(self._slots)
         network = read(source, device, options)
@@ -81,7 +78,7 @@ class DiffusionEngine(LocalEngine):
         revision = network.revision or weights
         info = EngineInfo(
             engine="diffusion",
-            model=MEMORISER if known else source.shown,
+            model=source.shown,
             revision=revision[:12],
             device=shown(device),
             dtype=str(network.model.dtype).removeprefix("torch."),
@@ -99,6 +96,11 @@ class DiffusionEngine(LocalEngine):
             "denoising": asdict(self.denoising),
         }
         super().__init__(info, identity, store)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows at once."""
+        return int(self._slots)
 
     def encode(self, text: str) -> list[int]:
         """A prompt's tokens; the name of the mask in it is text like any other."""

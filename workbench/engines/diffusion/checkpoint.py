@@ -19,7 +19,7 @@ from workbench.engines.diffusion.network import Network
 from workbench.engines.source import Source
 from workbench.errors import EngineError, InputError, WorkbenchError
 
-__all__ = ["describe", "llama_name", "read"]
+__all__ = ["PLAIN", "describe", "llama_name", "read"]
 
 # From the names of LLaDA to those of Llama.
 NAMES = {
@@ -44,7 +44,7 @@ LIKE_LLAMA = {
     "include_qkv_bias": False, "input_emb_norm": False, "layer_norm_type": "rms", "rope": True,
     "scale_logits": False,
 }  # fmt: skip
-PLAIN = ["*.json", "*.jinja"]
+PLAIN = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
 FILES = [*PLAIN, "*.safetensors"]
 
 
@@ -60,16 +60,18 @@ def describe(model: str) -> tuple[Path, Any]:
 
     source = Source.find(model)
     folder = source.folder or _download(source.name, None, PLAIN)
-    raw = _json(folder / "config.json")
-    if raw.get("model_type") == "llada":
+    try:
+        raw = _json(folder / "config.json")
+        if raw.get("model_type") != "llada":
+            return folder, AutoConfig.from_pretrained(folder, trust_remote_code=False)
         config = _config(raw)
         config.update({"architectures": ["LlamaForCausalLM"]})
-        return folder, config
-    try:
-        return folder, AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        text = " ".join(str(error).split())
+    except WorkbenchError:
+        raise
+    except Exception as error:  # broken files fail in as many ways as there are libraries
+        text = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"base model {model!r} is not known here: {text:.300}") from error
+    return folder, config
 
 
 def llama_name(name: str) -> str:

@@ -81,6 +81,22 @@ class Denoising:
         check_options(options, [field.name for field in fields(cls)], "diffusion")
         return cls(**options)
 
+    def __str__(self) -> str:
+        """What tells it from others, for tables and figures."""
+        if self.threshold is not None:
+            how = f"threshold {self.threshold:g}"
+        else:
+            how = "one token a step" if self.steps is None else f"{self.steps} steps"
+        told = {
+            "cache": f"{self.cache} cache",
+            "block_length": f"blocks of {self.block_length}",
+            "cfg_scale": f"guidance {self.cfg_scale:g}",
+            "remasking": f"{self.remasking} order",
+        }
+        plain = {field.name: field.default for field in fields(self)}
+        more = [text for name, text in told.items() if getattr(self, name) != plain[name]]
+        return ", ".join([how, *more])
+
     def quotas(self, length: int) -> Sequence[int | None]:
         """Steps of each block of a canvas of `length` masks; None is until the block is full.
 
