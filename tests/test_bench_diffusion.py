@@ -38,11 +38,14 @@ def test_its_parts_hold_in_small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_trade_off_in_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diffusion, "PROBLEMS", 24)
     monkeypatch.setattr(diffusion, "TRADED", diffusion.TRADED[:2])
-    one, fast, points, fewer, faster, *by_steps = diffusion.measure(["problems"], 1, quietly)
+    one, _, fast, points, fewer, pace, faster, *by_steps = diffusion.measure(
+        ["problems"], 1, quietly
+    )
     assert one.bound == "≥ 50 %"
     assert points.value == pytest.approx(fast.value - one.value)
     assert (fewer.bound, fewer.holds) == ("≥ 3 ×", True)
     assert faster.value > 1
+    assert pace.value > 0
     assert [line.what for line in by_steps] == [f"… threshold 0.9, {n} steps" for n in range(1, 5)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -67,10 +69,11 @@ def same(folder: Path, tensors: Tensors) -> None:
         assert torch.equal(found[name], value), name
 
 
-@pytest.mark.parametrize("layout", ["flat", "nested", "deep", "compiled", "tied twice"])
+@pytest.mark.parametrize("layout", ["flat", "beside", "nested", "deep", "compiled", "tied twice"])
 def test_every_layout_gives_the_same_tensors(tmp_path: Path, tensors: Tensors, layout: str) -> None:
     state: Tensors = {
         "flat": tensors,
+        "beside": tensors | {"optim": optimizer(tensors)},
         "nested": {"model": tensors, "optim": optimizer(tensors), "step": 7},
         "deep": {"app": {"model": tensors, "ema": {"decay": torch.ones(1)}}},
         "compiled": {f"_orig_mod.{name}": value for name, value in tensors.items()},
@@ -80,7 +83,7 @@ def test_every_layout_gives_the_same_tensors(tmp_path: Path, tensors: Tensors, l
     same(made.folder, tensors)
     assert made.tensors == len(tensors)
     assert made.size == sum(value.nbytes for value in tensors.values())
-    left = {"nested": len(tensors), "deep": 1}
+    left = {"beside": len(tensors), "nested": len(tensors), "deep": 1}
     assert len(made.left_out) == left.get(layout, 0)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -261,6 +264,37 @@ def test_no_object_stands_in_for_a_tensor(tmp_path: Path, tensors: Tensors) -> N
     assert not sign.exists()
 
 
+def test_a_shard_gives_its_own_bytes_and_nothing_else(tmp_path: Path, tensors: Tensors) -> None:
+    """`torch.load` lets a shard make a tensor of what happens to be in memory."""
+    name = "model.norm.weight"
+    path = save({name: tensors[name], **tensors}, tmp_path / "dcp")
+    index = pickle.loads((path / ".metadata").read_bytes())  # our own
+    (place,) = (place for at, place in index.storage_data.items() if at.fqn == name)
+    for program in (b"\x80\x02ctorch\nTensor\nK\x80\x85R.", b"\x80\x02N.", b"r\xff\xff\xff\x7f."):
+        made = io.BytesIO()
+        with zipfile.ZipFile(made, "w") as file:
+            file.writestr("archive/data.pkl", program)
+            file.writestr("archive/byteorder", sys.byteorder)
+        place.relative_path, place.offset, place.length = "made.distcp", 0, made.tell()
+        (path / "made.distcp").write_bytes(made.getvalue())
+        (path / ".metadata").write_bytes(pickle.dumps(index))
+        refused(path, tmp_path / "out", f"a shard of {name} could not be read")
+    (path / ".metadata").write_bytes(b"\x80\x02Nr\xff\xff\xff\x03.")  # room for 67 million
+    refused(path, tmp_path / "out", "numbers more objects than it has bytes")
+
+
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "float16", "float32", "float64"])
+def test_every_precision_is_kept(tmp_path: Path, tensors: Tensors, kind: str) -> None:
+    cast = {name: value.to(getattr(torch, kind)) for name, value in tensors.items()}
+    state = cast | {"lm_head.weight": cast["model.embed_tokens.weight"]}
+    made = convert_dcp(save(state, tmp_path / "dcp"), str(MEMORY), tmp_path / "out")
+    found = load_file(made.folder / "model.safetensors")
+    assert found.keys() == cast.keys()
+    for name, value in cast.items():
+        assert found[name].dtype == value.dtype
+        assert torch.equal(found[name].double(), value.double())
+
+
 def test_no_index_changes_a_class_of_this_process(tmp_path: Path) -> None:
     """The opcode that fills an object can fill a class too."""
 
@@ -310,7 +344,7 @@ def test_broken_indexes_and_wrong_folders(tmp_path: Path, tensors: Tensors) -> N
     changed("were never saved", lambda _, t, __: t.chunks.append(chunk))  # twice
     changed("were never saved", lambda _, t, __: setattr(t.chunks[0], "sizes", half))
     changed("no tensor", lambda _, t, __: setattr(t.properties, "dtype", "float32"))
-    changed("asks for torch", lambda _, t, __: setattr(t, "size", torch.zeros(1)))
+    changed("asks for 'torch", lambda _, t, __: setattr(t, "size", torch.zeros(1)))
     changed("other dimensions", lambda _, t, __: setattr(t, "size", (2, 64)))
     changed("not what torch", lambda m, _, __: setattr(m, "storage_data", None))
     changed("not what torch", lambda m, _, __: m.state_dict_metadata.update(a=m))
@@ -324,6 +358,8 @@ def test_what_differs_by_a_wrapper_only_is_not_chosen_from(
     refused(save(twice, tmp_path / "dcp"), tmp_path / "out", "the same but for a wrapper")
     whole = {name: value.to(torch.int32) for name, value in tensors.items()}
     refused(save(whole, tmp_path / "int"), tmp_path / "out", "is torch.int32, no floating-point")
+    twin = tensors | {"lm_head.weight": torch.ones([1] * 70)}
+    refused(save(twin, tmp_path / "twin"), tmp_path / "out", r"lm_head.weight has the shape \[1, 1")
 
 
 @pytest.mark.parametrize(

@@ -153,30 +153,37 @@ def _problems(_: DiffusionEngine, repeats: int, say: Say) -> list[Line]:
         shares = measured.run().summary
         longer = TradeOff(engine, TRADED[1:2], WordProblems(), PROBLEMS, sampling=CANVAS, repeats=1)
         by_steps = accuracy_by(longer.run().rows, "steps")
-    table = measured.table().to_dict("records")
-    first = replace(shares[0], name=f"held-out problems of 1 or 2 steps, {shares[0].name}")
-    lines = [share_row(first, least=0.5)]
-    rest: Any = table[1:]
-    for share, one in zip(shares[1:], rest, strict=True):
-        lines.append(share_row(replace(share, name=f"… {share.name}")))
-        lines += _traded(one, must=share.name == str(TRADED[1]), repeats=repeats)
+    table: Any = measured.table().to_dict("records")
+    lines = []
+    for number, (share, one) in enumerate(zip(shares, table, strict=True)):
+        name = f"… {share.name}" if number else f"held-out problems of 1 or 2 steps, {share.name}"
+        lines.append(share_row(replace(share, name=name), least=0.0 if number else 0.5))
+        if number:
+            lines += _traded(one, must=share.name == str(TRADED[1]))
+        lines += _pace(one, repeats, alone=not number)
     told = [replace(share, name=f"… {TRADED[1]}, {share.name} steps") for share in by_steps]
     return lines + [share_row(share) for share in told]
 
 
-def _traded(one: dict[str, Any], *, must: bool, repeats: int) -> list[Line]:
-    """A setting against the first: accuracy, forwards, speed."""
+def _traded(one: dict[str, Any], *, must: bool) -> list[Line]:
+    """A setting against the first: accuracy and forwards."""
     points, fewer = one["points"], one["fewer"]
-    close = abs(points) <= 2
     return [
         Line("… … minus that of one token a step", points, " points",
-             "within 2" if must else "reported", close or not must, one["points_low"],
+             "within 2" if must else "reported", abs(points) <= 2 or not must, one["points_low"],
              one["points_high"], one["pairs"], "items"),
         Line("… … times fewer forwards", fewer, " ×", "≥ 3 ×" if must else "reported",
              fewer >= 3 or not must, one["fewer_low"], one["fewer_high"], one["pairs"], "items"),
-        Line("… … times as fast", one["faster"], " ×", "reported", True, one["faster_low"],
-             one["faster_high"], repeats),
     ]  # fmt: skip
+
+
+def _pace(one: dict[str, Any], repeats: int, *, alone: bool) -> list[Line]:
+    """How fast a setting is, and against the first."""
+    pace = Line("… … tokens a second", one["tokens_per_s"], "", "reported", True, one["slowest"],
+                one["fastest"], repeats)  # fmt: skip
+    faster = Line("… … times as fast", one["faster"], " ×", "reported", True, one["faster_low"],
+                  one["faster_high"], repeats)  # fmt: skip
+    return [pace] if alone else [pace, faster]
 
 
 def _large(_: DiffusionEngine, repeats: int, say: Say) -> list[Line]:

@@ -91,7 +91,8 @@ def convert_dcp(
             f"the model ({size / 1e9:.1f} GB) could not be written to {out}: {error}; choose "
             "another folder, or make room"
         ) from error
-    left = tuple(sorted({*checkpoint.entries} - {*found.values()}))
+    own = {*names.values(), *(found[name] for name in twins if name in found)}
+    left = tuple(sorted({*checkpoint.entries} - own))
     return Converted(out, len(names), sum(entry.size for entry in entries.values()), left)
 
 
@@ -196,7 +197,9 @@ def _check(
     """
     import torch
 
-    for name, shape in expected.items():
+    shown = {name: twin for name, twin in twins.items() if name in found}
+    shapes = {**expected, **{name: expected[twin] for name, twin in shown.items()}}
+    for name, shape in shapes.items():
         if (saved := checkpoint.entries[found[name]].shape) != shape:
             raise InputError(
                 f"{checkpoint.folder}: {name} has the shape {[*saved]}, that of the base model "
@@ -215,11 +218,10 @@ def _check(
             f"{checkpoint.folder} has, beyond the base model, {_some(more)}: give the base model "
             "that was trained"
         )
-    shown = {name: twin for name, twin in twins.items() if name in found}
-    checkpoint.check(found[name] for name in (*expected, *shown))
+    checkpoint.check(found[name] for name in shapes)
     for name, twin in shown.items():
         one, other = checkpoint.read((found[name], found[twin])).values()
-        if not torch.equal(one.nan_to_num(), other.nan_to_num()):
+        if not torch.equal(one.double().nan_to_num(), other.double().nan_to_num()):
             raise InputError(
                 f"{checkpoint.folder}: {name} is not {twin}, which the base model takes them for"
             )

@@ -1,13 +1,16 @@
 """A folder of `torch.distributed.checkpoint`, read in one process.
 
 Its index is a pickle, which could run anything. Here it becomes records without any behaviour,
-which are checked, and nothing of torch's own reader sees it; shards are read as weights only.
+which are checked, and nothing of torch's own reader sees it; of shards the plain bytes are read.
 """
 
 from __future__ import annotations
 
 import io
-import pickle  # see `_Index`
+import pickle  # see `_Index` and `_Shard`
+import pickletools
+import sys
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -24,18 +27,23 @@ __all__ = ["Checkpoint", "Entry", "Part"]
 
 INDEX = ".metadata"
 TORCH = "torch.distributed.checkpoint"
+OLDER = "torch.distributed._shard.sharded_tensor.metadata"
 RECORDS = {
-    **dict.fromkeys((
+    *((f"{TORCH}.metadata", name) for name in (
         "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
         "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
-    ), f"{TORCH}.metadata"),
-    "_StorageInfo": f"{TORCH}.filesystem",
-    "_get_layout": "torch.serialization",
+    )),
+    (f"{TORCH}.filesystem", "_StorageInfo"),
+    ("torch.serialization", "_get_layout"),
+    (OLDER, "TensorProperties"),
+    (OLDER, "MEM_FORMAT_ENCODING"),
 }  # fmt: skip
 PLAIN: Mapping[tuple[str, str], type] = {
     ("torch", "Size"): tuple,
     ("collections", "OrderedDict"): dict,
 }
+REBUILT = {("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_tensor_v3")}
+LONGEST = 1000  # characters of a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +74,22 @@ class Entry:
         """Whether each element is in just one piece."""
         import numpy as np
 
-        ends = [(n, 0, *(x for p in self.parts for x in (p.offsets[d], p.offsets[d] + p.sizes[d])))
+        parts = [part for part in self.parts if prod(part.sizes)]
+        if sum(prod(part.sizes) for part in parts) != prod(self.shape):
+            return False  # and there are not more pieces than elements
+        ends = [{0, n, *(x for p in parts for x in (p.offsets[d], p.offsets[d] + p.sizes[d]))}
                 for d, n in enumerate(self.shape)]  # fmt: skip
-        cuts = [sorted({*along}) for along in ends]
-        if any(along[-1] > n for along, n in zip(cuts, self.shape, strict=True)):
+        cuts = [{cut: place for place, cut in enumerate(sorted(along))} for along in ends]
+        if any(max(along) > n for along, n in zip(cuts, self.shape, strict=True)):
             return False
-        painted = np.zeros([len(along) - 1 for along in cuts], np.int64)
-        for part in self.parts:
+        painted = np.zeros([len(along) - 1 for along in cuts], np.int8)
+        for part in parts:
             box = zip(cuts, part.offsets, part.sizes, strict=True)
-            painted[tuple(slice(a.index(o), a.index(o + s)) for a, o, s in box)] += 1
-        return bool((painted == 1).all())
+            here = tuple(slice(places[at], places[at + size]) for places, at, size in box)
+            if painted[here].any():
+                return False
+            painted[here] = 1
+        return bool(painted.all())
 
 
 class Checkpoint:
@@ -138,20 +152,56 @@ class Checkpoint:
                 ) from error
             raise InputError(
                 f"{self.folder}: a shard of {name} could not be read: it is broken, or holds "
-                "something else than tensors; copy the whole folder again"
+                "something else than tensors as torch.save writes them; copy the whole folder again"
             ) from error
         return found
 
-    def _value(self, part: Part, dtype: torch.dtype) -> Any:
+    def _value(self, part: Part, dtype: torch.dtype) -> torch.Tensor:
+        """One piece, from its bytes as they lie there (`torch.load` would build more than that)."""
         import torch
 
         with (self.folder / part.file).open("rb") as file:
             file.seek(part.start)
-            data = io.BytesIO(file.read(part.length))
-        value = torch.load(data, map_location="cpu", weights_only=True)
-        if value.dtype != dtype or tuple(value.shape) != part.sizes:
-            raise TypeError(f"{part.file} holds another tensor")
-        return value
+            data = zipfile.ZipFile(io.BytesIO(file.read(part.length)))
+        members = {info.filename.partition("/")[2]: info for info in data.infolist()}
+        if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
+            raise TypeError("it is compressed")
+        if data.read(members["byteorder"]).decode() != sys.byteorder:
+            raise TypeError("it was saved with another byte order")
+        saved = _Shard(data.read(members["data.pkl"])).load()
+        (_, storage, key, *_), offset, size, stride, *more = saved
+        kinds = {"UntypedStorage": f"torch.{more[-1]}"}  # float8 and the like, told beside
+        for known, kind in torch.storage._dtype_to_storage_type_map().items():
+            kinds[kind] = str(known)
+        if _numbers(size) != part.sizes or kinds.get(storage) != str(dtype):
+            raise TypeError("it holds another tensor")
+        if not prod(part.sizes):
+            return torch.empty(part.sizes, dtype=dtype)
+        values = torch.frombuffer(bytearray(data.read(members[f"data/{key}"])), dtype=dtype)
+        return torch.as_strided(values, part.sizes, _numbers(stride), *_numbers((offset,)))
+
+
+class _Shard(pickle.Unpickler):
+    """Gives what a saved tensor is made of: its storage's description, offset, size, stride."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(_harmless(data)))
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in REBUILT:
+            return _made_of
+        if (module, name) in PLAIN:
+            return PLAIN[module, name]
+        if module in {"torch", "torch.storage"} and (name.endswith("Storage") or "float" in name):
+            return name
+        raise pickle.UnpicklingError(f"it asks for {_told(f'{module}.{name}')}")
+
+    def persistent_load(self, told: Any) -> Any:
+        return told
+
+
+def _made_of(*parts: Any) -> tuple[Any, ...]:
+    return parts
 
 
 # --- the index
@@ -178,8 +228,8 @@ class _Index(pickle.Unpickler):
     The classes of the records are made anew for each index: a pickle can change a class too.
     """
 
-    def __init__(self, file: Any) -> None:
-        super().__init__(file)
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
         self._made: dict[str, type] = {}
 
     def find_class(self, module: str, name: str) -> Any:
@@ -187,12 +237,32 @@ class _Index(pickle.Unpickler):
 
         if (module, name) in PLAIN:
             return PLAIN[module, name]
-        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
+        if module == "torch" and isinstance(found := vars(torch).get(name), torch.dtype):
             return found
         path = module.partition(".")[0] == "pathlib" and name.endswith("Path")
-        if path or RECORDS.get(name) == module:
+        if path or (module, name) in RECORDS:
             return self._made.setdefault(name, type(name, (_Record,), {}))
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no checkpoint needs")
+        asked = _told(f"{module}.{name}")
+        raise pickle.UnpicklingError(f"it asks for {asked}, which no checkpoint needs")
+
+
+def _harmless(data: bytes) -> bytes:
+    """Refuse a pickle that numbers more objects than it has bytes: room is made for all of them.
+
+    Raises:
+        UnpicklingError: it does.
+    """
+    for code, number, _ in pickletools.genops(data):
+        if code.name.endswith("PUT") and int(number or 0) > len(data):
+            raise pickle.UnpicklingError("it numbers more objects than it has bytes")
+    return data
+
+
+def _told(value: object) -> str:
+    """A value for a message; of what may be huge, only its kind."""
+    if isinstance(value, str):
+        return repr(value[:80])
+    return f"{value}" if type(value) is int and abs(value) < 2**64 else type(value).__name__
 
 
 def _entries(folder: Path) -> dict[str, Entry]:
@@ -202,8 +272,7 @@ def _entries(folder: Path) -> dict[str, Entry]:
         hint = f"; give {inner[0]}" if inner else ""
         raise InputError(f"{folder} is no folder of {TORCH}: it has no {INDEX}{hint}")
     try:
-        with path.open("rb") as file:
-            return _checked(_Index(file).load())
+        return _checked(_Index(_harmless(path.read_bytes())).load())
     except Exception as error:  # broken pickles fail in as many ways as there are bytes
         raise InputError(
             f"{path} is broken, or not what torch writes ({error}); nothing of it was run"
@@ -229,14 +298,14 @@ def _checked(index: Any) -> dict[str, Entry]:
             continue
         shape = _numbers(one.get("TensorStorageMetadata", "size"))
         dtype = one.get("TensorStorageMetadata", "properties").state[0]
-        if not isinstance(name, str) or not isinstance(dtype, torch.dtype):
-            raise TypeError(f"{name!r:.80} of {dtype!r:.80} is no tensor")
+        if not isinstance(name, str) or len(name) > LONGEST or not isinstance(dtype, torch.dtype):
+            raise TypeError(f"{_told(name)} of {_told(dtype)} is no tensor")
         parts = []
         for chunk in one.get("TensorStorageMetadata", "chunks"):
             offsets = _numbers(chunk.get("ChunkStorageMetadata", "offsets"))
             sizes = _numbers(chunk.get("ChunkStorageMetadata", "sizes"))
             if not len(offsets) == len(sizes) == len(shape):
-                raise TypeError(f"a part of {name!r:.80} has other dimensions")
+                raise TypeError(f"a part of {_told(name)} has other dimensions")
             if (name, offsets) in places:
                 parts.append(_part(offsets, sizes, places[name, offsets]))
         found[name] = Entry(shape, dtype, tuple(parts))
@@ -246,16 +315,17 @@ def _checked(index: Any) -> dict[str, Entry]:
 def _part(offsets: tuple[int, ...], sizes: tuple[int, ...], place: Any) -> Part:
     names = ("relative_path", "offset", "length", "transform_descriptors")
     file, start, length, changed = (place.get("_StorageInfo", name) for name in names)
-    if not isinstance(file, str) or file in {"", ".", ".."} or {*file} & {*"/\\\0"}:
-        raise TypeError(f"it names the file {file!r:.80}, which is not one of its folder")
+    plain = isinstance(file, str) and file not in {"", ".", ".."} and len(file.encode()) < 256
+    if not plain or {*file} & {*"/\\\0"}:
+        raise TypeError(f"it names the file {_told(file)}, which is not one of its folder")
     if changed:
-        raise TypeError(f"{file} is compressed ({changed!r:.80}): save it without")
+        raise TypeError(f"{_told(file)} is compressed: save it without")
     start, length = _numbers((start, length))
     return Part(offsets, sizes, file, start, length)
 
 
 def _numbers(values: Any) -> tuple[int, ...]:
     numbers = tuple(values)
-    if not all(type(x) is int and x >= 0 for x in numbers):
-        raise TypeError(f"{numbers!r:.80} are no sizes")
+    if not all(type(x) is int and 0 <= x < 2**63 for x in numbers):
+        raise TypeError(f"{', '.join(map(_told, numbers[:8]))} are no sizes")
     return numbers
