@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,6 +79,7 @@ def test_a_read_only_folder_is_an_error_with_a_remedy(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
+from typing import Any
 from workbench.store import Store, digest
 store = Store(Path(sys.argv[1]))
 for i in range(300):
@@ -102,3 +104,37 @@ def test_a_folders_digest_follows_its_contents(tmp_path: Path) -> None:
     second = folder_digest(tmp_path)
     (tmp_path / "README.md").write_text("other words")
     assert first != second == folder_digest(tmp_path)
+
+
+class Stopped:
+    """A connection at which Ctrl-C comes as soon as one statement is done."""
+
+    def __init__(self, db: Any, statement: str) -> None:
+        self._db, self._statement = db, statement
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._db, name)
+
+    def execute(self, sql: str, *rest: Any) -> Any:
+        done = self._db.execute(sql, *rest)
+        if sql.startswith(self._statement):
+            raise KeyboardInterrupt
+        return done
+
+
+@pytest.mark.parametrize("statement", ["BEGIN", "COMMIT", "ROLLBACK"])
+def test_ctrl_c_at_any_statement_leaves_a_store_that_writes(tmp_path: Path, statement: str) -> None:
+    store = Store(tmp_path / "store.sqlite")
+    whole = store._db
+    store._db = Stopped(whole, statement)  # type: ignore[assignment]
+    if statement == "ROLLBACK":
+        whole.execute("BEGIN")
+    with pytest.raises(KeyboardInterrupt):
+        store.put({b"first": 1})
+    if statement != "COMMIT":
+        whole.execute("BEGIN") if not whole.in_transaction else None  # it came a line later
+    store._db = whole
+    store.put({b"second": 2})
+    assert store.get([b"second"]) == {b"second": 2}
+    assert (b"first" in store.get([b"first"])) == (statement == "COMMIT")
+    store.close()
