@@ -1,4 +1,4 @@
-# Everything a person or CI does here. Options: VARIANT=cpu|cuda|remote, PYTHON=python3.12.
+# Everything a person or CI does here. Options: VARIANT=cpu|cuda|remote, PYTHON=python3.12, SWEEP.
 PYTHON      ?= python3
 VARIANT     ?=
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -6,13 +6,14 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # .venv or the active conda environment: install.py decides; asked once, and only when needed.
 BIN       = $(eval BIN := $(shell $(PYTHON) requirements/install.py --bin))$(BIN)
 WORKBENCH = "$(BIN)/workbench"
-NOTEBOOKS = notebooks/*.ipynb
+NOTEBOOKS = notebooks/*.ipynb notebooks/sweeps/*.ipynb
+SWEEP    ?= notebooks/sweeps/accuracy.yaml
 DEMO      = $(addprefix notebooks/,01_quickstart.ipynb 02_throughput.ipynb 03_accuracy.ipynb 05_icm.ipynb)
 LOCK      = "$(BIN)/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
             --no-header pyproject.toml --extra dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo notebooks figures lab lint test test-all lock bench bench-peers clean clean-all
+.PHONY: help setup demo notebooks sweep figures lab lint test test-all lock bench bench-peers clean clean-all
 
 help:
 	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
@@ -31,6 +32,9 @@ lab: setup ## open the notebooks in JupyterLab
 ##@ Notebooks
 notebooks: setup ## run every notebook into runs/notebooks
 	$(WORKBENCH) notebook run $(NOTEBOOKS) --out runs/notebooks
+
+sweep: setup ## run a sweep (SWEEP=notebooks/sweeps/accuracy.yaml) into runs/; again, it goes on
+	$(WORKBENCH) sweep run $(SWEEP)
 
 figures: setup ## run every notebook in place and refresh figures/
 	$(WORKBENCH) notebook refresh $(NOTEBOOKS)

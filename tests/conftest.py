@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,3 +93,50 @@ def server(_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     """A real vLLM server with the embedded model; its key is in the environment."""
     monkeypatch.setenv("WORKBENCH_API_KEY", SERVER_KEY)
     return _server
+
+
+# Quick, without this package: what is tested is the sweep. `do` is what happens in the point.
+POINT = """
+import json, os, signal, sys, time
+from pathlib import Path
+done = Path(os.environ["WORKBENCH_RUN_DIR"])
+done.mkdir(parents=True, exist_ok=True)
+with open(os.environ.get("TALLY", os.devnull), "a") as tally:
+    tally.write(f"{n} {seed}\\n")
+if (Path("broken") / f"{n}-{seed}").exists():
+    trouble = (Path("broken") / f"{n}-{seed}").read_text()
+    exec(trouble)
+exec(do)
+"""
+KEEP = """
+(done / "metrics.json").write_text(json.dumps({"square": {"value": n * n, "low": n * n - 1,
+    "high": n * n + 1, "n": 10, "n_failed": 0, "n_unparsed": 0}, "seeded": n + seed}))
+"""
+PARAMETERS = """\
+n: int = 3  # to be squared
+rate: float = 0.5  # of nothing
+seed: int = 0  # added
+label: str = ""  # any text
+do: str = ""  # code to be run
+"""
+
+
+@pytest.fixture
+def points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with a plain kernel and the notebooks `point` and `bare`."""
+    nbformat: Any = import_module("nbformat")
+    v4 = nbformat.v4
+
+    kernel = tmp_path / "jupyter" / "kernels" / "workbench"
+    kernel.mkdir(parents=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": argv, "display_name": "workbench", "language": "python"}
+    (kernel / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("TALLY", str(tmp_path / "tally"))
+    monkeypatch.chdir(tmp_path)
+    cells = [v4.new_code_cell(code) for code in (PARAMETERS, POINT, KEEP)]
+    nbformat.write(v4.new_notebook(cells=cells[1:]), tmp_path / "bare.ipynb")
+    cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(v4.new_notebook(cells=cells), tmp_path / "point.ipynb")
+    return tmp_path

@@ -16,6 +16,7 @@ FLOORS = {
     "store": 1,
     "stats": 1,
     "gauge": 1,
+    "progress": 1,
     "runs": 1,
     "engines": 2,
     "serving": 2,
@@ -38,7 +39,10 @@ FLOORS = {
     "batch": 4,
     "machine": 4,
     "nb": 5,
+    "panel": 5,
     "plots": 5,
+    "report": 5,
+    "sweep": 5,
     "bench": 5,
     "cli": 6,
 }

@@ -21,6 +21,7 @@ from workbench.engines.diffusion.forward import forward
 from workbench.engines.diffusion.lanes import Lanes
 from workbench.engines.meter import one_bar
 from workbench.errors import InputError
+from workbench.progress import check
 from workbench.serving.diffusion_server import DiffusionServer, serve_diffusion
 from workbench.types import Sampling
 
@@ -49,6 +50,7 @@ def static(engine: DiffusionEngine, rows: Sequence[Row], size: int) -> Took:
     for at in range(0, len(rows), size):
         batch = rows[at : at + size]
         while not all(row.done for row in batch):
+            check()
             opens = [[] if row.done else row.masked() for row in batch]
             with torch.inference_mode():
                 lanes = {row: [place] for place, row in enumerate(batch)}
@@ -247,6 +249,7 @@ class _Clients:
         try:
             while thread.is_alive():
                 thread.join(0.2)
+                check()
         finally:
             self._stop.set()
         if self._broke:

@@ -8,6 +8,7 @@ __all__ = [
     "EngineUnavailableError",
     "InputError",
     "NotebookError",
+    "StoppedError",
     "StoreError",
     "WorkbenchError",
 ]
@@ -47,3 +48,7 @@ class StoreError(WorkbenchError, RuntimeError):
 
 class NotebookError(WorkbenchError, RuntimeError):
     """A notebook or its parameters are not what they should be."""
+
+
+class StoppedError(WorkbenchError, RuntimeError):
+    """Somebody stopped the work before it was done; what was finished is kept."""

@@ -17,6 +17,7 @@ from workbench.agents import Agent, Case, Outcome, advance, named, open_agent, s
 from workbench.agents.program import Ask
 from workbench.agents.rounds import Made
 from workbench.errors import InputError
+from workbench.progress import fact
 from workbench.runs import commit
 from workbench.stats import mean, proportion
 from workbench.store import digest
@@ -93,6 +94,8 @@ def evaluate(  # noqa: PLR0917  # the first six are a contract
     rows: list[dict[str, Any]] = []
     trace: list[dict[str, Any]] = []
     for run in range(num_runs):
+        if num_runs > 1:
+            fact("run", f"{run + 1} of {num_runs}")
         drawn = _drawn("evaluate", seed, run)
         mine = [replace(case, sampling=_again(case.sampling, run)) for case in cases]
         for case, outcome in zip(mine, advance(chosen, mine, engine, seed=drawn), strict=True):

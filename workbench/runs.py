@@ -3,16 +3,22 @@ from which commit it comes."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from workbench.errors import InputError
+from workbench.types import Metric
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["commit", "run_dir", "save_figure", "save_table"]
+__all__ = ["commit", "project", "run_dir", "save_figure", "save_metrics", "save_table"]
 
 
 def commit() -> str | None:
@@ -31,11 +37,13 @@ def run_dir() -> Path:
     """The folder of this run; the same wherever a notebook's kernel happens to start."""
     if folder := os.environ.get("WORKBENCH_RUN_DIR"):
         return Path(folder)
+    return project() / "runs"
+
+
+def project() -> Path:
+    """The folder of the project that holds the current folder; that one itself if none does."""
     here = Path.cwd()
-    for parent in (here, *here.parents):
-        if (parent / "pyproject.toml").exists():
-            return parent / "runs"
-    return here / "runs"
+    return next((p for p in (here, *here.parents) if (p / "pyproject.toml").exists()), here)
 
 
 def save_figure(figure: Figure, name: str) -> Path:
@@ -52,3 +60,35 @@ def save_table(table: pd.DataFrame, name: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(path, index=False)
     return path
+
+
+def save_metrics(**metrics: Metric | float) -> Path:
+    """Write `metrics.json` of the run: a notebook's headline numbers, which a sweep collects.
+
+    Raises:
+        InputError: there are none, or one is no number.
+    """
+    if not metrics:
+        raise InputError("no metrics: give one at least, such as accuracy=report.summary[0]")
+    found: dict[str, object] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Metric):
+            parts = {n: _finite(n, v) for n, v in asdict(value).items() if n != "name"}
+            found[name] = parts
+        else:
+            found[name] = _finite(name, value)
+    path = run_dir() / "metrics.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return path
+
+
+def _finite(name: str, value: float) -> float | None:
+    """JSON has no NaN, and knows nothing of numpy."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{name}={value!r:.60} is no metric: give a number or a Metric") from None
+    if not math.isfinite(number):
+        return None
+    return int(value) if isinstance(value, int) else number

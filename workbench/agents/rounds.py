@@ -13,6 +13,7 @@ from typing import Any
 from workbench.agents.program import Agent, Answer, Ask, Call, Case, Program, Score
 from workbench.engines.checks import check_labels, check_prompts
 from workbench.errors import EngineError, InputError
+from workbench.progress import fact
 from workbench.store import digest
 from workbench.types import Completion, Engine, Prompt, Sampling
 
@@ -164,6 +165,7 @@ def advance(agent: Agent, cases: Sequence[Case], engine: Engine, *, seed: int = 
         if not live:
             break
         if number > 1:
+            fact("round", f"{number}, with {len(live)} of {len(running)}")
             log.info("agents: round %d, %d of %d go on", number, len(live), len(running))
         results = _batch([(p.case, call) for p in live for call in p.calls], engine, seed, number)
         for program in live:

@@ -167,3 +167,19 @@ def diffusion(
 
     rows = harness.diffusion(peers, say) if peers else diffusion.measure(part or (), repeats, say)
     show(rows, out, as_json=as_json)
+
+
+@app.command("sweep")
+@told
+def sweep(
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this part, may be given again (default: all, in ten minutes)."),
+    ] = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Sweeps: killed, stopped and resumed; their own time; one server against loading in each."""
+    from workbench.bench.sweep import measure
+
+    show(measure(part or (), say), out, as_json=as_json)

@@ -16,6 +16,7 @@ from workbench.bench.cli import app as bench
 from workbench.cli.convert import app as convert
 from workbench.cli.evaluate import compare_reports, evaluate_task
 from workbench.cli.icm import icm
+from workbench.cli.report import report_page
 from workbench.cli.serve import app as serve
 from workbench.cli.shared import (
     Folder,
@@ -27,6 +28,7 @@ from workbench.cli.shared import (
     show_report,
 )  # fmt: skip
 from workbench.cli.slurm import app as slurm
+from workbench.cli.sweep import app as sweep
 from workbench.cli.uncertainty import app as uncertainty
 from workbench.nb.cli import app as notebook
 from workbench.nb.cli import told
@@ -42,11 +44,13 @@ tiny = typer.Typer(no_args_is_help=True, help="The embedded model: train and mea
 app.command("eval")(evaluate_task)
 app.command("compare")(compare_reports)
 app.command("icm")(icm)
+app.command("report")(report_page)
 app.add_typer(notebook, name="notebook")
 app.add_typer(bench, name="bench")
 app.add_typer(convert, name="convert")
 app.add_typer(serve, name="serve")
 app.add_typer(slurm, name="slurm")
+app.add_typer(sweep, name="sweep")
 app.add_typer(tiny, name="tiny")
 app.add_typer(uncertainty, name="uncertainty")
 

@@ -20,6 +20,7 @@ from workbench.engines.checks import check_errors, check_labels, check_prompts
 from workbench.engines.kept import bounds, dump, load, value
 from workbench.engines.meter import Meter
 from workbench.errors import EngineError, EngineGoneError, InputError, WorkbenchError
+from workbench.progress import check
 from workbench.store import BATCH, Store, digest
 from workbench.types import (
     Completion,
@@ -188,6 +189,7 @@ class BaseEngine(ABC):
                     for request, completion in batch:
                         del requests[request.key]
                         yield from deliver(request.key, completion)
+                    check()
             finally:
                 work.close()
                 self._rescue()
@@ -273,6 +275,7 @@ class BaseEngine(ABC):
                     for row in batch:
                         places = waiting.pop(asked[row.index])
                         yield from (replace(row, index=index) for index in places)
+                    check()
             finally:
                 batches.close()
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from workbench.errors import InputError
+from workbench.progress import check
 from workbench.types import Completion, Sampling, TokenLogprob
 
 __all__ = ["Decoding", "added_text", "padded", "warpers"]
@@ -194,6 +195,7 @@ class _Watch:
     def __call__(self, ids: Any, _scores: Any, **_: Any) -> Any:
         import torch
 
+        check()
         answers = ids[:, self._start :].tolist()
         for row, made in enumerate(answers):
             if self.lengths[row] is None and self._is_done(row, made):

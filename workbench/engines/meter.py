@@ -1,4 +1,7 @@
-"""Counts what an engine does: usage for the user, a progress bar, one log line a call."""
+"""Counts what an engine does: usage for the user, a progress bar, one log line a call.
+
+Where somebody watches (`progress`), that is told in the bar's place.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
+from workbench.progress import Part, Progress, check, current, plus
 from workbench.types import Completion, EngineInfo, LabelRow, Usage
 
 __all__ = ["Call", "Meter", "bars", "one_bar", "quiet"]
@@ -46,9 +50,7 @@ class Meter:
             call.bar.close()
             used = replace(call.used, seconds=time.perf_counter() - start)
             with self._lock:
-                mine = asdict(self._total)
-                new = {k: _sum(mine[k], v) for k, v in asdict(used).items()}
-                self._total = Usage(**new)
+                self._total = plus(self._total, used)
             log.log(_LEVEL.get(), "%s", _line(what, used))
 
 
@@ -56,9 +58,10 @@ class Call:
     """The numbers of one call so far, and its bar."""
 
     def __init__(self, total: int, what: str) -> None:
-        self.used = Usage()
+        self.used = self._told = Usage()
         self.bar = _bar(total, what)
         self._start = time.perf_counter()
+        self._progress = current()
 
     def add_stored(self, count: int) -> None:
         """Rows that the store already had."""
@@ -68,16 +71,19 @@ class Call:
             from_store=self.used.from_store + count,
         )
         self._show(count)
+        self._tell()
 
     def add(self, batch: Iterable[Completion]) -> None:
         """Completions that have just been computed."""
         for row in batch:
             self._count(row, row.completion_tokens)
+        self._tell()
 
     def add_rows(self, batch: Iterable[LabelRow]) -> None:
         """Rows of label scores that have just been computed."""
         for row in batch:
             self._count(row, 0)
+        self._tell()
 
     def _count(self, row: _Row, generated: int) -> None:
         used, failed = self.used, row.error is not None
@@ -87,11 +93,16 @@ class Call:
             failed=used.failed + failed,
             prompt_tokens=used.prompt_tokens + (0 if failed else row.prompt_tokens),
             completion_tokens=used.completion_tokens + generated,
-            cached_tokens=used.cached_tokens
-            if failed
-            else _sum(used.cached_tokens, row.cached_tokens),
+            cached_tokens=None
+            if used.cached_tokens is None or (row.cached_tokens is None and not failed)
+            else used.cached_tokens + (0 if failed else row.cached_tokens or 0),
         )
         self._show(1)
+
+    def _tell(self) -> None:
+        if self._progress is not None:
+            self._progress.add(self.used.since(self._told))
+            self._told = self.used
 
     def _show(self, count: int) -> None:
         if not self.bar.disable:
@@ -125,7 +136,7 @@ def one_bar(total: int, what: str, unit: str) -> Iterator[Any]:
 @contextmanager
 def bars(totals: Mapping[str, int], unit: str) -> Iterator[Mapping[str, Any]]:
     """As `one_bar`, for several parts of the work."""
-    made = {what: _bar(total, what, unit) for what, total in totals.items()}
+    made = {what: _bar(total, what, unit, ends=True) for what, total in totals.items()}
     token = _SILENT.set(True)
     try:
         yield made
@@ -146,8 +157,38 @@ def quiet() -> Iterator[None]:
         _LEVEL.reset(level)
 
 
-def _bar(total: int, what: str, unit: str = "row") -> Any:
+class _Watched:
+    """What stands in a bar's place where a `Progress` is told.
+
+    Args:
+        part: what is told; None of work whose steps are not shown.
+        ends: a step is where the work may be stopped, everything of it being kept.
+    """
+
+    disable = True  # no text is to be made for it: tokens and speed are told apart
+
+    def __init__(self, progress: Progress, part: Part | None, *, ends: bool) -> None:
+        self._progress, self._part, self._ends = progress, part, ends
+
+    def update(self, count: int = 1) -> None:
+        if self._part is not None:
+            self._progress.advance(self._part, count)
+        if self._ends:
+            check()
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:  # noqa: ARG002  # as tqdm
+        if self._part is not None:
+            self._progress.note(self._part, text)
+
+    def close(self) -> None:
+        pass
+
+
+def _bar(total: int, what: str, unit: str = "row", *, ends: bool = False) -> Any:
     """A bar where a person watches; `WORKBENCH_PROGRESS=off` where nobody does."""
+    if (progress := current()) is not None:
+        part = None if _SILENT.get() else progress.part(what, total, unit)
+        return _Watched(progress, part, ends=ends)
     from tqdm.auto import tqdm
 
     watched = "ipykernel.zmqshell" in sys.modules or sys.stderr.isatty()
@@ -164,11 +205,6 @@ def _line(what: str, used: Usage) -> str:
         f"{used.seconds:.2f} s, {tokens / max(used.seconds, 1e-9):,.0f} tokens/s, "
         f"prefix-cache hit rate {'unknown' if hits is None else f'{hits:.0%}'}"
     )
-
-
-def _sum(a: Any, b: Any) -> Any:
-    """None is unknown, and so is what it adds to."""
-    return None if a is None or b is None else a + b
 
 
 def _peak_memory(device: str) -> int:

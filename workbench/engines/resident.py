@@ -21,6 +21,7 @@ from typing import Any
 
 from workbench.engines.device import memory_ran_out
 from workbench.errors import EngineError, EngineGoneError, InputError
+from workbench.progress import stopping
 
 __all__ = ["Inbox", "Resident", "prepare"]
 
@@ -116,13 +117,13 @@ class Resident:
             for outside in inbox.pending:
                 self._owners.pop(outside, None)
             inbox.pending.clear()
-        if self.interrupted:
+        if _in_main_thread():
             self._interrupted = False
 
     @property
     def interrupted(self) -> bool:
-        """Ctrl-C was pressed; it is for the main thread, as everywhere in Python."""
-        return self._interrupted and threading.current_thread() is threading.main_thread()
+        """Ctrl-C was pressed, which is for the main thread; or who watches this work said stop."""
+        return (self._interrupted and _in_main_thread()) or stopping()
 
     def bare(self, prompts: Sequence[str], params: Any, lora: Any) -> list[Any]:
         """`LLM.generate` itself, which cannot be stopped halfway: Ctrl-C takes effect after it."""
@@ -134,7 +135,8 @@ class Resident:
             except (ValueError, RuntimeError) as error:
                 raise EngineError(f"LLM.generate failed: {error}") from error
         if self.interrupted:
-            self._interrupted = False
+            if _in_main_thread():
+                self._interrupted = False
             raise KeyboardInterrupt
         return outputs
 
@@ -184,7 +186,7 @@ class Resident:
     @contextmanager
     def _hold_interrupt(self) -> Iterator[None]:
         """Ctrl-C during a step takes effect after it, so that vLLM's state stays whole."""
-        if threading.current_thread() is not threading.main_thread():
+        if not _in_main_thread():
             yield
             return
 
@@ -196,6 +198,10 @@ class Resident:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def prepare() -> None:

@@ -23,6 +23,7 @@ from workbench.engines.resident import prepare
 from workbench.engines.source import Source, check_options
 from workbench.errors import EngineError, InputError, WorkbenchError
 from workbench.gauge import free_memory
+from workbench.progress import check
 from workbench.store import Store, digest
 from workbench.types import Completion, EngineInfo, LabelRow, Prompt
 
@@ -210,6 +211,7 @@ class TransformersEngine(LocalEngine):
         """Run the jobs in batches; one that does not fit alone fails alone."""
         at = 0
         while at < len(jobs):
+            check()
             rows = min(size.now, len(jobs) - at)
             if size.auto:
                 rows = max(1, min(rows, int(self._free_bytes() // self._row_bytes(widths[at]))))

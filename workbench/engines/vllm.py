@@ -18,6 +18,7 @@ from workbench.engines.local import LocalEngine, label_row, versions
 from workbench.engines.resident import Inbox, Resident, prepare
 from workbench.engines.source import Source, check_options
 from workbench.errors import EngineUnavailableError, InputError
+from workbench.progress import fact
 from workbench.store import Store, digest, folder_digest
 from workbench.types import Completion, EngineInfo, LabelRow, Prompt, Sampling, TokenLogprob
 
@@ -160,6 +161,7 @@ class VLLMEngine(LocalEngine):
                         raise KeyboardInterrupt
                 if not keys:
                     return
+                fact("in the engine", len(keys))
                 outputs = self._resident.take(inbox)
                 if outputs:
                     yield [(keys.pop(output.request_id), output) for output in outputs]
@@ -167,6 +169,7 @@ class VLLMEngine(LocalEngine):
                     raise KeyboardInterrupt
         finally:
             self._resident.abort(inbox)
+            fact("in the engine", None)
 
 
 class _Params:

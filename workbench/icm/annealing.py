@@ -17,6 +17,7 @@ from workbench.icm.objective import energy, temperature
 from workbench.icm.orders import Reference, Scores, Tree
 from workbench.icm.report import Result
 from workbench.icm.settings import Settings, Step
+from workbench.progress import fact
 
 __all__ = ["Annealing"]
 
@@ -237,6 +238,9 @@ class Annealing:
             f"{step.saved_tokens:,} tokens saved",
             refresh=False,
         )
+        fact("energy", step.energy)
+        fact("acceptance", f"{step.accepted} of {step.tried}")
+        fact("labelled", f"{step.pool} of {len(self._claims)}")
         bar.update(1)
         if self._on_step is not None:
             self._on_step(step)

@@ -31,6 +31,7 @@ RUN_DIR = "WORKBENCH_RUN_DIR"
 TIMEOUT = 900.0
 # nbclient gives a kernel 5 s to leave by itself.
 _GRACE = 10.0
+PATIENCE = 3600.0
 INJECTED_TAG = "injected-parameters"
 _PUT_IN = {INJECTED_TAG, "papermill-error-cell-tag"}
 
@@ -48,18 +49,23 @@ class Outcome:
     detail: str
 
 
-def require_kernel() -> None:
-    """Refuse to begin where the kernel is not installed.
+def require_kernel(name: str | None = None) -> None:
+    """Refuse to begin where the kernel (`workbench` by default) is not installed.
 
     Raises:
         NotebookError: No kernel of that name is known.
     """
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
+    name = name or KERNEL
+    manager = KernelSpecManager()
     try:
-        KernelSpecManager().get_kernel_spec(KERNEL)
+        manager.get_kernel_spec(name)
     except NoSuchKernel as error:
-        raise NotebookError(f"no Jupyter kernel {KERNEL!r}; run `make setup`") from error
+        remedy = f"there are {', '.join(sorted(manager.find_kernel_specs())) or 'none'}"
+        if name == KERNEL:
+            remedy = "run `make setup`"
+        raise NotebookError(f"no Jupyter kernel {name!r}; {remedy}") from error
 
 
 def execute(
@@ -70,7 +76,19 @@ def execute(
     parameters: Mapping[str, object] | None = None,
     timeout: float = TIMEOUT,
 ) -> Outcome:
-    """Execute a notebook in a fresh interpreter, in the caller's folder.
+    """Execute a notebook in a fresh interpreter, in the caller's folder; as `Execution`."""
+    run = Execution(source, output, run_dir=run_dir, parameters=parameters, timeout=timeout)
+    try:
+        while (outcome := run.poll(wait=PATIENCE)) is None:
+            pass
+    except BaseException:
+        run.end()
+        raise
+    return outcome
+
+
+class Execution:
+    """A notebook that runs in a fresh interpreter, in the caller's folder.
 
     Args:
         source: The notebook.
@@ -78,28 +96,70 @@ def execute(
         run_dir: Where the notebook writes, told to it as `WORKBENCH_RUN_DIR`.
         parameters: Values for the parameters cell, checked already.
         timeout: Seconds for the whole notebook.
+        kernel: The Jupyter kernel's name.
+        variables: More environment variables for it.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.unlink(missing_ok=True)
-    order = {
-        "input_path": _relative(source),
-        "output_path": _relative(output),
-        "parameters": dict(parameters or {}),
-        "kernel_name": KERNEL,
-        # Else a notebook without metadata, as an editor may save it, takes no parameters.
-        "language": "python",
-    }
-    started = time.monotonic()
-    with tempfile.TemporaryFile() as log:
+
+    def __init__(
+        self,
+        source: Path,
+        output: Path,
+        *,
+        run_dir: Path,
+        parameters: Mapping[str, object] | None = None,
+        timeout: float = TIMEOUT,
+        kernel: str | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        self._source, self._output = source, output
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.unlink(missing_ok=True)
+        order = {
+            "input_path": _relative(source),
+            "output_path": _relative(output),
+            "parameters": dict(parameters or {}),
+            "kernel_name": kernel or KERNEL,
+            # Else a notebook without metadata, as an editor may save it, takes no parameters.
+            "language": "python",
+        }
+        own = {RUN_DIR: str(run_dir), "WORKBENCH_PROGRESS": "off"}
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # see _close
+        self._started = time.monotonic()
+        self._deadline = self._started + timeout
+        self._process = _start(order, {**os.environ, **own, **(variables or {})}, self._log)
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._process.pid
+
+    def poll(self, wait: float = 0.0) -> Outcome | None:
+        """How it ended, or None if it has not within `wait` seconds; its time up, it is ended."""
+        left = self._deadline - time.monotonic()
         try:
-            code = _run_child(order, run_dir, timeout, log)
-        except BaseException:
-            # Half a notebook would pass for a whole one.
-            output.unlink(missing_ok=True)
-            raise
-        said = _last_line(log)
-    seconds = round(time.monotonic() - started, 2)
-    return _judge(code, source, output, seconds, said)
+            code: int | None = self._process.wait(max(0.0, min(wait, left)))
+        except subprocess.TimeoutExpired:
+            if left > wait:
+                return None
+            _end(self._process)
+            code = None
+        seconds = round(time.monotonic() - self._started, 2)
+        said = _last_line(self._log)
+        self._close()
+        return _judge(code, self._source, self._output, seconds, said)
+
+    def end(self) -> None:
+        """End it now; half a notebook would pass for a whole one, so that the copy goes too."""
+        if self._process.poll() is None:
+            _end(self._process)
+        self._close()
+        self._output.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        self._log.close()
+        with contextlib.suppress(OSError):  # what it did not read any more
+            assert self._process.stdin is not None
+            self._process.stdin.close()
 
 
 def _relative(path: Path) -> str:
@@ -107,30 +167,24 @@ def _relative(path: Path) -> str:
     return os.path.relpath(path).replace("{", "{{").replace("}", "}}")
 
 
-def _run_child(order: dict[str, Any], run_dir: Path, timeout: float, log: IO[bytes]) -> int | None:
-    """The child's exit code; None if its time ran out."""
+def _start(
+    order: dict[str, Any], variables: dict[str, str], log: IO[bytes]
+) -> subprocess.Popen[bytes]:
     # A session of its own: Ctrl-C reaches the parent only, which then ends the child in order.
     # -P: the folder of child.py must not become the place where modules are looked for.
-    with subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-P", child.__file__],
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=subprocess.STDOUT,
-        env={**os.environ, RUN_DIR: str(run_dir), "WORKBENCH_PROGRESS": "off"},
+        env=variables,
         start_new_session=True,
-    ) as process:
-        assert process.stdin is not None
-        try:
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(pickle.dumps(order))
-                process.stdin.flush()
-            return process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            _end(process)
-            return None
-        except BaseException:
-            _end(process)
-            raise
+    )
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(pickle.dumps(order))
+        process.stdin.flush()
+    return process
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Self
 from workbench.engines.device import OUT_OF_MEMORY
 from workbench.engines.source import Source
 from workbench.errors import EngineError, InputError, WorkbenchError
+from workbench.progress import check
 from workbench.serving.address import base_url, check_port, reachable
 from workbench.serving.presets import command, environment, refused_option
 from workbench.serving.process import finish, last_lines, signal_group, spawn
@@ -117,6 +118,7 @@ class Server:
     def _wait(self, said: int) -> None:
         begun, news = time.monotonic(), NEWS
         while (waited := time.monotonic() - begun) < self._timeout:
+            check()
             with suppress(subprocess.TimeoutExpired):
                 code = self._child.process.wait(0.2)
                 raise _explain(self.log, said, code)

@@ -20,6 +20,7 @@ from workbench.engines.diffusion.lanes import Lanes
 from workbench.engines.diffusion.network import Network
 from workbench.engines.diffusion.row import Row
 from workbench.errors import EngineError, InputError
+from workbench.progress import check
 
 __all__ = ["Counts", "Denoiser", "check_slots"]
 
@@ -93,6 +94,7 @@ class Denoiser:
         Raises:
             EngineError: the model itself has failed.
         """
+        check()
         self._admit()
         if not self._live:
             return []

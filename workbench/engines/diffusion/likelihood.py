@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.engines.device import collect, memory_ran_out
 from workbench.errors import EngineError
+from workbench.progress import check
 from workbench.store import digest
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ def bounds(
         sums[index] = _Sum(len(mine), [0.0] * len(labels))
         queue += [(index, canvas) for canvas in mine]
         while len(queue) >= (1 if index == order[-1] else size) and queue:
+            check()
             batch = [queue.popleft() for _ in range(min(size, len(queue)))]
             found = _found(network, lock, [canvas for _, canvas in batch])
             if found is None and len(batch) > 1:

@@ -21,6 +21,8 @@ from workbench.engines.remote.faults import Broken, Busy, Down, Failed, Fatal, F
 from workbench.engines.remote.gate import RateGate
 from workbench.engines.remote.patience import Patience
 from workbench.errors import EngineGoneError
+from workbench.progress import check, current
+from workbench.types import Usage
 
 __all__ = ["Dispatcher", "Effort", "Plan"]
 
@@ -108,6 +110,7 @@ class Dispatcher(Generic[J, R]):
         self._size = self._largest = plan.size or LARGEST
         self._changed = asyncio.Event()
         self._told = False
+        self._progress = current()  # told from the loop's thread, too
         self._out: queue.SimpleQueue[list[tuple[J, R | Failed]] | None] = queue.SimpleQueue()
 
     def run(self, jobs: Sequence[J]) -> Iterator[list[tuple[J, R | Failed]]]:
@@ -123,6 +126,8 @@ class Dispatcher(Generic[J, R]):
         future.add_done_callback(lambda _: self._out.put(None))
         try:
             while True:
+                self._tell()
+                check()
                 try:
                     batch = self._out.get(timeout=0.5)  # so that an interrupt is seen everywhere
                 except queue.Empty:
@@ -138,6 +143,14 @@ class Dispatcher(Generic[J, R]):
                 self._plan.spare(batch or [])
                 batch = self._out.get()
             self._plan.spare(batch or [])
+            self._tell(ended=True)
+
+    def _tell(self, *, ended: bool = False) -> None:
+        """How many requests are out, to whoever watches."""
+        if self._progress is not None:
+            sent, limit = (sum(n) for n in zip(*(e.gate.now for e in self._endpoints), strict=True))
+            self._progress.fact("in the air", None if ended else f"{sent} of {limit} allowed")
+            self._progress.fact("most in the air", sum(e.gate.peak for e in self._endpoints))
 
     async def _send_all(self, jobs: Sequence[J]) -> None:
         for endpoint in self._endpoints:
@@ -234,6 +247,7 @@ class Dispatcher(Generic[J, R]):
                     raise
                 stays = isinstance(fault, Busy)
             self._effort.retries += 1
+            self._count(Usage(retries=1))
             await asyncio.sleep(wait)
             if endpoint.out is not None or (len(self._endpoints) > 1 and not stays):
                 trip.leave()
@@ -292,11 +306,16 @@ class Dispatcher(Generic[J, R]):
             log.warning("waiting for %s: %s", trip.endpoint.shown, fault)
         return wait
 
+    def _count(self, used: Usage) -> None:
+        if self._progress is not None:
+            self._progress.add(used)
+
     def _note(self, endpoint: Endpoint, fault: Fault) -> None:
         """Tell gate and counters of a failure; end the call where every server is dead."""
         patience = self._patience
         if isinstance(fault, Busy):
             self._effort.rate_limit_hits += 1
+            self._count(Usage(rate_limit_hits=1))
             endpoint.gate.refused()
             if endpoint.silent_for < 10 * patience.dead:
                 return

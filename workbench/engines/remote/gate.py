@@ -44,6 +44,11 @@ class Gate:
         """Whether one more request may go."""
         return self.busy < int(self.limit)
 
+    @property
+    def now(self) -> tuple[int, int]:
+        """Requests that the server has, and how many it may have."""
+        return self.sent, max(1, int(self.limit))
+
     def open(self) -> None:
         """Begin at the most: for a server that queues what it cannot run yet."""
         self.limit = float(self._most)

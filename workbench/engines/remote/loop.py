@@ -11,8 +11,10 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
+
+from workbench.progress import check
 
 __all__ = ["background", "finish", "run", "start"]
 
@@ -31,6 +33,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """Do `work` in the background and wait for it; an interrupt cancels it."""
     future = start(work)
     try:
+        while not wait([future], timeout=0.5).done:
+            check()
         return future.result()
     except BaseException:
         future.cancel()

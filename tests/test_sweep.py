@@ -1,0 +1,283 @@
+"""Sweeps over real kernels: what is done stays done, what failed says so, nothing is made up."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+
+from workbench.engines.vllm import unavailable
+from workbench.errors import InputError, WorkbenchError
+from workbench.sweep import Grid, Results, Sweep, read_results, run
+from workbench.sweep.folder import Folder
+
+FILE = "notebook: point.ipynb\nproduct: {n: [1, 2, 3]}\nseeds: 2\n"
+CLI = [sys.executable, "-c", "from workbench.cli import app; app()", "sweep"]
+ENDS = {
+    "1-0": "raise ValueError('no such thing')",
+    "2-0": "os.kill(os.getpid(), signal.SIGKILL)",
+    "3-0": "time.sleep(600)",
+}
+
+
+def of(**parts: Any) -> Sweep:
+    return Sweep(notebook=Path("point.ipynb"), name="mine", **parts)
+
+
+def tallied(points: Path) -> Counter[str]:
+    """How often each point has begun."""
+    tally = points / "tally"
+    return Counter(tally.read_text().split("\n")[:-1]) if tally.exists() else Counter()
+
+
+def by_point(found: Results) -> dict[str, dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(found.table.to_json(orient="records"))
+    return {f"{row['n']}-{row['seed']}": row for row in rows}
+
+
+def test_every_end_is_told_and_a_resumed_sweep_is_as_an_undisturbed_one(points: Path) -> None:
+    sweep = replace(of(grid=Grid(product={"n": [1, 2, 3]}, seeds=(0, 1))), timeout=12)
+    calm = run(sweep, points / "calm", jobs=2)
+    assert set(calm.table["state"]) == {"done"}
+    (points / "tally").unlink()
+
+    (points / "broken").mkdir()
+    for name, code in ENDS.items():
+        (points / "broken" / name).write_text(code)
+    lines: list[str] = []
+    found = by_point(run(sweep, points / "runs", jobs=3, say=lines.append))
+    assert {name: row["state"] for name, row in found.items()} == {
+        "1-0": "failed", "2-0": "killed", "3-0": "timeout",
+        "1-1": "done", "2-1": "done", "3-1": "done",
+    }  # fmt: skip
+    assert found["1-0"]["detail"] == "cell 1: ValueError: no such thing"
+    assert found["2-0"]["detail"] == "cell 1: the kernel died"
+    assert found["3-0"]["detail"] == "cell 1: still running"
+    assert found["2-0"]["square"] is None
+    assert (found["2-1"]["square"], found["2-1"]["square.low"], found["2-1"]["seeded"]) == (4, 3, 3)
+    assert len(lines) == 6
+    assert any("n=1, seed=0: failed" in line and "no such thing" in line for line in lines)
+
+    # Failed points stay as they are until they are asked for; done ones are never run again.
+    (points / "broken" / "1-0").unlink()
+    (points / "broken" / "2-0").unlink()
+    (points / "broken" / "3-0").unlink()
+    again = run(sweep, points / "runs")
+    assert again.states == {"failed": 1, "killed": 1, "timeout": 1, "done": 3}
+    mended = run(sweep, points / "runs", jobs=3, retry_failed=True)
+    assert tallied(points) == Counter({f"{n} {seed}": 1 + (seed == 0) for n in (1, 2, 3)
+                                       for seed in (0, 1)})  # fmt: skip
+    same = ["key", "state", "n", "seed", "square", "square.low", "square.n", "seeded"]
+    pd.testing.assert_frame_equal(mended.table[same], calm.table[same])
+    kept = pd.read_parquet(points / "runs" / "results.parquet")
+    pd.testing.assert_frame_equal(kept[same], calm.table[same])
+    assert len(pd.read_csv(points / "runs" / "results.csv")) == 6
+    assert (read_results(points / "runs").varied, mended.metrics) == (
+        ("n", "seed"), ("square", "seeded")
+    )  # fmt: skip
+
+
+def test_ctrl_c_and_kill_9_cost_nothing_that_is_done(points: Path) -> None:
+    (points / "mine.yaml").write_text(FILE + "fixed: {do: time.sleep(2)}\n")
+    command = [*CLI, "run", "mine.yaml", "--out", "runs"]
+    for number in (signal.SIGINT, signal.SIGKILL, signal.SIGTERM):
+        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            begun = sum(tallied(points).values())
+            while sum(tallied(points).values()) < begun + 2 and process.poll() is None:
+                time.sleep(0.05)  # one more is done, and the next one is at work
+            process.send_signal(number)
+            out, told = process.communicate(timeout=60)
+        assert process.returncode == {2: 130, 9: -9, 15: 143}[number], (out, told)
+        if number == signal.SIGINT:
+            assert b"run it again and it goes on" in told
+    found = run(Sweep.read("mine.yaml"), points / "runs", jobs=2)
+    assert found.states == {"done": 6}
+    assert sorted(tallied(points).values()) == [1, 1, 1, 2, 2, 2]  # three were interrupted
+    left = [p for p in psutil.process_iter(["cmdline", "cwd"])
+            if p.info["cwd"] == str(points) and p.pid != os.getpid()]  # fmt: skip
+    assert not left
+
+
+def test_two_sweeps_do_not_work_in_one_folder(points: Path) -> None:
+    sweep = of(grid=Grid(product={"n": [1]}))
+    with (
+        Folder(points / "runs").lock(),
+        pytest.raises(InputError, match="another sweep is at work"),
+    ):
+        run(sweep, points / "runs")
+    assert run(sweep, points / "runs").states == {"done": 1}
+
+
+def test_a_changed_notebook_or_model_makes_results_stale_and_says_so(points: Path) -> None:
+    sweep = of(grid=Grid(product={"n": [1, 2]}))
+    assert run(sweep, points / "runs").states == {"done": 2}
+    text = (points / "point.ipynb").read_text()
+    (points / "point.ipynb").write_text(text.replace("n * n - 1", "n * n - 2"))
+    changed = of(grid=Grid(product={"n": [1, 2, 3]}))
+    from workbench.sweep.results import results
+
+    seen = results(changed.points, Folder(points / "runs"))
+    assert list(seen.table["state"]) == ["stale", "stale", "waiting"]
+    assert seen.table["detail"][0] == "there is a result of before the notebook changed"
+    assert "square" not in seen.table  # a stale number is nobody's result
+    found = run(changed, points / "runs")
+    assert found.states == {"done": 3}
+    assert list(found.table["square.low"]) == [-1, 2, 7]
+
+
+@pytest.mark.parametrize(
+    ("harm", "detail"),
+    [
+        (lambda at: (at / "result/metrics.json").unlink(), "result/metrics.json is gone"),
+        (lambda at: (at / "result/metrics.json").write_text("{"), "is not as it was written"),
+        (lambda at: (at / "out.ipynb").write_text("{}"), "out.ipynb is not as it was written"),
+        (lambda at: (at / "DONE").write_text('{"sta'), "DONE is broken"),
+    ],
+)
+def test_a_deleted_or_half_written_result_is_seen_and_made_again(
+    points: Path, harm: Any, detail: str
+) -> None:
+    sweep = of(grid=Grid(product={"n": [2]}))
+    run(sweep, points / "runs")
+    harm(points / "runs" / sweep.points[0].key)
+    (seen,) = read_results(points / "runs").table.to_dict("records")
+    assert seen["state"] == "stale"
+    assert detail in seen["detail"]
+    assert list(run(sweep, points / "runs").table["square"]) == [4]
+
+
+def test_a_flood_of_output_is_cut_and_forks_are_ended(points: Path) -> None:
+    flood = "for _ in range(100): print('x' * 2**20)"
+    fork = "os.fork() or (os.setsid(), time.sleep(600))"
+    daemon = "import subprocess; subprocess.Popen(['sleep', '600'], start_new_session=True)"
+    both = [{"n": 1, "do": flood}, {"n": 2, "do": fork}, {"n": 3, "do": daemon}]
+    found = run(replace(of(grid=Grid(list=both)), timeout=60), points / "runs", jobs=3)
+    states = dict(zip(found.table["n"], found.table["state"], strict=True))
+    assert states[1] == states[3] == "done"
+    assert states[2] in {"done", "failed"}
+    (first,) = (p for p in of(grid=Grid(list=both)).points if p.parameters["n"] == 1)
+    copy = points / "runs" / first.key / "out.ipynb"
+    assert copy.stat().st_size < 12 * 2**20
+    assert "output cut" in copy.read_text()
+    assert not [p for p in psutil.process_iter(["cmdline"])
+                if p.info["cmdline"] == ["sleep", "600"]]  # fmt: skip
+
+
+def test_a_full_disk_ends_the_sweep_with_a_word_and_keeps_what_is_done(points: Path) -> None:
+    sweep = of(grid=Grid(product={"n": [1, 2]}))
+    run(of(grid=Grid(product={"n": [1]})), points / "runs")
+    code = (
+        "from pathlib import Path\nfrom workbench.sweep import *\nimport resource, sys\n"
+        "grid = Grid(product={'n': [1, 2]})\n"
+        "sweep = Sweep(notebook=Path('point.ipynb'), name='mine', grid=grid)\n"
+        "sweep.points\nresource.setrlimit(resource.RLIMIT_FSIZE, (40, 40))\n"  # as if full
+        "run(sweep, 'runs')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "cannot be written any more" in done.stderr
+    assert "run the sweep again, it goes on" in done.stderr
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+    assert run(sweep, points / "runs").states == {"done": 2}
+    assert tallied(points)["1 0"] == 1
+
+
+def test_points_of_other_machines_and_versions_are_marked(points: Path) -> None:
+    sweep = of(grid=Grid(product={"n": [1, 2]}))
+    run(sweep, points / "runs")
+    done = points / "runs" / sweep.points[0].key / "DONE"
+    told = json.loads(done.read_text())
+    done.write_text(json.dumps(told | {"machine": "elsewhere", "versions": "workbench 0"}))
+    notes = read_results(points / "runs").notes
+    assert notes[0] == "2 done"
+    assert any("2 machines" in note and "elsewhere (1)" in note for note in notes)
+    assert any("2 versions" in note for note in notes)
+
+
+def test_a_dry_run_runs_nothing_and_show_looks_at_any_moment(points: Path) -> None:
+    (points / "mine.yaml").write_text(FILE)
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*CLI, *arguments], capture_output=True, text=True, check=False, timeout=120
+        )
+
+    dry = call("run", "mine.yaml", "--out", "runs", "--dry-run")
+    assert (dry.returncode, "6 of 6 points would run" in dry.stderr) == (0, True)
+    assert not (points / "runs").exists()
+    shown = call("show", "mine.yaml", "--out", "runs", "--json")
+    assert [row["state"] for row in json.loads(shown.stdout)] == ["waiting"] * 6
+    assert call("show", "runs").returncode == 2
+    unknown = call("run", "absent.yaml")
+    assert (unknown.returncode, "cannot be read" in unknown.stderr) == (2, True)
+    (points / "broken").mkdir()
+    (points / "broken" / "1-0").write_text("1 / 0")
+    ran = call("run", "mine.yaml", "--out", "runs", "--jobs", "3")
+    assert ran.returncode == 1  # one point failed
+    assert ran.stdout.split("\n")[0].split() == [
+        "state", "n", "seed", "square", "seeded", "seconds", "detail"
+    ]  # fmt: skip
+    assert "[6/6]" in ran.stderr
+    folder = call("show", "runs")
+    assert (folder.returncode, folder.stdout.count("done")) == (0, 5)
+
+
+@pytest.mark.parametrize("jobs", [0, -1, 1.5, True])
+def test_jobs_must_be_a_number(points: Path, jobs: Any) -> None:
+    with pytest.raises(InputError, match="jobs="):
+        run(of(grid=Grid(product={"n": [1]})), points / "runs", jobs=jobs)
+
+
+def test_what_is_no_sweeps_folder_is_refused(points: Path) -> None:
+    with pytest.raises(InputError, match="is no sweep's folder"):
+        read_results(points)
+    (points / "sweep.json").write_text('{"points": [{"key"')
+    with pytest.raises(WorkbenchError, match="is broken"):
+        read_results(points)
+
+
+@pytest.mark.skipif(unavailable() is not None, reason="needs vLLM")
+def test_points_of_one_configuration_share_a_server_that_is_ended(
+    points: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = (
+        "import urllib.request\nurl = os.environ['WORKBENCH_BASE_URL']\n"
+        "print(json.load(urllib.request.urlopen(url + '/models'))['data'][0]['id'], engine)\n"
+        "Path('urls').open('a').write(url + chr(10))"
+    )
+    text = (points / "point.ipynb").read_text()
+    text = text.replace("rate: float", 'engine: str = \\"auto\\"  # which\\nrate: float')
+    (points / "point.ipynb").write_text(text)
+    sweep = of(grid=Grid(product={"n": [1, 2, 3]}), serve={}, fixed={"do": asked})
+    lines: list[str] = []
+    found = run(sweep, points / "runs", jobs=3, say=lines.append)
+    assert found.states == {"done": 3}, list(found.table["detail"])
+    assert len(set((points / "urls").read_text().split())) == 1
+    assert lines[0] == "starting a server for the embedded model"
+    assert list(found.table["engine"]) == ["remote"] * 3
+    assert run(sweep, points / "runs", say=lines.append).states == {"done": 3}
+    assert len(lines) == 4  # nothing to do, no server for it
+    port = int((points / "urls").read_text().split(":")[2].split("/")[0])
+    assert not [c for c in psutil.net_connections("tcp") if c.laddr.port == port
+                and c.status == "LISTEN"]  # fmt: skip
+
+
+def test_a_server_that_does_not_start_fails_its_points_and_no_others(points: Path) -> None:
+    text = (points / "point.ipynb").read_text()
+    text = text.replace("rate: float", 'engine: str = \\"auto\\"  # which\\nrate: float')
+    (points / "point.ipynb").write_text(text)
+    sweep = of(grid=Grid(product={"n": [1, 2]}), serve={"port": -1})
+    found = run(sweep, points / "runs")
+    assert found.states == {"failed": 2}
+    assert "no server: port=-1 must be a whole number" in found.table["detail"][0]

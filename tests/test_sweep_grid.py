@@ -1,0 +1,193 @@
+"""Grids and sweep files: which points there are, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workbench.errors import InputError, WorkbenchError
+from workbench.sweep import Draw, Grid, Random, Sweep
+from workbench.sweep.grid import MOST
+
+
+def test_factors_are_multiplied_and_the_last_varies_first() -> None:
+    grid = Grid(
+        product={"a": [1, 2], "b": ["x", "y"]},
+        zip={"c": [0.1, 0.2], "d": [10, 20]},
+        list=[{}, {"e": None}],
+    )
+    points = grid.points
+    assert len(points) == 2 * 2 * 2 * 2
+    assert points[0] == {"a": 1, "b": "x", "c": 0.1, "d": 10}
+    assert points[1] == {"a": 1, "b": "x", "c": 0.1, "d": 10, "e": None}
+    assert points[-1] == {"a": 2, "b": "y", "c": 0.2, "d": 20, "e": None}
+    assert all((point["c"], point["d"]) in {(0.1, 10), (0.2, 20)} for point in points)
+
+
+def test_conditions_leave_points_out() -> None:
+    grid = Grid(product={"shots": [0, 4, 8], "seed": [0, 1]}, where=["shots < 8 or seed == 0"])
+    assert {(p["shots"], p["seed"]) for p in grid.points} == {
+        (0, 0),
+        (0, 1),
+        (4, 0),
+        (4, 1),
+        (8, 0),
+    }
+    modes = Grid(list=[{"mode": "fast"}, {"mode": "full", "n": 3}], where=["n == 3"])
+    assert modes.points == [{"mode": "full", "n": 3}]  # what has no n does not fulfil it
+    both = Grid(product={"n": range(6)}, where=["n % 2 == 0", "n in (0, 2)"])
+    assert [point["n"] for point in both.points] == [0, 2]
+
+
+def test_random_points_are_those_of_their_seed() -> None:
+    of: Any = {
+        "rate": Draw(1e-4, 1.0, log=True),
+        "k": Draw(1, 3),
+        "mode": ["a", "b"],
+        "x": Draw(0, 0.5),
+    }
+    one, same, other = (Grid(random=Random(200, of, seed)).points for seed in (0, 0, 1))
+    assert one == same != other
+    assert {point["k"] for point in one} == {1, 2, 3}
+    assert {point["mode"] for point in one} == {"a", "b"}
+    rates = sorted(float(str(point["rate"])) for point in one)
+    assert 1e-4 <= rates[0] < 1e-3
+    assert 0.1 < rates[-1] <= 1.0
+    assert all(isinstance(point["x"], float) and point["x"] <= 0.5 for point in one)
+    whole = Grid(random=Random(50, {"n": Draw(1, 1000, log=True)})).points
+    assert all(isinstance(point["n"], int) and 1 <= point["n"] <= 1000 for point in whole)
+
+
+def test_equal_points_are_one() -> None:
+    assert Grid(list=[{"a": 1}, {"a": 1}]).points == [{"a": 1}]
+    assert len(Grid(list=[{"a": 1}, {"a": 1.0}, {"a": True}]).points) == 3
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"product": {"a": []}}, r"a=\[\] must be a list of 1 value"),
+        ({"product": {"a": "text"}}, "a='text' must be a list"),
+        ({"product": {"a": 3}}, "a=3 must be a list"),
+        ({"product": {c: range(10) for c in "abcdef"}}, r"the grid has 1,000,000 points"),
+        ({"product": {"a": [1]}, "zip": {"a": [2]}}, "'a' is in two parts"),
+        ({"zip": {"a": [1], "b": [1, 2]}}, "differ in length"),
+        ({"list": [3]}, "3 is no point"),
+        ({"where": ["a <"]}, "no expression"),
+        ({"where": [3]}, "must be a text"),
+        ({"where": ["__import__('os').remove('x')"]}, "has more than names"),
+        ({"where": ["a.b == 1"]}, "has more than names"),
+        ({"where": ["9 ** 9 ** 9 > 1"]}, "has more than names"),
+        ({"where": ["[x for x in a]"]}, "has more than names"),
+    ],
+)
+def test_a_misshapen_grid_is_refused(parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Grid(**parts)
+
+
+def test_conditions_that_leave_nothing_or_cannot_be_judged_are_refused() -> None:
+    with pytest.raises(InputError, match="no point of the grid fulfils"):
+        _ = Grid(product={"a": [1]}, where=["a > 1"]).points
+    with pytest.raises(InputError, match="cannot be said of"):
+        _ = Grid(product={"a": ["x"]}, where=["a > 1"]).points
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [((2, 1), "must be below"), ((0, 1, True), "no logarithm"), (("a", 1), "must be numbers"),
+     ((0.0, float("inf")), "must be below")],
+)  # fmt: skip
+def test_a_range_that_is_none_is_refused(draw: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Draw(*draw)
+
+
+def test_random_points_need_a_number_and_a_parameter() -> None:
+    with pytest.raises(InputError, match="points=0"):
+        Random(0, {"a": [1]})
+    with pytest.raises(InputError, match="names no parameter"):
+        Random(1, {})
+    with pytest.raises(InputError, match="a sweep takes"):
+        Grid(random=Random(MOST + 1, {"a": [1]}))
+
+
+@pytest.fixture
+def write(points: Path) -> Any:
+    """Writes a sweep file beside the notebook `point.ipynb` and reads it."""
+
+    def read(text: str) -> Sweep:
+        path = points / "mine.yaml"
+        path.write_text(text)
+        return Sweep.read(path)
+
+    return read
+
+
+def test_a_file_is_read_and_its_points_are_typed(write: Any) -> None:
+    sweep = write(
+        "notebook: point.ipynb\nproduct: {n: [1, 2], rate: [1e-3, 0.5]}\nseeds: 2\n"
+        "fixed: {label: 7 items}\nwhere: n < 2 or seed == 0\n"
+    )
+    points = sweep.points
+    assert sweep.name == "mine"
+    assert len(points) == 6
+    assert points[0].parameters == {"label": "7 items", "n": 1, "rate": 0.001, "seed": 0}
+    assert len({point.key for point in points}) == len(points)
+    assert points == write(Path(sweep.notebook.parent, "mine.yaml").read_text()).points
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("notebook: point.ipynb\nproducts: {n: [1]}", "unknown key 'products'; known: notebook"),
+        ("product: {n: [1]}", "give the notebook"),
+        ("- a list", "is no sweep"),
+        ("notebook: [", "is no YAML"),
+        ("notebook: point.ipynb\nproduct: [1]", r"product: \[1\] must be names"),
+        ("notebook: point.ipynb\nlist: {a: 1}", "must be a list of points"),
+        ("notebook: point.ipynb\nrandom: {points: 3, over: {}}", "random: unknown key 'over'"),
+        ("notebook: point.ipynb\nrandom: {points: 1, of: {n: {low: 1, most: 2}}}", "unknown key"),
+        ("notebook: point.ipynb\nrandom: {points: 1, of: {n: {low: 1}}}", "high"),
+        ("notebook: point.ipynb\nseeds: -1", "seeds: -1"),
+        ("notebook: point.ipynb\nseeds: [a]", "seeds: "),
+        ("notebook: point.ipynb\ntimeout: soon", "timeout='soon'"),
+        ("notebook: point.ipynb\ntimeout: 0", "timeout=0"),
+        ("notebook: point.ipynb\nname: ../up", "name='../up'"),
+        ("notebook: point.ipynb\nfixed: 3", "fixed: 3 must be names"),
+        ("notebook: point.ipynb\nserve: 8b", "serve: '8b' must be names"),
+    ],
+)
+def test_a_file_with_a_mistake_is_refused_by_name(write: Any, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        write(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("notebook: point.ipynb\nproduct: {m: [1]}", "has no parameter 'm'; did you mean"),
+        ("notebook: point.ipynb\nproduct: {n: [one]}", "'one' is no int"),
+        ("notebook: point.ipynb\nproduct: {n: [1.5]}", "n=1.5 is not of the type int"),
+        ("notebook: absent.ipynb\nproduct: {n: [1]}", "absent.ipynb cannot be read"),
+        ("notebook: bare.ipynb", "has no cell tagged `parameters`"),
+        ("notebook: point.ipynb\nproduct: {n: [1]}\nkernel: julia", "no Jupyter kernel 'julia'"),
+        ("notebook: point.ipynb\nproduct: {n: [1]}\nfixed: {n: 1}", "'n' cannot be varied"),
+        ("notebook: point.ipynb\nproduct: {seconds: [1]}", "'seconds' cannot be varied"),
+        ("notebook: point.ipynb\nproduct: {serve.max_num_seqs: [1]}", "no `serve:` with it"),
+        ("notebook: point.ipynb\nproduct: {n: [1]}\nserve: {}", "has no parameter 'engine'"),
+    ],
+)  # fmt: skip
+def test_points_that_do_not_fit_the_notebook_are_refused(
+    write: Any, text: str, message: str
+) -> None:
+    sweep = write(text)
+    with pytest.raises(WorkbenchError, match=message):
+        _ = sweep.points
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        Sweep.read(tmp_path / "none.yaml")

@@ -1,0 +1,222 @@
+"""Sweeps against their promises: nothing lost or doubled under disturbance, little time taken.
+
+The points are real notebooks on real kernels; what disturbs them is real too: SIGKILL, time-outs,
+exceptions, Ctrl-C and `kill -9` of the sweep itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from workbench.bench.table import Row
+from workbench.errors import InputError
+from workbench.nb.lint import KERNEL
+from workbench.runs import project
+from workbench.sweep import Grid, Results, Sweep, run
+
+__all__ = ["measure"]
+
+Say = Callable[[str], None]
+
+POINTS = 24
+SHORT = 12
+COUNT = 20  # items of a short point
+FEW = 6
+PARAMETERS = "n: int = 0  # which point"
+WORK = """\
+import json, os, random, signal, time
+from pathlib import Path
+
+with open("tally", "a") as tally:
+    tally.write(f"{n}\\n")
+trouble = Path("trouble", str(n))
+if trouble.exists():
+    kind = trouble.read_text()
+    trouble.unlink()
+    if kind == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "timeout":
+        time.sleep(600)
+    raise ValueError("as it was asked to")
+time.sleep(0.5)
+"""
+KEEP = """\
+chance = random.Random(n)
+values = {"value": chance.random(), "low": 0.0, "high": 1.0, "n": n}
+folder = Path(os.environ["WORKBENCH_RUN_DIR"])
+folder.mkdir(parents=True, exist_ok=True)
+print((folder / "metrics.json").write_text(json.dumps({"score": values})))
+"""
+KINDS = ("killed", "timeout", "failed")
+TIMEOUT = 12.0
+COMMAND = "from workbench.cli import app; app()"
+
+
+def measure(parts: Sequence[str], say: Say) -> list[Row]:
+    """Run these parts (none: all), in the order of `PARTS`.
+
+    Raises:
+        InputError: there is no such part.
+    """
+    if unknown := sorted({*parts} - {*PARTS}):
+        raise InputError(f"part={unknown[0]!r}: give some of {', '.join(PARTS)}")
+    rows: list[Row] = []
+    for name, part in PARTS.items():
+        if not parts or name in parts:
+            say(f"{name} …")
+            rows += part(say)
+    return rows
+
+
+@contextlib.contextmanager
+def _place() -> Iterator[Path]:
+    """A folder with the notebook of a point, and in it."""
+    nbformat: Any = import_module("nbformat")
+    cells = [nbformat.v4.new_code_cell(code) for code in (PARAMETERS, WORK, KEEP)]
+    cells[0].metadata["tags"] = ["parameters"]
+    with TemporaryDirectory() as name, contextlib.chdir(name):
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), "point.ipynb")
+        yield Path(name)
+
+
+def _sweep(points: int) -> Sweep:
+    grid = Grid(product={"n": range(points)})
+    return Sweep(notebook=Path("point.ipynb"), name="points", grid=grid, timeout=TIMEOUT)
+
+
+def _chaos(say: Say) -> Iterator[Row]:
+    """Three quarters of the points meet trouble, and so does the sweep, until all have ended."""
+    chance = random.Random(0)
+    with _place() as place:
+        calm = run(_sweep(POINTS), "calm", jobs=2)
+        Path("tally").unlink()
+        Path("trouble").mkdir()
+        for n in chance.sample(range(POINTS), 3 * POINTS // 4):
+            Path("trouble", str(n)).write_text(KINDS[n % 3])
+        Path("points.yaml").write_text(
+            f"notebook: point.ipynb\nproduct: {{n: {[*range(POINTS)]}}}\ntimeout: {TIMEOUT}\n"
+        )
+        again, stops = 0, Counter[str]()
+        for number in (signal.SIGINT, signal.SIGKILL) * 3:
+            doubled = _disturbed(number, chance)
+            again += doubled
+            stops[number.name] += 1
+        first = run(_sweep(POINTS), "runs", jobs=2)
+        say(f"{first.states}, after {dict(stops)}")
+        told = sum(first.states.get(kind, 0) for kind in (*KINDS, "done"))
+        before = _begun()
+        mended = run(_sweep(POINTS), "runs", jobs=2, retry_failed=True)
+        done = {n for n, state in enumerate(first.table["state"]) if state == "done"}
+        again += sum((_begun() - before)[n] for n in done)
+        assert place.is_dir()
+    states = ", ".join(f"{first.states.get(kind, 0)} {kind}" for kind in KINDS)
+    what = f"{POINTS} points ({states}; 3 Ctrl-C, 3 `kill -9`)"
+    yield _none(f"{what}: points without a true end", POINTS - told)
+    yield _none("… done points that were run again", again)
+    yield _none("… failed ones run again: cells unlike an undisturbed sweep", _unlike(calm, mended))
+
+
+def _disturbed(number: signal.Signals, chance: random.Random) -> int:
+    """Run the sweep in a process of its own and disturb it; how many done points were run again."""
+    done, before = {p.parent.name for p in Path("runs").glob("*/DONE")}, _begun()
+    command = [sys.executable, "-c", COMMAND, "sweep", "run", "points.yaml", "--out", "runs"]
+    with subprocess.Popen(
+        [*command, "--jobs", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while _begun() == before and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(chance.uniform(0.5, 5))
+        process.send_signal(number)
+        process.wait(60)
+    keys = {point.key: n for n, point in enumerate(_sweep(POINTS).points)}
+    begun = _begun() - before
+    return sum(begun[keys[key]] for key in done)
+
+
+def _begun() -> Counter[int]:
+    """How often each point has begun."""
+    tally = Path("tally")
+    return Counter(map(int, tally.read_text().split())) if tally.exists() else Counter()
+
+
+def _unlike(one: Results, other: Results) -> int:
+    names = ["key", "state", "n", "score", "score.low", "score.high", "score.n"]
+    first, second = one.table[names], other.table[names]
+    return int((first != second).to_numpy().sum()) if len(first) == len(second) else len(first)
+
+
+def _none(what: str, count: int) -> Row:
+    return Row(what, count, "", "0", count == 0)
+
+
+def _overhead(say: Say) -> Iterator[Row]:
+    """What a point takes beyond a kernel that is started, runs the same cells, and is ended."""
+    found = []
+    with _place():
+        for turn in range(3):
+            bare = statistics.median(_bare(n) for n in range(FEW))
+            start = time.perf_counter()
+            run(_sweep(FEW), f"runs{turn}")
+            found.append((time.perf_counter() - start) / FEW - bare)
+            say(f"{found[-1]:.2f} s beyond {bare:.2f} s")
+    value = statistics.median(found)
+    yield Row("a point beyond its kernel's start, work and end", value, " s", "< 1 s", value < 1,
+              min(found), max(found), len(found))  # fmt: skip
+
+
+def _bare(n: int) -> float:
+    manager: Any = import_module("jupyter_client.manager")
+    start = time.perf_counter()
+    os.environ["WORKBENCH_RUN_DIR"] = "bare"
+    try:
+        kernel, client = manager.start_new_kernel(kernel_name=KERNEL)
+        for code in (PARAMETERS, f"n = {n}", WORK, KEEP):
+            client.execute_interactive(code, output_hook=lambda _: None)
+        client.stop_channels()
+        kernel.shutdown_kernel()
+    finally:
+        del os.environ["WORKBENCH_RUN_DIR"]
+    return time.perf_counter() - start
+
+
+def _shared(say: Say) -> Iterator[Row]:
+    """The same short points with one server for all, and with the model loaded in each."""
+    folder = project() / "notebooks" / "sweeps"
+    grid = Grid(product={"shots": [0, 1, 2, 4]}, seeds=range(SHORT // 4))
+    own = Sweep(notebook=folder / "accuracy.ipynb", name="own", grid=grid, fixed={"count": COUNT})
+    shared = replace(own, name="shared", serve={})
+    seconds, tables = [], []
+    with TemporaryDirectory() as name:
+        for sweep in (shared, own):
+            start = time.perf_counter()
+            tables.append(run(sweep, Path(name, sweep.name), say=say).table)
+            seconds.append(time.perf_counter() - start)
+    say(f"{seconds[0]:.0f} s with one server, {seconds[1]:.0f} s with the model loaded in each")
+    ratio = seconds[1] / seconds[0]
+    yield Row(f"{SHORT} short points: loading in each over one server", ratio, " ×", "≥ 3 ×",
+              ratio >= 3)  # fmt: skip
+    apart = (tables[0]["accuracy"] - tables[1]["accuracy"]).abs()
+    failed = int((tables[0]["state"] != "done").sum() + (tables[1]["state"] != "done").sum())
+    yield _none("… failed points", failed)
+    yield _none("… accuracies that differ between the two", int((apart > 0).sum()))
+
+
+PARTS: dict[str, Callable[[Say], Iterator[Row]]] = {
+    "chaos": _chaos,
+    "overhead": _overhead,
+    "shared": _shared,
+}

@@ -1,0 +1,112 @@
+"""`workbench sweep`: run a notebook for every point of a grid, and look at the table."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from workbench.bench.cli import Json, say
+from workbench.cli.shared import tidy_end
+from workbench.nb.cli import told
+
+if TYPE_CHECKING:
+    from workbench.sweep import Results
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, help="Run a notebook for every point of a grid.")
+Place = Annotated[
+    Path | None, typer.Option("--out", help="Folder of the results (default: runs/NAME).")
+]
+
+
+@app.command("run")
+@told
+def run_sweep(  # noqa: PLR0917  # a command's arguments are its options
+    sweep: Annotated[Path, typer.Argument(help="A YAML file; see notebooks/sweeps/.")],
+    out: Place = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Points at a time.")] = 1,
+    timeout: Annotated[
+        float | None, typer.Option(min=1, help="Seconds for a point (default: the file's).")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Leave alone what is done or failed.")] = True,
+    retry_failed: Annotated[bool, typer.Option(help="Run failed points again.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Only tell what would run.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run what is not done yet; non-zero unless all points are done. Ctrl-C keeps what is."""
+    from workbench.runs import run_dir
+    from workbench.sweep import Sweep, read_results, run
+    from workbench.sweep.folder import Folder
+    from workbench.sweep.results import results
+    from workbench.sweep.run import todo
+
+    chosen = Sweep.read(sweep)
+    if timeout is not None:
+        chosen = dataclasses.replace(chosen, timeout=timeout)
+    folder = out or run_dir() / chosen.name
+    if dry_run:
+        place = Folder(folder)
+        plan = todo(chosen, place, resume=resume, retry_failed=retry_failed)
+        _show(results(chosen.points, place), as_json=as_json)
+        say(f"{len(plan)} of {len(chosen.points)} points would run")
+        return
+    try:
+        with tidy_end():
+            found = run(
+                chosen, folder, jobs=jobs, resume=resume, retry_failed=retry_failed, say=say
+            )
+    except KeyboardInterrupt:
+        say(f"stopped: {_told(read_results(folder))}; run it again and it goes on")
+        raise typer.Exit(130) from None
+    _show(found, as_json=as_json)
+    say(f"the table is {folder / 'results.csv'}; as a page: workbench report {folder}")
+    if found.states.get("done", 0) < len(found.table):
+        raise typer.Exit(1)
+
+
+@app.command()
+@told
+def show(
+    sweep: Annotated[Path, typer.Argument(help="A sweep's YAML file, or the folder it ran in.")],
+    out: Place = None,
+    as_json: Json = False,
+) -> None:
+    """The table as it is now, also while the sweep runs."""
+    from workbench.runs import run_dir
+    from workbench.sweep import Sweep, read_results
+    from workbench.sweep.folder import Folder
+    from workbench.sweep.results import results
+
+    if sweep.is_dir():
+        found = read_results(sweep)
+    else:
+        chosen = Sweep.read(sweep)
+        found = results(chosen.points, Folder(out or run_dir() / chosen.name))
+    _show(found, as_json=as_json)
+
+
+def _show(found: Results, *, as_json: bool) -> None:
+    from workbench.nb.tables import table
+
+    if as_json:
+        typer.echo(found.table.to_json(orient="records", indent=1))
+        return
+    shown = found.shown
+    rows = [[_cell(value) for value in row] for row in shown.itertuples(index=False)]
+    typer.echo(table([str(name) for name in shown.columns], rows))
+    for note in found.notes:
+        say(note)
+
+
+def _cell(value: object) -> str:
+    if value is None or value != value:  # noqa: PLR0124  # NaN
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _told(found: Results) -> str:
+    return ", ".join(f"{count} {state}" for state, count in found.states.items())

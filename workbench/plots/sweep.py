@@ -1,0 +1,301 @@
+"""Figures of a sweep: lines, heat maps and Pareto fronts of a table with one row a point.
+
+Points without a number are never dropped in silence: each figure says how many there are and why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench.errors import InputError
+from workbench.plots import COLOURS, MARKERS
+from workbench.plots.naming import (
+    GREY,
+    LINE,
+    beside,
+    inches,
+    name_categories,
+    name_ends,
+    name_ticks,
+    note,
+    number_axis,
+    short,
+)
+from workbench.plots.points import (
+    averaged,
+    check_columns,
+    finite,
+    left_out,
+    levels,
+    numbers,
+    pareto,
+    shown,
+    varied,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+__all__ = ["averaged", "left_out", "pareto", "plot_heat", "plot_lines", "plot_pareto"]
+
+NAMED = 8  # points of a front that have names
+DOT = 11.0  # points across of a dot with a number in it
+
+
+def plot_lines(ax: Axes, table: pd.DataFrame, x: str, metric: str, by: str | None = None) -> None:
+    """A metric against a parameter, as lines with bands; all else is averaged over.
+
+    Values that are no numbers are set side by side, with their intervals as bars.
+
+    Args:
+        by: a parameter with one line for each of its values, 7 in colour and the others in grey.
+
+    Raises:
+        InputError: a column is missing, or the table has no rows.
+    """
+    by = None if by == x else by
+    found = averaged(table, metric, [x, by] if by else [x])
+    places = _places(ax, found[x])
+    names = levels(found[by]) if by else [""]
+    bars, coloured = numbers(found[x]) is None, min(len(names), len(COLOURS))
+    ends: list[tuple[str, str, float]] = []
+    for number, name in enumerate(names):
+        part = found[found[by].map(shown) == name] if by else found
+        at = places[part.index].sort_values()
+        columns = [metric, f"{metric}.low", f"{metric}.high"]
+        line = part.loc[at.index, columns].to_numpy(float)
+        if number >= coloured:
+            ax.plot(at, line[:, 0], color="0.8", linewidth=0.8, zorder=1)
+            continue
+        aside = (number - (coloured - 1) / 2) * 0.6 / coloured if bars else 0
+        _draw_line(ax, at.to_numpy(float) + aside, line, number, bars=bars)
+        known = line[~np.isnan(line[:, 0]), 0]
+        ends.append((name, COLOURS[number], float(known[-1]) if len(known) else math.nan))
+    ax.set_xlabel(x)
+    ax.set_ylabel(_measured(metric, found))
+    more = len(names) - coloured
+    note(ax, left_out(table, metric), f"grey: {more} more of {by}" if more else "")
+    _say_if_empty(ax, found[metric])
+    if by:
+        name_ends(ax, short(by), ends)
+
+
+def _say_if_empty(ax: Axes, values: pd.Series[float]) -> None:
+    if not values.notna().any():
+        ax.set_yticks([])
+        ax.text(0.5, 0.5, "no point has a number", ha="center", color=GREY, transform=ax.transAxes)
+
+
+def _places(ax: Axes, column: pd.Series[float]) -> pd.Series[float]:
+    """Where on the horizontal axis the values are, and the axis made for them."""
+    known = numbers(column)
+    if known is not None:
+        number_axis(ax, known)
+        name_ticks(ax, known)
+        return known
+    names = levels(column)
+    name_categories(ax, ax.xaxis, names)
+    ax.set_xlim(-0.5, len(names) - 0.5)
+    return column.map(shown).map(names.index).astype(float)
+
+
+def _draw_line(
+    ax: Axes,
+    at: NDArray[np.floating[Any]],
+    line: NDArray[np.floating[Any]],
+    number: int,
+    *,
+    bars: bool,
+) -> None:
+    """One line of values, lows and highs [n, 3], a gap where there is none; a bar stands in where
+    a band would have no width."""
+    colour, (value, low, high) = COLOURS[number], line.T
+    ax.plot(
+        at, value, color=colour, marker=MARKERS[number], markersize=4.5,
+        linewidth=0 if bars else 1.5, zorder=3,
+    )  # fmt: skip
+    has = ~np.isnan(low) & ~np.isnan(high)
+    beside = np.concatenate([[False], has, [False]])
+    alone = has if bars else has & ~beside[:-2] & ~beside[2:]
+    if (banded := has & ~alone).any():
+        ax.fill_between(at, low, high, where=banded.tolist(), color=colour, alpha=0.15, linewidth=0)
+    if not alone.any():
+        return
+    sides = np.maximum([value - low, high - value], 0)[:, alone]
+    ax.errorbar(at[alone], value[alone], sides, fmt="none", ecolor=colour, capsize=3, linewidth=1.2)
+
+
+def plot_heat(ax: Axes, table: pd.DataFrame, x: str, y: str, metric: str) -> None:
+    """A metric over two parameters, a cell a combination; all else is averaged over.
+
+    A hatched cell has no number; where nothing is written, there is no such point.
+
+    Raises:
+        InputError: a column is missing, the table has no rows, or `x` is `y`.
+    """
+    if x == y:
+        raise InputError(f"x and y are both {x!r}: give two parameters")
+    found = averaged(table, metric, [x, y])
+    across, up = levels(found[x]), levels(found[y])
+    cells = np.full((len(up), len(across)), np.nan)
+    cells[found[y].map(shown).map(up.index), found[x].map(shown).map(across.index)] = found[metric]
+    states: dict[tuple[int, ...], set[str]] = {}
+    for row, column, state in zip(table[y], table[x], table["state"], strict=True):
+        place = up.index(shown(row)), across.index(shown(column))
+        states.setdefault(place, set()).add(state)
+    name_categories(ax, ax.xaxis, across)
+    name_categories(ax, ax.yaxis, up)
+    ax.grid(visible=False)
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    known = cells[~np.isnan(cells)]
+    low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
+    wide = 0.0 if high > low else 0.05 * abs(low) or 0.5
+    image = ax.imshow(
+        cells, cmap="cividis", vmin=low - wide, vmax=high + wide, aspect="auto", origin="lower"
+    )
+    figure = ax.get_figure(root=True)
+    assert figure is not None  # it has been drawn on
+    if known.size:
+        figure.colorbar(
+            image,
+            cax=ax.inset_axes((1.04, 0, 0.05, 1)),
+            label=_measured(metric, found, interval=False),
+        )
+    written = _write_cells(ax, np.asarray(image.cmap(image.norm(cells))), cells, states)
+    note(ax, left_out(table, metric), "" if written else "cells are too small for their numbers")
+
+
+def _write_cells(
+    ax: Axes,
+    colours: NDArray[np.floating[Any]],
+    cells: NDArray[np.floating[Any]],
+    states: Mapping[tuple[int, ...], Collection[str]],
+) -> bool:
+    """Each cell's number in a colour that can be read there; whether there was room for them."""
+    from matplotlib.patches import Rectangle
+
+    form = _form(cells[~np.isnan(cells)])
+    texts = {place: form.format(value) for place, value in np.ndenumerate(cells)}
+    for place, value in np.ndenumerate(cells):
+        if math.isnan(value):
+            ended = {*states.get(place, ())}
+            texts[place] = "".join(ended) if len(ended - {"done"}) == len(ended) < 2 else "none"
+            corner = (place[1] - 0.5, place[0] - 0.5)
+            ax.add_patch(Rectangle(corner, 1, 1, hatch="////", fc="0.95", ec="0.75", linewidth=0))
+    size = _room(ax, cells.shape, max(map(len, texts.values())))
+    for place, text in texts.items() if size >= 4 else ():
+        bright = math.isnan(cells[place]) or colours[place][:3] @ (0.299, 0.587, 0.114) > 0.5
+        ax.text(
+            place[1], place[0], text, ha="center", va="center", fontsize=size,
+            color="0.15" if bright else "white",
+        )  # fmt: skip
+    return size >= 4
+
+
+def _room(ax: Axes, shape: tuple[int, ...], letters: int) -> float:
+    """The size of a font with which so many letters fit into a cell."""
+    across, up = inches(ax)
+    return min(9.0, 0.6 * 72 * up / shape[0], 1.5 * 0.8 * 72 * across / shape[1] / max(letters, 1))
+
+
+def _form(values: NDArray[np.floating[Any]]) -> str:
+    """A format with so many decimals that the values can be told apart."""
+    most = float(np.abs(values).max()) if values.size else 0.0
+    if most and not 1e-3 <= most < 1e6:
+        return "{:.2e}"
+    decimals = 1 - math.floor(math.log10(float(np.ptp(values)) or most)) if most else 0
+    return f"{{:,.{min(max(decimals, 0), 4)}f}}"
+
+
+def plot_pareto(
+    ax: Axes, table: pd.DataFrame, cost: str, metric: str, label: Sequence[str] | None = None
+) -> None:
+    """A metric against a cost, a dot a point, and the front of what is worth its cost.
+
+    Args:
+        label: columns that name the points of the front; by default the parameters that vary.
+
+    Raises:
+        InputError: a column is missing, or the table has no rows.
+    """
+    front = pareto(table, cost, metric).to_numpy()
+    names = varied(table, cost, metric) if label is None else list(label)
+    check_columns(table, names)
+    ends = [finite(table, metric + end) for end in ("", ".low", ".high")]
+    at, up, low, high = (one.to_numpy(float) for one in (finite(table, cost), *ends))
+    both = ~np.isnan(at) & ~np.isnan(up)
+    others = both & ~front
+    ax.scatter(at[others], up[others], s=16, color=COLOURS[0], alpha=0.45, linewidth=0, zorder=2)
+    on = np.flatnonzero(front)[np.argsort(at[front], kind="stable")]
+    ax.step(at[on], up[on], where="post", color=COLOURS[1], linewidth=1.2, zorder=3)
+    sides = np.maximum([up - low, high - up], 0)[:, on]
+    ax.errorbar(
+        at[on], up[on], sides, fmt="o", color=COLOURS[1], markersize=5, capsize=3, linewidth=0,
+        elinewidth=1, zorder=4,
+    )  # fmt: skip
+    number_axis(ax, at[both])
+    _say_if_empty(ax, finite(table, metric).where(both))
+    ax.margins(y=0.12)
+    ax.set_xlabel(cost)
+    ax.set_ylabel(f"{metric} (95 % interval)" if np.isfinite(sides).any() else metric)
+    few = _apart(ax, at[on], up[on]) if names else []
+    some = f"{len(few)} of {len(on)} on the front are named" if 0 < len(few) < len(on) else ""
+    note(ax, left_out(table, cost, metric), some)
+    if few:
+        rows = [[shown(table[name].iloc[on[i]]) for name in names] for i in few]
+        _name_front(ax, ", ".join(names), rows, at[on[few]], up[on[few]])
+
+
+def _apart(ax: Axes, at: NDArray[np.floating[Any]], up: NDArray[np.floating[Any]]) -> list[int]:
+    """Points of a front, its two ends first, so far from each other that each can have a number."""
+    wide, high = (72 * side for side in inches(ax))
+    places = ax.transAxes.inverted().transform(ax.transData.transform(np.column_stack([at, up])))
+    places = places * (0.7 * wide, high)  # names take some of the width
+    chosen = [0] if len(at) else []
+    while 0 < len(chosen) < NAMED:
+        gaps = np.hypot(*(places[:, None] - places[chosen]).T).min(axis=0)
+        farthest = len(at) - 1 if len(chosen) == 1 else int(gaps.argmax())
+        if gaps[farthest] < DOT:
+            break
+        chosen.append(farthest)
+    return sorted(chosen)
+
+
+def _name_front(
+    ax: Axes,
+    title: str,
+    rows: Sequence[Sequence[str]],
+    at: NDArray[np.floating[Any]],
+    up: NDArray[np.floating[Any]],
+) -> None:
+    """Numbers in the dots, and to the right of the axes what they stand for, the best on top."""
+    ax.scatter(at, up, s=DOT**2, color=COLOURS[1], linewidth=0, zorder=5)
+    for number, place in enumerate(zip(at, up, strict=True), start=1):
+        ax.annotate(
+            str(number), place, ha="center", va="center_baseline", fontsize=7, color="white",
+            zorder=6,
+        )  # fmt: skip
+    room = LINE / (72 * inches(ax)[1])
+    for number, row in enumerate(rows, start=1):
+        text = f"{number}  {', '.join(short(value, 32 // len(row)) for value in row)}"
+        beside(ax, 1 - (len(rows) - number + 2) * room, text, COLOURS[1])
+    beside(ax, 1 - 0.7 * room, short(title, 32), GREY)
+
+
+def _measured(metric: str, found: pd.DataFrame, *, interval: bool = True) -> str:
+    """The name of an axis: the metric, over how many points it is, and whether it has intervals."""
+    counts = found["points"][found["points"] > 0]
+    parts = []
+    if counts.max() > 1:
+        least = "" if counts.min() == counts.max() else f"{counts.min()} to "
+        parts.append(f"mean of {least}{counts.max()}")
+    if interval and (found["interval"] != "none").any():
+        parts.append("95 % interval")
+    return f"{metric} ({', '.join(parts)})" if parts else metric

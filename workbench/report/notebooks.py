@@ -1,0 +1,166 @@
+"""The parts of a page about executed notebooks: their text and outputs, without the code."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import InputError, NotebookError
+from workbench.nb.notebook import Cell, Notebook, joined, load
+from workbench.report.page import LIMIT, Part, facts, frame, heading, image, paragraph, table
+
+__all__ = ["one_notebook", "several_notebooks"]
+
+KEPT = 10_000  # characters that stay of a text that is cut
+MARKUP = 300_000  # characters of HTML, each of which is looked at
+ROWS = 20
+KINDS = ("text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/latex",
+         "text/plain")  # fmt: skip
+RUNS = re.compile(r"<script\b", re.IGNORECASE)
+
+
+def one_notebook(path: Path) -> list[Part]:
+    """What one notebook shows, in its order.
+
+    Raises:
+        InputError: the notebook is broken.
+    """
+    return [*_notebook(_load(path))]
+
+
+def several_notebooks(folder: Path) -> list[Part]:
+    """What a run's notebooks show, and the figures and tables that they wrote.
+
+    Raises:
+        InputError: a notebook is broken.
+    """
+    books = [_load(path) for path in sorted(folder.glob("*.ipynb"))]
+    lines = [(book.path.name, *_ended(book)) for book in books]
+    parts = [
+        heading(folder.resolve().name, 1),
+        table(["notebook", "cells run", "cells", "what went wrong"], lines, bad="what went wrong"),
+    ]
+    for book in books:
+        parts += [paragraph(book.path.name, "about start"), *_notebook(book)]
+    figures = sorted(path for path in folder.glob("figures/**/*") if path.is_file())
+    if figures:
+        parts.append(heading("Saved figures"))
+    for path in figures:
+        parts += [heading(path.relative_to(folder).as_posix(), 3), image(path)]
+    results = sorted(folder.glob("results/*.csv"))
+    if results:
+        parts.append(heading("Saved tables"))
+    for path in results:
+        parts += [heading(path.relative_to(folder).as_posix(), 3), *_table_of(path)]
+    return parts
+
+
+def _load(path: Path) -> Notebook:
+    try:
+        return load(path)
+    except NotebookError as error:
+        raise InputError(str(error)) from error
+
+
+def _ended(book: Notebook) -> tuple[int, int, str]:
+    """How many cells ran of how many, and the first error."""
+    faults = [
+        f"cell {cell.index}: {output['ename']}: {output['evalue']}"
+        for cell in book.code
+        for output in cell.outputs
+        if output["output_type"] == "error"
+    ]
+    ran = sum(cell.count is not None for cell in book.code) - len(faults)
+    unfinished = "" if ran == len(book.code) else "it did not run to its end"
+    return ran, len(book.code), faults[0] if faults else unfinished
+
+
+def _notebook(book: Notebook) -> Iterator[Part]:
+    """Its text and outputs; and with which parameters it ran."""
+    told = book.metadata.get("papermill", {})
+    given = told.get("parameters") if isinstance(told, Mapping) else None
+    v4: Any = import_module("nbformat.v4")
+    if isinstance(given, Mapping) and given:
+        yield facts({str(name): json.dumps(value) for name, value in given.items()})
+    for one in book.cells:
+        if one.kind == "markdown":
+            yield from _text(book, one, v4)
+        outputs = [made for output in one.outputs for made in _outputs(output, v4)]
+        if outputs:
+            yield v4.new_code_cell(outputs=outputs)
+
+
+def _text(book: Notebook, one: Cell, v4: Any) -> Iterator[Part]:
+    source, note = _cut(one.source)
+    text = v4.new_markdown_cell(source)
+    if "attachment:" in one.source:  # rare, and not a part of `Cell`
+        there = json.loads(book.path.read_text(encoding="utf-8"))["cells"][one.index]
+        text["attachments"] = there.get("attachments", {})
+    yield text
+    if note:
+        yield paragraph(note, "note")
+
+
+def _outputs(output: Mapping[str, Any], v4: Any) -> Iterator[Part]:
+    """An output as far as a page can show it, without what would run."""
+    kind = output["output_type"]
+    if kind == "stream":
+        text, note = _cut(_settled(joined(output["text"])))
+        if text.strip():
+            yield v4.new_output("stream", name=output["name"], text=text)
+    elif kind == "error":
+        about = f"{output['ename']}: {output['evalue']}"
+        text, note = _cut("\n".join(output["traceback"]) or about)
+        yield v4.new_output("error", ename="", evalue="", traceback=[text])
+    else:
+        shown, note = _shown(output["data"], output["metadata"], v4)
+        if shown is not None:
+            yield shown
+    if note:
+        yield paragraph(note, "note")["outputs"][0]
+
+
+def _shown(data: Mapping[str, Any], about: Mapping[str, Any], v4: Any) -> tuple[Part | None, str]:
+    """The best of an output's forms that a page can hold, and what was left out."""
+    note = ""
+    for kind in (kind for kind in KINDS if kind in data):
+        text = joined(data[kind])
+        if kind == "text/html" and RUNS.search(text):
+            note = "a script is left out: this page runs none"
+        most = MARKUP if kind in ("text/html", "text/markdown") else LIMIT
+        if len(text) > most and kind != "text/plain":
+            note = f"{kind} of {len(text):,} characters is left out of this page"
+            continue
+        if kind == "text/plain":
+            text, cut = _cut(text)
+            note = "; ".join(filter(None, [note, cut]))
+        width = about.get(kind, {}).get("width") if isinstance(about.get(kind), Mapping) else None
+        size = {"width": width} if type(width) is int else {}
+        return v4.new_output("display_data", data={kind: text}, metadata=size), note
+    return None, note
+
+
+def _settled(text: str) -> str:
+    """What a terminal would show where a progress bar wrote over its lines."""
+    if "\r" not in text:
+        return text
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
+
+
+def _cut(text: str) -> tuple[str, str]:
+    if len(text) <= LIMIT:
+        return text, ""
+    return text[:KEPT], f"cut: the first {KEPT:,} of {len(text):,} characters"
+
+
+def _table_of(path: Path) -> list[Part]:
+    import pandas as pd
+
+    try:
+        return frame(pd.read_csv(path), ROWS)
+    except (OSError, ValueError) as error:
+        return [paragraph(f"{path.name} cannot be read: {error}", "note")]

@@ -1,0 +1,241 @@
+"""A page of parts: tables and text in which data stays text, and figures that are in the file.
+
+nbconvert renders it; the template beside this module leaves out every script and address.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
+from io import BytesIO
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import InputError
+from workbench.plots.points import shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "LIMIT", "Part", "cell", "clean", "drawn", "facts", "flat", "frame", "heading", "image", "made",
+    "paragraph", "table",
+]  # fmt: skip
+
+Part = Any  # a cell of nbformat, which is typed in part
+LIMIT = 1_000_000  # characters of an output that a page takes
+PAGE = 30_000_000  # characters of all of them
+LONG = 300  # characters of a value in a table
+TEMPLATE = Path(__file__).with_name("page.html.j2")
+TAGS = {
+    "a", "abbr", "b", "blockquote", "br", "caption", "code", "dd", "del", "details", "div", "dl",
+    "dt", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "i", "img", "kbd", "li", "ol", "p", "pre",
+    "q", "s", "small", "span", "strong", "sub", "summary", "sup", "table", "tbody", "td", "tfoot",
+    "th", "thead", "tr", "u", "ul",
+}  # fmt: skip
+ATTRIBUTES = {
+    "*": ["class"], "abbr": ["title"], "ol": ["start"], "td": ["colspan", "rowspan"],
+    "th": ["colspan", "rowspan", "scope"], "img": ["alt", "width", "height"],
+}  # fmt: skip
+IGNORED = re.compile(r"[\x00-\x20]")  # by a browser, within an address
+
+
+def cell(mime: str, data: str, **metadata: int) -> Part:
+    """A part that shows data of a kind."""
+    v4: Any = import_module("nbformat.v4")
+    output = v4.new_output("display_data", data={mime: data}, metadata=metadata)
+    return v4.new_code_cell(outputs=[output])
+
+
+def heading(text: str, level: int = 2) -> Part:
+    """A heading; `level` 1 is that of the page."""
+    return cell("text/html", f"<h{level}>{html.escape(text)}</h{level}>")
+
+
+def paragraph(text: str, kind: str = "") -> Part:
+    """A text; "about" and "note" are kinds of small ones."""
+    return cell("text/html", f'<p class="{kind}">{html.escape(text)}</p>')
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], bad: str = "") -> Part:
+    """A table; numbers stand to the right, and the column `bad` in a colour."""
+    found = [_column([*values]) for values in zip(*rows, strict=True)] or [("", [])] * len(columns)
+    classes = [f"{kind} bad" if name == bad else kind
+               for name, (kind, _) in zip(columns, found, strict=True)]  # fmt: skip
+
+    def line(tag: str, values: Iterable[str]) -> str:
+        cells = zip(classes, values, strict=True)
+        inner = "".join(f'<{tag} class="{kind}">{value}</{tag}>' for kind, value in cells)
+        return f"<tr>{inner}</tr>"
+
+    head = line("th", map(html.escape, columns))
+    body = "".join(line("td", row) for row in zip(*(texts for _, texts in found), strict=True))
+    text = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+    return cell("text/html", f'<div class="wide">{text}</div>')
+
+
+def _column(values: Sequence[object]) -> tuple[str, list[str]]:
+    """A column's class, and its values as escaped texts; the numbers with the same decimals."""
+    known = [value for value in values if not _missing(value)]
+    if known and all(isinstance(v, Real) and not isinstance(v, bool) for v in known):
+        form = _form([float(value) for value in known])  # type: ignore[arg-type]
+        return "n", ["" if _missing(value) else form(value) for value in values]
+    texts = [_shown(value) for value in values]
+    return "long" if max(map(len, texts), default=0) > 30 else "", texts
+
+
+def _form(numbers: Sequence[float]) -> Callable[[Any], str]:
+    """Four figures of the largest; as they are where that would leave nothing of the smallest."""
+    sizes = [abs(number) for number in numbers if number and math.isfinite(number)]
+    if not sizes or all(size.is_integer() for size in sizes):
+        return "{:,.0f}".format
+    decimals = min(max(3 - math.floor(math.log10(max(sizes))), 0), 4)
+    if max(sizes) < 1e9 and min(sizes) * 10**decimals >= 1:
+        return f"{{:,.{decimals}f}}".format
+    return lambda number: shown(float(f"{number:.4g}"))
+
+
+def frame(data: pd.DataFrame, most: int) -> list[Part]:
+    """The first rows of a data frame, and of how many they are."""
+    first = data.head(most)
+    parts = [table([str(name) for name in data.columns], first.itertuples(index=False))]
+    if len(data) > most:
+        parts.append(paragraph(f"the first {most} of {len(data):,} rows", "note"))
+    return parts
+
+
+def facts(values: Mapping[str, object]) -> Part:
+    """Names with their values, two columns without a head."""
+    lines = "".join(
+        f'<tr><th>{html.escape(name)}</th><td class="{kind.strip("n")}">{text}</td></tr>'
+        for name, (kind, (text,)) in ((name, _column([one])) for name, one in values.items())
+    )
+    return cell("text/html", f'<div class="wide"><table><tbody>{lines}</tbody></table></div>')
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    """Nested names as one: `{"engine": {"model": "x"}}` is `{"engine.model": "x"}`."""
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def image(path: Path) -> Part:
+    """A picture from a file, or what is wrong with it."""
+    kinds = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
+    kind = kinds.get(path.suffix.lower())
+    size = path.stat().st_size
+    if kind is None or size > LIMIT:
+        return paragraph(f"{path.name}, {size:,} bytes, is left out of this page", "note")
+    return _picture(kind, path.read_bytes())
+
+
+def drawn(figure: Figure) -> Part:
+    """A figure; the same one gives the same bytes."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+    return _picture("image/png", buffer.getvalue())
+
+
+def _picture(kind: str, data: bytes) -> Part:
+    """A picture as wide as it is printed: ours have 150 dots an inch."""
+    wide = {"width": int.from_bytes(data[16:20]) * 96 // 150} if kind == "image/png" else {}
+    return cell(kind, base64.b64encode(data).decode(), **wide)
+
+
+def made(title: str, parts: Iterable[Part], folder: Path) -> str:
+    """The page as one HTML text, the same for the same parts.
+
+    Args:
+        folder: where pictures lie that a notebook's text refers to.
+
+    Raises:
+        InputError: a notebook's text refers to an attachment that it does not have.
+    """
+    v4: Any = import_module("nbformat.v4")
+    nbconvert: Any = import_module("nbconvert")
+    faults: Any = import_module("nbconvert.filters.markdown_mistune")
+    cells = [*_fitting(parts)]
+    for number, part in enumerate(cells):
+        part["id"] = f"part-{number}"
+    exporter = nbconvert.HTMLExporter(
+        template_name="lab",
+        raw_template=TEMPLATE.read_text(encoding="utf-8"),
+        extra_template_basedirs=[],
+        exclude_input=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        exclude_anchor_links=True,
+        embed_images=True,
+        sanitize_html=True,
+        filters={"clean_html": clean},
+    )
+    notebook = v4.new_notebook(cells=cells, metadata={"title": title})
+    about = {"metadata": {"name": title, "path": str(folder)}}
+    try:
+        text, _ = exporter.from_notebook_node(notebook, resources=about)
+    except faults.InvalidNotebook as error:
+        raise InputError(f"{title}: {error}; put it back or take out where it is shown") from error
+    return str(text)
+
+
+def _fitting(parts: Iterable[Part]) -> Iterator[Part]:
+    """As many parts as a browser can bear."""
+    left = PAGE
+    for part in parts:
+        left -= len(json.dumps(part))
+        if left < 0:
+            yield paragraph(f"The rest is left out: the page has {PAGE:,} characters.", "note")
+            return
+        yield part
+
+
+def clean(element: object) -> str:
+    """HTML without anything that runs, loads or is dressed up; unknown tags leave their text."""
+    bs4: Any = import_module("bs4")
+    raw: Any = import_module("bs4.element").PreformattedString
+    soup = bs4.BeautifulSoup(str(element), "html.parser")
+    for node in soup.find_all(string=lambda text: isinstance(text, raw)):
+        node.extract()  # comments and their like, which are written as they are
+    for tag in soup.find_all(["script", "style"]):
+        tag.extract()
+    for tag in soup.find_all(True):
+        if tag.name not in TAGS:
+            tag.unwrap()
+        tag.attrs = {name: value for name, value in tag.attrs.items() if _allowed(tag, name)}
+        if tag.name == "img" and "src" not in tag.attrs:
+            tag.replace_with("(an image that is not in this file)")
+    return str(soup)
+
+
+def _allowed(tag: Any, name: str) -> bool:
+    """Whether an attribute may stay: none with an address that is loaded or run."""
+    value = IGNORED.sub("", str(tag.attrs[name])).lower()
+    if name == "src":
+        return tag.name == "img" and value.startswith("data:image/")
+    if name == "href":
+        return tag.name == "a" and value.startswith(("http://", "https://", "mailto:", "#"))
+    return name in ATTRIBUTES["*"] or name in ATTRIBUTES.get(tag.name, [])
+
+
+def _missing(value: object) -> bool:
+    import pandas as pd
+
+    return pd.isna(value) is True  # type: ignore[call-overload]
+
+
+def _shown(value: object) -> str:
+    """A value as escaped text, shortened."""
+    text = "" if _missing(value) else str(value)
+    return html.escape(text if len(text) <= LONG else f"{text[:LONG]} …")

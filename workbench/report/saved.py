@@ -1,0 +1,88 @@
+"""The parts of a page about one saved report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workbench.comparison import load
+from workbench.errors import InputError
+from workbench.evaluation import Evaluation
+from workbench.report.page import Part, facts, flat, frame, heading, image, paragraph, table
+from workbench.types import Metric, Report, Usage
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["saved_report"]
+
+ROWS, REASONS, CALLS = 20, 20, 5
+"""How many rows, reasons of failures and calls a page shows."""
+
+
+def saved_report(folder: Path) -> list[Part]:
+    """Headline numbers, the figure, failures, the first rows, what it cost and from what it is.
+
+    Raises:
+        InputError: a file of the report is missing or broken.
+    """
+    report = _load(folder)
+    parts = [heading(folder.resolve().name, 1), _headline(report.summary)]
+    if (folder / "figure.png").is_file():
+        parts += [heading("Figure"), image(folder / "figure.png")]
+    parts += [*_failures(report.rows), heading("Rows"), *frame(report.rows, ROWS)]
+    if isinstance(report, Evaluation) and len(report.trace):
+        parts += [heading("What was asked"), *frame(report.trace, CALLS)]
+    parts += [heading("Usage"), facts(_cost(report.usage))]
+    return [*parts, heading("Provenance"), facts(flat(report.provenance))]
+
+
+def _load(folder: Path) -> Report:
+    """A saved report whose numbers are numbers."""
+    report = load(folder)
+    numbers: list[object] = [value for m in report.summary for value in astuple(m)[1:]]
+    numbers += [value for value in astuple(report.usage) if value is not None]
+    wrong = [value for value in numbers if not isinstance(value, int | float)]
+    if wrong or not isinstance(report.provenance, Mapping):
+        what = f"{wrong[0]!r:.40} is no number" if wrong else "its provenance has no names"
+        raise InputError(f"{folder / 'summary.json'} is broken ({what}): save the report again")
+    return report
+
+
+def _headline(summary: Sequence[Metric]) -> Part:
+    return table(
+        ["metric", "value", "low", "high", "n", "failed", "unparsed"],
+        [(m.name, m.value, m.low, m.high, m.n, m.n_failed, m.n_unparsed) for m in summary],
+    )
+
+
+def _failures(rows: pd.DataFrame) -> list[Part]:
+    """Each reason once, with how many rows it cost."""
+    if "error" not in rows or not rows["error"].notna().any():
+        return []
+    failed = rows[rows["error"].notna()]
+    reasons = failed["error"].astype(str).value_counts()
+    names = failed["id"].astype(str) if "id" in failed else failed.index.astype(str).to_series()
+    lines = []
+    for reason, count in reasons.head(REASONS).items():
+        items = names[(failed["error"].astype(str) == reason).to_numpy()].unique()
+        more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+        lines.append((count, reason, ", ".join(items[:3]) + more))
+    parts = [
+        heading("Failures"),
+        paragraph(f"{len(failed):,} of {len(rows):,} rows have no answer.", "about"),
+        table(["rows", "reason", "items"], lines, bad="reason"),
+    ]
+    if len(reasons) > REASONS:
+        parts.append(paragraph(f"the first {REASONS} of {len(reasons):,} reasons", "note"))
+    return parts
+
+
+def _cost(usage: Usage) -> dict[str, object]:
+    told = {name.replace("_", " "): value for name, value in asdict(usage).items()}
+    rate = usage.cache_hit_rate
+    told["computed tokens"] = usage.computed_tokens
+    told["prefix-cache hit rate"] = "not known" if rate is None else f"{rate:.1%}"
+    return told

@@ -1,0 +1,11 @@
+"""Sweeps: a notebook run for each point of a grid, and a table that tells the truth about all.
+
+`run(Sweep.read("sweep.yaml"))` runs what is not done, `read_results(folder)` looks at it meanwhile.
+"""
+
+from workbench.sweep.grid import Draw, Grid, Random
+from workbench.sweep.plan import Sweep
+from workbench.sweep.results import Results, read_results
+from workbench.sweep.run import run
+
+__all__ = ["Draw", "Grid", "Random", "Results", "Sweep", "read_results", "run"]

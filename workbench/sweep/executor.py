@@ -1,0 +1,54 @@
+"""Where points run: the seam between a sweep and the machines that do the work.
+
+There is one executor, this machine. Another (a Slurm array, Ray) needs the same two things: to
+start a point, and handles that can be polled and ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from workbench.nb.process import Execution, Outcome
+
+__all__ = ["Executor", "Handle", "Job", "Local"]
+
+Job = tuple[Path, Path, Mapping[str, object]]
+"""The notebook, the point's folder, the parameters."""
+
+
+class Handle(Protocol):
+    """A point that runs."""
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self, wait: float = ...) -> Outcome | None: ...
+    def end(self) -> None: ...
+
+
+class Executor(Protocol):
+    """Something that runs notebooks."""
+
+    def start(
+        self, job: Job, *, timeout: float, kernel: str, variables: Mapping[str, str]
+    ) -> Handle: ...
+
+
+class Local:
+    """Child processes of this one."""
+
+    def start(
+        self, job: Job, *, timeout: float, kernel: str, variables: Mapping[str, str]
+    ) -> Handle:
+        """Begin with a point; its copy is `out.ipynb`, its own files go to `result/`."""
+        notebook, folder, parameters = job
+        return Execution(
+            notebook,
+            folder / "out.ipynb",
+            run_dir=folder / "result",
+            parameters=parameters,
+            timeout=timeout,
+            kernel=kernel,
+            variables=variables,
+        )

@@ -1,0 +1,218 @@
+"""A sweep's folder: what is known of each point, whatever has happened to those who worked there.
+
+    <sweep>/<key>/params.json    written before the point runs
+                  out.ipynb      the executed copy, written while it runs
+                  result/        where the notebook writes
+                  DONE           renamed into place last, only after success; names all files
+                  FAILED         the same after a failure, with its reason
+
+Neither papermill's record nor a file that exists means that a point is done: a killed kernel leaves
+both. `DONE` does, as long as the files are those that it names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from workbench.errors import InputError
+from workbench.sweep.plan import Planned
+
+__all__ = ["Folder", "State", "Status"]
+
+Status = Literal["done", "failed", "timeout", "killed", "stale", "running", "waiting"]
+BEGINNING = 2**20  # bytes
+RESTS = {"notebook": "the notebook", "version": "workbench", "model": "the model"}
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is known of a point.
+
+    Attributes:
+        status: "stale" is a result of another notebook, version or model, or one whose files are
+            not as they were; "waiting" has none.
+        detail: why, where it is neither done nor waiting.
+        facts: of its run: seconds, machine, version, commit, started.
+        metrics: what the notebook kept by `runs.save_metrics`, if it is done.
+    """
+
+    status: Status
+    detail: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Folder:
+    """Where a sweep's points are; made when something is first written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def of(self, point: Planned) -> Path:
+        """The point's own folder."""
+        return self.path / point.key
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other sweeps out while this one works here.
+
+        Raises:
+            InputError: one is at work, or the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock", blocking=False)
+            lock.acquire()
+        except Timeout:
+            raise InputError(
+                f"{self.path}: another sweep is at work here; wait for it, or choose another name"
+            ) from None
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written: {error}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def begin(self, point: Planned) -> Path:
+        """An empty folder for a point; what an earlier attempt left is ended and removed."""
+        target = self.of(point)
+        _end_leftover(target / "pid.json")
+        shutil.rmtree(target, ignore_errors=True)
+        (target / "result").mkdir(parents=True)
+        record = {"parameters": point.parameters, "served": point.served, "rests": point.rests}
+        _write(target / "params.json", record)
+        return target
+
+    def runs(self, point: Planned, pid: int) -> None:
+        """Note whose process works on a point, so that an orphan of it can be ended."""
+        psutil: Any = import_module("psutil")
+        with suppress(psutil.Error):  # it has ended already
+            made = psutil.Process(pid).create_time()
+            _write(self.of(point) / "pid.json", {"pid": pid, "created": made})
+
+    def finish(self, point: Planned, status: Status, detail: str, facts: Mapping[str, Any]) -> None:
+        """Say for good how a point ended."""
+        target = self.of(point)
+        (target / "pid.json").unlink(missing_ok=True)
+        outcome = {"status": status, "detail": detail, **facts}
+        if status == "done":
+            outcome["files"] = _digests(target)
+        _write(target / ("DONE" if status == "done" else "FAILED"), outcome)
+
+    def drop(self, point: Planned) -> None:
+        """Forget a point that was interrupted."""
+        shutil.rmtree(self.of(point), ignore_errors=True)
+
+    def state(self, point: Planned, *, others: Mapping[str, Mapping[str, Any]]) -> State:
+        """What is known of a point; `others` as `records` gives them."""
+        target = self.of(point)
+        done, failed = _read(target / "DONE"), _read(target / "FAILED")
+        if done is not None:
+            return _checked(target, done)
+        if failed is not None and failed.get("status") in ("failed", "timeout", "killed"):
+            return State(failed["status"], str(failed.get("detail", "")), _facts(failed))
+        if _worker(target / "pid.json") is not None:
+            return State("running")
+        found = others.get(_same(point.parameters, point.served))
+        if found is None or found == point.rests:
+            return State("waiting")
+        old = [what for name, what in RESTS.items() if found.get(name) != point.rests[name]]
+        return State("stale", f"there is a result of before {' and '.join(old)} changed")
+
+    def records(self) -> dict[str, Mapping[str, Any]]:
+        """For the parameters of each finished point that is here: what its result rests on."""
+        found = {}
+        for done in self.path.glob("*/DONE"):
+            record = _read(done.with_name("params.json")) or {}
+            if {"parameters", "served", "rests"} <= {*record}:
+                found[_same(record["parameters"], record["served"])] = record["rests"]
+        return found
+
+
+def _same(parameters: object, served: object) -> str:
+    return json.dumps([parameters, served], sort_keys=True, default=str)
+
+
+def _checked(target: Path, done: Mapping[str, Any]) -> State:
+    """A finished point, if all that it has written is there as it was."""
+    files = done.get("files")
+    if not isinstance(files, dict):
+        return State("stale", f"{target / 'DONE'} is broken")
+    for name, there in files.items():
+        try:
+            same = _digest(target / name) == there
+        except OSError:
+            return State("stale", f"{name} is gone", _facts(done))
+        if not same:
+            return State("stale", f"{name} is not as it was written", _facts(done))
+    metrics = _read(target / "result" / "metrics.json") or {}
+    return State("done", "" if metrics else "it has kept no metrics", _facts(done), metrics)
+
+
+def _facts(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    return {n: v for n, v in outcome.items() if n not in {"status", "detail", "files"}}
+
+
+def _digests(target: Path) -> dict[str, str]:
+    files = sorted(path for path in target.rglob("*") if path.is_file())
+    return {path.relative_to(target).as_posix(): _digest(path) for path in files}
+
+
+def _digest(path: Path) -> str:
+    """Of a file's length and beginning: rows may be many, and are looked at often."""
+    with path.open("rb") as file:
+        start = hashlib.sha256(file.read(BEGINNING)).hexdigest()[:16]
+    return f"{path.stat().st_size} {start}"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A file of ours; None where there is none, an empty one where it is broken."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    """The file is whole or not there, whenever the machine stops."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, default=str)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _worker(note: Path) -> Any:
+    """The process that a point's note names, if it still runs."""
+    psutil: Any = import_module("psutil")
+    told = _read(note) or {}
+    with suppress(psutil.Error, KeyError, TypeError, ValueError):
+        process = psutil.Process(told["pid"])
+        if process.create_time() == told["created"]:
+            return process
+    return None
+
+
+def _end_leftover(note: Path) -> None:
+    """End the process of a sweep that was killed, should it still be winding down."""
+    psutil: Any = import_module("psutil")
+    worker = _worker(note)
+    for one in [*worker.children(recursive=True), worker] if worker else ():
+        with suppress(psutil.Error):
+            one.kill()

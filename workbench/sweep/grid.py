@@ -1,0 +1,206 @@
+"""A grid: the points of a sweep, from factors that are multiplied and conditions that leave out.
+
+A point is a mapping of names to values. Points are plain data: nothing here knows a notebook.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from workbench.errors import InputError
+
+__all__ = ["MOST", "Draw", "Grid", "Point", "Random"]
+
+Point = Mapping[str, object]
+Points = list[dict[str, object]]  # within `Grid`, `list` is a field
+MOST = 10_000  # points of a sweep: beyond that it is a typing error, or a job for another tool
+NODES = (
+    ast.Expression, ast.BoolOp, ast.boolop, ast.UnaryOp, ast.unaryop, ast.BinOp, ast.Add,
+    ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod,
+    ast.Compare, ast.cmpop, ast.Name, ast.Load, ast.Constant, ast.List, ast.Tuple,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Numbers from `low` to `high`, whole ones where both are; even, or even in their logarithm.
+
+    Raises:
+        InputError: no such range.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        for value in (self.low, self.high):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise InputError(f"random: low={self.low!r}, high={self.high!r} must be numbers")
+        if not self.low < self.high or not math.isfinite(self.high - self.low):
+            raise InputError(f"random: low={self.low} must be below high={self.high}")
+        if self.log and self.low <= 0:
+            raise InputError(f"random: low={self.low} has no logarithm: begin above 0")
+
+    def one(self, chance: random.Random) -> float:
+        """One number."""
+        if self.log:
+            value = math.exp(chance.uniform(math.log(self.low), math.log(self.high)))
+        else:
+            value = chance.uniform(self.low, self.high)
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return round(value) if self.log else chance.randint(self.low, self.high)
+        return float(f"{value:.4g}")
+
+
+@dataclass(frozen=True, slots=True)
+class Random:
+    """So many points, drawn from ranges (`Draw`) and lists; the same ones for the same seed."""
+
+    points: int
+    of: Mapping[str, Draw | Sequence[object]]
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.points, int) or isinstance(self.points, bool) or self.points < 1:
+            raise InputError(f"random: points={self.points!r} must be a whole number from 1")
+        if not self.of:
+            raise InputError("random: `of` names no parameter to draw")
+        for name, values in self.of.items():
+            if not isinstance(values, Draw):
+                _check_values("random", name, values)
+
+    def draw(self) -> list[Point]:
+        """The points."""
+        chance = random.Random(f"grid/{self.seed}")
+        return [
+            {
+                name: values.one(chance) if isinstance(values, Draw) else chance.choice(values)
+                for name, values in self.of.items()
+            }
+            for _ in range(self.points)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """Factors that are multiplied with each other; every point of the grid has one value of each.
+
+    Attributes:
+        product: each name with the values that it takes, in all combinations.
+        zip: names whose values go together: the first with the first, and so on.
+        list: points as they are; a parameter that one of them leaves out keeps its default.
+        random: points that are drawn.
+        seeds: values of `seed`, for each of the others.
+        where: expressions in the names, all of which must hold of a point, such as
+            `"shots < 4 or seed == 0"`; one that has a name which a point leaves out does not hold.
+
+    Raises:
+        InputError: a factor is empty or misshapen, two of them have one name, a condition cannot
+            be read, or there are no points or too many.
+    """
+
+    product: Mapping[str, Sequence[object]] = field(default_factory=dict)
+    zip: Mapping[str, Sequence[object]] = field(default_factory=dict)
+    list: Sequence[Point] = ()
+    random: Random | None = None
+    seeds: Sequence[int] = ()
+    where: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for factor in ("product", "zip"):
+            for name, values in getattr(self, factor).items():
+                _check_values(factor, name, values)
+        lengths = {name: len(values) for name, values in self.zip.items()}
+        if len(set(lengths.values())) > 1:
+            raise InputError(f"zip: the lists differ in length ({lengths}): they go together")
+        for point in self.list:
+            if not isinstance(point, Mapping):
+                raise InputError(f"list: {point!r:.60} is no point: give names with their values")
+        self._check_names()
+        if not 0 < (size := self._size()) <= MOST:
+            raise InputError(
+                f"the grid has {size:,} points; a sweep takes 1 to {MOST:,}: "
+                f"{'narrow it' if size else 'give it some'}"
+            )
+        for condition in self.where:
+            _parsed(condition)
+
+    def _check_names(self) -> None:
+        listed = dict.fromkeys(name for point in self.list for name in point)
+        drawn = self.random.of if self.random else {}
+        names = [*self.product, *self.zip, *listed, *drawn, *(["seed"] if self.seeds else [])]
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if twice:
+            raise InputError(f"{twice[0]!r} is in two parts of the grid: give it in one of them")
+
+    def _size(self) -> int:
+        zipped = len(next(iter(self.zip.values()))) if self.zip else 1
+        drawn = self.random.points if self.random else 1
+        combined = math.prod(len(values) for values in self.product.values())
+        return combined * zipped * drawn * (len(self.list) or 1) * (len(self.seeds) or 1)
+
+    @property
+    def points(self) -> Points:
+        """All points, those of the last factor next to each other; equal ones once.
+
+        Raises:
+            InputError: the conditions leave none.
+        """
+        combined = [dict(zip(self.product, values, strict=True))
+                    for values in product(*self.product.values())]  # fmt: skip
+        rows = zip(*self.zip.values(), strict=True)
+        zipped = [dict(zip(self.zip, values, strict=True)) for values in rows] or [{}]
+        drawn = self.random.draw() if self.random else [{}]
+        seeded = [{"seed": seed} for seed in self.seeds] or [{}]
+        every: Iterator[dict[str, object]] = (
+            {name: value for part in parts for name, value in part.items()}
+            for parts in product(combined, zipped, self.list or [{}], drawn, seeded)
+        )
+        kept = [point for point in every if all(_holds(text, point) for text in self.where)]
+        if not kept:
+            raise InputError(f"no point of the grid fulfils where={list(self.where)}: loosen it")
+        return list({repr(point): point for point in kept}.values())
+
+
+def _check_values(factor: str, name: str, values: object) -> None:
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence) or not values:
+        raise InputError(f"{factor}: {name}={values!r:.60} must be a list of 1 value or more")
+
+
+def _parsed(condition: object) -> ast.Expression:
+    """A condition as a tree of comparisons and arithmetic, with nothing that could do anything."""
+    if not isinstance(condition, str):
+        raise InputError(f"where={condition!r:.60} must be a text, such as 'shots < 4'")
+    try:
+        tree = ast.parse(condition.strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise InputError(f"where: {condition!r} is no expression: {error}") from error
+    for node in ast.walk(tree):
+        if not isinstance(node, NODES):
+            raise InputError(
+                f"where: {condition!r} has more than names, values, comparisons, and/or/not and "
+                "+ - * / %"
+            )
+    return tree
+
+
+def _holds(condition: str, point: Point) -> bool:
+    tree = _parsed(condition)
+    if not {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} <= {*point}:
+        return False
+    try:
+        scope: dict[str, Any] = {"__builtins__": {}, **point}
+        return bool(
+            eval(compile(tree, "where", "eval"), scope)
+        )  # nothing but comparisons: see _parsed
+    except (TypeError, ArithmeticError) as error:
+        raise InputError(
+            f"where: {condition!r} cannot be said of {dict(point)}: {error}"
+        ) from error

@@ -1,0 +1,282 @@
+"""A sweep: a notebook, a grid and what stays fixed; its points checked before anything runs.
+
+Every point has a key, a digest of all that decides its result: the notebook's code, the
+parameters, this package's version and the model. So a result that another notebook or model has
+made is never taken for one of this sweep.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from workbench.engines.source import Source
+from workbench.errors import InputError, NotebookError
+from workbench.nb.lint import KERNEL
+from workbench.nb.notebook import Notebook, load, statements
+from workbench.nb.parameters import Text, resolve
+from workbench.nb.process import TIMEOUT, require_kernel
+from workbench.store import digest
+from workbench.sweep.grid import Draw, Grid, Random
+
+__all__ = ["SERVE", "Planned", "Sweep"]
+
+TAKEN = ("key", "state", "detail", "seconds", "ended", "machine", "versions", "commit")
+SERVE = "serve."  # before a name that is an option of the server, not a parameter
+VERSION = metadata.version("workbench")
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A point that can run.
+
+    Attributes:
+        key: names its folder.
+        parameters: what the notebook is given, of the right types.
+        served: the server's model and options, None for a model in the notebook's own process.
+        rests: what the key was made from besides the parameters: notebook, version, model.
+    """
+
+    key: str
+    parameters: Mapping[str, object]
+    served: Mapping[str, object] | None
+    rests: Mapping[str, str | None]
+
+    @property
+    def row(self) -> dict[str, object]:
+        """Its values as a table shows them."""
+        options = {SERVE + k: v for k, v in (self.served or {}).items() if k != "model"}
+        return {**self.parameters, **options}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What is to be run.
+
+    Attributes:
+        notebook: with a typed `parameters` cell; it keeps its numbers by `runs.save_metrics`.
+        name: of the folder of its results.
+        grid: what varies. A name that begins with `serve.` is an option of the server.
+        fixed: parameters that are the same for all.
+        serve: options of one vLLM server that all points of the same configuration (model and
+            server options) ask instead of loading the model themselves; None does without one.
+        timeout: seconds for a point.
+        kernel: the Jupyter kernel's name.
+
+    Raises:
+        InputError: a name or value is unusable.
+    """
+
+    notebook: Path
+    name: str
+    grid: Grid = field(default_factory=Grid)
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    serve: Mapping[str, object] | None = None
+    timeout: float = TIMEOUT
+    kernel: str = KERNEL
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]{0,99}", self.name):
+            raise InputError(
+                f"name={self.name!r}: the name of a folder, of letters, digits and .-_"
+            )
+        if isinstance(self.timeout, bool) or not isinstance(self.timeout, int | float):
+            raise InputError(f"timeout={self.timeout!r} must be a number of seconds")
+        if not self.timeout > 0:
+            raise InputError(f"timeout={self.timeout!r} must be above 0 seconds")
+
+    @classmethod
+    def read(cls, path: str | Path) -> Sweep:
+        """A sweep from a YAML file, whose keys are the attributes of this class and of `Grid`.
+
+        The notebook is looked for beside the file, whose name is the sweep's unless it gives one.
+
+        Raises:
+            InputError: the file cannot be read, or has an unknown key.
+        """
+        path = Path(path)
+        given = _yaml(path)
+        parts = [one.name for one in fields(Grid)]
+        known = [one.name for one in fields(cls) if one.name != "grid"]
+        for name in given:
+            if name not in (*known, *parts):
+                raise InputError(f"{path}: unknown key {name!r}; known: {', '.join(known + parts)}")
+        if not isinstance(given.get("notebook"), str):
+            raise InputError(f"{path}: give the notebook, as `notebook: NAME.ipynb`")
+        try:
+            chosen: dict[str, Any] = {name: given[name] for name in known if name in given}
+            chosen["grid"] = _grid({name: given[name] for name in parts if name in given})
+            chosen["notebook"] = path.parent / given["notebook"]
+            if isinstance(given.get("serve"), bool):
+                chosen["serve"] = {} if given["serve"] else None
+            for name in ("fixed", "serve"):
+                _check_mapping(name, chosen.get(name) or {})
+            return cls(**{"name": path.stem, **chosen})
+        except (InputError, TypeError) as error:
+            raise InputError(f"{path}: {error}") from error
+
+    @cached_property
+    def points(self) -> tuple[Planned, ...]:
+        """All points, those of one server next to each other.
+
+        Raises:
+            NotebookError: the notebook or its kernel cannot be used, has no parameters cell, or
+                a value does not fit.
+            InputError: the grid has no points, or the model's folder is none.
+        """
+        require_kernel(self.kernel)
+        notebook = load(self.notebook)
+        if notebook.parameters is None:
+            raise NotebookError(f"{notebook.path} has no cell tagged `parameters` to be varied")
+        grid = self.grid.points
+        rows = [{**self.fixed, **point} for point in grid]
+        for name in {name for point in grid for name in point}:
+            if name in self.fixed or name in TAKEN:
+                why = "is fixed too" if name in self.fixed else "is a column of every table"
+                raise InputError(f"{name!r} cannot be varied: it {why}")
+        code = digest([(cell.source, cell.tags) for cell in notebook.code]).hex()[:12]
+        models: dict[str, str | None] = {}  # a digest of a folder takes a while
+        planned = [self._planned(notebook, code, row, models) for row in rows]
+        order = {repr(one.served): None for one in planned}
+        ranks = {served: rank for rank, served in enumerate(order)}
+        return tuple(sorted(planned, key=lambda one: ranks[repr(one.served)]))
+
+    def _planned(
+        self,
+        notebook: Notebook,
+        code: str,
+        row: Mapping[str, object],
+        models: dict[str, str | None],
+    ) -> Planned:
+        options = {n.removeprefix(SERVE): v for n, v in row.items() if n.startswith(SERVE)}
+        given = {name: value for name, value in row.items() if not name.startswith(SERVE)}
+        if options and self.serve is None:
+            raise InputError(f"{SERVE}{next(iter(options))} is given, but no `serve:` with it")
+        if self.serve is not None and given.setdefault("engine", "remote") != "remote":
+            raise InputError(
+                f"engine={given['engine']!r}: with `serve:` it is remote; leave it out"
+            )
+        values = _resolved(notebook, given)
+        model = values.get("model", _default(notebook, "model"))
+        served = None if self.serve is None else {"model": model or None, **self.serve, **options}
+        if repr(model) not in models:
+            models[repr(model)] = _revision(model)
+        rests = {"notebook": code, "version": VERSION, "model": models[repr(model)]}
+        try:
+            key = digest(sorted(values.items()), served, rests).hex()[:12]
+        except TypeError as error:
+            raise InputError(f"{dict(row)}: {error}; give numbers, texts and lists") from error
+        return Planned(key, values, served, rests)
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is no sweep: give `notebook:` and what varies")
+    return found
+
+
+def _grid(given: Mapping[str, Any]) -> Grid:
+    for name in ("product", "zip"):
+        _check_mapping(name, given.get(name) or {})
+    listed = given.get("list") or ()
+    if isinstance(listed, str) or not isinstance(listed, Sequence):
+        raise InputError(f"list: {listed!r:.60} must be a list of points")
+    where = given.get("where") or ()
+    return Grid(
+        product=given.get("product") or {},
+        zip=given.get("zip") or {},
+        list=listed,
+        random=_random(given["random"]) if given.get("random") else None,
+        seeds=_seeds(given.get("seeds", ())),
+        where=(where,) if isinstance(where, str) else where,
+    )
+
+
+def _random(given: object) -> Random:
+    _check_mapping("random", given, known=[one.name for one in fields(Random)])
+    assert isinstance(given, Mapping)
+    of = given.get("of") or {}
+    _check_mapping("random: of", of)
+    drawn = {}
+    for name, values in of.items():
+        if isinstance(values, Mapping):
+            _check_mapping(f"random: {name}", values, known=[one.name for one in fields(Draw)])
+            values = Draw(**values)  # noqa: PLW2901
+        drawn[name] = values
+    return Random(given.get("points", 0), drawn, given.get("seed", 0))
+
+
+def _check_mapping(what: str, given: object, known: Sequence[str] | None = None) -> None:
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise InputError(f"{what}: {given!r:.60} must be names with their values")
+    for name in given:
+        if known is not None and name not in known:
+            raise InputError(f"{what}: unknown key {name!r}; known: {', '.join(known)}")
+
+
+def _seeds(given: object) -> tuple[int, ...]:
+    if isinstance(given, int) and not isinstance(given, bool) and given > 0:
+        return tuple(range(given))
+    whole = isinstance(given, Sequence) and all(type(one) is int for one in given)
+    if not whole or isinstance(given, str):
+        raise InputError(f"seeds: {given!r:.60} must be whole numbers, or how many from 0 on")
+    return tuple(given)  # type: ignore[arg-type]
+
+
+def _resolved(notebook: Notebook, given: Mapping[str, object]) -> dict[str, object]:
+    """Values of the parameters' types; YAML calls 1e-3 a text, which is then read as the number."""
+    values: dict[str, object] = {}
+    for name, value in given.items():
+        try:
+            values |= resolve(notebook, {name: value})
+        except NotebookError:
+            if not isinstance(value, str):
+                raise
+            values |= resolve(notebook, {name: Text(value)})
+    return values
+
+
+def _default(notebook: Notebook, name: str) -> object:
+    """What a parameter is if it is not given; None where there is no such parameter."""
+    cell = notebook.parameters
+    for node in (statements(cell.source) if cell else None) or ():
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name and node.value:
+            try:
+                return ast.literal_eval(node.value)
+            except ValueError:
+                return None
+    return None
+
+
+def _revision(model: object) -> str | None:
+    """What tells a model's weights from others: a digest, or what a hub name stands for here.
+
+    None where the notebook names no model.
+    """
+    if not isinstance(model, str):
+        return None
+    source = Source.find(model or None)
+    if source.folder is not None:
+        return source.weights()
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    kept = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=model, repo_type="model"))
+    try:
+        return f"{model}@{(kept / 'refs' / 'main').read_text().strip()}"
+    except OSError:  # not downloaded yet
+        return model

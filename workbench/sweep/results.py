@@ -1,0 +1,146 @@
+"""A sweep's table: one row a point, whatever became of it, at any moment."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import InputError
+from workbench.evaluation import tabled
+from workbench.sweep.folder import Folder, State
+from workbench.sweep.plan import Planned, Sweep
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Results", "read_results", "results", "save_results", "varied"]
+
+PLAN = "sweep.json"
+MARKS = {"machine": "machines", "versions": "versions", "commit": "commits"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Results:
+    """What is known of a sweep.
+
+    Attributes:
+        table: a row a point: `key`, `state` (done, failed, timeout, killed, stale, running or
+            waiting), `detail`; the parameters by name (lists as JSON); for each metric its value by
+            name and, where the notebook told them, `<metric>.low`, `.high`, `.n`, `.n_failed`,
+            `.n_unparsed`; then `seconds`, `ended`, `machine`, `versions`, `commit`.
+        varied: parameters of more than one value.
+        metrics: names of the metrics.
+        notes: what a reader has to know: failures, points of several machines or versions.
+    """
+
+    table: pd.DataFrame
+    varied: tuple[str, ...]
+    metrics: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def states(self) -> dict[str, int]:
+        """How many points are in each state."""
+        return dict(Counter(self.table["state"]))
+
+    @property
+    def shown(self) -> pd.DataFrame:
+        """The columns that differ, for reading: state, what varied, the metrics, seconds."""
+        return self.table[["state", *self.varied, *self.metrics, "seconds", "detail"]]
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<p>{note}</p>" for note in self.notes)
+        return f"{self.shown.to_html(index=False, escape=True)}{notes}"
+
+
+def results(points: Sequence[Planned], folder: Folder) -> Results:
+    """What is known of these points, done or not."""
+    others = folder.records()
+    states = [folder.state(point, others=others) for point in points]
+    taken = {name for point in points for name in point.row}
+    names = dict.fromkeys(name for state in states for name in state.metrics)
+    metrics = {name: f"{name} measured" if name in taken else name for name in names}
+    rows = [_row(p, s, metrics) for p, s in zip(points, states, strict=True)]
+    return Results(tabled(rows), varied(points), tuple(metrics.values()), tuple(_notes(states)))
+
+
+def read_results(folder: str | Path) -> Results:
+    """What is known of the sweep whose folder this is, also while it runs.
+
+    Raises:
+        InputError: no sweep has run there.
+    """
+    path = Path(folder)
+    try:
+        kept = json.loads((path / PLAN).read_text(encoding="utf-8"))
+        points = [Planned(**one) for one in kept["points"]]
+    except OSError as error:
+        raise InputError(f"{path} is no sweep's folder: it has no {PLAN}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path / PLAN} is broken: {error}; run the sweep again") from error
+    return results(points, Folder(path))
+
+
+def save_results(found: Results, sweep: Sweep, folder: Folder) -> None:
+    """Write `results.parquet`, `results.csv` and `sweep.json`, each of them whole or not at all."""
+    fixed = {n: v for n, v in sweep.points[0].row.items() if n not in found.varied}
+    about = {
+        "name": sweep.name,
+        "notebook": os.path.relpath(sweep.notebook),
+        "parameters": {"varied": list(found.varied), "fixed": fixed},
+        "metrics": list(found.metrics),
+        "notes": list(found.notes),
+        "points": [asdict(point) for point in sweep.points],
+    }
+    parts = {
+        name: folder.path / f".{name}.part" for name in (PLAN, "results.csv", "results.parquet")
+    }
+    parts[PLAN].write_text(json.dumps(about, indent=1, default=str) + "\n", encoding="utf-8")
+    found.table.to_csv(parts["results.csv"], index=False)
+    found.table.to_parquet(parts["results.parquet"], index=False)
+    for name, part in parts.items():
+        part.replace(folder.path / name)
+
+
+def varied(points: Sequence[Planned]) -> tuple[str, ...]:
+    rows = [point.row for point in points]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return tuple(n for n in names if len({repr(row.get(n)) for row in rows}) > 1)
+
+
+def _row(point: Planned, state: State, metrics: Mapping[str, str]) -> dict[str, object]:
+    row: dict[str, object] = {"key": point.key, "state": state.status, "detail": state.detail}
+    row |= {name: _plain(value) for name, value in point.row.items()}
+    for metric, name in metrics.items():
+        found = state.metrics.get(metric)
+        parts = found if isinstance(found, dict) else {"value": found}
+        for part, value in parts.items():
+            row[name if part == "value" else f"{name}.{part}"] = _number(value)
+    facts = {name: state.facts.get(name) for name in ("seconds", "ended", *MARKS)}
+    return row | facts
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, str | int | float | None) else json.dumps(value)
+
+
+def _number(value: Any) -> float | None:
+    known = isinstance(value, int | float) and math.isfinite(value)
+    return value if known else None
+
+
+def _notes(states: Sequence[State]) -> list[str]:
+    counts = Counter(state.status for state in states)
+    notes = [", ".join(f"{count} {status}" for status, count in counts.items())]
+    for fact, name in MARKS.items():
+        seen = Counter(s.facts[fact] for s in states if s.status == "done" and s.facts.get(fact))
+        if len(seen) > 1:
+            told = "; ".join(f"{value} ({count})" for value, count in seen.most_common())
+            notes.append(f"the points ran on {len(seen)} {name}: {told}")
+    return notes

