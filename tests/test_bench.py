@@ -43,6 +43,7 @@ def test_every_skill_is_measured(plain: VLLMEngine, skill: str) -> None:
     assert {row.runs for row in rows if row.of == "items"} <= {*range(1, 61)}
 
 
+@pytest.mark.slow
 def test_vllm_and_transformers_agree_and_any_text_comes_back(plain: VLLMEngine) -> None:
     assert skills._same_tokens(plain, MODEL, 12).holds
     trips = skills._any_text(MODEL)[-1]

@@ -25,6 +25,7 @@ def test_grading_counts_what_it_graded() -> None:
     assert hostile.value > 1.8  # the limit was reached, and what follows was graded
 
 
+@pytest.mark.slow
 def test_agents_are_measured_together_and_apart(plain: VLLMEngine) -> None:
     (votes,) = accuracy._votes(plain, 1, quietly, count=2)
     (refine,) = accuracy._refine(plain, 1, quietly, count=4)

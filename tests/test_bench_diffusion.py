@@ -49,6 +49,7 @@ def test_the_trade_off_in_small(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line.what for line in by_steps] == [f"… threshold 0.9, {n} steps" for n in range(1, 5)]
 
 
+@pytest.mark.slow
 def test_a_round_of_many_requests_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batching, "AT_ONCE", 60)
     monkeypatch.setattr(batching, "ROUNDS", 2)

@@ -65,6 +65,7 @@ measured = Throughput([Runner("vllm", plain)], [Load(requests=16, output_tokens=
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(unavailable() is not None, reason="needs vLLM")
 def test_stopped_experiments_keep_what_was_measured(tmp_path: Any) -> None:
     manager, client = start_new_kernel(kernel_name="workbench")

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from workbench.errors import NotebookError
 from workbench.nb.absolute import absolute_paths
+from workbench.nb.bundle import MIME
 from workbench.nb.cli import app
 from workbench.nb.lint import lint
 
@@ -85,6 +86,7 @@ _BROKEN: dict[str, tuple[str, int | None, Callable[[Any], None]]] = {
     "kernelspec": ("kernelspec", None, lambda nb: nb.metadata.kernelspec.update(name="python3")),
     "no kernelspec": ("kernelspec", None, lambda nb: nb.metadata.pop("kernelspec")),
     "size": ("size", None, lambda nb: nb.cells.extend(_CODE("") for _ in range(13))),
+    "approx": ("approx", 2, _output(2, "display_data", data={MIME: {}, "text/plain": "x"})),
     "tags": ("tags", 2, lambda nb: nb.cells[2].metadata.update(tags=["nbval-ignore-outptu"])),
 }  # fmt: skip
 

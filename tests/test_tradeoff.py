@@ -47,6 +47,7 @@ def traffic(count: int = 16) -> Traffic:
 # --- the embedded model
 
 
+@pytest.mark.slow
 def test_the_embedded_model_solves_most_short_problems(engine: DiffusionEngine) -> None:
     settings = [Denoising(), Denoising(threshold=0.9), Denoising(block_length=8, cache="dual")]
     measured = TradeOff(engine, settings, SHORT, 48, sampling=CANVAS, repeats=1)

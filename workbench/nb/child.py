@@ -13,6 +13,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 from collections import Counter
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ KILLED = 11
 INTERRUPTED = 12
 
 LIMIT = 10 * 2**20  # bytes of a cell's output: a picture fits, an endless log does not
+_GRACE = 10.0
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 
 
@@ -30,6 +32,9 @@ def _follow_parent() -> None:
     while os.read(0, 1024):
         pass
     os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(_GRACE)
+    _end_family()  # it is stuck where no signal reaches it
+    os._exit(INTERRUPTED)
 
 
 def _keep_orphans() -> None:

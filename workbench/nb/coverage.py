@@ -3,7 +3,8 @@
 Of the code cells that are not empty, those that only import, only comment or hold the parameters
 do not count, unless they have output. A counted cell is covered if nbval 0.11 compares text of
 its output, or if it ends in an assertion that a wrong value would fail. An output with a picture
-or a widget view is not compared text: what nbval compares of it is the object's name.
+or a widget view is not compared text: what nbval compares of it is the object's name. Nor is a
+table of `approx` whose tolerances are all so wide that no figure could fail.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import ast
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from workbench.errors import NotebookError
 from workbench.nb.assertion import bites
+from workbench.nb.bundle import MIME, read
 from workbench.nb.lint import WIDGET_VIEW
 from workbench.nb.notebook import PARAMETERS_TAG, Cell, joined, load, statements
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-FLOOR = 0.70
+FLOOR = 0.85
 _UNCOMPARED = frozenset({"image/png", "image/jpeg", WIDGET_VIEW})
 # nbval's own markers, as comments or (in lower case, with dashes) as tags.
 _MARKERS = {
@@ -116,18 +119,30 @@ def _lack(cell: Cell, options: dict[str, bool]) -> str:
         return "never run, so that nothing is compared"
     if not cell.outputs:
         return "no output, no assertion at the end"
-    if not any(_compared(output) for output in cell.outputs):
-        return "no text output, no assertion at the end"
-    return ""
+    lacks = [_output_lack(output) for output in cell.outputs]
+    return "" if "" in lacks else lacks[0]
 
 
-def _compared(output: dict[str, Any]) -> bool:
+def _output_lack(output: dict[str, Any]) -> str:
+    data = output.get("data", {})
+    if MIME in data:
+        return _vague(data)
     if output["output_type"] == "stream":
-        return bool(joined(output["text"]).strip())
-    if output["output_type"] == "error":
-        return True
-    data = output["data"]
-    return bool(data) and not _UNCOMPARED & set(data)
+        text = bool(joined(output["text"]).strip())
+    elif output["output_type"] == "error":
+        text = True
+    else:
+        text = bool(data) and not _UNCOMPARED & set(data)
+    return "" if text else "no text output, no assertion at the end"
+
+
+def _vague(data: dict[str, Any]) -> str:
+    try:
+        columns = [column for column in read(data) if column.tolerance != "none"]
+    except NotebookError as error:
+        return str(error)
+    vague = columns and all(column.vague for column in columns)
+    return "every tolerance is as wide as its column, so that no figure could fail" if vague else ""
 
 
 def _options(cell: Cell) -> dict[str, bool]:

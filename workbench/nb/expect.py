@@ -40,11 +40,16 @@ def expect(
     measured = float(value)
     claim = f"{name}: {stated:g} ± {shown}"
     off = abs(measured - stated)
-    # Written so that NaN, which compares false with everything, does not hold.
-    if not off <= tolerance * (1 + _ROUNDING):
+    if not near(measured, stated, tolerance):
         why = "is not a number" if math.isnan(measured) else f"is off by {off:.6g}"
         raise AssertionError(f"{claim} does not hold: the value {measured:.6g} {why}")
     print(f"{claim} holds")
+
+
+def near(value: float, stated: float, tolerance: float) -> bool:
+    """Whether a value lies within a tolerance of a stated one; NaN is near to nothing."""
+    # Written so that NaN, which compares false with everything, does not hold.
+    return abs(value - stated) <= tolerance * (1 + _ROUNDING)
 
 
 def _tolerance(

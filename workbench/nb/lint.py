@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from workbench.errors import NotebookError
 from workbench.nb.absolute import absolute_paths, strings
+from workbench.nb.bundle import MIME, read
 from workbench.nb.notebook import PARAMETERS_TAG, Notebook, joined, load
 from workbench.nb.parameters import untidy
 
@@ -146,6 +148,24 @@ def _tags(notebook: Notebook) -> _Faults:
                 yield cell.index, f"unknown tag {tag!r}; known are {', '.join(sorted(TAGS))}"
 
 
+def _approx(notebook: Notebook) -> _Faults:
+    for cell in notebook.cells:
+        for output in cell.outputs:
+            if MIME in output.get("data", {}):
+                yield from ((cell.index, message) for message in _untrue(output["data"]))
+
+
+def _untrue(data: dict[str, Any]) -> Iterator[str]:
+    try:
+        columns = read(data)
+    except NotebookError as error:
+        yield str(error)
+        return
+    for column in columns:
+        if column.vague:
+            yield f"column {column.name!r}: no figure of it can leave {column.tolerance}; narrow it"
+
+
 _RULES: dict[str, Callable[[Notebook], _Faults]] = {
     "format": _format,
     "title": _title,
@@ -158,4 +178,5 @@ _RULES: dict[str, Callable[[Notebook], _Faults]] = {
     "kernelspec": _kernelspec,
     "size": _size,
     "tags": _tags,
+    "approx": _approx,
 }

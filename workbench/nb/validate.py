@@ -1,8 +1,9 @@
 """Validate notebooks: nbval compares every stored output, and coverage must reach its floor.
 
-One pytest in a child process, strict, without the repository's own pytest settings. The kernel is
-the one named `workbench`, with its environment variables: `--nbval-kernel-name` says so, since
-`--nbval-current-env` would win over it and start a bare interpreter.
+One pytest in a child process, strict, without the repository's own pytest settings; only the
+tables of `approx` have the tolerances that they state. The kernel is the one named `workbench`,
+with its environment variables: `--nbval-kernel-name` says so, since `--nbval-current-env` would
+win over it and start a bare interpreter.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def _run_pytest(paths: list[Path], folder: Path, report: Path, cell_timeout: flo
     settings.write_text("[pytest]\njunit_family = xunit1\n", encoding="utf-8")
     command = [
         *(sys.executable, "-m", "pytest", "-q", "--tb=short"),
-        *("-p", "no:cacheprovider", "-c", str(settings), f"--rootdir={Path.cwd()}"),
+        *("-p", "no:cacheprovider", "-p", "workbench.nb.tolerant"),
+        *("-c", str(settings), f"--rootdir={Path.cwd()}"),
         *("--nbval", f"--nbval-kernel-name={KERNEL}", f"--nbval-cell-timeout={cell_timeout}"),
         f"--junit-xml={report}",
         *(str(path.resolve()) for path in paths),

@@ -238,15 +238,16 @@ def _seeds(given: object) -> tuple[int, ...]:
 
 
 def _resolved(notebook: Notebook, given: Mapping[str, object]) -> dict[str, object]:
-    """Values of the parameters' types; YAML calls 1e-3 a text, which is then read as the number."""
+    """Values of the parameters' types: to YAML 1e-3 is a text, and a tuple is a list."""
     values: dict[str, object] = {}
     for name, value in given.items():
         try:
             values |= resolve(notebook, {name: value})
         except NotebookError:
-            if not isinstance(value, str):
+            if not isinstance(value, str | list):
                 raise
-            values |= resolve(notebook, {name: Text(value)})
+            other = Text(value) if isinstance(value, str) else tuple(value)
+            values |= resolve(notebook, {name: other})
     return values
 
 
