@@ -45,6 +45,7 @@ bench: setup ## measure the engines on this machine, and the time of demo and te
 	$(WORKBENCH) bench accuracy
 	$(WORKBENCH) bench uncertainty
 	$(WORKBENCH) bench diffusion
+	$(WORKBENCH) bench sweep
 	$(WORKBENCH) bench client
 	$(WORKBENCH) bench faults
 

@@ -123,7 +123,7 @@ do: str = ""  # code to be run
 
 @pytest.fixture
 def points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with a plain kernel and the notebooks `point` and `bare`."""
+    """A folder to work in, with a plain kernel and the notebooks `point`, `model` and `bare`."""
     nbformat: Any = import_module("nbformat")
     v4 = nbformat.v4
 
@@ -139,4 +139,6 @@ def points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     nbformat.write(v4.new_notebook(cells=cells[1:]), tmp_path / "bare.ipynb")
     cells[0].metadata["tags"] = ["parameters"]
     nbformat.write(v4.new_notebook(cells=cells), tmp_path / "point.ipynb")
+    cells[0].source += 'model: str = ""  # name\nengine: str = "auto"  # which\n'
+    nbformat.write(v4.new_notebook(cells=cells), tmp_path / "model.ipynb")
     return tmp_path

@@ -6,9 +6,7 @@ import asyncio
 import json
 import os
 import random
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -635,78 +633,3 @@ LAB = [
     f"{WATCHED}\nawait job",
     "print('after', len(engine._store), engine.generate(['12+30='], Sampling(max_tokens=2))[0])",
 ]
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[str]:
-    """JupyterLab, with a notebook of these cells in `tmp_path`; its address."""
-    import nbformat
-
-    cells = [nbformat.v4.new_code_cell(code) for code in LAB]  # type: ignore[no-untyped-call]
-    kernel = {"name": "workbench", "display_name": "workbench", "language": "python"}
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})  # type: ignore[no-untyped-call]
-    nbformat.write(notebook, tmp_path / "nb.ipynb")  # type: ignore[no-untyped-call]
-    env = os.environ | {
-        f"JUPYTER_{what}_DIR": str(tmp_path / what) for what in ("CONFIG", "DATA", "RUNTIME")
-    }
-    env.pop("WORKBENCH_PROGRESS")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
-        "--IdentityProvider.token=t", f"--ServerApp.root_dir={tmp_path}",
-    ]  # fmt: skip
-    with (tmp_path / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=env)
-    try:
-        deadline = time.monotonic() + 60
-        while socket.socket().connect_ex(("127.0.0.1", port)) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}/doc/tree/nb.ipynb?token=t"
-    finally:
-        server.terminate()
-        server.wait(60)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
-def test_the_stop_button_in_jupyterlab(lab: str, tmp_path: Path) -> None:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        browser = play.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
-        )
-        page = browser.new_page()
-        page.set_default_timeout(120_000)
-        page.goto(lab)
-
-        def run(cell: int, shows: str) -> None:
-            page.get_by_text("workbench | Idle").wait_for()
-            page.locator(".jp-CodeCell .cm-content").nth(cell).click()
-            page.keyboard.press("Shift+Enter")
-            page.wait_for_selector(shows)
-
-        run(0, ".jp-OutputArea-output:has-text('loaded')")
-        run(1, ".jupyter-widgets:has-text('cache hits')")
-        start = time.perf_counter()
-        page.locator("button.jupyter-button:has-text('Stop')").click()
-        page.wait_for_selector("table:has-text('stopped')")
-        took = time.perf_counter() - start
-        page.wait_for_selector(".jp-OutputArea-output:has-text('StoppedError')")
-        print(f"stopped after {took:.2f} s, the cell after {time.perf_counter() - start:.2f} s")
-        assert took < QUICK
-        run(2, ".jp-OutputArea-output:has-text('after')")
-        with page.expect_response(lambda reply: reply.request.method == "PUT"):
-            page.keyboard.press("Control+s")
-        browser.close()
-    saved = json.loads((tmp_path / "nb.ipynb").read_text())
-    assert "widgets" not in saved["metadata"]
-    table, figure, error = saved["cells"][1]["outputs"]
-    assert set(table["data"]) == {"text/html", "text/plain"}
-    assert set(figure["data"]) == {"image/png", "text/plain"}
-    assert error["ename"] == "StoppedError"
-    _, rows, answer = saved["cells"][2]["outputs"][0]["text"][0].split(maxsplit=2)
-    assert 1 < int(rows) < 3000
-    assert "text='42'" in answer

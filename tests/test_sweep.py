@@ -22,6 +22,8 @@ from workbench.engines.vllm import unavailable
 from workbench.errors import InputError, WorkbenchError
 from workbench.sweep import Grid, Results, Sweep, read_results, run
 from workbench.sweep.folder import Folder
+from workbench.sweep.results import results, save_results
+from workbench.sweep.run import todo
 
 FILE = "notebook: point.ipynb\nproduct: {n: [1, 2, 3]}\nseeds: 2\n"
 CLI = [sys.executable, "-c", "from workbench.cli import app; app()", "sweep"]
@@ -126,8 +128,6 @@ def test_a_changed_notebook_or_model_makes_results_stale_and_says_so(points: Pat
     text = (points / "point.ipynb").read_text()
     (points / "point.ipynb").write_text(text.replace("n * n - 1", "n * n - 2"))
     changed = of(grid=Grid(product={"n": [1, 2, 3]}))
-    from workbench.sweep.results import results
-
     seen = results(changed.points, Folder(points / "runs"))
     assert list(seen.table["state"]) == ["stale", "stale", "waiting"]
     assert seen.table["detail"][0] == "there is a result of before the notebook changed"
@@ -233,6 +233,52 @@ def test_a_dry_run_runs_nothing_and_show_looks_at_any_moment(points: Path) -> No
     assert (folder.returncode, folder.stdout.count("done")) == (0, 5)
 
 
+def test_a_notebook_edited_while_the_sweep_runs_changes_none_of_its_points(points: Path) -> None:
+    edit = (
+        "path = Path('point.ipynb')\n"
+        "path.write_text(path.read_text().replace('n * n,', '1000 * n,'))"
+    )
+    sweep = of(grid=Grid(product={"n": [2, 3]}), fixed={"do": edit})
+    assert list(run(sweep, points / "runs").table["square"]) == [4, 9]
+    assert "1000 * n" in (points / "point.ipynb").read_text()
+    again = of(grid=Grid(product={"n": [2, 3]}), fixed={"do": edit})
+    assert todo(again, Folder(points / "runs"), resume=True, retry_failed=False) == [*again.points]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        '{"huge": 1' + "0" * 400 + ', "long": 100000000000000000000, "true": true, "text": "x"}',
+        '{"none": null, "empty": {}, "deep": {"value": {"value": 1}}, "a": 1, "a.low": 2}',
+        '{"seconds": 7, "state": 8, "n": 9, "\\ud800": 1, "odd": {"value": 1, "median": 2}}',
+        "[1, 2]", "[" * 99999, "", "{", "3",
+    ],
+)  # fmt: skip
+def test_odd_metrics_and_parameters_cost_nothing(points: Path, written: str) -> None:
+    """As a notebook could leave them; the folder is written as a sweep does it."""
+    rows: list[dict[str, object]] = [{"n": 10**30}, {"n": 1, "label": "x"}]
+    planned = of(grid=Grid(list=rows)).points
+    place = Folder(points / "runs")
+    for point in planned:
+        target = place.begin(point)
+        (target / "out.ipynb").write_text("{}")
+        (target / "result" / "metrics.json").write_text(written)
+        place.finish(point, "done", "", {"seconds": 0.5})
+    found = results(planned, place)
+    save_results(found, of(grid=Grid(list=rows)), place)
+    kept = pd.read_parquet(points / "runs" / "results.parquet")
+    assert list(kept["state"]) == ["done"] * 2
+    assert list(kept["seconds"]) == [0.5] * 2
+    assert list(kept["n"]) == [str(10**30), "1"]
+    assert set(found.metrics) <= {*kept.columns}
+    assert found.shown.shape[0] == 2
+    wanted = {"long": 1e20, "true": 1, "seconds measured": 7, "a": 1, "odd": 1}
+    assert {name: kept[name][0] for name in wanted if name in kept} == {
+        name: wanted[name] for name in wanted if name in kept
+    }
+    assert not ({"huge", "text", "empty", "deep"} & {*kept.dropna(axis="columns").columns})
+
+
 @pytest.mark.parametrize("jobs", [0, -1, 1.5, True])
 def test_jobs_must_be_a_number(points: Path, jobs: Any) -> None:
     with pytest.raises(InputError, match="jobs="):
@@ -256,10 +302,8 @@ def test_points_of_one_configuration_share_a_server_that_is_ended(
         "print(json.load(urllib.request.urlopen(url + '/models'))['data'][0]['id'], engine)\n"
         "Path('urls').open('a').write(url + chr(10))"
     )
-    text = (points / "point.ipynb").read_text()
-    text = text.replace("rate: float", 'engine: str = \\"auto\\"  # which\\nrate: float')
-    (points / "point.ipynb").write_text(text)
-    sweep = of(grid=Grid(product={"n": [1, 2, 3]}), serve={}, fixed={"do": asked})
+    grid = Grid(product={"n": [1, 2, 3]})
+    sweep = replace(of(grid=grid, serve={}, fixed={"do": asked}), notebook=Path("model.ipynb"))
     lines: list[str] = []
     found = run(sweep, points / "runs", jobs=3, say=lines.append)
     assert found.states == {"done": 3}, list(found.table["detail"])
@@ -274,10 +318,8 @@ def test_points_of_one_configuration_share_a_server_that_is_ended(
 
 
 def test_a_server_that_does_not_start_fails_its_points_and_no_others(points: Path) -> None:
-    text = (points / "point.ipynb").read_text()
-    text = text.replace("rate: float", 'engine: str = \\"auto\\"  # which\\nrate: float')
-    (points / "point.ipynb").write_text(text)
     sweep = of(grid=Grid(product={"n": [1, 2]}), serve={"port": -1})
+    sweep = replace(sweep, notebook=Path("model.ipynb"))
     found = run(sweep, points / "runs")
     assert found.states == {"failed": 2}
     assert "no server: port=-1 must be a whole number" in found.table["detail"][0]

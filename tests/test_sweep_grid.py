@@ -158,6 +158,17 @@ def test_a_file_is_read_and_its_points_are_typed(write: Any) -> None:
         ("notebook: point.ipynb\nname: ../up", "name='../up'"),
         ("notebook: point.ipynb\nfixed: 3", "fixed: 3 must be names"),
         ("notebook: point.ipynb\nserve: 8b", "serve: '8b' must be names"),
+        ("notebook: point.ipynb\nserve: 0", "serve: 0 must be names"),
+        ("notebook: point.ipynb\nproduct: {n: [1], n: [2]}", "the key 'n' is given twice"),
+        ("notebook: point.ipynb\nname: 5", "name=5"),
+        ("notebook: point.ipynb\nkernel: 5", "kernel=5"),
+        ("notebook: point.ipynb\nlist: [{1: 2}]", "is no point"),
+        ("notebook: point.ipynb\nwhere: {n: 2}", "must be a list of texts"),
+        ("notebook: point.ipynb\nwhere: 5", "where"),
+        ("notebook: point.ipynb\nseeds: 100000000000", "100,000,000,000 points"),
+        ("notebook: point.ipynb\ntimeout: " + "9" * 400, "timeout="),
+        ("notebook: point.ipynb\nfixed: {label: 2024-13-45}", "is no YAML"),
+        ("notebook: point.ipynb\nlist: " + "[" * 2000, "is no YAML"),
     ],
 )
 def test_a_file_with_a_mistake_is_refused_by_name(write: Any, text: str, message: str) -> None:
@@ -169,7 +180,12 @@ def test_a_file_with_a_mistake_is_refused_by_name(write: Any, text: str, message
     ("text", "message"),
     [
         ("notebook: point.ipynb\nproduct: {m: [1]}", "has no parameter 'm'; did you mean"),
-        ("notebook: point.ipynb\nproduct: {n: [one]}", "'one' is no int"),
+        ("notebook: point.ipynb\nproduct: {n: [one]}", "n='one' is not of the type int"),
+        ("notebook: point.ipynb\nfixed: {state: CA}", "'state' cannot be varied"),
+        ("notebook: model.ipynb\nfixed: {model: my model}", "is no folder or hub name"),
+        ("notebook: model.ipynb\nserve: {max_num_seqz: 3, api_key: s}", "api_key"),
+        ("notebook: model.ipynb\nserve: {hf_token: s}", "set HF_TOKEN in the environment"),
+        ("notebook: model.ipynb\nserve: {model: x}", "model cannot be given"),
         ("notebook: point.ipynb\nproduct: {n: [1.5]}", "n=1.5 is not of the type int"),
         ("notebook: absent.ipynb\nproduct: {n: [1]}", "absent.ipynb cannot be read"),
         ("notebook: bare.ipynb", "has no cell tagged `parameters`"),
@@ -186,6 +202,13 @@ def test_points_that_do_not_fit_the_notebook_are_refused(
     sweep = write(text)
     with pytest.raises(WorkbenchError, match=message):
         _ = sweep.points
+
+
+def test_points_that_come_to_the_same_are_one(write: Any) -> None:
+    sweep = write("notebook: point.ipynb\nlist: [{n: 1, seed: 2}, {seed: 2, n: 1}]\n")
+    assert len(sweep.points) == 1
+    sweep = write("notebook: point.ipynb\nproduct: {rate: [1e-3, 0.001]}\nwhere: rate < 0.01\n")
+    assert [point.parameters["rate"] for point in sweep.points] == [0.001]
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

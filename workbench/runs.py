@@ -62,7 +62,7 @@ def save_table(table: pd.DataFrame, name: str) -> Path:
     return path
 
 
-def save_metrics(**metrics: Metric | float) -> Path:
+def save_metrics(**metrics: Metric | float) -> None:
     """Write `metrics.json` of the run: a notebook's headline numbers, which a sweep collects.
 
     Raises:
@@ -80,14 +80,13 @@ def save_metrics(**metrics: Metric | float) -> Path:
     path = run_dir() / "metrics.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    return path
 
 
 def _finite(name: str, value: float) -> float | None:
     """JSON has no NaN, and knows nothing of numpy."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"{name}={value!r:.60} is no metric: give a number or a Metric") from None
     if not math.isfinite(number):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,7 @@ import typer
 
 from workbench.bench.cli import Json, say
 from workbench.cli.shared import tidy_end
+from workbench.errors import InputError
 from workbench.nb.cli import told
 
 if TYPE_CHECKING:
@@ -60,7 +62,9 @@ def run_sweep(  # noqa: PLR0917  # a command's arguments are its options
                 chosen, folder, jobs=jobs, resume=resume, retry_failed=retry_failed, say=say
             )
     except KeyboardInterrupt:
-        say(f"stopped: {_told(read_results(folder))}; run it again and it goes on")
+        with contextlib.suppress(InputError):  # nothing was begun
+            say(", ".join(f"{n} {state}" for state, n in read_results(folder).states.items()))
+        say("stopped: run it again and it goes on")
         raise typer.Exit(130) from None
     _show(found, as_json=as_json)
     say(f"the table is {folder / 'results.csv'}; as a page: workbench report {folder}")
@@ -93,7 +97,7 @@ def _show(found: Results, *, as_json: bool) -> None:
     from workbench.nb.tables import table
 
     if as_json:
-        typer.echo(found.table.to_json(orient="records", indent=1))
+        typer.echo(found.table.to_json(orient="records", indent=1, double_precision=15))
         return
     shown = found.shown
     rows = [[_cell(value) for value in row] for row in shown.itertuples(index=False)]
@@ -106,7 +110,3 @@ def _cell(value: object) -> str:
     if value is None or value != value:  # noqa: PLR0124  # NaN
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _told(found: Results) -> str:
-    return ", ".join(f"{count} {state}" for state, count in found.states.items())

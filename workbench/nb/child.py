@@ -80,7 +80,7 @@ def _tidy(client: type[Any]) -> type[Any]:
             content, before = msg["content"], self._sizes[cell_index]
             parts = [content.get("text", ""), *content.get("data", {}).values()]
             self._sizes[cell_index] += sum(len(str(part)) for part in parts)
-            if self._sizes[cell_index] <= LIMIT:
+            if self._sizes[cell_index] <= LIMIT or msg["msg_type"] == "error":
                 return msg
             if before > LIMIT:
                 return None

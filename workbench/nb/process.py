@@ -192,7 +192,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     psutil: Any = import_module("psutil")
     try:
         family = psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
+    except psutil.Error:
         family = []
     process.send_signal(signal.SIGINT)
     try:
@@ -200,8 +200,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
     for left in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.Error):
             left.kill()
+    process.wait()
+    psutil.wait_procs(family, timeout=_GRACE)
 
 
 def _last_line(log: IO[bytes]) -> str:
@@ -252,7 +254,7 @@ def _detail(status: Status, cells: list[Cell], said: str) -> str:
         return ""
     broken = next((cell for cell in cells if not _succeeded(cell)), None)
     if broken is None:
-        return said
+        return said or "its cells did not all come to an end"
     if status != "failed":
         return (
             f"cell {broken.index}: {'the kernel died' if status == 'killed' else 'still running'}"

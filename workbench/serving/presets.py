@@ -40,6 +40,7 @@ RESERVED = {
     "enable_prefix_caching": "prefix caching is always on",
     "grpc": "only HTTP is served",
     "headless": "the server must answer",
+    "hf_token": "set HF_TOKEN in the environment, where other users cannot read it",
     "host": "give host=…",
     "model": "give model=…",
     "port": "give port=…",

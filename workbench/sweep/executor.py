@@ -46,7 +46,7 @@ class Local:
         return Execution(
             notebook,
             folder / "out.ipynb",
-            run_dir=folder / "result",
+            run_dir=(folder / "result").absolute(),  # wherever the notebook changes to
             parameters=parameters,
             timeout=timeout,
             kernel=kernel,

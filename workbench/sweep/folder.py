@@ -105,6 +105,7 @@ class Folder:
     def finish(self, point: Planned, status: Status, detail: str, facts: Mapping[str, Any]) -> None:
         """Say for good how a point ended."""
         target = self.of(point)
+        target.mkdir(parents=True, exist_ok=True)  # a notebook may have removed it
         (target / "pid.json").unlink(missing_ok=True)
         outcome = {"status": status, "detail": detail, **facts}
         if status == "done":
@@ -136,7 +137,7 @@ class Folder:
         found = {}
         for done in self.path.glob("*/DONE"):
             record = _read(done.with_name("params.json")) or {}
-            if {"parameters", "served", "rests"} <= {*record}:
+            if {"parameters", "served"} <= {*record} and isinstance(record.get("rests"), dict):
                 found[_same(record["parameters"], record["served"])] = record["rests"]
         return found
 
@@ -148,12 +149,16 @@ def _same(parameters: object, served: object) -> str:
 def _checked(target: Path, done: Mapping[str, Any]) -> State:
     """A finished point, if all that it has written is there as it was."""
     files = done.get("files")
-    if not isinstance(files, dict):
-        return State("stale", f"{target / 'DONE'} is broken")
+    if (
+        not isinstance(files, dict)
+        or not {"out.ipynb", "params.json"} <= {*files}
+        or done.get("status") != "done"
+    ):
+        return State("stale", "DONE is broken")
     for name, there in files.items():
         try:
             same = _digest(target / name) == there
-        except OSError:
+        except (OSError, ValueError):
             return State("stale", f"{name} is gone", _facts(done))
         if not same:
             return State("stale", f"{name} is not as it was written", _facts(done))
@@ -162,7 +167,10 @@ def _checked(target: Path, done: Mapping[str, Any]) -> State:
 
 
 def _facts(outcome: Mapping[str, Any]) -> dict[str, Any]:
-    return {n: v for n, v in outcome.items() if n not in {"status", "detail", "files"}}
+    known = {n: v for n, v in outcome.items() if n not in {"status", "detail", "files"}}
+    number = known.get("seconds")
+    texts = {n: v for n, v in known.items() if isinstance(v, str)}
+    return texts | ({"seconds": number} if isinstance(number, int | float) else {})
 
 
 def _digests(target: Path) -> dict[str, str]:
@@ -183,7 +191,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         return None
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -213,6 +221,12 @@ def _end_leftover(note: Path) -> None:
     """End the process of a sweep that was killed, should it still be winding down."""
     psutil: Any = import_module("psutil")
     worker = _worker(note)
-    for one in [*worker.children(recursive=True), worker] if worker else ():
+    if worker is None:
+        return
+    family = [worker]
+    with suppress(psutil.Error):
+        family += worker.children(recursive=True)
+    for one in family:
         with suppress(psutil.Error):
             one.kill()
+    psutil.wait_procs(family, timeout=5)

@@ -56,7 +56,7 @@ class Draw:
             value = chance.uniform(self.low, self.high)
         if isinstance(self.low, int) and isinstance(self.high, int):
             return round(value) if self.log else chance.randint(self.low, self.high)
-        return float(f"{value:.4g}")
+        return min(max(float(f"{value:.4g}"), self.low), self.high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +121,12 @@ class Grid:
         if len(set(lengths.values())) > 1:
             raise InputError(f"zip: the lists differ in length ({lengths}): they go together")
         for point in self.list:
-            if not isinstance(point, Mapping):
+            if not isinstance(point, Mapping) or not all(isinstance(n, str) for n in point):
                 raise InputError(f"list: {point!r:.60} is no point: give names with their values")
+        if not isinstance(self.seeds, Sequence) or not all(type(n) is int for n in self.seeds[:99]):
+            raise InputError(f"seeds: {self.seeds!r:.60} must be whole numbers")
+        if isinstance(self.where, str | Mapping) or not isinstance(self.where, Sequence):
+            raise InputError(f"where: {self.where!r:.60} must be a list of texts")
         self._check_names()
         if not 0 < (size := self._size()) <= MOST:
             raise InputError(
@@ -200,7 +204,7 @@ def _holds(condition: str, point: Point) -> bool:
         return bool(
             eval(compile(tree, "where", "eval"), scope)
         )  # nothing but comparisons: see _parsed
-    except (TypeError, ArithmeticError) as error:
+    except (TypeError, ArithmeticError, MemoryError) as error:
         raise InputError(
             f"where: {condition!r} cannot be said of {dict(point)}: {error}"
         ) from error

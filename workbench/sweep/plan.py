@@ -22,12 +22,13 @@ from workbench.engines.source import Source
 from workbench.errors import InputError, NotebookError
 from workbench.nb.lint import KERNEL
 from workbench.nb.notebook import Notebook, load, statements
-from workbench.nb.parameters import Text, resolve
+from workbench.nb.parameters import resolve
 from workbench.nb.process import TIMEOUT, require_kernel
+from workbench.serving.presets import arguments, find_preset
 from workbench.store import digest
 from workbench.sweep.grid import Draw, Grid, Random
 
-__all__ = ["SERVE", "Planned", "Sweep"]
+__all__ = ["SERVE", "TAKEN", "Planned", "Sweep", "code_digest"]
 
 TAKEN = ("key", "state", "detail", "seconds", "ended", "machine", "versions", "commit")
 SERVE = "serve."  # before a name that is an option of the server, not a parameter
@@ -84,14 +85,18 @@ class Sweep:
     kernel: str = KERNEL
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\w[\w.-]{0,99}", self.name):
+        if not isinstance(self.name, str) or not re.fullmatch(r"\w[\w.-]{0,99}", self.name):
             raise InputError(
                 f"name={self.name!r}: the name of a folder, of letters, digits and .-_"
             )
         if isinstance(self.timeout, bool) or not isinstance(self.timeout, int | float):
             raise InputError(f"timeout={self.timeout!r} must be a number of seconds")
-        if not self.timeout > 0:
-            raise InputError(f"timeout={self.timeout!r} must be above 0 seconds")
+        if not 0 < self.timeout < 1e9:
+            raise InputError(f"timeout={self.timeout!r} must be above 0 seconds, and end")
+        if not isinstance(self.kernel, str):
+            raise InputError(f"kernel={self.kernel!r} must be a kernel's name")
+        _check_mapping("fixed", self.fixed)
+        _check_mapping("serve", self.serve if self.serve is not None else {})
 
     @classmethod
     def read(cls, path: str | Path) -> Sweep:
@@ -115,12 +120,11 @@ class Sweep:
             chosen: dict[str, Any] = {name: given[name] for name in known if name in given}
             chosen["grid"] = _grid({name: given[name] for name in parts if name in given})
             chosen["notebook"] = path.parent / given["notebook"]
+            chosen["fixed"] = given.get("fixed") or {}
             if isinstance(given.get("serve"), bool):
                 chosen["serve"] = {} if given["serve"] else None
-            for name in ("fixed", "serve"):
-                _check_mapping(name, chosen.get(name) or {})
             return cls(**{"name": path.stem, **chosen})
-        except (InputError, TypeError) as error:
+        except (InputError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"{path}: {error}") from error
 
     @cached_property
@@ -138,16 +142,17 @@ class Sweep:
             raise NotebookError(f"{notebook.path} has no cell tagged `parameters` to be varied")
         grid = self.grid.points
         rows = [{**self.fixed, **point} for point in grid]
-        for name in {name for point in grid for name in point}:
-            if name in self.fixed or name in TAKEN:
-                why = "is fixed too" if name in self.fixed else "is a column of every table"
+        varied = {name for point in grid for name in point}
+        for name in [*varied, *self.fixed]:
+            if name in TAKEN or (name in varied and name in self.fixed):
+                why = "is a column of every table" if name in TAKEN else "is fixed too"
                 raise InputError(f"{name!r} cannot be varied: it {why}")
-        code = digest([(cell.source, cell.tags) for cell in notebook.code]).hex()[:12]
+        code = code_digest(notebook)
         models: dict[str, str | None] = {}  # a digest of a folder takes a while
         planned = [self._planned(notebook, code, row, models) for row in rows]
-        order = {repr(one.served): None for one in planned}
-        ranks = {served: rank for rank, served in enumerate(order)}
-        return tuple(sorted(planned, key=lambda one: ranks[repr(one.served)]))
+        unique = {one.key: one for one in planned}.values()
+        ranks = {repr(one.served): rank for rank, one in reversed([*enumerate(unique)])}
+        return tuple(sorted(unique, key=lambda one: ranks[repr(one.served)]))
 
     def _planned(
         self,
@@ -166,23 +171,43 @@ class Sweep:
             )
         values = _resolved(notebook, given)
         model = values.get("model", _default(notebook, "model"))
-        served = None if self.serve is None else {"model": model or None, **self.serve, **options}
+        served = None if self.serve is None else _served(model, {**self.serve, **options})
         if repr(model) not in models:
             models[repr(model)] = _revision(model)
         rests = {"notebook": code, "version": VERSION, "model": models[repr(model)]}
         try:
-            key = digest(sorted(values.items()), served, rests).hex()[:12]
-        except TypeError as error:
-            raise InputError(f"{dict(row)}: {error}; give numbers, texts and lists") from error
+            key = digest(sorted(values.items()), served, rests, self.kernel).hex()[:12]
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{row!r:.200}: {error}; give numbers, texts and lists") from error
         return Planned(key, values, served, rests)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-3 is a number, and a key that is given twice a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice[0]!r} is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
 
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
         raise InputError(f"{path} is no sweep: give `notebook:` and what varies")
@@ -221,16 +246,16 @@ def _random(given: object) -> Random:
 
 
 def _check_mapping(what: str, given: object, known: Sequence[str] | None = None) -> None:
-    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+    if not isinstance(given, Mapping) or not all(isinstance(n, str) and n for n in given):
         raise InputError(f"{what}: {given!r:.60} must be names with their values")
     for name in given:
         if known is not None and name not in known:
             raise InputError(f"{what}: unknown key {name!r}; known: {', '.join(known)}")
 
 
-def _seeds(given: object) -> tuple[int, ...]:
+def _seeds(given: object) -> Sequence[int]:
     if isinstance(given, int) and not isinstance(given, bool) and given > 0:
-        return tuple(range(given))
+        return range(given)
     whole = isinstance(given, Sequence) and all(type(one) is int for one in given)
     if not whole or isinstance(given, str):
         raise InputError(f"seeds: {given!r:.60} must be whole numbers, or how many from 0 on")
@@ -238,16 +263,15 @@ def _seeds(given: object) -> tuple[int, ...]:
 
 
 def _resolved(notebook: Notebook, given: Mapping[str, object]) -> dict[str, object]:
-    """Values of the parameters' types: to YAML 1e-3 is a text, and a tuple is a list."""
+    """Values of the parameters' types; YAML knows no tuple."""
     values: dict[str, object] = {}
     for name, value in given.items():
         try:
             values |= resolve(notebook, {name: value})
         except NotebookError:
-            if not isinstance(value, str | list):
+            if not isinstance(value, list):
                 raise
-            other = Text(value) if isinstance(value, str) else tuple(value)
-            values |= resolve(notebook, {name: other})
+            values |= resolve(notebook, {name: tuple(value)})
     return values
 
 
@@ -270,14 +294,51 @@ def _revision(model: object) -> str | None:
     """
     if not isinstance(model, str):
         return None
-    source = Source.find(model or None)
-    if source.folder is not None:
-        return source.weights()
-    from huggingface_hub import constants
+    try:
+        source = Source.find(model or None)
+        if source.folder is not None:
+            return source.weights()
+        return f"{model}@{_commit(model)}"
+    except (OSError, ValueError) as error:
+        raise InputError(f"model={model!r:.100} is no folder or hub name: {error}") from error
+
+
+def _commit(model: str) -> str:
+    """The commit that a hub name stands for: as it was downloaded, else as the hub says."""
+    from huggingface_hub import HfApi, constants
     from huggingface_hub.file_download import repo_folder_name
 
     kept = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=model, repo_type="model"))
     try:
-        return f"{model}@{(kept / 'refs' / 'main').read_text().strip()}"
-    except OSError:  # not downloaded yet
-        return model
+        return (kept / "refs" / "main").read_text().strip()
+    except OSError:
+        pass
+    try:
+        return str(HfApi().model_info(model, timeout=10).sha)
+    except ValueError:  # no name that a model could have
+        raise
+    except Exception:  # noqa: BLE001  # no network, a private model: the point will tell
+        return "unknown"
+
+
+def code_digest(notebook: Notebook) -> str:
+    """What tells a notebook's code from another's; its texts and outputs do not count."""
+    return digest([(cell.source, cell.tags) for cell in notebook.code]).hex()[:12]
+
+
+def _served(model: object, options: Mapping[str, Any]) -> dict[str, object]:
+    """The server's model and options, if it can be started with them.
+
+    Raises:
+        InputError: an option is unknown, wrong or not to be written down.
+    """
+    settings = {n: v for n, v in options.items() if n not in {"host", "port", "timeout"}}
+    try:
+        if refused := {"model", "log", "host"} & {*options}:
+            raise InputError(f"serve: {refused.pop()} cannot be given: a sweep chooses it")
+        source = Source.find(str(model) if model else None)
+        preset = find_preset(settings.pop("preset", None), settings)
+        arguments(source, preset, settings)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"serve: {options!r:.100}: {error}") from error
+    return {"model": model or None, **dict(sorted(options.items()))}

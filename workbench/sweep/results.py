@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import InputError
 from workbench.evaluation import tabled
 from workbench.sweep.folder import Folder, State
-from workbench.sweep.plan import Planned, Sweep
+from workbench.sweep.plan import TAKEN, Planned, Sweep
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Results", "read_results", "results", "save_results", "varied"]
 
 PLAN = "sweep.json"
+LARGE = 2**63
+PARTS = {"value": ""} | {n: f".{n}" for n in ("low", "high", "n", "n_failed", "n_unparsed")}
 MARKS = {"machine": "machines", "versions": "versions", "commit": "commits"}
 
 
@@ -63,10 +65,12 @@ def results(points: Sequence[Planned], folder: Folder) -> Results:
     """What is known of these points, done or not."""
     others = folder.records()
     states = [folder.state(point, others=others) for point in points]
-    taken = {name for point in points for name in point.row}
+    parameters = dict.fromkeys(name for point in points for name in point.row)
     names = dict.fromkeys(name for state in states for name in state.metrics)
-    metrics = {name: f"{name} measured" if name in taken else name for name in names}
+    metrics = {name: _column(name, {*parameters, *TAKEN}) for name in names}
     rows = [_row(p, s, metrics) for p, s in zip(points, states, strict=True)]
+    for name in parameters:
+        _make_one_kind(rows, name)
     return Results(tabled(rows), varied(points), tuple(metrics.values()), tuple(_notes(states)))
 
 
@@ -79,12 +83,21 @@ def read_results(folder: str | Path) -> Results:
     path = Path(folder)
     try:
         kept = json.loads((path / PLAN).read_text(encoding="utf-8"))
-        points = [Planned(**one) for one in kept["points"]]
+        points = [_planned(**one) for one in kept["points"]]
     except OSError as error:
         raise InputError(f"{path} is no sweep's folder: it has no {PLAN}") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{path / PLAN} is broken: {error}; run the sweep again") from error
     return results(points, Folder(path))
+
+
+def _planned(key: str, parameters: object, served: object, rests: object) -> Planned:
+    if not (
+        isinstance(key, str) and isinstance(parameters, dict) and isinstance(rests, dict)
+        and isinstance(served, dict | None)
+    ):  # fmt: skip
+        raise TypeError(f"a point is {key!r:.40}, {parameters!r:.40}, {served!r:.40}")
+    return Planned(key, parameters, served, rests)
 
 
 def save_results(found: Results, sweep: Sweep, folder: Folder) -> None:
@@ -119,11 +132,29 @@ def _row(point: Planned, state: State, metrics: Mapping[str, str]) -> dict[str, 
     row |= {name: _plain(value) for name, value in point.row.items()}
     for metric, name in metrics.items():
         found = state.metrics.get(metric)
-        parts = found if isinstance(found, dict) else {"value": found}
+        parts = {"value": None} | (found if isinstance(found, dict) else {"value": found})
         for part, value in parts.items():
-            row[name if part == "value" else f"{name}.{part}"] = _number(value)
+            if part in PARTS:
+                row[f"{name}{PARTS[part]}"] = _number(value)
     facts = {name: state.facts.get(name) for name in ("seconds", "ended", *MARKS)}
     return row | facts
+
+
+def _column(metric: str, taken: set[str]) -> str:
+    """A metric's column: its name, unless that is another one's."""
+    name = metric.encode("utf-8", "replace").decode()
+    return f"{name} measured" if name in taken or "." in name else name
+
+
+def _make_one_kind(rows: list[dict[str, object]], name: str) -> None:
+    """Files want numbers or texts in a column, and no number beyond 64 bits."""
+    values = [row.get(name) for row in rows]
+    kinds = {type(value) for value in values} - {type(None)}
+    large = any(type(value) is int and not -LARGE <= value < LARGE for value in values)
+    if large or not (len(kinds) < 2 or kinds <= {int, float}):
+        for row in rows:
+            if not isinstance(row.get(name), str | None):
+                row[name] = json.dumps(row[name])
 
 
 def _plain(value: object) -> object:
@@ -131,8 +162,15 @@ def _plain(value: object) -> object:
 
 
 def _number(value: Any) -> float | None:
-    known = isinstance(value, int | float) and math.isfinite(value)
-    return value if known else None
+    if not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    if not math.isfinite(number):
+        return None
+    return int(value) if isinstance(value, int) and -LARGE <= value < LARGE else number
 
 
 def _notes(states: Sequence[State]) -> list[str]:

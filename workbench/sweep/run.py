@@ -6,10 +6,13 @@ point that is done: run again, it goes on.
 
 from __future__ import annotations
 
+import errno
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from itertools import groupby
@@ -18,17 +21,19 @@ from typing import Any
 
 from workbench.engines.meter import one_bar
 from workbench.errors import InputError, WorkbenchError
+from workbench.nb.notebook import load
 from workbench.progress import check
 from workbench.runs import commit, run_dir
 from workbench.serving import Server, serve
 from workbench.sweep.executor import Executor, Handle, Local
 from workbench.sweep.folder import Folder, Status
-from workbench.sweep.plan import Planned, Sweep
+from workbench.sweep.plan import Planned, Sweep, code_digest
 from workbench.sweep.results import Results, results, save_results, varied
 
 __all__ = ["run", "todo"]
 
 BEAT = 0.05  # seconds between looks at what runs
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 SAVE = 10.0  # seconds between two writings of the table
 STATUS: Mapping[str, Status] = {"ok": "done"}
 AGAIN = {"failed", "timeout", "killed"}
@@ -65,24 +70,27 @@ def run(
     points = sweep.points
     with place.lock():
         plan = todo(sweep, place, resume=resume, retry_failed=retry_failed)
-        work = _Work(sweep, place, executor or Local(), jobs, say, len(plan), varied(points))
         try:
-            save_results(results(points, place), sweep, place)
-            try:
-                with one_bar(len(plan), "sweep", "point") as bar:
-                    work.advance = bar.update
-                    # One server at a time: the points of one come one after another.
-                    for _, group in groupby(plan, key=lambda point: repr(point.served)):
-                        work.group(list(group))
-            finally:
-                found = results(points, place)
-                save_results(found, sweep, place)
+            notebook = _kept(sweep, place)
+            work = _Work(
+                sweep, place, notebook, executor or Local(), jobs, say, len(plan), varied(points)
+            )
+            return work.do(plan)
         except OSError as error:
             raise WorkbenchError(
                 f"{place.path} cannot be written any more: {error}. What is done stays; make room "
                 "and run the sweep again, it goes on"
             ) from error
-    return found
+
+
+def _kept(sweep: Sweep, place: Folder) -> Path:
+    """A copy of the notebook as the points were planned for it: who edits it meanwhile may."""
+    kept = place.path / sweep.notebook.name
+    if kept.resolve() != sweep.notebook.resolve():
+        shutil.copyfile(sweep.notebook, kept)
+    if code_digest(load(kept)) != sweep.points[0].rests["notebook"]:
+        raise InputError(f"{sweep.notebook} has just been changed: run the sweep again")
+    return kept
 
 
 def todo(sweep: Sweep, place: Folder, *, resume: bool, retry_failed: bool) -> list[Planned]:
@@ -100,6 +108,7 @@ class _Work:
 
     sweep: Sweep
     place: Folder
+    notebook: Path
     executor: Executor
     jobs: int
     say: Callable[[str], None]
@@ -107,8 +116,29 @@ class _Work:
     names: Sequence[str]  # of what varies
     ended: set[str] = field(default_factory=set)
     here: Mapping[str, str] = field(default_factory=lambda: _here())  # noqa: PLW0108  # below
-    saved: float = 0.0
+    next_save: float = 0.0
     advance: Callable[[], object] = lambda: None
+
+    def do(self, plan: Sequence[Planned]) -> Results:
+        """Run these points; the table is written at the beginning, now and then, and at the end."""
+        self._save()
+        try:
+            with one_bar(len(plan), "sweep", "point") as bar:
+                self.advance = bar.update
+                # One server at a time: the points of one come one after another.
+                for _, group in groupby(plan, key=lambda point: repr(point.served)):
+                    self.group(list(group))
+        finally:
+            found = self._save()
+        return found
+
+    def _save(self) -> Results:
+        begun = time.monotonic()
+        found = results(self.sweep.points, self.place)
+        save_results(found, self.sweep, self.place)
+        took = time.monotonic() - begun
+        self.next_save = time.monotonic() + max(SAVE, 20 * took)
+        return found
 
     def group(self, points: Sequence[Planned]) -> None:
         """Run the points of one server."""
@@ -133,7 +163,7 @@ class _Work:
         try:
             log = self.place.path / "server.log"
             server = serve(str(model) if model else None, log=log, **options)
-        except WorkbenchError as error:
+        except (WorkbenchError, TypeError, ValueError) as error:
             raise _NoServerError(str(error).partition("\n")[0]) from error
         with server:
             yield server
@@ -148,13 +178,16 @@ class _Work:
                     if server is not None and not server.alive:
                         self._restart(server)
                     point = waiting.pop(0)
-                    running[point.key] = point, self._start(point, server)
+                    self._start(point, server, running)
                 self._look(running)
         except BaseException:
-            for point, handle in running.values():
-                handle.end()
-                self.place.drop(point)
+            with ThreadPoolExecutor(max(1, len(running))) as pool:  # each may take some seconds
+                list(pool.map(self._drop, *zip(*running.values(), strict=True)) if running else ())
             raise
+
+    def _drop(self, point: Planned, handle: Handle) -> None:
+        handle.end()
+        self.place.drop(point)
 
     def _restart(self, server: Server) -> None:
         self.say("the server has ended by itself; starting it again")
@@ -163,16 +196,25 @@ class _Work:
         except WorkbenchError as error:
             raise _NoServerError(str(error).partition("\n")[0]) from error
 
-    def _start(self, point: Planned, server: Server | None) -> Handle:
-        target = self.place.begin(point)
+    def _start(
+        self,
+        point: Planned,
+        server: Server | None,
+        running: dict[str, tuple[Planned, Handle]],
+    ) -> None:
         variables = {"WORKBENCH_BASE_URL": server.url} if server else {}
         sweep = self.sweep
-        job = sweep.notebook, target, point.parameters
-        handle = self.executor.start(
-            job, timeout=sweep.timeout, kernel=sweep.kernel, variables=variables
-        )
-        self.place.runs(point, handle.pid)
-        return handle
+        try:
+            job = self.notebook, self.place.begin(point), point.parameters
+            handle = self.executor.start(
+                job, timeout=sweep.timeout, kernel=sweep.kernel, variables=variables
+            )
+            running[point.key] = point, handle
+            self.place.runs(point, handle.pid)
+        except OSError as error:
+            if error.errno in FULL or point.key in running:
+                raise
+            self._finish(point, "failed", f"it could not start: {error}", 0.0)
 
     def _look(self, running: dict[str, tuple[Planned, Handle]]) -> None:
         """Wait a moment, and take what has ended."""
@@ -185,15 +227,21 @@ class _Work:
 
     def _finish(self, point: Planned, status: Status, detail: str, seconds: float) -> None:
         facts = {"seconds": seconds, "ended": time.strftime("%Y-%m-%d %H:%M:%S"), **self.here}
-        self.place.finish(point, status, detail, facts)
+        try:
+            self.place.finish(point, status, detail, facts)
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            status, detail = "failed", f"its files cannot be kept: {error}"
+            self.place.finish(point, status, detail, facts)
         self.ended.add(point.key)
-        self.advance()
         values = ", ".join(f"{name}={point.row.get(name)}" for name in self.names)
         why = f": {detail}" if detail else ""
-        self.say(f"[{len(self.ended)}/{self.total}] {values}: {status}, {seconds:.1f} s{why}")
-        if time.monotonic() > self.saved + SAVE:
-            save_results(results(self.sweep.points, self.place), self.sweep, self.place)
-            self.saved = time.monotonic()
+        with suppress(OSError):  # nobody reads it any more
+            self.say(f"[{len(self.ended)}/{self.total}] {values}: {status}, {seconds:.1f} s{why}")
+        if time.monotonic() > self.next_save:
+            self._save()
+        self.advance()  # last, as it may be where a stop takes effect
 
 
 class _NoServerError(WorkbenchError):
