@@ -95,9 +95,6 @@ def _tidy(client: type[Any]) -> type[Any]:
 
 def main() -> int:
     """Run the ordered notebook and return the exit code."""
-    order = pickle.load(sys.stdin.buffer)
-    threading.Thread(target=_follow_parent, daemon=True).start()
-    _keep_orphans()
     # A check of web addresses that nothing here needs, and that takes 1 to 2 s to be loaded.
     sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
     from nbclient.exceptions import DeadKernelError
@@ -105,10 +102,18 @@ def main() -> int:
     from papermill.exceptions import PapermillExecutionError
     from papermill.execute import execute_notebook
 
+    try:
+        order = pickle.load(sys.stdin.buffer)
+    except EOFError:  # it was not needed
+        return OK
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    _keep_orphans()
+    os.chdir(order["folder"])
+    os.environ.update(order["variables"])
     # papermill has no other place for it.
     engines.PapermillNotebookClient = _tidy(engines.PapermillNotebookClient)
     try:
-        execute_notebook(**order, progress_bar=False)
+        execute_notebook(**order["notebook"], progress_bar=False)
     except PapermillExecutionError:
         return FAILED
     except DeadKernelError:

@@ -87,6 +87,37 @@ def execute(
     return outcome
 
 
+class Child:
+    """A fresh interpreter that imports what it needs, and then waits for the order to run."""
+
+    def __init__(self) -> None:
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  # see close
+        # A session of its own: Ctrl-C reaches the parent only, which then ends the child in order.
+        # -P: the folder of child.py must not become the place where modules are looked for.
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", child.__file__],
+            stdin=subprocess.PIPE,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def send(self, order: Mapping[str, Any]) -> None:
+        """Have it begin."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(pickle.dumps(order))
+            self.process.stdin.flush()
+
+    def close(self) -> None:
+        """Let go of it when it has ended, or before it has got an order."""
+        self.log.close()
+        with contextlib.suppress(OSError):  # what it did not read any more
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+        self.process.wait()
+
+
 class Execution:
     """A notebook that runs in a fresh interpreter, in the caller's folder.
 
@@ -98,6 +129,7 @@ class Execution:
         timeout: Seconds for the whole notebook.
         kernel: The Jupyter kernel's name.
         variables: More environment variables for it.
+        ready: A child that waits already; a new one by default.
     """
 
     def __init__(
@@ -110,11 +142,12 @@ class Execution:
         timeout: float = TIMEOUT,
         kernel: str | None = None,
         variables: Mapping[str, str] | None = None,
+        ready: Child | None = None,
     ) -> None:
         self._source, self._output = source, output
         output.parent.mkdir(parents=True, exist_ok=True)
         output.unlink(missing_ok=True)
-        order = {
+        notebook = {
             "input_path": _relative(source),
             "output_path": _relative(output),
             "parameters": dict(parameters or {}),
@@ -123,10 +156,12 @@ class Execution:
             "language": "python",
         }
         own = {RUN_DIR: str(run_dir), "WORKBENCH_PROGRESS": "off"}
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # see _close
+        told = {**os.environ, **own, **(variables or {})}
         self._started = time.monotonic()
         self._deadline = self._started + timeout
-        self._process = _start(order, {**os.environ, **own, **(variables or {})}, self._log)
+        self._child = ready or Child()
+        self._process = self._child.process
+        self._child.send({"notebook": notebook, "folder": str(Path.cwd()), "variables": told})
 
     @property
     def pid(self) -> int:
@@ -144,47 +179,21 @@ class Execution:
             _end(self._process)
             code = None
         seconds = round(time.monotonic() - self._started, 2)
-        said = _last_line(self._log)
-        self._close()
+        said = _last_line(self._child.log)
+        self._child.close()
         return _judge(code, self._source, self._output, seconds, said)
 
     def end(self) -> None:
         """End it now; half a notebook would pass for a whole one, so that the copy goes too."""
         if self._process.poll() is None:
             _end(self._process)
-        self._close()
+        self._child.close()
         self._output.unlink(missing_ok=True)
-
-    def _close(self) -> None:
-        self._log.close()
-        with contextlib.suppress(OSError):  # what it did not read any more
-            assert self._process.stdin is not None
-            self._process.stdin.close()
 
 
 def _relative(path: Path) -> str:
     # papermill stores the paths in the notebook, and reads braces in them as fields.
     return os.path.relpath(path).replace("{", "{{").replace("}", "}}")
-
-
-def _start(
-    order: dict[str, Any], variables: dict[str, str], log: IO[bytes]
-) -> subprocess.Popen[bytes]:
-    # A session of its own: Ctrl-C reaches the parent only, which then ends the child in order.
-    # -P: the folder of child.py must not become the place where modules are looked for.
-    process = subprocess.Popen(
-        [sys.executable, "-P", child.__file__],
-        stdin=subprocess.PIPE,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=variables,
-        start_new_session=True,
-    )
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.write(pickle.dumps(order))
-        process.stdin.flush()
-    return process
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -1,7 +1,7 @@
 """Where points run: the seam between a sweep and the machines that do the work.
 
-There is one executor, this machine. Another (a Slurm array, Ray) needs the same two things: to
-start a point, and handles that can be polled and ended.
+There is one executor, this machine. Another (a Slurm array, Ray) needs the same: to start a point,
+and handles that can be polled and ended.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from workbench.nb.process import Execution, Outcome
+from workbench.nb.process import Child, Execution, Outcome
 
 __all__ = ["Executor", "Handle", "Job", "Local"]
 
@@ -33,17 +33,29 @@ class Executor(Protocol):
     def start(
         self, job: Job, *, timeout: float, kernel: str, variables: Mapping[str, str]
     ) -> Handle: ...
+    def close(self) -> None: ...
 
 
 class Local:
-    """Child processes of this one."""
+    """Child processes of this one; the next one gets ready while a point runs."""
+
+    def __init__(self) -> None:
+        self._next: Child | None = None
+
+    def close(self) -> None:
+        """Let the one go that is ready."""
+        if self._next is not None:
+            self._next.process.kill()  # it has not begun with anything
+            self._next.close()
+            self._next = None
 
     def start(
         self, job: Job, *, timeout: float, kernel: str, variables: Mapping[str, str]
     ) -> Handle:
         """Begin with a point; its copy is `out.ipynb`, its own files go to `result/`."""
         notebook, folder, parameters = job
-        return Execution(
+        ready, self._next = self._next, None
+        started = Execution(
             notebook,
             folder / "out.ipynb",
             run_dir=(folder / "result").absolute(),  # wherever the notebook changes to
@@ -51,4 +63,7 @@ class Local:
             timeout=timeout,
             kernel=kernel,
             variables=variables,
+            ready=ready,
         )
+        self._next = Child()
+        return started

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from itertools import groupby
@@ -72,10 +72,9 @@ def run(
         plan = todo(sweep, place, resume=resume, retry_failed=retry_failed)
         try:
             notebook = _kept(sweep, place)
-            work = _Work(
-                sweep, place, notebook, executor or Local(), jobs, say, len(plan), varied(points)
-            )
-            return work.do(plan)
+            with closing(executor or Local()) as chosen:
+                work = _Work(sweep, place, notebook, chosen, jobs, say, len(plan), varied(points))
+                return work.do(plan)
         except OSError as error:
             raise WorkbenchError(
                 f"{place.path} cannot be written any more: {error}. What is done stays; make room "
