@@ -22,6 +22,7 @@ from workbench.engines.vllm import unavailable
 from workbench.errors import InputError, WorkbenchError
 from workbench.sweep import Grid, Results, Sweep, read_results, run
 from workbench.sweep.folder import Folder
+from workbench.sweep.plan import Planned
 from workbench.sweep.results import results, save_results
 from workbench.sweep.run import todo
 
@@ -42,6 +43,14 @@ def tallied(points: Path) -> Counter[str]:
     """How often each point has begun."""
     tally = points / "tally"
     return Counter(tally.read_text().split("\n")[:-1]) if tally.exists() else Counter()
+
+
+def kept(place: Folder, point: Planned, metrics: str) -> None:
+    """A done point, as a sweep leaves it."""
+    target = place.begin(point)
+    (target / "out.ipynb").write_text("{}")
+    (target / "result" / "metrics.json").write_text(metrics)
+    place.finish(point, "done", "", {"seconds": 0.5})
 
 
 def by_point(found: Results) -> dict[str, dict[str, Any]]:
@@ -135,6 +144,31 @@ def test_a_changed_notebook_or_model_makes_results_stale_and_says_so(points: Pat
     found = run(changed, points / "runs")
     assert found.states == {"done": 3}
     assert list(found.table["square.low"]) == [-1, 2, 7]
+
+
+def test_a_changed_model_or_version_makes_results_stale(
+    points: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = points / "llama"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"one")
+
+    def sweep() -> Sweep:
+        fresh = of(grid=Grid(product={"n": [1]}), fixed={"model": str(model)})
+        return replace(fresh, notebook=Path("model.ipynb"))
+
+    def state() -> tuple[str, str]:
+        (row,) = results(sweep().points, place).table.to_dict("records")
+        return row["state"], row["detail"]
+
+    place = Folder(points / "runs")
+    kept(place, sweep().points[0], "{}")
+    assert state()[0] == "done"
+    (model / "model.safetensors").write_bytes(b"two")
+    assert state() == ("stale", "there is a result of before the model changed")
+    monkeypatch.setattr("workbench.sweep.plan.VERSION", "9.9")
+    assert state() == ("stale", "there is a result of before workbench and the model changed")
 
 
 @pytest.mark.parametrize(
@@ -260,23 +294,20 @@ def test_odd_metrics_and_parameters_cost_nothing(points: Path, written: str) -> 
     planned = of(grid=Grid(list=rows)).points
     place = Folder(points / "runs")
     for point in planned:
-        target = place.begin(point)
-        (target / "out.ipynb").write_text("{}")
-        (target / "result" / "metrics.json").write_text(written)
-        place.finish(point, "done", "", {"seconds": 0.5})
+        kept(place, point, written)
     found = results(planned, place)
     save_results(found, of(grid=Grid(list=rows)), place)
-    kept = pd.read_parquet(points / "runs" / "results.parquet")
-    assert list(kept["state"]) == ["done"] * 2
-    assert list(kept["seconds"]) == [0.5] * 2
-    assert list(kept["n"]) == [str(10**30), "1"]
-    assert set(found.metrics) <= {*kept.columns}
+    read = pd.read_parquet(points / "runs" / "results.parquet")
+    assert list(read["state"]) == ["done"] * 2
+    assert list(read["seconds"]) == [0.5] * 2
+    assert list(read["n"]) == [str(10**30), "1"]
+    assert set(found.metrics) <= {*read.columns}
     assert found.shown.shape[0] == 2
     wanted = {"long": 1e20, "true": 1, "seconds measured": 7, "a": 1, "odd": 1}
-    assert {name: kept[name][0] for name in wanted if name in kept} == {
-        name: wanted[name] for name in wanted if name in kept
+    assert {name: read[name][0] for name in wanted if name in read} == {
+        name: wanted[name] for name in wanted if name in read
     }
-    assert not ({"huge", "text", "empty", "deep"} & {*kept.dropna(axis="columns").columns})
+    assert not ({"huge", "text", "empty", "deep"} & {*read.dropna(axis="columns").columns})
 
 
 @pytest.mark.parametrize("jobs", [0, -1, 1.5, True])
