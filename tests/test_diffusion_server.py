@@ -696,7 +696,8 @@ async def ended_in_the_middle(process: subprocess.Popen[str], *, impatient: bool
             now = await http.get(f"{root}/health")
             return now.status_code == 503 and now.json()["status"] == "draining"
 
-        body = SLOW | {"prompt": ["1"] * 8}  # two at once: time enough for what follows
+        many = 64 if impatient else 8  # two at once: time enough for what follows
+        body = SLOW | {"prompt": ["1"] * many}
         async with http.stream("POST", f"{url}/completions", json=body) as response:
             lines = response.aiter_lines()
             texts = [await anext(lines)]
