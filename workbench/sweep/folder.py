@@ -162,8 +162,11 @@ def _checked(target: Path, done: Mapping[str, Any]) -> State:
             return State("stale", f"{name} is gone", _facts(done))
         if not same:
             return State("stale", f"{name} is not as it was written", _facts(done))
-    metrics = _read(target / "result" / "metrics.json") or {}
-    return State("done", "" if metrics else "it has kept no metrics", _facts(done), metrics)
+    metrics = _read(target / "result" / "metrics.json")
+    lack = (
+        "it has kept no metrics" if metrics is None else "" if metrics else "metrics.json is broken"
+    )
+    return State("done", lack, _facts(done), metrics or {})
 
 
 def _facts(outcome: Mapping[str, Any]) -> dict[str, Any]:
