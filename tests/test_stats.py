@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from workbench.errors import InputError
 from workbench.stats import (
@@ -16,6 +17,16 @@ from workbench.stats import (
     paired_shares,
     proportion,
 )
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
+def test_the_interval_of_a_share_is_that_of_scipy(level: float) -> None:
+    for n in (1, 2, 7, 30, 1319):
+        for hits in {0, 1, n // 2, n - 1, n}:
+            mine = proportion("x", hits, n, level=level)
+            other = binomtest(hits, n).proportion_ci(level, method="wilson")
+            assert (mine.low, mine.high) == pytest.approx((other.low, other.high), abs=1e-14)
+            assert 0 <= mine.low <= mine.value <= mine.high <= 1
 
 
 def test_an_interval_holds_its_share_as_often_as_it_says() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from workbench.errors import InputError
@@ -42,11 +43,12 @@ def proportion(
     """
     if n < 1 or not 0 <= hits <= n:
         raise InputError(f"{name}: {hits} of {n} is no share; nothing was counted")
-    from scipy.stats import binomtest
-
-    interval = binomtest(hits, n).proportion_ci(level, method="wilson")
-    low, high = float(interval.low), float(interval.high)
-    return Metric(name, hits / n, low, high, n, n_failed, n_unparsed)
+    # SciPy has it too, at 0.9 s of import: a third of what a short point of a sweep takes.
+    share, square = hits / n, NormalDist().inv_cdf((1 + level) / 2) ** 2
+    half = (square * (share * (1 - share) / n + square / (4 * n * n))) ** 0.5
+    low, high = ((share + square / (2 * n) + side) / (1 + square / n) for side in (-half, half))
+    low, high = low if hits else 0.0, high if hits < n else 1.0
+    return Metric(name, share, low, high, n, n_failed, n_unparsed)
 
 
 def difference(name: str, values: ArrayLike, others: ArrayLike) -> Metric:
