@@ -92,6 +92,8 @@ def _server(wrong_start: object, tmp_path_factory: pytest.TempPathFactory) -> It
 def server(_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     """A real vLLM server with the embedded model; its key is in the environment."""
     monkeypatch.setenv("WORKBENCH_API_KEY", SERVER_KEY)
+    if not _server.alive:  # a test has ended it
+        _server.restart()
     return _server
 
 
