@@ -64,8 +64,8 @@ lint: setup ## style, types, and the hygiene of the notebooks
 	$(WORKBENCH) notebook check $(NOTEBOOKS)
 
 test: lint ## what a change must pass: lint, tests, and the notebooks' stored outputs
-	"$(BIN)/pytest" tests --durations 15
-	$(WORKBENCH) notebook validate $(NOTEBOOKS)
+	OMP_NUM_THREADS=1 "$(BIN)/pytest" tests -n 2 --dist loadfile --durations 15
+	$(WORKBENCH) notebook validate $(NOTEBOOKS) --jobs 2
 
 test-all: lint ## the same with the slow tests
 	"$(BIN)/pytest" tests -m ""

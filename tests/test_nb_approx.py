@@ -195,7 +195,7 @@ def test_validate_knows_tolerances(repo: Path) -> None:
         _notebook(repo / f"{name}.ipynb", _cell(new, _SAME))
         for name, new in {"near": _TABLE % (0.52, 95), "far": _TABLE % (0.52, 89)}.items()
     ]
-    near, far = validate(paths).notebooks
+    near, far = validate(paths, jobs=2).notebooks
     assert (near.cells, near.failed, near.coverage.share) == (2, 0, 1.0)
     assert (far.cells, far.failed) == (2, 1)
 

@@ -113,11 +113,12 @@ def validate(
     cell_timeout: Annotated[
         float, typer.Option(help="Seconds for one cell.", min=1)
     ] = CELL_TIMEOUT,
+    jobs: Annotated[int, typer.Option(help="Notebooks at a time.", min=1)] = 1,
 ) -> None:
     """Run notebooks through nbval and compare every stored output."""
     from workbench.nb.validate import validate as compare
 
-    result = compare(paths, floor=floor, cell_timeout=cell_timeout)
+    result = compare(paths, floor=floor, cell_timeout=cell_timeout, jobs=jobs)
     failed = [n.failed for n in result.notebooks]
     typer.echo(_coverage_table([n.coverage for n in result.notebooks], failed))
     if not result.ok:

@@ -53,7 +53,11 @@ class Validation:
 
 
 def validate(
-    paths: Iterable[str | Path], *, floor: float = FLOOR, cell_timeout: float = CELL_TIMEOUT
+    paths: Iterable[str | Path],
+    *,
+    floor: float = FLOOR,
+    cell_timeout: float = CELL_TIMEOUT,
+    jobs: int = 1,
 ) -> Validation:
     """Run notebooks and compare what they say with what is stored.
 
@@ -61,6 +65,7 @@ def validate(
         paths: Notebooks, or folders of them.
         floor: Least coverage of each notebook.
         cell_timeout: Seconds for one cell; a dead kernel is noticed only after them.
+        jobs: Notebooks at a time.
 
     Raises:
         NotebookError: A path or the kernel is wrong, or a file is broken; then nothing has run.
@@ -70,7 +75,7 @@ def validate(
     require_kernel()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        code = _run_pytest(found, Path(folder), report, cell_timeout)
+        code = _run_pytest(found, Path(folder), report, cell_timeout, jobs)
         counts = _counts(report)
     notebooks = (
         Validated(one.path, *counts.get(one.path.resolve(), (0, 0)), one) for one in measured
@@ -78,7 +83,9 @@ def validate(
     return Validation(code, floor, tuple(notebooks))
 
 
-def _run_pytest(paths: list[Path], folder: Path, report: Path, cell_timeout: float) -> int:
+def _run_pytest(
+    paths: list[Path], folder: Path, report: Path, cell_timeout: float, jobs: int
+) -> int:
     settings = folder / "pytest.ini"
     settings.write_text("[pytest]\njunit_family = xunit1\n", encoding="utf-8")
     command = [
@@ -90,6 +97,10 @@ def _run_pytest(paths: list[Path], folder: Path, report: Path, cell_timeout: flo
         *(str(path.resolve()) for path in paths),
     ]
     env = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
+    if jobs > 1:
+        command += ["-n", str(jobs), "--dist", "loadfile"]
+        # Models that share the cores wait for each other's threads, spinning.
+        env.setdefault("OMP_NUM_THREADS", "1")
     env["WORKBENCH_PROGRESS"] = "off"
     # What the notebooks write while they are validated is nobody's result.
     env[RUN_DIR] = str(folder)
