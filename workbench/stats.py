@@ -43,7 +43,7 @@ def proportion(
     """
     if n < 1 or not 0 <= hits <= n:
         raise InputError(f"{name}: {hits} of {n} is no share; nothing was counted")
-    # SciPy has it too, at 0.9 s of import: a third of what a short point of a sweep takes.
+    # SciPy has it too, but its import takes 0.9 of the 3 s of a short point of a sweep.
     share, square = hits / n, NormalDist().inv_cdf((1 + level) / 2) ** 2
     half = (square * (share * (1 - share) / n + square / (4 * n * n))) ** 0.5
     low, high = ((share + square / (2 * n) + side) / (1 + square / n) for side in (-half, half))
