@@ -200,6 +200,12 @@ def test_validate_knows_tolerances(repo: Path) -> None:
     assert (far.cells, far.failed) == (2, 1)
 
 
+def test_several_at_a_time_need_xdist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workbench.nb.validate.find_spec", lambda _: None)
+    with pytest.raises(NotebookError, match="pytest-xdist"):
+        validate(["any.ipynb"], jobs=2)
+
+
 def test_refresh_keeps_what_is_near_and_replaces_what_is_not(repo: Path) -> None:
     value = repo / "value.txt"
     source = f"x = float(open('value.txt').read())\n{_TABLE % ('x', 100)}"

@@ -14,9 +14,11 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workbench.errors import NotebookError
 from workbench.nb.coverage import FLOOR, Coverage, coverage
 from workbench.nb.lint import KERNEL
 from workbench.nb.notebook import find
@@ -68,8 +70,11 @@ def validate(
         jobs: Notebooks at a time.
 
     Raises:
-        NotebookError: A path or the kernel is wrong, or a file is broken; then nothing has run.
+        NotebookError: A path or the kernel is wrong, a file is broken, or pytest-xdist is not there
+            for several at a time; then nothing has run.
     """
+    if jobs > 1 and find_spec("xdist") is None:
+        raise NotebookError(f"jobs={jobs}: needs `pip install pytest-xdist`, or give jobs=1")
     found = find(paths)
     measured = [coverage(path) for path in found]
     require_kernel()
