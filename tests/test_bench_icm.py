@@ -1,25 +1,27 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from workbench.bench import icm
-from workbench.bench.icm import Synthetic, made_up
+from workbench.bench import icm, icm_cost
+from workbench.bench.synthetic import Synthetic, made_up
 from workbench.bench.table import Row
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
 from workbench.icm import search
+from workbench.icm.consistency import pairs, violated
 from workbench.types import Engine
 
 LABELS = (" True", " False")
 SMALL: dict[str, dict[str, Any]] = {
     "exact": {"counts": (4,), "seeds": 1, "steps": 10},
     "pass": {"count": 8, "seeds": 1},
-    "full": {"count": 8, "steps": 4},
+    "full": {"count": 8, "steps": 8, "seeds": 1},
     "energy": {"count": 6, "seeds": 2, "steps": 10},
     "accuracy": {"count": 6, "seeds": 2, "test": 20},
     "cost": {"count": 6, "seeds": 1, "steps": 10},
@@ -33,8 +35,8 @@ def shown(flip: int, *places: int) -> str:
     """Claims before the query, the first `flip` of them with the wrong label."""
     claims = made_up(24, 4, 0)
     labels = (claims[i].gold is not (number < flip) for number, i in enumerate(places))
-    pairs = zip(places, labels, strict=True)
-    return "".join(f"{claims[i].text}{LABELS[not label]}\n\n" for i, label in pairs)
+    both = zip(places, labels, strict=True)
+    return "".join(f"{claims[i].text}{LABELS[not label]}\n\n" for i, label in both)
 
 
 def test_the_stand_in_follows_the_labels_that_it_is_shown() -> None:
@@ -76,7 +78,7 @@ def test_prompts_are_counted_where_they_are_answered() -> None:
     scorer = Synthetic(claims)
     found = search(claims, cast("Engine", scorer), order="reference", n_iterations=50)
     assert found.cost.prompts == scorer.asked > 50
-    (row,) = icm._prompts(silent, count=16, seeds=1, steps=50)
+    (row,) = icm_cost.prompts(silent, count=16, seeds=1, steps=50)
     assert row.value > 1
 
 
@@ -103,3 +105,14 @@ def test_a_killed_search_goes_on(plain: VLLMEngine) -> None:
 def test_all_parts_have_a_place() -> None:
     assert {*icm.NAMES} == {*icm.PARTS, "prompts"}
     assert {*SMALL, "killed"} == {*icm.PARTS}
+
+
+def test_a_full_pool_begins_with_consistent_labels_by_chance() -> None:
+    for bed, sizes in ((icm_cost._pairs(40, 1), {2}), (icm_cost._mixed(40, 1), {1, 2, 3})):
+        labels = icm_cost._labels(bed.claims, 0)
+        assert len(labels) == 40
+        assert set(Counter(claim.group for claim in bed.claims).values()) <= sizes
+        assert not violated(pairs(bed.claims), tuple(labels))
+        assert labels != icm_cost._labels(bed.claims, 1)
+        right = sum(a is claim.gold for a, claim in zip(labels, bed.claims, strict=True))
+        assert 8 < right < 32

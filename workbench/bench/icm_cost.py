@@ -1,0 +1,179 @@
+"""What a search by ICM costs: prompts, computed tokens, time, by order of demonstrations."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+from workbench.bench.synthetic import Synthetic, made_up
+from workbench.bench.table import Row, ratio_row
+from workbench.engines.vllm import VLLMEngine
+from workbench.icm import Claim, ICMReport, search
+from workbench.icm.journal import Journal
+from workbench.icm.oracle import Cost, Oracle
+from workbench.icm.orders import ORDERS, Order, Reference, Tree
+from workbench.icm.settings import Step
+from workbench.icm.testbeds import Testbed, open_testbed
+from workbench.types import Engine
+
+__all__ = ["ALPHA", "Say", "full", "modes", "open_engine", "passes", "prompts", "run"]
+
+ALPHA = 5  # so low that all claims get a label; exactness is shown at the default, 50
+Say = Callable[[str], None]
+
+
+def open_engine(**options: Any) -> VLLMEngine:
+    """The embedded model in float32."""
+    return VLLMEngine(None, None, "benchmark", {"dtype": "float32", **options})
+
+
+def run(engine: VLLMEngine, bed: Testbed, order: Order, **settings: Any) -> ICMReport:
+    """A search from an empty prefix cache."""
+    engine.llm.reset_prefix_cache()
+    return search(bed.claims, engine, order=order, wording=bed.wording, **settings)
+
+
+def prompts(say: Say, count: int = 64, seeds: int = 10, steps: int = 768) -> list[Row]:
+    """Scored prompts of `reference` and `exact`, as the scorer itself counts them."""
+    ratios = []
+    for seed in range(seeds):
+        claims = made_up(count, 4, seed)
+        asked = {}
+        for order in ("reference", "exact"):
+            scorer = Synthetic(claims)
+            engine = cast("Engine", scorer)
+            search(claims, engine, order=order, n_iterations=steps, seed=seed)
+            asked[order] = scorer.asked
+        ratios.append(asked["reference"] / asked["exact"])
+        say(f"seed {seed}: {asked['reference']:,} / {asked['exact']:,} prompts")
+    shown = f"n = {count} in groups of 4, {steps} iterations, synthetic scorer"
+    return [ratio_row(f"scored prompts, `reference` / `exact`, {shown}", ratios, 5)]
+
+
+def passes(engine: VLLMEngine, say: Say, count: int = 128, seeds: int = 3) -> list[Row]:
+    """Computed tokens of one leave-one-out pass, in natural order and as a tree."""
+    ratios = []
+    for seed in range(seeds):
+        bed = open_testbed("embedded", count=count, seed=seed)
+        natural, tree = (one_pass(engine, bed, order) for order in (Reference, Tree))
+        ratios.append(natural.computed_tokens / tree.computed_tokens)
+        say(f"seed {seed}: {natural.computed_tokens:,} / {tree.computed_tokens:,} of "
+            f"{tree.prompt_tokens:,} tokens computed")  # fmt: skip
+    what = f"computed prompt tokens of a leave-one-out pass, n = {count}, natural order / tree"
+    return [ratio_row(what, ratios, 5)]
+
+
+def one_pass(engine: VLLMEngine, bed: Testbed, order: type[Reference]) -> Cost:
+    """What a leave-one-out pass over golden labels costs from an empty prefix cache."""
+    oracle = Oracle(engine, bed.claims, bed.wording, Journal(None, {}))
+    engine.llm.reset_prefix_cache()
+    order(oracle).all(tuple(claim.gold for claim in bed.claims))
+    return oracle.cost
+
+
+def full(
+    engine: VLLMEngine, say: Say, count: int = 128, steps: int = 60, seeds: int = 3
+) -> list[Row]:
+    """The first iterations from a full pool with random labels: tokens and time.
+
+    Labels are consistent from the start, so that no mending comes before the first iteration.
+    The KV cache holds 0.7 of what a pass in natural order computes, as that of an 8B model on a
+    141 GB GPU does with 256 claims of 40 tokens (0.9 of 1.3 million tokens). What an iteration
+    costs the published loop depends on the groups: one pass where the new label is consistent,
+    three where a pair has to be mended; `tree` knows two of those three. So groups are pairs, as
+    two of the four published testbeds have them, and those of the embedded testbed beside them.
+    """
+    block = engine.llm.llm_engine.vllm_config.cache_config.block_size
+    natural = one_pass(engine, _mixed(count, 0), Reference).computed_tokens
+    blocks = int(max(0.7 * natural, engine.info.context_length)) // block + 1  # one is vLLM's own
+    shown = f"n = {count}, KV of {blocks * block:,} tokens in blocks of {block}"
+    what = f"first {steps} iterations from a full pool, {shown}, `reference` / `tree`"
+    beds = ((f"{what}, pairs", _pairs, 15, 6), ("… groups of one to three", _mixed, 0, 0))
+    rows = []
+    with open_engine(num_gpu_blocks_override=blocks) as small:
+        for name, draw, tokens, clock in beds:
+            ratios = []
+            for seed in range(seeds):
+                bed = draw(count, seed)
+                tree = _first_steps(small, bed, "tree", steps, seed)
+                reference = _first_steps(small, bed, "reference", steps, seed)
+                ratios.append([a / b for a, b in zip(reference, tree, strict=True)])
+                say(f"{name}, seed {seed}: {reference[0]:,} / {tree[0]:,} tokens, "
+                    f"{reference[1]:.0f} / {tree[1]:.0f} s")  # fmt: skip
+            rows += [
+                ratio_row(f"{name}: computed tokens", [ratio[0] for ratio in ratios], tokens),
+                ratio_row("… wall-clock", [ratio[1] for ratio in ratios], clock),
+            ]
+    return rows
+
+
+def _mixed(count: int, seed: int) -> Testbed:
+    return open_testbed("embedded", count=count, seed=seed)
+
+
+def _pairs(count: int, seed: int) -> Testbed:
+    """Embedded claims of those problems that have two."""
+    bed = open_testbed("embedded", count=3 * count, seed=seed)
+    groups = Counter(claim.group for claim in bed.claims)
+    chosen = [claim for claim in bed.claims if groups[claim.group] == 2][:count]
+    return replace(bed, claims=tuple(chosen))
+
+
+def _first_steps(
+    engine: VLLMEngine, bed: Testbed, order: Order, steps: int, seed: int
+) -> tuple[int, float]:
+    """Tokens and seconds of the iterations alone."""
+    start = time.perf_counter()
+    last = 0, 0.0
+
+    def note(step: Step) -> None:
+        nonlocal last
+        last = step.computed_tokens, time.perf_counter() - start
+
+    found = run(
+        engine, bed, order, n_seeds=_labels(bed.claims, seed), n_iterations=steps, seed=seed,
+        on_step=note,
+    )  # fmt: skip
+    before = found.history.iloc[0]
+    return last[0] - int(before["computed_tokens"]), last[1] - float(before["seconds"])
+
+
+def _labels(claims: Sequence[Claim], seed: int) -> list[bool]:
+    """One claim of each problem is true, by chance; a claim that is alone is so half the time."""
+    rng = random.Random(f"labels-{seed}")
+    groups: dict[str, list[str]] = {}
+    for claim in claims:
+        groups.setdefault(claim.group, []).append(claim.text)
+    true = {rng.choice(texts if len(texts) > 1 else [*texts, ""]) for texts in groups.values()}
+    return [claim.text in true for claim in claims]
+
+
+def modes(
+    engine: VLLMEngine, say: Say, count: int = 64, seeds: int = 3, steps: int = 1000
+) -> list[Row]:
+    """What the three modes of a whole search cost, the first as a multiple of the others."""
+    what = ("prompts", "computed tokens", "seconds")
+    spent: dict[Order, list[tuple[float, float, float]]] = {order: [] for order in ORDERS}
+    for seed, order in itertools.product(range(seeds), ORDERS):
+        bed = open_testbed("embedded", count=count, seed=seed)
+        start = time.perf_counter()
+        cost = run(engine, bed, order, alpha=ALPHA, n_iterations=steps, seed=seed).cost
+        seconds = time.perf_counter() - start
+        spent[order].append((cost.prompts, cost.computed_tokens, seconds))
+        say(f"seed {seed}, {order}: {cost.prompts:,} prompts, {cost.computed_tokens:,} tokens, "
+            f"{seconds:.1f} s")  # fmt: skip
+    shown = f"n = {count}, {steps} iterations, alpha {ALPHA}: `reference` /"
+    return [
+        ratio_row(
+            f"{shown} `{order}`, {name}",
+            [a[i] / b[i] for a, b in zip(spent["reference"], spent[order], strict=True)],
+            0,
+        )
+        for order in ("exact", "tree")
+        for i, name in enumerate(what)
+    ]
