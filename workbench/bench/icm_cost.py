@@ -167,13 +167,13 @@ def modes(
         spent[order].append((cost.prompts, cost.computed_tokens, seconds))
         say(f"seed {seed}, {order}: {cost.prompts:,} prompts, {cost.computed_tokens:,} tokens, "
             f"{seconds:.1f} s")  # fmt: skip
-    shown = f"n = {count}, {steps} iterations, alpha {ALPHA}: `reference` /"
-    return [
-        ratio_row(
-            f"{shown} `{order}`, {name}",
-            [a[i] / b[i] for a, b in zip(spent["reference"], spent[order], strict=True)],
-            0,
-        )
-        for order in ("exact", "tree")
-        for i, name in enumerate(what)
+    shown = f"whole searches, n = {count}, K = {steps}, alpha {ALPHA}: `reference` / "
+    names = [f"{shown}`exact`, {what[0]}", *(f"… {name}" for name in what[1:])]
+    names += [f"… `tree`, {what[0]}", *names[1:]]
+    ratios = [
+        [a[i] / b[i] for a, b in zip(spent["reference"], spent[order], strict=True)]
+        for order in ORDERS
+        if order != "reference"
+        for i in range(len(what))
     ]
+    return [ratio_row(name, ratio, 0) for name, ratio in zip(names, ratios, strict=True)]
