@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.bench.icm_cost import ALPHA, Say, full, modes, open_engine, passes, prompts, run
+from workbench.bench.icm_cost import ALPHA, Say, embedded_engine, full, modes, passes, prompts, run
 from workbench.bench.table import Row
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
@@ -52,7 +52,7 @@ def measure(parts: Sequence[str], say: Say) -> list[Row]:
         say("prompts …")
         rows += prompts(say)
     if any(name in PARTS for name in chosen):
-        with open_engine() as engine:
+        with embedded_engine() as engine:
             engine.label_logprobs(["1+1=2"], WORDING.labels)  # what a first call sets up
             for name in filter(PARTS.__contains__, chosen):
                 say(f"{name} …")
@@ -176,8 +176,8 @@ CHILD = """
 import sys
 from pathlib import Path
 from workbench.bench.icm import _resumable
-from workbench.bench.icm_cost import open_engine
-_resumable(open_engine(), Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+from workbench.bench.icm_cost import embedded_engine
+_resumable(embedded_engine(), Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
 """
 
 

@@ -21,13 +21,13 @@ from workbench.icm.settings import Step
 from workbench.icm.testbeds import Testbed, open_testbed
 from workbench.types import Engine
 
-__all__ = ["ALPHA", "Say", "full", "modes", "open_engine", "passes", "prompts", "run"]
+__all__ = ["ALPHA", "Say", "embedded_engine", "full", "modes", "passes", "prompts", "run"]
 
 ALPHA = 5  # so low that all claims get a label; exactness is shown at the default, 50
 Say = Callable[[str], None]
 
 
-def open_engine(**options: Any) -> VLLMEngine:
+def embedded_engine(**options: Any) -> VLLMEngine:
     """The embedded model in float32."""
     return VLLMEngine(None, None, "benchmark", {"dtype": "float32", **options})
 
@@ -95,7 +95,7 @@ def full(
     what = f"first {steps} iterations from a full pool, {shown}, `reference` / `tree`"
     beds = ((f"{what}, pairs", _pairs, 15, 6), ("… groups of one to three", _mixed, 0, 0))
     rows = []
-    with open_engine(num_gpu_blocks_override=blocks) as small:
+    with embedded_engine(num_gpu_blocks_override=blocks) as small:
         for name, draw, tokens, clock in beds:
             ratios = []
             for seed in range(seeds):
