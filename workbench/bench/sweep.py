@@ -63,7 +63,12 @@ print((folder / "metrics.json").write_text(json.dumps({"score": values})))
 """
 KINDS = ("killed", "timeout", "failed")
 TIMEOUT = 12.0
-COMMAND = "from workbench.cli import app; app()"
+COMMAND = """
+import signal
+from workbench.cli import app
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a script runs this with &
+app()
+"""
 
 
 def measure(parts: Sequence[str], say: Say) -> list[Row]:
