@@ -135,7 +135,7 @@ def test_answers_are_those_of_the_engine(server: DiffusionServer, engine: Diffus
     assert sum(row.text == ANSWERS[p] for p, row in zip(prompts, mine, strict=True)) > 20
     with RemoteEngine(None, None, "test", {"base_url": server.url}) as remote:
         theirs = remote.generate(prompts, sampling)
-        assert remote.info.revision == engine.info.revision
+        assert remote.info.revision == engine.variant
         assert remote.info.context_length == engine.info.context_length
     for a, b in zip(mine, theirs, strict=True):
         assert (a.text, a.finish_reason) == (b.text, b.finish_reason)

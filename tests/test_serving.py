@@ -23,7 +23,7 @@ from workbench.engines.source import Source
 from workbench.engines.vllm import unavailable
 from workbench.errors import EngineError, InputError
 from workbench.serving import PRESETS, Server, serve
-from workbench.serving.presets import arguments, command, refused_option, served_names
+from workbench.serving.presets import arguments, command, environment, refused_option, served
 from workbench.serving.server import PortTakenError, _explain
 from workbench.tiny import MODEL
 
@@ -55,9 +55,8 @@ def group(pid: int) -> list[psutil.Process]:
 def test_it_tells_its_names_and_settings(server: Server) -> None:
     assert server.alive
     models = ask(server, "/models")["data"]
-    revision = Source.find(None).weights()[:12]
-    assert {model["id"] for model in models} == {"workbench-tiny", f"workbench-tiny@{revision}"}
-    assert tuple(model["id"] for model in models) == server.names
+    revision = f"{Source.find(None).weights()[:12]}-float32"
+    assert [m["id"] for m in models] == ["workbench-tiny", f"workbench-tiny@{revision}"]
     assert models[0]["max_model_len"] == 2048
 
 
@@ -188,7 +187,7 @@ def test_a_port_taken_meanwhile_is_tried_once_more(
     program = "import sys; sys.exit('OSError: [Errno 98] Address already in use')"
     ports: list[int] = []
 
-    def line(source: object, names: object, host: str, port: int, options: object) -> list[str]:
+    def line(source: object, host: str, port: int, options: object) -> list[str]:
         ports.append(port)
         return [sys.executable, "-c", program]
 
@@ -239,7 +238,7 @@ def test_gpus_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 def test_the_callers_options_win_over_the_preset() -> None:
     source = Source.find(None)
     settings = arguments(source, PRESETS["70b"], {"max-num-seqs": 7, "block_size": None})
-    line = command(source, ["a", "a@b"], "127.0.0.1", 8000, settings)
+    line = command(source, "127.0.0.1", 8000, settings)
     assert "--max-num-seqs=7" in line
     assert "--tensor-parallel-size=4" in line
     assert "--enable-prefix-caching" in line
@@ -251,7 +250,7 @@ def test_the_callers_options_win_over_the_preset() -> None:
 def test_options_become_flags() -> None:
     source = Source.find(None)
     options = {"a": True, "b_c": False, "d": [1, "x"], "e": {"k": 1}, "f": -1, "g": None}
-    line = command(source, ["m"], "127.0.0.1", 8000, options)
+    line = command(source, "127.0.0.1", 8000, options)
     at = line.index("--enable-prefix-caching")
     assert line[at + 1 :] == ["--a", "--no-b-c", "--d", "1", "x", "--e", '{"k": 1}', "--f=-1"]
 
@@ -264,12 +263,20 @@ def test_options_that_are_not_the_callers(name: str) -> None:
     assert "secret" not in str(raised.value)
 
 
-def test_names_of_models() -> None:
+def test_a_server_tells_weights_and_what_changes_an_answer(tmp_path: Path) -> None:
     folder = Source.find(str(MODEL))
-    assert served_names(folder, None) == ["model", f"model@{folder.weights()[:12]}"]
-    hub = Source.find("some/model")
-    assert served_names(hub, None) == ["some/model"]
-    assert served_names(hub, "0123456789abcdef") == ["some/model", "some/model@0123456789ab"]
+    plain = served(folder, {"max_num_seqs": 8, "disable_uvicorn_access_log": True, "seed": None})
+    assert plain == {"name": "model", "weights": folder.weights(), "options": {}}
+    assert served(Source.find("some/model"), {})["weights"] is None  # its commit will tell
+    template = tmp_path / "chat.jinja"
+    template.write_text("one")
+    first = served(folder, {"quantization": "fp8", "chat_template": str(template)})["options"]
+    template.write_text("two")
+    second = served(folder, {"quantization": "fp8", "chat_template": str(template)})["options"]
+    assert first.keys() == second.keys() == {"chat_template", "quantization"}
+    assert first["quantization"] == second["quantization"]
+    assert first["chat_template"] != second["chat_template"]  # a path is no identity
+    assert "WORKBENCH_SERVED" in environment({}, plain)
 
 
 @pytest.mark.parametrize(

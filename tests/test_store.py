@@ -87,6 +87,28 @@ for i in range(300):
 """
 
 
+def test_what_is_stored_is_the_owners_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        store = Store(tmp_path / "s.sqlite")
+        store.put({b"k": 1})
+    finally:
+        os.umask(before)
+    files = [*tmp_path.iterdir()]
+    assert len(files) == 3  # the log and its index too
+    assert {oct(file.stat().st_mode & 0o777) for file in files} == {"0o600"}
+
+
+def test_facts_are_changed_in_one_step(tmp_path: Path) -> None:
+    one, two = (Store(tmp_path / "s.sqlite") for _ in range(2))
+    assert one.update(b"k", lambda old: [old]) == [None]
+    assert two.update(b"k", lambda old: [*(old or ()), 2]) == [None, 2]
+    with pytest.raises(ZeroDivisionError):
+        one.update(b"k", lambda _: 1 / 0)
+    assert one.update(b"k", lambda old: old) == [None, 2]
+    assert len(one) == 0  # they are no responses
+
+
 def test_two_processes_write_at_once(tmp_path: Path) -> None:
     path = tmp_path / "s.sqlite"
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, path, name]) for name in "ab"]

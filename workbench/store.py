@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from platformdirs import user_cache_path
 
@@ -25,13 +26,12 @@ __all__ = ["Store", "default_path", "digest", "folder_digest", "open_store"]
 
 APPLICATION_ID = 0x576B4263  # "WkBc": marks a file as ours
 VERSION = 1
+T = TypeVar("T")
 BATCH = 500  # SQLite allows 999 variables in a statement on old builds
 
 
 def default_path() -> Path:
     """`store.sqlite` in the user's cache folder (`WORKBENCH_CACHE` overrides the folder)."""
-    import os
-
     folder = os.environ.get("WORKBENCH_CACHE")
     return (Path(folder) if folder else user_cache_path("workbench")) / "store.sqlite"
 
@@ -74,6 +74,7 @@ class Store:
         self._lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # prompts are nobody else's
             self._db = sqlite3.connect(
                 path, timeout=60, check_same_thread=False, isolation_level=None
             )
@@ -106,6 +107,7 @@ class Store:
                 "CREATE TABLE responses"
                 "(key BLOB PRIMARY KEY, value BLOB NOT NULL, created REAL NOT NULL)"
             )
+        self._db.execute("CREATE TABLE IF NOT EXISTS facts (key BLOB PRIMARY KEY, value TEXT)")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -169,6 +171,25 @@ class Store:
                 f"could not write to {self.path}: {error}; free some disk space or give "
                 "another store (what was written before is kept)"
             ) from error
+
+    def update(self, key: bytes, change: Callable[[Any | None], T]) -> T:
+        """Replace a fact by what `change` makes of it (None: there is none), as one step.
+
+        Facts are beside the responses: what is known of models and of calls. Other threads and
+        processes see one before or after. Returns the new one.
+        """
+        try:
+            with self._lock, self._transaction():
+                query = "SELECT value FROM facts WHERE key = ?"
+                row = self._db.execute(query, (key,)).fetchone()
+                new = change(None if row is None else json.loads(row[0]))
+                query = "INSERT OR REPLACE INTO facts VALUES (?,?)"
+                self._db.execute(query, (key, json.dumps(new)))
+        except (sqlite3.Error, ValueError) as error:
+            raise StoreError(
+                f"could not use {self.path}: {error}; give another store as store=…, or None"
+            ) from error
+        return new
 
     def __len__(self) -> int:
         with self._lock:

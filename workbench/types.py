@@ -194,8 +194,9 @@ class LabelRow:
 class EngineInfo:
     """What answers, precisely enough to load the same again.
 
-    `moves` tells of each time that a run went on elsewhere because an engine was lost; a
-    `context_length` of 0 is unknown.
+    `moves` tells of each time that a run went on elsewhere because an engine was lost; `notes` of
+    what is odd about the answers or where they come from, each once. A `context_length` of 0 is
+    unknown.
     """
 
     engine: str
@@ -207,6 +208,7 @@ class EngineInfo:
     versions: Mapping[str, str]
     why: str
     moves: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,6 +98,7 @@ class Ask:
     most: int
     arrived: float = field(default_factory=time.monotonic)
     tops: Tops | None = None
+    weights: int = 0
 
 
 def ask(path: str, body: Json) -> Ask:
@@ -154,7 +155,10 @@ def answer(asked: Ask, model: str, number: int, *, vllm: bool) -> Json:
             words = text.count(" ") + 1
             most = asked.most if asked.body.get("ignore_eos") else min(words, asked.most)
             completion += most
-            tops = asked.tops and asked.tops(key)
+            tops = asked.tops(key) if asked.tops else _other_tops(key, asked.weights)
+            named = asked.body.get("logprob_token_ids") if vllm else None
+            if named is not None:
+                tops = {f"token_id:{one}": _drawn(key, asked.weights, one) for one in named}
             one = _choice(asked, len(choices), text, most, tops)
             one["finish_reason"] = "stop" if most < asked.most else "length"
             if vllm:
@@ -265,6 +269,16 @@ def _pieces(text: str, most: int) -> list[str]:
 
 def _id(piece: str) -> int:
     return zlib.crc32(piece.encode()) % 50_000
+
+
+def _drawn(key: str, weights: int, token: int) -> float:
+    """A log-probability that follows from the prompt, the weights and the token."""
+    return -0.5 - zlib.crc32(f"{weights}/{token}/{key}".encode()) % 1000 / 100
+
+
+def _other_tops(key: str, weights: int) -> Mapping[str, float] | None:
+    """The likeliest tokens where the weights are not the usual ones."""
+    return {f"w{i}": _drawn(key, weights, i) for i in range(5)} if weights else None
 
 
 def _tops(piece: str, count: int) -> dict[str, float]:

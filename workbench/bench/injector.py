@@ -52,6 +52,8 @@ class Injector:
         key: bearer key without which there is 401.
         vllm: answer like vLLM's server, else like OpenAI's.
         batch: have vLLM's path for several chats in one request.
+        revision: told by a second name, `model@revision`, as our servers do; None tells none.
+        weights: another number gives other log-probabilities.
         tops: what the likeliest next tokens after a prompt are said to be.
 
     Attributes:
@@ -73,6 +75,8 @@ class Injector:
         key: str | None = None,
         model: str = "fake",
         root: str | None = None,
+        revision: str | None = None,
+        weights: int = 0,
         max_model_len: int = 2048,
         vllm: bool = True,
         batch: bool = True,
@@ -83,6 +87,7 @@ class Injector:
         self.latency, self.capacity, self.model, self.vllm = latency, capacity, model, vllm
         self._key, self._ssl, self.tops = key, ssl_context, tops
         self._root, self._max_model_len = root or model, max_model_len
+        self._revision, self._weights = revision, weights
         own = {"/tokenize": vllm, BATCH: vllm and batch}
         self._paths = PATHS | {path for path, there in own.items() if there}
         self._rng = random.Random(seed)
@@ -167,11 +172,11 @@ class Injector:
             return self._tell(request.path)
         try:
             body = json.loads(raw)
-            if (body.get("model") or self.model) != self.model:
+            if (body.get("model") or self.model) not in self._names():
                 return _error(404, f"The model `{body['model']}` does not exist.")
             if request.path == "/tokenize":
                 return web.json_response(tokenized(body, self._max_model_len))
-            asked = replace(ask(request.path, body), tops=self.tops)
+            asked = replace(ask(request.path, body), tops=self.tops, weights=self._weights)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             self.faults["bad_request"] += 1
             return _error(400, f"{type(error).__name__}: {error}")
@@ -269,15 +274,19 @@ class Injector:
             self._queries += len(ids)
             self._hits += len(ids) // BLOCK * BLOCK if key in self.answered else 0
 
+    def _names(self) -> list[str]:
+        more = [] if self._revision is None else [f"{self.model}@{self._revision}"]
+        return [self.model, *more]
+
     def _tell(self, path: str) -> web.Response:
         if path == "/health":
             return web.Response()
         if path == "/v1/models":
-            owner = "vllm" if self.vllm else "test"
-            card = {"id": self.model, "object": "model", "created": 0, "owned_by": owner}
+            card = {"object": "model", "created": 0, "owned_by": "vllm" if self.vllm else "test"}
             if self.vllm:
                 card |= {"root": self._root, "parent": None, "max_model_len": self._max_model_len}
-            return web.json_response({"object": "list", "data": [card]})
+            cards = [{"id": name, **card} for name in self._names()]
+            return web.json_response({"object": "list", "data": cards})
         if path == "/version" and self.vllm:
             return web.json_response({"version": "0.32.0"})
         if path == "/metrics" and self.vllm:

@@ -12,6 +12,7 @@ from typing import Any
 
 from workbench.engines import diffusion, transformers, vllm
 from workbench.engines.base import BaseEngine
+from workbench.engines.identity import HARMLESS
 from workbench.engines.remote import RemoteEngine
 from workbench.errors import EngineUnavailableError, InputError
 from workbench.store import Store, open_store
@@ -22,7 +23,7 @@ __all__ = ["ENGINES", "open_engine", "unavailable"]
 log = logging.getLogger("workbench")
 URL = "WORKBENCH_BASE_URL"
 # With no other options, an engine may take over from another: the model is the same.
-SAME_ANSWERS = vllm.NOT_IN_KEY | {"max_model_len", "device"}
+SAME_ANSWERS = HARMLESS | {"device"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
 from workbench.engines.checks import check_errors, check_labels, check_prompts
+from workbench.engines.draws import Draw
 from workbench.engines.kept import bounds, dump, load, value
 from workbench.engines.meter import Meter
 from workbench.errors import EngineError, EngineGoneError, InputError, WorkbenchError
@@ -37,6 +38,7 @@ __all__ = ["BaseEngine", "Request", "failure"]
 
 log = logging.getLogger("workbench")
 GREEDY = Sampling()
+FORMAT = 2  # of a stored answer's key: whatever changes what a key means makes it another number
 T = TypeVar("T")
 
 
@@ -51,11 +53,22 @@ class Request:
 
 
 class BaseEngine(ABC):
-    """Implements the `Engine` protocol over `_complete` and `_score`."""
+    """Implements the `Engine` protocol over `_complete` and `_score`.
 
-    def __init__(self, info: EngineInfo, identity: dict[str, Any], store: Store | None) -> None:
+    Args:
+        info: what answers.
+        identity: all that decides an answer beside the request.
+        store: where answers are kept.
+        variant: a short name for that (`identity.variant`), by which the same model behind
+            another engine is known; "" where it is not known.
+    """
+
+    def __init__(
+        self, info: EngineInfo, identity: dict[str, Any], store: Store | None, variant: str
+    ) -> None:
         self._info = info
-        self._identity = digest(identity)
+        self.variant = variant
+        self._identity = digest(FORMAT, identity)
         self._store = store
         self._meter = Meter(info)
         self._closed = False
@@ -85,6 +98,21 @@ class BaseEngine(ABC):
             self._successor.close()
         if self._store is not None:
             self._store.close()
+
+    def _store_nothing(self, why: str) -> None:
+        """Go on without the store."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+            self._note(f"the store is off: {why}")
+
+    def _note(self, what: str) -> None:
+        """Say something about the answers, once: in the log and in `info`."""
+        with self._moving:
+            if what in self._info.notes:
+                return
+            self._info = replace(self._info, notes=(*self._info.notes, what))
+        log.warning("%s: %s", self._info.engine, what)
 
     @property
     def has_store(self) -> bool:
@@ -124,6 +152,11 @@ class BaseEngine(ABC):
     ) -> list[Completion]:
         """Complete all prompts; the result has their order.
 
+        What was answered before comes from the store. Sampling without a seed is the exception: a
+        call that ended early (an interrupt, a kill, failed rows) is resumed by the same call asked
+        again, with the same prompts in the same order; a finished one is never replayed, and the
+        same call then draws anew.
+
         Args:
             prompts: texts (sent as they are) or lists of messages (through the chat template).
             sampling: how to continue each of them.
@@ -159,18 +192,39 @@ class BaseEngine(ABC):
         self, prompts: Sequence[Prompt], sampling: Sampling
     ) -> Generator[tuple[int, Completion], None, None]:
         self._check_open()
+        base = hashlib.sha256(self._identity + digest(sampling.canonical()))
+        draw = None
+        if sampling.temperature > 0 and sampling.seed is None:
+            asked = digest(base.hexdigest(), sampling.n, _texts(prompts))
+            draw = Draw(self._store, asked)
+            base.update(asked + f"draw {draw.number}/".encode())
         slots: dict[bytes, list[tuple[int, int]]] = {}
         requests: dict[bytes, Request] = {}
-        for request, index, sample in _plan(prompts, sampling, self._identity):
+        for request, index, sample in _plan(prompts, sampling, base):
             slots.setdefault(request.key, []).append((index, sample))
             requests[request.key] = request
+        failed: set[bytes] = set()
+        try:
+            yield from self._deliver(requests, slots, failed, sampling.n)
+        finally:
+            if draw is not None:
+                draw.end(None if self._closed else self._store, finished=not slots and not failed)
+
+    def _deliver(
+        self,
+        requests: dict[bytes, Request],
+        slots: dict[bytes, list[tuple[int, int]]],
+        failed: set[bytes],
+        n: int,
+    ) -> Generator[tuple[int, Completion], None, None]:
+        """Yield answers as they come; takes those that came out of `requests` and `slots`."""
         open_rows: dict[int, dict[int, Completion]] = {}
 
         def deliver(key: bytes, completion: Completion) -> Iterator[tuple[int, Completion]]:
             for index, sample in slots.pop(key):
                 row = open_rows.setdefault(index, {})
                 row[sample] = completion
-                if len(row) == sampling.n:
+                if len(row) == n:
                     yield index, _gather(open_rows.pop(index))
 
         with self._meter.call("generate", len(requests)) as call:
@@ -186,6 +240,7 @@ class BaseEngine(ABC):
                 for batch in work:
                     self._keep((r.key, dump(c)) for r, c in batch if c.error is None)
                     call.add(completion for _, completion in batch)
+                    failed.update(request.key for request, answer in batch if answer.error)
                     for request, completion in batch:
                         del requests[request.key]
                         yield from deliver(request.key, completion)
@@ -309,7 +364,7 @@ class BaseEngine(ABC):
                 reasons.append(str(error))
                 continue
             new = following.info
-            if (new.model, new.revision) == (lost.model, lost.revision):
+            if following.variant and (new.model, following.variant) == (lost.model, self.variant):
                 move = f"{lost.engine} was lost ({gone}); went on with {new.engine}"
                 self._info = replace(new, moves=(*lost.moves, move))
                 self._successor = following
@@ -317,9 +372,8 @@ class BaseEngine(ABC):
                     from_.close()
                 log.warning("%s", move)
                 return
-            reasons.append(
-                f"{new.engine} has {new.model} {new.revision}, not {lost.model} {lost.revision}"
-            )
+            other = f"{new.model} {following.variant or new.revision}"
+            reasons.append(f"{new.engine} has {other}, not {lost.model} {self.variant}")
             following.close()
         also = f". Nothing else could go on: {'; '.join(reasons)}" if reasons else ""
         raise EngineGoneError(f"{gone}{also}") from gone
@@ -336,18 +390,16 @@ class BaseEngine(ABC):
 
 
 def _plan(
-    prompts: Sequence[Prompt], sampling: Sampling, identity: bytes
+    prompts: Sequence[Prompt], sampling: Sampling, base: Any
 ) -> Iterator[tuple[Request, int, int]]:
-    """(request, prompt index, sample index) for every sample.
+    """(request, prompt index, sample index) for every sample; `base` is the beginning of keys.
 
     Greedy duplicates share one key, so they are computed once. The k-th copy of a prompt that is
     sampled takes the sample indices from k·n on, so that copies differ as samples do.
     """
-    base = hashlib.sha256(identity + digest(sampling.canonical()))
     single = replace(sampling, n=1, seed=None)
     copies: Counter[str] = Counter()
-    for index, prompt in enumerate(prompts):
-        text = json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+    for index, (prompt, text) in enumerate(zip(prompts, _texts(prompts), strict=True)):
         first = 0
         if sampling.temperature > 0:
             first = copies[text] * sampling.n
@@ -359,6 +411,10 @@ def _plan(
             key = base.copy()
             key.update(f"{seed}/{first + sample}/{text}".encode("utf-8", "surrogatepass"))
             yield Request(key.digest(), prompt, single, seed), index, sample
+
+
+def _texts(prompts: Sequence[Prompt]) -> list[str]:
+    return [json.dumps(prompt, sort_keys=True, ensure_ascii=False) for prompt in prompts]
 
 
 def _gather(row: dict[int, Completion]) -> Completion:
@@ -380,6 +436,6 @@ def _raise_failures(reasons: Sequence[str | None], results: object) -> None:
         )
 
 
-def failure(reason: str, prompt_tokens: int = 0) -> Completion:
-    """A row that could not be computed, and why."""
-    return Completion(text="", finish_reason="error", prompt_tokens=prompt_tokens, error=reason)
+def failure(reason: str, prompt_tokens: int = 0, text: str = "") -> Completion:
+    """A row that could not be computed, and why; `text` is what came before it failed."""
+    return Completion(text=text, finish_reason="error", prompt_tokens=prompt_tokens, error=reason)

@@ -17,11 +17,16 @@ from workbench.types import Completion, EngineInfo, LabelRow, Prompt
 __all__ = ["LocalEngine", "label_row", "versions"]
 
 
+class _PromptError(InputError):
+    """One prompt is unusable; others may be fine."""
+
+
 class LocalEngine(BaseEngine):
     """An engine that has the model's tokenizer; set `_tokenizer` and `_info` before use."""
 
     _tokenizer: Any
     _info: EngineInfo
+    _vocabulary: int  # rows of the embedding: no token may be above
 
     @property
     def tokenizer(self) -> Any:
@@ -42,8 +47,24 @@ class LocalEngine(BaseEngine):
                 f"{self.info.model} has no chat template: give texts, or pass one as "
                 'a file in the model folder ("chat_template.jinja")'
             )
-        texts = [self._chat_text(index, prompt) for index, prompt in enumerate(prompts)]
-        return self._encoded(texts, special=False)
+        return self._encoded([self._chat_text(prompt) for prompt in prompts], special=False)
+
+    def _each(self, prompts: Sequence[Prompt]) -> list[list[int] | str]:
+        """The tokens of each prompt, or why it has none.
+
+        Raises:
+            InputError: no prompt of this kind has any.
+        """
+        try:
+            return [*self._tokens(prompts)]
+        except _PromptError:  # then each alone, which takes longer
+            return [self._one(prompt) for prompt in prompts]
+
+    def _one(self, prompt: Prompt) -> list[int] | str:
+        try:
+            return self._tokens([prompt])[0]
+        except _PromptError as error:
+            return str(error)
 
     def _encoded(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
         """Tokens of each text.
@@ -58,42 +79,49 @@ class LocalEngine(BaseEngine):
                 try:
                     text.encode()
                 except UnicodeEncodeError as reason:
-                    raise InputError(f"{text!r:.80} is no valid text: {reason.reason}") from error
+                    said = f"{text!r:.80} is no valid text: {reason.reason}"
+                    raise _PromptError(said) from error
             raise
         return list(found.input_ids)
 
-    def _chat_text(self, index: int, prompt: Prompt) -> str:
-        from jinja2 import TemplateError
-
+    def _chat_text(self, prompt: Prompt) -> str:
         try:
             text: str = self._tokenizer.apply_chat_template(
                 list(prompt), add_generation_prompt=True, tokenize=False
             )
-        except TemplateError as error:
-            raise InputError(f"the chat template refuses chat {index}: {error}") from error
+        except Exception as error:  # a template is a program of whoever made it
+            raise _PromptError(f"the chat template refuses this chat: {error}") from error
         return text
 
-    def _too_long(self, tokens: int, more: int) -> str | None:
+    def _unfit(self, tokens: Sequence[int] | str, more: int) -> str | None:
+        """Why a prompt with these tokens and `more` to come cannot be run."""
+        if isinstance(tokens, str):
+            return tokens
         context = self.info.context_length
-        if tokens + more <= context:
-            return None
-        return (
-            f"the prompt has {tokens} tokens and needs room for {more} more, the context of "
-            f"{self.info.model} holds {context}: shorten it or raise max_model_len"
-        )
+        if len(tokens) + more > context:
+            return (
+                f"the prompt has {len(tokens)} tokens and needs room for {more} more, the context "
+                f"of {self.info.model} holds {context}: shorten it or raise max_model_len"
+            )
+        if max(tokens, default=0) >= self._vocabulary:
+            return (
+                f"the prompt has token {max(tokens)}, and {self.info.model} has embeddings for "
+                f"{self._vocabulary} only: its tokenizer has tokens that the weights lack"
+            )
+        return None
 
     def _jobs(
         self, requests: Sequence[Request]
     ) -> tuple[list[tuple[Request, list[int]]], list[tuple[Request, Completion]]]:
         """Requests with their tokens, and the failures of those that do not fit."""
         fit, refused = [], []
-        tokens = self._tokens([request.prompt for request in requests])
+        tokens = self._each([request.prompt for request in requests])
         for request, ids in zip(requests, tokens, strict=True):
-            reason = self._too_long(len(ids), 1)
-            if reason is None:
+            reason = self._unfit(ids, 1)
+            if reason is None and not isinstance(ids, str):
                 fit.append((request, ids))
             else:
-                refused.append((request, failure(reason, len(ids))))
+                refused.append((request, failure(str(reason), _length(ids))))
         return fit, refused
 
     def _label_jobs(
@@ -103,13 +131,17 @@ class LocalEngine(BaseEngine):
         ids = self._encoded(labels, special=False)
         tree = LabelTree.build(labels, ids, width)
         jobs, refused = [], []
-        for index, prompt in enumerate(self._tokens(prompts)):
-            reason = self._too_long(len(prompt), tree.depth)
-            if reason is None:
+        for index, prompt in enumerate(self._each(prompts)):
+            reason = self._unfit(prompt, tree.depth)
+            if reason is None and not isinstance(prompt, str):
                 jobs += [(index, node, prompt + list(node.prefix)) for node in tree.nodes]
             else:
-                refused.append(LabelRow(index, None, len(prompt), error=reason))
+                refused.append(LabelRow(index, None, _length(prompt), error=reason))
         return tree, jobs, refused
+
+
+def _length(tokens: Sequence[int] | str) -> int:
+    return 0 if isinstance(tokens, str) else len(tokens)
 
 
 def label_row(

@@ -17,6 +17,7 @@ from workbench.engines.base import Request, failure
 from workbench.engines.batching import START, BatchSize, check_batch_size
 from workbench.engines.decoding import Decoding, padded
 from workbench.engines.device import collect, context_length, find_device, memory_ran_out, shown
+from workbench.engines.identity import deciding, variant
 from workbench.engines.labels import Node, Tokens
 from workbench.engines.local import LocalEngine, label_row, versions
 from workbench.engines.resident import prepare
@@ -95,14 +96,14 @@ class TransformersEngine(LocalEngine):
         self._ends = _ends(self._model, self._tokenizer)
         config = self._model.config
         text = config.get_text_config()
+        self._vocabulary = int(self._model.get_input_embeddings().num_embeddings)
         longest = int(getattr(text, "max_position_embeddings", 0) or 2**20)
         weights = source.weights()
-        commit = getattr(config, "_commit_hash", None) or str(options.get("revision"))
-        revision = weights if source.folder else commit
+        revision = weights if source.folder else getattr(config, "_commit_hash", None)
         info = EngineInfo(
             engine="transformers",
             model=source.shown,
-            revision=revision[:12],
+            revision=revision[:12] if revision else "not known",
             device=shown(self._device),
             dtype=str(self._model.dtype).removeprefix("torch."),
             context_length=context_length(longest, options.get("max_model_len")),
@@ -115,8 +116,13 @@ class TransformersEngine(LocalEngine):
             "dtype": info.dtype,
             "template": digest(getattr(self._tokenizer, "chat_template", None)).hex(),
             "options": [*map(options.get, ("load_format", "attn_implementation"))],
+            "context": info.context_length,
         }
-        super().__init__(info, identity, store)
+        given = {k: v for k, v in options.items() if k in ("load_format", "attn_implementation")}
+        known = variant(revision, info.dtype, deciding(given)) if revision else ""
+        super().__init__(info, identity, store, known)
+        if not revision:
+            self._store_nothing(f"no commit of {source.shown} is known to know its weights by")
 
     @property
     def batch_size(self) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.engines.base import Request, failure
+from workbench.engines.identity import deciding, variant
 from workbench.engines.labels import LabelTree, Node
 from workbench.engines.local import LocalEngine, label_row, versions
 from workbench.engines.resident import Inbox, Resident, prepare
@@ -27,18 +28,6 @@ __all__ = ["VLLMEngine", "unavailable"]
 MAX_LABEL_IDS = 128  # vLLM's limit on logprob_token_ids
 WINDOW = 4  # requests in the engine, as a multiple of what it runs at once
 OURS = ("adapter", "device")  # options beside vLLM's own
-
-# Options that never change an answer, or that a stored answer's key names anyway.
-NOT_IN_KEY = frozenset(
-    {
-        "async_scheduling", "block_size", "compilation_config", "cpu_offload_gb",
-        "disable_log_stats", "distributed_executor_backend", "dtype", "enable_chunked_prefill",
-        "enable_prefix_caching", "enforce_eager", "gpu_memory_utilization",
-        "kv_cache_memory_bytes", "max_logprobs", "max_num_batched_tokens", "max_num_seqs",
-        "max_parallel_loading_workers", "pipeline_parallel_size", "revision",
-        "tensor_parallel_size", "use_tqdm_on_load",
-    }
-)  # fmt: skip
 
 
 def unavailable() -> str | None:
@@ -83,29 +72,35 @@ class VLLMEngine(LocalEngine):
         if adapter is not None:
             arguments["enable_lora"] = True
         weights = source.weights()
-        self._resident = Resident.acquire(self, arguments, digest(weights, repr(arguments)).hex())
+        signature = digest(weights, repr(arguments), deciding(chosen)).hex()
+        self._resident = Resident.acquire(self, arguments, signature)
         config = self._resident.llm.llm_engine.vllm_config
         self._tokenizer = self._resident.llm.get_tokenizer()
+        self._vocabulary = int(config.model_config.get_vocab_size())
         self._window: int = WINDOW * config.scheduler_config.max_num_seqs
-        revision = weights if source.folder else _commit(config) or str(chosen.get("revision"))
+        revision = weights if source.folder else _commit(config)
         info = EngineInfo(
             engine="vllm",
             model=source.shown,
-            revision=revision[:12],
+            revision=revision[:12] if revision else "not known",
             device=_device(config),
             dtype=str(config.model_config.dtype).removeprefix("torch."),
             context_length=config.model_config.max_model_len,
             versions={"vllm": _version()} | versions("torch", "transformers"),
             why=why,
         )
+        decisive = deciding(chosen | ({"adapter": adapted} if adapted else {}))
         identity = {
             "weights": [weights, revision],
             "dtype": info.dtype,
-            "adapter": adapted,
             "template": digest(getattr(self._tokenizer, "chat_template", None)).hex(),
-            "options": {k: repr(v) for k, v in chosen.items() if k not in NOT_IN_KEY},
+            "options": decisive,
+            "context": info.context_length,
         }
-        super().__init__(info, identity, store)
+        known = variant(revision, info.dtype, decisive) if revision else ""
+        super().__init__(info, identity, store, known)
+        if not revision:
+            self._store_nothing(f"no commit of {source.shown} is known to know its weights by")
 
     @property
     def llm(self) -> Any:

@@ -14,13 +14,15 @@ from workbench.engines.vllm import unavailable
 from workbench.errors import EngineUnavailableError, InputError
 from workbench.runs import run_dir
 from workbench.serving.address import check_port, free_port, warn_if_open
+from workbench.serving.key import from_environment
 from workbench.serving.presets import (
     PRESETS,
     Preset,
     arguments,
     find_preset,
-    served_names,
+    served,
 )
+from workbench.serving.process import open_log
 from workbench.serving.server import PortTakenError, Server
 
 __all__ = ["PRESETS", "Preset", "Server", "serve"]
@@ -43,7 +45,8 @@ def serve(
 ) -> Server:
     """Start a vLLM server and wait until it answers.
 
-    A key in the environment variable `WORKBENCH_API_KEY` is asked of every client.
+    A key in the environment variable `WORKBENCH_API_KEY` is asked of every client, at every path
+    but `/health`.
 
     Args:
         model: hub name or local folder; None is the embedded model.
@@ -71,11 +74,11 @@ def serve(
         raise InputError(f"timeout={timeout!r} must be a positive number of seconds")
     if port is not None:
         check_port(host, port)
-    warn_if_open(host, os.environ.get("WORKBENCH_API_KEY") or os.environ.get("VLLM_API_KEY"))
-    names, path = served_names(source, settings.get("revision")), _log_file(log)
+    warn_if_open(host, from_environment())
+    told, path = served(source, settings), _log_file(log)
 
     def start(at: int) -> Server:
-        return Server(source, settings, names, path, host=host, port=at, timeout=limit)
+        return Server(source, settings, told, path, host=host, port=at, timeout=limit)
 
     try:
         return start(port or free_port(host))
@@ -91,7 +94,7 @@ def _log_file(path: str | Path | None) -> Path:
         file = Path(path).expanduser()
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.open("ab").close()
+            open_log(file).close()
         except OSError as error:
             raise InputError(f"log={str(path)!r} cannot be written: {error}") from error
         return file

@@ -6,8 +6,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from urllib.parse import urlsplit, urlunsplit
 
-from workbench.engines.remote import RemoteEngine
+from workbench.engines.remote import RemoteEngine, loop
+from workbench.engines.remote.endpoint import check_url
+from workbench.engines.remote.http import Http, is_loopback
+from workbench.engines.remote.secrets import api_key
 from workbench.errors import WorkbenchError
 from workbench.types import Completion, Message, Prompt, Sampling
 
@@ -16,6 +20,16 @@ __all__ = ["Finding", "check"]
 ONE = Sampling(max_tokens=1)
 TEXT = "The quick brown fox jumps over the lazy dog. "
 REPEATS = 5
+PATIENCE = 10.0  # seconds for an answer without a key
+CLOSED = (401, 403, 404, 405, 501)  # the key is asked for, or there is nothing
+PATHS = {
+    "/v1/models": "GET", "/v1/completions": "POST", "/v1/chat/completions": "POST",
+    "/v1/embeddings": "POST", "/v1/responses": "POST", "/v1/messages": "POST",
+    "/invocations": "POST", "/tokenize": "POST", "/detokenize": "POST", "/pooling": "POST",
+    "/classify": "POST", "/score": "POST", "/rerank": "POST", "/inference/v1/generate": "POST",
+    "/batch/stats": "GET", "/metrics": "GET", "/version": "GET", "/load": "GET", "/ping": "GET",
+    "/docs": "GET", "/redoc": "GET", "/openapi.json": "GET", "/server_info": "GET",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +65,39 @@ def check(url: str, model: str | None = None) -> Iterator[Finding]:
         )
         for what, attempt, remedy in _trials(engine):
             yield _tried(what, attempt, remedy)
+    yield _key(url)
+
+
+def _key(url: str) -> Finding:
+    """Which paths answer without the key."""
+    remedy = "set WORKBENCH_API_KEY where the server starts (`workbench serve`), and here"
+    if api_key(check_url(url)) is None:
+        here = is_loopback(urlsplit(check_url(url)).hostname)
+        return Finding("key", here, "none is set: whoever reaches the server can use it", remedy)
+    found = loop.run(_open_paths(check_url(url)))
+    if not found:
+        return Finding("key", True, f"asked for at all of {len(PATHS)} paths tried")
+    remedy = "vLLM itself guards /v1 only: start it with `workbench serve vllm`, or behind a proxy"
+    return Finding("key", False, f"open without it: {', '.join(found)}", remedy)
+
+
+async def _open_paths(url: str) -> list[str]:
+    """Those of the paths that answer a request without a key."""
+    http = Http(url, "aiohttp", 4, PATIENCE, key=None, headers={})
+    root = urlunsplit((*urlsplit(url)[:2], "", "", ""))
+    found = []
+    try:
+        for path, method in PATHS.items():
+            place = url + path[3:] if path.startswith("/v1/") else root + path
+            try:
+                reply = await http.send(method, place, b"{}" if method == "POST" else None)
+            except Exception:  # noqa: BLE001  # no answer is no open door
+                continue
+            if reply.status not in CLOSED:
+                found.append(path)
+    finally:
+        http.close()
+    return found
 
 
 def _trials(engine: RemoteEngine) -> Iterator[tuple[str, Callable[[], str], str]]:

@@ -6,9 +6,7 @@ Two threads: one runs the event loop, which only passes things on, the other run
 
 from __future__ import annotations
 
-import hmac
 import logging
-import os
 import queue
 import signal
 import socket
@@ -23,6 +21,7 @@ from workbench.errors import InputError
 from workbench.serving.address import base_url, check_port, warn_if_open
 from workbench.serving.batcher import Batcher, Ticket
 from workbench.serving.counts import Tally
+from workbench.serving.key import OPEN, REFUSAL, accepts, from_environment
 from workbench.serving.protocol import Refusal
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
     from workbench.engines.diffusion import DiffusionEngine
     from workbench.serving.routes import Routes
-    from workbench.types import EngineInfo
 
 __all__ = ["DiffusionServer", "serve_diffusion"]
 
@@ -45,7 +43,6 @@ DRAIN = 30.0  # seconds to finish what is in
 WATCH = 1.0  # seconds from one look at the model's health to the next
 GRACE = 3  # seconds to send what is done
 IDLE = 300  # seconds that a connection is kept for a client's next request
-OPEN = ("/", "/health")  # asked for no key
 
 
 class DiffusionServer:
@@ -172,7 +169,7 @@ def serve_diffusion(
     """
     from workbench.serving.routes import Routes
 
-    key = os.environ.get("WORKBENCH_API_KEY")
+    key = from_environment()
     warn_if_open(host, key)
     listener, tally = _listen(host, port), Tally()
     try:
@@ -187,7 +184,7 @@ def serve_diffusion(
         listener.close()
         raise
     url = base_url(host, listener.getsockname()[1])
-    names = _names(engine.info, name)
+    names = _names(engine, name)
     routes = Routes(engine, batcher, tally, names, [engine.info.model, *aliases])
     gate = Gate(routes, batcher, key)
     return DiffusionServer(gate, batcher, listener, url, names)
@@ -202,7 +199,7 @@ class Gate:
 
     def __init__(self, routes: Routes, batcher: Batcher, key: str | None) -> None:
         self._routes, self._app, self._batcher = routes, routes.app(), batcher
-        self._key = key.strip().encode() if key else None
+        self._key = key.strip() if key else None
         self._lock = threading.Lock()
         self._inside = 0
         self._emptied: Callable[[], None] | None = None
@@ -248,13 +245,10 @@ class Gate:
         path = scope["path"]
         if path in OPEN:
             return None
-        if self._key:
-            sent = dict(scope["headers"]).get(b"authorization", b"")
-            scheme, _, given = sent.partition(b" ")
-            if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._key):
-                told = "a key is needed: send the header Authorization: Bearer KEY"
-                headers = {"WWW-Authenticate": "Bearer"}
-                return Refusal(401, told, code="invalid_api_key", headers=headers)
+        if not accepts(self._key, path, scope["headers"]):
+            error = REFUSAL["error"]
+            headers = {"WWW-Authenticate": "Bearer"}
+            return Refusal(401, str(error["message"]), code=error["code"], headers=headers)
         if self._routes.draining and scope["method"] == "POST":
             return Refusal(503, "the server is being ended; it takes no more requests")
         return None
@@ -284,8 +278,8 @@ def _listen(host: str, port: int | None) -> socket.socket:
         raise InputError(f"host={host!r}, port={port!r} cannot be used: {error}") from error
 
 
-def _names(info: EngineInfo, name: str | None) -> tuple[str, ...]:
+def _names(engine: DiffusionEngine, name: str | None) -> tuple[str, ...]:
     """As a remote engine reads them: the plain name, and one with the revision if it is known."""
+    info = engine.info
     shown = name or (Path(info.model).name if Path(info.model).is_dir() else info.model)
-    known = info.revision not in {"", "None"}
-    return (shown, f"{shown}@{info.revision}") if known else (shown,)
+    return (shown, f"{shown}@{engine.variant}") if engine.variant else (shown,)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from yarl import URL
 
 from workbench.errors import EngineError, InputError
 from workbench.serving.address import base_url, check_port, warn_if_open
+from workbench.serving.key import REFUSAL, accepts, from_environment
 from workbench.serving.worker import Worker
 
 __all__ = ["Front"]
@@ -97,7 +97,8 @@ class Front:
             )
         if port is not None:
             check_port(host, port)
-        warn_if_open(host, os.environ.get("WORKBENCH_API_KEY"))
+        self._key = from_environment()
+        warn_if_open(host, self._key)
         self._host, self._port = host, port or 0
         self._workers = [
             Worker(line, variables, folder / f"worker-{i}.log", timeout)
@@ -168,7 +169,7 @@ class Front:
                 logger.warning("%s", error)
 
     async def _listen(self, stack: AsyncExitStack) -> None:
-        app = web.Application(client_max_size=LARGEST, middlewares=[_refuse])
+        app = web.Application(client_max_size=LARGEST, middlewares=[_refuse, self._guard])
         app.router.add_get("/health", self._health)
         app.router.add_get("/batch/stats", self._stats)
         app.router.add_route("*", "/{path:.*}", self._forward)
@@ -188,6 +189,13 @@ class Front:
                 f"port={self._port} of host={self._host!r} cannot be used: {error}"
             ) from error
         self._port = runner.addresses[0][1]
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """The key is asked for here, too: nothing of a stranger's reaches a worker."""
+        if accepts(self._key, request.path, request.raw_headers):
+            return await handler(request)
+        return web.json_response(REFUSAL, status=401, headers={"WWW-Authenticate": "Bearer"})
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()

@@ -10,13 +10,16 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from workbench.engines.identity import deciding
 from workbench.engines.source import EMBEDDED, Source
 from workbench.errors import InputError
+from workbench.serving.key import from_environment
+from workbench.serving.launch import TOLD
 
 __all__ = [
     "PRESETS",
@@ -26,12 +29,12 @@ __all__ = [
     "environment",
     "find_preset",
     "refused_option",
-    "served_names",
+    "served",
 ]
 
 logger = logging.getLogger("workbench")
 
-MODULE = "vllm.entrypoints.openai.api_server"  # `vllm serve` needs a package named vllm
+MODULE = "workbench.serving.launch"
 
 # Options that are not the caller's to set, and what to do instead.
 RESERVED = {
@@ -39,6 +42,7 @@ RESERVED = {
     "config": "give its settings as options",
     "enable_prefix_caching": "prefix caching is always on",
     "grpc": "only HTTP is served",
+    "grpc_port": "only HTTP is served",
     "headless": "the server must answer",
     "hf_token": "set HF_TOKEN in the environment, where other users cannot read it",
     "host": "give host=…",
@@ -50,6 +54,21 @@ RESERVED = {
     "ssl_keyfile": "only HTTP is served; put a proxy in front for HTTPS",
     "uds": "only HTTP over a port is served",
 }
+
+
+# Options of the server around a model that never change an answer.
+AROUND = frozenset(
+    {
+        "allow_credentials", "allowed_headers", "allowed_methods", "allowed_origins",
+        "disable_access_log_for_endpoints", "disable_fastapi_docs", "disable_uvicorn_access_log",
+        "enable_log_deltas", "enable_log_outputs", "enable_log_requests", "enable_offline_docs",
+        "enable_per_request_metrics", "enable_prompt_tokens_details", "enable_request_id_headers",
+        "enable_server_load_tracking", "enable_tokenizer_info_endpoint", "fingerprint_mode",
+        "fingerprint_value", "h11_max_header_count", "h11_max_incomplete_event_size",
+        "log_config_file", "log_error_stack", "max_log_len", "sse_keep_alive_interval",
+        "uvicorn_log_level",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,26 +242,25 @@ def _is_cpu_build() -> bool:
     return False
 
 
-def served_names(source: Source, revision: object) -> list[str]:
-    """The model's names: the plain one, and one with its revision where that is known.
+def served(source: Source, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the server's process makes the model's names of: its name, weights and options.
 
-    A client has no other way to learn the revision, and a stored answer's key needs it.
+    A client has no other way to learn the revision, and a stored answer's key needs it. The weights
+    are None where only the hub's commit can tell them from others.
     """
     shown = source.shown
-    if source.folder:
-        if shown != EMBEDDED:
-            shown = source.folder.name
-            logger.info("reading %s to tell its weights from others", source.folder)
-        revision = source.weights()
-    return [shown, f"{shown}@{str(revision)[:12]}"] if revision else [shown]
+    if source.folder and shown != EMBEDDED:
+        shown = source.folder.name
+        logger.info("reading %s to tell its weights from others", source.folder)
+    own = {name: value for name, value in options.items() if name not in AROUND}
+    weights = source.weights() if source.folder else None
+    return {"name": shown, "weights": weights, "options": deciding(own)}
 
 
-def command(
-    source: Source, names: Sequence[str], host: str, port: int, options: Mapping[str, Any]
-) -> list[str]:
+def command(source: Source, host: str, port: int, options: Mapping[str, Any]) -> list[str]:
     """The command line that starts the server."""
     line = [sys.executable, "-P", "-m", MODULE, "--model", source.name]
-    line += ["--served-model-name", *names, "--host", host, "--port", str(port)]
+    line += ["--host", host, "--port", str(port)]
     line.append("--enable-prefix-caching")
     for name, value in options.items():
         line += _flag(name.replace("_", "-"), value)
@@ -261,8 +279,13 @@ def _flag(name: str, value: Any) -> list[str]:
     return [f"--{name}={value}"]  # one word: the value may begin with a dash
 
 
-def environment(options: Mapping[str, Any]) -> dict[str, str]:
-    """The child's environment; the key goes only here, never on the command line."""
+def environment(options: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, str]:
+    """The child's environment; the key goes only here, never on the command line.
+
+    Args:
+        options: of the server.
+        told: what it is `served` as.
+    """
     child = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     child |= {"PYTHONWARNINGS": "ignore"} | dict(os.environ)
     # An engine in this process may have set it for itself (engines/resident.py).
@@ -274,7 +297,8 @@ def environment(options: Mapping[str, Any]) -> dict[str, str]:
         # vLLM has "uni" on a CPU only with this switch; the engine is a process all the same.
         child["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         child.setdefault("OMP_NUM_THREADS", "1")
-    if key := os.environ.get("WORKBENCH_API_KEY"):
+    child[TOLD] = json.dumps(told)
+    if key := from_environment():
         child["VLLM_API_KEY"] = key
     return child
 

@@ -11,9 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-__all__ = ["Child", "finish", "last_lines", "signal_group", "spawn"]
+__all__ = ["Child", "finish", "last_lines", "open_log", "signal_group", "spawn"]
 
 GRACE = 10.0  # seconds to end in order
 LAST = 15  # lines of its log that an error quotes
@@ -32,8 +32,13 @@ class Child:
     owner: int  # our own process id: a fork of us must not end what is ours
 
 
+def open_log(path: Path) -> BinaryIO:
+    """A file to be added to; a new one is for its owner alone, as prompts may end up in it."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+
+
 def spawn(line: list[str], variables: dict[str, str], path: Path) -> Child:
-    with path.open("ab") as output:
+    with open_log(path) as output:
         process = subprocess.Popen(
             line,
             stdin=subprocess.DEVNULL,

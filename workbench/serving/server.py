@@ -44,7 +44,7 @@ class Server:
     Attributes:
         url: the base URL of its OpenAI interface, for `open_engine(base_url=…)`.
         model: the name it serves.
-        names: all its names; with a second one, `<model>@<revision>`, it tells its revision.
+            It is listed as `<model>@<revision>` too, where the revision is known.
         log: the file with what vLLM says.
     """
 
@@ -52,7 +52,7 @@ class Server:
         self,
         source: Source,
         options: Mapping[str, Any],
-        names: list[str],
+        told: Mapping[str, Any],
         path: Path,
         *,
         host: str,
@@ -60,9 +60,10 @@ class Server:
         timeout: float,
     ) -> None:
         self.url = base_url(host, port)
-        self.model, self.names, self.log = names[0], tuple(names), path
-        self._line = command(source, names, host, port, options)
-        self._options, self._host, self._port, self._timeout = options, host, port, timeout
+        self.model, self.log = str(told["name"]), path
+        self._line = command(source, host, port, options)
+        self._options, self._told = options, told
+        self._host, self._port, self._timeout = host, port, timeout
         self._start()
 
     @property
@@ -107,7 +108,7 @@ class Server:
 
     def _start(self) -> None:
         said = self.log.stat().st_size if self.log.exists() else 0  # a restart adds to the log
-        self._child = spawn(self._line, environment(self._options), self.log)
+        self._child = spawn(self._line, environment(self._options, self._told), self.log)
         self._end = weakref.finalize(self, finish, self._child)
         try:
             self._wait(said)

@@ -17,6 +17,7 @@ from workbench.engines.diffusion.denoising import Denoising
 from workbench.engines.diffusion.likelihood import bounds
 from workbench.engines.diffusion.network import Network
 from workbench.engines.diffusion.row import Row
+from workbench.engines.identity import deciding, variant
 from workbench.engines.labels import LabelTree
 from workbench.engines.local import LocalEngine, versions
 from workbench.engines.resident import prepare
@@ -68,18 +69,18 @@ class DiffusionEngine(LocalEngine):
         check_slots(self._slots)
         network = read(source, device, options)
         self.network: Network | None = network
-        self._tokenizer = network.tokenizer
+        self._tokenizer, self._vocabulary = network.tokenizer, network.vocabulary
         self._mask_name: str | None = self._tokenizer.convert_ids_to_tokens(network.mask)
         # Once, and not while other threads use the tokenizer: it is a setting of theirs too.
         self._mask_spelt = self._tokenizer(
             self._mask_name or "", add_special_tokens=False, split_special_tokens=True
         ).input_ids
         weights = source.weights()
-        revision = network.revision or weights
+        revision = network.revision or (weights if source.folder else None)
         info = EngineInfo(
             engine="diffusion",
             model=source.shown,
-            revision=revision[:12],
+            revision=revision[:12] if revision else "not known",
             device=shown(device),
             dtype=str(network.model.dtype).removeprefix("torch."),
             context_length=network.context,
@@ -95,7 +96,11 @@ class DiffusionEngine(LocalEngine):
             "options": [options.get("load_format"), network.mask, network.context],
             "denoising": asdict(self.denoising),
         }
-        super().__init__(info, identity, store)
+        own = {k: v for k, v in options.items() if k not in ("batch_size", "device")}
+        known = variant(revision, info.dtype, deciding(own)) if revision else ""
+        super().__init__(info, identity, store, known)
+        if not revision:
+            self._store_nothing(f"no commit of {source.shown} is known to know its weights by")
 
     @property
     def batch_size(self) -> int:
@@ -150,7 +155,7 @@ class DiffusionEngine(LocalEngine):
         for index, ids in enumerate(found):
             if mask in ids:
                 prompt = prompts[index]
-                text = prompt if isinstance(prompt, str) else self._chat_text(index, prompt)
+                text = prompt if isinstance(prompt, str) else self._chat_text(prompt)
                 found[index] = self._spelt(text, special=isinstance(prompt, str))
         return found
 
@@ -193,11 +198,13 @@ class DiffusionEngine(LocalEngine):
         ids = [self._spelt(label, special=False) for label in labels]
         tree = LabelTree.build(labels, ids, width=2**31)
         fit, refused = {}, []
-        for index, prompt in enumerate(self._tokens(prompts)):
-            if reason := self._too_long(len(prompt), tree.depth):
-                refused.append(LabelRow(index, None, len(prompt), error=reason))
-            else:
+        for index, prompt in enumerate(self._each(prompts)):
+            reason = self._unfit(prompt, tree.depth)
+            if reason is None and not isinstance(prompt, str):
                 fit[index] = prompt
+            else:
+                size = 0 if isinstance(prompt, str) else len(prompt)
+                refused.append(LabelRow(index, None, size, error=reason))
         if refused:
             yield refused
         for index, values in bounds(self._open(), self._lock, fit, tree.labels, self._slots):

@@ -1,4 +1,4 @@
-"""What servers have: models, several prompts in one request, counters. Asked once each."""
+"""What servers have: models, exact labels, several prompts in one request, counters."""
 
 from __future__ import annotations
 
@@ -10,64 +10,56 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from workbench.engines.remote import wire
 from workbench.engines.remote.endpoint import Endpoint
 from workbench.engines.remote.faults import Broken, Busy, Down, Fatal, Fault
-from workbench.errors import EngineUnavailableError, InputError
+from workbench.errors import InputError
 
-__all__ = ["Served", "discover", "prefix_cache_hits", "takes_several"]
+__all__ = [
+    "Served",
+    "explain",
+    "gives_named_logprobs",
+    "look",
+    "prefix_cache_hits",
+    "takes_several",
+    "version",
+]
 
 log = logging.getLogger("workbench")
 BATCH = "/chat/completions/batch"  # of vLLM, for several chats
 METRICS = 3.0  # seconds for a page of counters
 HITS = "vllm:prefix_cache_hits_total"
+NO_LIST = (403, 404, 405, 501)  # a server without /models, or not for this key
+LONGEST = 2**40  # tokens of a context, above which it is none
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A model that a server lists; `revision` and `version` are "" where it does not tell them.
+    """A model that a server lists; `revision` and `root` are "" where it does not tell them.
 
-    `workbench serve` lists a model under `name@revision` too.
+    `workbench serve` lists a model under `name@revision` too. `names` are all of the same model.
     """
 
     name: str
-    revision: str
-    root: str
-    context_length: int
-    vllm: bool
-    version: str
+    revision: str = ""
+    root: str = ""
+    context_length: int = 0
+    names: tuple[str, ...] = ()
 
 
-async def discover(endpoints: list[Endpoint], model: str | None) -> Served:
-    """The model that all servers have; those that do not answer now are dropped from the list.
+async def look(endpoint: Endpoint, model: str | None) -> Served:
+    """The model as a server lists it now.
 
     Raises:
-        InputError: the model is not among those listed, or servers differ in it.
-        EngineUnavailableError: no server answers as one should.
+        Fault: it does not answer as it should.
+        InputError: the model is not among those listed, or there are several and none is named.
     """
-    found = await asyncio.gather(*(_served(endpoint, model) for endpoint in endpoints))
-    there = [(e, one) for e, one in zip(endpoints, found, strict=True) if isinstance(one, Served)]
-    lost = [(e, one) for e, one in zip(endpoints, found, strict=True) if isinstance(one, str)]
-    if not there:
-        raise EngineUnavailableError("; ".join(f"{e.shown}: {reason}" for e, reason in lost))
-    for endpoint, reason in lost:
-        log.warning("%s is left out: %s", endpoint.shown, reason)
-    first = there[0][1]
-    for endpoint, other in there:
-        if (other.name, other.revision, other.root) != (first.name, first.revision, first.root):
-            raise InputError(
-                f"{endpoint.shown} serves {other}, {there[0][0].shown} serves {first}: several "
-                "servers must have the same model"
-            )
-    endpoints[:] = [endpoint for endpoint, _ in there]
-    return first
-
-
-async def _served(endpoint: Endpoint, model: str | None) -> Served | str:
-    """The model, or why the server cannot be used."""
     try:
         listed = await _models(endpoint)
     except Fault as fault:
-        return _explain(endpoint, fault)
+        if model is None or fault.status not in NO_LIST:
+            raise
+        return Served(model, names=(model,))
     ids = [str(entry["id"]) for entry in listed]
     parts = [name.rpartition("@") for name in ids]
     revisions = {name: revision for name, at, revision in parts if at and name in ids}
@@ -80,14 +72,29 @@ async def _served(endpoint: Endpoint, model: str | None) -> Served | str:
         near = difflib.get_close_matches(name, names, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise InputError(f"{endpoint.shown} has no {name!r}; it serves {', '.join(names)}.{hint}")
-    version = ""
+    root = entry.get("root")
+    root = root if isinstance(root, str) else ""
+    same = [str(m["id"]) for m in listed if root and m.get("root") == root]
+    return Served(
+        name=name,
+        revision=revisions.get(name, ""),
+        root=root,
+        context_length=_context(entry.get("max_model_len")),
+        names=(name, *same),
+    )
+
+
+def _context(told: object) -> int:
+    good = isinstance(told, int) and not isinstance(told, bool) and 0 < told < LONGEST
+    return told if good else 0  # type: ignore[return-value]
+
+
+async def version(endpoint: Endpoint) -> str:
+    """vLLM's own, "" where there is none."""
     if endpoint.vllm:
         with contextlib.suppress(Fault, AttributeError):
-            version = str((await endpoint.get("//version")).get("version", ""))
-    context = entry.get("max_model_len")
-    context = context if isinstance(context, int) else 0
-    root = str(entry.get("root") or "")
-    return Served(name, revisions.get(name, ""), root, context, endpoint.vllm, version)
+            return str((await endpoint.get("//version")).get("version", ""))[:40]
+    return ""
 
 
 async def _models(endpoint: Endpoint) -> Sequence[Mapping[str, Any]]:
@@ -97,20 +104,23 @@ async def _models(endpoint: Endpoint) -> Sequence[Mapping[str, Any]]:
         raise Broken("its /models lists no models")
     if not listed:
         raise Broken("it serves no model")
-    endpoint.vllm = any(model.get("owned_by") == "vllm" for model in listed)
-    if endpoint.vllm:
+    if not endpoint.vllm and any(model.get("owned_by") == "vllm" for model in listed):
+        endpoint.vllm = True
         endpoint.gate.open()
     return listed
 
 
-def _explain(endpoint: Endpoint, fault: Fault) -> str:
+def explain(endpoint: Endpoint, fault: Fault) -> str:
     """A failure of the first request, with what to do about it."""
     text = str(fault)
-    if "HTTP 401" in text or "HTTP 403" in text:
+    if fault.status in (401, 403):
         had = "refuses the key in" if endpoint.has_key else "wants a key: put it in"
         return f"it {had} WORKBENCH_API_KEY (environment or .env file). It says: {text}"
-    if "HTTP 404" in text:
-        return f"no OpenAI-compatible server at this path ({text}); most end in /v1"
+    if fault.status == 404:
+        return (
+            f"no OpenAI-compatible server at this path ({text}); most end in /v1. Where it only "
+            "does not list its models, name one as model=…"
+        )
     if isinstance(fault, Broken):
         return f"no OpenAI-compatible server answers there: {text}"
     if isinstance(fault, Fatal):
@@ -119,6 +129,29 @@ def _explain(endpoint: Endpoint, fault: Fault) -> str:
         f"it cannot be reached ({text}): is it running, and the port right? "
         "`workbench serve vllm` starts a server"
     )
+
+
+async def gives_named_logprobs(endpoint: Endpoint, model: str) -> bool:
+    """Whether it gives log-probabilities of token ids that are named to it, as vLLM does.
+
+    This is asked and not taken from a name: vLLM may stand behind a gateway with another one.
+    """
+    body = {
+        "model": model,
+        "prompt": "1",
+        "max_tokens": 1,
+        "temperature": 0.0,
+        "logprobs": 0,
+        "logprob_token_ids": [1],
+        "return_token_ids": True,
+        "return_tokens_as_token_ids": True,
+    }
+    try:
+        (choice,) = wire.by_index(await endpoint.post("/completions", body), 1)
+        told = dict(wire.logprobs(choice or {})[0].top)
+    except (Fault, *wire.BAD):
+        return False
+    return 1 in told and wire.token_ids(choice or {}, "prompt_token_ids") is not None
 
 
 async def takes_several(endpoints: Sequence[Endpoint], model: str, *, chats: bool) -> None:
@@ -133,7 +166,7 @@ async def takes_several(endpoints: Sequence[Endpoint], model: str, *, chats: boo
             try:
                 reply = await endpoint.post(BATCH if chats else "/completions", body)
                 several = len(reply["choices"]) == 2
-            except (Busy, Down, Broken, KeyError, TypeError):
+            except (Busy, Down, Broken, *wire.BAD):
                 return  # not today
             except Fault as fault:
                 log.info("%s takes one prompt a request: %s", endpoint.shown, fault)
@@ -142,7 +175,7 @@ async def takes_several(endpoints: Sequence[Endpoint], model: str, *, chats: boo
         else:
             endpoint.multi = several
 
-    known = [(e, e.batch if chats else e.multi) for e in endpoints]
+    known = [(e, e.batch if chats else e.multi) for e in endpoints if e.absent is None]
     await asyncio.gather(*(try_out(e) for e, several in known if several is None))
 
 
@@ -152,6 +185,7 @@ async def prefix_cache_hits(endpoints: Sequence[Endpoint]) -> float | None:
         async with asyncio.timeout(METRICS):
             pages = await asyncio.gather(*(endpoint.text("//metrics") for endpoint in endpoints))
         lines = [line for page in pages for line in page.splitlines() if line.startswith(HITS)]
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines) if lines else None
+        total = sum(float(line.rsplit(" ", 1)[1]) for line in lines)
     except (Fault, TimeoutError, ValueError, IndexError):
         return None
+    return total if lines and 0 <= total < LONGEST else None

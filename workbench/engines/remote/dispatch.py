@@ -32,11 +32,12 @@ R = TypeVar("R")
 
 WINDOW = 1024  # prompts that a server has at once: what the largest GPUs run, and some queue
 LARGEST = 64  # prompts in one request
-SHARES = 8  # a call is cut into so many requests at the least, if it has so many prompts
+SHARES = 8  # requests for each server, at the least, into which a call is cut
 QUICK, SLOW = 10.0, 30.0  # seconds of a request: below it may grow, above it shrinks
 UNREAD = 4096  # finished packets that nobody has fetched yet
 TRIES = 2  # of a packet with several jobs before it is halved
 LONG = 10.0  # seconds of waiting that a person should know of
+JOIN = 3.0  # seconds between looks at servers that were not up
 
 
 @dataclass(slots=True)
@@ -92,7 +93,12 @@ class _Trip:
 
 
 class Dispatcher(Generic[J, R]):
-    """One call's way to the servers."""
+    """One call's way to the servers.
+
+    Args:
+        look: looks whether a server still is, or now is, what the call needs; raises a `Fault` if
+            it is not.
+    """
 
     def __init__(
         self,
@@ -101,7 +107,10 @@ class Dispatcher(Generic[J, R]):
         rate: RateGate,
         patience: Patience,
         effort: Effort,
+        *,
+        look: Callable[[Endpoint], Awaitable[None]],
     ) -> None:
+        self._look_at = look
         self._endpoints = endpoints
         self._plan = plan
         self._rate = rate
@@ -110,6 +119,7 @@ class Dispatcher(Generic[J, R]):
         self._size = self._largest = plan.size or LARGEST
         self._changed = asyncio.Event()
         self._told = False
+        self._busy = set[Endpoint]()  # of which it was said that they are
         self._progress = current()  # told from the loop's thread, too
         self._out: queue.SimpleQueue[list[tuple[J, R | Failed]] | None] = queue.SimpleQueue()
 
@@ -120,7 +130,8 @@ class Dispatcher(Generic[J, R]):
             EngineGoneError: no server can answer.
         """
         if self._plan.size is None:
-            self._size = self._largest = max(1, min(LARGEST, -(-len(jobs) // SHARES)))
+            packets = SHARES * sum(endpoint.absent is None for endpoint in self._endpoints)
+            self._size = self._largest = max(1, min(LARGEST, -(-len(jobs) // packets)))
         batch: list[tuple[J, R | Failed]] | None = None
         future = loop.start(self._send_all(jobs))
         future.add_done_callback(lambda _: self._out.put(None))
@@ -155,6 +166,7 @@ class Dispatcher(Generic[J, R]):
     async def _send_all(self, jobs: Sequence[J]) -> None:
         for endpoint in self._endpoints:
             endpoint.begin()
+        joining = asyncio.create_task(self._join())
         try:
             async with asyncio.TaskGroup() as group:
                 start = 0
@@ -168,6 +180,30 @@ class Dispatcher(Generic[J, R]):
         except BaseExceptionGroup as errors:
             error = errors.exceptions[0]  # the others were cancelled because of it
             raise EngineGoneError(str(error)) if isinstance(error, Fatal) else error from None
+        finally:
+            joining.cancel()
+
+    def _present(self) -> list[Endpoint]:
+        return [e for e in self._endpoints if e.out is None and e.absent is None]
+
+    async def _join(self) -> None:
+        """Take in servers that were not up when the engine was opened, as soon as they are."""
+        while absent := [e for e in self._endpoints if e.absent is not None]:
+            await asyncio.gather(*map(self._take_in, absent))
+            await asyncio.sleep(JOIN)
+
+    async def _take_in(self, endpoint: Endpoint) -> None:
+        try:
+            async with endpoint.looking:
+                await self._look_at(endpoint)
+        except Fault as fault:
+            if str(fault) != endpoint.absent and not isinstance(fault, Down):
+                log.warning("%s cannot join: %s", endpoint.shown, fault)
+            endpoint.absent = str(fault)
+            return
+        endpoint.absent = None
+        self._changed.set()
+        log.info("%s has joined", endpoint.shown)
 
     def _arrived(self, trip: _Trip) -> None:
         trip.leave()
@@ -182,7 +218,7 @@ class Dispatcher(Generic[J, R]):
     async def _slot(self, other_than: Endpoint | None = None) -> Endpoint:
         """Wait for a slot at the least loaded server, one that works if there is any."""
         while True:
-            there = [e for e in self._endpoints if e.out is None]
+            there = [e for e in self._present() if not e.resting]
             others = [e for e in there if e is not other_than] or there
             works = [e for e in others if e.hopeful()] or others
             for endpoint in sorted(works, key=lambda e: e.gate.busy / e.gate.limit):
@@ -228,10 +264,7 @@ class Dispatcher(Generic[J, R]):
             try:
                 return await self._ask(trip, packet, again=failed > 0)
             except Fatal as fault:
-                endpoint.out = str(fault)  # for this server; the call may have others
-                if all(e.out is not None for e in self._endpoints):
-                    raise
-                log.warning("%s is left out: %s", endpoint.shown, fault)
+                self._leave_out(endpoint, str(fault))
                 wait = 0.0
             except (Broken, Busy, Down) as fault:
                 failed += 1
@@ -245,11 +278,15 @@ class Dispatcher(Generic[J, R]):
                     raise Broken(str(fault)) from None
                 if trip.end and failed_at + wait > trip.end:
                     raise
-                stays = isinstance(fault, Busy)
+                stays = isinstance(fault, Busy) and wait <= LONG
             self._effort.retries += 1
             self._count(Usage(retries=1))
-            await asyncio.sleep(wait)
-            if endpoint.out is not None or (len(self._endpoints) > 1 and not stays):
+            end = time.monotonic() + wait
+            while endpoint.out is None and (left := end - time.monotonic()) > 0:
+                await asyncio.sleep(min(1.0, left))
+                if not stays and len(self._present()) > 1:
+                    break
+            if endpoint.out is not None or (len(self._present()) > 1 and not stays):
                 trip.leave()
                 trip.take(await self._slot(other_than=endpoint))
 
@@ -259,8 +296,12 @@ class Dispatcher(Generic[J, R]):
         endpoint = trip.endpoint
         await self._rate.wait(sum(map(self._plan.tokens, packet)))
         await endpoint.gate.room()
+        trip.end = trip.end or time.monotonic() + self._patience.total
+        if endpoint.doubtful:
+            async with endpoint.looking:
+                if endpoint.doubtful:
+                    await self._look_at(endpoint)
         started = time.monotonic()
-        trip.end = trip.end or started + self._patience.total
         self._effort.requests += 1
         self._effort.prompts += len(packet)
         with endpoint.sending(started):
@@ -272,6 +313,9 @@ class Dispatcher(Generic[J, R]):
             except Fault as fault:
                 fault.args = (endpoint.clean(str(fault)),)
                 raise
+            except Exception as error:  # noqa: BLE001  # whatever a server sends, rows it stays
+                told = endpoint.clean(f"{type(error).__name__}: {error}")
+                raise Broken(f"its answer cannot be read ({told})") from None
             finally:
                 seconds = time.monotonic() - started
                 self._adapt(len(packet), seconds)
@@ -297,14 +341,28 @@ class Dispatcher(Generic[J, R]):
         if asked is not None:
             wait = asked + wait / 10  # not all at the same moment
             if asked > self._patience.total:
-                raise Fatal(
-                    f"{trip.endpoint.shown} asks to wait {asked:g} s, longer than "
-                    f"total_timeout={self._patience.total:g}: run it again then"
+                self._leave_out(
+                    trip.endpoint,
+                    f"it asks to wait {asked:,.0f} s, longer than total_timeout="
+                    f"{self._patience.total:g} ({fault}): run it again then",
                 )
+                return 0.0
         if (wait > LONG or isinstance(fault, Down)) and not self._told:
             self._told = True
             log.warning("waiting for %s: %s", trip.endpoint.shown, fault)
         return wait
+
+    def _leave_out(self, endpoint: Endpoint, why: str) -> None:
+        """Use a server no more in this call.
+
+        Raises:
+            Fatal: there is no other.
+        """
+        news, endpoint.out = endpoint.out is None, why
+        if not self._present():
+            raise Fatal(f"{endpoint.shown}: {why}")
+        if news:
+            log.warning("%s is left out: %s", endpoint.shown, why)
 
     def _count(self, used: Usage) -> None:
         if self._progress is not None:
@@ -314,18 +372,35 @@ class Dispatcher(Generic[J, R]):
         """Tell gate and counters of a failure; end the call where every server is dead."""
         patience = self._patience
         if isinstance(fault, Busy):
-            self._effort.rate_limit_hits += 1
-            self._count(Usage(rate_limit_hits=1))
-            endpoint.gate.refused()
-            if endpoint.silent_for < 10 * patience.dead:
-                return
-        else:
-            endpoint.failed()
+            self._refused(endpoint, fault)
+            return
+        endpoint.failed()
         least = 5 * patience.attempts if isinstance(fault, Broken) else 1
-        there = [e for e in self._endpoints if e.out is None]
-        if all(e.dead(patience.dead, least) for e in there) or isinstance(fault, Busy):
+        there = self._present()
+        if there and all(e.dead(patience.dead, least) for e in there):
             names = ", ".join(e.shown for e in there)
             raise Fatal(
                 f"{names}: nothing but failures for {patience.dead:g} s, the last: {fault}. What "
                 "was finished is kept: run it again when the server is back"
             )
+
+    def _refused(self, endpoint: Endpoint, fault: Busy) -> None:
+        """A server has too many requests. Where it says nothing else for long, it is left out."""
+        self._effort.rate_limit_hits += 1
+        self._count(Usage(rate_limit_hits=1))
+        endpoint.gate.refused()
+        if fault.wait is not None and fault.wait > LONG:
+            endpoint.rest(fault.wait)
+        seconds, most = endpoint.busy_for(), self._patience.dead + (fault.wait or 0.0)
+        if seconds > most:
+            self._leave_out(
+                endpoint,
+                f"for {seconds:.0f} s it has answered nothing but {fault}. What was finished is "
+                "kept: run it again later, or wait longer with patience=…",
+            )
+        elif seconds > LONG and endpoint not in self._busy:
+            self._busy.add(endpoint)
+            log.warning(
+                "%s answers nothing but %s; it is left out after %.0f s of that",
+                endpoint.shown, fault, most,
+            )  # fmt: skip

@@ -4,75 +4,125 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
+import re
 import ssl
 import time
-import weakref
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from workbench.engines.remote import loop
-from workbench.engines.remote.faults import Broken, Down, Fatal, Fault, Refused, from_status
+from workbench.engines.remote.faults import (
+    AWAY,
+    TOO_MANY,
+    Broken,
+    Down,
+    Fatal,
+    Fault,
+    Refused,
+    from_status,
+)
 from workbench.engines.remote.gate import Gate
+from workbench.engines.remote.http import Http, Transport, is_loopback
+from workbench.engines.remote.secrets import Redactor, api_key, header_values
 from workbench.errors import InputError
 
-__all__ = ["Endpoint", "Transport", "check_url"]
+__all__ = ["Endpoint", "check_url"]
 
-Transport = Literal["aiohttp", "threads"]
-OPENAI = "api.openai.com"
-HERE = ("127.0.0.1", "localhost", "::1")
-KEYS = ("WORKBENCH_API_KEY", "OPENAI_API_KEY")
 PLAIN = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")  # of one that speaks HTTP
 REST = 5.0  # seconds after which a server that failed is tried again
-CONNECT = 20.0  # seconds to make a connection
-SAID = 300  # characters of a server's words that an error repeats
+# Seconds without an answer after which a server may be another: before a call, and within one.
+IDLE, LULL = 0.2, 30.0
+OTHER_NAME = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+UNKNOWN = (
+    r"unsupported|unrecogni[sz]ed|unknown|unexpected|not (support(ed)?|permitted|allowed)|extra"
+)
+REMEDIES = {
+    "temperature": "give Sampling(temperature=1.0), which such models want",
+    "stop": "leave `stop` out of Sampling, and cut the text yourself",
+    "logprobs": "leave `logprobs` out of Sampling",
+    "top_p": "leave `top_p` out of Sampling",
+    "seed": "leave `seed` out of Sampling",
+}
 
 
 class Endpoint:
     """A base URL with its connections, its gate, and what is known of it.
 
     Args:
-        url: such as `http://127.0.0.1:8000/v1`.
+        url: such as `http://127.0.0.1:8000/v1`; a query is sent with every request.
         transport: "aiohttp", or "threads" for the SDK's synchronous client in a pool.
         most: requests at once, at the most.
         timeout: seconds for one attempt.
+        headers: names of headers, with the environment variables that hold their values.
     """
 
-    def __init__(self, url: str, transport: Transport, most: int, timeout: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        transport: Transport,
+        most: int,
+        timeout: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         self.url = check_url(url)
         self.shown = _shown(self.url)
         self.gate = Gate(most)
         self.prompts = 0  # in flight
         self.multi: bool | None = None  # several prompts in one request; None: not tried yet
         self.batch: bool | None = None  # the same for chats
+        self.tokenizes = True  # it has /tokenize, as far as is known
         self.vllm = False
+        self.exact: bool | None = None  # it gives log-probabilities of token ids named to it
+        self.absent: str | None = None  # why it has no part yet; it is asked again
         self.out: str | None = None  # why it is used no more in this call
         self.answered = 0.0  # when it answered last, on the monotonic clock
-        self._failures = 0  # since then
+        self.looking = asyncio.Lock()  # one look at what it serves is enough
+        self._suspect: float | None = None  # since when it may have been started anew
+        self._failures = 0  # since it answered
         self._failing_since = self._failed_at = self._begun = 0.0
+        self._rest_until = 0.0  # until when it wants no request
+        self._busy_since: float | None = None  # nothing but "too many requests" since then
         self._in_flight: list[float] = []  # when they were sent
         self._timeout = timeout
-        self._key = _key(self.url)
-        self._ask = self._threads(most) if transport == "threads" else self._aiohttp(most)
+        self._limit_name = "max_tokens"
+        key, values = api_key(self.url), header_values(headers or {})
+        self.has_key = key is not None
+        self._secret = Redactor([*([key] if key else []), *values.values()])
+        self.paid = bool(key or values) and not is_loopback(urlsplit(self.url).hostname)
+        self._http = Http(self.url, transport, most, timeout, key=key, headers=values)
 
-    @property
-    def paid(self) -> bool:
-        """It wants a key and is not on this machine."""
-        return self._key is not None and urlsplit(self.url).hostname not in HERE
+    async def generate(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """`post` of a body with `max_tokens`, by the name that this server has for it.
 
-    @property
-    def has_key(self) -> bool:
-        """A key is sent to it."""
-        return self._key is not None
+        Raises:
+            Fault: there is no reply.
+        """
+        if "/chat" not in path:  # has one name only
+            return await self._advised(path, body)
+        name = self._limit_name
+        try:
+            return await self._advised(path, _renamed(body, name))
+        except Refused as fault:
+            other = OTHER_NAME[name]
+            if not _wants(other, instead_of=name, said=str(fault)):
+                raise
+        reply = await self._advised(path, _renamed(body, other))
+        self._limit_name = other
+        return reply
 
-    @property
-    def openai(self) -> bool:
-        """It is OpenAI's own."""
-        return urlsplit(self.url).hostname == OPENAI
+    async def _advised(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """`post`, with what to do where a setting is refused."""
+        try:
+            return await self.post(path, body)
+        except Refused as fault:
+            said = str(fault)
+            for name, remedy in REMEDIES.items():
+                named = re.search(rf"(?<!\w){name}(?!\w)", said)
+                if name in body and named and re.search(UNKNOWN, said, re.IGNORECASE):
+                    fault.args = (f"{said}. This server does not take it: {remedy}",)
+                    break
+            raise
 
     async def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The reply to a request; `path` is below the URL, or "//…" below the server's root.
@@ -80,12 +130,13 @@ class Endpoint:
         Raises:
             Fault: there is none.
         """
+        sent = time.monotonic()
         reply = await self._send("POST", path, body)
         if not isinstance(reply, dict):
-            raise Broken(f"the reply is no JSON object: {reply!r:.{SAID}}")
+            raise Broken(f"the reply is no JSON object: {self.clean(repr(reply))}")
         if isinstance(reply.get("error"), dict):  # some proxies say so under HTTP 200
             raise Broken(self.clean(str(reply["error"].get("message"))))
-        self._works()
+        self._works(sent)
         return reply
 
     async def get(self, path: str) -> Any:
@@ -105,55 +156,68 @@ class Endpoint:
         return (await self._raw("GET", path, None)).decode(errors="replace")
 
     async def lives(self, since: float) -> bool:
-        """Whether it has answered since then, or at least says what it serves."""
-        if self.answered > since:
-            return True
-        try:
-            return "data" in await self.get("/models")
-        except (Fault, TypeError):
-            return False
+        """Whether it has answered since then, or does so when it is asked what it serves."""
+        if self.answered <= since:
+            try:
+                await self.get("/models")
+            except Fault:
+                return self.answered > since
+        return True
 
     def close(self) -> None:
         """Close the connections; what is collected unclosed does so too."""
-        self._finalizer()
+        self._http.close()
 
     async def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
         data = await self._raw(method, path, body)
         try:
             return json.loads(data)
-        except ValueError:
-            text = data.decode(errors="replace")
+        except (ValueError, RecursionError):
+            text = data[:10_000].decode(errors="replace")
             kind = "a web page" if "<html" in text[:500].lower() else "no JSON"
             raise Broken(f"the reply is {kind}: {self.clean(text)!r}") from None
 
     async def _raw(self, method: str, path: str, body: Mapping[str, Any] | None) -> bytes:
-        import aiohttp
-        import httpx2
-        import openai
-
-        root = urlunsplit((*urlsplit(self.url)[:2], "", "", ""))
-        url = root + path[1:] if path.startswith("//") else self.url + path
         try:
-            async with asyncio.timeout(self._timeout):
-                reply = await self._ask(method, url, body)
-        except TimeoutError:
-            raise Broken(f"no answer within {self._timeout:g} s") from None
-        except (openai.APIConnectionError, httpx2.TransportError) as error:
-            raise self._unreached(error) from None
+            return await self._exchange(method, self._address(path), body)
+        except Fault as fault:
+            if isinstance(fault, Down):
+                self.suspect()
+            if self._http.proxy is not None:
+                fault.args = (f"{fault} (through the proxy {self._http.proxy})",)
+            raise
+
+    def _address(self, path: str) -> str:
+        scheme, place, base, query, _ = urlsplit(self.url)
+        whole = path[1:] if path.startswith("//") else base + path
+        return urlunsplit((scheme, place, whole, query, ""))
+
+    async def _exchange(self, method: str, url: str, body: Mapping[str, Any] | None) -> bytes:
+        sent = time.monotonic()
+        try:
+            content = None if body is None else _dumped(body)
         except UnicodeEncodeError as error:
             raise Refused(f"the prompt is no valid text: {error.reason}") from None
-        except (OSError, ValueError, RuntimeError, aiohttp.ClientError) as error:
-            raise Broken(self.clean(f"{type(error).__name__}: {error}")) from None
-        if reply.is_success:
-            data: bytes = reply.content
-            # Whatever a server echoes ends up in rows, errors or the store.
-            return data.replace(self._key.encode(), b"***") if self._key else data
+        except ValueError as error:
+            raise Refused(f"the request cannot be written as JSON: {error}") from None
+        try:
+            async with asyncio.timeout(self._timeout):
+                reply = await self._http.send(method, url, content)
+        except TimeoutError:
+            raise Broken(f"no answer within {self._timeout:g} s") from None
+        except Fault:
+            raise
+        except Exception as error:  # noqa: BLE001  # of three libraries, on whatever a server sends
+            raise self._unreached(error) from None
+        if 200 <= reply.status < 300:
+            return reply.body
         working = self.answered > 0
-        if reply.status_code < 500:  # it lives, though it does not do this
-            self._works()
-        raise from_status(
-            reply.status_code, self.clean(_said(reply)), reply.headers, working=working
-        )
+        if reply.status < 500 and reply.status not in TOO_MANY:  # it lives, but does not do this
+            self._works(sent)
+        elif reply.status in AWAY:
+            self.suspect()
+        said = self.clean(_said(reply.body))
+        raise from_status(reply.status, said, reply.headers, working=working)
 
     def _unreached(self, error: Exception) -> Fault:
         """A connection that could not be made, or broke: told by what lies underneath."""
@@ -169,81 +233,40 @@ class Endpoint:
             )
         if any(word in text for word in PLAIN):
             return Fatal(f"it does not speak TLS ({text}): give its URL with http://")
+        self.suspect()
         if any(isinstance(c, aiohttp.ClientConnectorError | httpx2.ConnectError) for c in causes):
             return Down(text)
-        return Broken(text)
+        return Broken(f"{type(causes[-1]).__name__}: {text}")
 
     def clean(self, text: str) -> str:
-        """A server's words without our key, on one line, not too many."""
-        if self._key:
-            text = text.replace(self._key, "…")
-        return " ".join(text.split())[:SAID]
-
-    def _aiohttp(self, most: int) -> Callable[..., Any]:
-        """Through the SDK's client for HTTP, with the SDK's headers, which are made only once.
-
-        What the SDK itself does for each request takes as long as all the rest.
-        """
-        import httpx2
-        import openai
-
-        limits = httpx2.Limits(max_connections=most + 8, max_keepalive_connections=most + 8)
-        http = openai.DefaultAioHttpClient(limits=limits, timeout=self._common()["timeout"])
-        client = openai.AsyncOpenAI(**self._common(), http_client=http)
-        given = {**client.default_headers, **client.auth_headers}
-        headers = httpx2.Headers({k: v for k, v in given.items() if isinstance(v, str)})
-        urls: dict[str, httpx2.URL] = {}
-
-        async def ask(method: str, url: str, body: Mapping[str, Any] | None) -> Any:
-            place = urls.get(url) or urls.setdefault(url, httpx2.URL(url))
-            content = None if body is None else _dumped(body)
-            request = http.build_request(method, place, headers=headers, content=content)
-            return await http.send(request)
-
-        self._finalizer = weakref.finalize(self, loop.finish, client.close)
-        return ask
-
-    def _threads(self, most: int) -> Callable[..., Any]:
-        import httpx2
-        import openai
-
-        limits = httpx2.Limits(max_connections=most + 8, max_keepalive_connections=most + 8)
-        client = openai.OpenAI(
-            **self._common(), http_client=openai.DefaultHttpxClient(limits=limits)
-        )
-        pool = ThreadPoolExecutor(most + 8, thread_name_prefix="workbench")
-
-        async def ask(method: str, url: str, body: Mapping[str, Any] | None) -> Any:
-            request = partial(client.post, body=body) if method == "POST" else client.get
-            call = partial(request, url, cast_to=httpx2.Response)
-            try:
-                return await asyncio.get_running_loop().run_in_executor(pool, call)
-            except openai.APIStatusError as error:
-                return error.response
-
-        async def close() -> None:
-            pool.shutdown(wait=False, cancel_futures=True)
-            client.close()
-
-        self._finalizer = weakref.finalize(self, loop.finish, close)
-        return ask
-
-    def _common(self) -> dict[str, Any]:
-        import httpx2
-
-        return {
-            "base_url": self.url,
-            "api_key": self._key or "none",
-            "max_retries": 0,  # retries are ours
-            "timeout": httpx2.Timeout(self._timeout, connect=CONNECT),
-        }
+        """A server's words without our secrets, on one line, not too many."""
+        return self._secret.clean(text)
 
     def begin(self) -> None:
         """A call begins: what failed before it does not count."""
         self.out, self._failures, self._begun = None, 0, time.monotonic()
+        self._busy_since, self._rest_until = None, 0.0
+        if self._begun - self.answered > IDLE:
+            self.suspect()
 
-    def _works(self) -> None:
-        self._failures, self.answered = 0, time.monotonic()
+    def suspect(self) -> None:
+        """It may have been started anew, with another model."""
+        self._suspect = time.monotonic()
+
+    def seen(self) -> None:
+        """It has been looked at, and is the same."""
+        self._suspect = None
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether to look first if it still serves what it did: after it was away, or idle."""
+        idle = not self._in_flight and time.monotonic() - self.answered > LULL
+        return self._suspect is not None or idle
+
+    def _works(self, sent: float) -> None:
+        self._failures, self.answered, self._busy_since = 0, time.monotonic(), None
+        if self._suspect is not None and sent < self._suspect:
+            self._suspect = None  # what was sent before has been answered: it was never away
 
     def failed(self) -> None:
         """Note a failure."""
@@ -261,10 +284,21 @@ class Endpoint:
             self._failed_at = now
         return True
 
+    def rest(self, seconds: float) -> None:
+        """It asks to be left alone for so long."""
+        self._rest_until = time.monotonic() + seconds
+
     @property
-    def silent_for(self) -> float:
-        """Seconds of the call in which it has answered nothing."""
-        return time.monotonic() - max(self.answered, self._begun)
+    def resting(self) -> bool:
+        """It is to be left alone."""
+        return time.monotonic() < self._rest_until
+
+    def busy_for(self) -> float:
+        """Seconds in which nothing came but "too many requests", with this one."""
+        now = time.monotonic()
+        if self._busy_since is None:
+            self._busy_since = now
+        return now - self._busy_since
 
     def dead(self, patience: float, least: int) -> bool:
         """Nothing but failures for so long, so many, and nothing older is under way."""
@@ -308,7 +342,7 @@ def check_url(url: object) -> str:
             f"base_url={_shown(url)!r} holds a password: put the key in WORKBENCH_API_KEY instead"
         )
     path = parts.path.rstrip("/") or "/v1"
-    return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+    return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
 def _shown(url: str) -> str:
@@ -318,17 +352,16 @@ def _shown(url: str) -> str:
     return scheme + mark + ("…@" if secret else at) + rest.split("?")[0]
 
 
-def _key(url: str) -> str | None:
-    """The key for a server: never OpenAI's for another one."""
-    from dotenv import dotenv_values, find_dotenv
+def _renamed(body: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {name if key == "max_tokens" else key: value for key, value in body.items()}
 
-    known = {**dotenv_values(find_dotenv(usecwd=True)), **os.environ}
-    names = KEYS if urlsplit(url).hostname == OPENAI else KEYS[:1]
-    key = next((known[name] for name in names if known.get(name)), None)
-    key = key and key.strip()
-    if key and not (key.isascii() and key.isprintable()):
-        raise InputError(f"the key in {' or '.join(names)} has characters that no key has")
-    return key
+
+def _wants(name: str, *, instead_of: str, said: str) -> bool:
+    """Whether a refusal is about what the limit on tokens is called."""
+    if re.search(rf"(?<!\w){name}(?!\w)", said):
+        return True
+    refused = re.search(rf"(?<!\w){instead_of}(?!\w)", said)
+    return bool(refused and re.search(UNKNOWN, said, re.IGNORECASE))
 
 
 def _dumped(body: Mapping[str, Any]) -> bytes:
@@ -338,18 +371,19 @@ def _dumped(body: Mapping[str, Any]) -> bytes:
 
 def _causes(error: BaseException) -> list[BaseException]:
     causes = [error]
-    while following := causes[-1].__cause__ or causes[-1].__context__:
+    while (following := causes[-1].__cause__ or causes[-1].__context__) and len(causes) < 20:
         causes.append(following)
     return causes
 
 
-def _said(response: Any) -> str:
+def _said(body: bytes) -> str:
     """What a server says of an error: the message within, else the text."""
+    text = body[:10_000].decode(errors="replace")
     try:
-        reply = response.json()
+        reply = json.loads(text)
         error = reply.get("error", reply)
         said = error if isinstance(error, str) else error.get("message") or error.get("detail")
         code = error.get("code") if isinstance(error, dict) else None
-    except (ValueError, AttributeError):
-        return str(response.text)
+    except (ValueError, AttributeError, RecursionError):
+        return text
     return f"{said or reply} ({code})" if isinstance(code, str) else f"{said or reply}"

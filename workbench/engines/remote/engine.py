@@ -17,10 +17,10 @@ from workbench.engines.checks import check_prompts
 from workbench.engines.remote import loop, wire
 from workbench.engines.remote.discovery import (
     BATCH,
-    Served,
-    discover,
+    gives_named_logprobs,
     prefix_cache_hits,
     takes_several,
+    version,
 )
 from workbench.engines.remote.dispatch import Dispatcher, Effort, Plan
 from workbench.engines.remote.endpoint import Endpoint
@@ -29,6 +29,7 @@ from workbench.engines.remote.gate import RateLimit
 from workbench.engines.remote.labels import Asker, score_exactly, score_from_top
 from workbench.engines.remote.options import Estimate, RemoteOptions, about
 from workbench.engines.remote.patience import Patience
+from workbench.engines.remote.sameness import Sameness
 from workbench.errors import InputError
 from workbench.store import Store
 from workbench.types import Completion, EngineInfo, LabelRow, Prompt, Sampling, Usage
@@ -60,16 +61,9 @@ class RemoteEngine(BaseEngine):
         urls = given.pop("base_url", None)
         self._options = chosen = RemoteOptions.of(given)
         self._endpoints = [
-            Endpoint(url, chosen.transport, chosen.max_concurrency, chosen.timeout)
+            Endpoint(url, chosen.transport, chosen.max_concurrency, chosen.timeout, chosen.headers)
             for url in _urls(urls)
         ]
-        served = loop.run(discover(self._endpoints, model))
-        self._model = served.name
-        self._dialect = wire.Dialect(
-            vllm=served.vllm,
-            openai=self._endpoints[0].openai,
-            template=chosen.chat_template_kwargs,
-        )
         self._patience = Patience(
             attempts=chosen.attempts, total=chosen.total_timeout, dead=chosen.patience
         )
@@ -78,24 +72,41 @@ class RemoteEngine(BaseEngine):
         self._effort = Effort()
         self._last_hits: float | None = None
         self._label_ids: dict[str, list[int]] = {}
+        self._kinds: set[bool] = set()  # texts (False) and chats (True), as they have come
+        self._same = Sameness(chosen.revision, chosen.chat_template_kwargs)
+        served = loop.run(self._same.establish(self._endpoints, model))
+        self._model = served.name
+        self._dialect = self._same.dialect
+        first, there = self._endpoints[0], [e for e in self._endpoints if e.absent is None]
+        vouched = served.revision or self._same.fingerprint(first.url, store)
         info = EngineInfo(
             engine="remote",
             model=served.name,
-            revision=served.revision or "not told",
-            device=", ".join(e.shown for e in self._endpoints),
+            revision=chosen.revision or vouched or "not told",
+            device=self._places(),
             dtype="as served",
             context_length=served.context_length,
-            versions=_versions(served),
+            versions=_versions(loop.run(version(there[0]))),
             why=why,
         )
-        # Where neither is told, another server's model of this name may be another model.
-        where = [] if served.revision or served.root else [e.shown for e in self._endpoints]
+        # Where the server itself does not vouch for the weights, what it says is worth as much as
+        # the place where it says so.
+        where = [] if served.revision else [first.url]
         identity = {
-            "served": [served.name, served.revision, served.root, served.context_length, *where],
+            "served": [served.name, chosen.revision, vouched, served.context_length, *where],
             "template": dict(chosen.chat_template_kwargs or {}),
         }
-        super().__init__(info, identity, store)
+        super().__init__(info, identity, store, variant=served.revision)
+        if not (chosen.revision or vouched):
+            self._store_nothing(
+                f"{first.shown} tells no revision of {served.name} and gives no log-probabilities "
+                "to know its weights by; if you know them, give revision=…"
+            )
+        self._counted = there
         self._hits_before = self._hits()
+
+    def _places(self) -> str:
+        return ", ".join(e.shown for e in self._endpoints if e.absent is None)
 
     @property
     def usage(self) -> Usage:
@@ -127,7 +138,8 @@ class RemoteEngine(BaseEngine):
     def takes_several(self, *, chats: bool = False) -> bool:
         """Whether the servers take several prompts (or chats) in one request."""
         self._try_out(chats=chats)
-        return all(endpoint.batch if chats else endpoint.multi for endpoint in self._endpoints)
+        there = [endpoint for endpoint in self._endpoints if endpoint.absent is None]
+        return all(endpoint.batch if chats else endpoint.multi for endpoint in there)
 
     def _free(self) -> None:
         self._last_hits = self._hits()
@@ -139,7 +151,7 @@ class RemoteEngine(BaseEngine):
         if not self._dialect.vllm or self._last_hits is not None:
             return self._last_hits
         try:
-            return loop.run(prefix_cache_hits(self._endpoints))
+            return loop.run(prefix_cache_hits(self._counted))
         except Exception:  # noqa: BLE001  # nothing may go wrong for the sake of a number
             return None
 
@@ -175,7 +187,8 @@ class RemoteEngine(BaseEngine):
         asker = Asker(
             self._endpoints, self._model, self._dialect, self._options.size, self._dispatch
         )
-        if self._dialect.vllm:
+        loop.run(self._find_exact())
+        if all(e.exact for e in self._endpoints if e.absent is None):
             missing = [label for label in labels if label not in self._label_ids]
             self._label_ids |= asker.label_ids(missing) if missing else {}
             ids = [self._label_ids[label] for label in labels]
@@ -183,14 +196,43 @@ class RemoteEngine(BaseEngine):
         else:
             yield from score_from_top(asker, prompts, labels)
 
+    async def _find_exact(self) -> None:
+        """Ask each server once whether it gives the log-probabilities of tokens named to it."""
+        for endpoint in self._endpoints:
+            if endpoint.exact is None and endpoint.absent is None:
+                endpoint.exact = await gives_named_logprobs(endpoint, self._model)
+
     def _try_out(self, *, chats: bool) -> None:
         """Find out what the servers take, unless one prompt a request is wanted anyway."""
+        self._kinds.add(chats)
         if self._options.size != 1:
             loop.run(takes_several(self._endpoints, self._model, chats=chats))
 
+    async def _look(self, endpoint: Endpoint) -> None:
+        """Whether a server still serves the same, or does so now that it is up.
+
+        Raises:
+            Fault: it does not, or cannot be asked.
+        """
+        await self._same.check(endpoint)
+        endpoint.seen()
+        if endpoint.absent is None:
+            return
+        for chats in self._kinds if self._options.size != 1 else ():
+            absent, endpoint.absent = endpoint.absent, None
+            try:
+                await takes_several([endpoint], self._model, chats=chats)
+            finally:
+                endpoint.absent = absent
+        if endpoint.exact is None:
+            endpoint.exact = await gives_named_logprobs(endpoint, self._model)
+        self._info = replace(self._info, device=f"{self._places()}, {endpoint.shown}")
+
     def _dispatch(self, plan: Plan[Any, Any], jobs: Sequence[Any]) -> Iterator[list[Any]]:
         before = replace(self._effort)
-        dispatcher = Dispatcher(self._endpoints, plan, self._rate, self._patience, self._effort)
+        dispatcher = Dispatcher(
+            self._endpoints, plan, self._rate, self._patience, self._effort, look=self._look
+        )
         try:
             yield from dispatcher.run(jobs)
         finally:
@@ -222,10 +264,19 @@ class RemoteEngine(BaseEngine):
             body["n"] = len(packet)  # one prompt, several samples
         elif len(packet) > 1 and chats:
             path = BATCH
-        reply = await endpoint.post(path, body)
-        return wire.each(
-            reply, len(packet), lambda _, choice, share: wire.read(choice, sampling, share)
-        )
+        reply = await endpoint.generate(path, body)
+        self._see_model(reply.get("model"))
+
+        def one(_: int, choice: wire.Choice, share: wire.Usage) -> Completion:
+            row = wire.read(choice, sampling, share, self._note)
+            return row if row.error is None else replace(row, error=endpoint.clean(row.error))
+
+        return wire.each(reply, len(packet), one)
+
+    def _see_model(self, answered: object) -> None:
+        """Say so, once, where a server answers with another model than it was asked for."""
+        if isinstance(answered, str) and answered and answered not in self._same.served.names:
+            self._note(f"asked for {self._model!r}, answered by {answered[:80]!r}")
 
     def _announce(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         """Before money is spent, or minutes are waited: how much."""
@@ -264,6 +315,6 @@ def _urls(given: object) -> list[str]:
     return list(urls)
 
 
-def _versions(served: Served) -> dict[str, str]:
+def _versions(vllm: str) -> dict[str, str]:
     mine = {name: importlib.metadata.version(name) for name in ("openai", "workbench")}
-    return mine | ({"vllm": served.version} if served.version else {})
+    return mine | ({"vllm": vllm} if vllm else {})

@@ -24,7 +24,9 @@ class Failed:
 
 
 class Fault(Exception):  # noqa: N818  # they are kinds of fault, and caught as such
-    """A request was not answered."""
+    """A request was not answered; `status` is HTTP's, where it came with one."""
+
+    status: int | None = None
 
 
 class Refused(Fault):
@@ -64,6 +66,12 @@ def from_status(status: int, text: str, headers: Mapping[str, str], *, working: 
         headers: of the response, for how long to wait.
         working: it has answered before, so that 403 is about the request.
     """
+    fault = _kind(status, text, headers, working=working)
+    fault.status = status
+    return fault
+
+
+def _kind(status: int, text: str, headers: Mapping[str, str], *, working: bool) -> Fault:
     message = f"HTTP {status}: {text}" if text else f"HTTP {status}"
     if status in TOO_MANY and "insufficient_quota" not in text:
         return Busy(message, _retry_after(headers))

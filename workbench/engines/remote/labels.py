@@ -17,7 +17,7 @@ from workbench.engines.labels import LabelTree, Node, Tokens
 from workbench.engines.remote import wire
 from workbench.engines.remote.dispatch import Plan
 from workbench.engines.remote.endpoint import Endpoint
-from workbench.engines.remote.faults import Failed, Refused
+from workbench.engines.remote.faults import Broken, Failed, Fault, Refused
 from workbench.engines.remote.options import about
 from workbench.errors import EngineError, InputError
 from workbench.types import LabelRow, Prompt, Sampling
@@ -25,6 +25,7 @@ from workbench.types import LabelRow, Prompt, Sampling
 __all__ = ["Asker", "from_top", "score_exactly", "score_from_top"]
 
 MAX_LABEL_IDS = 128  # vLLM's limit on logprob_token_ids
+MISSING = (401, 403, 404, 405, 501)  # statuses of a path that a gateway does not pass on
 TOP = 20  # log-probabilities that servers give at the most
 UNREADABLE = "\ufffd"  # part of a character, of whichever label
 ROUNDING = 1e-6  # of probabilities summed in float32
@@ -191,9 +192,33 @@ def _tokenizing(asker: Asker) -> Plan[tuple[int, Prompt], list[int]]:
             body |= {"prompt": text, "add_special_tokens": False}
         else:
             body |= {"messages": text, "chat_template_kwargs": dict(asker.dialect.template or {})}
-        return [(await endpoint.post("//tokenize", body)).get("tokens")]
+        ids = await _tokens_of(endpoint, body)
+        if not ids:
+            raise Refused("the server tells no tokens of it")
+        return [list(ids)]
 
     return Plan(ask, lambda *_: False, lambda _: 1, 1)
+
+
+async def _tokens_of(endpoint: Endpoint, body: dict[str, Any]) -> tuple[int, ...] | None:
+    """Tokens from the path for that; behind a gateway without it, from a generated token's reply.
+
+    Raises:
+        Fault: the server does not answer.
+    """
+    if endpoint.tokenizes:
+        try:
+            return wire.token_ids(await endpoint.post("//tokenize", body), "tokens")
+        except Fault as fault:
+            if fault.status not in MISSING and not isinstance(fault, Broken):
+                raise
+            endpoint.tokenizes = False
+    path = "/completions" if "prompt" in body else "/chat/completions"
+    reply = await endpoint.generate(path, {**body, "max_tokens": 1, "return_token_ids": True})
+    (choice,) = wire.by_index(reply, 1)
+    return wire.token_ids(choice or {}, "prompt_token_ids") or wire.token_ids(
+        reply, "prompt_token_ids"
+    )
 
 
 def score_from_top(
@@ -216,7 +241,7 @@ def score_from_top(
         chats = not isinstance(texts[0], str)
         body = (wire.chat if chats else wire.completions)(texts, sampling, None, asker.dialect)
         body["model"] = asker.model
-        reply = await endpoint.post("/chat/completions" if chats else "/completions", body)
+        reply = await endpoint.generate("/chat/completions" if chats else "/completions", body)
 
         def row(i: int, choice: wire.Choice, share: wire.Usage) -> LabelRow:
             first = wire.logprobs(choice)[:1]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from workbench.engines.remote.endpoint import Transport
+from workbench.engines.remote.http import Transport
 from workbench.engines.source import check_options
 from workbench.errors import InputError
 from workbench.types import Prompt
@@ -28,9 +29,14 @@ class RemoteOptions:
         timeout: seconds for one attempt.
         attempts: how often a request is tried that fails by itself.
         total_timeout: seconds for a request with all its attempts.
-        patience: seconds for which servers may be down before the call ends.
+        patience: seconds for which servers may be down, or answer nothing but "too many requests"
+            (beyond the wait that they ask for), before the call ends or goes on without them.
         transport: "aiohttp", or "threads" where that misbehaves.
         chat_template_kwargs: arguments for the chat template, such as `enable_thinking`.
+        headers: further headers, as `{"api-key": "AZURE_OPENAI_API_KEY"}`: the name of each, and
+            of the environment variable (or line of `.env`) that holds its value.
+        revision: what you call the weights, where the server does not tell and you know better
+            than a fingerprint: answers are stored under it.
     """
 
     max_concurrency: int = 128
@@ -43,6 +49,8 @@ class RemoteOptions:
     patience: float = 120.0
     transport: Transport = "aiohttp"
     chat_template_kwargs: Mapping[str, Any] | None = None
+    headers: Mapping[str, str] | None = None
+    revision: str | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> RemoteOptions:
@@ -68,6 +76,11 @@ class RemoteOptions:
                 made.chat_template_kwargs is None or _is_json(made.chat_template_kwargs),
                 "a dictionary of JSON values",
             ),
+            (
+                "revision",
+                made.revision is None or (isinstance(made.revision, str) and bool(made.revision)),
+                "a text that is not empty",
+            ),
             ("transport", made.transport in ("aiohttp", "threads"), '"aiohttp" or "threads"'),
             *(
                 (name, _positive(getattr(made, name)), "above 0")
@@ -80,6 +93,8 @@ class RemoteOptions:
         ):
             if not holds:
                 raise InputError(f"{name}={getattr(made, name)!r}: must be {need}")
+        if made.headers is not None and not _is_texts(made.headers):
+            raise InputError('headers must be a dictionary such as {"api-key": "NAME_OF_VARIABLE"}')
         return made
 
     @property
@@ -91,6 +106,16 @@ class RemoteOptions:
 def _positive(value: object, kind: type | tuple[type, ...] = (int, float)) -> bool:
     number = isinstance(value, kind) and not isinstance(value, bool)
     return number and 0 < value < float("inf")  # type: ignore[operator]
+
+
+def _is_texts(value: object) -> bool:
+    """Whether it names headers and variables; it is not shown: it may hold a secret."""
+    if not isinstance(value, Mapping):
+        return False
+    return all(
+        isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9-]+", name) and isinstance(at, str)
+        for name, at in value.items()
+    )
 
 
 def _is_json(value: object) -> bool:

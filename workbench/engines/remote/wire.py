@@ -6,10 +6,9 @@ server is vLLM. An answer is placed by its index; what cannot be read is a fault
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from workbench.engines.base import failure
 from workbench.engines.remote.faults import Broken, Failed, Refused
@@ -37,17 +36,31 @@ class Dialect:
 
     Attributes:
         vllm: it is vLLM, with token ids and structured output by choices and patterns.
-        openai: it is OpenAI's own, which wants `max_completion_tokens` in chats.
         template: arguments for the chat template.
     """
 
     vllm: bool = False
-    openai: bool = False
     template: Mapping[str, Any] | None = None
 
 
 Choice = Mapping[str, Any]
-BAD = (KeyError, IndexError, TypeError, ValueError, AttributeError)  # what odd JSON leads to
+BAD = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)  # of odd JSON
+MOST_TOKENS = 10**8  # of a request, above which a count is no count
+LEAST_LOG, ABOVE_ONE = 1e6, 0.01  # log-probabilities are from -LEAST_LOG to 0, and a rounding
+# How servers say that an answer is whole, that it was cut, or that it is none; in lower case.
+STOPS = {
+    "stop", "eos", "eos_token", "end_turn", "stop_sequence", "finish_reason_stop", "complete",
+    "completed", "finished",
+}  # fmt: skip
+LENGTHS = {
+    "length", "max_tokens", "model_length", "max_output_tokens", "max_completion_tokens",
+    "finish_reason_max_tokens", "max_length", "model_context_window_exceeded",
+}  # fmt: skip
+ENDS = (
+    "filter", "safety", "error", "tool", "function", "abort", "cancel", "repetition", "recitation",
+    "blocklist", "prohibited", "spii", "refus", "fail", "timeout",
+)  # fmt: skip
+THOUGHTS = ("thinking", "reasoning", "thought", "reasoning_content", "summary", "redacted_thinking")
 R = TypeVar("R")
 
 
@@ -69,7 +82,7 @@ def chat(
     """The body for `/chat/completions`, or with several chats for vLLM's `…/batch`."""
     body = _sampling(sampling, seed, to)
     body["messages"] = chats[0] if len(chats) == 1 else list(chats)
-    body["max_completion_tokens" if to.openai else "max_tokens"] = sampling.max_tokens
+    body["max_tokens"] = sampling.max_tokens
     if to.template:
         body["chat_template_kwargs"] = dict(to.template)
     if sampling.logprobs is not None:
@@ -130,7 +143,7 @@ def by_index(reply: Mapping[str, Any], count: int) -> list[Choice | None]:
     """
     choices = reply.get("choices")
     if not isinstance(choices, list) or not choices:
-        raise Broken(f"the reply has no choices: {reply!s:.200}")
+        raise Broken(f"the reply has no choices: {reply!s}")
     placed: list[Choice | None] = [None] * count
     for position, choice in enumerate(choices):
         index = choice.get("index", position) if isinstance(choice, dict) else None
@@ -151,10 +164,7 @@ def each(
         Broken: the reply is malformed.
     """
     results: list[R | Failed | None] = [None] * count
-    try:
-        shares = Usage.shares(reply, count)
-    except BAD as error:
-        raise Broken(f"the reply's usage is malformed ({error})") from None
+    shares = Usage.shares(reply, count)
     for i, choice in enumerate(by_index(reply, count)):
         try:
             results[i] = None if choice is None else read_one(i, choice, shares[i])
@@ -166,8 +176,10 @@ def each(
     return results
 
 
-def read(choice: Choice, sampling: Sampling, usage: Usage) -> Completion:
-    """One answer.
+def read(
+    choice: Choice, sampling: Sampling, usage: Usage, note: Callable[[str], None] = lambda _: None
+) -> Completion:
+    """One answer; `note` is told what is odd about it, though it counts.
 
     Raises:
         Broken: it has no text.
@@ -176,12 +188,11 @@ def read(choice: Choice, sampling: Sampling, usage: Usage) -> Completion:
     text, reasoning, refusal = _text(choice)
     prompt, generated = _count(choice, "prompt_token_ids"), _count(choice, "token_ids")
     prompt_tokens = usage.prompt if prompt is None else prompt
-    finish = choice.get("finish_reason")
-    if refusal or finish not in ("stop", "length"):
-        reason = f"refused: {refusal}" if refusal else f"the server ended it: {finish}"
-        return failure(reason, prompt_tokens)
+    finish, reason = _finish(choice.get("finish_reason"), text or reasoning, note)
+    if refusal or reason:
+        return failure(f"refused: {refusal}" if refusal else str(reason), prompt_tokens, text)
     if sampling.choices is not None and finish == "stop" and text not in sampling.choices:
-        return failure(f"{text!r:.80} is none of the choices", prompt_tokens)
+        return failure(f"{text!r:.80} is none of the choices", prompt_tokens, text)
     return Completion(
         text=text,
         finish_reason=finish,
@@ -194,6 +205,21 @@ def read(choice: Choice, sampling: Sampling, usage: Usage) -> Completion:
     )
 
 
+def _finish(
+    told: object, text: str | None, note: Callable[[str], None]
+) -> tuple[Literal["stop", "length"], str | None]:
+    """How an answer ended, and why it is none."""
+    name = str(told or "").lower()
+    if name in STOPS:
+        return "stop", None
+    if name in LENGTHS:
+        return "length", None
+    if not text or any(word in name for word in ENDS):
+        return "stop", f"the server ended it: {str(told)!s:.80}"
+    note(f"finish_reason={told!r:.40} with a text is taken for a stop")
+    return "stop", None
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens of one answer where it does not carry its ids: a share of what the reply sums up."""
@@ -204,22 +230,41 @@ class Usage:
 
     @classmethod
     def shares(cls, reply: Mapping[str, Any], count: int) -> list[Usage]:
-        """Each answer's share; their sum is exact. Cached tokens are told of one answer only."""
-        usage = reply.get("usage") or {}
-        details = usage.get("prompt_tokens_details") or {}
-        cached = details.get("cached_tokens") if count == 1 else None
-        prompt, done = (int(usage.get(f"{x}_tokens") or 0) for x in ("prompt", "completion"))
+        """Each answer's share; their sum is exact. Cached tokens are told of one answer only.
+
+        What is no count of tokens is left out: an answer is worth more than its bill.
+        """
+        usage = _mapping(reply.get("usage"))
+        details = _mapping(usage.get("prompt_tokens_details"))
+        cached = _tokens(details.get("cached_tokens")) if count == 1 else None
+        prompt, done = (_tokens(usage.get(f"{x}_tokens")) or 0 for x in ("prompt", "completion"))
+        if cached is not None and cached > prompt:
+            cached = None
         return [cls(_share(prompt, count, i), _share(done, count, i), cached) for i in range(count)]
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _tokens(value: object) -> int | None:
+    """A count of tokens, or None where it is none."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS
+    return value if good else None  # type: ignore[return-value]
 
 
 def _share(total: int, count: int, index: int) -> int:
     return total // count + (index < total % count)
 
 
-def token_ids(choice: Choice, name: str = "token_ids") -> tuple[int, ...] | None:
+def token_ids(choice: Mapping[str, Any], name: str = "token_ids") -> tuple[int, ...] | None:
     """The token ids that vLLM adds to a choice."""
     ids = choice.get(name)
-    return tuple(ids) if isinstance(ids, list) else None
+    if not isinstance(ids, list) or not all(type(one) is int and one >= 0 for one in ids):
+        return None
+    return tuple(ids)
 
 
 def _count(choice: Choice, name: str) -> int | None:
@@ -233,15 +278,63 @@ def _text(choice: Choice) -> tuple[str, str | None, str | None]:
     if message is None:
         text = choice.get("text")
         if not isinstance(text, str):
-            raise Broken(f"the reply has no text: {choice!s:.200}")
-        return text, None, None
+            raise Broken(f"the reply has no text: {choice!s}")
+        return _valid(text), None, None
     if not isinstance(message, dict):
-        raise Broken(f"the reply has no message: {choice!s:.200}")
-    reasoning = message.get("reasoning") or message.get("reasoning_content") or None
-    text, refusal = message.get("content"), message.get("refusal")
+        raise Broken(f"the reply has no message: {choice!s}")
+    text, thought = _parts(message.get("content"))
+    apart = _thought(message.get("reasoning") or message.get("reasoning_content"))
+    reasoning = apart + thought or None
+    refusal = message.get("refusal")
+    refusal = str(refusal) if refusal else None
     if text is None and not refusal and not reasoning:
+        if message.get("tool_calls") or message.get("function_call"):
+            return "", None, "the model calls a tool, and answers with no text"
         raise Refused("the reply's message has no content")
     return text or "", reasoning, refusal
+
+
+def _parts(content: object) -> tuple[str | None, str]:
+    """(text, thinking) of a message's content: a text, or parts of which some may be thoughts.
+
+    Raises:
+        Broken: it is neither, or a part is something else.
+    """
+    if content is None:
+        return None, ""
+    if isinstance(content, str):
+        return _valid(content), ""
+    if not isinstance(content, list):
+        raise Broken(f"the message's content is no text: {content!s}")
+    texts, thoughts = [], []
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        text = part.get("text") if isinstance(part, dict) else part
+        if kind in THOUGHTS:
+            thoughts.append(_thought(part))
+        elif kind in ("text", "output_text") and isinstance(text, str):
+            texts.append(_valid(text))
+        else:
+            raise Broken(f"the message's content has a part that is no text: {part!s}")
+    return "".join(texts), "".join(thoughts)
+
+
+def _thought(told: object) -> str:
+    """Thinking as text, as far as it is; servers have many forms, and no answer hangs on it."""
+    if isinstance(told, list):
+        return "".join(map(_thought, told))
+    if isinstance(told, dict):
+        return _thought(next((told[name] for name in (*THOUGHTS, "text") if told.get(name)), None))
+    return _valid(told) if isinstance(told, str) else ""
+
+
+def _valid(text: str) -> str:
+    """The text, but half a character, which JSON can spell and no file can hold, as U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def logprobs(choice: Choice) -> tuple[TokenLogprob, ...]:
@@ -275,6 +368,7 @@ def _token(text: str) -> int | str:
 
 
 def _number(value: object) -> float:
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise Refused(f"a log-probability in the reply is {value!r}, no number")
-    return float(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not -LEAST_LOG <= value <= ABOVE_ONE:  # type: ignore[operator]
+        raise Refused(f"a log-probability in the reply is {value!r:.40}, no such number")
+    return float(value)  # type: ignore[arg-type]

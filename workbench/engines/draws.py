@@ -1,0 +1,89 @@
+"""Sampling without a seed: a call that was cut short resumes, a finished one is never replayed.
+
+"The same call" is one with the same prompts in the same order and the same sampling, to the same
+engine. Asked again after it ended early (an interrupt, a kill, failed rows) it goes on where it
+stopped; asked again after it was finished, or while it runs elsewhere, it draws anew.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from workbench.store import Store, digest
+
+__all__ = ["Draw"]
+
+_running: set[tuple[str, int]] = set()  # calls of this process
+
+
+class Draw:
+    """One drawing of a call's answers.
+
+    Attributes:
+        number: tells its answers from those of the other drawings of the same call.
+
+    Args:
+        store: where the answers are kept; None has nothing to resume.
+        call: digest of engine, sampling and prompts.
+    """
+
+    def __init__(self, store: Store | None, call: bytes) -> None:
+        self._key = digest("draw", call.hex())
+        self.number = 0
+        if store is not None:
+            store.update(self._key, self._begin)
+            _running.add(self._mark)
+
+    @property
+    def _mark(self) -> tuple[str, int]:
+        return self._key.hex(), self.number
+
+    def end(self, store: Store | None, *, finished: bool) -> None:
+        """The call is over: for good, or to be resumed (as where the store is closed, and None)."""
+        _running.discard(self._mark)
+
+        def note(state: Any) -> Any:
+            state["open"].pop(str(self.number), None)
+            if not finished:
+                state["open"][str(self.number)] = None
+            return state
+
+        if store is not None:
+            store.update(self._key, note)
+
+    def _begin(self, state: Any) -> Any:
+        """Take the first drawing that was cut short, or a new one."""
+        state = state or {"next": 0, "open": {}}
+        free = [n for n, owner in state["open"].items() if not self._is_running(int(n), owner)]
+        self.number = int(free[0]) if free else state["next"]
+        state["next"] = max(state["next"], self.number + 1)
+        state["open"][str(self.number)] = _process(os.getpid())
+        return state
+
+    def _is_running(self, number: int, owner: list[float] | None) -> bool:
+        if owner is None or owner != _process(int(owner[0])):
+            return False
+        return int(owner[0]) != os.getpid() or (self._key.hex(), number) in _running
+
+
+def _process(pid: int) -> list[float] | None:
+    """A process by its id and start, as ids are used again; None where there is none."""
+    return _self(pid) if pid == os.getpid() else _seen(pid)
+
+
+@cache
+def _self(pid: int) -> list[float] | None:
+    return _seen(pid)
+
+
+def _seen(pid: int) -> list[float] | None:
+    psutil: Any = import_module("psutil")
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return [float(pid), float(process.create_time())]
+    return None

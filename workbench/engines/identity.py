@@ -1,0 +1,63 @@
+"""What decides an answer: weights, number format and options; a path alone decides nothing.
+
+The rule is one for models in this process and behind our servers, so that a stored answer is
+read again only where the same would be computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from workbench.store import digest, folder_digest
+
+__all__ = ["HARMLESS", "deciding", "variant"]
+
+# Options of engines that never change an answer, or that a stored answer's key names anyway.
+HARMLESS = frozenset(
+    {
+        "async_scheduling", "block_size", "compilation_config", "cpu_offload_gb",
+        "disable_log_stats", "distributed_executor_backend", "dtype", "enable_chunked_prefill",
+        "enable_prefix_caching", "enforce_eager", "gpu_memory_utilization",
+        "kv_cache_memory_bytes", "max_logprobs", "max_model_len", "max_num_batched_tokens",
+        "max_num_seqs", "max_parallel_loading_workers", "pipeline_parallel_size", "revision",
+        "tensor_parallel_size", "use_tqdm_on_load",
+    }
+)  # fmt: skip
+
+
+def deciding(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that can change an answer; files and folders among them by their contents."""
+    chosen = {k: v for k, v in options.items() if k not in HARMLESS and v is not None}
+    return {name: _content(value) for name, value in sorted(chosen.items())}
+
+
+def _content(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _content(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_content(one) for one in value]
+    if isinstance(value, str | Path):
+        path = Path(value).expanduser()
+        try:
+            if path.is_dir():
+                return folder_digest(path)
+            if path.is_file():
+                return hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError:  # a text too long for a path, such as a whole chat template
+            pass
+    return repr(value)
+
+
+def variant(revision: str, dtype: str, options: Mapping[str, Any]) -> str:
+    """A short name for all that decides an answer: `3fa2bc91d0e1-float32`.
+
+    Args:
+        revision: digest of the weights' folder, or the hub's commit.
+        dtype: what the model computes in.
+        options: those that are `deciding`; a digest of them follows where there are any.
+    """
+    tail = [digest(dict(options)).hex()[:8]] if options else []
+    return "-".join([revision[:12], dtype, *tail])
