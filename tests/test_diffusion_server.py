@@ -584,9 +584,17 @@ def test_a_key_is_asked_for_and_never_shown(
     with serve_diffusion(engine) as server:
         assert get(server, "/health")["status"] == "ok"
         for sent in (b"", b"Bearer open-sesam", "Bearer é".encode()):
-            for path in ("/models", "/completions"):
+            for path in (
+                "/v1/models",
+                "/v1/completions",
+                "/",
+                "/docs",
+                "/batch/stats",
+                "/tokenize",
+            ):
                 headers = {b"Authorization": sent}
-                refused = httpx.post(server.url + path, headers=headers, json={"prompt": "1"})
+                root = server.url.removesuffix("/v1")
+                refused = httpx.post(root + path, headers=headers, json={"prompt": "1"})
                 assert refused.status_code == 401
                 assert refused.json()["error"]["type"] == "authentication_error"
         known = openai.OpenAI(base_url=server.url, api_key="open-sesame")

@@ -248,6 +248,18 @@ def test_stats_are_those_of_each_worker(front: Running) -> None:
     assert front.ask("GET", "/batch/stats") == (401, {"error": "no key"})
 
 
+def test_the_front_asks_for_the_key_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its workers here ask for none, but for one path: what passes has the key."""
+    monkeypatch.setenv("WORKBENCH_API_KEY", "key")
+    with running(tmp_path) as front:
+        for path in ("/v1/models", "/echo", "/batch/stats", "/", "/docs", "//health"):
+            assert front.ask("GET", path)[0] == 401
+            assert front.ask("GET", path, Authorization="Bearer kez")[0] == 401
+        assert front.ask("GET", "/health")[0] == 200
+        assert front.ask("GET", "/echo", Authorization="Bearer key")[0] == 418
+        assert front.ask("GET", "/batch/stats", Authorization="Bearer key")[0] == 200
+
+
 @pytest.mark.parametrize(
     ("method", "target", "size", "status"),
     [("POST", "/v1/x", 2**26 + 1, 413), ("OPTIONS", "*", 0, 404)],

@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -24,6 +25,7 @@ from workbench.engines.vllm import unavailable
 from workbench.errors import EngineError, InputError
 from workbench.serving import PRESETS, Server, serve
 from workbench.serving.presets import arguments, command, environment, refused_option, served
+from workbench.serving.process import open_log
 from workbench.serving.server import PortTakenError, _explain
 from workbench.tiny import MODEL
 
@@ -82,6 +84,34 @@ def test_the_key_is_asked_for_and_nowhere_shown(server: Server) -> None:
     said += [" ".join(process.cmdline()) for process in group(server.pid)]
     assert len(said) > 4  # the server is more than one process
     assert all(KEY not in text for text in said)
+
+
+def test_every_path_but_health_wants_the_key(server: Server) -> None:
+    """Also those that vLLM itself leaves open, and with methods that nobody expects."""
+    root = server.url.removesuffix("/v1")
+    key = {"Authorization": f"Bearer {KEY}"}
+    described = httpx.get(f"{root}/openapi.json", headers=key, timeout=60).json()["paths"]
+    paths = {*described, "/docs", "/redoc", "/openapi.json", "/metrics", "/", "//health", "/ping"}
+    paths |= {"/health/", "/health/../v1/models", "/Health", "/nothing", "/invocations"}
+    assert {"/v1/models", "/tokenize", "/v1/chat/completions/batch"} <= paths
+    with httpx.Client(trust_env=False, timeout=20) as client:
+        for path in sorted(paths - {"/health"}):
+            for method in ("GET", "POST", "OPTIONS", "HEAD"):
+                for sent in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}):
+                    url = httpx.URL(root).copy_with(raw_path=path.encode())
+                    asked = client.request(method, url, headers=sent, content=b"{}")
+                    assert asked.status_code == 401, (method, path)
+        assert client.get(f"{root}/health").status_code == 200
+
+
+def test_logs_are_the_owners_alone(server: Server, tmp_path: Path) -> None:
+    assert server.log.stat().st_mode & 0o777 == 0o600
+    before = os.umask(0)
+    try:
+        open_log(tmp_path / "log").close()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "log").stat().st_mode & 0o777 == 0o600
 
 
 def test_its_log_is_in_the_run_folder(server: Server) -> None:
