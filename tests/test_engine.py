@@ -96,8 +96,10 @@ def test_more_seeded_prompts_than_one_step_takes(plain: VLLMEngine) -> None:
 
 
 def test_more_samples_reuse_the_first_ones(kept: VLLMEngine) -> None:
-    two = kept.generate(["5+5="], Sampling(max_tokens=6, temperature=1.0, n=2))[0].samples
-    four = kept.generate(["5+5="], Sampling(max_tokens=6, temperature=1.0, n=4))[0].samples
+    two, four = (
+        kept.generate(["5+5="], Sampling(max_tokens=6, temperature=1.0, n=n, seed=1))[0].samples
+        for n in (2, 4)
+    )
     assert [s.text for s in four[:2]] == [s.text for s in two]
     assert [s.from_store for s in four] == [True, True, False, False]
 

@@ -203,10 +203,11 @@ def test_prompts_of_one_item_are_one_item() -> None:
 def test_an_interrupt_does_not_wait_for_other_servers() -> None:
     with (
         Injector(vllm=False, tops=answered, model="quick") as quick,
-        Injector(vllm=False, tops=answered, model="slow", latency=20) as slow,
+        Injector(vllm=False, tops=answered, model="slow") as slow,
         remote(quick) as one,
         remote(slow) as other,
     ):
+        slow.latency = 20
         came = scored_by_all([one, other], ["What is 1?", "What is 2?"], [" A", " B"])
         assert [next(came)[0] for _ in range(2)] == [0, 0]
         start = time.monotonic()

@@ -343,7 +343,7 @@ class Dispatcher(Generic[J, R]):
             if asked > self._patience.total:
                 self._leave_out(
                     trip.endpoint,
-                    f"it asks to wait {asked:,.0f} s, longer than total_timeout="
+                    f"it asks to wait {asked:.0f} s, longer than total_timeout="
                     f"{self._patience.total:g} ({fault}): run it again then",
                 )
                 return 0.0
