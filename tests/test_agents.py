@@ -28,6 +28,7 @@ from workbench.agents import (
     open_agent,
     standard,
 )  # fmt: skip
+from workbench.agents.best_of_n import yes_or_no
 from workbench.agents.majority_vote import cluster
 from workbench.agents.rounds import MOST
 from workbench.comparison import comparison, load
@@ -38,7 +39,7 @@ from workbench.plots import new_figure
 from workbench.plots.agents import plot_costs, plot_samples
 from workbench.scaling import by_samples
 from workbench.tasks import OwnTask, Sums, WordProblems
-from workbench.types import Completion, Item, Sampling
+from workbench.types import Completion, Grade, Item, Sampling
 
 COUNT = 12
 
@@ -552,3 +553,30 @@ def test_settings_that_make_no_sense(make: Callable[[], object], said: str) -> N
 def test_runs_are_a_whole_number(runs: Any, plain: VLLMEngine) -> None:
     with pytest.raises(InputError, match="num_runs="):
         evaluate(Sums(), plain, count=2, num_runs=runs)
+
+
+def test_a_verdict_on_an_answer_is_asked_in_words_for_any_model() -> None:
+    own = OwnTask([{"question": "2+2?", "answer": "4"}])
+    (item,) = own.items(1)
+    chat = Case(own, item, own.prompt(item, style="chat"), own.sampling)
+    asked = yes_or_no(chat, "#### 4")
+    assert asked.labels == ("Yes", "No")
+    assert isinstance(asked.prompt, list)
+    assert "2+2?" in asked.prompt[-1]["content"]
+    plain = yes_or_no(Case(own, item, own.prompt(item), own.sampling), "#### 4")
+    assert isinstance(plain.prompt, str)
+    assert plain.prompt.endswith("Yes or No only.\nReply:")
+    words = WordProblems()  # the embedded model has a form of its own
+    (item,) = words.items(1)
+    form = yes_or_no(Case(words, item, words.prompt(item), words.sampling), "#### 4")
+    assert str(form.prompt).endswith("Is the solution correct?")
+
+
+def test_a_grader_may_read_an_items_fields(plain: VLLMEngine) -> None:
+    class Strict(Sums):
+        def grade(self, item: Item, text: str) -> Grade:
+            assert item.fields
+            return super().grade(item, text)
+
+    report = evaluate(Strict(), plain, MajorityVote(samples=3), count=4)
+    assert by_samples(Strict(), report, (1, 3))["n"].tolist() == [4, 4]

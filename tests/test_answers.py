@@ -66,7 +66,7 @@ TOWER = r"\boxed{\dfrac{5^{(5^{(5^{(5^5)})}-4)}-5}{16}}"
         (r"\boxed{1", None),
         (r"\boxed{\frac{\sqrt{2}}{2}}", r"\frac{\sqrt{2}}{2}"),
         (r"\boxed{(5, 3)}", "(5, 3)"),
-        (r"\boxed{x = 2 \text{ or } x = 3}", "x = 2  or  x = 3"),
+        (r"\boxed{x = 2 \text{ or } x = 3}", r"x = 2 \text{ or } x = 3"),
         ("#### 18 20", None),
         ("#### - 5", "-5"),
         ("#### Total: 18", None),
@@ -399,8 +399,7 @@ def test_an_expression_that_took_too_long_is_not_tried_again() -> None:
 
 
 def test_a_stopped_worker_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expressions, "GRACE", 0.1)
-    monkeypatch.setattr(expressions, "SECONDS", 2.0)
+    monkeypatch.setattr(expressions, "LOOK", 0.1)
     assert same_expression("x+1", "1+x")
     assert _worker.process
     os.kill(_worker.process.pid, signal.SIGSTOP)
@@ -505,7 +504,7 @@ def _gone(pid: int) -> bool:
 def test_a_worker_that_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     _worker.stop()
     monkeypatch.setattr(sys, "executable", "/bin/true")
-    with pytest.raises(WorkbenchError, match="math-verify"):
+    with pytest.raises(WorkbenchError, match="sympy"):
         equivalent("x+1", "1+x")
 
 
@@ -555,7 +554,7 @@ def test_a_worker_that_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPatch)
         ("A or B", None),
         ("(A) or (B)", None),
         ("The answer is A or B.", None),
-        ("The answer is b", None),
+        ("The answer is b", "B"),
         ("The answer is not B.", None),
         ("The answer is B?", None),
         ("It is not B.", None),

@@ -228,9 +228,9 @@ SEVEN = row(1)["choices"] | {"G": "g"}
         ([row(1, context=["x"])], r"row 0: context=\['x'\] must be a text"),
         ([row(1, context="C")], r"item '1' has a context, which kind='qa' does not show; give one"),
         ([row(1), 3], "row 1: 3 must be an object"),
-        (row(1), "must be a list of objects; mend the file"),
+        (row(1), "must be a list of objects; correct the file"),
         ([], "holds no rows"),
-        ('[{"id": 1,', r"line 1 column 11 .*; mend the file"),
+        ('[{"id": 1,', r"line 1 column 11 .*; correct the file"),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, rows: object, message: str) -> None:

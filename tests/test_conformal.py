@@ -119,7 +119,7 @@ def test_exact_sets_hold_the_right_letter_as_often_as_asked_for_over_splits() ->
     models, answers = published()
     expected = 0.9  # over all splits of items without ties it is k / (n + 1) = 0.9004
     for name, logits in models.items():
-        frame = conformal_splits(logits, answers)
+        frame = conformal_splits(logits, answers, rule="exact")
         table = summed(frame)
         for score in SCORES:
             before = table[score, "covered_before"]
@@ -294,7 +294,7 @@ def test_a_sure_model_has_exact_sets_although_its_masses_round_to_one() -> None:
     answers = np.where(rng.random(400) < 0.6, 0, 1 + rng.integers(0, 2, 400))
     masses = np.cumsum(softmax(logits), axis=1)
     assert (masses[np.arange(400), answers] == 1).mean() > 0.5
-    frame = conformal_splits(logits, answers, alpha=0.2)
+    frame = conformal_splits(logits, answers, alpha=0.2, rule="exact")
     table = summed(frame)
     for score in SCORES:
         before = table[score, "covered_before"]
@@ -668,3 +668,25 @@ def test_groups_that_are_not_one_a_row(groups: Any) -> None:
     report = conformal_report(*drawn(50))
     with pytest.raises(InputError, match=r"groups of shape .* for 50 rows of logits: give one"):
         report.coverage_by(groups)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("score", SCORES)
+def test_a_letter_too_unlikely_for_a_float_is_missing(
+    rule: Literal["ye2024", "exact"], score: Literal["lac", "aps"]
+) -> None:
+    logits = np.tile([0.0, -1.0, -1e4, -1e4, -1e4, -1e4], (40, 1))
+    answers = np.array([0, 1] * 20)
+    one = asked(conformal_report(logits, answers, rule=rule, score=score), score)
+    assert not one.sets[:, 2:].any()
+
+
+def test_sets_that_are_all_empty_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Calibrated where the model is sure, and measured where it is not."""
+    answers = np.arange(40) % 6
+    fit, _ = halves(40, 0.5, 42)
+    logits = np.eye(6)[answers] * 0.1
+    logits[fit] *= 100
+    report = conformal_report(logits, answers, score="lac")
+    assert asked(report, "lac").empty == 20
+    assert "LAC leaves all 20 sets empty" in caplog.text

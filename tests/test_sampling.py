@@ -12,13 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.agents.best_of_n import yes_or_no
+from workbench.agents.best_of_n import ASKED, yes_or_no
 from workbench.agents.program import Case
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
 from workbench.judge import Template
 from workbench.tasks import OwnTask, WordProblems
-from workbench.tiny import verdicts
 from workbench.types import (
     Completion,
     Engine,
@@ -214,7 +213,8 @@ def test_a_row_by_hand() -> None:
     assert (greedily.n, greedily.temperature, greedily.logprobs) == (1, 0, 0)
     assert (drawing.n, drawing.temperature, drawing.logprobs) == (5, 0.7, 0)
     assert drawing.seed is not None
-    assert script.weighed == [[verdicts.judged("a?", "#### 5")]]
+    asked = ASKED.format(problem="a?", text="#### 5")
+    assert script.weighed == [[f"{asked}\nReply:"]]  # in words for any model
     values = {metric.name: metric.value for metric in report.summary}
     assert (values["accuracy"], values["majority accuracy"]) == (0, 1)
     assert values["mean p true"] == row["p_true"]

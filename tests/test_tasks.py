@@ -285,7 +285,7 @@ CLAIM = '{"question": "Q", "choice": "c", "label": 1, "consistency_id": 1}'
     ("test", "message"),
     [
         ("[]", "holds no rows"),
-        (f"[{CLAIM}, {{", r"test\.json, .*; mend the file"),
+        (f"[{CLAIM}, {{", r"test\.json, .*; correct the file"),
         (CLAIM, "must be a list of objects"),
         (f"[{CLAIM}, 3]", "row 1: 3 must be an object"),
         (f"[{CLAIM.replace('question', 'asked')}]", "row 0: no column 'question' among asked"),

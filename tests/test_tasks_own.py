@@ -213,3 +213,19 @@ def test_what_a_file_does_not_have_is_named(tmp_path: Path) -> None:
     source.write_text('{"question": "1+1?", "answer": 2}\n')
     with pytest.raises(InputError, match="'questions' is nothing a file has; known: question"):
         open_task(source, questions="question")
+
+
+def test_a_table_is_a_task_and_files_may_be_large_or_deep(tmp_path: Path) -> None:
+    table = pd.DataFrame({"question": ["1+1?", "2+2?"], "answer": ["2", "4"]})
+    assert [item.answer for item in open_task(table).items(2)] in (["2", "4"], ["4", "2"])
+    long = tmp_path / "long.csv"
+    long.write_text(f"question,answer\n{'a' * 200_000},2\n")
+    assert len(open_task(long).items(1)[0].fields["question"]) == 200_000
+    deep = tmp_path / "deep.json"
+    deep.write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(InputError, match=r"deep\.json: JSON nested too deep"):
+        open_task(deep)
+    lines = tmp_path / "deep.jsonl"
+    lines.write_text("[" * 100_000 + "]" * 100_000 + "\n")
+    with pytest.raises(InputError, match="nested too deep"):
+        open_task(lines)

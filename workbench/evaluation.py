@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from workbench.agents import Agent, Case, Outcome, advance, named, open_agent, standard
 from workbench.agents.program import Ask
 from workbench.agents.rounds import Made
+from workbench.answers import given_up
 from workbench.errors import InputError
 from workbench.progress import fact
 from workbench.runs import commit
@@ -90,7 +91,7 @@ def evaluate(  # noqa: PLR0917  # the first six are a contract
     chosen = open_agent(agent)
     if num_runs > 1 and chosen is standard and cases[0].sampling.temperature == 0:
         log.warning("evaluate: greedy answers are the same in all %d runs", num_runs)
-    before = engine.usage
+    before, timed_out = engine.usage, given_up()
     rows: list[dict[str, Any]] = []
     trace: list[dict[str, Any]] = []
     for run in range(num_runs):
@@ -103,6 +104,7 @@ def evaluate(  # noqa: PLR0917  # the first six are a contract
             trace += [{"id": case.item.id, "run": run, **fact} for fact in _traced(outcome.trace)]
     frame = tabled(rows)
     usage = engine.usage.since(before)
+    provenance["n_timed_out"] = given_up() - timed_out  # comparisons of formulas, which took long
     return Evaluation((accuracy(frame),), frame, usage, provenance, tabled(trace))
 
 

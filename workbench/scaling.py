@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from workbench.agents.majority_vote import cluster
 from workbench.errors import InputError
 from workbench.evaluation import Evaluation, accuracy
-from workbench.types import Item, Task
+from workbench.types import Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,10 +39,13 @@ def by_samples(task: Task, report: Evaluation, counts: Sequence[int]) -> pd.Data
             f"counts={list(counts)}: give numbers from 1 to {least}, the samples that the report "
             "of a majority vote has of each item"
         )
-    answers = dict(zip(report.rows["id"], report.rows["answer"], strict=True))
+    told = report.provenance
+    items = {item.id: item for item in task.items(told["count"], told["seed"])}
+    if missing := {str(key) for (key, _), _ in drawn} - items.keys():
+        raise InputError(f"{task.name} has no item {min(missing)!r:.60}: give that of the report")
     rows: dict[int, list[dict[str, object]]] = {count: [] for count in counts}
     for (key, run), part in drawn:
-        item = Item(str(key), {}, answers[key])
+        item = items[str(key)]
         texts = part["text"].tolist()
         groups = cluster(task, item, texts)
         tokens = part["completion_tokens"].cumsum().tolist()

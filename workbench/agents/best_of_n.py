@@ -10,15 +10,35 @@ from typing import Any
 from workbench.agents.majority_vote import check_samples, sampled
 from workbench.agents.program import Answer, Call, Case, Program, Score
 from workbench.errors import EngineError
-from workbench.tiny import verdicts
 
 __all__ = ["BestOfN", "yes_or_no"]
 
 
+ASKED = """Problem:
+{problem}
+
+Proposed answer:
+{text}
+
+Is the proposed answer correct? Reply with Yes or No only."""
+
+
 def yes_or_no(case: Case, text: str) -> Score:
-    """Is this solution correct? The first label says that it is."""
-    problem = str(case.item.fields.get("question", case.prompt))
-    return Score(verdicts.judged(problem, text.strip()), verdicts.LABELS)
+    """Is this answer correct? The first label says that it is.
+
+    A chat is asked as a chat. A task may have words of its own for this (`judged`), as those have
+    that the embedded model was trained on.
+    """
+    chat = not isinstance(case.prompt, str)
+    last = case.prompt[-1]["content"] if chat else case.prompt  # type: ignore[index]
+    problem = str(case.item.fields.get("question", last))
+    judged = getattr(case.task, "judged", None)
+    if judged is not None and not chat:
+        return Score(judged(problem, text.strip()), (" Yes", " No"))
+    asked = ASKED.format(problem=problem, text=text.strip())
+    if chat:
+        return Score([{"role": "user", "content": asked}], ("Yes", "No"))
+    return Score(f"{asked}\nReply:", (" Yes", " No"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,24 +18,29 @@ from functools import lru_cache
 from typing import Literal, get_args
 
 from workbench.answers.choices import LETTERS, read_letter
-from workbench.answers.expressions import LONGEST, same_expression
+from workbench.answers.expressions import LONGEST, given_up, same_expression
+from workbench.answers.formula import parse, tokens
 from workbench.answers.labels import read_label, read_text
 from workbench.answers.numerals import written
-from workbench.answers.reading import bare_number, expression, read_number
-from workbench.answers.tidy import outside_reasoning
+from workbench.answers.reading import bare_number, expression, read_number, read_several, stated
+from workbench.answers.tidy import outside_reasoning, tidy
 from workbench.errors import InputError
 from workbench.types import Grade
 
-__all__ = ["Style", "canonical", "equivalent", "extract", "grade"]
+__all__ = ["Style", "canonical", "equivalent", "extract", "given_up", "grade"]
 
+MARKED = re.compile(r"^[ \t]*####[ \t]*[-+$]?\d[^\n]*", re.MULTILINE)
+TUPLE = re.compile(r"\s*(?:[(\[]|\\\{|\\left)[^=]*,")
 Style = Literal["gsm8k", "choice", "exact", "label"]
-
-VALUE = re.compile(r"[\d\\π√]|pi\b")
-"""What an expression must have for a number to equal it."""
 
 
 def grade(
-    response: str, answer: str, style: Style = "gsm8k", *, labels: Sequence[str] = ()
+    response: str,
+    answer: str,
+    style: Style = "gsm8k",
+    *,
+    labels: Sequence[str] = (),
+    run_on: bool = False,
 ) -> Grade:
     """A verdict on one response.
 
@@ -43,10 +48,14 @@ def grade(
         answer: the right one: a number or an expression, an option's letter, a text, a label.
         style: what is asked for.
         labels: the letters of "choice" (A to J by default), the labels of "label".
+        run_on: leave out all behind the first line `#### N`. A base model without a stop text goes
+            on with problems of its own, and the last line answers one of those; a model that
+            reasons may correct itself, and the last line is its answer: so the last one counts by
+            default, and tasks end a response at their stop texts.
 
     Returns:
-        Not parsed, and neither right nor wrong, where nothing could be read, or where Math-Verify
-        could not compare two expressions (in 1.5 seconds): what was read is given all the same.
+        Not parsed, and neither right nor wrong, where nothing could be read, or where two
+        expressions could not be compared (in 1.5 seconds): what was read is given all the same.
 
     Raises:
         InputError: the response is no text, the style is not known, the labels are none, or the
@@ -54,10 +63,22 @@ def grade(
     """
     names = _names(style, labels)
     gold = _gold(answer, style, names)
+    if run_on and isinstance(response, str) and (line := MARKED.search(response)):
+        response = response[: line.end()]
+    several = style == "gsm8k" and _is_several(gold)
     read = extract(response, style, labels=names)
+    if style == "gsm8k":
+        text = outside_reasoning(response)
+        held = stated(text)
+        if held is not None and tokens(held) == tokens(answer):
+            return Grade(True, read or held.strip(), parsed=True)
+        read = read_several(text) if several else read
     if read is None:
         return Grade(None, None, parsed=False)
-    verdict = read == gold if style != "gsm8k" else _same(read, gold)
+    if several:
+        verdict = same_expression(read, gold)
+    else:
+        verdict = read == gold if style != "gsm8k" else _same(read, gold)
     return Grade(verdict, read, parsed=verdict is not None)
 
 
@@ -80,6 +101,12 @@ def extract(response: str, style: Style = "gsm8k", *, labels: Sequence[str] = ()
     return (read_letter if style == "choice" else read_label)(text, names)
 
 
+def _is_several(gold: str) -> bool:
+    """Whether the right answer is a list or an equation, of which one number would be a part."""
+    made = parse(gold) if canonical(gold) is None else None
+    return made is not None and made[0] in {"list", "rel"}
+
+
 def equivalent(first: str, second: str) -> bool:
     """Whether two answers are the same number, text or expression; False if it cannot be told."""
     return _same(first, second) is True
@@ -92,7 +119,9 @@ def canonical(text: str) -> str | None:
     Returns:
         `1234.5`, `-7`, `1/3` (where decimals never end), or None for what is no plain number.
     """
-    number = bare_number(text) if len(text) <= LONGEST else None
+    if len(text) > LONGEST or (TUPLE.match(text) and parse(text)):
+        return None
+    number = bare_number(text)
     return written(number.value) if number else None
 
 
@@ -103,27 +132,28 @@ def _same(first: str, second: str) -> bool | None:
     pair = canonical(first), canonical(second)
     if None not in pair:
         return pair[0] == pair[1]
-    if _compact(first) == _compact(second):
+    if _compact(first) == _compact(second) or _compact(tidy(first)) == _compact(tidy(second)):
         return True
     one, other = pair[0] or _formula(first), pair[1] or _formula(second)
-    if (
-        one is None
-        or other is None
-        or (any(pair) and not (VALUE.search(one) and VALUE.search(other)))
-    ):
+    if one is None or other is None:  # words, and they are others
         return False
     return same_expression(one, other)
 
 
 def _formula(text: str) -> str | None:
-    """What Math-Verify may be asked about: no prose, no time of day."""
+    """What is mathematics: no prose, no time of day."""
     formula = expression(text)
     return None if formula is None or re.search(r"\d:\d", formula) else formula
 
 
-def _compact(text: str) -> str:
-    bare = re.sub(r"(?<!\d)\s+|\s+(?!\d)|\\[,;!](?!\s*\d)|\$|[.]\Z", "", text)
-    return re.sub(r"([_^])\{(\w)\}", r"\1\2", bare).casefold()
+def _compact(text: str) -> tuple[str, ...]:
+    """What an answer is written with; only words may begin with a capital or not."""
+    text = re.sub(
+        r"(?<!\\)\b[A-Z](?=[a-z]{2})|\b[A-Z]{4,}\b|\b(?:[AP]M|N[Oo]|O[Kk])\b",
+        lambda word: word[0].lower(),
+        text,
+    )
+    return tokens(text)
 
 
 @lru_cache(maxsize=64)

@@ -8,10 +8,20 @@ from functools import lru_cache, partial
 from typing import NamedTuple
 
 from workbench.answers.statements import WINDOW, statements
-from workbench.answers.tidy import STOP, sentence, tidy
+from workbench.answers.tidy import STOP, TABLE, sentence, tidy
 from workbench.answers.wording import REFUSAL, UNFIT, retracted
 
-__all__ = ["GOES_ON", "LETTERS", "OPEN", "PREDICATE", "TAIL", "either", "read_letter"]
+__all__ = [
+    "GOES_ON",
+    "LETTERS",
+    "OPEN",
+    "PREDICATE",
+    "TAIL",
+    "either",
+    "judged",
+    "listed",
+    "read_letter",
+]
 
 LETTERS = tuple("ABCDEFGHIJ")
 OPEN = r"[\s*_`\"'“‘$(\[{:：#]{0,12}"
@@ -31,6 +41,16 @@ OF_A_NAME = re.compile(
 PREDICATE = re.compile(r"[\W_]{0,4}\s(?:is|was|can|could|does|seems)")
 NOT = re.compile(r"[\s*_]*not\b", re.IGNORECASE)
 BUT = re.compile(r"\bbut\s+(?:rather\s+|instead\s+)?", re.IGNORECASE)
+RIGHT = re.compile(
+    r"[\s*_`:=–—-]*(?:[^\n,;:]{0,60}[:–—-]\s*)?[*_]*(?:correct|true|right|yes|✓|✔|✅)(?!\w)",
+    re.IGNORECASE,
+)
+ASIDE = re.compile(
+    r"\b(?:among|between|of)\s+(?:(?:options?|choices?)\s+)?[A-J]\b(?:,\s*[A-J]\b)*(?:,?\s*(?:and|or)\s+[A-J]\b)?"
+)
+CLAUSES = re.compile(
+    r"[,;]\s*(?:and\s+)?(?=(?:so|thus|therefore|hence|which\s+leaves|that\s+leaves|leaving)\b)"
+)
 TAIL = 4000
 """Characters at the end of a response in which an option is looked for that is not stated."""
 
@@ -42,10 +62,13 @@ class _Letters(NamedTuple):
     stated: re.Pattern[str]
     first: re.Pattern[str]
     mention: re.Pattern[str]
+    option: re.Pattern[str]
+    lower: re.Pattern[str]
     known: dict[str, str]
 
     def of(self, found: re.Match[str]) -> str:
-        return self.known[(found["bracketed"] or found["plain"]).upper()]
+        named = found.groupdict()
+        return self.known[(named["bracketed"] or named["plain"] or named["lower"]).upper()]
 
 
 @lru_cache(maxsize=64)
@@ -53,13 +76,18 @@ def _letters(labels: tuple[str, ...]) -> _Letters:
     any_of = either(labels)
     bracketed = rf"(?:[(\[{{]\s?)?(?P<bracketed>(?ai:{any_of}))\s?[)\]}}]"
     plain = rf"(?P<plain>{any_of})(?![A-Za-z0-9_À-\u1fff'’]|-\w)"
+    lower = rf"(?P<lower>(?ai:{any_of}))(?=[*_`\"'”’$)\]]{{0,4}}[.!]?\s*(?:\Z|\n))"
     named = r"(?i:(?:the\s)?(?:option|choice|letter|answer)\b)?"
     marked = r"(?=[*_`\"']{0,4}(?:[).:;!]|\s*\Z|\s*\n|\s+[-–—]\s))"
     return _Letters(
         re.compile(rf"{OPEN}{named}{OPEN}(?P<plain>(?ai:{any_of}))(?P<bracketed>){CLOSE}\Z"),
-        re.compile(rf"{OPEN}{named}{OPEN}(?:{bracketed}|{plain})"),
+        re.compile(rf"{OPEN}{named}{OPEN}(?:{bracketed}|{plain}|{lower})"),
         re.compile(rf"[\s*_`\"'$]{{0,12}}{named}{OPEN}(?:{bracketed}|{plain}{marked})"),
         re.compile(rf"[(\[{{]{bracketed}|(?<![A-Za-z0-9_À-\u1fff'’.-]){plain}"),
+        re.compile(
+            rf"(?<![A-Za-z0-9])(?:[(\[{{]\s?({any_of})\s?[)\]}}][.:]?|({any_of})\s?[).:=])(?=[\s*\d])"
+        ),
+        re.compile(rf"\s{{0,4}}(?P<bracketed>(?!))?(?P<plain>(?i:{any_of}))[.:]\s+\S[^\n]*\Z"),
         {label.upper(): label for label in labels},
     )
 
@@ -73,6 +101,7 @@ def read_letter(text: str, labels: tuple[str, ...]) -> str | None:
     it is bracketed or alone, and "A" or "I" not where a word follows ("A cat sat").
     """
     letters = _letters(labels)
+    text = text if text.isascii() else text.translate(TABLE)
     if whole := letters.whole.match(text):
         return letters.of(whole)
     for place in statements(text, chosen=True):
@@ -82,9 +111,32 @@ def read_letter(text: str, labels: tuple[str, ...]) -> str | None:
         if answer is not None:
             taken = retracted(place.after, answer, partial(_named, letters=letters))
             return None if taken else answer or None
-    if (first := letters.first.match(text)) and not _set_aside(text, first, letters, labels):
+    comments = listed(text[:TAIL], letters.option, labels)
+    if comments is not None:
+        return judged(comments)
+    first = letters.first.match(text) or letters.lower.match(text)
+    if first and not _set_aside(text, first, letters, labels):
         return letters.of(first)
     return _mentioned(text, letters)
+
+
+def listed(text: str, option: re.Pattern[str], labels: tuple[str, ...]) -> dict[str, str] | None:
+    """What is said of each option where a response goes through all of them, else None."""
+    known = {label.casefold(): label for label in labels}
+    marks = list(option.finditer(text))
+    found = [known[next(filter(None, mark.groups())).casefold()] for mark in marks]
+    whole = len(found) == len(labels) >= 2 and set(found) == {*labels}
+    if not whole and (len(found) < 3 or found != [*labels[: len(found)]]):
+        return None
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    comments = [text[mark.end() : end] for mark, end in zip(marks, ends, strict=True)]
+    return dict(zip(found, comments, strict=True))
+
+
+def judged(comments: dict[str, str]) -> str | None:
+    """The only option that is said to be right."""
+    right = [label for label, said in comments.items() if RIGHT.match(said)]
+    return right[0] if len(right) == 1 else None
 
 
 def _stated(content: str, letters: _Letters) -> str | None:
@@ -122,9 +174,16 @@ def _set_aside(text: str, first: re.Match[str], letters: _Letters, labels: tuple
     return (
         bool(PREDICATE.match(after) and REFUSAL.search(sentence(text[:TAIL])[0]))
         or _another(text, first, letters)
+        or _echoed(text.partition("\n")[0], letters)
         or _repeated(after, letters.of(first), letters, labels)
         or retracted(after, letters.of(first), partial(_named, letters=letters))
     )
+
+
+def _echoed(line: str, letters: _Letters) -> bool:
+    """Whether a line goes through several options: "(A) cat (B) dog"."""
+    found = {next(filter(None, mark.groups())).upper() for mark in letters.option.finditer(line)}
+    return len(found) > 1 and not REFUSAL.search(line)
 
 
 def _repeated(after: str, first: str, letters: _Letters, labels: tuple[str, ...]) -> bool:
@@ -150,7 +209,7 @@ def _named(text: str, letters: _Letters) -> list[str]:
 def _mentioned(text: str, letters: _Letters) -> str | None:
     """The only letter named, or else the only one of the last sentence."""
     named: list[set[str]] = []
-    for one in _sentences(text[-TAIL:]):
+    for one in _sentences(ASIDE.sub("", text[-TAIL:])):
         refused = "?" in one or REFUSAL.search(one)
         named.append(set() if refused else set(_named(one, letters)))
     every = set[str]().union(*named)
@@ -159,12 +218,13 @@ def _mentioned(text: str, letters: _Letters) -> str | None:
 
 
 def _sentences(text: str) -> Iterator[str]:
+    """Sentences, with what they conclude apart: "not A, so B"."""
     start = 0
     for stop in STOP.finditer(text):
-        yield text[start : stop.end()]
+        yield from CLAUSES.split(text[start : stop.end()])
         start = stop.end()
     if text[start:].strip():
-        yield text[start:]
+        yield from CLAUSES.split(text[start:])
 
 
 def either(labels: tuple[str, ...]) -> str:

@@ -1,10 +1,9 @@
-"""Whether two mathematical expressions are the same, by Math-Verify in a process of its own.
+"""Whether two formulas are equal, by SymPy in a process of its own.
 
-Math-Verify drops what it does not know, `18+?` would be 18 to it: `notation` sees to that.
-Sympy can run for ever on a short line, so the process has a time limit and a new one is started
-after it; an expression that took too long once is not tried again. It is a plain child, not one
-of `multiprocessing`: that would run the caller's script again (spawn), or copy its threads and GPU
-handles (fork).
+SymPy can run for ever on a short line, so the process may use a few seconds of CPU time for a
+question, and a new one is started after it. CPU time and not the clock: a verdict must not depend
+on what else the machine does. It is a plain child, not one of `multiprocessing`: that would run the
+caller's script again (spawn), or copy its threads and GPU handles (fork).
 """
 
 from __future__ import annotations
@@ -16,21 +15,27 @@ import select
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from workbench.answers.notation import comparable, latex
+from workbench.answers.formula import Formula, parse, tokens
 from workbench.errors import WorkbenchError
 
-__all__ = ["LONGEST", "same_expression"]
+__all__ = ["LONGEST", "given_up", "same_expression"]
 
 SECONDS = 1.5
-"""For a question; half as long again to find out which of two expressions is to blame."""
-GRACE = 5.0
-"""Seconds more after which a worker that says nothing, a stopped one for example, is replaced."""
-STARTUP = 60.0
-KEPT = 1024
-"""Expressions that took too long which are remembered."""
+"""Of CPU time for a question; half as long again to find out which of two formulas is to blame."""
+PATIENCE = 120.0
+"""Seconds by the clock after which a worker that says nothing is replaced."""
+STARTUP = 120.0
+KEPT, AGE = 1024, 300.0
+"""Formulas that took too long which are remembered, and for how many seconds."""
+LOOK = 1.0
+"""Seconds between looks at a worker that says nothing."""
+ZERO: Formula = ["n", "0"]
 LONGEST = 400
 """Characters of an expression that is still looked at."""
 
@@ -41,33 +46,37 @@ class _Worker:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.process: subprocess.Popen[str] | None = None
-        self.hopeless: dict[str | tuple[str, str], None] = {}
+        self.hopeless: dict[str, float] = {}  # and when they were tried
+        self.given_up = 0
 
-    def ask(self, first: str, second: str) -> bool | None:
+    def ask(self, first: Formula, second: Formula) -> bool | None:
         with self.lock:
-            pair = (first, second)
-            if not self.hopeless.keys().isdisjoint((*pair, pair)):
+            pair = {json.dumps(one): one for one in (first, second)}
+            now = time.monotonic()
+            if any(now - self.hopeless.get(name, -AGE) < AGE for name in pair):
+                self.given_up += 1
                 return None
-            reply = self.reply(*pair, SECONDS)
+            reply = self.reply(first, second, SECONDS)
             if not reply:
                 # Beside a number a harmless one is done in no time. With none to blame the worker
                 # was stopped, perhaps, so the pair is asked about once more.
-                slow = next((one for one in pair if not self.reply(one, "0", SECONDS / 2)), None)
-                reply = "" if slow else self.reply(*pair, SECONDS)
+                slow = [n for n, one in pair.items() if not self.reply(one, ZERO, SECONDS / 2)]
+                reply = "" if slow else self.reply(first, second, SECONDS)
                 if not reply:
-                    self.hopeless[slow or pair] = None
+                    self.given_up += 1
+                    self.hopeless |= dict.fromkeys(slow, now)
                     for known in list(self.hopeless)[:-KEPT]:
                         del self.hopeless[known]
             return json.loads(reply) if reply else None
 
-    def reply(self, first: str, second: str, seconds: float) -> str:
+    def reply(self, first: Formula, second: Formula, seconds: float) -> str:
         """A line of JSON, "" if it took too long."""
         try:
             process = self.ready()
             assert process.stdin
             process.stdin.write(json.dumps([seconds, first, second]) + "\n")
             process.stdin.flush()
-            line = _line(process, seconds + GRACE)
+            line = _line(process, PATIENCE)
         except BrokenPipeError:
             line = ""
         except BaseException:  # Ctrl-C: the reply would be taken for that of the next question
@@ -95,7 +104,7 @@ class _Worker:
         if word != "ready":
             raise WorkbenchError(
                 f"expressions cannot be compared, no worker starts: {word}; "
-                f"{sys.executable} needs the package math-verify"
+                f"{sys.executable} needs the package sympy"
             )
         return process
 
@@ -110,10 +119,23 @@ class _Worker:
 
 
 def _line(process: subprocess.Popen[str], seconds: float) -> str:
-    """What the process says next, "" if it ends or says nothing in time."""
+    """What the process says next, "" if it ends, is stopped, or says nothing in time."""
     assert process.stdout
-    ready, _, _ = select.select([process.stdout], [], [], seconds)
-    return process.stdout.readline() if ready else ""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        ready, _, _ = select.select([process.stdout], [], [], min(left, LOOK))
+        if ready:
+            return process.stdout.readline()
+        if _is_stopped(process.pid):
+            break
+    return ""
+
+
+def _is_stopped(pid: int) -> bool:
+    psutil: Any = import_module("psutil")
+    with suppress(psutil.Error):
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    return True
 
 
 _worker = _Worker()
@@ -133,13 +155,20 @@ os.register_at_fork(after_in_child=_forget)
 def same_expression(first: str, second: str) -> bool | None:
     """Whether two expressions are equal, None where it cannot be told.
 
-    That is: one is over 400 characters or cannot be parsed, has signs that would be dropped, or 1.5
-    seconds were not enough.
+    That is: one is over 400 characters or not all of it is known (`formula`), SymPy cannot decide,
+    or 1.5 seconds of CPU time were not enough.
 
     Raises:
-        WorkbenchError: Math-Verify cannot be started at all.
+        WorkbenchError: SymPy cannot be started at all.
     """
     if max(len(first), len(second)) > LONGEST:
         return None
-    one, other = latex(first), latex(second)
-    return _worker.ask(one, other) if comparable(one, other) else None
+    if tokens(first) == tokens(second):
+        return True
+    one, other = parse(first), parse(second)
+    return None if one is None or other is None else _worker.ask(one, other)
+
+
+def given_up() -> int:
+    """Comparisons of this process so far for which the time was not enough."""
+    return _worker.given_up

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache, partial
 
-from workbench.answers.choices import GOES_ON, OPEN, PREDICATE, TAIL, either
+from workbench.answers.choices import GOES_ON, OPEN, PREDICATE, TAIL, either, judged, listed
 from workbench.answers.expressions import LONGEST
 from workbench.answers.statements import WINDOW, marked, statements
 from workbench.answers.tidy import final_sentence, sentence, tidy
@@ -30,6 +30,9 @@ def read_label(text: str, labels: tuple[str, ...]) -> str | None:
     Only as a whole word, in any case; None where another label stands right beside it, or where
     it is taken back. The last word counts at the end of a sentence that denies and doubts nothing.
     """
+    comments = listed(text[:TAIL], _listed_pattern(labels), labels)
+    if comments is not None:  # "Positive: 20 %, Negative: 80 %"
+        return judged(comments)
     pattern = _label_pattern(labels)
     found = pattern.match(text)
     if found and not _set_aside(text, found.end()):
@@ -82,6 +85,11 @@ def _word_pattern(labels: tuple[str, ...]) -> re.Pattern[str]:
 @lru_cache(maxsize=64)
 def _label_pattern(labels: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(rf"{OPEN}({either(labels)})(?!\w|[-'’]\w)", re.IGNORECASE)
+
+
+@lru_cache(maxsize=64)
+def _listed_pattern(labels: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w)({either(labels)})\s?[:=]", re.IGNORECASE)
 
 
 def _spelled(word: str, labels: tuple[str, ...]) -> str:

@@ -52,6 +52,8 @@ NUMBER = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+GERMAN = re.compile(r"\d{1,3}(?P<groups>\.\d{3})\s?Euro\b")
+"""One group of thousands, as German marks it; in English `12.500 euros` are twelve and a half."""
 MULTIPLE = (
     r"(?:dozen|lakh|crore|(?:mill?i?|milh|billi|trilli)[oõóã]\w*|mill?iard\w*|mil\b|mille\b|mila\b"
     r"|bn\b|mn\b|mln\b|tausend|миллион|миллиард|тысяч|тыс\b|млн|млрд"
@@ -113,6 +115,8 @@ def number_at(text: str, start: int = 0) -> Number | None:
     if BROKEN.match(text, found.end()):
         return None
     value = _value(found)
+    if value is not None and (grouped := GERMAN.match(text, found.start("token"))):
+        value *= 1000 ** grouped["groups"].count(".")
     return None if value is None else Number(value, start, found.end())
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from workbench.answers.expressions import LONGEST
-from workbench.answers.notation import latex
+from workbench.answers.formula import parse
 from workbench.answers.numerals import Number, number_at, numbers_in, written
 from workbench.answers.statements import Place, statements
 from workbench.answers.tidy import final_sentence, sentence, tidy
 from workbench.answers.wording import BOUND, HINDERED, UNFIT, retracted
 
-__all__ = ["bare_number", "expression", "read_number"]
+__all__ = ["bare_number", "expression", "read_number", "read_several", "stated"]
 
 HEDGES = (
     r"approximately|approx\.?|about|around|roughly|nearly|almost|exactly|precisely|equal\s+to|"
@@ -71,10 +72,32 @@ FENCES = {"$$": "$$", "$": "$", r"\(": r"\)", r"\[": r"\]"}
 FENCE = re.compile(r"\s*(\$\$?|\\\(|\\\[)")
 RANGE = re.compile(r"[\d.,]+(?:[-–/][\d.,]+)+")
 WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
+NO_PROSE = re.compile(r"\\(?:text\w*|mbox|mathrm|operatorname|begin|end)\s*\*?\s*\{[^{}]*\}")
+SHORT = set("no is in at of to am pm if on it we he me my by do go so up us an as be".split())
+STRUCTURES = {"(", "[", r"\{", "mat", "cup", "cap", "rel"}
+ALGEBRA = re.compile(r"[\d+*/^<>≤≥-]")
 FUNCTIONS = {
     *("sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan"),
     *("log", "ln", "exp", "sqrt", "pi", "infty", "max", "min", "pmatrix", "matrix"),
 }
+
+
+def stated(text: str) -> str | None:
+    """What a response puts in its last box or tag, as it stands."""
+    place = next((place for place in statements(text) if place.kind == "whole"), None)
+    taken = place is None or retracted(place.after, place.content.strip(), _given)
+    return None if place is None or taken else place.content
+
+
+def read_several(text: str) -> str | None:
+    """The list or equation that a response states, as it stands: "1, 2" is no decimal then."""
+    for place in statements(text):
+        content = place.content
+        if place.kind != "whole":
+            content = sentence(content.lstrip(" \n:*").partition("\n")[0])[0]
+        if content.strip():
+            return expression(content)
+    return expression(text)
 
 
 def read_number(text: str) -> str | None:
@@ -120,7 +143,8 @@ def expression(text: str) -> str | None:
         if text.startswith(opening) and text.endswith(closing) and len(text) > 4:
             text = text[len(opening) : -len(closing)].strip()
     text = text.rstrip(".")
-    prose = any(word.lower() not in FUNCTIONS for word in WORD.findall(latex(text)))
+    words = {word.lower() for word in WORD.findall(NO_PROSE.sub(" ", text))}
+    prose = any(len(word) > 2 or word in SHORT for word in words - FUNCTIONS - {"and"})
     if prose or len(text) > LONGEST or RANGE.fullmatch(text) or not re.search(r"[^\W_]", text):
         return None
     return text
@@ -168,17 +192,50 @@ def _whole(place: Place) -> str | None:
     text = tidy(place.content).strip()
     if not re.search(r"[^\W_]", text):
         return None
-    if SEVERAL.search(text):
-        return expression(place.content) or text  # x = 2 or x = 3
-    back = REVERSED.fullmatch(text)
-    number = bare_number(back[1] if back else text) or _after_equals(text)
+    made = parse(place.content)
+    number = bare_number(text) if made is None or made[0] not in STRUCTURES else None
     if number:
         return written(number.value)
     formula = expression(place.content)
-    if formula is None:
-        answer = _at_start(text)
-        return (_only(text) if answer is None else answer) or text
-    return formula
+    if formula is not None and (made is None or made[0] != "t"):
+        return _reduced(formula)
+    number = None if ALGEBRA.search(text.rpartition("=")[0]) else _after_equals(text)
+    if number:
+        return written(number.value)
+    answer = _at_start(text)
+    return (_only(text) if answer is None else answer) or text
+
+
+def _reduced(formula: str) -> str:
+    """What "x = 5", "f(3) = 5" or "9 * 2 = 18" comes to; else an equation is itself the answer."""
+    bare = SCRIPT.sub(lambda script: "_" * len(script[0]), formula)
+    left, sign, right = formula[: bare.rfind("=")], "=" in bare, formula[bare.rfind("=") + 1 :]
+    made = parse(formula)
+    if not sign or not right.strip() or (made and made[0] != "rel"):
+        return formula
+    if made is None:
+        reduces = not ALGEBRA.search(tidy(left))
+    else:
+        comes_to = _defines(made) or all(map(_is_numeric, made[1:-1:2]))
+        reduces = comes_to and set(made[2::2]) == {"="}
+    if REVERSED.fullmatch(formula):  # 5 = x
+        left, right, reduces = right, left, True
+    if not reduces:
+        return formula
+    number = bare_number(right)
+    return written(number.value) if number else formula
+
+
+def _defines(relation: list[Any]) -> bool:
+    """Whether it gives a name, alone or of a number, a value: x = 5, f(3) = 2 + 3 = 5."""
+    first = relation[1]
+    named = first[0] == "v" and not re.search(r"\(.*[A-Za-z]", first[1])
+    return named and str(first) not in str(relation[3:])
+
+
+def _is_numeric(formula: object) -> bool:
+    """Whether a formula has no name in it."""
+    return not isinstance(formula, list) or (formula[0] != "v" and all(map(_is_numeric, formula)))
 
 
 _READERS = {"line": _line, "label": _label, "phrase": _phrase, "whole": _whole}

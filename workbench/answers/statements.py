@@ -51,7 +51,10 @@ VERBS = (
     r"(?:is|are|was|(?:would|will|should|must|has\s+to)\s+be|equals|comes\s+(?:out\s+)?to|ist|"
     r"lautet|es|est|è|é|jest|är|er|это|равен|हे|है|هي|هو)(?![\w'’])|是|为|為|は|은|는"
 )
-MARK = re.compile(r"####+|\\(?:boxed|fbox)\s*\{|<answer>", re.IGNORECASE)
+MARK = re.compile(
+    r"####+|\\(?:boxed|fbox)(?:\s*\{|\s+(?P<bare>[-+]?\d[\d.,]*(?<![.,])|[A-Z]\b))|<answer>",
+    re.IGNORECASE,
+)
 
 
 def _phrase(nouns: tuple[str, ...]) -> re.Pattern[str]:
@@ -127,6 +130,8 @@ def _marked(text: str, mark: re.Match[str]) -> Place | None:
         line, more, rest = body.partition("\n")
         cut = not more and end + WINDOW < len(text)
         return None if cut else Place(line, "line", mark.start(), window, not rest.strip())
+    if mark["bare"]:  # \\boxed 5
+        return Place(mark["bare"], "whole", mark.start(), window)
     close = _closed(window) if "{" in mark[0] else window.lower().find("</answer>")
     if close < 0:
         return None

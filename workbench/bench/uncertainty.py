@@ -127,7 +127,10 @@ def _coverage(say: Say, models: int | None = None, splits: int = 200) -> list[Ro
     import pandas as pd
 
     chosen, answers = [*islice(found[0].values(), models)], found[1]
-    each = [split_summary(conformal_splits(told, answers, splits=splits)) for told in chosen]
+    each = [
+        split_summary(conformal_splits(told, answers, splits=splits, rule="exact"))
+        for told in chosen
+    ]
     table = pd.concat(each)
     kind = table["score"] + " " + table["measure"]
     means = table[kind.isin(["lac coverage", "aps covered_before"])]

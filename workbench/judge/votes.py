@@ -29,7 +29,12 @@ log = logging.getLogger("workbench")
 Mode = Literal["generate", "logprob"]
 Output = Literal["choices", "json_schema", "text"]
 SIDES = ("a", "b", "tie")
-VERDICT = re.compile(r"\W*verdict\W*?:(.*)", re.IGNORECASE)
+VERDICT = re.compile(
+    r"\W*(?:(?:my|the|final|overall)\s+)*(?:verdict|judge?ment|rating|score)(?:\s+is\b)?\W*?[:：](.*)",
+    re.IGNORECASE,
+)
+MARKED = re.compile(r"\[\[([^\[\]\n]{1,40})\]\]")
+FENCED = re.compile(r"\A[^{}`]*```(?:json)?\s*(\{.*\})\s*```\s*\Z", re.DOTALL | re.IGNORECASE)
 REFUSED = re.compile(
     r"choice|structured|guided|grammar|response_format|json_schema", re.IGNORECASE
 )  # how servers say that they cannot hold an answer to a form
@@ -133,24 +138,43 @@ def both(ab: Ballot, ba: Ballot) -> Row:
 def read(text: str, choices: Sequence[str]) -> int | None:
     """Which of the choices an answer is, None if it is not exactly one.
 
-    It must be the choice as a whole, end in a line `Verdict: …`, or be `{"verdict": …}`; case,
-    marks around it and punctuation behind it do not count. "incorrect" is never "correct".
+    It must be the choice as a whole, end in a line such as `Final verdict: …`, have one `[[…]]`, or
+    be an object with a "verdict", in a fence or not; "4/5" is 4. Case, marks around it and
+    punctuation behind it do not count. "incorrect" is never "correct".
     """
     words = {normal(choice): place for place, choice in enumerate(choices)}
     answer = text.rpartition("</think>")[2].strip()  # thinking that a server left in the answer
     if "<think>" in answer:
         return None
-    if answer.startswith("{"):
-        try:
-            value = json.loads(answer)
-        except (ValueError, RecursionError):  # a model can nest braces without end
-            return None
-        said = value["verdict"] if value.keys() == {"verdict"} else None
-        return words.get(normal(said)) if isinstance(said, str) else None
-    if (whole := words.get(normal(answer))) is not None:
-        return whole
-    last = VERDICT.fullmatch(answer.splitlines()[-1]) if answer else None
-    return words.get(normal(last[1])) if last else None
+    fenced = FENCED.search(answer)
+    if answer.startswith("{") or fenced:
+        return _of_json(fenced[1] if fenced else answer, words)
+    last = answer.splitlines()[-1] if answer else ""
+    named = VERDICT.fullmatch(last)
+    marked = set(MARKED.findall(answer))
+    for said in (answer, named[1] if named else "", marked.pop() if len(marked) == 1 else ""):
+        if (place := _place(said, words)) is not None:
+            return place
+    return None
+
+
+def _of_json(text: str, words: Mapping[str, int]) -> int | None:
+    """The verdict of an object, whatever else is in it."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):  # a model can nest braces without end
+        return None
+    said = value.get("verdict") if isinstance(value, dict) else None
+    plain = isinstance(said, str | int | float) and not isinstance(said, bool)
+    return _place(str(said), words) if plain else None
+
+
+def _place(said: str, words: Mapping[str, int]) -> int | None:
+    """The choice that some words are; "4/5" is 4 where 5 is the most."""
+    share = re.fullmatch(r"(\d+)\s*/\s*(\d+)", normal(said))
+    if share and share[2] in words and all(w.isdigit() and int(w) <= int(share[2]) for w in words):
+        return words.get(share[1])
+    return words.get(normal(said))
 
 
 def cast(
@@ -211,13 +235,24 @@ def _answers(
                 raise
             continue
         rows.update(zip(todo, found, strict=True))
-        refused = [i for i in todo if not last and REFUSED.search(rows[i].error or "")]
+        refused = (
+            [] if last else [i for i in todo if _is_formless(rows[i], output, template.choices)]
+        )
         if len(refused) < len(todo):
             used.append(output)
         if not refused:
             break
         todo = refused
     return [rows[i] for i in range(len(prompts))], used
+
+
+def _is_formless(answer: Completion, output: Output, choices: Sequence[str]) -> bool:
+    """Whether a form was refused, or a schema was taken for show: then nothing can be read."""
+    if any(sample.error for sample in answer.samples):
+        return bool(REFUSED.search(answer.error or ""))
+    ended = all(sample.finish_reason == "stop" for sample in answer.samples)
+    unread = all(read(sample.text, choices) is None for sample in answer.samples)
+    return output == "json_schema" and ended and unread
 
 
 def _forms(template: Template) -> Mapping[Output, dict[str, Any]]:

@@ -6,7 +6,6 @@ import difflib
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -48,28 +47,29 @@ TASKS: Mapping[str, Callable[[], Task]] = MappingProxyType(
 """All tasks by name."""
 
 
-def open_task(name: str | Path, /, **columns: Any) -> Task:
-    """The task of that name as it is by default, or a user's own problems from a file.
+def open_task(name: object, /, **columns: Any) -> Task:
+    """The task of that name as it is by default, or a user's own problems.
 
     Args:
-        name: one of `TASKS`, or the path of a .jsonl, .json or .csv file.
-        columns: for a file, the arguments of `OwnTask`.
+        name: one of `TASKS`, the path of a .jsonl, .json or .csv file, or rows: a DataFrame, a
+            Hugging Face `Dataset` or a list of dicts.
+        columns: for a user's own problems, the arguments of `OwnTask`.
 
     Raises:
         InputError: there is none of that name, it takes no arguments, or the file is not what it
             should be.
     """
-    if name in TASKS:
+    if isinstance(name, str) and name in TASKS:
         if columns:
             raise InputError(f"{', '.join(columns)}: only a file takes these, not the task {name}")
-        return TASKS[str(name)]()
-    if isinstance(name, Path) or re.search(r"[/\\.]", str(name)):
+        return TASKS[name]()
+    if not isinstance(name, str) or re.search(r"[/\\.]", str(name)):
         known = [*inspect.signature(OwnTask).parameters][1:]
         if unknown := sorted({*columns} - {*known}):
             raise InputError(f"{unknown[0]!r} is nothing a file has; known: {', '.join(known)}")
         return OwnTask(name, **columns)
-    near = difflib.get_close_matches(str(name).lower(), TASKS, n=1, cutoff=0.0)
+    near = difflib.get_close_matches(name.lower(), TASKS, n=1, cutoff=0.0)
     raise InputError(
         f"no task {name!r}, did you mean {near[0]!r}? Known: {', '.join(TASKS)}, or give the path "
-        "of a .jsonl, .json or .csv file"
+        "of a .jsonl, .json or .csv file, or a DataFrame"
     )

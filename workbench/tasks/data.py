@@ -127,7 +127,7 @@ def _json_lines(path: Path, columns: tuple[str, ...]) -> Rows:
 def _row(line: bytes, columns: tuple[str, ...], place: str) -> dict[str, str]:
     try:
         row: Any = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{place}: {error}; fetch the file again") from error
     for column in columns:
         if not isinstance(row, dict) or not isinstance(row.get(column), str):

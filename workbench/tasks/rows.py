@@ -17,6 +17,8 @@ __all__ = ["Row", "name_of", "rows_of", "text_of"]
 Row = tuple[str, Mapping[str, Any]]
 """Where a row stands, for messages, and its values."""
 
+LONGEST = 2**31 - 1
+"""Characters of a CSV field; Python's own limit is 131,072."""
 MISSING = {"None", "nan", "NaT", "<NA>"}
 """How the values print that stand for no value."""
 
@@ -85,7 +87,9 @@ def _file_rows(path: Path) -> list[Row]:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; give a file that can be read") from error
     except (ValueError, csv.Error) as error:
-        raise InputError(f"{path}, {error}; mend the file") from error
+        raise InputError(f"{path}, {error}; correct the file") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: JSON nested too deep to be read; correct the file") from error
     if not found:
         raise InputError(f"{path} holds no rows: give a file with 1 at least")
     return [_named(f"{path}, {place}", row) for place, row in found]
@@ -114,6 +118,7 @@ def _of_list(text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _of_csv(text: str) -> Iterator[tuple[str, Any]]:
+    csv.field_size_limit(LONGEST)  # for a whole document in a field
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     for row in reader:
         if None in row or None in row.values():

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from workbench.errors import InputError
 from workbench.tasks.generated import Worked
 from workbench.tiny import stories
+from workbench.tiny.verdicts import judged
 from workbench.types import Item
 
 __all__ = ["WordProblems"]
@@ -27,6 +28,7 @@ class WordProblems(Worked):
     """
 
     name = "word_problems"
+    judged = staticmethod(judged)
 
     def __init__(self, steps: Sequence[int] = STEPS) -> None:
         if not isinstance(steps, Sequence) or not steps or not all(map(_is_count, steps)):

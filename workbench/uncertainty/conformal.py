@@ -159,7 +159,15 @@ def conformal_report(
     for name in _names(score):
         cells, own = scored(told, truth, name, rule)
         cut = threshold(own[fit], alpha, rule)
-        found[name] = sets_of(name, cells[test], truth[test], predicted[test], cut)
+        found[name] = one = sets_of(name, cells[test], truth[test], predicted[test], cut)
+        if one.empty == len(test):
+            log.warning(
+                "conformal: %s leaves all %d sets empty at alpha=%g; each holds its likeliest "
+                "letter only because one was put there",
+                name.upper(),
+                len(test),
+                alpha,
+            )
     top = predicted[test]
     return ConformalReport(
         acc=float((top == truth[test]).mean()),
@@ -189,7 +197,7 @@ def conformal_splits(
     seed: int = 0,
     alpha: float = 0.1,
     score: Literal["both", "lac", "aps"] = "both",
-    rule: Rule = "exact",
+    rule: Rule = "ye2024",
     calibration: float = 0.5,
 ) -> pd.DataFrame:
     """The same with many random halves, to see what the choice of halves does.

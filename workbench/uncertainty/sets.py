@@ -72,7 +72,8 @@ def scored(
         cells = _down_to(p)
     else:
         cells = -_beneath(p)
-    cells[np.isneginf(logits)] = np.inf
+    # One that is too small for a float is as good as missing, and not the last of all the mass.
+    cells[softmax(below.astype(np.float64)) == 0] = np.inf
     own = cells[np.arange(len(cells)), answers]
     if published and score == "lac":  # there 1 - p is rounded for calibration, but p is compared
         own = (own.astype(np.float32) + np.float32(1)).astype(np.float64) - 1
