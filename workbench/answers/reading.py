@@ -74,6 +74,7 @@ RANGE = re.compile(r"[\d.,]+(?:[-–/][\d.,]+)+")
 WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
 NO_PROSE = re.compile(r"\\(?:text\w*|mbox|mathrm|operatorname|begin|end)\s*\*?\s*\{[^{}]*\}")
 SHORT = set("no is in at of to am pm if on it we he me my by do go so up us an as be".split())
+MARKS = re.compile(r"[(\[=<>\\,]")
 STRUCTURES = {"(", "[", r"\{", "mat", "cup", "cap", "rel"}
 ALGEBRA = re.compile(r"[\d+*/^<>≤≥-]")
 FUNCTIONS = {
@@ -192,7 +193,7 @@ def _whole(place: Place) -> str | None:
     text = tidy(place.content).strip()
     if not re.search(r"[^\W_]", text):
         return None
-    made = parse(place.content)
+    made = parse(place.content) if MARKS.search(place.content) else None
     number = bare_number(text) if made is None or made[0] not in STRUCTURES else None
     if number:
         return written(number.value)
