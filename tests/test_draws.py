@@ -149,3 +149,12 @@ def test_threads_of_one_call_draw_apart(tmp_path: Path) -> None:
         thread.join()
     assert sorted(numbers) == [0, 1, 2, 3]
     assert Draw(None, CALL).number == 0  # without a store there is nothing to tell apart
+
+
+def test_answers_of_another_format_are_not_read(
+    kept: VLLMEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept.generate(PROMPTS[:3], Sampling(max_tokens=4))
+    monkeypatch.setattr("workbench.engines.base.FORMAT", 1)  # as they were stored before
+    older = VLLMEngine(None, Store(tmp_path / "store.sqlite"), "test", {})
+    assert not any(row.from_store for row in older.generate(PROMPTS[:3], Sampling(max_tokens=4)))

@@ -15,6 +15,7 @@ import pytest
 
 from workbench.answers import extract, grade
 from workbench.answers.formula import parse, tokens
+from workbench.tasks import open_task
 
 PAGE = Path(__file__).parent.parent / "docs" / "grading.md"
 DATA = Path(os.environ.get("WORKBENCH_DATA", "nowhere")) / "answers" / "cases.jsonl"
@@ -116,6 +117,26 @@ def test_a_base_model_that_runs_on_is_cut_where_asked() -> None:
     text = "9 + 6 = 15\n#### 15\n\nQuestion: 2 + 2?\n#### 4"
     assert verdict(text, "15") == "wrong"
     assert grade(text, "15", run_on=True).correct
+
+
+GOLDS = [
+    r"\text{Evelyn}", r"x^2+y^2=25", r"(3,\frac{\pi}{2})", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
+    r"2\sqrt{13}", r"[2,5)", r"(-\infty,-8)\cup(8,\infty)", "1,2", "1, 2", r"\text{June 20}",
+    r"70 \text{ square inches}", r"90^\circ", "6 - 5i", "y = 2x+3", r"5.4 \text{ cents}",
+    r"\$18.90", r"x \in [-2,7]", r"10\%", r"\left(\frac{3}{2},-13\right)", "4,6,14,15",
+    r"1 \pm \sqrt{19}", "A", r"\text{(C)}", "2516_8", r"11\sqrt2", "3R^2",
+    r"\begin{cases} x & x > 0 \\ 0 \end{cases}", r"\frac{1}{4}, \frac{3}{4}", "f(2) < f(1) < f(4)",
+    r"-\sin x", "5x - 7y + 11z + 4 = 0", r"10,\!080", r"15\mbox{ cm}^2", r"\emptyset",
+    r"\mathbf{i}+2\mathbf{j}", r"12\pi \text{ cm}", r"1\frac{4}{5}", r"\{1\pm\sqrt{5},-2\}",
+    r"\text{Yes}", "9,000,000", r"0.\overline{1331}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("gold", GOLDS)
+def test_golds_of_published_mathematics_load_and_are_right_against_themselves(gold: str) -> None:
+    task = open_task([{"question": "?", "answer": gold}])
+    (item,) = task.items(1)
+    assert task.grade(item, rf"So it is \boxed{{{gold}}}.").correct
 
 
 LOADED = r"""

@@ -136,6 +136,10 @@ def test_what_decides_an_answer(tmp_path: Path) -> None:
     assert deciding({"speculative_config": {"model": str(tmp_path)}}) != deciding(
         {"speculative_config": {"model": "elsewhere"}}
     )
+    adapters = {"lora_modules": [f"one={tmp_path}"]}
+    before = deciding(adapters)
+    (tmp_path / "adapter_model.bin").write_text("weights")
+    assert deciding(adapters) != before
     assert deciding({"chat_template": "{{ a }}" * 5000}).keys() == {"chat_template"}
     assert variant("0123456789abcdef", "float32", {}) == "0123456789ab-float32"
     names = {variant("0" * 12, "float32", {"quantization": q}) for q in ("fp8", "awq")}

@@ -40,6 +40,9 @@ def _content(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_content(one) for one in value]
     if isinstance(value, str | Path):
+        name, equals, rest = str(value).partition("=")  # such as an adapter's: name=path
+        if equals and rest.startswith(("/", ".", "~")):
+            return [name, _content(rest)]
         path = Path(value).expanduser()
         try:
             if path.is_dir():

@@ -253,8 +253,9 @@ def submit(text: str) -> str:
             "to a file and take it there"
         )
     done = subprocess.run(
-        [program, "--parsable"], input=text, capture_output=True, text=True, check=False
-    )
+        [program, "--parsable"], input=text, capture_output=True, text=True, check=False,
+        umask=0o077,  # sbatch passes it on: the job's log is for its owner
+    )  # fmt: skip
     if done.returncode != 0:
         raise EngineError(f"sbatch ended with code {done.returncode}: {done.stderr.strip()}")
     return done.stdout.strip().partition(";")[0]  # the cluster's name may follow

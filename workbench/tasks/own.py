@@ -132,7 +132,7 @@ class OwnTask(Generated):
             one_of = ", ".join(label.strip() for label in self.labels)
             raise InputError(
                 f"{row[0]}: {column}={gold!r:.60} must be {NEEDS[self.reads]}{one_of} in the style "
-                f"{self.reads!r}; mend the row or give another style"
+                f"{self.reads!r}; correct the row or give another style"
             )
         return verdict.extracted
 
@@ -148,6 +148,6 @@ def _written(answer: str, style: answers.Style) -> str:
     if style != "gsm8k":
         return answer
     line = f"#### {answer}"
-    # Points, intervals and the like are read out of a box only.
-    boxed = answers.extract(line) is None and expression(answer)
+    # Points, intervals and the like are read out of a box only; words are no answer in this style.
+    boxed = not answers.grade(line, answer).correct and (expression(answer) or "\\" in answer)
     return rf"\boxed{{{answer}}}" if boxed else line
