@@ -46,7 +46,7 @@ RIGHT = re.compile(
     re.IGNORECASE,
 )
 ASIDE = re.compile(
-    r"\b(?:among|between|of)\s+(?:(?:options?|choices?)\s+)?[A-J]\b(?:,\s*[A-J]\b)*(?:,?\s*(?:and|or)\s+[A-J]\b)?"
+    r"\b(?i:among|between|of)\s+(?:(?:options?|choices?)\s+)?[A-J]\b(?:,\s*[A-J]\b)*(?:,?\s*(?:and|or)\s+[A-J]\b)?"
 )
 CLAUSES = re.compile(
     r"[,;]\s*(?:and\s+)?(?=(?:so|thus|therefore|hence|which\s+leaves|that\s+leaves|leaving)\b)"
@@ -62,6 +62,7 @@ class _Letters(NamedTuple):
     stated: re.Pattern[str]
     first: re.Pattern[str]
     mention: re.Pattern[str]
+    right: re.Pattern[str]
     option: re.Pattern[str]
     lower: re.Pattern[str]
     known: dict[str, str]
@@ -77,13 +78,18 @@ def _letters(labels: tuple[str, ...]) -> _Letters:
     bracketed = rf"(?:[(\[{{]\s?)?(?P<bracketed>(?ai:{any_of}))\s?[)\]}}]"
     plain = rf"(?P<plain>{any_of})(?![A-Za-z0-9_À-\u1fff'’]|-\w)"
     lower = rf"(?P<lower>(?ai:{any_of}))(?=[*_`\"'”’$)\]]{{0,4}}[.!]?\s*(?:\Z|\n))"
+    why = r"\s+(?:because|since|as)\b"
     named = r"(?i:(?:the\s)?(?:option|choice|letter|answer)\b)?"
-    marked = r"(?=[*_`\"']{0,4}(?:[).:;!]|\s*\Z|\s*\n|\s+[-–—]\s))"
+    marked = rf"(?=[*_`\"']{{0,4}}(?:[).:;!]|\s*\Z|\s*\n|\s+[-–—]\s|{why}))"
     return _Letters(
         re.compile(rf"{OPEN}{named}{OPEN}(?P<plain>(?ai:{any_of}))(?P<bracketed>){CLOSE}\Z"),
         re.compile(rf"{OPEN}{named}{OPEN}(?:{bracketed}|{plain}|{lower})"),
         re.compile(rf"[\s*_`\"'$]{{0,12}}{named}{OPEN}(?:{bracketed}|{plain}{marked})"),
         re.compile(rf"[(\[{{]{bracketed}|(?<![A-Za-z0-9_À-\u1fff'’.-]){plain}"),
+        re.compile(
+            rf"\A[\s*_]*(?i:(?:so|thus|therefore|only|option|choice)\s+)*(?:{bracketed}|{plain})"
+            r"[*_]*\s+is\s+(?:the\s+)?(?:only\s+)?(?:correct|right|best|true)\b(?!\s+(?:if|only|when))[^?]*\Z"
+        ),
         re.compile(
             rf"(?<![A-Za-z0-9])(?:[(\[{{]\s?({any_of})\s?[)\]}}][.:]?|({any_of})\s?[).:=])(?=[\s*\d])"
         ),
@@ -113,7 +119,10 @@ def read_letter(text: str, labels: tuple[str, ...]) -> str | None:
             return None if taken else answer or None
     comments = listed(text[:TAIL], letters.option, labels)
     if comments is not None:
-        return judged(comments)
+        concluded = [*comments.values()][-1].partition("\n")[2]  # behind the line of the last one
+        return judged(comments) or _mentioned(concluded, letters)
+    if {*map(str.strip, text[:TAIL].splitlines())} >= {*labels[:3]} and len(labels) > 2:
+        return None  # bare letters, a line each
     first = letters.first.match(text) or letters.lower.match(text)
     if first and not _set_aside(text, first, letters, labels):
         return letters.of(first)
@@ -136,6 +145,8 @@ def listed(text: str, option: re.Pattern[str], labels: tuple[str, ...]) -> dict[
 def judged(comments: dict[str, str]) -> str | None:
     """The only option that is said to be right."""
     right = [label for label, said in comments.items() if RIGHT.match(said)]
+    if not right:  # or the only one that is not refused
+        right = [label for label, said in comments.items() if not REFUSAL.search(said)]
     return right[0] if len(right) == 1 else None
 
 
@@ -145,6 +156,8 @@ def _stated(content: str, letters: _Letters) -> str | None:
         rest = BUT.split(content.partition("\n")[0], maxsplit=1)
         content = rest[1] if len(rest) == 2 else ""
     found = letters.stated.match(content)
+    if found and _echoed(content.partition("\n")[0], letters):
+        return None  # "Options: A) … B) …"
     if not found or _article(content, found) or content[found.end() :].lstrip(" *)")[:1] == "?":
         return None
     if UNFIT.match(content, found.end()):
@@ -210,6 +223,9 @@ def _mentioned(text: str, letters: _Letters) -> str | None:
     """The only letter named, or else the only one of the last sentence."""
     named: list[set[str]] = []
     for one in _sentences(ASIDE.sub("", text[-TAIL:])):
+        if right := letters.right.search(one):
+            named.append({letters.of(right)})
+            continue
         refused = "?" in one or REFUSAL.search(one)
         named.append(set() if refused else set(_named(one, letters)))
     every = set[str]().union(*named)
