@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
-__all__ = ["Asked", "Said", "Stranger", "choice", "listing", "reply"]
+__all__ = ["Asked", "Said", "Stranger", "choice", "listing", "plain", "prompts_of", "reply"]
 
 Json = dict[str, Any]
 

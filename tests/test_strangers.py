@@ -5,6 +5,7 @@ What cannot be read ends as a failed row or an error of ours, and never as someb
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import logging
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stranger import Asked, Said, Stranger, choice, listing, plain, reply
+from stranger import Asked, Said, Stranger, choice, listing, plain, prompts_of, reply
 
 from workbench import Sampling, open_engine
 from workbench.bench.injector import Faults, Injector
@@ -384,7 +385,11 @@ def test_with_several_servers_the_others_go_on() -> None:
 def busy(wait: str | None) -> Callable[[Asked], Said | None]:
     headers = {} if wait is None else {"Retry-After": wait}
     said = {"error": {"message": "Daily quota is used up"}}
-    return on_post(lambda _: Said(said, 429, dict(headers)))
+
+    def mine(asked: Asked) -> bool:  # and not what is asked at opening
+        return prompts_of(asked.body)[0].startswith(("q", "a"))
+
+    return on_post(lambda a: Said(said, 429, dict(headers)) if mine(a) else None)
 
 
 def test_a_server_that_asks_to_wait_for_a_year_is_left_to_the_others(
@@ -775,6 +780,168 @@ def test_vllm_by_another_name_is_known_by_what_it_does() -> None:
             assert not chat.missing.any()
             (row,) = engine.generate(["a"], Sampling(choices=("answer to a", "b")))
             assert row.text == "answer to a"
+
+
+@pytest.mark.parametrize("mode", ["no top", "one", "empty"])
+def test_what_tells_nothing_is_no_fingerprint(tmp_path: Path, mode: str) -> None:
+    """Two models one after the other at one URL, and log-probabilities without alternatives."""
+
+    class Bare(Noisy):
+        token = "A"
+
+        def _say(self, asked: Asked) -> Said | None:
+            if asked.method == "GET":
+                return None
+            top: Any = {"no top": None, "one": [{self.token: -0.1}], "empty": [{}]}[mode]
+            told = {"tokens": [self.token], "token_logprobs": [-0.1], "top_logprobs": top}
+            return Said(reply(choice(self.token, logprobs=told)))
+
+    for token in "AB":
+        Bare.token = token
+        with Bare(0.0, 0) as server, weigh_at(tmp_path, server) as engine:
+            (row,) = engine.generate(["a"], SHORT)
+            assert (row.text, row.from_store) == (token, False)
+
+
+def test_a_name_with_an_at_sign_vouches_only_for_the_same_root(tmp_path: Path) -> None:
+    """`llama` and `llama@q4` are two models at many servers."""
+    cards = {"data": [{"id": "llama", "owned_by": "me"}, {"id": "llama@q4", "owned_by": "me"}]}
+    for text in ("one", "two"):
+
+        def say(asked: Asked, text: str = text) -> Said:
+            return Said(cards) if asked.method == "GET" else Said(reply(choice(text)))
+
+        with Stranger(say) as server:
+            given = {"base_url": server.url, **QUICK}
+            with RemoteEngine("llama", Store(tmp_path / "s.sqlite"), "test", given) as engine:
+                assert engine.info.revision == "not told"
+                assert engine.generate(["a"], SHORT)[0].text == text
+
+
+def test_a_server_that_was_silent_is_looked_at_again() -> None:
+    """A node dies without a word, and another takes its place."""
+    server = Injector(revision="a" * 12, model="m")
+    with server, remote(server.url, timeout=1.0, attempts=5, prompts_per_request=1) as engine:
+        server.plan = Faults(rate_hang=1.0)
+
+        def replaced() -> None:
+            server._revision, server.plan = "b" * 12, Faults()
+
+        threading.Timer(0.5, replaced).start()
+        with pytest.raises(EngineError, match="open it again"):
+            engine.generate(["a"], SHORT)
+
+
+def test_a_call_beside_one_that_ends_the_server_ends_too() -> None:
+    def say(asked: Asked) -> Said | None:
+        if "bad" in str(asked.body.get("prompt")):
+            return Said({"error": {"message": "pay"}}, 402)
+        time.sleep(0.05)
+        return None
+
+    options: dict[str, Any] = {
+        "prompts_per_request": 1, "max_concurrency": 2, "total_timeout": 10.0
+    }  # fmt: skip
+    with Stranger(on_post(say)) as server, remote(server.url, **options) as engine:
+        prompts = [f"q{i}" for i in range(40)]
+        good = threading.Thread(target=lambda: engine.generate(prompts, SHORT, errors="return"))
+        good.start()
+        with pytest.raises(EngineError, match="402"):
+            engine.generate(["bad"], SHORT)
+        good.join(20)
+        assert not good.is_alive()
+
+
+def test_one_hung_server_does_not_stop_the_others() -> None:
+    one, two = (Injector(revision="a" * 12, model="m") for _ in range(2))
+    with one, two:
+        with remote([one.url, two.url], timeout=2.0, prompts_per_request=1) as engine:
+
+            async def hangs(*_: object) -> Any:
+                await asyncio.sleep(60)
+
+            two.stop()
+            two._serve = hangs  # type: ignore[method-assign, assignment]
+            two.start()
+            time.sleep(0.3)  # so that both are looked at
+            start = time.monotonic()
+            rows = engine.generate([f"q{i}" for i in range(40)], SHORT, errors="return")
+            assert all(row.error is None for row in rows)
+            assert time.monotonic() - start < 15
+
+
+def test_a_busy_server_is_no_other_model() -> None:
+    with Injector(weights=1) as one:
+        with Injector(Faults(rate_429=1.0, retry_after=9), weights=1) as two:
+            with remote([one.url, two.url]) as engine:
+                assert two.url not in engine.info.device
+                assert engine.generate(["a"], SHORT)[0].error is None
+
+
+def test_one_fault_when_asked_does_not_make_labels_inexact() -> None:
+    with Injector(revision="a" * 12) as server, remote(server.url) as engine:
+        engine.generate(["a"], SHORT)
+        server.plan = Faults(rate_429=1.0)
+        threading.Timer(0.2, lambda: setattr(server, "plan", Faults())).start()
+        assert not engine.label_logprobs(["is it?"], [" Yes", " No"]).missing.any()
+
+
+def test_labels_that_are_numbers_are_no_token_ids() -> None:
+    """vLLM without log-probabilities of named tokens: the likeliest ones are texts."""
+    tops = {"7": math.log(0.9), "token_id:7": math.log(0.01)}
+    with Injector(revision="a" * 12, tops=lambda _: tops) as server, remote(server.url) as engine:
+        for endpoint in engine._endpoints:
+            endpoint.exact = False
+        engine.label_logprobs(["2+5="], ["7", "8"])
+        assert "return_tokens_as_token_ids" not in server.bodies[-1]
+
+
+def test_a_date_of_no_calendar_is_no_wait() -> None:
+    odd = {"Retry-After": "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"}
+
+    def say(asked: Asked) -> Said | None:
+        return Said(status=503, headers=dict(odd)) if asked.method == "GET" else None
+
+    with Stranger(say) as server, pytest.raises(EngineUnavailableError):
+        remote(server.url)
+
+
+@pytest.mark.parametrize("where", ["model", "finish_reason", "path", "id"])
+def test_a_key_is_nowhere_in_notes_and_messages(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    key = "sk-" + "secret" * 12
+    monkeypatch.setenv("WORKBENCH_API_KEY", key)
+
+    def say(asked: Asked) -> Said | None:
+        if asked.method == "GET":
+            if where == "path":
+                return Said(f"Cannot GET {asked.path}".encode(), 404)
+            two = [{"id": f"x {key}"}, {"id": f"y {key}"}]
+            return Said({"data": two}) if where == "id" else None
+        more: dict[str, Any] = {"model": f"{'x' * 60}{key}"} if where == "model" else {}
+        ended: dict[str, Any] = (
+            {"finish_reason": f"{'x' * 30}{key}"} if where == "finish_reason" else {}
+        )
+        return Said(reply(choice("42", **ended), **more))
+
+    said = ""
+    with Stranger(say) as server:
+        try:
+            given = {"base_url": f"{server.url}?api-key={key}x", **QUICK}
+            with RemoteEngine(None, None, "test", given) as engine:
+                engine.generate(["a"], SHORT)
+                said = str(engine.info.notes)
+                assert said != "()"
+        except (EngineError, InputError) as error:
+            said = str(error)
+    assert "secret" not in said + caplog.text
+
+
+def test_redaction_takes_no_time() -> None:
+    start = time.monotonic()
+    Redactor(["sk-a/b+c=d&e"]).clean("\\" * 10**6)
+    assert time.monotonic() - start < 1
 
 
 def test_faults_on_the_way_are_no_restart() -> None:

@@ -8,6 +8,7 @@ stopped; asked again after it was finished, or while it runs elsewhere, it draws
 from __future__ import annotations
 
 import os
+import socket
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
@@ -17,6 +18,8 @@ from workbench.store import Store, digest
 
 __all__ = ["Draw"]
 
+HOST = socket.gethostname()
+CLOCK = 2.0  # seconds by which a process's start may seem to shift
 _running: set[tuple[str, int]] = set()  # calls of this process
 
 
@@ -35,8 +38,11 @@ class Draw:
         self._key = digest("draw", call.hex())
         self.number = 0
         if store is not None:
-            store.update(self._key, self._begin)
-            _running.add(self._mark)
+            try:
+                store.update(self._key, self._begin)
+            except BaseException:
+                _running.discard(self._mark)
+                raise
 
     @property
     def _mark(self) -> tuple[str, int]:
@@ -62,28 +68,35 @@ class Draw:
         self.number = int(free[0]) if free else state["next"]
         state["next"] = max(state["next"], self.number + 1)
         state["open"][str(self.number)] = _process(os.getpid())
+        _running.add(self._mark)  # before another thread can see it
         return state
 
-    def _is_running(self, number: int, owner: list[float] | None) -> bool:
-        if owner is None or owner != _process(int(owner[0])):
+    def _is_running(self, number: int, owner: list[Any] | None) -> bool:
+        if owner is None:
             return False
-        return int(owner[0]) != os.getpid() or (self._key.hex(), number) in _running
+        pid, started, host = owner
+        if host != HOST:  # nobody here can know
+            return True
+        found = _process(pid)
+        if found is None or abs(found[1] - started) > CLOCK:
+            return False
+        return bool(pid != os.getpid() or (self._key.hex(), number) in _running)
 
 
-def _process(pid: int) -> list[float] | None:
-    """A process by its id and start, as ids are used again; None where there is none."""
+def _process(pid: int) -> list[Any] | None:
+    """A process by its id, start and host, as ids are used again; None where there is none."""
     return _self(pid) if pid == os.getpid() else _seen(pid)
 
 
 @cache
-def _self(pid: int) -> list[float] | None:
+def _self(pid: int) -> list[Any] | None:
     return _seen(pid)
 
 
-def _seen(pid: int) -> list[float] | None:
+def _seen(pid: int) -> list[Any] | None:
     psutil: Any = import_module("psutil")
     with suppress(psutil.Error):
         process = psutil.Process(pid)
         if process.status() != psutil.STATUS_ZOMBIE:
-            return [float(pid), float(process.create_time())]
+            return [pid, float(process.create_time()), HOST]
     return None

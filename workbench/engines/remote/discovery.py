@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import difflib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +28,10 @@ __all__ = [
 
 log = logging.getLogger("workbench")
 BATCH = "/chat/completions/batch"  # of vLLM, for several chats
+PATIENCE = 60.0  # seconds to find out what a server can do: a cold one takes some
 METRICS = 3.0  # seconds for a page of counters
 HITS = "vllm:prefix_cache_hits_total"
+OURS = r"[0-9a-f]{12}-[a-z]+\d+(-[0-9a-f]{8})?"  # a revision as `identity.variant` makes it
 NO_LIST = (403, 404, 405, 501)  # a server without /models, or not for this key
 LONGEST = 2**40  # tokens of a context, above which it is none
 
@@ -61,17 +64,18 @@ async def look(endpoint: Endpoint, model: str | None) -> Served:
             raise
         return Served(model, names=(model,))
     ids = [str(entry["id"]) for entry in listed]
-    parts = [name.rpartition("@") for name in ids]
-    revisions = {name: revision for name, at, revision in parts if at and name in ids}
+    revisions = _revisions({str(entry["id"]): entry.get("root") for entry in listed})
     names = [name for name in ids if name.rpartition("@")[0] not in revisions]
     if model is None and len(names) != 1:
-        raise InputError(f"{endpoint.shown} serves {', '.join(names)}: choose one as model=…")
+        known = endpoint.clean(", ".join(names))
+        raise InputError(f"{endpoint.shown} serves {known}: choose one as model=…")
     name = names[0] if model is None else model
     entry = next((m for m in listed if m["id"] == name), None)
     if entry is None:
         near = difflib.get_close_matches(name, names, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"{endpoint.shown} has no {name!r}; it serves {', '.join(names)}.{hint}")
+        known = endpoint.clean(", ".join(names))
+        raise InputError(f"{endpoint.shown} has no {name!r}; it serves {known}.{hint}")
     root = entry.get("root")
     root = root if isinstance(root, str) else ""
     same = [str(m["id"]) for m in listed if root and m.get("root") == root]
@@ -82,6 +86,17 @@ async def look(endpoint: Endpoint, model: str | None) -> Served:
         context_length=_context(entry.get("max_model_len")),
         names=(name, *same),
     )
+
+
+def _revisions(roots: Mapping[str, object]) -> dict[str, str]:
+    """What `name@revision` vouches for: the same model by its root, or in the form of ours."""
+    found: dict[str, list[str]] = {}
+    for one, root in roots.items():
+        name, at, revision = one.rpartition("@")
+        rooted = bool(root) and roots.get(name) == root
+        if at and name in roots and (rooted or re.fullmatch(OURS, revision)):
+            found.setdefault(name, []).append(revision)
+    return {name: given[0] for name, given in found.items() if len(given) == 1}
 
 
 def _context(told: object) -> int:
@@ -131,8 +146,10 @@ def explain(endpoint: Endpoint, fault: Fault) -> str:
     )
 
 
-async def gives_named_logprobs(endpoint: Endpoint, model: str) -> bool:
+async def gives_named_logprobs(endpoint: Endpoint, model: str) -> bool | None:
     """Whether it gives log-probabilities of token ids that are named to it, as vLLM does.
+
+    None where it does not answer now.
 
     This is asked and not taken from a name: vLLM may stand behind a gateway with another one.
     """
@@ -146,11 +163,18 @@ async def gives_named_logprobs(endpoint: Endpoint, model: str) -> bool:
         "return_token_ids": True,
         "return_tokens_as_token_ids": True,
     }
-    try:
-        (choice,) = wire.by_index(await endpoint.post("/completions", body), 1)
-        told = dict(wire.logprobs(choice or {})[0].top)
-    except (Fault, *wire.BAD):
-        return False
+    for wait in (0.3, 1.0, 0.0):
+        try:
+            async with asyncio.timeout(PATIENCE):
+                (choice,) = wire.by_index(await endpoint.post("/completions", body), 1)
+            told = dict(wire.logprobs(choice or {})[0].top)
+            break
+        except (Busy, Down, Broken, TimeoutError):
+            await asyncio.sleep(wait)
+        except (Fault, *wire.BAD):
+            return False
+    else:
+        return None
     return 1 in told and wire.token_ids(choice or {}, "prompt_token_ids") is not None
 
 
@@ -164,9 +188,10 @@ async def takes_several(endpoints: Sequence[Endpoint], model: str, *, chats: boo
         several = False
         if endpoint.vllm or not chats:
             try:
-                reply = await endpoint.post(BATCH if chats else "/completions", body)
+                async with asyncio.timeout(PATIENCE):
+                    reply = await endpoint.post(BATCH if chats else "/completions", body)
                 several = len(reply["choices"]) == 2
-            except (Busy, Down, Broken, *wire.BAD):
+            except (Busy, Down, Broken, TimeoutError, *wire.BAD):
                 return  # not today
             except Fault as fault:
                 log.info("%s takes one prompt a request: %s", endpoint.shown, fault)

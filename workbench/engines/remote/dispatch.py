@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import queue
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ QUICK, SLOW = 10.0, 30.0  # seconds of a request: below it may grow, above it sh
 UNREAD = 4096  # finished packets that nobody has fetched yet
 TRIES = 2  # of a packet with several jobs before it is halved
 LONG = 10.0  # seconds of waiting that a person should know of
+LOOK = 60.0  # seconds for a look at what a server serves
+ENDING = 0.5  # seconds for requests to notice that nobody waits
 JOIN = 3.0  # seconds between looks at servers that were not up
 
 
@@ -119,6 +122,8 @@ class Dispatcher(Generic[J, R]):
         self._size = self._largest = plan.size or LARGEST
         self._changed = asyncio.Event()
         self._told = False
+        self._ended = threading.Event()
+        self._left: dict[Endpoint, str] = {}  # servers that this call uses no more, and why
         self._busy = set[Endpoint]()  # of which it was said that they are
         self._progress = current()  # told from the loop's thread, too
         self._out: queue.SimpleQueue[list[tuple[J, R | Failed]] | None] = queue.SimpleQueue()
@@ -150,6 +155,7 @@ class Dispatcher(Generic[J, R]):
             future.result()
         finally:
             future.cancel()
+            self._ended.wait(ENDING)  # for what arrives at this very moment
             while not self._out.empty():
                 self._plan.spare(batch or [])
                 batch = self._out.get()
@@ -182,9 +188,10 @@ class Dispatcher(Generic[J, R]):
             raise EngineGoneError(str(error)) if isinstance(error, Fatal) else error from None
         finally:
             joining.cancel()
+            self._ended.set()
 
     def _present(self) -> list[Endpoint]:
-        return [e for e in self._endpoints if e.out is None and e.absent is None]
+        return [e for e in self._endpoints if e not in self._left and e.absent is None]
 
     async def _join(self) -> None:
         """Take in servers that were not up when the engine was opened, as soon as they are."""
@@ -196,7 +203,11 @@ class Dispatcher(Generic[J, R]):
         try:
             async with endpoint.looking:
                 await self._look_at(endpoint)
-        except Fault as fault:
+        except Exception as error:  # noqa: BLE001  # whatever it sends, it stays absent
+            fault = (
+                error if isinstance(error, Fault) else Broken(f"{type(error).__name__}: {error}")
+            )
+            fault.args = (endpoint.clean(str(fault)),)
             if str(fault) != endpoint.absent and not isinstance(fault, Down):
                 log.warning("%s cannot join: %s", endpoint.shown, fault)
             endpoint.absent = str(fault)
@@ -218,6 +229,9 @@ class Dispatcher(Generic[J, R]):
     async def _slot(self, other_than: Endpoint | None = None) -> Endpoint:
         """Wait for a slot at the least loaded server, one that works if there is any."""
         while True:
+            if not self._present():
+                reasons = (f"{e.shown}: {self._left.get(e) or e.absent}" for e in self._endpoints)
+                raise Fatal("; ".join(reasons))
             there = [e for e in self._present() if not e.resting]
             others = [e for e in there if e is not other_than] or there
             works = [e for e in others if e.hopeful()] or others
@@ -282,11 +296,11 @@ class Dispatcher(Generic[J, R]):
             self._effort.retries += 1
             self._count(Usage(retries=1))
             end = time.monotonic() + wait
-            while endpoint.out is None and (left := end - time.monotonic()) > 0:
+            while endpoint not in self._left and (left := end - time.monotonic()) > 0:
                 await asyncio.sleep(min(1.0, left))
                 if not stays and len(self._present()) > 1:
                     break
-            if endpoint.out is not None or (len(self._present()) > 1 and not stays):
+            if endpoint in self._left or (len(self._present()) > 1 and not stays):
                 trip.leave()
                 trip.take(await self._slot(other_than=endpoint))
 
@@ -298,9 +312,7 @@ class Dispatcher(Generic[J, R]):
         await endpoint.gate.room()
         trip.end = trip.end or time.monotonic() + self._patience.total
         if endpoint.doubtful:
-            async with endpoint.looking:
-                if endpoint.doubtful:
-                    await self._look_at(endpoint)
+            await self._look_first(endpoint, trip.end)
         started = time.monotonic()
         self._effort.requests += 1
         self._effort.prompts += len(packet)
@@ -319,11 +331,39 @@ class Dispatcher(Generic[J, R]):
             finally:
                 seconds = time.monotonic() - started
                 self._adapt(len(packet), seconds)
+        results = [
+            Failed(endpoint.clean(one.reason)) if isinstance(one, Failed) else one
+            for one in results
+        ]
         if all(result is None for result in results):
             raise Broken("the reply has no answer")
         if not again:
             endpoint.gate.succeeded(seconds)
         return results
+
+    async def _look_first(self, endpoint: Endpoint, end: float) -> None:
+        """Look whether a server still serves the same; one look is for all that wait for it."""
+        began = time.monotonic()
+        async with endpoint.looking:
+            failed = endpoint.failed_look
+            if failed is not None and failed[0] > began:
+                raise failed[1]
+            if not endpoint.doubtful:
+                return
+            try:
+                async with asyncio.timeout(max(0.0, min(LOOK, end - time.monotonic()))):
+                    await self._look_at(endpoint)
+            except TimeoutError:
+                fault: Fault = Broken(f"no answer within {LOOK:g} s when it was looked at")
+            except Fault as error:
+                error.args = (endpoint.clean(str(error)),)
+                fault = error
+            except Exception as error:  # noqa: BLE001  # as in `_ask`
+                fault = Broken(endpoint.clean(f"{type(error).__name__}: {error}"))
+            else:
+                return
+            endpoint.failed_look = (time.monotonic(), fault)
+            raise fault
 
     def _adapt(self, size: int, seconds: float) -> None:
         """Fewer prompts a request where it takes long: its own cost is small then."""
@@ -358,7 +398,8 @@ class Dispatcher(Generic[J, R]):
         Raises:
             Fatal: there is no other.
         """
-        news, endpoint.out = endpoint.out is None, why
+        news = endpoint not in self._left
+        self._left[endpoint] = why
         if not self._present():
             raise Fatal(f"{endpoint.shown}: {why}")
         if news:

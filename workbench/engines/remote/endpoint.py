@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from workbench.engines.remote.faults import (
     AWAY,
@@ -75,10 +75,11 @@ class Endpoint:
         self.vllm = False
         self.exact: bool | None = None  # it gives log-probabilities of token ids named to it
         self.absent: str | None = None  # why it has no part yet; it is asked again
-        self.out: str | None = None  # why it is used no more in this call
+        self.failed_look: tuple[float, Fault] | None = None  # when, and what came of it
         self.answered = 0.0  # when it answered last, on the monotonic clock
         self.looking = asyncio.Lock()  # one look at what it serves is enough
         self._suspect: float | None = None  # since when it may have been started anew
+        self._gone = False
         self._failures = 0  # since it answered
         self._failing_since = self._failed_at = self._begun = 0.0
         self._rest_until = 0.0  # until when it wants no request
@@ -88,7 +89,8 @@ class Endpoint:
         self._limit_name = "max_tokens"
         key, values = api_key(self.url), header_values(headers or {})
         self.has_key = key is not None
-        self._secret = Redactor([*([key] if key else []), *values.values()])
+        query = [value for _, value in parse_qsl(urlsplit(self.url).query)]
+        self._secret = Redactor([*([key] if key else []), *values.values(), *query])
         self.paid = bool(key or values) and not is_loopback(urlsplit(self.url).hostname)
         self._http = Http(self.url, transport, most, timeout, key=key, headers=values)
 
@@ -182,7 +184,7 @@ class Endpoint:
             return await self._exchange(method, self._address(path), body)
         except Fault as fault:
             if isinstance(fault, Down):
-                self.suspect()
+                self.suspect(gone=True)
             if self._http.proxy is not None:
                 fault.args = (f"{fault} (through the proxy {self._http.proxy})",)
             raise
@@ -204,6 +206,7 @@ class Endpoint:
             async with asyncio.timeout(self._timeout):
                 reply = await self._http.send(method, url, content)
         except TimeoutError:
+            self.suspect()
             raise Broken(f"no answer within {self._timeout:g} s") from None
         except Fault:
             raise
@@ -214,8 +217,8 @@ class Endpoint:
         working = self.answered > 0
         if reply.status < 500 and reply.status not in TOO_MANY:  # it lives, but does not do this
             self._works(sent)
-        elif reply.status in AWAY:
-            self.suspect()
+        elif reply.status in (*AWAY, 504):
+            self.suspect(gone=True)
         said = self.clean(_said(reply.body))
         raise from_status(reply.status, said, reply.headers, working=working)
 
@@ -244,18 +247,19 @@ class Endpoint:
 
     def begin(self) -> None:
         """A call begins: what failed before it does not count."""
-        self.out, self._failures, self._begun = None, 0, time.monotonic()
+        self._failures, self._begun = 0, time.monotonic()
         self._busy_since, self._rest_until = None, 0.0
         if self._begun - self.answered > IDLE:
-            self.suspect()
+            self.suspect(gone=True)
 
-    def suspect(self) -> None:
-        """It may have been started anew, with another model."""
+    def suspect(self, *, gone: bool = False) -> None:
+        """It may have been started anew, with another model; `gone`: its process was not there."""
         self._suspect = time.monotonic()
+        self._gone = self._gone or gone
 
     def seen(self) -> None:
         """It has been looked at, and is the same."""
-        self._suspect = None
+        self._suspect, self._gone = None, False
 
     @property
     def doubtful(self) -> bool:
@@ -265,7 +269,7 @@ class Endpoint:
 
     def _works(self, sent: float) -> None:
         self._failures, self.answered, self._busy_since = 0, time.monotonic(), None
-        if self._suspect is not None and sent < self._suspect:
+        if self._suspect is not None and not self._gone and sent < self._suspect:
             self._suspect = None  # what was sent before has been answered: it was never away
 
     def failed(self) -> None:

@@ -78,7 +78,7 @@ class RemoteEngine(BaseEngine):
         self._model = served.name
         self._dialect = self._same.dialect
         first, there = self._endpoints[0], [e for e in self._endpoints if e.absent is None]
-        vouched = served.revision or self._same.fingerprint(first.url, store)
+        vouched = served.revision or self._same.fingerprint(first, store)
         info = EngineInfo(
             engine="remote",
             model=served.name,
@@ -95,6 +95,7 @@ class RemoteEngine(BaseEngine):
         identity = {
             "served": [served.name, chosen.revision, vouched, served.context_length, *where],
             "template": dict(chosen.chat_template_kwargs or {}),
+            "vllm": self._dialect.vllm,  # what is said to it beyond the protocol's core
         }
         super().__init__(info, identity, store, variant=served.revision)
         if not (chosen.revision or vouched):
@@ -188,7 +189,8 @@ class RemoteEngine(BaseEngine):
             self._endpoints, self._model, self._dialect, self._options.size, self._dispatch
         )
         loop.run(self._find_exact())
-        if all(e.exact for e in self._endpoints if e.absent is None):
+        there = [e for e in self._endpoints if e.absent is None]
+        if all(e.vllm if e.exact is None else e.exact for e in there):
             missing = [label for label in labels if label not in self._label_ids]
             self._label_ids |= asker.label_ids(missing) if missing else {}
             ids = [self._label_ids[label] for label in labels]
@@ -265,18 +267,21 @@ class RemoteEngine(BaseEngine):
         elif len(packet) > 1 and chats:
             path = BATCH
         reply = await endpoint.generate(path, body)
-        self._see_model(reply.get("model"))
+        self._see_model(reply.get("model"), endpoint)
+
+        def note(what: str) -> None:
+            self._note(endpoint.clean(what))
 
         def one(_: int, choice: wire.Choice, share: wire.Usage) -> Completion:
-            row = wire.read(choice, sampling, share, self._note)
+            row = wire.read(choice, sampling, share, note)
             return row if row.error is None else replace(row, error=endpoint.clean(row.error))
 
         return wire.each(reply, len(packet), one)
 
-    def _see_model(self, answered: object) -> None:
+    def _see_model(self, answered: object, endpoint: Endpoint) -> None:
         """Say so, once, where a server answers with another model than it was asked for."""
         if isinstance(answered, str) and answered and answered not in self._same.served.names:
-            self._note(f"asked for {self._model!r}, answered by {answered[:80]!r}")
+            self._note(f"asked for {self._model!r}, answered by {endpoint.clean(answered)!r}")
 
     def _announce(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         """Before money is spent, or minutes are waited: how much."""

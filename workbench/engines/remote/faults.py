@@ -95,9 +95,9 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         if text[:1].isdigit():
             return _seconds(float(text))
         date = email.utils.parsedate_to_datetime(text) if text else None
-    except ValueError:
+        return _seconds(date.timestamp() - time.time()) if date else None
+    except (ValueError, TypeError, ArithmeticError, OSError):
         return None
-    return _seconds(date.timestamp() - time.time()) if date else None
 
 
 def _seconds(value: float) -> float | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
@@ -31,6 +32,7 @@ TEXTS = (
 CHAT = [{"role": "user", "content": "What is 7 + 5?"}]
 HOW = Sampling(max_tokens=4, logprobs=5)
 TOLERANCE = 0.03  # of a log-probability. CPU: 0 by batches, 0.1 by bfloat16 instead of float32
+LEAST = 2  # tokens that a position must list, to tell anything
 TRIES = 5
 LONGEST = 5.0  # seconds to wait for a server that is busy
 LIMIT = 60.0  # seconds in all: a cold server's first answers take some
@@ -51,14 +53,13 @@ async def take(
         like: an earlier one; only what that has is asked for, and must be answered.
 
     Raises:
-        Down: it cannot be reached.
         Fatal: nothing can be asked there.
-        Fault: it does not answer now, though it did for `like`.
+        Fault: it does not answer now.
     """
     prompts: list[Prompt] = [*TEXTS, CHAT]
     wanted = [like is None or like[place] is not None for place in range(len(prompts))]
     asked = [
-        _ask(endpoint, model, dialect, prompt, must=like is not None)
+        _ask(endpoint, model, dialect, prompt)
         for prompt, want in zip(prompts, wanted, strict=True)
         if want
     ]
@@ -66,8 +67,6 @@ async def take(
         async with asyncio.timeout(LIMIT):
             told = await asyncio.gather(*asked, return_exceptions=True)
     except TimeoutError:
-        if like is None:
-            return None
         raise Broken(f"no answer to a fingerprint within {LIMIT:g} s") from None
     wrong = [one for one in told if isinstance(one, BaseException)]
     worse = [one for one in wrong if not isinstance(one, Fatal)]
@@ -79,7 +78,7 @@ async def take(
 
 
 async def _ask(
-    endpoint: Endpoint, model: str, dialect: wire.Dialect, prompt: Prompt, *, must: bool
+    endpoint: Endpoint, model: str, dialect: wire.Dialect, prompt: Prompt
 ) -> list[Position] | None:
     texts = isinstance(prompt, str)
     body = (wire.completions if texts else wire.chat)([prompt], HOW, None, dialect)
@@ -90,13 +89,12 @@ async def _ask(
         try:
             reply = await endpoint.generate(path, {**body, "model": model})
             (choice,) = wire.by_index(reply, 1)
-            return [] if choice is None else [_position(token) for token in wire.logprobs(choice)]
+            found = [] if choice is None else [_position(token) for token in wire.logprobs(choice)]
+            return found if found and len(found[0][1]) >= LEAST else None
         except (Busy, Down, Broken) as fault:
             wait = getattr(fault, "wait", None) or 0.2 * attempt
             if attempt == TRIES or wait > LONGEST:
-                if must or isinstance(fault, Down):
-                    raise
-                return None
+                raise
             await asyncio.sleep(wait)
         except Fatal:
             raise
@@ -121,8 +119,9 @@ def _alike(one: Sequence[Any] | None, other: Sequence[Any] | None) -> bool:
     for (token, top), (another, likewise) in zip(one, other, strict=False):
         if not _close(top, likewise):
             return False
-        if token != another:  # of two as likely; what follows belongs to different texts
-            return True
+        if token != another:  # of two as likely: what follows belongs to different texts
+            pair = [top.get(str(one), -math.inf) for one in (token, another)]
+            return bool(min(pair) > max(pair) - 2 * TOLERANCE)
     return len(one) == len(other)
 
 
@@ -130,21 +129,24 @@ def _close(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
     """Equal within the tolerance; a token that only one lists must be about its least likely."""
     if not one or not other:
         return not one and not other
-    least = max(min(one.values()), min(other.values())) + TOLERANCE
+    if any(abs(one[token] - other[token]) > TOLERANCE for token in one.keys() & other.keys()):
+        return False
+    pairs = ((one, other), (other, one))
     return all(
-        abs(one[token] - other[token]) <= TOLERANCE
-        if token in one and token in other
-        else one.get(token, other.get(token, 0.0)) <= least
-        for token in one.keys() | other.keys()
+        value <= min(listed.values()) + TOLERANCE
+        for mine, listed in pairs
+        for token, value in mine.items()
+        if token not in listed
     )
 
 
-def known_as(seen: Print, place: Sequence[str], store: Store | None) -> str:
+def known_as(seen: Print, place: Sequence[str], store: Store | None, shown: str) -> str:
     """A name for the weights, the same for all fingerprints that are the same.
 
     Args:
         seen: the fingerprint.
         place: URL and model, at which it was taken.
+        shown: the URL for people.
         store: remembers the first fingerprint of each weights; None gives a name for this time.
     """
 
@@ -157,5 +159,5 @@ def known_as(seen: Print, place: Sequence[str], store: Store | None) -> str:
         known = store.update(digest("fingerprint", *place), add)
     first = next(one for one in known if same(one, seen))
     if len(known) > 1 and first is known[-1]:
-        log.info("%s answers unlike before: answers stored then are left aside", place[0])
+        log.info("%s answers unlike before: answers stored then are left aside", shown)
     return digest(first).hex()[:12]

@@ -175,7 +175,7 @@ def _tokens(prompt: Prompt | Sequence[int]) -> int:
 def _scored(choice: wire.Choice, node: Node) -> _Scored:
     ids = wire.token_ids(choice, "prompt_token_ids")
     told = dict(wire.logprobs(choice)[0].top)
-    if ids is None or not all(child in told for child in node.children):
+    if not ids or not all(child in told for child in node.children):
         raise Refused("exact label log-probabilities need vLLM 0.27 or newer on the server")
     return _Scored(ids, len(ids), {(node.prefix, c): told[c] for c in node.children})
 
@@ -240,6 +240,7 @@ def score_from_top(
         texts = [prompt for _, prompt in packet]
         chats = not isinstance(texts[0], str)
         body = (wire.chat if chats else wire.completions)(texts, sampling, None, asker.dialect)
+        body.pop("return_tokens_as_token_ids", None)  # labels are compared as texts here
         body["model"] = asker.model
         reply = await endpoint.generate("/chat/completions" if chats else "/completions", body)
 

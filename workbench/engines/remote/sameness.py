@@ -15,7 +15,7 @@ from typing import Any
 from workbench.engines.remote import wire
 from workbench.engines.remote.discovery import Served, explain, gives_named_logprobs, look
 from workbench.engines.remote.endpoint import Endpoint
-from workbench.engines.remote.faults import Broken, Fatal, Fault
+from workbench.engines.remote.faults import Broken, Down, Fatal, Fault
 from workbench.engines.remote.fingerprint import Print, known_as, same, take
 from workbench.errors import EngineUnavailableError, InputError
 from workbench.store import Store
@@ -56,6 +56,7 @@ class Sameness:
             self.dialect = replace(self.dialect, vllm=first.vllm)
             for endpoint, served in there:
                 if why := self._unlike(served):
+                    why = endpoint.clean(why)
                     raise InputError(f"{endpoint.shown}: {why} like {first.shown}. {SEVERAL}")
             if not (self._revision or self.served.revision):
                 await self._compare([endpoint for endpoint, _ in there])
@@ -74,15 +75,20 @@ class Sameness:
         """
         asked = (take(endpoint, self.served.name, self.dialect) for endpoint in there)
         prints: list[tuple[Endpoint, Print | None]] = []
+        faults: list[tuple[Endpoint, Fault]] = []
         for endpoint, told in zip(
             there, await asyncio.gather(*asked, return_exceptions=True), strict=True
         ):
             if isinstance(told, Fault):
-                endpoint.absent = explain(endpoint, told)
+                faults.append((endpoint, told))
             elif isinstance(told, BaseException):
                 raise told
             else:
                 prints.append((endpoint, told))
+        for endpoint, fault in faults:
+            # One that is busy or broken now may be worked with all the same, but without a store.
+            if prints or isinstance(fault, Down | Fatal):
+                endpoint.absent = explain(endpoint, fault)
         for endpoint, told in prints:
             self._print = prints[0][1]
             if not same(self._print, told):
@@ -118,11 +124,12 @@ class Sameness:
                 return
         raise Fatal(f"{OTHER} than when this engine was opened: open it again")
 
-    def fingerprint(self, url: str, store: Store | None) -> str | None:
+    def fingerprint(self, first: Endpoint, store: Store | None) -> str | None:
         """A name for the weights as they answer, None where that is not known."""
         if self._print is None:
             return None
-        return f"fingerprint {known_as(self._print, [url, self.served.name], store)}"
+        place = [first.url, self.served.name]
+        return f"fingerprint {known_as(self._print, place, store, first.shown)}"
 
 
 async def _first_look(endpoint: Endpoint, model: str | None) -> Served | None:
@@ -131,7 +138,7 @@ async def _first_look(endpoint: Endpoint, model: str | None) -> Served | None:
         served = await look(endpoint, model)
         if not endpoint.vllm:
             endpoint.exact = await gives_named_logprobs(endpoint, served.name)
-            endpoint.vllm = endpoint.exact  # by another name, as behind a gateway
+            endpoint.vllm = bool(endpoint.exact)  # by another name, as behind a gateway
     except Fault as fault:
         endpoint.absent = explain(endpoint, fault)
         return None

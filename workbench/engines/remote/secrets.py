@@ -17,6 +17,7 @@ __all__ = ["OPENAI", "Redactor", "api_key", "header_values"]
 OPENAI = "api.openai.com"
 KEYS = ("WORKBENCH_API_KEY", "OPENAI_API_KEY")
 SHORT = 8  # characters below which a key may be part of a word, such as "test" of "latest"
+MOST = 10_000  # characters that are looked through
 SAID = 300  # characters of a server's words that an error repeats
 NAMED = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}  # entities of HTML
 
@@ -74,9 +75,10 @@ class Redactor:
 
     def clean(self, text: str) -> str:
         """The words without secrets, on one line, not too many."""
+        text = " ".join(text[:MOST].split())
         if self._pattern is not None:
             text = self._pattern.sub("…", text)
-        return " ".join(text.split())[:SAID]
+        return text[:SAID]
 
 
 def _pattern(secret: str) -> str:
@@ -89,9 +91,15 @@ def _pattern(secret: str) -> str:
 def _character(one: str) -> str:
     """A character as it is, or escaped in one of the usual ways."""
     code = ord(one)
-    forms = [re.escape(one), f"%{code:02x}", rf"\\+u{code:04x}", f"&#0*{code};", f"&#x0*{code:x};"]
+    forms = [
+        re.escape(one),
+        f"%{code:02x}",
+        rf"\\{{1,8}}u{code:04x}",
+        f"&#0*{code};",
+        f"&#x0*{code:x};",
+    ]
     if not one.isalnum():
-        forms.append(r"\\+" + re.escape(one))
+        forms.append(r"\\{1,8}" + re.escape(one))
     if one in NAMED:
         forms.append(f"&{NAMED[one]};")
     if one == " ":

@@ -192,7 +192,7 @@ def read(
     if refusal or reason:
         return failure(f"refused: {refusal}" if refusal else str(reason), prompt_tokens, text)
     if sampling.choices is not None and finish == "stop" and text not in sampling.choices:
-        return failure(f"{text!r:.80} is none of the choices", prompt_tokens, text)
+        return failure(f"{text!r} is none of the choices", prompt_tokens, text)
     return Completion(
         text=text,
         finish_reason=finish,
@@ -215,8 +215,8 @@ def _finish(
     if name in LENGTHS:
         return "length", None
     if not text or any(word in name for word in ENDS):
-        return "stop", f"the server ended it: {str(told)!s:.80}"
-    note(f"finish_reason={told!r:.40} with a text is taken for a stop")
+        return "stop", f"the server ended it: {told}"
+    note(f"finish_reason={told!r} with a text is taken for a stop")
     return "stop", None
 
 
@@ -370,5 +370,5 @@ def _token(text: str) -> int | str:
 def _number(value: object) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not -LEAST_LOG <= value <= ABOVE_ONE:  # type: ignore[operator]
-        raise Refused(f"a log-probability in the reply is {value!r:.40}, no such number")
+        raise Refused(f"a log-probability in the reply is {value!r}, no such number")
     return float(value)  # type: ignore[arg-type]
