@@ -952,3 +952,14 @@ def test_faults_on_the_way_are_no_restart() -> None:
     assert all(row.error is None for row in rows)
     looks = sum(n for key, n in server.answered.items() if key.startswith("The capital"))
     assert looks < 20
+
+
+def test_a_path_that_always_breaks_costs_no_fingerprint() -> None:
+    """Some servers answer 500 to what they do not have."""
+
+    class Broken(Noisy):
+        def _say(self, asked: Asked) -> Said | None:
+            return Said(status=500) if "/chat/" in asked.path else super()._say(asked)
+
+    with Broken(0.0, 0) as server, remote(server.url) as engine:
+        assert engine.info.revision.startswith("fingerprint ")

@@ -69,7 +69,8 @@ async def take(
     except TimeoutError:
         raise Broken(f"no answer to a fingerprint within {LIMIT:g} s") from None
     wrong = [one for one in told if isinstance(one, BaseException)]
-    worse = [one for one in wrong if not isinstance(one, Fatal)]
+    lacking = Fatal if like is not None else (Fatal, Broken)  # a path that is not there, or breaks
+    worse = [one for one in wrong if not isinstance(one, lacking)]
     if worse or (wrong and (len(wrong) == len(told) or like is not None)):
         raise (worse or wrong)[0]
     came = iter([None if isinstance(one, BaseException) else one for one in told])
