@@ -102,6 +102,14 @@ def complete(server: DiffusionServer, prompt: Any, **fields: Any) -> Any:
     return response.json()
 
 
+def test_a_setting_that_changes_answers_changes_the_revision() -> None:
+    names = set()
+    for settings in ({}, {"threshold": 0.9}, {"threshold": 0.5}, {"batch_size": 2}):
+        with DiffusionEngine(None, None, "test", settings) as one, serve_diffusion(one) as server:
+            names.add(server.names[1])
+    assert len(names) == 3  # how many rows run at once changes nothing
+
+
 def client(server: DiffusionServer) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(base_url=server.url, api_key="any", max_retries=0, timeout=SECONDS)
 

@@ -408,3 +408,28 @@ def _other_weights(path: Path) -> None:
     torch.manual_seed(0)
     tensors = {name: torch.randn_like(t) * 0.05 for name, t in load_file(path).items()}
     save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_one_chat_that_the_template_refuses_fails_alone(
+    tmp_path: Path,
+) -> None:
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    template += "{{ messages[0].content }}"
+    folder = tmp_path / "model"
+    shutil.copytree(MODEL, folder)
+    (folder / "chat_template.jinja").write_text(template)
+    chats = [[{"role": role, "content": "1+1="}] for role in ("user", "system", "user")]
+    with open_engine(str(folder), "transformers", store=None) as engine:
+        rows = engine.generate(chats, Sampling(max_tokens=4), errors="return")
+        scores = engine.label_logprobs(chats, [" 2", " 3"], errors="return")
+    assert [row.error is None for row in rows] == [True, False, True]
+    assert "no system" in str(rows[1].error)
+    assert [error is None for error in scores.errors] == [True, False, True]
+
+
+def test_one_text_that_is_none_fails_alone(plain: VLLMEngine) -> None:
+    texts = ["1+1=", "half \ud800", "2+2="]
+    rows = plain.generate(texts, Sampling(max_tokens=4), errors="return")
+    assert [row.error is None for row in rows] == [True, False, True]
+    with pytest.raises(EngineError, match=r"1 of 3 prompts failed.*prompt 1"):
+        plain.generate(texts, Sampling(max_tokens=4))

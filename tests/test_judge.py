@@ -421,6 +421,15 @@ def test_a_server_without_structured_output_is_read_strictly() -> None:
     report = Judge(Fake(no_structure)).pointwise([CASE])
     assert (verdict_list(report), report.provenance["outputs"]) == ([False], [["text"]])
 
+    def pretends(prompt: str, sampling: Sampling) -> Completion:
+        if sampling.choices is not None:
+            raise InputError("choices: only a vLLM server has them")
+        return said("Well." if sampling.json_schema else "Final verdict: incorrect")
+
+    fake = Fake(pretends)
+    assert verdict_list(Judge(fake).pointwise([CASE])) == [False]
+    assert [asked.json_schema is None for asked in fake.asked] == [True, False, True]
+
     def wrong(prompt: str, sampling: Sampling) -> Completion:
         raise InputError("prompt 0: no chat template")
 
@@ -692,3 +701,11 @@ def test_responses_have_the_order_of_the_prompts(plain: VLLMEngine) -> None:
     assert too_long[1] is not None
     with pytest.raises(InputError, match="make it a list"):
         client.generate_responses("1+1?")
+
+
+@pytest.mark.parametrize(
+    ("text", "place"), [("4/5", 3), ("Score: 4 / 5", 3), ("4/10", None), ("6/5", None), ("5", 4)]
+)
+def test_a_score_may_name_its_scale(text: str, place: int | None) -> None:
+    assert read(text, ("1", "2", "3", "4", "5")) == place
+    assert read("1/2", ("a", "2")) is None

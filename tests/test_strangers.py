@@ -28,6 +28,7 @@ from workbench.engines.remote.faults import Refused
 from workbench.engines.remote.http import is_loopback, proxy_of
 from workbench.engines.remote.secrets import Redactor
 from workbench.errors import EngineError, EngineUnavailableError, InputError
+from workbench.serving.check import check
 from workbench.store import Store
 from workbench.types import Completion, Message
 
@@ -963,3 +964,28 @@ def test_a_path_that_always_breaks_costs_no_fingerprint() -> None:
 
     with Broken(0.0, 0) as server, remote(server.url) as engine:
         assert engine.info.revision.startswith("fingerprint ")
+
+
+def test_check_server_lists_what_answers_without_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM itself guards /v1 only, as this server does."""
+    monkeypatch.setenv("WORKBENCH_API_KEY", "sk-right")
+    with Injector(key="sk-right", revision="a" * 12) as server:
+        (found,) = [one for one in check(server.url) if one.what == "key"]
+    assert not found.works
+    assert {"/tokenize", "/metrics", "/version"} <= {*found.seen.split(": ")[1].split(", ")}
+    assert "/v1/models" not in found.seen
+
+
+def test_hub_models_without_a_commit_are_not_stored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Injector(revision="a" * 12) as server:
+        engine = RemoteEngine(
+            None, Store(tmp_path / "s.sqlite"), "test", {"base_url": server.url, **QUICK}
+        )
+        with engine:  # what the engines in process do where no commit is known
+            engine._store_nothing("no commit of org/name is known")
+            engine.generate(["a"], SHORT)
+            assert not engine.has_store
+            assert "the store is off" in engine.info.notes[0]
+    assert len(Store(tmp_path / "s.sqlite")) == 0

@@ -74,7 +74,7 @@ def generate_file(
                         "completion_tokens": done.completion_tokens,
                     }
                     if sampling.n > 1:
-                        record["samples"] = [sample.text for sample in done.samples]
+                        record["samples"] = [None if s.error else s.text for s in done.samples]
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
                     file.flush()
             usage = engine.usage

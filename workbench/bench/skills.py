@@ -82,7 +82,7 @@ def _gain(votes: Sequence[bool], greedy: pd.DataFrame) -> Metric:
 
 def _vote(task: Generated, item: Item, answer: Completion) -> bool:
     """Whether the commonest of the answers that could be read is right; ties go to the first."""
-    grades = [task.grade(item, sample.text) for sample in answer.samples]
+    grades = [task.grade(item, sample.text) for sample in answer.samples if not sample.error]
     counts = Counter(grade.extracted for grade in grades if grade.parsed)
     return bool(counts) and counts.most_common(1)[0][0] == item.answer
 
