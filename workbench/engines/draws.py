@@ -1,8 +1,8 @@
 """Sampling without a seed: a call that was cut short resumes, a finished one is never replayed.
 
 "The same call" is one with the same prompts in the same order and the same sampling, to the same
-engine. Asked again after it ended early (an interrupt, a kill, failed rows) it goes on where it
-stopped; asked again after it was finished, or while it runs elsewhere, it draws anew.
+engine. After it ended early (an interrupt, a kill, failed rows) the next such call resumes it.
+After it finished, or while it runs elsewhere, the next such call draws anew.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
-from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -85,15 +84,6 @@ class Draw:
 
 def _process(pid: int) -> list[Any] | None:
     """A process by its id, start and host, as ids are used again; None where there is none."""
-    return _self(pid) if pid == os.getpid() else _seen(pid)
-
-
-@cache
-def _self(pid: int) -> list[Any] | None:
-    return _seen(pid)
-
-
-def _seen(pid: int) -> list[Any] | None:
     psutil: Any = import_module("psutil")
     with suppress(psutil.Error):
         process = psutil.Process(pid)

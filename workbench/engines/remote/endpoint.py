@@ -52,7 +52,7 @@ class Endpoint:
     Args:
         url: such as `http://127.0.0.1:8000/v1`; a query is sent with every request.
         transport: "aiohttp", or "threads" for the SDK's synchronous client in a pool.
-        most: requests at once, at the most.
+        most: maximum of concurrent requests.
         timeout: seconds for one attempt.
         headers: names of headers, with the environment variables that hold their values.
     """

@@ -49,7 +49,7 @@ class Http:
     Args:
         url: the base URL.
         transport: "aiohttp", or "threads" for the SDK's synchronous client in a pool.
-        most: requests at once, at the most.
+        most: maximum of concurrent requests.
         timeout: seconds for a request.
         key: sent as a bearer token; None sends none.
         headers: sent too.
@@ -88,7 +88,7 @@ class Http:
         self._finalizer()
 
     async def send(self, method: str, url: str, content: bytes | None) -> Reply:
-        """The response to a request, redirected on the same server at the most.
+        """The response to a request; a redirect is followed only on the same server.
 
         Raises:
             Fatal: it redirects to another server.

@@ -30,7 +30,7 @@ class RemoteOptions:
         attempts: how often a request is tried that fails by itself.
         total_timeout: seconds for a request with all its attempts.
         patience: seconds for which servers may be down, or answer nothing but "too many requests"
-            (beyond the wait that they ask for), before the call ends or goes on without them.
+            (beyond the wait that they ask for), before the call ends or continues without them.
         transport: "aiohttp", or "threads" where that misbehaves.
         chat_template_kwargs: arguments for the chat template, such as `enable_thinking`.
         headers: further headers, as `{"api-key": "AZURE_OPENAI_API_KEY"}`: the name of each, and
