@@ -14,6 +14,7 @@ from typing import Self
 __all__ = ["Gauge", "Reading", "free_memory"]
 
 EVERY = 0.02  # seconds between two looks
+GROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +98,48 @@ class Gauge:
 
 
 def free_memory() -> float:
-    """Bytes of main memory that this process may still take, within its container's limit."""
+    """Bytes of main memory that this process may still take, within its container's limits."""
     import psutil
 
     free = float(psutil.virtual_memory().available)
-    limits = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):  # no such limit ("max"), or no Linux
-        limit = float((limits / "memory.max").read_text())
-        free = min(free, limit - float((limits / "memory.current").read_text()))
-    return max(free, 0.0)
+    return max(0.0, min([free, *_left_in_groups()]))
+
+
+def _left_in_groups(root: Path = GROUPS, own: Path = Path("/proc/self/cgroup")) -> list[float]:
+    """What each control group around this process leaves; nothing without limits, or no Linux.
+
+    Cached files count as used there, and are given back when memory is asked for.
+    """
+    left = []
+    with contextlib.suppress(OSError, IndexError):
+        for line in own.read_text(encoding="utf-8").splitlines():
+            _, kinds, path = line.split(":", 2)
+            names = ("memory.max", "memory.current")
+            top = root
+            if "memory" in kinds.split(","):
+                names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+                top = root / "memory"
+            elif kinds:
+                continue
+            group = top / path.lstrip("/")
+            for folder in (group, *group.parents):
+                with contextlib.suppress(OSError, ValueError):  # "max"
+                    limit, used = (float((folder / name).read_text()) for name in names)
+                    left.append(limit - used + _reclaimable(folder))
+                if folder == top:
+                    break
+    return left
+
+
+def _reclaimable(group: Path) -> float:
+    with contextlib.suppress(OSError, ValueError):
+        pairs = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+        stat = {name: float(value) for name, value in pairs}
+        return sum(
+            stat.get(f"total_{name}", stat.get(name, 0.0))
+            for name in ("inactive_file", "active_file")
+        )
+    return 0.0
 
 
 def _on_gpu() -> bool:

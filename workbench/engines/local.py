@@ -9,10 +9,12 @@ from functools import cached_property
 from typing import Any, cast
 
 from workbench.engines.base import BaseEngine, Request, failure
+from workbench.engines.chat import ChatOptions, RefusedChatError, chat_text
 from workbench.engines.labels import LabelTree, Node, Tokens
-from workbench.engines.pieces import Pieces, PieceTokenizer
+from workbench.engines.pieces import Pieces, PieceTokenizer, without_second_bos
+from workbench.engines.thinking import Thinking
 from workbench.errors import InputError
-from workbench.types import Completion, EngineInfo, LabelRow, Prompt
+from workbench.types import Completion, EngineInfo, LabelRow, Message, Prompt
 
 __all__ = ["LocalEngine", "label_row", "versions"]
 
@@ -27,6 +29,7 @@ class LocalEngine(BaseEngine):
     _tokenizer: Any
     _info: EngineInfo
     _vocabulary: int  # rows of the embedding: no token may be above
+    _chats: ChatOptions
 
     @property
     def tokenizer(self) -> Any:
@@ -42,10 +45,10 @@ class LocalEngine(BaseEngine):
             return self._of_pieces(cast("Sequence[Pieces]", prompts))
         if isinstance(prompts[0], str):
             return self._encoded(cast("Sequence[str]", prompts))
-        if not getattr(self._tokenizer, "chat_template", None):
+        if not (self._chats.chat_template or getattr(self._tokenizer, "chat_template", None)):
             raise InputError(
-                f"{self.info.model} has no chat template: give texts, or pass one as "
-                'a file in the model folder ("chat_template.jinja")'
+                f"{self.info.model} has no chat template: give texts, or a template as "
+                "chat_template=…, a text or a file"
             )
         return self._encoded([self._chat_text(prompt) for prompt in prompts], special=False)
 
@@ -82,16 +85,24 @@ class LocalEngine(BaseEngine):
                     said = f"{text!r:.80} is no valid text: {reason.reason}"
                     raise _PromptError(said) from error
             raise
-        return list(found.input_ids)
+        rows = list(found.input_ids)
+        return without_second_bos(self._tokenizer, texts, rows) if special else rows
 
     def _chat_text(self, prompt: Prompt) -> str:
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                list(prompt), add_generation_prompt=True, tokenize=False
-            )
-        except Exception as error:  # a template is a program of whoever made it
-            raise _PromptError(f"the chat template refuses this chat: {error}") from error
-        return text
+            return chat_text(self._tokenizer, cast("Sequence[Message]", prompt), self._chats)
+        except RefusedChatError as error:
+            raise _PromptError(str(error)) from error
+
+    @cached_property
+    def _thinking(self) -> Thinking | None:
+        return Thinking.of(self._tokenizer)
+
+    def _parted(self, request: Request, row: Completion, prompt: Sequence[int]) -> Completion:
+        """An answer to a chat without its thinking, which is kept beside it."""
+        if self._thinking is None or isinstance(request.prompt, str):
+            return row
+        return self._thinking.part(row, prompt, self._tokenizer, request.sampling.stop)
 
     def _unfit(self, tokens: Sequence[int] | str, more: int) -> str | None:
         """Why a prompt with these tokens and `more` to come cannot be run."""

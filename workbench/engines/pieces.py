@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
-__all__ = ["PieceTokenizer", "Pieces"]
+__all__ = ["PieceTokenizer", "Pieces", "without_second_bos"]
 
 SEAMS = 500_000  # kept at most: two claims and their labels make four
 
@@ -57,7 +57,8 @@ class PieceTokenizer:
         ]
 
     def _together(self, text: Pieces) -> list[int]:
-        return self._before + [token for piece in text.pieces for token in self._tokens[piece]]
+        ids = self._before + [token for piece in text.pieces for token in self._tokens[piece]]
+        return without_second_bos(self._tokenizer, [text], [ids])[0]
 
     def _learn(self, pieces: set[str]) -> None:
         if new := sorted(pieces - self._tokens.keys()):
@@ -70,7 +71,21 @@ class PieceTokenizer:
                 self._holds[left, right] = tokens == self._tokens[left] + self._tokens[right]
 
     def _whole(self, texts: Sequence[str]) -> list[list[int]]:
-        return list(self._tokenizer([*texts], verbose=False).input_ids)
+        ids = list(self._tokenizer([*texts], verbose=False).input_ids)
+        return without_second_bos(self._tokenizer, texts, ids)
 
     def _plain(self, texts: list[str]) -> list[list[int]]:
         return list(self._tokenizer(texts, add_special_tokens=False, verbose=False).input_ids)
+
+
+def without_second_bos(
+    tokenizer: Any, texts: Sequence[str], rows: list[list[int]]
+) -> list[list[int]]:
+    """Tokens of texts, of which those that begin with the BOS text itself have one BOS, not two."""
+    text, bos = getattr(tokenizer, "bos_token", None), getattr(tokenizer, "bos_token_id", None)
+    if not text:
+        return rows
+    return [
+        ids[1:] if one.startswith(text) and ids[:2] == [bos, bos] else ids
+        for one, ids in zip(texts, rows, strict=True)
+    ]

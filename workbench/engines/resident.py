@@ -19,8 +19,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from workbench.engines.cpu import PASSIVE
 from workbench.engines.device import memory_ran_out
-from workbench.errors import EngineError, EngineGoneError, InputError
+from workbench.engines.fitting import fit
+from workbench.errors import EngineError, EngineGoneError, InputError, WorkbenchError
 from workbench.progress import stopping
 
 __all__ = ["Inbox", "Resident", "prepare"]
@@ -34,6 +36,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TOKENIZERS_PARALLELISM": "false",
+    **PASSIVE,
 }
 
 
@@ -56,7 +59,8 @@ class Resident:
         self._owners: dict[str, Inbox] = {}
         self._users = weakref.WeakSet[object]()
         self._interrupted = False
-        self.llm: Any = _load(arguments)
+        self.note: str | None = None  # what was cut to make the model fit
+        self.llm: Any = self._load(arguments)
 
     @classmethod
     def acquire(cls, user: object, arguments: Mapping[str, Any], signature: str) -> Resident:
@@ -71,6 +75,26 @@ class Resident:
             here = cls._here = cls(arguments, signature)
         here._users.add(user)
         return here
+
+    def _load(self, arguments: Mapping[str, Any]) -> Any:
+        logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                from vllm import LLM, EngineArgs
+                from vllm.platforms import current_platform
+
+                with _uncaptured_streams():
+                    more = {}
+                    if current_platform.is_cpu():
+                        found = fit(EngineArgs(**arguments), arguments)
+                        self.note, more = found.note, found.options
+                    return LLM(**{**arguments, **more})
+            except Exception as error:
+                # The frames hold what was loaded so far, and a notebook holds the traceback.
+                traceback.clear_frames(error.__traceback__)
+                _clean_up()
+                raise _explain(error, arguments) from error
 
     def release(self, user: object) -> None:
         """Free the model unless another engine still uses it."""
@@ -210,22 +234,6 @@ def prepare() -> None:
         os.environ.setdefault(name, value)
 
 
-def _load(arguments: Mapping[str, Any]) -> Any:
-    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            from vllm import LLM
-
-            with _uncaptured_streams():
-                return LLM(**arguments)
-        except Exception as error:
-            # The frames hold what was loaded so far, and a notebook holds the traceback.
-            traceback.clear_frames(error.__traceback__)
-            _clean_up()
-            raise _explain(error, arguments) from error
-
-
 def _clean_up() -> None:
     from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -255,6 +263,8 @@ def _uncaptured_streams() -> Iterator[None]:
 
 
 def _explain(error: Exception, arguments: Mapping[str, Any]) -> Exception:
+    if isinstance(error, WorkbenchError):
+        return error
     text = " ".join(str(error).split())
     where = f"model {arguments['model']!r} could not be loaded"
     if memory_ran_out(error):

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from workbench.engines.base import Request, failure
 from workbench.engines.batching import START, BatchSize, check_batch_size
+from workbench.engines.chat import CHAT, ChatOptions
 from workbench.engines.decoding import Decoding, padded
 from workbench.engines.device import collect, context_length, find_device, memory_ran_out, shown
 from workbench.engines.identity import deciding, variant
@@ -32,7 +33,7 @@ __all__ = ["TransformersEngine", "unavailable"]
 
 OPTIONS = (
     "attn_implementation", "batch_size", "device", "dtype", "load_format", "max_model_len",
-    "revision",
+    "revision", *CHAT,
 )  # fmt: skip
 SPARE = 0.7  # share of the free memory that an automatic batch may take
 
@@ -73,7 +74,7 @@ class TransformersEngine(LocalEngine):
         why: how this engine came to be chosen, for `info`.
         options: `batch_size` (rows; "auto", the default, finds its own), `device` ("cuda" where
             there is one, else "cpu"), `dtype`, `attn_implementation`, `revision`,
-            `max_model_len`, `load_format="dummy"` (random weights).
+            `max_model_len`, `load_format="dummy"` (random weights), the fields of `ChatOptions`.
 
     Raises:
         InputError: an unknown option or a folder without a model.
@@ -85,6 +86,7 @@ class TransformersEngine(LocalEngine):
         self, model: str | None, store: Store | None, why: str, options: Mapping[str, Any]
     ) -> None:
         check_options(options, OPTIONS, "transformers")
+        self._chats = ChatOptions.of(options)
         self._size = check_batch_size(options.get("batch_size", "auto"))
         self._found = START if self._size == "auto" else self._size
         prepare()
@@ -110,16 +112,17 @@ class TransformersEngine(LocalEngine):
             versions=versions("transformers", "torch"),
             why=why,
         )
+        given = {k: v for k, v in options.items() if k in ("load_format", "attn_implementation")}
+        decisive = deciding(given | self._chats.given)
         identity = {
             "engine": info.engine,  # a baseline must not answer with what it is compared to
             "weights": [weights, revision],
             "dtype": info.dtype,
             "template": digest(getattr(self._tokenizer, "chat_template", None)).hex(),
-            "options": [*map(options.get, ("load_format", "attn_implementation"))],
+            "options": decisive,
             "context": info.context_length,
         }
-        given = {k: v for k, v in options.items() if k in ("load_format", "attn_implementation")}
-        known = variant(revision, info.dtype, deciding(given)) if revision else ""
+        known = variant(revision, info.dtype, decisive) if revision else ""
         super().__init__(info, identity, store, known)
         if not revision:
             self._store_nothing(f"no commit of {source.shown} is known to know its weights by")
@@ -145,7 +148,10 @@ class TransformersEngine(LocalEngine):
         def run(batch: Sequence[tuple[Request, list[int]]]) -> tuple[list[Answer], int]:
             rows = decoding.run([ids for _, ids in batch], [request.seed for request, _ in batch])
             tokens = sum(row.prompt_tokens + row.completion_tokens for row in rows)
-            return [(job[0], row) for job, row in zip(batch, rows, strict=True)], tokens
+            jobs = zip(batch, rows, strict=True)
+            return [
+                (request, self._parted(request, row, ids)) for (request, ids), row in jobs
+            ], tokens
 
         def fail(job: tuple[Request, list[int]], reason: str) -> list[Answer]:
             return [(job[0], failure(reason, len(job[1])))]

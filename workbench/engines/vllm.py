@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.engines.base import Request, failure
+from workbench.engines.chat import CHAT, ChatOptions
 from workbench.engines.identity import deciding, variant
 from workbench.engines.labels import LabelTree, Node
 from workbench.engines.local import LocalEngine, label_row, versions
@@ -27,7 +28,7 @@ __all__ = ["VLLMEngine", "unavailable"]
 
 MAX_LABEL_IDS = 128  # vLLM's limit on logprob_token_ids
 WINDOW = 4  # requests in the engine, as a multiple of what it runs at once
-OURS = ("adapter", "device")  # options beside vLLM's own
+OURS = ("adapter", "device", *CHAT)  # options beside vLLM's own
 
 
 def unavailable() -> str | None:
@@ -49,7 +50,7 @@ class VLLMEngine(LocalEngine):
         store: where responses are kept.
         why: how this engine came to be chosen, for `info`.
         options: any argument of vLLM's `EngineArgs`; `adapter`: the folder of a LoRA adapter;
-            `device`: what it must run on ("cpu", "cuda").
+            `device`: what it must run on ("cpu", "cuda"); the fields of `ChatOptions`.
 
     Raises:
         InputError: an unknown option or a folder without a model.
@@ -62,6 +63,7 @@ class VLLMEngine(LocalEngine):
         prepare()
         _check_options(options)
         chosen = {name: value for name, value in options.items() if name not in OURS}
+        self._chats = ChatOptions.of(options)
         _check_device(options.get("device"))
         adapter = options.get("adapter")
         adapted = _adapter_digest(adapter)
@@ -89,7 +91,7 @@ class VLLMEngine(LocalEngine):
             versions={"vllm": _version()} | versions("torch", "transformers"),
             why=why,
         )
-        decisive = deciding(chosen | ({"adapter": adapted} if adapted else {}))
+        decisive = deciding(chosen | self._chats.given | ({"adapter": adapted} if adapted else {}))
         identity = {
             "weights": [weights, revision],
             "dtype": info.dtype,
@@ -101,6 +103,8 @@ class VLLMEngine(LocalEngine):
         super().__init__(info, identity, store, known)
         if not revision:
             self._store_nothing(f"no commit of {source.shown} is known to know its weights by")
+        if self._resident.note:
+            self._note(self._resident.note)
 
     @property
     def llm(self) -> Any:
@@ -126,7 +130,10 @@ class VLLMEngine(LocalEngine):
         shared = _Params()
         jobs = ((request, ids, shared.of(request)) for request, ids in fit)
         for batch in self._run(jobs):
-            yield [(request, _completion(output)) for request, output in batch]
+            yield [
+                (request, self._parted(request, _completion(output), output.prompt_token_ids))
+                for request, output in batch
+            ]
 
     def _score(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> Iterator[list[LabelRow]]:
         tree, jobs, refused = self._label_jobs(prompts, labels, MAX_LABEL_IDS)
@@ -296,12 +303,12 @@ def _defaults(*, small: bool) -> dict[str, Any]:
         # vLLM cannot rewind the generator of a seeded request on a CPU, as it has to after half a
         # prompt: it would stop with "CPU Generator does not use offset". So never half a prompt.
         defaults["enable_chunked_prefill"] = False
-    if small:
-        defaults["enforce_eager"] = True  # compiling takes longer than a small model runs
-        if current_platform.is_cpu():
-            defaults |= {"dtype": "float32", "kv_cache_memory_bytes": 2**30}
-        else:
-            defaults["gpu_memory_utilization"] = 0.2
+        # Compiled, Gemma 3 270M is a fifth faster, and opens in 65 s and not 13.
+        defaults["enforce_eager"] = True
+        if small:
+            defaults["dtype"] = "float32"  # the same text on every CPU
+    elif small:
+        defaults |= {"enforce_eager": True, "gpu_memory_utilization": 0.2}
     return defaults
 
 

@@ -7,6 +7,7 @@ model in process (`engines.identity`), from what vLLM makes of the options: "aut
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from typing import Any
@@ -24,18 +25,34 @@ def main() -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server import entry
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.platforms import current_platform
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    from workbench.engines.fitting import fit
+
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("workbench").setLevel(logging.INFO)
     told = json.loads(os.environ[TOLD])
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args()
-    config: Any = AsyncEngineArgs.from_cli_args(arguments).create_model_config()
+    engine = AsyncEngineArgs.from_cli_args(arguments)
+    config: Any = engine.create_model_config()
     revision = told["weights"] or getattr(config.hf_config, "_commit_hash", None)
     names = [told["name"]]
+    dtype = str(config.dtype).removeprefix("torch.")
+    if current_platform.is_cpu():
+        found = fit(engine, _asked(), "server").options
+        dtype = found["dtype"]
+        sys.argv += [f"--{name.replace('_', '-')}={value}" for name, value in found.items()]
     if revision:
-        dtype = str(config.dtype).removeprefix("torch.")
         names.append(f"{told['name']}@{variant(revision, dtype, told['options'])}")
     sys.argv += ["--served-model-name", *names, "--middleware", GUARD]
     entry.main()
+
+
+def _asked() -> set[str]:
+    """Names of the options on the command line."""
+    flags = (word.partition("=")[0] for word in sys.argv[1:] if word.startswith("--"))
+    return {flag.removeprefix("--").replace("-", "_") for flag in flags}
 
 
 if __name__ == "__main__":

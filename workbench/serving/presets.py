@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from workbench.engines.cpu import PASSIVE
 from workbench.engines.identity import deciding
 from workbench.engines.source import EMBEDDED, Source
 from workbench.errors import InputError
@@ -220,15 +221,13 @@ def _defaults(*, small: bool, split: bool) -> dict[str, Any]:
     if cpu:
         # As for the engine in this process (engines/vllm.py): small blocks share more of a
         # prefix, and half a prompt would end seeded requests.
-        defaults |= {"block_size": 32, "enable_chunked_prefill": False}
-    if small:
-        defaults["enforce_eager"] = True  # compiling takes longer than a small model runs
-        if cpu:
-            defaults |= {"dtype": "float32", "kv_cache_memory_bytes": 2**30, "max_num_seqs": 256}
+        defaults |= {"block_size": 32, "enable_chunked_prefill": False, "enforce_eager": True}
+        if small:
+            defaults |= {"dtype": "float32", "max_num_seqs": 256}
             if not split:
                 defaults["distributed_executor_backend"] = "uni"
-        else:
-            defaults["gpu_memory_utilization"] = 0.2
+    elif small:
+        defaults |= {"enforce_eager": True, "gpu_memory_utilization": 0.2}
     return defaults
 
 
@@ -290,10 +289,10 @@ def environment(options: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str
     child |= {"PYTHONWARNINGS": "ignore"} | dict(os.environ)
     # An engine in this process may have set it for itself (engines/resident.py).
     child.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+    if _is_cpu_build():
+        child = PASSIVE | child
     if options.get("distributed_executor_backend") == "uni" and _is_cpu_build():
-        # The model in the engine's process, on one thread, and not in a worker of two that wait
-        # for each other spinning. On two cores, 1,024 prompts × 16 tokens: 11 against 17 s of
-        # CPU, 264 and 243 against 250 and 195 requests/s (two runs), ready in 28 against 40 s.
+        # The model in the engine's process, on one thread, and not in a worker of two.
         # vLLM has "uni" on a CPU only with this switch; the engine is a process all the same.
         child["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         child.setdefault("OMP_NUM_THREADS", "1")

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 from workbench.engines.base import Request
+from workbench.engines.chat import CHAT, ChatOptions
 from workbench.engines.device import collect, find_device, shown
 from workbench.engines.diffusion.checkpoint import read
 from workbench.engines.diffusion.denoiser import Counts, Denoiser, check_slots
@@ -32,7 +33,7 @@ BATCH = 8
 SETTINGS = tuple(field.name for field in fields(Denoising))
 OPTIONS = (
     "batch_size", "device", "dtype", "load_format", "mask_token_id", "max_model_len", "revision",
-    *SETTINGS,
+    *SETTINGS, *CHAT,
 )  # fmt: skip
 
 
@@ -48,7 +49,8 @@ class DiffusionEngine(LocalEngine):
         store: where responses are kept.
         why: how this engine came to be chosen, for `info`.
         options: `batch_size` (rows at once, 8), the fields of `Denoising`, `device`, `dtype`,
-            `revision`, `max_model_len`, `mask_token_id`, `load_format="dummy"` (random weights).
+            `revision`, `max_model_len`, `mask_token_id`, `load_format="dummy"` (random weights),
+            the fields of `ChatOptions`.
 
     Raises:
         InputError: an unknown option, a model that is no masked-diffusion model or not whole.
@@ -62,6 +64,7 @@ class DiffusionEngine(LocalEngine):
         check_options(options, OPTIONS, "diffusion")
         self.denoising = Denoising(**{k: v for k, v in options.items() if k in SETTINGS})
         self._slots = options.get("batch_size", BATCH)
+        self._chats = ChatOptions.of(options)
         prepare()
         device = find_device(options.get("device"))
         source = Source.find(model, EMBEDDED_DIFFUSION)
@@ -95,8 +98,10 @@ class DiffusionEngine(LocalEngine):
             # The room that is left decides a canvas, and so an answer.
             "options": [options.get("load_format"), network.mask, network.context],
             "denoising": asdict(self.denoising),
+            "chats": self._chats.given,
         }
-        own = {k: v for k, v in options.items() if k not in ("batch_size", "device")}
+        own = {k: v for k, v in options.items() if k not in ("batch_size", "device", *CHAT)}
+        own |= self._chats.given
         known = variant(revision, info.dtype, deciding(own)) if revision else ""
         super().__init__(info, identity, store, known)
         if not revision:
@@ -183,7 +188,8 @@ class DiffusionEngine(LocalEngine):
                 return
             done = [row for row in denoiser.step() if row.done]
             if done:
-                yield [(asked.pop(row), row.completion()) for row in done]
+                rows = [(asked.pop(row), row.completion(), row.prompt) for row in done]
+                yield [(one, self._parted(one, answer, ids)) for one, answer, ids in rows]
 
     def _row(self, request: Request, ids: Sequence[int]) -> Row:
         sampling, seed = request.sampling, request.seed

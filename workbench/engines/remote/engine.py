@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from workbench.engines.base import BaseEngine, Request, failure
+from workbench.engines.chat import CHAT, ChatOptions, is_prefill, with_remedy
 from workbench.engines.checks import check_prompts
 from workbench.engines.remote import loop, wire
 from workbench.engines.remote.discovery import (
     BATCH,
+    doubled,
     gives_named_logprobs,
     prefix_cache_hits,
     takes_several,
@@ -38,6 +41,7 @@ __all__ = ["RemoteEngine"]
 
 log = logging.getLogger("workbench")
 SAMPLES = 32  # of one prompt in a request
+MARK = re.compile(r"<[^<>\s]{1,60}>|\[[A-Za-z_]{1,60}\]")
 
 
 class RemoteEngine(BaseEngine):
@@ -73,7 +77,9 @@ class RemoteEngine(BaseEngine):
         self._last_hits: float | None = None
         self._label_ids: dict[str, list[int]] = {}
         self._kinds: set[bool] = set()  # texts (False) and chats (True), as they have come
-        self._same = Sameness(chosen.revision, chosen.chat_template_kwargs)
+        self._bos: dict[str, bool] = {}  # beginnings of texts: whether they are the BOS
+        chats = ChatOptions.of({name: getattr(chosen, name) for name in CHAT})
+        self._same = Sameness(chosen.revision, chats)
         served = loop.run(self._same.establish(self._endpoints, model))
         self._model = served.name
         self._dialect = self._same.dialect
@@ -94,7 +100,7 @@ class RemoteEngine(BaseEngine):
         where = [] if served.revision else [first.url]
         identity = {
             "served": [served.name, chosen.revision, vouched, served.context_length, *where],
-            "template": dict(chosen.chat_template_kwargs or {}),
+            "template": chats.given,
             "vllm": self._dialect.vllm,  # what is said to it beyond the protocol's core
         }
         super().__init__(info, identity, store, variant=served.revision)
@@ -165,6 +171,12 @@ class RemoteEngine(BaseEngine):
         wire.check(sampling, self._dialect)
         self._announce([request.prompt for request in requests], sampling)
         self._try_out(chats=chats)
+        self._learn_bos([request.prompt for request in requests])
+        if chats and not self._dialect.vllm and any(self._form(one) for one in requests):
+            self._note(
+                "a last message of the assistant's is sent as it is: whether this server continues "
+                "it or answers anew is its own rule"
+            )
 
         async def ask(
             endpoint: Endpoint, packet: Sequence[Request]
@@ -175,18 +187,27 @@ class RemoteEngine(BaseEngine):
         size = self._options.size or (None if several else SAMPLES)
 
         def spare(batch: list[tuple[Request, Completion | Failed]]) -> None:
-            self._unfetched += [(job, _row(result)) for job, result in batch]
+            self._unfetched += [(job, _row(result, job.prompt)) for job, result in batch]
 
-        plan = Plan(ask, _together, _tokens, size, spare)
+        def together(endpoint: Endpoint, first: Request, other: Request) -> bool:
+            return _together(endpoint, first, other) and self._form(first) == self._form(other)
+
+        plan = Plan(ask, together, _tokens, size, spare)
         jobs = sorted(requests, key=_prefix)  # those that share a prefix travel together
         for batch in self._dispatch(plan, jobs):
-            yield [(job, _row(result)) for job, result in batch]
+            yield [(job, _row(result, job.prompt)) for job, result in batch]
 
     def _score(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> Iterator[list[LabelRow]]:
         self._announce(prompts, Sampling(max_tokens=1))
         self._try_out(chats=False)
+        self._learn_bos(prompts)
         asker = Asker(
-            self._endpoints, self._model, self._dialect, self._options.size, self._dispatch
+            self._endpoints,
+            self._model,
+            self._dialect,
+            self._options.size,
+            self._dispatch,
+            self._has_bos,
         )
         loop.run(self._find_exact())
         there = [e for e in self._endpoints if e.absent is None]
@@ -197,6 +218,21 @@ class RemoteEngine(BaseEngine):
             yield from score_exactly(asker, prompts, labels, ids)
         else:
             yield from score_from_top(asker, prompts, labels)
+
+    def _learn_bos(self, prompts: Sequence[Prompt]) -> None:
+        """Ask vLLM which beginnings of these texts are the BOS that it would put there itself."""
+        marks = {mark for one in prompts if isinstance(one, str) and (mark := _mark(one))}
+        there = [e for e in self._endpoints if e.absent is None and e.vllm]
+        if there and (new := sorted(marks - self._bos.keys())):
+            self._bos |= loop.run(doubled(there[0], self._model, new))
+
+    def _has_bos(self, prompt: str) -> bool:
+        return self._bos.get(_mark(prompt), False)
+
+    def _form(self, request: Request) -> bool:
+        """What all prompts of a packet have in common: the answer is begun, or the BOS is there."""
+        prompt = request.prompt
+        return self._has_bos(prompt) if isinstance(prompt, str) else is_prefill(prompt)
 
     async def _find_exact(self) -> None:
         """Ask each server once whether it gives the log-probabilities of tokens named to it."""
@@ -261,6 +297,8 @@ class RemoteEngine(BaseEngine):
             prompts if several else prompts[:1], sampling, seed, self._dialect
         )
         body["model"] = self._model
+        if not chats and self._form(packet[0]):
+            body["add_special_tokens"] = False
         path = "/chat/completions" if chats else "/completions"
         if len(packet) > 1 and not several:
             body["n"] = len(packet)  # one prompt, several samples
@@ -290,8 +328,16 @@ class RemoteEngine(BaseEngine):
             log.warning("remote: %s", self.estimate(prompts, sampling))
 
 
-def _row(result: Completion | Failed) -> Completion:
-    return failure(result.reason) if isinstance(result, Failed) else result
+def _row(result: Completion | Failed, prompt: Prompt) -> Completion:
+    if isinstance(result, Completion):
+        return result
+    return failure(result.reason if isinstance(prompt, str) else with_remedy(result.reason, prompt))
+
+
+def _mark(text: str) -> str:
+    """What a text begins with that looks like a special token; "" if nothing does."""
+    found = MARK.match(text)
+    return found[0] if found else ""
 
 
 def _together(endpoint: Endpoint, first: Request, other: Request) -> bool:

@@ -42,6 +42,7 @@ class Asker:
     dialect: wire.Dialect
     size: int | None
     dispatch: Callable[[Plan[Any, Any], Sequence[Any]], Iterator[list[Any]]]
+    has_bos: Callable[[str], bool]
 
     def label_ids(self, labels: Sequence[str]) -> dict[str, list[int]]:
         """The tokens of each label alone.
@@ -94,7 +95,7 @@ def _block(
     texts: dict[int, str | list[int]] = {}
     jobs: list[tuple[int, Prompt]] = []
     for index, prompt in enumerate(prompts, start):
-        if isinstance(prompt, str):
+        if isinstance(prompt, str) and not asker.has_bos(prompt):
             texts[index] = prompt
         else:
             jobs.append((index, prompt))
@@ -191,7 +192,7 @@ def _tokenizing(asker: Asker) -> Plan[tuple[int, Prompt], list[int]]:
         if isinstance(text, str):
             body |= {"prompt": text, "add_special_tokens": False}
         else:
-            body |= {"messages": text, "chat_template_kwargs": dict(asker.dialect.template or {})}
+            body |= wire.rendering([text], asker.dialect)
         ids = await _tokens_of(endpoint, body)
         if not ids:
             raise Refused("the server tells no tokens of it")

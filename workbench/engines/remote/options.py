@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -32,7 +31,8 @@ class RemoteOptions:
         patience: seconds for which servers may be down, or answer nothing but "too many requests"
             (beyond the wait that they ask for), before the call ends or continues without them.
         transport: "aiohttp", or "threads" where that misbehaves.
-        chat_template_kwargs: arguments for the chat template, such as `enable_thinking`.
+        chat_template, chat_template_kwargs, fold_system: see `ChatOptions`; a template of the
+            caller's is for vLLM servers that trust one (`--trust-request-chat-template`).
         headers: further headers, as `{"api-key": "AZURE_OPENAI_API_KEY"}`: the name of each, and
             of the environment variable (or line of `.env`) that holds its value.
         revision: what you call the weights, where the server does not tell and you know better
@@ -48,7 +48,9 @@ class RemoteOptions:
     total_timeout: float = 3600.0
     patience: float = 120.0
     transport: Transport = "aiohttp"
+    chat_template: str | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
+    fold_system: bool = False
     headers: Mapping[str, str] | None = None
     revision: str | None = None
 
@@ -71,11 +73,6 @@ class RemoteOptions:
             ("max_concurrency", _positive(made.max_concurrency, int), "a whole number from 1"),
             ("prompts_per_request", size == "auto" or _positive(size, int), '"auto" or from 1'),
             ("attempts", _positive(made.attempts, int), "a whole number from 1"),
-            (
-                "chat_template_kwargs",
-                made.chat_template_kwargs is None or _is_json(made.chat_template_kwargs),
-                "a dictionary of JSON values",
-            ),
             (
                 "revision",
                 made.revision is None or (isinstance(made.revision, str) and bool(made.revision)),
@@ -116,13 +113,6 @@ def _is_texts(value: object) -> bool:
         isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9-]+", name) and isinstance(at, str)
         for name, at in value.items()
     )
-
-
-def _is_json(value: object) -> bool:
-    try:
-        return isinstance(value, dict) and bool(json.dumps(value))
-    except (TypeError, ValueError):
-        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
+from workbench.engines.chat import ChatOptions
 from workbench.engines.remote import wire
 from workbench.engines.remote.discovery import Served, explain, gives_named_logprobs, look
 from workbench.engines.remote.endpoint import Endpoint
@@ -32,15 +32,15 @@ class Sameness:
 
     Args:
         revision: the user's own word for the weights, which needs no fingerprint; or None.
-        template: arguments for the chat template.
+        chats: what the caller decided about chats.
     """
 
     served: Served
 
-    def __init__(self, revision: str | None, template: Mapping[str, Any] | None) -> None:
+    def __init__(self, revision: str | None, chats: ChatOptions) -> None:
         self._revision = revision
         self._print: Print | None = None
-        self.dialect = wire.Dialect(template=template)
+        self.dialect = wire.Dialect(chats=chats)
 
     async def establish(self, endpoints: Sequence[Endpoint], model: str | None) -> Served:
         """Find the model that the servers have; those that do not answer now are absent.

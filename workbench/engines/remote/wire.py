@@ -7,13 +7,14 @@ server is vLLM. An answer is placed by its index; what cannot be read is a fault
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, cast
 
 from workbench.engines.base import failure
+from workbench.engines.chat import ChatOptions, is_prefill
 from workbench.engines.remote.faults import Broken, Failed, Refused
 from workbench.errors import InputError
-from workbench.types import Completion, Prompt, Sampling, TokenLogprob
+from workbench.types import Completion, Message, Prompt, Sampling, TokenLogprob
 
 __all__ = [
     "Choice",
@@ -26,6 +27,7 @@ __all__ = [
     "each",
     "logprobs",
     "read",
+    "rendering",
     "token_ids",
 ]
 
@@ -36,11 +38,11 @@ class Dialect:
 
     Attributes:
         vllm: it is vLLM, with token ids and structured output by choices and patterns.
-        template: arguments for the chat template.
+        chats: what the caller decided about chats.
     """
 
     vllm: bool = False
-    template: Mapping[str, Any] | None = None
+    chats: ChatOptions = field(default_factory=ChatOptions)
 
 
 Choice = Mapping[str, Any]
@@ -81,12 +83,27 @@ def chat(
 ) -> dict[str, Any]:
     """The body for `/chat/completions`, or with several chats for vLLM's `…/batch`."""
     body = _sampling(sampling, seed, to)
-    body["messages"] = chats[0] if len(chats) == 1 else list(chats)
+    body |= rendering(chats, to)
     body["max_tokens"] = sampling.max_tokens
-    if to.template:
-        body["chat_template_kwargs"] = dict(to.template)
     if sampling.logprobs is not None:
         body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
+    return body
+
+
+def rendering(chats: Sequence[Prompt], to: Dialect) -> dict[str, Any]:
+    """The messages, and how they become the text that the model reads.
+
+    A last message of the assistant's is to be continued; only vLLM is asked for that in words.
+    Chats in one request end alike.
+    """
+    sent = [to.chats.messages(cast("Sequence[Message]", chat)) for chat in chats]
+    body: dict[str, Any] = {"messages": sent[0] if len(sent) == 1 else sent}
+    if to.chats.chat_template_kwargs:
+        body["chat_template_kwargs"] = dict(to.chats.chat_template_kwargs)
+    if to.chats.chat_template:
+        body["chat_template"] = to.chats.chat_template
+    if to.vllm and is_prefill(sent[0]):
+        body |= {"add_generation_prompt": False, "continue_final_message": True}
     return body
 
 
@@ -130,9 +147,11 @@ def check(sampling: Sampling, to: Dialect) -> None:
     """Refuse what the server cannot do, before anything is sent.
 
     Raises:
-        InputError: structured output that only vLLM has.
+        InputError: structured output that only vLLM has, or a chat template for another server.
     """
     _structure(sampling, to)
+    if to.chats.chat_template and not to.vllm:
+        raise InputError("chat_template: only a vLLM server takes one; leave it out")
 
 
 def by_index(reply: Mapping[str, Any], count: int) -> list[Choice | None]:
