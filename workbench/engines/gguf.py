@@ -1,0 +1,239 @@
+"""A GGUF file made into a model folder that vLLM, transformers and the engines load.
+
+Only architectures whose numbers were compared with the original's are taken, and of those only
+files of which every setting and every tensor is accounted for: what is skipped in silence makes a
+model that talks nonsense.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from workbench.engines.convert import Converted, shapes_of, some, write
+from workbench.engines.gguf_config import ROPE, configuration
+from workbench.engines.gguf_file import GGUFFile
+from workbench.engines.gguf_tokenizer import end_tokens, write_tokenizer
+from workbench.engines.resident import prepare
+from workbench.errors import InputError, WorkbenchError
+from workbench.store import default_path, digest
+from workbench.types import Sampling
+
+__all__ = ["convert_gguf", "converted"]
+
+log = logging.getLogger("workbench")
+PROMPTS = ("The capital of France is", "Question: What is 2+3?\nAnswer:", "def main():\n    ")
+NEAR = 0.05  # of log-probabilities: what rounding may turn round
+
+
+def convert_gguf(path: str | Path, out: str | Path, *, tokenizer: str | None = None) -> Converted:
+    """Turn a GGUF file into a Hugging Face model folder, in bfloat16.
+
+    At the end the first tokens of some texts are compared between vLLM and transformers, in
+    float32; where vLLM cannot run it, transformers alone has to answer, and `checked` says so.
+
+    Args:
+        path: the file.
+        out: a new folder; it appears whole or not at all.
+        tokenizer: hub name or folder of a tokenizer to take instead of the file's.
+
+    Raises:
+        InputError: `out` exists, the file is broken or of a kind not known here, its tensors are
+            not those of the model, or `gguf` is not installed.
+        WorkbenchError: the folder cannot be written, or the libraries disagree on it.
+    """
+    from safetensors import SafetensorError
+
+    out = Path(out)
+    if out.exists() or out.is_symlink():
+        raise InputError(f"{out} exists already: choose another folder for the model")
+    prepare()
+    file = GGUFFile(Path(path))
+    config = configuration(file)
+    names, shapes, left = _names(file, config)
+    sizes = {name: 2 * math.prod(shape) for name, shape in shapes.items()}
+
+    def read(wanted: Sequence[str]) -> dict[str, Any]:
+        return {name: _tensor(file, name, names[name], config) for name in wanted}
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+            part = Path(scratch) / "model"
+            part.mkdir()
+            _beside(file, config, part, tokenizer)
+            write(part, sizes, read)
+            checked = _check(part)
+            part.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise WorkbenchError(
+            f"the model ({sum(sizes.values()) / 1e9:.1f} GB) could not be written to {out}: "
+            f"{error}; choose another folder, or make room"
+        ) from error
+    return Converted(out, len(sizes), sum(sizes.values()), left, checked)
+
+
+def converted(path: Path) -> Path:
+    """The model folder of a GGUF file, in the user's cache folder; made once for its content.
+
+    Raises:
+        InputError: as for `convert_gguf`.
+        WorkbenchError: as for `convert_gguf`.
+    """
+    cache = default_path().parent / "gguf"
+    try:
+        stat = path.stat()
+        note = cache / ".known" / digest(str(path.resolve()), stat.st_size, stat.st_mtime_ns).hex()
+        if note.is_file() and (cache / note.read_text() / "config.json").is_file():
+            return cache / note.read_text()
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        GGUFFile(path)  # says what is wrong with it
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    target = cache / f"{path.stem[:40]}-{content[:12]}"
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        if not (target / "config.json").is_file():
+            log.info("converting %s, once: the model folder will be %s", path, target)
+            with TemporaryDirectory(dir=cache, prefix=".converting-") as scratch:
+                made = convert_gguf(path, Path(scratch) / "model").folder
+                with suppress(OSError):  # another process was quicker: its folder is the same
+                    made.rename(target)
+        with TemporaryDirectory(dir=cache, prefix=".note-") as scratch:
+            part = Path(scratch) / "note"
+            part.write_text(target.name)
+            part.rename(note)
+    except OSError as error:
+        raise WorkbenchError(
+            f"the model of {path} could not be kept in {cache}: {error}; make room, or set "
+            "WORKBENCH_CACHE to another folder"
+        ) from error
+    return target
+
+
+def _names(
+    file: GGUFFile, config: Any
+) -> tuple[dict[str, str], dict[str, tuple[int, ...]], tuple[str, ...]]:
+    """The file's names and the shapes of the model's tensors; which of the file's are left out.
+
+    Raises:
+        InputError: the file lacks some, has more, or has them in other shapes.
+    """
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    try:
+        shapes, _ = shapes_of(config)
+    except InputError as error:
+        raise file.refused(f"describes a model that cannot be made ({error})") from error
+    known = file.fields["general.architecture"]
+    kinds = {name: kind for kind, name in MODEL_ARCH_NAMES.items()}
+    table = get_tensor_name_map(kinds[known], config.num_hidden_layers)
+    names: dict[str, str] = {}
+    for name in shapes:
+        stem, _, end = name.rpartition(".")
+        names[name] = f"{table.get_name(stem)}.{end}"
+    if missing := {*names.values()} - {*file.tensors}:
+        raise file.refused(f"lacks {some(missing)}")
+    if more := {*file.tensors} - {*names.values()} - {ROPE}:
+        raise file.refused(
+            f"has tensors that a {known} does not take: {some(more)}", "take the original weights"
+        )
+    for name, shape in shapes.items():
+        if (stored := file.tensors[names[name]].shape) != shape:
+            raise file.refused(
+                f"has {names[name]} with the shape {[*stored]}; its settings say {[*shape]}"
+            )
+    return names, shapes, tuple(name for name in file.tensors if name == ROPE)
+
+
+def _tensor(file: GGUFFile, name: str, stored: str, config: Any) -> Any:
+    """A tensor as transformers has it: llama.cpp turns some of them round, or adds 1."""
+    import torch
+
+    value = torch.from_numpy(file.read(stored))
+    if config.model_type.startswith("gemma") and name.endswith("norm.weight"):
+        value -= 1
+    if config.model_type == "llama" and stored.split(".")[-2] in ("attn_q", "attn_k"):
+        query = stored.split(".")[-2] == "attn_q"
+        heads = config.num_attention_heads if query else config.num_key_value_heads
+        pairs = value.reshape(heads, len(value) // heads // 2, 2, *value.shape[1:])
+        value = pairs.transpose(1, 2).reshape(value.shape)
+    return value.to(torch.bfloat16)
+
+
+def _beside(file: GGUFFile, config: Any, folder: Path, tokenizer: str | None) -> None:
+    """Write what a model folder has besides its weights.
+
+    Raises:
+        InputError: no tokenizer, or one that has tokens without weights.
+    """
+    from transformers import AutoTokenizer, GenerationConfig
+
+    if tokenizer is None:
+        write_tokenizer(file, folder, config.max_position_embeddings)
+    else:
+        try:
+            taken = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+            taken.save_pretrained(folder)
+        except Exception as error:  # no such name, no network, a broken file
+            text = " ".join(str(error).split())
+            raise InputError(f"tokenizer {tokenizer!r} cannot be loaded: {text:.300}") from error
+    count = len(AutoTokenizer.from_pretrained(folder))
+    if count > config.vocab_size:
+        raise file.refused(
+            f"has weights for {config.vocab_size} tokens, and the tokenizer has {count}",
+            "give the model's own with --tokenizer (tokenizer=…)",
+        )
+    config.save_pretrained(folder)
+    ends = end_tokens(file)
+    GenerationConfig(
+        bos_token_id=config.bos_token_id,
+        eos_token_id=ends if len(ends) > 1 else config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+    ).save_pretrained(folder)
+
+
+def _check(folder: Path) -> str:
+    """Continue texts with each library; returns which did.
+
+    Raises:
+        WorkbenchError: they disagree, or transformers cannot.
+    """
+    from workbench.engines import unavailable
+
+    ours = _first(folder, "transformers", {})
+    if reason := unavailable("vllm"):
+        return f"transformers only: {reason}"
+    options = {"max_model_len": 128, "enforce_eager": True, "kv_cache_memory_bytes": 2**28}
+    try:
+        theirs = _first(folder, "vllm", options)
+    except WorkbenchError as error:
+        return f"transformers only: vLLM: {error}"
+    for prompt, one, other in zip(PROMPTS, ours, theirs, strict=True):
+        likeliest = max(one, key=lambda token: other.get(token, -math.inf))
+        best = max(other, key=lambda token: other[token])
+        if one.get(best, -math.inf) < max(one.values()) - NEAR:
+            raise WorkbenchError(
+                f"vLLM continues {prompt!r} with token {best}, transformers with {likeliest}: "
+                "the converted model is not the same in both, and was not kept"
+            )
+    return "vLLM and transformers"
+
+
+def _first(folder: Path, engine: str, options: Mapping[str, Any]) -> list[dict[int, float]]:
+    """The likeliest first tokens after each prompt, with their log-probabilities."""
+    from workbench.engines import open_engine
+
+    sampling = Sampling(max_tokens=1, logprobs=5)
+    with open_engine(str(folder), engine, store=None, dtype="float32", **options) as opened:
+        answers = opened.generate(PROMPTS, sampling)
+    if failed := [answer.error for answer in answers if answer.error]:
+        raise WorkbenchError(f"{engine} cannot answer with the converted model: {failed[0]}")
+    return [dict((answer.logprobs or ())[0].top) for answer in answers]
