@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any
 
 from workbench.engines.convert import Converted, shapes_of, some, write
@@ -29,6 +30,7 @@ __all__ = ["convert_gguf", "converted"]
 
 log = logging.getLogger("workbench")
 PROMPTS = ("The capital of France is", "Question: What is 2+3?\nAnswer:", "def main():\n    ")
+ONE = Lock()  # transformers builds one model at a time in a process
 NEAR = 0.05  # of log-probabilities: what rounding may turn round
 
 
@@ -90,32 +92,41 @@ def converted(path: Path) -> Path:
     try:
         stat = path.stat()
         note = cache / ".known" / digest(str(path.resolve()), stat.st_size, stat.st_mtime_ns).hex()
-        if note.is_file() and (cache / note.read_text() / "config.json").is_file():
-            return cache / note.read_text()
+        with suppress(OSError):  # nothing is known of this file yet
+            if ((target := cache / note.read_text()) / "config.json").is_file():
+                return target
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        GGUFFile(path)  # says what is wrong with it
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     target = cache / f"{path.stem[:40]}-{content[:12]}"
     try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        if not (target / "config.json").is_file():
-            log.info("converting %s, once: the model folder will be %s", path, target)
-            with TemporaryDirectory(dir=cache, prefix=".converting-") as scratch:
-                made = convert_gguf(path, Path(scratch) / "model").folder
-                with suppress(OSError):  # another process was quicker: its folder is the same
-                    made.rename(target)
-        with TemporaryDirectory(dir=cache, prefix=".note-") as scratch:
-            part = Path(scratch) / "note"
-            part.write_text(target.name)
-            part.rename(note)
+        with ONE:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            if not (target / "config.json").is_file():
+                _keep(path, target)
+            with TemporaryDirectory(dir=cache, prefix=".note-") as scratch:
+                part = Path(scratch) / "note"
+                part.write_text(target.name)
+                part.rename(note)
     except OSError as error:
         raise WorkbenchError(
             f"the model of {path} could not be kept in {cache}: {error}; make room, or set "
             "WORKBENCH_CACHE to another folder"
         ) from error
     return target
+
+
+def _keep(path: Path, target: Path) -> None:
+    """Convert into the cache folder; of two processes the quicker one's folder stays."""
+    log.info("converting %s, once: the model folder will be %s", path, target)
+    with TemporaryDirectory(dir=target.parent, prefix=".part-") as scratch:
+        made = convert_gguf(path, Path(scratch) / "model").folder
+        try:
+            made.rename(target)
+        except OSError:
+            if not (target / "config.json").is_file():
+                raise
 
 
 def _names(
@@ -177,7 +188,7 @@ def _beside(file: GGUFFile, config: Any, folder: Path, tokenizer: str | None) ->
     from transformers import AutoTokenizer, GenerationConfig
 
     if tokenizer is None:
-        write_tokenizer(file, folder, config.max_position_embeddings)
+        count = write_tokenizer(file, folder, config.max_position_embeddings)
     else:
         try:
             taken = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
@@ -185,7 +196,7 @@ def _beside(file: GGUFFile, config: Any, folder: Path, tokenizer: str | None) ->
         except Exception as error:  # no such name, no network, a broken file
             text = " ".join(str(error).split())
             raise InputError(f"tokenizer {tokenizer!r} cannot be loaded: {text:.300}") from error
-    count = len(AutoTokenizer.from_pretrained(folder))
+        count = len(taken)
     if count > config.vocab_size:
         raise file.refused(
             f"has weights for {config.vocab_size} tokens, and the tokenizer has {count}",
@@ -211,20 +222,33 @@ def _check(folder: Path) -> str:
     ours = _first(folder, "transformers", {})
     if reason := unavailable("vllm"):
         return f"transformers only: {reason}"
-    options = {"max_model_len": 128, "enforce_eager": True, "kv_cache_memory_bytes": 2**28}
+    options = {
+        "max_model_len": 128,
+        "max_num_seqs": 4,
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": 2**26,
+    }
     try:
         theirs = _first(folder, "vllm", options)
     except WorkbenchError as error:
         return f"transformers only: vLLM: {error}"
-    for prompt, one, other in zip(PROMPTS, ours, theirs, strict=True):
-        likeliest = max(one, key=lambda token: other.get(token, -math.inf))
-        best = max(other, key=lambda token: other[token])
-        if one.get(best, -math.inf) < max(one.values()) - NEAR:
-            raise WorkbenchError(
-                f"vLLM continues {prompt!r} with token {best}, transformers with {likeliest}: "
-                "the converted model is not the same in both, and was not kept"
-            )
+    _compare(ours, theirs)
     return "vLLM and transformers"
+
+
+def _compare(ours: Sequence[dict[int, float]], theirs: Sequence[dict[int, float]]) -> None:
+    """Refuse first tokens that differ by more than rounding.
+
+    Raises:
+        WorkbenchError: names the text and both tokens.
+    """
+    for prompt, one, other in zip(PROMPTS, ours, theirs, strict=True):
+        mine, their = (max(scores, key=scores.__getitem__) for scores in (one, other))
+        if one.get(their, -math.inf) < one[mine] - NEAR:
+            raise WorkbenchError(
+                f"vLLM continues {prompt!r} with token {their}, transformers with {mine}: the "
+                "converted model is not the same in both, and was not kept"
+            )
 
 
 def _first(folder: Path, engine: str, options: Mapping[str, Any]) -> list[dict[int, float]]:
@@ -236,4 +260,4 @@ def _first(folder: Path, engine: str, options: Mapping[str, Any]) -> list[dict[i
         answers = opened.generate(PROMPTS, sampling)
     if failed := [answer.error for answer in answers if answer.error]:
         raise WorkbenchError(f"{engine} cannot answer with the converted model: {failed[0]}")
-    return [dict((answer.logprobs or ())[0].top) for answer in answers]
+    return [{int(i): p for i, p in (answer.logprobs or ())[0].top} for answer in answers]

@@ -34,8 +34,9 @@ MORE = (
     "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "vocab_size",
     "rope.scaling.finetuned", "rope.scaling.original_context_length",
 )  # fmt: skip
-WINDOWED = ("attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
+
 ROPE = "rope_freqs.weight"
+SOFT = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}  # of Gemma 2, if unsaid
 ORIGINAL = "take the original weights"
 LARGEST = (("gemma2", 46), ("gemma3", 62))  # of 27B: they scale attention by another size
 TOKENS = {"bos": "bos", "eos": "eos", "pad": "padding"}
@@ -65,7 +66,8 @@ def configuration(file: GGUFFile) -> Any:
             f"known here are {', '.join(MODELS)}; take the original weights, or serve the file "
             "with llama.cpp and give its base_url",
         )
-    windowed = WINDOWED if known in ("gemma2", "gemma3") else ()
+    windowed = ("attention.sliding_window",) if known in ("gemma2", "gemma3") else ()
+    windowed += (*SOFT,) if known == "gemma2" else ()
     for key in file.fields:
         if key.startswith(f"{known}.") and key.removeprefix(f"{known}.") not in {
             *NUMBERS, *MORE, *windowed,
@@ -95,8 +97,8 @@ def configuration(file: GGUFFile) -> Any:
         whole = (known, values["num_hidden_layers"]) in LARGEST
         values["query_pre_attn_scalar"] = hidden // heads if whole else size
         values["sliding_window"] = _number(file, "attention.sliding_window")
-        for key in WINDOWED[1:] if known == "gemma2" else ():
-            values[key] = _number(file, key, {"attn_logit_softcapping": 50}.get(key, 30))
+        for key in SOFT if known == "gemma2" else ():
+            values[key] = _number(file, key, SOFT[key])
     blocks = {name.split(".")[1] for name in file.tensors if name.startswith("blk.")}
     if len(blocks) != values["num_hidden_layers"]:
         raise file.refused(f"says {values['num_hidden_layers']} layers and has {len(blocks)}")
@@ -125,12 +127,13 @@ def _rope(file: GGUFFile, size: int) -> dict[str, Any]:
     """
     known = file.fields["general.architecture"]
     usual = None if known == "gemma3" else 10_000.0
-    plain = {"rope_type": "default", "rope_theta": float(_number(file, "rope.freq_base", usual))}
+    theta = float(_number(file, "rope.freq_base", usual))
+    plain: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
     kind = file.fields.get(f"{known}.rope.scaling.type", "none")
     if kind not in ("none", "linear"):
         raise file.refused(f"scales positions in the way {kind!r:.40}, not known here", ORIGINAL)
     if ROPE in file.tensors:
-        plain |= _long(file, size, plain["rope_theta"])
+        plain |= _long(file, size, theta)
     elif (factor := float(_number(file, "rope.scaling.factor", 1.0))) != 1 and kind == "linear":
         plain |= {"rope_type": "linear", "factor": factor}
     if known != "gemma3":

@@ -68,6 +68,8 @@ class GGUFFile:
                 self._read(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        except InputError:
+            raise
         except (struct.error, ValueError) as error:  # cut off, text that is no UTF-8, no such type
             raise self.refused(f"has a broken header ({error})") from error
 
@@ -108,7 +110,7 @@ class GGUFFile:
         if not isinstance(step, int) or not 1 <= step <= 2**20:
             raise self.refused(f"has general.alignment={step!r:.40}")
         self._start = -(-at // step) * step
-        end = self._start + max((t.start + t.size for t in self.tensors.values()), default=0)
+        end = max((self._start + t.start + t.size for t in self.tensors.values()), default=0)
         if end > len(blob):
             raise self.refused(f"is cut off: {len(blob):,} of {end:,} bytes are there")
         self._check_kinds()
@@ -119,7 +121,9 @@ class GGUFFile:
         kind = GGMLQuantizationType(number)
         block, size = GGML_QUANT_SIZES[kind]
         if not all(shape) or shape[-1] % block:
-            raise self.refused(f"has {name!r:.80} with the shape {[*shape]}, which {kind.name} has not")
+            raise self.refused(
+                f"has {name!r:.80} with the shape {[*shape]}, which {kind.name} has not"
+            )
         row = shape[-1] // block * size
         return Stored(kind, shape, row, start, math.prod(shape[:-1]) * row)
 

@@ -15,7 +15,8 @@ from workbench.errors import InputError
 __all__ = ["end_tokens", "special", "write_tokenizer"]
 
 REMEDY = "give the model's own tokenizer with --tokenizer (tokenizer=…), a hub name or folder"
-CONTROL, USER_DEFINED, UNKNOWN, BYTE = 3, 4, 2, 6
+UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
+SEALED = (UNKNOWN, CONTROL, BYTE)  # never made of parts
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 THREE = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -62,20 +63,17 @@ def end_tokens(file: GGUFFile) -> list[int]:
     return [*dict.fromkeys(number for number in found if number is not None)]
 
 
-def write_tokenizer(file: GGUFFile, folder: Path, context: int) -> None:
-    """Write tokenizer.json, tokenizer_config.json and the chat template.
+def write_tokenizer(file: GGUFFile, folder: Path, context: int) -> int:
+    """Write tokenizer.json, tokenizer_config.json and the chat template; return how many tokens.
 
     Raises:
         InputError: a kind of tokenizer, or a way of splitting, that is not known here.
     """
     kind = file.fields.get("tokenizer.ggml.model")
+    if kind not in ("llama", "gpt2"):
+        raise file.refused(f"has a tokenizer of the kind {kind!r:.40}", REMEDY)
     try:
-        if kind == "llama":
-            tokenizer = _by_scores(file)
-        elif kind == "gpt2":
-            tokenizer = _by_merges(file)
-        else:
-            raise file.refused(f"has a tokenizer of the kind {kind!r:.40}", REMEDY)
+        tokenizer = _by_scores(file) if kind == "llama" else _by_merges(file)
         _finish(file, tokenizer)
     except InputError:
         raise
@@ -94,6 +92,7 @@ def write_tokenizer(file: GGUFFile, folder: Path, context: int) -> None:
         (folder / "chat_template.jinja").write_text(template, "utf-8", newline="")
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
+    return len(tokens)
 
 
 def _list(file: GGUFFile, name: str) -> list[Any]:
@@ -123,7 +122,7 @@ def _by_scores(file: GGUFFile) -> Any:
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     vocabulary, scores, kinds = _vocabulary(file), _list(file, "scores"), _kinds(file)
-    parts = {token for token, number in vocabulary.items() if kinds[number] not in (2, 3, 6)}
+    parts = {token for token, number in vocabulary.items() if kinds[number] not in SEALED}
     merges = [
         (-scores[vocabulary[token]], at, token)
         for token in parts
@@ -139,8 +138,8 @@ def _by_scores(file: GGUFFile) -> Any:
         byte_fallback=BYTE in kinds,
     )
     tokenizer = Tokenizer(model)
-    spaces = [normalizers.Replace(" ", "▁")]
-    back = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    spaces: list[Any] = [normalizers.Replace(" ", "▁")]
+    back: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if file.fields.get("tokenizer.ggml.add_space_prefix", True):
         spaces = [normalizers.Prepend("▁"), *spaces]
         back.append(decoders.Strip(" ", 1, 0))
@@ -156,7 +155,7 @@ def _by_merges(file: GGUFFile) -> Any:
     pre = file.fields.get("tokenizer.ggml.pre")
     if pre not in PATTERNS:
         raise file.refused(f"splits texts in the way {pre!r:.40}, not known here", REMEDY)
-    merges = [tuple(merge.split(" ")) for merge in _list(file, "merges")]
+    merges = [(m[: m.index(" ", 1)], m[m.index(" ", 1) + 1 :]) for m in _list(file, "merges")]
     model = models.BPE(_vocabulary(file), merges, ignore_merges=pre in WHOLE_FIRST)
     tokenizer = Tokenizer(model)
     splits = [pre_tokenizers.Split(Regex(p), behavior="isolated") for p in PATTERNS[pre]]
@@ -173,7 +172,9 @@ def _finish(file: GGUFFile, tokenizer: Any) -> None:
 
     tokens, kinds = _list(file, "tokens"), _kinds(file)
     ids = {name: special(file, name) for name in ("bos", "eos", "unknown", "padding")}
-    whole = {number for number, kind in enumerate(kinds) if kind in (UNKNOWN, CONTROL, USER_DEFINED)}
+    whole = {
+        number for number, kind in enumerate(kinds) if kind in (UNKNOWN, CONTROL, USER_DEFINED)
+    }
     whole |= {number for number in ids.values() if number is not None}
     added = [
         AddedToken(tokens[number], normalized=False, special=kinds[number] != USER_DEFINED)
