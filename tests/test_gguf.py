@@ -187,17 +187,23 @@ def test_the_embedded_model_is_the_same(tmp_path: Path, alone: None, kind: str) 
 
 
 @pytest.mark.skipif(unavailable() is not None, reason="needs vLLM")
-def test_both_libraries_answer_alike(tmp_path: Path) -> None:
+def test_vllm_answers_with_a_file_as_transformers_with_the_original(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    caplog.set_level(logging.INFO, "workbench")
     path = tiny(tmp_path / "tiny.gguf")
-    made = convert_gguf(path, tmp_path / "out")
-    assert made.checked == "vLLM and transformers"
     texts = []
-    for model, name in ((str(MODEL), "transformers"), (str(made.folder), "vllm")):
+    for model, name in ((str(MODEL), "transformers"), (str(path), "vllm")):
         with open_engine(model, name, store=None) as engine:
             texts.append([one.text for one in engine.generate(PROMPTS, Sampling(max_tokens=24))])
+            info = engine.info
     assert texts[0] == texts[1]
+    assert (info.engine, info.model) == ("vllm", str(path))
+    assert "the same first tokens in: vLLM and transformers" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(unavailable() is not None, reason="needs vLLM")
 def test_what_vllm_refuses_is_kept_and_said(tmp_path: Path) -> None:
     config = AutoConfig.for_model("qwen3", **SHAPE | {"head_dim": 24})  # of no kernel
@@ -205,7 +211,7 @@ def test_what_vllm_refuses_is_kept_and_said(tmp_path: Path) -> None:
     fields = {"general.architecture": "qwen3"} | settings(config, "qwen3") | bpe()
     path = write(tmp_path / "x.gguf", fields, stored(model, "qwen3"))
     made = convert_gguf(path, tmp_path / "out")
-    assert made.checked.startswith("transformers only: vLLM: model")
+    assert made.checked.startswith("transformers only: vLLM: ")
     assert (made.folder / "model.safetensors").is_file()
 
 
@@ -256,6 +262,8 @@ def test_every_architecture_gives_the_same_numbers(
         plain = 5e5 ** -(torch.arange(0, 32, 2) / 32)
         tensors["rope_freqs.weight"] = (plain / turned).float().numpy()
     fields = {"general.architecture": name} | settings(config, name) | bpe()
+    if name == "qwen2":  # transformers knows no other way of splitting for it
+        fields["tokenizer.ggml.pre"] = "qwen2"
     made = convert_gguf(write(tmp_path / "x.gguf", fields, tensors), tmp_path / "out")
     assert made.left_out == (("rope_freqs.weight",) if "rope_parameters" in more else ())
     again = AutoModelForCausalLM.from_pretrained(made.folder, dtype=torch.float32)
@@ -274,7 +282,7 @@ def test_every_architecture_gives_the_same_numbers(
 def test_tokens_around_a_text_are_those_the_file_asks_for(
     tmp_path: Path, alone: None, bos: bool | None, eos: bool | None
 ) -> None:
-    fields = {"add_bos_token": bos, "add_eos_token": eos, "bos_token_id": 1}
+    fields: Fields = {"add_bos_token": bos, "add_eos_token": eos, "bos_token_id": 1}
     made = convert_gguf(tiny(tmp_path / "x.gguf", **fields), tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(made.folder)
     plain = AutoTokenizer.from_pretrained(MODEL)("2+3=").input_ids
@@ -283,6 +291,26 @@ def test_tokens_around_a_text_are_those_the_file_asks_for(
     assert tokenizer("2+3=", add_special_tokens=False).input_ids == plain
     assert tokenizer("2+3=", "2+3=").input_ids == [*before, *plain, *after] * 2
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|user|>", "<|end|>")
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_a_class_that_transformers_insists_on_is_not_trusted(
+    tmp_path: Path, alone: None, bos: bool
+) -> None:
+    config = AutoConfig.for_model("qwen2", **SHAPE | {"hidden_size": 128})
+    tensors = stored(AutoModelForCausalLM.from_config(config), "qwen2")
+    fields: Fields = {"general.architecture": "qwen2"} | settings(config, "qwen2") | bpe()
+    fields["tokenizer.ggml.add_bos_token"] = bos
+    fields["tokenizer.ggml.bos_token_id"] = 2
+    path = write(tmp_path / "x.gguf", fields, tensors)
+    with pytest.raises(InputError, match="transformers takes for a Qwen2Tokenizer, which splits"):
+        convert_gguf(path, tmp_path / "out")
+    fields["tokenizer.ggml.pre"] = "qwen2"
+    path = write(tmp_path / "y.gguf", fields, tensors)
+    made = convert_gguf(path, tmp_path / "out")
+    ids = AutoTokenizer.from_pretrained(made.folder)("2+3=").input_ids
+    assert ids.count(2) == int(bos)
+    assert (ids[0] == 2) == bos
 
 
 def test_chat_template_and_further_end_tokens_are_kept(tmp_path: Path, alone: None) -> None:
@@ -332,7 +360,7 @@ def pieces(text: str, prefix: bool) -> list[int]:
 def test_sentencepiece_merges_by_score(
     tmp_path: Path, alone: None, bos: bool | None, prefix: bool | None
 ) -> None:
-    fields = {
+    fields: Fields = {
         "model": "llama", "pre": "default", "merges": None, "eos_token_id": None,
         "padding_token_id": None, "tokens": [token for token, _ in PIECES],
         "token_type": [kind for _, kind in PIECES],

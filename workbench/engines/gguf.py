@@ -20,7 +20,7 @@ from typing import Any
 from workbench.engines.convert import Converted, shapes_of, some, write
 from workbench.engines.gguf_config import ROPE, configuration
 from workbench.engines.gguf_file import GGUFFile
-from workbench.engines.gguf_tokenizer import end_tokens, write_tokenizer
+from workbench.engines.gguf_tokenizer import check_tokenizer, end_tokens, write_tokenizer
 from workbench.engines.resident import prepare
 from workbench.errors import InputError, WorkbenchError
 from workbench.store import default_path, digest
@@ -71,7 +71,7 @@ def convert_gguf(path: str | Path, out: str | Path, *, tokenizer: str | None = N
             part.mkdir()
             _beside(file, config, part, tokenizer)
             write(part, sizes, read)
-            checked = _check(part)
+            checked = _check(part, config.max_position_embeddings)
             part.rename(out)
     except (OSError, SafetensorError) as error:
         raise WorkbenchError(
@@ -121,9 +121,10 @@ def _keep(path: Path, target: Path) -> None:
     """Convert into the cache folder; of two processes the quicker one's folder stays."""
     log.info("converting %s, once: the model folder will be %s", path, target)
     with TemporaryDirectory(dir=target.parent, prefix=".part-") as scratch:
-        made = convert_gguf(path, Path(scratch) / "model").folder
+        made = convert_gguf(path, Path(scratch) / "model")
+        log.info("the same first tokens in: %s", made.checked)
         try:
-            made.rename(target)
+            made.folder.rename(target)
         except OSError:
             if not (target / "config.json").is_file():
                 raise
@@ -187,8 +188,10 @@ def _beside(file: GGUFFile, config: Any, folder: Path, tokenizer: str | None) ->
     """
     from transformers import AutoTokenizer, GenerationConfig
 
+    config.save_pretrained(folder)
     if tokenizer is None:
         count = write_tokenizer(file, folder, config.max_position_embeddings)
+        check_tokenizer(file, folder)
     else:
         try:
             taken = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
@@ -202,7 +205,6 @@ def _beside(file: GGUFFile, config: Any, folder: Path, tokenizer: str | None) ->
             f"has weights for {config.vocab_size} tokens, and the tokenizer has {count}",
             "give the model's own with --tokenizer (tokenizer=…)",
         )
-    config.save_pretrained(folder)
     ends = end_tokens(file)
     GenerationConfig(
         bos_token_id=config.bos_token_id,
@@ -211,7 +213,7 @@ def _beside(file: GGUFFile, config: Any, folder: Path, tokenizer: str | None) ->
     ).save_pretrained(folder)
 
 
-def _check(folder: Path) -> str:
+def _check(folder: Path, context: int) -> str:
     """Continue texts with each library; returns which did.
 
     Raises:
@@ -223,15 +225,15 @@ def _check(folder: Path) -> str:
     if reason := unavailable("vllm"):
         return f"transformers only: {reason}"
     options = {
-        "max_model_len": 128,
-        "max_num_seqs": 4,
+        "max_model_len": min(context, 128),
+        "max_num_seqs": len(PROMPTS),
         "enforce_eager": True,
         "kv_cache_memory_bytes": 2**26,
     }
     try:
         theirs = _first(folder, "vllm", options)
     except WorkbenchError as error:
-        return f"transformers only: vLLM: {error}"
+        return f"transformers only: vLLM: {error!s:.300}"
     _compare(ours, theirs)
     return "vLLM and transformers"
 

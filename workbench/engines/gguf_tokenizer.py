@@ -12,7 +12,7 @@ from typing import Any
 from workbench.engines.gguf_file import GGUFFile
 from workbench.errors import InputError
 
-__all__ = ["end_tokens", "special", "write_tokenizer"]
+__all__ = ["check_tokenizer", "end_tokens", "special", "write_tokenizer"]
 
 REMEDY = "give the model's own tokenizer with --tokenizer (tokenizer=…), a hub name or folder"
 UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
@@ -42,6 +42,11 @@ PATTERNS = {name: patterns for names, patterns in SPLITS.items() for name in nam
 WHOLE_FIRST = ("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "tekken")
 # What is true where the file says nothing.
 USUAL = {"llama": {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}}
+
+PROBES = (
+    "Hello  world\n\n\n  - don't WE'LL\t(x1, y_2): 12345 + 6.75e-3",
+    " naïve ÄÖ 日本語のテキスト 🤗 привет мир\r\n\r\n    return x // 2**31;\n",
+)
 
 
 def special(file: GGUFFile, name: str) -> int | None:
@@ -93,6 +98,36 @@ def write_tokenizer(file: GGUFFile, folder: Path, context: int) -> int:
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
     return len(tokens)
+
+
+def check_tokenizer(file: GGUFFile, folder: Path) -> None:
+    """Refuse a folder whose tokenizer transformers reads otherwise than it is written.
+
+    For some kinds of models it puts a class of its own in the place of what the folder says.
+
+    Raises:
+        InputError: names the text.
+    """
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    written = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    read = AutoTokenizer.from_pretrained(folder)
+    for text in PROBES:
+        one, other = (_parts(of, text) for of in (written, read.backend_tokenizer))
+        if one != other or read(text).input_ids != written.encode(text).ids:
+            kind = type(read).__name__
+            raise file.refused(
+                f"has a tokenizer that transformers takes for a {kind}, which splits {text!r:.20}… "
+                "in another way",
+                REMEDY,
+            )
+
+
+def _parts(tokenizer: Any, text: str) -> Any:
+    """What is merged by itself: a small vocabulary has not the merges that would show it."""
+    split = tokenizer.pre_tokenizer
+    return split and split.pre_tokenize_str(text)
 
 
 def _list(file: GGUFFile, name: str) -> list[Any]:
