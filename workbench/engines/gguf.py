@@ -10,28 +10,27 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any
 
+from workbench.engines.agreement import agreement
 from workbench.engines.convert import Converted, shapes_of, some, write
 from workbench.engines.gguf_config import ROPE, configuration
 from workbench.engines.gguf_file import GGUFFile
 from workbench.engines.gguf_tokenizer import check_tokenizer, end_tokens, write_tokenizer
 from workbench.engines.resident import prepare
+from workbench.engines.transformers import unavailable
 from workbench.errors import InputError, WorkbenchError
 from workbench.store import default_path, digest
-from workbench.types import Sampling
 
 __all__ = ["convert_gguf", "converted"]
 
 log = logging.getLogger("workbench")
-PROMPTS = ("The capital of France is", "Question: What is 2+3?\nAnswer:", "def main():\n    ")
 ONE = Lock()  # transformers builds one model at a time in a process
-NEAR = 0.05  # of log-probabilities: what rounding may turn round
 
 
 def convert_gguf(path: str | Path, out: str | Path, *, tokenizer: str | None = None) -> Converted:
@@ -55,6 +54,8 @@ def convert_gguf(path: str | Path, out: str | Path, *, tokenizer: str | None = N
     out = Path(out)
     if out.exists() or out.is_symlink():
         raise InputError(f"{out} exists already: choose another folder for the model")
+    if reason := unavailable():
+        raise InputError(f"converting {path} needs transformers and torch: {reason}; install both")
     prepare()
     file = GGUFFile(Path(path))
     config = configuration(file)
@@ -71,7 +72,7 @@ def convert_gguf(path: str | Path, out: str | Path, *, tokenizer: str | None = N
             part.mkdir()
             _beside(file, config, part, tokenizer)
             write(part, sizes, read)
-            checked = _check(part, config.max_position_embeddings)
+            checked = agreement(part, config.max_position_embeddings)
             part.rename(out)
     except (OSError, SafetensorError) as error:
         raise WorkbenchError(
@@ -166,10 +167,16 @@ def _names(
 
 
 def _tensor(file: GGUFFile, name: str, stored: str, config: Any) -> Any:
-    """A tensor as transformers has it: llama.cpp turns some of them round, or adds 1."""
+    """A tensor as transformers has it: llama.cpp turns some of them round, or adds 1.
+
+    Raises:
+        InputError: it holds infinities, or what is no number.
+    """
     import torch
 
     value = torch.from_numpy(file.read(stored))
+    if not torch.isfinite(value).all():
+        raise file.refused(f"has values in {stored} that are no numbers")
     if config.model_type.startswith("gemma") and name.endswith("norm.weight"):
         value -= 1
     if config.model_type == "llama" and stored.split(".")[-2] in ("attn_q", "attn_k"):
@@ -211,55 +218,3 @@ def _beside(file: GGUFFile, config: Any, folder: Path, tokenizer: str | None) ->
         eos_token_id=ends if len(ends) > 1 else config.eos_token_id,
         pad_token_id=config.pad_token_id,
     ).save_pretrained(folder)
-
-
-def _check(folder: Path, context: int) -> str:
-    """Continue texts with each library; returns which did.
-
-    Raises:
-        WorkbenchError: they disagree, or transformers cannot.
-    """
-    from workbench.engines import unavailable
-
-    ours = _first(folder, "transformers", {})
-    if reason := unavailable("vllm"):
-        return f"transformers only: {reason}"
-    options = {
-        "max_model_len": min(context, 128),
-        "max_num_seqs": len(PROMPTS),
-        "enforce_eager": True,
-        "kv_cache_memory_bytes": 2**26,
-    }
-    try:
-        theirs = _first(folder, "vllm", options)
-    except WorkbenchError as error:
-        return f"transformers only: vLLM: {error!s:.300}"
-    _compare(ours, theirs)
-    return "vLLM and transformers"
-
-
-def _compare(ours: Sequence[dict[int, float]], theirs: Sequence[dict[int, float]]) -> None:
-    """Refuse first tokens that differ by more than rounding.
-
-    Raises:
-        WorkbenchError: names the text and both tokens.
-    """
-    for prompt, one, other in zip(PROMPTS, ours, theirs, strict=True):
-        mine, their = (max(scores, key=scores.__getitem__) for scores in (one, other))
-        if one.get(their, -math.inf) < one[mine] - NEAR:
-            raise WorkbenchError(
-                f"vLLM continues {prompt!r} with token {their}, transformers with {mine}: the "
-                "converted model is not the same in both, and was not kept"
-            )
-
-
-def _first(folder: Path, engine: str, options: Mapping[str, Any]) -> list[dict[int, float]]:
-    """The likeliest first tokens after each prompt, with their log-probabilities."""
-    from workbench.engines import open_engine
-
-    sampling = Sampling(max_tokens=1, logprobs=5)
-    with open_engine(str(folder), engine, store=None, dtype="float32", **options) as opened:
-        answers = opened.generate(PROMPTS, sampling)
-    if failed := [answer.error for answer in answers if answer.error]:
-        raise WorkbenchError(f"{engine} cannot answer with the converted model: {failed[0]}")
-    return [{int(i): p for i, p in (answer.logprobs or ())[0].top} for answer in answers]

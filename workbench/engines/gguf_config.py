@@ -60,7 +60,7 @@ def configuration(file: GGUFFile) -> Any:
     from transformers import AutoConfig
 
     known = file.fields.get("general.architecture")
-    if known not in MODELS:
+    if not isinstance(known, str) or known not in MODELS:
         raise file.refused(
             f"has the architecture {known!r:.40}",
             f"known here are {', '.join(MODELS)}; take the original weights, or serve the file "
@@ -152,7 +152,7 @@ def _long(file: GGUFFile, size: int, theta: float) -> dict[str, Any]:
 
     found = file.read(ROPE)
     waves = 2 * np.pi * theta ** (np.arange(0, size, 2) / size)
-    factor = float(found.max())
+    factor = float(f"{found.max():.6g}")
     for length in (8192, 4096, 16384, 32768):
         smooth = np.clip((length / waves - 1) / 3, 0, 1)
         if found.shape == waves.shape and np.allclose(

@@ -52,7 +52,7 @@ PROBES = (
 def special(file: GGUFFile, name: str) -> int | None:
     """The id of a special token, such as "bos"; None where the file has none."""
     tokens = _list(file, "tokens")
-    usual = USUAL.get(file.fields.get("tokenizer.ggml.model", ""), {})
+    usual = USUAL.get(str(file.fields.get("tokenizer.ggml.model")), {})
     key = f"{name}_token_id"
     number = file.fields.get(f"tokenizer.ggml.{key}", usual.get(key))
     if number is None or number == 2**32 - 1:  # llama.cpp's "none"
