@@ -67,7 +67,7 @@ def configuration(file: GGUFFile) -> Any:
             "with llama.cpp and give its base_url",
         )
     windowed = ("attention.sliding_window",) if known in ("gemma2", "gemma3") else ()
-    windowed += (*SOFT,) if known == "gemma2" else ()
+    windowed += (*SOFT,) if known == "gemma2" else ("rope.freq_base_swa",) if windowed else ()
     for key in file.fields:
         if key.startswith(f"{known}.") and key.removeprefix(f"{known}.") not in {
             *NUMBERS, *MORE, *windowed,
@@ -129,17 +129,21 @@ def _rope(file: GGUFFile, size: int) -> dict[str, Any]:
     usual = None if known == "gemma3" else 10_000.0
     theta = float(_number(file, "rope.freq_base", usual))
     plain: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
-    kind = file.fields.get(f"{known}.rope.scaling.type", "none")
-    if kind not in ("none", "linear"):
+    kind = file.fields.get(f"{known}.rope.scaling.type", "linear")
+    factor = float(_number(file, "rope.scaling.factor", 1.0)) if kind == "linear" else 1.0
+    if kind not in ("none", "linear") or (ROPE in file.tensors and factor != 1):
         raise file.refused(f"scales positions in the way {kind!r:.40}, not known here", ORIGINAL)
     if ROPE in file.tensors:
         plain |= _long(file, size, theta)
-    elif (factor := float(_number(file, "rope.scaling.factor", 1.0))) != 1 and kind == "linear":
+    elif factor != 1:
         plain |= {"rope_type": "linear", "factor": factor}
     if known != "gemma3":
         return plain
-    near = {"rope_type": "default", "rope_theta": 10_000.0}
-    return {"full_attention": plain, "sliding_attention": near}
+    near = float(_number(file, "rope.freq_base_swa", 10_000.0))
+    return {
+        "full_attention": plain,
+        "sliding_attention": {"rope_type": "default", "rope_theta": near},
+    }
 
 
 def _long(file: GGUFFile, size: int, theta: float) -> dict[str, Any]:
