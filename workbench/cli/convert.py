@@ -1,4 +1,4 @@
-"""`workbench convert`: checkpoints of training into folders that the engines load."""
+"""`workbench convert`: training checkpoints and GGUF files into folders that the engines load."""
 
 from __future__ import annotations
 
@@ -12,15 +12,12 @@ from workbench.nb.cli import told
 
 __all__ = ["BaseModel", "app"]
 
-app = typer.Typer(no_args_is_help=True, help="Make a model folder from a training checkpoint.")
+app = typer.Typer(
+    no_args_is_help=True, help="Make a model folder from a training checkpoint or a GGUF file."
+)
 BaseModel = Annotated[
     str, typer.Option(help="Hub name or folder whose configuration and tokenizer it has.")
 ]
-
-
-@app.callback()
-def main() -> None:
-    """Keep `dcp` a command of its own, for there will be other formats."""
 
 
 @app.command()
@@ -42,3 +39,21 @@ def dcp(
     if made.left_out:
         first = ", ".join(made.left_out[:3]) + ", …" * (len(made.left_out) > 3)
         typer.echo(f"left out: {len(made.left_out)} other tensors ({first})")
+
+
+@app.command()
+@told
+def gguf(
+    file: Annotated[Path, typer.Argument(help="The .gguf file.")],
+    out: Annotated[Path, typer.Option(help="A new folder.")],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Hub name or folder of a tokenizer, instead of the file's.")
+    ] = None,
+) -> None:
+    """Turn a GGUF file into Hugging Face safetensors in bfloat16, and try it."""
+    from workbench.engines.gguf import convert_gguf
+
+    with tidy_end():
+        made = convert_gguf(file, out, tokenizer=tokenizer)
+    typer.echo(f"{made.folder}: {made.tensors} tensors, {made.size / 1e6:,.1f} MB")
+    typer.echo(f"the same first tokens in: {made.checked}")

@@ -27,7 +27,7 @@ __all__ = [
 ]  # fmt: skip
 
 Model = Annotated[
-    str | None, typer.Option(help="Hub name or local folder (default: the embedded model).")
+    str | None, typer.Option(help="Hub name, folder or .gguf file (default: the embedded model).")
 ]
 StorePath = Annotated[
     str, typer.Option(help='Response store: "default", a path, or "none" for no store.')

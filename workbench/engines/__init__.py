@@ -63,8 +63,8 @@ def open_engine(
     """Open a model for work.
 
     Args:
-        model: hub name or local folder, or a served name; None is the embedded model, or the
-            only one that a server has.
+        model: hub name, local folder or .gguf file (converted once, see `convert_gguf`), or a
+            served name; None is the embedded model, or the only one that a server has.
         engine: "vllm" (in this process), "remote" (an OpenAI-compatible server), "transformers"
             (the baseline, in padded batches), "diffusion" (a model of the LLaDA family), or
             "auto": the first of the others that works here. If it is lost in mid-run, "auto" goes

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from workbench.engines.dcp import Checkpoint, Entry
+from workbench.engines.dcp import Checkpoint
 from workbench.engines.diffusion.checkpoint import PLAIN, describe, llama_name
 from workbench.engines.meter import one_bar
 from workbench.errors import InputError, WorkbenchError
 
-__all__ = ["Converted", "convert_dcp"]
+__all__ = ["Converted", "convert_dcp", "shapes_of", "some", "write"]
 
 SHARD = 4 * 2**30  # bytes of a file, and about what is in memory at once
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -32,12 +32,14 @@ class Converted:
         tensors: how many were written.
         size: of them, in bytes.
         left_out: names of the checkpoint's other tensors (an optimizer's, …).
+        checked: which libraries continued a text alike with it; "" where none was asked.
     """
 
     folder: Path
     tensors: int
     size: int
     left_out: tuple[str, ...]
+    checked: str = ""
 
 
 def convert_dcp(
@@ -68,7 +70,7 @@ def convert_dcp(
     checkpoint = Checkpoint(Path(path))
     base, config = describe(base_model)
     beside = _beside(base)
-    expected, twins = _tensors(config)
+    expected, twins = shapes_of(config)
     found = _found(checkpoint, expected, prefix)
     _check(checkpoint, found, expected, twins)
     names = {name: found[name] for name in expected}
@@ -83,7 +85,8 @@ def convert_dcp(
             for file in beside:
                 shutil.copyfile(file, part / file.name)
             config.save_pretrained(part)
-            _write(part, checkpoint, names, entries)
+            sizes = {name: entry.size for name, entry in entries.items()}
+            write(part, sizes, lambda wanted: _read(checkpoint, names, wanted))
             part.rename(out)
     except (OSError, SafetensorError) as error:
         size = sum(entry.size for entry in entries.values())
@@ -108,7 +111,7 @@ def _beside(base: Path) -> list[Path]:
     return [f for f in files if f.name != "config.json" and not f.name.endswith(".index.json")]
 
 
-def _tensors(config: Any) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+def shapes_of(config: Any) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     """The shapes of a model's tensors by name, and other names that some of them have too."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -167,8 +170,8 @@ def _found(
     if not whole:
         best = min(sets.values(), key=lambda names: len({*expected} - {*names}))
         raise InputError(
-            f"{checkpoint.folder} lacks {_some({*expected} - {*best})}: it is no checkpoint of "
-            f"the base model; it has {_some(checkpoint.entries)}"
+            f"{checkpoint.folder} lacks {some({*expected} - {*best})}: it is no checkpoint of "
+            f"the base model; it has {some(checkpoint.entries)}"
         )
     if len(whole) > 1:
         raise InputError(
@@ -215,7 +218,7 @@ def _check(
     own -= {name for name in own if name.endswith(BUFFERS)}
     if more := own - {*expected} - {*twins}:
         raise InputError(
-            f"{checkpoint.folder} has, beyond the base model, {_some(more)}: give the base model "
+            f"{checkpoint.folder} has, beyond the base model, {some(more)}: give the base model "
             "that was trained"
         )
     checkpoint.check(found[name] for name in shapes)
@@ -227,41 +230,52 @@ def _check(
             )
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """The first names, for a message, and how many more there are."""
     first = sorted(names)
     return ", ".join(first[:3]) + (f" and {len(first) - 3} more" if len(first) > 3 else "")
 
 
-def _write(
-    folder: Path, checkpoint: Checkpoint, names: Mapping[str, str], entries: Mapping[str, Entry]
+def _read(
+    checkpoint: Checkpoint, names: Mapping[str, str], wanted: Sequence[str]
+) -> dict[str, Any]:
+    values = checkpoint.read(names[name] for name in wanted)
+    return {name: values[names[name]] for name in wanted}
+
+
+def write(
+    folder: Path, sizes: Mapping[str, int], read: Callable[[Sequence[str]], dict[str, Any]]
 ) -> None:
-    """Read and write file by file, and say in an index which holds what, if there are several."""
+    """Read and write file by file, and say in an index which holds what, if there are several.
+
+    Args:
+        sizes: of the tensors in bytes, by name, in the order in which they are written.
+        read: gives the tensors of some names.
+    """
     from safetensors.torch import save_file
 
-    files = [*_files(entries)]
+    files = [*_files(sizes)]
     weight_map: dict[str, str] = {}
-    with one_bar(len(names), "converting", "tensor") as bar:
-        for number, some in enumerate(files, 1):
+    with one_bar(len(sizes), "converting", "tensor") as bar:
+        for number, names in enumerate(files, 1):
             file = f"model-{number:05}-of-{len(files):05}.safetensors"
             file = "model.safetensors" if len(files) == 1 else file
-            values = checkpoint.read(names[name] for name in some)
-            save_file({name: values[names[name]] for name in some}, folder / file, {"format": "pt"})
-            weight_map |= dict.fromkeys(some, file)
-            bar.update(len(some))
+            save_file(read(names), folder / file, {"format": "pt"})
+            weight_map |= dict.fromkeys(names, file)
+            bar.update(len(names))
     if len(files) > 1:
-        size = sum(entry.size for entry in entries.values())
-        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
 
 
-def _files(entries: Mapping[str, Entry]) -> Iterator[list[str]]:
+def _files(sizes: Mapping[str, int]) -> Iterator[list[str]]:
     """Names of tensors that go into one file, in order."""
-    some: list[str] = []
-    size = 0
-    for name, entry in entries.items():
-        if some and size + entry.size > SHARD:
-            yield some
-            some, size = [], 0
-        some.append(name)
-        size += entry.size
-    yield some
+    names: list[str] = []
+    total = 0
+    for name, size in sizes.items():
+        if names and total + size > SHARD:
+            yield names
+            names, total = [], 0
+        names.append(name)
+        total += size
+    yield names

@@ -1,4 +1,4 @@
-"""Which model is meant: the embedded one, a local folder, or a name on the hub; and its options."""
+"""Which model is meant: the embedded one, a local folder or file, or a name on the hub."""
 
 from __future__ import annotations
 
@@ -36,14 +36,21 @@ class Source:
 
     @classmethod
     def find(cls, model: str | None, default: str = EMBEDDED) -> Source:
-        """Where `model` is; None is one of those that come along.
+        """Where `model` is; None is one of those that come along. A GGUF file is converted, once.
 
         Raises:
-            InputError: a folder that is not there, or one without a model.
+            InputError: a folder that is not there, or one without a model; a broken GGUF file.
+            WorkbenchError: a GGUF file's folder cannot be written, or is not the same everywhere.
         """
         model = default if model is None else model
         if model in OURS:
             return cls(str(OURS[model]), OURS[model], model)
+        if model.lower().endswith(".gguf") and not (Path(model) / "config.json").exists():
+            from workbench.engines.gguf import converted
+
+            file = Path(model).expanduser()
+            made = converted(file)
+            return cls(str(made), made, str(file.resolve()))
         folder = _folder(model)
         name = str(folder or model)
         return cls(name, folder, name)
