@@ -38,7 +38,7 @@ __all__ = ["BaseEngine", "Request", "failure"]
 
 log = logging.getLogger("workbench")
 GREEDY = Sampling()
-FORMAT = 2  # of a stored answer's key: whatever changes what a key means makes it another number
+FORMAT = 3  # of a stored answer's key: whatever changes what a key means makes it another number
 T = TypeVar("T")
 
 
