@@ -11,10 +11,13 @@ from typing import Any, cast
 from workbench.engines.base import BaseEngine, Request, failure
 from workbench.engines.labels import LabelTree, Node, Tokens
 from workbench.engines.pieces import Pieces, PieceTokenizer
+from workbench.engines.rendering import rendered
 from workbench.errors import InputError
 from workbench.types import Completion, EngineInfo, LabelRow, Prompt
 
 __all__ = ["LocalEngine", "label_row", "versions"]
+
+PATIENT_WITH = 2  # chats that do not end, after which the template is given up
 
 
 class _PromptError(InputError):
@@ -27,6 +30,7 @@ class LocalEngine(BaseEngine):
     _tokenizer: Any
     _info: EngineInfo
     _vocabulary: int  # rows of the embedding: no token may be above
+    _endless: int = 0  # chats of which the template found no end
 
     @property
     def tokenizer(self) -> Any:
@@ -47,7 +51,7 @@ class LocalEngine(BaseEngine):
                 f"{self.info.model} has no chat template: give texts, or pass one as "
                 'a file in the model folder ("chat_template.jinja")'
             )
-        return self._encoded([self._chat_text(prompt) for prompt in prompts], special=False)
+        return self._encoded(self._chat_texts(prompts), special=False)
 
     def _each(self, prompts: Sequence[Prompt]) -> list[list[int] | str]:
         """The tokens of each prompt, or why it has none.
@@ -84,13 +88,23 @@ class LocalEngine(BaseEngine):
             raise
         return list(found.input_ids)
 
+    def _chat_texts(self, prompts: Sequence[Prompt]) -> list[str]:
+        if self._endless >= PATIENT_WITH:
+            raise _PromptError(f"the chat template of {self.info.model} never ends: it is broken")
+        try:
+            return rendered(self._chat_text, prompts)
+        except TimeoutError as error:
+            self._endless += 1
+            raise _PromptError(f"the chat template refuses this chat: {error}") from error
+
     def _chat_text(self, prompt: Prompt) -> str:
         try:
             text: str = self._tokenizer.apply_chat_template(
                 list(prompt), add_generation_prompt=True, tokenize=False
             )
         except Exception as error:  # a template is a program of whoever made it
-            raise _PromptError(f"the chat template refuses this chat: {error}") from error
+            said = " ".join(str(error).split())
+            raise _PromptError(f"the chat template refuses this chat: {said}") from error
         return text
 
     def _unfit(self, tokens: Sequence[int] | str, more: int) -> str | None:

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from workbench.engines.device import memory_ran_out
+from workbench.engines.folder import explained
 from workbench.errors import EngineError, EngineGoneError, InputError, WorkbenchError
 from workbench.progress import stopping
 
@@ -272,6 +273,6 @@ def _explain(error: Exception, arguments: Mapping[str, Any]) -> Exception:
             "kv_cache_memory_bytes or gpu_memory_utilization, a quantised model, or close other "
             "kernels"
         )
-    if isinstance(error, TypeError | ValueError):
-        return InputError(f"{where}: {text:.600}")
+    if not isinstance(error, RuntimeError):
+        return InputError(explained(arguments["model"], error))
     return EngineError(f"{where}: {type(error).__name__}: {text:.600}")

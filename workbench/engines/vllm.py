@@ -14,6 +14,7 @@ from typing import Any
 
 from workbench.engines.base import Request, failure
 from workbench.engines.checks import misshapen
+from workbench.engines.folder import check_adapter, safe_format
 from workbench.engines.identity import deciding, variant
 from workbench.engines.labels import LabelTree, Node
 from workbench.engines.local import LocalEngine, label_row, versions
@@ -71,9 +72,12 @@ class VLLMEngine(LocalEngine):
         self._lora = _lora(adapter, adapted)
         source = Source.find(model)
         source.check_causal()
+        source.check(chosen, tokenizer=not {"tokenizer", "skip_tokenizer_init"} & {*chosen})
         arguments = {**_defaults(small=source.small), **chosen, "model": source.name}
         if adapter is not None:
             arguments["enable_lora"] = True
+        revision = chosen.get("revision")
+        arguments["load_format"] = safe_format(source.name, arguments.get("load_format"), revision)
         weights = source.weights()
         signature = digest(weights, repr(arguments), deciding(chosen)).hex()
         self._resident = Resident.acquire(self, arguments, signature)
@@ -328,6 +332,7 @@ def _adapter_digest(adapter: object) -> str | None:
     path = Path(str(adapter)).expanduser()
     if not (path / "adapter_config.json").exists():
         raise InputError(f"adapter {str(adapter)!r} has no adapter_config.json")
+    check_adapter(path)
     return folder_digest(path)
 
 
