@@ -6,7 +6,8 @@ A pickle runs whatever its maker wants as it is read, so weights are read from s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ __all__ = [
     "check_folder",
     "check_load_format",
     "check_trust",
+    "check_whole",
     "explained",
     "safe_format",
 ]
 
+Tensors = Mapping[str, tuple[int, ...]]  # shapes by name
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 PICKLE_FORMATS = ("pt", "npcache")  # of vLLM
 SAFE_FORMATS = ("auto", "hf", "safetensors", "fastsafetensors", "instanttensor")
@@ -34,6 +37,7 @@ VOCABULARIES = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken", "tekken.jso
 LAYERS = {"num_hidden_layers", "num_layers", "n_layer", "n_layers"}
 WIDTHS = {"hidden_size", "vocab_size", "n_embd", "d_model"}
 POSITIONS = {"max_position_embeddings", "n_positions", "max_sequence_length"}
+LAYER = re.compile(r"\.\d+\.")
 WRONG = 8  # times the largest tensor's length, above which a size in config.json is none
 MOST_POSITIONS = 2**27
 CONVERT = (
@@ -80,13 +84,21 @@ def safe_format(model: str, asked: str | None, revision: str | None) -> str:
     """
     if asked not in (None, "auto", "hf"):
         return asked
+    if asked == "hf" or not _of_mistral(model, revision):
+        return "safetensors"
+    return "mistral"
+
+
+def _of_mistral(model: str, revision: str | None) -> bool:
+    """Whether it has the form of Mistral's own, which vLLM takes where it finds it."""
+    pattern = "consolidated*.safetensors"
+    if Path(model).is_dir():
+        return any(Path(model).glob(pattern))
+    if "tral" not in model.lower():  # Mistral, Mixtral, Devstral …: asking takes long offline
+        return False
     from vllm.transformers_utils.repo_utils import list_filtered_repo_files
 
-    try:
-        of_mistral = list_filtered_repo_files(model, ["consolidated*.safetensors"], revision)
-    except Exception:  # noqa: BLE001  # no network: what is missing is said by who loads it
-        of_mistral = []
-    return "mistral" if of_mistral and asked != "hf" else "safetensors"
+    return bool(list_filtered_repo_files(model, [pattern], revision))
 
 
 def check_folder(folder: Path, *, load_format: object = "auto", tokenizer: bool = True) -> None:
@@ -114,6 +126,42 @@ def check_folder(folder: Path, *, load_format: object = "auto", tokenizer: bool 
         _check_sizes(folder, config, _check_weights(folder))
 
 
+def check_whole(folder: Path, load_format: object = "auto") -> None:
+    """Refuse weights that lack a tensor which other layers have, or have it in another shape.
+
+    vLLM says nothing where a part of a tensor is missing that it puts together of several: what
+    was in memory is computed with. Models that transformers does not know are let through.
+
+    Raises:
+        InputError: names the tensor.
+    """
+    config = _object(folder, "config.json")
+    if load_format not in SAFE_FORMATS or {"quantization_config", "auto_map"} & config.keys():
+        return
+    tensors = _check_weights(folder)
+    known = {LAYER.sub(".*.", name) for name in tensors}
+    for name, shape in _expected(folder).items():
+        if name not in tensors and LAYER.sub(".*.", name) in known:
+            raise _wrong(folder, f"its weights lack {name}: fetch it again")
+        if tensors.get(name, shape) != shape:
+            what = f"{name} has the shape {tensors[name]}, where config.json says {shape}"
+            raise _wrong(folder, f"{what}: they do not belong together")
+
+
+def _expected(folder: Path) -> Tensors:
+    """The tensors of the model that config.json describes, as far as transformers knows it."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception:  # noqa: BLE001  # what is wrong with it is said by who loads it
+        return {}
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
 def check_adapter(folder: Path) -> None:
     """Refuse an adapter whose weights are pickles, are broken, or are not there.
 
@@ -131,7 +179,7 @@ def check_adapter(folder: Path) -> None:
                 "save_pretrained(…, safe_serialization=True) where you trust it",
             )
         raise _wrong(folder, "it has no adapter_model.safetensors")
-    _shapes(folder / "adapter_model.safetensors")
+    _tensors(folder / "adapter_model.safetensors")
 
 
 def check_adapters(given: object) -> None:
@@ -175,8 +223,8 @@ def _object(folder: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def _check_weights(folder: Path) -> list[list[int]]:
-    """The shapes of all tensors of a folder, whose files are all there and whole."""
+def _check_weights(folder: Path) -> Tensors:
+    """All tensors of a folder, whose files are all there and whole."""
     files = sorted(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -185,39 +233,39 @@ def _check_weights(folder: Path) -> list[list[int]]:
             raise _wrong(folder, f"{index.name} has no weight_map")
         missing = sorted({str(name) for name in placed.values()} - {file.name for file in files})
         if missing and not (folder / "model.safetensors").is_file():
-            raise _wrong(folder, f"{missing[0]} is missing, of {len(missing)}: fetch it again")
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise _wrong(folder, f"{missing[0]}{more} of {index.name} is missing: fetch it again")
     if not files:
         pickles = sorted(name.name for pattern in PICKLES for name in folder.glob(pattern))
         if pickles:
             what = f"its weights are pickles ({pickles[0]}), which run what their maker wants"
             raise _wrong(folder, f"{what}: {CONVERT}")
         raise _wrong(folder, 'it has no weights (*.safetensors); load_format="dummy" needs none')
-    return [shape for file in files for shape in _shapes(file)]
+    return {name: shape for file in files for name, shape in _tensors(file).items()}
 
 
-def _shapes(file: Path) -> Iterator[list[int]]:
-    """The shape of each tensor of a file, of which nothing but the header is read."""
+def _tensors(file: Path) -> Tensors:
+    """The tensors of a file, of which nothing but the header is read."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="numpy") as opened:
-            names = list(opened.keys())
-            shapes = [list(opened.get_slice(name).get_shape()) for name in names]
+            shapes = {x: tuple(opened.get_slice(x).get_shape()) for x in list(opened.keys())}
     except (SafetensorError, OSError, ValueError) as error:
         what = f"{file.name} ({file.stat().st_size:,} bytes) is broken or cut off: {error}"
         raise _wrong(file.parent, f"{what}; fetch it again") from error
     if not shapes:
         raise _wrong(file.parent, f"{file.name} holds no tensors: fetch it again")
-    return iter(shapes)
+    return shapes
 
 
-def _check_sizes(folder: Path, config: Mapping[str, Any], shapes: list[list[int]]) -> None:
+def _check_sizes(folder: Path, config: Mapping[str, Any], tensors: Tensors) -> None:
     """Refuse sizes that the weights cannot have: building the model would take forever."""
-    longest = max(size for shape in shapes for size in (*shape, 1))
+    longest = max(size for shape in tensors.values() for size in (*shape, 1))
     text = config.get("text_config")
     for part in (config, text if isinstance(text, dict) else {}):
         for names, most in (
-            (LAYERS, len(shapes)),
+            (LAYERS, len(tensors)),
             (WIDTHS, WRONG * longest),
             (POSITIONS, MOST_POSITIONS),
         ):

@@ -17,7 +17,7 @@ from workbench.types import Completion, EngineInfo, LabelRow, Prompt
 
 __all__ = ["LocalEngine", "label_row", "versions"]
 
-PATIENT_WITH = 2  # chats that do not end, after which the template is given up
+PATIENT_WITH = 3  # chats that do not end, after which the template is given up
 
 
 class _PromptError(InputError):

@@ -228,12 +228,15 @@ def _load(arguments: Mapping[str, Any]) -> Any:
             from vllm import LLM
 
             with _uncaptured_streams():
-                return LLM(**arguments)
+                # It tries out a chat template, and the model's own is a program that may not end.
+                llm = LLM(**{"chat_template": "{{ messages }}", **arguments})
+            llm.chat_template = arguments.get("chat_template")
         except Exception as error:
             # The frames hold what was loaded so far, and a notebook holds the traceback.
             traceback.clear_frames(error.__traceback__)
             _clean_up()
             raise _explain(error, arguments) from error
+        return llm
 
 
 def _clean_up() -> None:

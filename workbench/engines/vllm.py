@@ -72,7 +72,8 @@ class VLLMEngine(LocalEngine):
         self._lora = _lora(adapter, adapted)
         source = Source.find(model)
         source.check_causal()
-        source.check(chosen, tokenizer=not {"tokenizer", "skip_tokenizer_init"} & {*chosen})
+        own = {"tokenizer", "skip_tokenizer_init"} & chosen.keys()
+        source.check(chosen, tokenizer=not own, whole=True)
         arguments = {**_defaults(small=source.small), **chosen, "model": source.name}
         if adapter is not None:
             arguments["enable_lora"] = True

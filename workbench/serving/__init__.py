@@ -72,7 +72,7 @@ def serve(
     source.check_causal()
     settings = arguments(source, chosen, options)
     own = {"tokenizer", "skip_tokenizer_init", "config"} & settings.keys()
-    source.check(settings, tokenizer=not own)
+    source.check(settings, tokenizer=not own, whole=True)
     check_adapters(settings.get("lora_modules"))
     limit = timeout if timeout is not None else TIMEOUT_PRESET if chosen else TIMEOUT
     if not limit > 0:
