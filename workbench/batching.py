@@ -87,10 +87,10 @@ class Traffic:
     lengths: tuple[int, ...] = (32, 64, 96)
 
     def __post_init__(self) -> None:
-        if isinstance(self.prompts, str) or not self.prompts:
+        if not _some(self.prompts):
             raise InputError(f"prompts={self.prompts!r:.80}: give some texts, one at least")
-        if not self.lengths or not all(map(_whole, self.lengths)):
-            raise InputError(f"lengths={self.lengths!r}: give whole numbers from 1")
+        if not _some(self.lengths) or not all(map(_whole, self.lengths)):
+            raise InputError(f"lengths={self.lengths!r:.80}: give whole numbers from 1")
         if not _whole(self.requests):
             raise InputError(f"requests={self.requests!r}: must be a whole number from 1")
 
@@ -120,7 +120,7 @@ class Way:
     clients: int = 1
 
     def __post_init__(self) -> None:
-        if self.how not in {"static", "continuous", "server"}:
+        if self.how not in ("static", "continuous", "server"):
             raise InputError(f'how={self.how!r}: give "static", "continuous" or "server"')
         for name in ("batch_size", "clients"):
             if not _whole(getattr(self, name)):
@@ -215,6 +215,10 @@ class Batching:
             except InputError as error:
                 errors.append(str(error))
         return rows, errors
+
+
+def _some(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
 
 
 def _whole(value: object) -> bool:

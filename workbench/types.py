@@ -10,6 +10,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from workbench import values
 from workbench.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ __all__ = [
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
 Errors = Literal["raise", "return"]
+MOST_SAMPLES = 1_000_000  # of a prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +58,16 @@ class Sampling:
         seed: makes samples repeatable; each gets a seed of its own derived from this one,
             the prompt and its index.
         stop: texts that end a sample and are not part of it.
-        logprobs: how many of the likeliest tokens to report at each position.
-        choices, regex, json_schema: structured output; at most one of them.
+        logprobs: how many of the likeliest tokens to report at each position; 0 is the
+            log-probability of the chosen token alone.
+        choices, regex, json_schema: structured output; at most one of them. An answer that
+            `max_tokens` cuts short of it is a failed row.
         ignore_eos: go on past the model's own end, to `max_tokens`: for measuring speed.
 
+    Numbers and columns of NumPy and pandas become plain ones.
+
     Raises:
-        InputError: a value is out of its range.
+        InputError: a value is of the wrong kind or out of its range.
     """
 
     max_tokens: int = 256
@@ -79,27 +85,13 @@ class Sampling:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("stop", "choices"):
-            value = getattr(self, name)
-            if isinstance(value, str) or not (name == "choices" or isinstance(value, Sequence)):
-                raise InputError(f"{name}={value!r} must be a tuple of texts: ({value!r},)")
-        object.__setattr__(self, "stop", tuple(self.stop))
-        if self.choices is not None:
-            object.__setattr__(self, "choices", tuple(self.choices))
-        for name, holds, need in (
-            ("max_tokens", _whole(self.max_tokens, 1), "a whole number from 1"),
-            ("temperature", _real(self.temperature, 0, 100), "a number from 0"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("top_k", self.top_k is None or _whole(self.top_k, 1), "None or at least 1"),
-            ("min_p", self.min_p is None or _real(self.min_p, 0, 1), "None or from 0 to 1"),
-            ("n", _whole(self.n, 1), "a whole number from 1"),
-            ("seed", self.seed is None or _whole(self.seed, 0), "None or a whole number from 0"),
-            ("stop", all(isinstance(s, str) and s for s in self.stop), "non-empty texts"),
-            ("logprobs", self.logprobs is None or _whole(self.logprobs, 0), "None or from 0"),
-            ("choices", self.choices is None or len(self.choices) > 0, "None or not empty"),
-        ):
-            if not holds:
-                raise InputError(f"{name}={getattr(self, name)!r}: must be {need}")
+        for name, (check, *limits) in _FIELDS.items():
+            object.__setattr__(self, name, check(name, getattr(self, name), *limits))
+        if self.top_p == 0:
+            values.refuse("top_p", self.top_p, "above 0 and at most 1")
+        if self.choices is not None and not 0 < len(self.choices) == len(set(self.choices)):
+            need = "None, or one text at least and none of them twice"
+            values.refuse("choices", self.choices, need)
         if self.n > 1 and self.temperature == 0:
             raise InputError(f"n={self.n} greedy samples would be equal; set temperature above 0")
         if sum(x is not None for x in (self.choices, self.regex, self.json_schema)) > 1:
@@ -111,19 +103,30 @@ class Sampling:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in skip}
 
 
-def _whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _real(value: object, least: float, most: float) -> bool:
-    return isinstance(value, int | float) and least <= value <= most
+# How each field is checked and made plain, in their order.
+_FIELDS: dict[str, tuple[Any, ...]] = {
+    "max_tokens": (values.whole, 1),
+    "temperature": (values.real, 0, 100),
+    "top_p": (values.real, 0, 1),
+    "top_k": (values.optional, values.whole, 1),
+    "min_p": (values.optional, values.real, 0, 1),
+    "n": (values.whole, 1, MOST_SAMPLES),
+    "seed": (values.optional, values.whole, 0, 2**64 - 1),
+    "stop": (values.texts,),
+    "logprobs": (values.optional, values.whole, 0),
+    "choices": (values.optional, values.texts),
+    "regex": (values.optional, values.text),
+    "json_schema": (values.optional, values.json_object),
+    "ignore_eos": (values.flag,),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """One generated token, its natural log-probability and the likeliest tokens there.
 
-    A token is its id, or its text where a server gives no ids.
+    `top` has as many as were asked for, the likeliest first; the generated one need not be among
+    them. A token is its id, or its text where a server gives no ids.
     """
 
     token_id: int | str

@@ -131,8 +131,10 @@ def reference_logprobs(texts: list[str], labels: list[str]) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        MODEL, dtype=torch.float32, trust_remote_code=False
+    )
     found = np.empty((len(texts), len(labels)))
     ends = [tokenizer(label, add_special_tokens=False).input_ids for label in labels]
     for i, text in enumerate(texts):

@@ -190,8 +190,10 @@ def _transformers_tokens(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
     encoded = [tokenizer(prompt).input_ids for prompt in prompts]
     found: list[list[int]] = [[] for _ in prompts]
     for size in {len(ids) for ids in encoded}:
@@ -217,8 +219,10 @@ def _any_text(folder: Path) -> list[Row]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
     rows, lost, total = [], 0, 0
     for name, texts in LONG_TEXTS.items():
         encoded = {one: tokenizer(one, verbose=False).input_ids for one in texts()}

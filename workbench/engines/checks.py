@@ -1,14 +1,20 @@
-"""What a call to an engine refuses before any work."""
+"""What a call to an engine refuses before any work, and what an answer must be to count."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
 
 from workbench.errors import InputError
-from workbench.types import Prompt
+from workbench.types import Prompt, Sampling
 
-__all__ = ["check_errors", "check_labels", "check_prompts"]
+__all__ = ["CUT", "check_errors", "check_labels", "check_prompts", "misshapen"]
+
+CUT = "cut off before it had the form asked for"
+PATIENCE = 1.0  # seconds for a pattern, of which some take forever on half an answer
 
 
 def check_errors(errors: object) -> None:
@@ -59,3 +65,34 @@ def check_labels(labels: Sequence[str]) -> None:
     twice = [label for label, count in Counter(labels).items() if count > 1]
     if twice:
         raise InputError(f"label {twice[0]!r} is given twice: each label must differ")
+
+
+def misshapen(sampling: Sampling, text: str, finish: str) -> str | None:
+    """Why an answer is not the structured output that was asked for, None where it is.
+
+    Only what an engine cannot be trusted with: an answer that ended by itself has its form.
+    """
+    if sampling.choices is not None and text in sampling.choices:
+        return None
+    if finish == "length":
+        whole = sampling.choices is None and _whole(sampling, text)
+        return None if whole else f"{CUT}: raise max_tokens (it was {sampling.max_tokens})"
+    if sampling.choices is not None:
+        return f"{text!r:.200} is none of the choices"
+    return None
+
+
+def _whole(sampling: Sampling, text: str) -> bool:
+    """Whether an answer that was cut has its form all the same."""
+    if sampling.regex is not None:
+        regex: Any = import_module("regex")  # of transformers; the standard one has no timeout
+        try:
+            return regex.fullmatch(sampling.regex, text, timeout=PATIENCE) is not None
+        except (regex.error, TimeoutError):
+            return False
+    if sampling.json_schema is not None:
+        try:
+            json.loads(text)
+        except (ValueError, RecursionError):
+            return False
+    return True

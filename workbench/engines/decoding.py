@@ -14,8 +14,9 @@ from workbench.errors import InputError
 from workbench.progress import check
 from workbench.types import Completion, Sampling, TokenLogprob
 
-__all__ = ["Decoding", "added_text", "padded", "warpers"]
+__all__ = ["COLD", "Decoding", "added_text", "padded", "warpers"]
 
+COLD = 1e-6  # at a lower temperature logits overflow, and the likeliest token it is anyway
 CONTEXT = 4  # tokens before an answer that decide how its first one is written
 
 
@@ -78,7 +79,8 @@ class Decoding:
         context: most tokens of a prompt and its answer.
 
     Raises:
-        InputError: structured output, which this engine does not have.
+        InputError: structured output, which this engine does not have; more `logprobs` than
+            the model has tokens.
     """
 
     def __init__(
@@ -92,6 +94,9 @@ class Decoding:
         for name in ("choices", "regex", "json_schema"):
             if getattr(sampling, name) is not None:
                 raise InputError(f'{name}=… needs engine="vllm": transformers has no such output')
+        size = int(model.config.get_text_config().vocab_size)
+        if (sampling.logprobs or 0) > size:
+            raise InputError(f"logprobs={sampling.logprobs}: the model has {size} tokens only")
         self._model = model
         self._tokenizer = tokenizer
         self._context = context
@@ -112,7 +117,7 @@ class Decoding:
         caps = [self.width(len(prompt)) - len(prompt) for prompt in prompts]
         watch = _Watch(self, prompts, caps)
         processors: list[Any] = [watch.note_logits] if self.sampling.logprobs is not None else []
-        if self.sampling.temperature > 0:
+        if self.sampling.temperature > COLD:
             processors.append(_Draw(self.sampling, seeds, ids.device))
         config = GenerationConfig(
             max_new_tokens=max(caps),
@@ -237,10 +242,8 @@ class _Watch:
             return None
         found = []
         for token, (chosen, values, tokens) in zip(made, self._noted, strict=False):
-            likely = dict(zip(tokens[row], values[row], strict=True)) if values else {}
-            likely.setdefault(token, chosen[row])
-            top = sorted(likely.items(), key=lambda pair: -pair[1])
-            found.append(TokenLogprob(token, chosen[row], tuple(top)))
+            top = tuple(zip(tokens[row], values[row], strict=True)) if values else ()
+            found.append(TokenLogprob(token, chosen[row], top))
         return tuple(found)
 
 

@@ -12,11 +12,14 @@ from workbench.engines.base import BaseEngine, Request, failure
 from workbench.engines.chat import ChatOptions, RefusedChatError, chat_text
 from workbench.engines.labels import LabelTree, Node, Tokens
 from workbench.engines.pieces import Pieces, PieceTokenizer, without_second_bos
+from workbench.engines.rendering import rendered
 from workbench.engines.thinking import Thinking
 from workbench.errors import InputError
 from workbench.types import Completion, EngineInfo, LabelRow, Message, Prompt
 
 __all__ = ["LocalEngine", "label_row", "versions"]
+
+PATIENT_WITH = 3  # chats that do not end, after which the template is given up
 
 
 class _PromptError(InputError):
@@ -30,6 +33,7 @@ class LocalEngine(BaseEngine):
     _info: EngineInfo
     _vocabulary: int  # rows of the embedding: no token may be above
     _chats: ChatOptions
+    _endless: int = 0  # chats of which the template found no end
 
     @property
     def tokenizer(self) -> Any:
@@ -50,7 +54,7 @@ class LocalEngine(BaseEngine):
                 f"{self.info.model} has no chat template: give texts, or a template as "
                 "chat_template=…, a text or a file"
             )
-        return self._encoded([self._chat_text(prompt) for prompt in prompts], special=False)
+        return self._encoded(self._chat_texts(prompts), special=False)
 
     def _each(self, prompts: Sequence[Prompt]) -> list[list[int] | str]:
         """The tokens of each prompt, or why it has none.
@@ -87,6 +91,15 @@ class LocalEngine(BaseEngine):
             raise
         rows = list(found.input_ids)
         return without_second_bos(self._tokenizer, texts, rows) if special else rows
+
+    def _chat_texts(self, prompts: Sequence[Prompt]) -> list[str]:
+        if self._endless >= PATIENT_WITH:
+            raise _PromptError(f"the chat template of {self.info.model} never ends: it is broken")
+        try:
+            return rendered(self._chat_text, prompts)
+        except TimeoutError as error:
+            self._endless += 1
+            raise _PromptError(f"the chat template refuses this chat: {error}") from error
 
     def _chat_text(self, prompt: Prompt) -> str:
         try:

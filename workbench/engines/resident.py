@@ -22,10 +22,11 @@ from typing import Any
 from workbench.engines.cpu import PASSIVE
 from workbench.engines.device import memory_ran_out
 from workbench.engines.fitting import fit
+from workbench.engines.folder import explained
 from workbench.errors import EngineError, EngineGoneError, InputError, WorkbenchError
 from workbench.progress import stopping
 
-__all__ = ["Inbox", "Resident", "prepare"]
+__all__ = ["Inbox", "Resident", "prepare", "refusals"]
 
 log = logging.getLogger("workbench")
 
@@ -89,7 +90,11 @@ class Resident:
                     if current_platform.is_cpu():
                         found = fit(EngineArgs(**arguments), arguments)
                         self.note, more = found.note, found.options
-                    return LLM(**{**arguments, **more})
+                    # It tries out a chat template, and the model's own is a program that may
+                    # not end.
+                    llm = LLM(**{"chat_template": "{{ messages }}", **arguments, **more})
+                    llm.chat_template = None
+                    return llm
             except Exception as error:
                 # The frames hold what was loaded so far, and a notebook holds the traceback.
                 traceback.clear_frames(error.__traceback__)
@@ -105,15 +110,11 @@ class Resident:
     def send(self, inbox: Inbox, tokens: Sequence[int], params: Any, lora: Any) -> str:
         """Queue one prompt (token ids); returns the id that its output will carry."""
         with self._lock, self._hold_interrupt():
-            from vllm.exceptions import VLLMClientError
-
             llm = self._open()
-            try:
+            with refusals():
                 (inside,) = llm.enqueue(
                     [{"prompt_token_ids": list(tokens)}], params, use_tqdm=False, lora_request=lora
                 )
-            except (ValueError, TypeError, VLLMClientError) as error:
-                raise InputError(f"vLLM refuses this request: {error}") from error
             outside = str(inside).rsplit("-", 1)[0]  # vLLM appends a random part to its own id
             inbox.pending[outside] = inside
             self._owners[outside] = inbox
@@ -194,9 +195,9 @@ class Resident:
         with self._hold_interrupt():
             try:
                 outputs = self._open().llm_engine.step()
-            except (MemoryError, RuntimeError) as error:
-                if isinstance(error, EngineError):
-                    raise
+            except WorkbenchError:
+                raise
+            except Exception as error:
                 self.free()  # what is left of it must not be taken for a loaded model
                 raise EngineGoneError(
                     f"vLLM stopped in mid-run: {error}. Finished rows are in the store; open the "
@@ -222,6 +223,19 @@ class Resident:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What vLLM says of a request that it does not take, as an error of ours."""
+    from vllm.exceptions import VLLMError
+
+    kinds = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, VLLMError)
+    try:
+        yield
+    except kinds as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"vLLM refuses this request: {said:.600}") from error
 
 
 def _in_main_thread() -> bool:
@@ -273,6 +287,6 @@ def _explain(error: Exception, arguments: Mapping[str, Any]) -> Exception:
             "kv_cache_memory_bytes or gpu_memory_utilization, a quantised model, or close other "
             "kernels"
         )
-    if isinstance(error, TypeError | ValueError):
-        return InputError(f"{where}: {text:.600}")
+    if not isinstance(error, RuntimeError):
+        return InputError(explained(arguments["model"], error))
     return EngineError(f"{where}: {type(error).__name__}: {text:.600}")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.engines.folder import check_folder, check_load_format, check_trust, check_whole
 from workbench.errors import InputError
 from workbench.store import folder_digest
 from workbench.tiny import DIFFUSION, MEMORY, MODEL
@@ -77,6 +78,28 @@ class Source:
             raise InputError(
                 f'model {self.shown!r} is a masked-diffusion model: use engine="diffusion"'
             )
+
+    def check(
+        self, options: Mapping[str, object], *, tokenizer: bool = True, whole: bool = False
+    ) -> None:
+        """Refuse a folder that is broken or unsafe to load, before a library sees it.
+
+        Args:
+            options: of the engine; of these `load_format` and `trust_remote_code` count.
+            tokenizer: whether it must have one of its own.
+            whole: whether to look for each tensor too, as vLLM does not.
+
+        Raises:
+            InputError: names the folder and what is wrong with it.
+        """
+        check_trust(options.get("trust_remote_code", False))
+        form = options.get("load_format") or "auto"
+        check_load_format(form)
+        if self.folder is not None and (self.folder / "config.json").is_file():
+            tokenizer = tokenizer and not options.get("trust_remote_code")
+            check_folder(self.folder, load_format=form, tokenizer=tokenizer)
+            if whole:
+                check_whole(self.folder, form)
 
     def weights(self) -> str:
         """What tells its weights from others: a digest of the folder, or the hub's name."""

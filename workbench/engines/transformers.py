@@ -18,11 +18,13 @@ from workbench.engines.batching import START, BatchSize, check_batch_size
 from workbench.engines.chat import CHAT, ChatOptions
 from workbench.engines.decoding import Decoding, padded
 from workbench.engines.device import collect, context_length, find_device, memory_ran_out, shown
+from workbench.engines.folder import explained
 from workbench.engines.identity import deciding, variant
 from workbench.engines.labels import Node, Tokens
 from workbench.engines.local import LocalEngine, label_row, versions
 from workbench.engines.resident import prepare
 from workbench.engines.source import Source, check_options
+from workbench.engines.tensors import check_tensors, silent
 from workbench.errors import EngineError, InputError, WorkbenchError
 from workbench.gauge import free_memory
 from workbench.progress import check
@@ -33,8 +35,9 @@ __all__ = ["TransformersEngine", "unavailable"]
 
 OPTIONS = (
     "attn_implementation", "batch_size", "device", "dtype", "load_format", "max_model_len",
-    "revision", *CHAT,
+    "revision", "trust_remote_code", *CHAT,
 )  # fmt: skip
+DECIDING = ("load_format", "attn_implementation", "trust_remote_code")
 SPARE = 0.7  # share of the free memory that an automatic batch may take
 
 # What a model's code raises; ours pass through.
@@ -74,7 +77,8 @@ class TransformersEngine(LocalEngine):
         why: how this engine came to be chosen, for `info`.
         options: `batch_size` (rows; "auto", the default, finds its own), `device` ("cuda" where
             there is one, else "cpu"), `dtype`, `attn_implementation`, `revision`,
-            `max_model_len`, `load_format="dummy"` (random weights), the fields of `ChatOptions`.
+            `max_model_len`, `load_format="dummy"` (random weights), `trust_remote_code` (True
+            runs Python code of the model's folder; never without), the fields of `ChatOptions`.
 
     Raises:
         InputError: an unknown option or a folder without a model.
@@ -93,6 +97,7 @@ class TransformersEngine(LocalEngine):
         self._device = find_device(options.get("device"))
         source = Source.find(model)
         source.check_causal()
+        source.check(options)
         self._lock = threading.Lock()
         self._tokenizer, self._model = _load(source, self._device, options)
         self._ends = _ends(self._model, self._tokenizer)
@@ -112,7 +117,7 @@ class TransformersEngine(LocalEngine):
             versions=versions("transformers", "torch"),
             why=why,
         )
-        given = {k: v for k, v in options.items() if k in ("load_format", "attn_implementation")}
+        given = {k: v for k, v in options.items() if k in DECIDING}
         decisive = deciding(given | self._chats.given)
         identity = {
             "engine": info.engine,  # a baseline must not answer with what it is compared to
@@ -298,7 +303,9 @@ def _load(source: Source, device: Any, options: Mapping[str, Any]) -> tuple[Any,
         raise InputError(f'load_format={form!r}: transformers knows "auto" and "dummy"')
     embedded = source.small and device.type == "cpu"
     dtype = options.get("dtype", "float32" if embedded else "auto")
-    where = {"revision": options["revision"]} if "revision" in options else {}
+    # Never left out: transformers would ask on standard input, and a "yes" runs what lies there.
+    where: dict[str, Any] = {"trust_remote_code": options.get("trust_remote_code", False)}
+    where |= {"revision": options["revision"]} if "revision" in options else {}
     more = {k: options[k] for k in ("attn_implementation",) if k in options}
     disable_progress_bar()
     try:
@@ -308,15 +315,27 @@ def _load(source: Source, device: Any, options: Mapping[str, Any]) -> tuple[Any,
             with device, torch.random.fork_rng():
                 torch.manual_seed(0)  # the same weights each time, as the store's keys say
                 kind = config.dtype if dtype == "auto" else dtype
-                model = AutoModelForCausalLM.from_config(config, dtype=kind, **more)
+                trusted = where["trust_remote_code"]
+                model = AutoModelForCausalLM.from_config(
+                    config, dtype=kind, trust_remote_code=trusted, **more
+                )
         else:
-            model = AutoModelForCausalLM.from_pretrained(
-                source.name, dtype=dtype, **where, **more
-            ).to(device)
-    except (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError) as error:
-        text = " ".join(str(error).split())
-        raise InputError(f"model {source.name!r} could not be loaded: {text:.400}") from error
-    except (RuntimeError, MemoryError) as error:
+            with silent():
+                model, found = AutoModelForCausalLM.from_pretrained(
+                    source.name,
+                    dtype=dtype,
+                    use_safetensors=True,  # a pickle could run anything
+                    output_loading_info=True,
+                    **where,
+                    **more,
+                )
+            check_tensors(source.name, found, "missing_keys", "mismatched_keys")
+            model = model.to(device)
+    except WorkbenchError:
+        raise
+    except Exception as error:  # broken files fail in as many ways as there are libraries
+        if not memory_ran_out(error):
+            raise InputError(explained(source.name, error)) from error
         raise EngineError(
             f"model {source.name!r} could not be loaded: {_memory_reason(error)}. Close other "
             "kernels, or take a smaller model or dtype"

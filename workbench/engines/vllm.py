@@ -14,10 +14,12 @@ from typing import Any
 
 from workbench.engines.base import Request, failure
 from workbench.engines.chat import CHAT, ChatOptions
+from workbench.engines.checks import misshapen
+from workbench.engines.folder import check_adapter, safe_format
 from workbench.engines.identity import deciding, variant
 from workbench.engines.labels import LabelTree, Node
 from workbench.engines.local import LocalEngine, label_row, versions
-from workbench.engines.resident import Inbox, Resident, prepare
+from workbench.engines.resident import Inbox, Resident, prepare, refusals
 from workbench.engines.source import Source, check_options
 from workbench.errors import EngineUnavailableError, InputError
 from workbench.progress import fact
@@ -29,6 +31,8 @@ __all__ = ["VLLMEngine", "unavailable"]
 MAX_LABEL_IDS = 128  # vLLM's limit on logprob_token_ids
 WINDOW = 4  # requests in the engine, as a multiple of what it runs at once
 OURS = ("adapter", "device", *CHAT)  # options beside vLLM's own
+COUNTS = ("minItems", "maxItems", "minContains", "maxContains", "minProperties", "maxProperties")
+MOST_COUNT = 10_000
 
 
 def unavailable() -> str | None:
@@ -70,9 +74,13 @@ class VLLMEngine(LocalEngine):
         self._lora = _lora(adapter, adapted)
         source = Source.find(model)
         source.check_causal()
+        own = {"tokenizer", "skip_tokenizer_init"} & chosen.keys()
+        source.check(chosen, tokenizer=not own, whole=True)
         arguments = {**_defaults(small=source.small), **chosen, "model": source.name}
         if adapter is not None:
             arguments["enable_lora"] = True
+        revision = chosen.get("revision")
+        arguments["load_format"] = safe_format(source.name, arguments.get("load_format"), revision)
         weights = source.weights()
         signature = digest(weights, repr(arguments), deciding(chosen)).hex()
         self._resident = Resident.acquire(self, arguments, signature)
@@ -131,8 +139,8 @@ class VLLMEngine(LocalEngine):
         jobs = ((request, ids, shared.of(request)) for request, ids in fit)
         for batch in self._run(jobs):
             yield [
-                (request, self._parted(request, _completion(output), output.prompt_token_ids))
-                for request, output in batch
+                (one, self._parted(one, _completion(output, one.sampling), output.prompt_token_ids))
+                for one, output in batch
             ]
 
     def _score(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> Iterator[list[LabelRow]]:
@@ -191,6 +199,7 @@ class _Params:
 def _params(sampling: Sampling, seed: int | None) -> Any:
     from vllm.sampling_params import StructuredOutputsParams
 
+    _check_counts(sampling.json_schema)
     structure = None
     if sampling.choices is not None:
         structure = StructuredOutputsParams(choice=list(sampling.choices))
@@ -198,10 +207,20 @@ def _params(sampling: Sampling, seed: int | None) -> Any:
         structure = StructuredOutputsParams(regex=sampling.regex)
     elif sampling.json_schema is not None:
         structure = StructuredOutputsParams(json=dict(sampling.json_schema))
-    try:
+    with refusals():
         return _made(sampling, seed, structure)
-    except ValueError as error:  # vLLM's own limits, such as on temperature
-        raise InputError(f"vLLM refuses {sampling}: {error}") from error
+
+
+def _check_counts(schema: object) -> None:
+    """Refuse counts in a schema of which the grammar's compiler would end this process."""
+    if isinstance(schema, Mapping):
+        for name, value in schema.items():
+            if name in COUNTS and isinstance(value, int) and value > MOST_COUNT:
+                raise InputError(f"json_schema: {name}={value} must be {MOST_COUNT:,} at the most")
+            _check_counts(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            _check_counts(value)
 
 
 def _made(sampling: Sampling, seed: int | None, structure: Any) -> Any:
@@ -229,15 +248,17 @@ def _node_params(node: Node) -> Any:
     )
 
 
-def _completion(output: Any) -> Completion:
+def _completion(output: Any, sampling: Sampling) -> Completion:
     sample = output.outputs[0]
     prompt_tokens = len(output.prompt_token_ids or ())
     if sample.finish_reason not in ("stop", "length"):
         return failure(f"vLLM ended the request: {sample.finish_reason}", prompt_tokens)
+    if reason := misshapen(sampling, sample.text, sample.finish_reason):
+        return failure(reason, prompt_tokens, sample.text)
     logprobs = None
     if sample.logprobs is not None:
         logprobs = tuple(
-            _token_logprob(token, at)
+            _token_logprob(token, at, sampling.logprobs or 0)
             for token, at in zip(sample.token_ids, sample.logprobs, strict=True)
         )
     return Completion(
@@ -251,9 +272,10 @@ def _completion(output: Any) -> Completion:
     )
 
 
-def _token_logprob(token: int, at: Mapping[int, Any]) -> TokenLogprob:
+def _token_logprob(token: int, at: Mapping[int, Any], count: int) -> TokenLogprob:
+    """Its own and those of the likeliest; vLLM gives it among them though it may not be one."""
     top = sorted(((i, entry.logprob) for i, entry in at.items()), key=lambda pair: -pair[1])
-    return TokenLogprob(token, at[token].logprob, tuple(top))
+    return TokenLogprob(token, at[token].logprob, tuple(top[:count]))
 
 
 def _label_row(index: int, parts: list[tuple[Node, Any]], tree: LabelTree) -> LabelRow:
@@ -318,6 +340,7 @@ def _adapter_digest(adapter: object) -> str | None:
     path = Path(str(adapter)).expanduser()
     if not (path / "adapter_config.json").exists():
         raise InputError(f"adapter {str(adapter)!r} has no adapter_config.json")
+    check_adapter(path)
     return folder_digest(path)
 
 

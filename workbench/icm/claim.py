@@ -52,7 +52,7 @@ class Wording:
     chat_labels: tuple[str, str] = ("True", "False")
 
     def __post_init__(self) -> None:
-        if "{claim}" not in self.chat:
+        if not isinstance(self.chat, str) or "{claim}" not in self.chat:
             raise InputError(f"chat={self.chat!r} must have {{claim}} where the claim goes")
 
     def solved(self, claim: Claim, label: bool) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from workbench.engines.checks import CUT
 from workbench.errors import InputError
 from workbench.judge.templates import Template, normal
 from workbench.types import Completion, Engine, Prompt, Sampling
@@ -275,9 +276,9 @@ def _forms(template: Template) -> Mapping[Output, dict[str, Any]]:
 
 
 def _vote(answer: Completion, choices: Sequence[str]) -> Vote:
-    if answer.error:
+    if answer.error and CUT not in answer.error:
         return Vote(None, answer.text, error=answer.error)
-    if answer.finish_reason == "length":  # the last word may be half of another
+    if answer.error or answer.finish_reason == "length":  # the last word may be half of another
         return Vote(None, answer.text, unread="cut off: raise max_tokens")
     place = read(answer.text, choices)
     reason = None if place is not None else f"no verdict in {answer.text.strip()[-80:]!r}"

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from workbench.engines.folder import check_adapters
 from workbench.engines.source import Source
 from workbench.engines.vllm import unavailable
 from workbench.errors import EngineUnavailableError, InputError
@@ -59,7 +60,8 @@ def serve(
             `--flag`, False `--no-flag`, None leaves a default of ours out.
 
     Raises:
-        InputError: an unknown preset or option, a port that is taken, too few GPUs.
+        InputError: an unknown preset or option, a port that is taken, too few GPUs, a folder that
+            is broken or has pickles for weights.
         EngineUnavailableError: vLLM is not installed here.
         EngineError: it ended, or did not answer in time; quotes what vLLM said.
     """
@@ -69,6 +71,9 @@ def serve(
     source = Source.find(model)
     source.check_causal()
     settings = arguments(source, chosen, options)
+    own = {"tokenizer", "skip_tokenizer_init", "config"} & settings.keys()
+    source.check(settings, tokenizer=not own, whole=True)
+    check_adapters(settings.get("lora_modules"))
     limit = timeout if timeout is not None else TIMEOUT_PRESET if chosen else TIMEOUT
     if not limit > 0:
         raise InputError(f"timeout={timeout!r} must be a positive number of seconds")

@@ -12,6 +12,7 @@ import os
 import sys
 from typing import Any
 
+from workbench.engines.folder import safe_format
 from workbench.engines.identity import variant
 
 __all__ = ["GUARD", "TOLD", "main"]
@@ -45,7 +46,8 @@ def main() -> None:
         sys.argv += [f"--{name.replace('_', '-')}={value}" for name, value in found.items()]
     if revision:
         names.append(f"{told['name']}@{variant(revision, dtype, told['options'])}")
-    sys.argv += ["--served-model-name", *names, "--middleware", GUARD]
+    form = safe_format(arguments.model, arguments.load_format, arguments.revision)
+    sys.argv += ["--load-format", form, "--served-model-name", *names, "--middleware", GUARD]
     entry.main()
 
 

@@ -149,16 +149,18 @@ class Reply:
         tokens = [self._pair(t.token_id, t.logprob) for t in row.logprobs]
         tops = [[self._pair(*pair) for pair in t.top] for t in row.logprobs]
         if self._ask.chat:
-            most = self._ask.sampling.logprobs
             told = [_told(*pair) for pair in tokens]
             for one, top in zip(told, tops, strict=True):
-                one["top_logprobs"] = [_told(*pair) for pair in top[:most]]
+                one["top_logprobs"] = [_told(*pair) for pair in top]
             return {"content": told}
         return {
             "tokens": [piece.text for piece, _ in tokens],
             "token_logprobs": [value for _, value in tokens],
-            # Of equal texts the likeliest.
-            "top_logprobs": [{piece.text: value for piece, value in reversed(top)} for top in tops],
+            # With the chosen one, as others do; of equal texts the likeliest.
+            "top_logprobs": [
+                {piece.text: value for piece, value in (one, *reversed(top))}
+                for one, top in zip(tokens, tops, strict=True)
+            ],
             "text_offset": _offsets(piece.raw for piece, _ in tokens),
         }
 

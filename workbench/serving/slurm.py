@@ -88,8 +88,8 @@ def _check(what: str, value: object, pattern: str, meaning: str) -> None:
         raise InputError(f"{what}={value!r} must be {meaning}")
 
 
-def _check_word(what: str, text: str) -> None:
-    if not text or not text.isprintable() or text.startswith("-"):
+def _check_word(what: str, text: object) -> None:
+    if not isinstance(text, str) or not text or not text.isprintable() or text.startswith("-"):
         raise InputError(
             f"{what}={text!r} must be a text of one line that does not begin with a dash"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import math
 import random
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -43,7 +44,7 @@ class Draw:
         for value in (self.low, self.high):
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise InputError(f"random: low={self.low!r}, high={self.high!r} must be numbers")
-        if not self.low < self.high or not math.isfinite(self.high - self.low):
+        if not self.low < self.high or not self.high - self.low <= sys.float_info.max:
             raise InputError(f"random: low={self.low} must be below high={self.high}")
         if self.log and self.low <= 0:
             raise InputError(f"random: low={self.low} has no logarithm: begin above 0")
@@ -70,8 +71,8 @@ class Random:
     def __post_init__(self) -> None:
         if not isinstance(self.points, int) or isinstance(self.points, bool) or self.points < 1:
             raise InputError(f"random: points={self.points!r} must be a whole number from 1")
-        if not self.of:
-            raise InputError("random: `of` names no parameter to draw")
+        if not isinstance(self.of, Mapping) or not self.of:
+            raise InputError(f"random: of={self.of!r:.60} names no parameter to draw")
         for name, values in self.of.items():
             if not isinstance(values, Draw):
                 _check_values("random", name, values)
@@ -114,6 +115,7 @@ class Grid:
     where: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         for factor in ("product", "zip"):
             for name, values in getattr(self, factor).items():
                 _check_values(factor, name, values)
@@ -135,6 +137,15 @@ class Grid:
             )
         for condition in self.where:
             _parsed(condition)
+
+    def _check_kinds(self) -> None:
+        for factor in ("product", "zip"):
+            if not isinstance(names := getattr(self, factor), Mapping):
+                raise InputError(f"{factor}: {names!r:.60} must map names to lists of values")
+        if not isinstance(self.random, Random | None):
+            raise InputError(f"random: {self.random!r:.60} must be a workbench.sweep.Random")
+        if isinstance(self.list, str | Mapping) or not isinstance(self.list, Sequence):
+            raise InputError(f"list: {self.list!r:.60} must be a list of points")
 
     def _check_names(self) -> None:
         listed = dict.fromkeys(name for point in self.list for name in point)

@@ -110,8 +110,10 @@ def load(folder: Path) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
+    return model.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 # --- training
@@ -210,7 +212,7 @@ def train(folder: Path, recipe: Recipe | None = None) -> list[float]:
     folder.mkdir(parents=True)
     recipe = recipe or Recipe()
     tokens.save(folder, masked=True, context=CONTEXT)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     mask, end = tokenizer.mask_token_id, tokenizer.eos_token_id
     known = encoded(tokenizer) + encoded(tokenizer, chat=True)
     model = _model(recipe, mask)

@@ -160,7 +160,7 @@ class DiffusionEngine(LocalEngine):
         for index, ids in enumerate(found):
             if mask in ids:
                 prompt = prompts[index]
-                text = prompt if isinstance(prompt, str) else self._chat_text(prompt)
+                text = prompt if isinstance(prompt, str) else self._chat_texts([prompt])[0]
                 found[index] = self._spelt(text, special=isinstance(prompt, str))
         return found
 

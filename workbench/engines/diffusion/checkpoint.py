@@ -7,16 +7,16 @@ read, and nothing that comes with the checkpoint is run.
 from __future__ import annotations
 
 import json
-import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from workbench.engines.device import context_length, memory_ran_out
 from workbench.engines.diffusion.network import Network
+from workbench.engines.folder import check_folder, explained
 from workbench.engines.source import Source
+from workbench.engines.tensors import KINDS, check_tensors, silent
 from workbench.errors import EngineError, InputError, WorkbenchError
 
 __all__ = ["PLAIN", "describe", "llama_name", "read"]
@@ -97,9 +97,8 @@ def read(source: Source, device: Any, options: Mapping[str, Any]) -> Network:
     except WorkbenchError:
         raise
     except Exception as error:  # broken files fail in as many ways as there are libraries
-        text = " ".join(str(error).split()) or type(error).__name__
         kind = EngineError if memory_ran_out(error) else InputError
-        raise kind(f"model {source.name!r} could not be loaded: {text:.400}") from error
+        raise kind(explained(source.name, error)) from error
     network.check_bidirectional()
     return network
 
@@ -108,11 +107,12 @@ def _read(source: Source, device: Any, options: Mapping[str, Any], *, dummy: boo
     from transformers import PreTrainedTokenizerFast
 
     folder = source.folder or _download(source.name, options.get("revision"), FILES)
+    check_folder(folder, load_format=options.get("load_format", "auto"), tokenizer=False)
     raw = _json(folder / "config.json")
     config = _config(raw)
     if not (folder / "tokenizer.json").exists():
         raise InputError(f"model folder {folder.name!r} has no tokenizer.json")
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
     if len(tokenizer) > config.vocab_size:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}: they do "
@@ -237,51 +237,17 @@ def _weights(folder: Path, config: Any, dtype: str, *, llada: bool) -> Any:
     """The checkpoint's own."""
     from transformers import LlamaForCausalLM
 
-    with _silent():
+    with silent():
         model, found = LlamaForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
+            trust_remote_code=False,
             key_mapping=dict(NAMES) if llada else None,
             use_safetensors=True,  # a pickle could run anything
             ignore_mismatched_sizes=True,  # told apart, and refused, below
             output_loading_info=True,
         )
-    _check_tensors(found, config)
-    return model
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Without the table of tensors that transformers prints: what is wrong with them is raised."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    logger = logging.getLogger("transformers")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-def _check_tensors(found: Mapping[str, Any], config: Any) -> None:
-    """Refuse a checkpoint that is not all of the model and nothing else.
-
-    Raises:
-        InputError: names the tensors.
-    """
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    for what, key in (
-        ("lacks", "missing_keys"),
-        ("has, beyond the model,", "unexpected_keys"),
-        ("has in another shape", "mismatched_keys"),
-    ):
-        names = sorted(str(name) for name in found.get(key) or () if name not in tied)
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise InputError(
-                f"the checkpoint {what} {', '.join(names[:3])}{more}: it does not belong to its "
-                "config.json, or is not whole; fetch it again"
-            )
+    check_tensors(str(folder), found, *KINDS, but=tied)
+    return model

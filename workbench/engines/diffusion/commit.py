@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.engines.decoding import warpers
+from workbench.engines.decoding import COLD, warpers
 from workbench.engines.diffusion.denoising import Remasking
 from workbench.types import Sampling
 
 __all__ = ["Proposal", "chosen", "propose"]
-
-COLD = 1e-6  # at a lower temperature logits overflow, and the likeliest token it is anyway
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
+from workbench import values
 from workbench.engines.source import check_options
 from workbench.errors import InputError
 
@@ -47,19 +48,8 @@ class Denoising:
     cache: Cache = "none"
 
     def __post_init__(self) -> None:
-        for name, holds, need in (
-            ("steps", self.steps is None or _whole(self.steps), "None or a whole number from 1"),
-            ("block_length", _whole(self.block_length), "a whole number from 1"),
-            ("threshold", self.threshold is None or _real(self.threshold, 1), "None or 0 to 1"),
-            ("cfg_scale", _real(self.cfg_scale, 100), "a number from 0 to 100"),
-            ("remasking", self.remasking in get_args(Remasking), _one_of(Remasking)),
-            ("cache", self.cache in get_args(Cache), _one_of(Cache)),
-        ):
-            if not holds:
-                raise InputError(f"{name}={getattr(self, name)!r}: must be {need}")
-        for name in ("threshold", "cfg_scale"):  # equal settings are the same request
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, float(getattr(self, name)))
+        for name, (check, *limits) in _FIELDS.items():  # equal settings are the same request
+            object.__setattr__(self, name, check(name, getattr(self, name), *limits))
         if self.threshold is not None and self.steps is not None:
             raise InputError(
                 f"steps={self.steps} and threshold={self.threshold} exclude each other: a "
@@ -118,15 +108,19 @@ class Denoising:
         return [steps // blocks + (block < steps % blocks) for block in range(blocks)]
 
 
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def _one_of(name: str, value: object, kind: Any) -> str:
+    known = get_args(kind)
+    if not isinstance(value, str) or value not in known:
+        values.refuse(name, value, " or ".join(f'"{one}"' for one in known))
+    return str(value)
 
 
-def _real(value: object, most: float) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return 0 <= value <= most
-
-
-def _one_of(names: Any) -> str:
-    return " or ".join(f'"{name}"' for name in get_args(names))
+# How each field is checked and made plain, in their order.
+_FIELDS: dict[str, tuple[Any, ...]] = {
+    "steps": (values.optional, values.whole, 1),
+    "block_length": (values.whole, 1),
+    "threshold": (values.optional, values.real, 0, 1),
+    "cfg_scale": (values.real, 0, 100),
+    "remasking": (_one_of, Remasking),
+    "cache": (_one_of, Cache),
+}

@@ -182,10 +182,8 @@ class Row:
         if self.sampling.logprobs is None:
             return
         token, logprob = proposal.tokens[index], proposal.logprobs[index]
-        likely = dict(proposal.top[index]) if proposal.top else {}
-        likely.setdefault(token, logprob)
-        top = sorted(likely.items(), key=lambda pair: -pair[1])
-        self._noted[position] = TokenLogprob(token, logprob, tuple(top))
+        top = tuple(proposal.top[index]) if proposal.top else ()
+        self._noted[position] = TokenLogprob(token, logprob, top)
 
     def _settle(self) -> None:
         """Find how far the answer is settled, and whether that ends it."""

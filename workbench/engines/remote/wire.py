@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from workbench.engines.base import failure
 from workbench.engines.chat import ChatOptions, is_prefill
+from workbench.engines.checks import misshapen
 from workbench.engines.remote.faults import Broken, Failed, Refused
 from workbench.errors import InputError
 from workbench.types import Completion, Message, Prompt, Sampling, TokenLogprob
@@ -210,13 +211,13 @@ def read(
     finish, reason = _finish(choice.get("finish_reason"), text or reasoning, note)
     if refusal or reason:
         return failure(f"refused: {refusal}" if refusal else str(reason), prompt_tokens, text)
-    if sampling.choices is not None and finish == "stop" and text not in sampling.choices:
-        return failure(f"{text!r} is none of the choices", prompt_tokens, text)
+    if wrong := misshapen(sampling, text, finish):
+        return failure(wrong, prompt_tokens, text)
     return Completion(
         text=text,
         finish_reason=finish,
         token_ids=token_ids(choice),
-        logprobs=None if sampling.logprobs is None else logprobs(choice),
+        logprobs=None if sampling.logprobs is None else logprobs(choice, sampling.logprobs),
         prompt_tokens=prompt_tokens,
         completion_tokens=usage.completion if generated is None else generated,
         cached_tokens=usage.cached,
@@ -356,8 +357,10 @@ def _valid(text: str) -> str:
     return text
 
 
-def logprobs(choice: Choice) -> tuple[TokenLogprob, ...]:
-    """Log-probabilities of a completion or a chat.
+def logprobs(choice: Choice, most: int | None = None) -> tuple[TokenLogprob, ...]:
+    """Log-probabilities of a completion or a chat, with the likeliest tokens of each place.
+
+    Servers list the chosen one too, though it may not be one of the `most` likeliest.
 
     Raises:
         Refused: they are missing, or not numbers.
@@ -372,9 +375,14 @@ def logprobs(choice: Choice) -> tuple[TokenLogprob, ...]:
         tops = [(top or {}).items() for top in tops]
         rows = list(zip(told["tokens"], told["token_logprobs"], tops, strict=True))
     return tuple(
-        TokenLogprob(_token(token), _number(value), tuple((_token(t), _number(v)) for t, v in top))
+        TokenLogprob(_token(token), _number(value), _likeliest(top, most))
         for token, value, top in rows
     )
+
+
+def _likeliest(top: Any, most: int | None) -> tuple[tuple[int | str, float], ...]:
+    found = [(_token(token), _number(value)) for token, value in top]
+    return tuple(sorted(found, key=lambda pair: -pair[1])[:most])
 
 
 def _pairs(top: Any) -> list[tuple[str, float]]:
