@@ -66,7 +66,9 @@ def configuration(file: GGUFFile) -> Any:
             f"known here are {', '.join(MODELS)}; take the original weights, or serve the file "
             "with llama.cpp and give its base_url",
         )
-    windowed = ("attention.sliding_window",) if known in ("gemma2", "gemma3") else ()
+    windowed: tuple[str, ...] = (
+        ("attention.sliding_window",) if known in ("gemma2", "gemma3") else ()
+    )
     windowed += (*SOFT,) if known == "gemma2" else ("rope.freq_base_swa",) if windowed else ()
     for key in file.fields:
         if key.startswith(f"{known}.") and key.removeprefix(f"{known}.") not in {
