@@ -13,7 +13,7 @@ LOCK      = "$(BIN)/uv" pip compile --quiet --universal --python-version 3.11 --
             --no-header pyproject.toml --extra dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo notebooks sweep figures lab lint test test-all lock bench bench-peers clean clean-all
+.PHONY: help setup demo notebooks sweep figures lab lint test test-all lock bench real bench-peers clean clean-all
 
 help:
 	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
@@ -48,6 +48,9 @@ bench: setup ## measure the engines on this machine, and the time of demo and te
 	$(WORKBENCH) bench sweep
 	$(WORKBENCH) bench client
 	$(WORKBENCH) bench faults
+
+real: setup ## a pretrained model (Gemma 3 270M from PyPI) in the notebooks, into runs/real
+	"$(BIN)/python" tools/real.py
 
 bench-peers: setup ## measure against other projects, in an environment of their own
 	test -x .venv-peers/bin/lm_eval || \

@@ -34,6 +34,16 @@ SERVER_KEY = "a-key-for-tests"
 os.environ["WORKBENCH_CACHE"] = tempfile.mkdtemp(prefix="workbench-test-")
 
 
+@pytest.fixture(autouse=True)
+def _number_format() -> Iterator[None]:
+    """No test leaves another number format behind: PyTorch's is one for the whole process."""
+    yield
+    if torch := sys.modules.get("torch"):
+        left = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        assert left == torch.float32
+
+
 @pytest.fixture(scope="session")
 def _loaded() -> Iterator[VLLMEngine]:
     if reason := unavailable():

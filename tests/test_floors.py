@@ -12,6 +12,7 @@ import workbench
 ROOT = Path(workbench.__file__).parent
 FLOORS = {
     "types": 0,
+    "values": 0,
     "errors": 0,
     "store": 1,
     "stats": 1,

@@ -81,6 +81,24 @@ def client(
     show(measure(repeats, prompts, say, peers), out, as_json=as_json)
 
 
+@app.command("real")
+@told
+def real(
+    model: Annotated[str, typer.Argument(help="Folder, hub name or GGUF file of a model.")],
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds of each speed.")] = 3,
+    figure: Annotated[Path | None, typer.Option(help="Draw the scores here.")] = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """A pretrained model beside the embedded one: scores, exactness, speed."""
+    from workbench.bench.real import draw, measure
+
+    found = measure(model, say, repeats=repeats)
+    if figure is not None:
+        draw(found.scores, figure)
+    show(found.rows, out, as_json=as_json)
+
+
 @app.command("faults")
 @told
 def faults(

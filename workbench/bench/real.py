@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from workbench.bench.table import Row, ratio_row
+from workbench.bench.table import Row, ratio_row, share_row
 from workbench.engines import open_engine
 from workbench.evaluation import accuracy, evaluate
 from workbench.icm import open_testbed, search
@@ -19,13 +20,57 @@ from workbench.types import Engine, Metric
 from workbench.uncertainty.elicit import elicit
 from workbench.uncertainty.report import score_options
 
-__all__ = ["exactness", "quality", "speed"]
+__all__ = ["Measured", "draw", "measure"]
 
 Say = Callable[[str], None]
+LETTERS = "options, letters of six in a 90 % conformal set"
 SHORT = 96  # tokens of an answer whose text is compared
 
 
-def exactness(model: str, say: Say, *, prompts: int = 50, claims: int = 100) -> list[Row]:
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Rows for the table; by model, what it scores."""
+
+    rows: list[Row]
+    scores: Mapping[str, Sequence[Metric]]
+
+
+def measure(model: str, say: Say, *, repeats: int = 3) -> Measured:
+    """All of it: some ten minutes for 270 million parameters on two cores.
+
+    Args:
+        model: folder, hub name or GGUF file.
+        repeats: rounds of each speed.
+    """
+    scores = {}
+    for one in (None, model):
+        with open_engine(one, "vllm", store=None) as engine:
+            scores[Path(engine.info.model).stem] = _quality(engine, say)
+    rows = [_row(f"{name}: {metric.name}", metric) for name in scores for metric in scores[name]]
+    return Measured([*rows, *_exactness(model, say), *_speed(model, say, repeats)], scores)
+
+
+def draw(scores: Mapping[str, Sequence[Metric]], file: Path) -> None:
+    """Bars of all models' shares beside each other."""
+    from workbench.plots import new_figure, plot_accuracy
+
+    figure, panels = new_figure(len(scores))
+    for panel, (name, metrics) in zip(panels, scores.items(), strict=True):
+        shares = [metric for metric in metrics if metric.name != LETTERS]
+        plot_accuracy(panel, [replace(one, name=one.name.split(",")[0]) for one in shares])
+        panel.set_title(name, fontsize=10)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150, bbox_inches="tight", metadata={"Software": None})
+
+
+def _row(what: str, metric: Metric) -> Row:
+    row = share_row(replace(metric, name=what))
+    if metric.name != LETTERS:
+        return row
+    return replace(row, value=metric.value, low=metric.low, high=metric.high, unit="")
+
+
+def _exactness(model: str, say: Say, prompts: int = 50, claims: int = 100) -> list[Row]:
     """vLLM against transformers, both in float32: greedy texts of GSM8K, labels of TruthfulQA."""
     task = GSM8K()
     more: dict[str, Any] = {"dtype": "float32", "max_model_len": 2048}
@@ -78,7 +123,7 @@ def _forward(folder: str, prompts: Sequence[str], labels: Sequence[str]) -> list
     return rows
 
 
-def speed(model: str, say: Say, *, repeats: int = 3) -> list[Row]:
+def _speed(model: str, say: Say, repeats: int) -> list[Row]:
     """vLLM over transformers at batch 1 and at its best, and over bare vLLM, in turns."""
     load = Load(requests=64, prompt_tokens=96, output_tokens=16)
     fast, slow = open_both(model)
@@ -102,21 +147,18 @@ def speed(model: str, say: Say, *, repeats: int = 3) -> list[Row]:
     return rows
 
 
-def quality(model: str | None, say: Say, *, count: int = 100, gsm8k: int = 50) -> list[Metric]:
+def _quality(engine: Engine, say: Say, count: int = 100, gsm8k: int = 50) -> list[Metric]:
     """What a model scores: headline numbers with their intervals, prompts as they are."""
-    with open_engine(model, "vllm", store=None) as engine:
-        say(f"{engine.info.model}: tasks …")
-        found = [
-            _solved(WordProblems(), engine, count, shots=4),
-            _solved(GSM8K(), engine, gsm8k, shots=4),
-            _believed(engine, count),
-            *_certain(engine, count),
-        ]
-        say(f"{engine.info.model}: ICM …")
-        bed = open_testbed("truthfulqa", count=24, test_count=2, seed=0)
-        labelled = search(bed.draw(16, 0).claims, engine, wording=bed.wording, n_iterations=60)
-        found.append(replace(labelled.summary[0], name="ICM on 16 claims, right labels"))
-    return found
+    say(f"{Path(engine.info.model).stem}: tasks and ICM …")
+    bed = open_testbed("truthfulqa", count=24, test_count=2, seed=0)
+    labelled = search(bed.draw(16, 0).claims, engine, wording=bed.wording, n_iterations=60)
+    return [
+        _solved(WordProblems(), engine, count, shots=4),
+        _solved(GSM8K(), engine, gsm8k, shots=4),
+        _believed(engine, count),
+        replace(labelled.summary[0], name="labels by ICM, 16 TruthfulQA claims"),
+        *_certain(engine, count),
+    ]
 
 
 def _solved(task: Any, engine: Engine, count: int, shots: int) -> Metric:
@@ -133,7 +175,7 @@ def _believed(engine: Engine, count: int) -> Metric:
         named[int(row.argmax())] == item.answer
         for row, item in zip(scores.logprobs, items, strict=True)
     )
-    return proportion("TruthfulQA claims, 4 examples, likelier label", right, len(items))
+    return proportion("TruthfulQA, 4 examples, the likelier label", right, len(items))
 
 
 def _certain(engine: Engine, count: int) -> list[Metric]:
@@ -141,5 +183,5 @@ def _certain(engine: Engine, count: int) -> list[Metric]:
     scored = {metric.name: metric for metric in score_options(rows, score="lac").summary}
     return [
         replace(scored["accuracy"], name="options, 5 examples"),
-        replace(scored["set size LAC"], name="… letters in a 90 % set, of six"),
+        replace(scored["set size LAC"], name=LETTERS),
     ]

@@ -119,6 +119,11 @@ class BaseEngine(ABC):
         """Whether responses are kept, and answered from there."""
         return self._store is not None
 
+    @property
+    def has_chat(self) -> bool:
+        """Whether it has a template for chats; of a server that is not known, and taken so."""
+        return True
+
     def _check_open(self) -> None:
         if self._closed:
             raise EngineError("this engine is closed; call open_engine(…) again")

@@ -107,7 +107,8 @@ def chat_text(tokenizer: Any, chat: Sequence[Message], options: ChatOptions) -> 
             **(options.chat_template_kwargs or {}),
         )
     except Exception as error:  # a template is a program of whoever made it
-        said = with_remedy(f"the chat template refuses this chat: {error}", messages)
+        said = " ".join(f"the chat template refuses this chat: {error}".split())
+        said = with_remedy(said, messages)
         raise RefusedChatError(said) from error
     for message in messages:
         if message["role"] in SYSTEM and message["content"].strip() not in text:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from workbench.engines.building import shape_only
 from workbench.engines.dcp import Checkpoint
 from workbench.engines.diffusion.checkpoint import PLAIN, describe, llama_name
 from workbench.engines.meter import one_bar
@@ -113,12 +114,8 @@ def _beside(base: Path) -> list[Path]:
 
 def shapes_of(config: Any) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     """The shapes of a model's tensors by name, and other names that some of them have too."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
     try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model = shape_only(config)
     except Exception as error:  # wrong sizes fail in as many ways as there are models
         text = " ".join(str(error).split())
         raise InputError(f"the base model is no language model: {text:.300}") from error

@@ -16,7 +16,16 @@ from pathlib import Path
 
 from workbench.errors import EngineError
 
-__all__ = ["PASSIVE", "Need", "Room", "fast_dtype", "find_room", "threads", "weights_size"]
+__all__ = [
+    "PASSIVE",
+    "Need",
+    "Room",
+    "fast_dtype",
+    "find_room",
+    "threads",
+    "use_threads",
+    "weights_size",
+]
 
 # Threads that wait for each other spin unless this is set before their library is loaded. With
 # another busy process on two cores, 1,000 word problems took 36 to 61 s spinning, and 4 to 5 s not.
@@ -74,6 +83,15 @@ def threads() -> int:
     )
     cores = psutil.cpu_count(logical=False) or allowed
     return max(1, min(allowed, cores, _quota(allowed)))
+
+
+def use_threads() -> int:
+    """Have PyTorch use them, unless the user has said how many; how many it uses now."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > threads():
+        torch.set_num_threads(threads())
+    return int(torch.get_num_threads())
 
 
 def _quota(most: int) -> int:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from workbench.engines.cpu import Need, Room, fast_dtype, find_room, threads, weights_size
+from workbench.engines.building import shape_only
+from workbench.engines.cpu import Need, Room, fast_dtype, find_room, use_threads, weights_size
 from workbench.gauge import free_memory
 
 __all__ = ["Fit", "fit"]
@@ -41,7 +42,7 @@ def fit(arguments: Any, asked: Collection[str], use: str = "process") -> Fit:
         Exception: vLLM's own, for a model that it cannot read.
     """
     config = arguments.create_model_config()
-    count = _set_threads()
+    count = use_threads()
     needs = _needs(config, arguments, asked, use)
     free = int(free_memory())
     whole = {"kv_cache_memory_bytes", "gpu_memory_utilization"} & {*asked}
@@ -72,15 +73,6 @@ def _why(room: Room, needs: list[Need], asked: Collection[str]) -> str:
     if room.dtype != needs[0].dtype:
         return f"{needs[0].dtype} would be faster here, and does not fit"
     return "fast here" if len(needs) == 1 else f"faster here than {needs[1].dtype}"
-
-
-def _set_threads() -> int:
-    """Use the threads worth having, unless the user has said how many."""
-    import torch
-
-    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > threads():
-        torch.set_num_threads(threads())
-    return int(torch.get_num_threads())
 
 
 def _needs(config: Any, arguments: Any, asked: Collection[str], use: str) -> list[Need]:
@@ -114,9 +106,7 @@ def _need(config: Any, arguments: Any, dtype: str, sequences: int) -> Need:
 
 def _weights(config: Any, arguments: Any, dtype: str) -> int:
     """Bytes of the model's weights: from its files, or from its shapes where there are none yet."""
-    import torch
     from huggingface_hub import snapshot_download
-    from transformers import AutoModelForCausalLM
 
     folder = Path(arguments.model)
     with suppress(OSError, ValueError, KeyError):  # a broken file is for who loads it to say
@@ -126,8 +116,7 @@ def _weights(config: Any, arguments: Any, dtype: str) -> int:
             ))  # fmt: skip
         if arguments.load_format != "dummy" and (size := weights_size(folder, dtype)):
             return size
-    with suppress(Exception), torch.device("meta"):  # vLLM knows models that transformers does not
-        model = AutoModelForCausalLM.from_config(config.hf_config, trust_remote_code=False)
-        count = sum(int(p.numel()) for p in model.parameters())
+    with suppress(Exception):  # vLLM knows models that transformers does not
+        count = sum(int(one.numel()) for one in shape_only(config.hf_config).parameters())
         return count * (4 if dtype == "float32" else 2)
     return 0

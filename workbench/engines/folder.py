@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from workbench.engines.building import shape_only
 from workbench.errors import InputError
 
 __all__ = [
@@ -150,13 +151,10 @@ def check_whole(folder: Path, load_format: object = "auto") -> None:
 
 def _expected(folder: Path) -> Tensors:
     """The tensors of the model that config.json describes, as far as transformers knows it."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model = shape_only(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     except Exception:  # noqa: BLE001  # what is wrong with it is said by who loads it
         return {}
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

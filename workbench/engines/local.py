@@ -40,6 +40,11 @@ class LocalEngine(BaseEngine):
         """The model's tokenizer, of transformers."""
         return self._tokenizer
 
+    @property
+    def has_chat(self) -> bool:
+        """Whether there is a template for chats: the model's own, or one that was given."""
+        return bool(self._chats.chat_template or getattr(self._tokenizer, "chat_template", None))
+
     @cached_property
     def _of_pieces(self) -> PieceTokenizer:
         return PieceTokenizer(self._tokenizer)
@@ -49,7 +54,7 @@ class LocalEngine(BaseEngine):
             return self._of_pieces(cast("Sequence[Pieces]", prompts))
         if isinstance(prompts[0], str):
             return self._encoded(cast("Sequence[str]", prompts))
-        if not (self._chats.chat_template or getattr(self._tokenizer, "chat_template", None)):
+        if not self.has_chat:
             raise InputError(
                 f"{self.info.model} has no chat template: give texts, or a template as "
                 "chat_template=…, a text or a file"

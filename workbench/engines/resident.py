@@ -79,6 +79,8 @@ class Resident:
 
     def _load(self, arguments: Mapping[str, Any]) -> Any:
         logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
+        if not (log_of_vllm := logging.getLogger("vllm")).level:  # it sets it only later
+            log_of_vllm.setLevel(os.environ["VLLM_LOGGING_LEVEL"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:

@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 
 from workbench.engines.base import Request, failure
 from workbench.engines.batching import START, BatchSize, check_batch_size
+from workbench.engines.building import building
 from workbench.engines.chat import CHAT, ChatOptions
+from workbench.engines.cpu import fast_dtype, use_threads
 from workbench.engines.decoding import Decoding, padded
 from workbench.engines.device import collect, context_length, find_device, memory_ran_out, shown
 from workbench.engines.folder import explained
@@ -310,17 +312,21 @@ def _load(source: Source, device: Any, options: Mapping[str, Any]) -> tuple[Any,
     disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.name, **where)
+        config = AutoConfig.from_pretrained(source.name, **where)
+        if dtype == "auto" and device.type == "cpu":
+            use_threads()
+            if config.dtype is not None and not hasattr(config, "quantization_config"):
+                dtype = fast_dtype(str(config.dtype).removeprefix("torch."))
         if form == "dummy":
-            config = AutoConfig.from_pretrained(source.name, **where)
-            with device, torch.random.fork_rng():
+            with building(), device, torch.random.fork_rng():
                 torch.manual_seed(0)  # the same weights each time, as the store's keys say
-                kind = config.dtype if dtype == "auto" else dtype
+                kind = config.dtype if dtype == "auto" else dtype  # None is PyTorch's default
                 trusted = where["trust_remote_code"]
                 model = AutoModelForCausalLM.from_config(
                     config, dtype=kind, trust_remote_code=trusted, **more
                 )
         else:
-            with silent():
+            with building(), silent():
                 model, found = AutoModelForCausalLM.from_pretrained(
                     source.name,
                     dtype=dtype,

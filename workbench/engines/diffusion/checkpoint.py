@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from workbench.engines.building import building
 from workbench.engines.device import context_length, memory_ran_out
 from workbench.engines.diffusion.network import Network
 from workbench.engines.folder import check_folder, explained
@@ -228,7 +229,7 @@ def _random(config: Any, device: Any, dtype: str) -> Any:
     from transformers import LlamaForCausalLM
 
     kind = (config.dtype or torch.bfloat16) if dtype == "auto" else getattr(torch, dtype)
-    with device, torch.random.fork_rng():
+    with building(), device, torch.random.fork_rng():
         torch.manual_seed(0)
         return LlamaForCausalLM._from_config(config, dtype=kind)
 
@@ -237,7 +238,7 @@ def _weights(folder: Path, config: Any, dtype: str, *, llada: bool) -> Any:
     """The checkpoint's own."""
     from transformers import LlamaForCausalLM
 
-    with silent():
+    with building(), silent():
         model, found = LlamaForCausalLM.from_pretrained(
             folder,
             config=config,
