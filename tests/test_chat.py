@@ -16,7 +16,7 @@ import pytest
 from workbench import Sampling, open_engine
 from workbench.engines.chat import ChatOptions, chat_text
 from workbench.engines.pieces import Pieces
-from workbench.engines.thinking import Thinking
+from workbench.engines.thinking import thinking_of
 from workbench.errors import InputError
 from workbench.serving import Server, serve
 from workbench.tasks import open_task
@@ -221,7 +221,7 @@ def test_special_marks_are_parted_too(tmp_path: Path) -> None:
 def test_thinking_that_the_prompt_began(folder: Path) -> None:
     with open_engine(str(folder), engine="transformers", store=None) as engine:
         tokenizer = cast("Any", engine).tokenizer
-    marks = Thinking.of(tokenizer)
+    marks = thinking_of(tokenizer)
     assert marks is not None
 
     def parted(prompt: str, answer: str, *stop: str) -> tuple[str | None, str]:
@@ -241,6 +241,32 @@ def test_thinking_that_the_prompt_began(folder: Path) -> None:
     assert parted("a", "b</think>c") == ("b", "c")
     assert parted("a", "<think></think>c") == (None, "c")
     assert parted("a", "b</think>cde", "d") == ("b", "c")
+
+
+def test_answers_in_channels_and_gemmas_label() -> None:
+    from transformers import AutoTokenizer
+
+    def parted(marks: list[str], answer: str, *stop: str) -> tuple[str | None, str]:
+        tokenizer = AutoTokenizer.from_pretrained(MODEL)
+        tokenizer.add_tokens(marks, special_tokens=True)
+        kind = thinking_of(tokenizer)
+        assert kind is not None
+        made = tokenizer(answer, add_special_tokens=False).input_ids
+        row = Completion(text=answer, finish_reason="stop", token_ids=tuple(made))
+        done = kind.part(row, [1], tokenizer, stop)
+        return done.reasoning, done.text
+
+    harmony = ["<|channel|>", "<|message|>", "<|start|>", "<|return|>"]
+    thought = "<|channel|>analysis<|message|>Hm, 4.<|end|>"
+    said = "<|start|>assistant<|channel|>final<|message|>It is 4.<|return|>"
+    assert parted(harmony, thought + said) == ("Hm, 4.", "It is 4.")
+    assert parted(harmony, thought + said, " 4") == ("Hm, 4.", "It is")
+    assert parted(harmony, thought) == ("Hm, 4.", "")
+    assert parted(harmony, "<|channel|>analysis<|message|>Hm") == ("Hm", "")
+    assert parted(harmony, "plain") == (None, "plain")
+    gemma = ["<|channel>", "<channel|>"]
+    assert parted(gemma, "<|channel>thought\nHm.<channel|>It is 4.") == ("Hm.", "It is 4.")
+    assert parted(gemma, "It is 4.") == (None, "It is 4.")
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,13 @@ installed beside the environment, converted there, and never part of this projec
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from workbench.errors import WorkbenchError
+from workbench.tasks import open_task
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "runs" / "real"
@@ -67,8 +69,10 @@ def notebooks(folder: Path) -> list[str]:
 
 def main() -> int:
     """All of it; 0 if every notebook ran and every row holds."""
-    if not os.environ.get("WORKBENCH_DATA"):
-        sys.exit("set WORKBENCH_DATA to a folder with gsm8k/ and truthfulqa/: see docs/real.md")
+    try:
+        _ = [open_task(name).items(1) for name in ("gsm8k", "truthfulqa")]
+    except WorkbenchError as error:
+        sys.exit(f"{error}")
     OUT.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     folder = model()

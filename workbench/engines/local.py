@@ -13,7 +13,7 @@ from workbench.engines.chat import ChatOptions, RefusedChatError, chat_text
 from workbench.engines.labels import LabelTree, Node, Tokens
 from workbench.engines.pieces import Pieces, PieceTokenizer, without_second_bos
 from workbench.engines.rendering import rendered
-from workbench.engines.thinking import Thinking
+from workbench.engines.thinking import Channels, Thinking, thinking_of
 from workbench.errors import InputError
 from workbench.types import Completion, EngineInfo, LabelRow, Message, Prompt
 
@@ -113,8 +113,8 @@ class LocalEngine(BaseEngine):
             raise _PromptError(str(error)) from error
 
     @cached_property
-    def _thinking(self) -> Thinking | None:
-        return Thinking.of(self._tokenizer)
+    def _thinking(self) -> Thinking | Channels | None:
+        return thinking_of(self._tokenizer)
 
     def _parted(self, request: Request, row: Completion, prompt: Sequence[int]) -> Completion:
         """An answer to a chat without its thinking, which is kept beside it."""

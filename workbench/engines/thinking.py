@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from workbench.engines.decoding import added_text
 from workbench.types import Completion
 
-__all__ = ["Thinking"]
+__all__ = ["Channels", "Thinking", "thinking_of"]
 
-# Of DeepSeek, Qwen, GLM and most others; Mistral; Seed; Cohere; MiniMax; EXAONE.
+LABEL = "thought\n"  # what Gemma 4 calls its thinking, within the marks
+# Of DeepSeek, Qwen, GLM and most others; Mistral; Seed; Cohere; MiniMax; EXAONE; Gemma 4.
 MARKS = (
     ("<think>", "</think>"),
     ("[THINK]", "[/THINK]"),
@@ -19,7 +20,20 @@ MARKS = (
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<mm:think>", "</mm:think>"),
     ("<thought>", "</thought>"),
+    ("<|channel>", "<channel|>"),
 )
+CHANNELS = ("<|channel|>", "<|message|>", "<|end|>")  # of gpt-oss
+
+
+def thinking_of(tokenizer: Any) -> Thinking | Channels | None:
+    """How a model marks its thinking, by its vocabulary; None for one that does not."""
+    known = tokenizer.get_vocab()
+    if all(mark in known for mark in CHANNELS):
+        return Channels(*(known[mark] for mark in CHANNELS))
+    for start, end in MARKS:
+        if start in known and end in known:
+            return Thinking(known[start], known[end])
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +42,6 @@ class Thinking:
 
     start: int
     end: int
-
-    @classmethod
-    def of(cls, tokenizer: Any) -> Thinking | None:
-        """Those of a tokenizer's vocabulary; None for a model that does not mark its thinking."""
-        known = tokenizer.get_vocab()
-        for start, end in MARKS:
-            if start in known and end in known:
-                return cls(known[start], known[end])
-        return None
 
     def part(
         self, completion: Completion, prompt: Sequence[int], tokenizer: Any, stop: Sequence[str]
@@ -57,12 +62,7 @@ class Thinking:
         reasoning = added_text(tokenizer, prompt, made[first:close])
         answer = added_text(tokenizer, prompt, before) if before else ""
         answer += added_text(tokenizer, made[:close], made[close + 1 :])
-        ends = [at for text in stop if (at := answer.find(text)) >= 0]
-        return replace(
-            completion,
-            text=answer[: min(ends)] if ends else answer,
-            reasoning=reasoning or None,
-        )
+        return _with(completion, answer, reasoning.removeprefix(LABEL), stop)
 
     def _begun(self, prompt: Sequence[int]) -> bool:
         """Whether the prompt ends within the thinking."""
@@ -70,3 +70,46 @@ class Thinking:
             if token in (self.start, self.end):
                 return bool(token == self.start)
         return False
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """The tokens of answers in channels: before a name, a message, and after it."""
+
+    channel: int
+    message: int
+    end: int
+
+    def part(
+        self, completion: Completion, prompt: Sequence[int], tokenizer: Any, stop: Sequence[str]
+    ) -> Completion:
+        """As `Thinking.part`; what is in other channels, or in none, is thinking."""
+        made = [*(completion.token_ids or ())]
+        if completion.error or self.channel not in made:
+            return completion
+        answer, thoughts = "", list[str]()
+        for name, ids in self._messages(made, tokenizer):
+            text = added_text(tokenizer, prompt, ids)
+            if name.startswith("final"):
+                answer += text
+            else:
+                thoughts.append(text)
+        return _with(completion, answer, "\n".join(thoughts), stop)
+
+    def _messages(self, made: list[int], tokenizer: Any) -> Iterator[tuple[str, list[int]]]:
+        """(channel's name, tokens of its message) one after the other."""
+        starts = [at for at, token in enumerate(made) if token == self.channel]
+        for start, after in zip(starts, [*starts[1:], len(made)], strict=True):
+            ids = made[start + 1 : after]
+            if self.message in ids:
+                cut = ids.index(self.message)
+                text = ids[cut + 1 :]
+                ended = text.index(self.end) if self.end in text else len(text)
+                yield tokenizer.decode(ids[:cut]).strip(), text[:ended]
+
+
+def _with(completion: Completion, answer: str, reasoning: str, stop: Sequence[str]) -> Completion:
+    ends = [at for text in stop if (at := answer.find(text)) >= 0]
+    return replace(
+        completion, text=answer[: min(ends)] if ends else answer, reasoning=reasoning or None
+    )
