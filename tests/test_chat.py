@@ -16,7 +16,7 @@ import pytest
 from workbench import Sampling, open_engine
 from workbench.engines.chat import ChatOptions, chat_text
 from workbench.engines.pieces import Pieces
-from workbench.engines.thinking import thinking_of
+from workbench.engines.thinking import Thinking, thinking_of
 from workbench.errors import InputError
 from workbench.serving import Server, serve
 from workbench.tasks import open_task
@@ -123,6 +123,38 @@ def test_an_answer_cut_within_the_thinking_is_no_answer(opened: Any) -> None:
     assert row.reasoning
 
 
+def test_structured_output_is_the_answer_though_the_prompt_began_to_think(
+    folder: Path, _loaded_once: Engine
+) -> None:
+    more: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": True}}
+    with open_engine(str(folder), engine="vllm", store=None, **more) as engine:
+        (row,) = engine.generate(chats(1), Sampling(max_tokens=8, choices=("12", "34")))
+    assert row.text in ("12", "34")
+    assert row.reasoning is None
+
+
+def test_a_mark_in_the_users_text_is_no_thinking(folder: Path) -> None:
+    with open_engine(str(folder), engine="transformers", store=None) as engine:
+        chat = [{"role": "user", "content": "Jack writes <think>1+1"}]
+        (row,) = engine.generate([chat], Sampling(max_tokens=4))
+        begun = [*chats(1)[0], {"role": "assistant", "content": "<think>55-8"}]
+        (inside,) = engine.generate([begun], Sampling(max_tokens=1))
+    assert row.text
+    assert row.reasoning is None
+    assert inside.reasoning
+    assert not inside.text
+
+
+def test_arguments_that_change_later_change_nothing(folder: Path) -> None:
+    given = {"enable_thinking": False}
+    with open_engine(
+        str(folder), engine="transformers", store=None, chat_template_kwargs=given
+    ) as engine:
+        (before,) = engine.generate(chats(1), SHORT)
+        given["enable_thinking"] = True
+        assert engine.generate(chats(1), SHORT) == [before]
+
+
 def test_texts_are_left_whole(opened: Any) -> None:
     (row,) = opened().generate(["<|user|>Jack has 55 stamps.<|assistant|>"], SHORT)
     assert row.reasoning is None
@@ -222,14 +254,14 @@ def test_thinking_that_the_prompt_began(folder: Path) -> None:
     with open_engine(str(folder), engine="transformers", store=None) as engine:
         tokenizer = cast("Any", engine).tokenizer
     marks = thinking_of(tokenizer)
-    assert marks is not None
+    assert isinstance(marks, Thinking)
 
     def parted(prompt: str, answer: str, *stop: str) -> tuple[str | None, str]:
         ids, made = (
             tokenizer(text, add_special_tokens=False).input_ids for text in (prompt, answer)
         )
         row = Completion(text=answer, finish_reason="stop", token_ids=tuple(made))
-        done = marks.part(row, ids, tokenizer, stop)
+        done = marks.part(row, ids, tokenizer, stop, begun=marks.begun(prompt))
         return done.reasoning, done.text
 
     assert parted("a<think>", "b</think>c") == ("b", "c")

@@ -176,6 +176,20 @@ def test_is_refused_where_it_does_not_fit(free: Any, large: Path) -> None:
         open_engine(str(large), "vllm", store=None, load_format="dummy", dtype="float32")
 
 
+def test_none_is_no_wish(free: Any, large: Path) -> None:
+    free(6)
+    options: dict[str, Any] = {"load_format": "dummy", "dtype": "float32"}
+    options |= {"max_model_len": None, "kv_cache_memory_bytes": None}
+    with open_engine(str(large), "vllm", store=None, **options) as engine:
+        assert engine.info.context_length == 16_384
+
+
+def test_steps_of_a_size_that_was_asked_for() -> None:
+    assert replace(GEMMA, batched=4096).work(32_768) < GEMMA.work(32_768)
+    assert replace(GEMMA, batched=65_536).work(1024) > GEMMA.work(1024)
+    assert find_room("m", 6 * GIB, [replace(GEMMA, token=0)]).cache == 0
+
+
 def test_the_callers_own_cache_stands(free: Any) -> None:
     free(0.001)
     with open_engine(engine="vllm", store=None, kv_cache_memory_bytes=2**27) as engine:

@@ -409,3 +409,18 @@ def test_adapters_that_are_no_good(tmp_path: Path) -> None:
     (folder / "adapter_config.json").write_text("[")
     refused("adapter_config.json cannot be read")
     assert not mark.exists()
+
+
+def test_a_tensor_that_layers_share_is_stored_once(tmp_path: Path) -> None:
+    from transformers import Zamba2Config, Zamba2ForCausalLM
+
+    from workbench.engines.folder import check_whole
+
+    config = Zamba2Config(
+        vocab_size=64, hidden_size=32, num_hidden_layers=4,
+        layers_block_type=["mamba", "hybrid"] * 2,
+        mamba_d_state=8, mamba_headdim=8, n_mamba_heads=8, num_attention_heads=4, num_mem_blocks=1,
+        adapter_rank=4, intermediate_size=32, max_position_embeddings=64,
+    )  # fmt: skip
+    Zamba2ForCausalLM(config).save_pretrained(tmp_path)
+    check_whole(tmp_path)

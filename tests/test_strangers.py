@@ -989,3 +989,15 @@ def test_hub_models_without_a_commit_are_not_stored(
             assert not engine.has_store
             assert "the store is off" in engine.info.notes[0]
     assert len(Store(tmp_path / "s.sqlite")) == 0
+
+
+def test_scores_refuse_and_note_what_answers_do() -> None:
+    with Stranger() as server:
+        with remote(server.url, chat_template="{{ messages }}") as engine:
+            for ask in (engine.generate, lambda chats: engine.label_logprobs(chats, ["a", "b"])):
+                with pytest.raises(InputError, match="only a vLLM server takes one"):
+                    ask(CHAT)
+        begun: list[Any] = [[*CHAT[0], {"role": "assistant", "content": "Well"}]]
+        with remote(server.url) as engine:
+            engine.label_logprobs(begun, ["a", "b"], errors="return")
+            assert any("is sent as it is" in note for note in engine.info.notes)

@@ -231,7 +231,13 @@ def test_more_likeliest_tokens_than_there_are(
 @pytest.mark.parametrize(
     ("wanted", "text", "finish", "right"),
     [
-        ({"choices": ("yes", "yesterday")}, "yes", "length", True),
+        ({"choices": ("yes", "yesterday")}, "yes", "length", False),  # of which of them?
+        ({"choices": ("yes", "yesterday")}, "yes", "stop", True),
+        ({"choices": ("yes", "no")}, "yes", "length", True),
+        ({"json_schema": {"type": "integer"}}, "12", "length", False),
+        ({"json_schema": {"type": "integer"}}, "12", "stop", True),
+        ({"json_schema": {}, "stop": ("}",)}, '{"a": 1', "stop", False),
+        ({"json_schema": {}, "stop": ("x",)}, '{"a": 1}', "stop", True),
         ({"choices": ("yes", "yesterday")}, "yest", "length", False),
         ({"choices": ("yes", "yesterday")}, "yest", "stop", False),
         ({"regex": "[0-9]{3}"}, "123", "length", True),

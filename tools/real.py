@@ -22,9 +22,9 @@ BIN = Path(sys.executable).parent
 # Sized for two cores. Each is asked in the words in which the embedded model is asked.
 NOTEBOOKS: dict[str, dict[str, object]] = {
     "01_quickstart": {"count": 32},
-    "02_throughput": {"requests": 16, "prompt_tokens": 64, "output_tokens": 8, "repeats": 1},
+    "02_throughput": {"requests": 32, "prompt_tokens": 64, "output_tokens": 8, "repeats": 1},
     "03_accuracy": {"count": 16, "beside": 8, "gsm8k": 32},
-    "04_judge": {"task": "sums", "shots": 4, "count": 40, "temperature": 0.7, "turns": 1},
+    "04_judge": {"count": 100, "temperature": 0.7, "turns": 1},
     "05_icm": {"testbed": "truthfulqa", "count": 12, "test_count": 32, "n_iterations": 30},
     "06_uncertainty": {"count": 60, "few": 20, "free": 12, "samples": 4},
 }

@@ -67,7 +67,7 @@ def _row(what: str, metric: Metric) -> Row:
     row = share_row(replace(metric, name=what))
     if metric.name != LETTERS:
         return row
-    return replace(row, value=metric.value, low=metric.low, high=metric.high, unit="")
+    return replace(row, value=metric.value, low=metric.low, high=metric.high, unit="", holds=True)
 
 
 def _exactness(model: str, say: Say, prompts: int = 50, claims: int = 100) -> list[Row]:

@@ -2,43 +2,65 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from workbench.engines.cpu import weights_size
 from workbench.errors import WorkbenchError
+from workbench.gauge import free_memory
 from workbench.types import Sampling
 
 __all__ = ["agreement", "compare"]
 
 PROMPTS = ("The capital of France is", "Question: What is 2+3?\nAnswer:", "def main():\n    ")
+TIMES = 2.5  # the weights in float32: what a library takes to answer with them
 NEAR = 0.05  # of log-probabilities: what rounding may turn round
 
 
 def agreement(folder: Path, context: int) -> str:
-    """Continue texts with each library; returns which did.
+    """Continue texts with each library; returns which did, or why none was asked.
+
+    vLLM answers in a process of its own, as there may be an engine at work in this one.
 
     Raises:
         WorkbenchError: they disagree, or transformers cannot.
     """
     from workbench.engines import unavailable
 
-    ours = _first(folder, "transformers", {})
+    needed, free = TIMES * weights_size(folder, "float32"), free_memory()
+    if needed > free:
+        return f"none: it takes {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free"
+    ours = _first(folder, "transformers", {"device": "cpu"})
     if reason := unavailable("vllm"):
         return f"transformers only: {reason}"
+    line = [sys.executable, "-m", __name__, str(folder), str(min(context, 128))]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["it ended"])[-1]
+        return f"transformers only: vLLM: {said:.300}"
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    compare(ours, [{int(token): value for token, value in one} for one in theirs])
+    return "vLLM and transformers"
+
+
+def main(folder: str, context: str) -> None:
+    """What vLLM answers, as JSON; the end of the error output says why it cannot."""
     options = {
-        "max_model_len": min(context, 128),
+        "max_model_len": int(context),
         "max_num_seqs": len(PROMPTS),
         "enforce_eager": True,
         "kv_cache_memory_bytes": 2**26,
     }
     try:
-        theirs = _first(folder, "vllm", options)
+        found = _first(Path(folder), "vllm", options)
     except WorkbenchError as error:
-        return f"transformers only: vLLM: {error!s:.300}"
-    compare(ours, theirs)
-    return "vLLM and transformers"
+        sys.exit(str(error))
+    print(json.dumps([list(one.items()) for one in found]))
 
 
 def compare(ours: Sequence[dict[int, float]], theirs: Sequence[dict[int, float]]) -> None:
@@ -66,3 +88,7 @@ def _first(folder: Path, engine: str, options: Mapping[str, Any]) -> list[dict[i
     if failed := [answer.error for answer in answers if answer.error]:
         raise WorkbenchError(f"{engine} cannot answer with the converted model: {failed[0]}")
     return [{int(i): p for i, p in (answer.logprobs or ())[0].top} for answer in answers]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

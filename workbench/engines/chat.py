@@ -51,6 +51,10 @@ class ChatOptions:
             raise InputError(
                 f"chat_template_kwargs={kwargs!r:.80}: must be a dictionary of JSON values"
             )
+        if kwargs:
+            given["chat_template_kwargs"] = json.loads(
+                json.dumps(kwargs)
+            )  # the caller's may change
         if not isinstance(given.get("fold_system", False), bool):
             raise InputError(f"fold_system={given['fold_system']!r}: must be True or False")
         return cls(**given)

@@ -14,6 +14,7 @@ from workbench.types import Prompt, Sampling
 __all__ = ["CUT", "check_errors", "check_labels", "check_prompts", "misshapen"]
 
 CUT = "cut off before it had the form asked for"
+CUT_SHORT = CUT + ": raise max_tokens (it was {})"
 PATIENCE = 1.0  # seconds for a pattern, of which some take forever on half an answer
 
 
@@ -73,10 +74,15 @@ def misshapen(sampling: Sampling, text: str, finish: str) -> str | None:
     Only what an engine cannot be trusted with: an answer that ended by itself has its form.
     """
     if sampling.choices is not None and text in sampling.choices:
-        return None
-    if finish == "length":
+        longer = any(one != text and one.startswith(text) for one in sampling.choices)
+        return CUT_SHORT.format(sampling.max_tokens) if longer and finish == "length" else None
+    if finish == "length" or (sampling.stop and sampling.json_schema is not None):
         whole = sampling.choices is None and _whole(sampling, text)
-        return None if whole else f"{CUT}: raise max_tokens (it was {sampling.max_tokens})"
+        if whole:
+            return None
+        if finish != "length":
+            return f"{CUT}: a stop text ended it; leave `stop` out"
+        return CUT_SHORT.format(sampling.max_tokens)
     if sampling.choices is not None:
         return f"{text!r:.200} is none of the choices"
     return None
@@ -92,7 +98,8 @@ def _whole(sampling: Sampling, text: str) -> bool:
             return False
     if sampling.json_schema is not None:
         try:
-            json.loads(text)
+            number = isinstance(json.loads(text), int | float)  # more digits might have followed
         except (ValueError, RecursionError):
             return False
+        return not number
     return True

@@ -110,8 +110,16 @@ def weights_size(folder: Path, dtype: str) -> int:
     Raises:
         OSError, ValueError, KeyError: a file is broken.
     """
+    index = folder / "model.safetensors.index.json"
+    files = {*folder.glob("*.safetensors")}
+    if index.is_file():
+        files = {
+            folder / name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()
+        }
+    elif len(files) > 1:  # Mistral's own file beside the common one
+        files -= {*folder.glob("consolidated*.safetensors")}
     total = 0
-    for file in folder.glob("*.safetensors"):
+    for file in files:
         with file.open("rb") as opened:
             size = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(min(size, 10**8)))
@@ -136,6 +144,7 @@ class Need:
         row: of a step's work, for one request (its logits).
         context: tokens that the model holds, or that were asked for.
         sequences: requests that run at once.
+        batched: tokens of one step at the most; 0 is a whole prompt.
         fixed: the context was asked for, and is not cut.
     """
 
@@ -146,11 +155,12 @@ class Need:
     row: int
     context: int
     sequences: int
+    batched: int = 0
     fixed: bool = False
 
     def work(self, context: int) -> int:
         """What one full step takes beside weights and cache."""
-        return self.step * max(context, STEP) + self.row * self.sequences
+        return self.step * (self.batched or max(context, STEP)) + self.row * self.sequences
 
     def beside(self, context: int) -> int:
         """All but the cache."""
@@ -201,7 +211,7 @@ def find_room(name: str, free: int, needs: Sequence[Need]) -> Room:
     for need in needs:
         if (context := _context(need, free)) is not None:
             usual = need.sequences * min(USUAL, context)
-            wanted = need.token * max(context, min(context + usual, ENOUGH // need.token))
+            wanted = need.token * max(context, min(context + usual, ENOUGH // max(1, need.token)))
             cache = min(wanted, math.floor(SHARE * (free - need.beside(context))))
             return Room(need.dtype, max(cache, need.token * context), context)
     raise EngineError(_refusal(name, free, needs))

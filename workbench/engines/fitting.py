@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.engines.building import shape_only
-from workbench.engines.cpu import Need, Room, fast_dtype, find_room, use_threads, weights_size
+from workbench.engines.cpu import STEP, Need, Room, fast_dtype, find_room, use_threads, weights_size
 from workbench.gauge import free_memory
 
 __all__ = ["Fit", "fit"]
@@ -44,7 +44,8 @@ def fit(arguments: Any, asked: Collection[str], use: str = "process") -> Fit:
     config = arguments.create_model_config()
     count = use_threads()
     needs = _needs(config, arguments, asked, use)
-    free = int(free_memory())
+    workers = arguments.tensor_parallel_size * arguments.pipeline_parallel_size
+    free = _free(workers)
     whole = {"kv_cache_memory_bytes", "gpu_memory_utilization"} & {*asked}
     if whole or os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
         log.info("on this CPU: %s, %d threads", needs[0].dtype, count)
@@ -57,7 +58,7 @@ def fit(arguments: Any, asked: Collection[str], use: str = "process") -> Fit:
         room.dtype, _why(room, needs, asked), count, room.cache / GIB,
         f"{room.cache // max(1, token):,}", f"{room.context:,}", free / GIB,
     )  # fmt: skip
-    options = {"dtype": room.dtype, "kv_cache_memory_bytes": room.cache}
+    options = {"dtype": room.dtype, "kv_cache_memory_bytes": room.cache // workers}
     if room.context == needs[0].context:
         return Fit(options)
     note = (
@@ -65,6 +66,17 @@ def fit(arguments: Any, asked: Collection[str], use: str = "process") -> Fit:
         f"{free / GIB:.1f} GiB of memory were free; max_model_len=… sets it"
     )
     return Fit(options | {"max_model_len": room.context}, note)
+
+
+def _free(workers: int) -> int:
+    """Bytes that so many workers may take: each takes them from one node of the memory."""
+    free = free_memory()
+    with suppress(Exception):  # vLLM's own look at the machine, which it may keep elsewhere
+        from vllm.utils.cpu_resource_utils import get_allowed_cpu_list, get_memory_node_info
+
+        node = get_memory_node_info(get_allowed_cpu_list()[0].numa_node)
+        free = min(free, float(workers * node.available_memory))
+    return int(free)
 
 
 def _why(room: Room, needs: list[Need], asked: Collection[str]) -> str:
@@ -91,16 +103,20 @@ def _need(config: Any, arguments: Any, dtype: str, sequences: int) -> Need:
     heads, head = config.get_total_num_kv_heads(), config.get_head_size()
     hidden = config.get_hidden_size()
     inner = getattr(text, "intermediate_size", None) or 4 * hidden
+    latent = config.use_mla
     stored = 1 if "fp8" in str(arguments.kv_cache_dtype) else size
     packed = config.get_vocab_size() * hidden * size  # vLLM's copy of the output layer
     return Need(
         dtype=dtype,
         weights=_weights(config, arguments, dtype) + packed,
-        token=2 * config.get_total_num_hidden_layers() * heads * head * stored,
+        # What is kept of a token is one vector a layer with latent attention, else 2 for each head.
+        token=config.get_total_num_hidden_layers() * stored * head * (1 if latent else 2 * heads),
         step=size * (6 * hidden + 3 * int(inner)),
         row=3 * 4 * config.get_vocab_size(),  # logits, log-probabilities, and one copy
         context=config.max_model_len,
         sequences=arguments.max_num_seqs or sequences,
+        batched=arguments.max_num_batched_tokens
+        or (STEP if arguments.enable_chunked_prefill else 0),
     )
 
 

@@ -141,23 +141,33 @@ def check_whole(folder: Path, load_format: object = "auto") -> None:
         return
     tensors = _check_weights(folder)
     known = {LAYER.sub(".*.", name) for name in tensors}
-    for name, shape in _expected(folder).items():
-        if name not in tensors and LAYER.sub(".*.", name) in known:
+    expected, twins = _expected(folder)
+    for name, shape in expected.items():
+        alone = not {*tensors} & {*twins[name]}
+        if alone and LAYER.sub(".*.", name) in known:
             raise _wrong(folder, f"its weights lack {name}: fetch it again")
         if tensors.get(name, shape) != shape:
             what = f"{name} has the shape {tensors[name]}, where config.json says {shape}"
             raise _wrong(folder, f"{what}: they do not belong together")
 
 
-def _expected(folder: Path) -> Tensors:
-    """The tensors of the model that config.json describes, as far as transformers knows it."""
+def _expected(folder: Path) -> tuple[Tensors, Mapping[str, list[str]]]:
+    """The tensors of the model that config.json describes, as far as transformers knows it.
+
+    Also all names of each: one that is tied is stored once.
+    """
     from transformers import AutoConfig
 
     try:
         model = shape_only(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     except Exception:  # noqa: BLE001  # what is wrong with it is said by who loads it
-        return {}
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        return {}, {}
+    found = model.state_dict(keep_vars=True)
+    same: dict[int, list[str]] = {}
+    for name, tensor in found.items():
+        same.setdefault(id(tensor), []).append(name)
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    return shapes, {name: same[id(tensor)] for name, tensor in found.items()}
 
 
 def check_adapter(folder: Path) -> None:

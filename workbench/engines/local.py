@@ -6,6 +6,7 @@ import importlib.metadata
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 from workbench.engines.base import BaseEngine, Request, failure
@@ -56,7 +57,7 @@ class LocalEngine(BaseEngine):
             return self._encoded(cast("Sequence[str]", prompts))
         if not self.has_chat:
             raise InputError(
-                f"{self.info.model} has no chat template: give texts, or a template as "
+                f"{Path(self.info.model).name} has no chat template: give texts, or a template as "
                 "chat_template=…, a text or a file"
             )
         return self._encoded(self._chat_texts(prompts), special=False)
@@ -117,10 +118,25 @@ class LocalEngine(BaseEngine):
         return thinking_of(self._tokenizer)
 
     def _parted(self, request: Request, row: Completion, prompt: Sequence[int]) -> Completion:
-        """An answer to a chat without its thinking, which is kept beside it."""
-        if self._thinking is None or isinstance(request.prompt, str):
+        """An answer to a chat without its thinking, which is kept beside it.
+
+        Structured output has its form from the first token: all of it is the answer.
+        """
+        asked, marks = request.sampling, self._thinking
+        structured = asked.choices or asked.regex or asked.json_schema
+        if marks is None or structured or isinstance(request.prompt, str):
             return row
-        return self._thinking.part(row, prompt, self._tokenizer, request.sampling.stop)
+        if isinstance(marks, Channels):
+            return marks.part(row, prompt, self._tokenizer, asked.stop)
+        begun = marks.start in prompt and marks.begun(self._end_of(request.prompt))
+        return marks.part(row, prompt, self._tokenizer, asked.stop, begun=begun)
+
+    def _end_of(self, prompt: Prompt) -> str:
+        """What a chat's text has after the last message that is not the model's own."""
+        chat = cast("Sequence[Message]", prompt)
+        text = self._chat_text(prompt)
+        last = [one["content"] for one in chat if one["role"] != "assistant"][-1:]
+        return text.rpartition(last[0].strip())[2] if last and last[0].strip() else text
 
     def _unfit(self, tokens: Sequence[int] | str, more: int) -> str | None:
         """Why a prompt with these tokens and `more` to come cannot be run."""

@@ -90,7 +90,8 @@ class Resident:
                 with _uncaptured_streams():
                     more = {}
                     if current_platform.is_cpu():
-                        found = fit(EngineArgs(**arguments), arguments)
+                        asked = {name for name, value in arguments.items() if value is not None}
+                        found = fit(EngineArgs(**arguments), asked)
                         self.note, more = found.note, found.options
                     # It tries out a chat template, and the model's own is a program that may
                     # not end.

@@ -32,7 +32,7 @@ def thinking_of(tokenizer: Any) -> Thinking | Channels | None:
         return Channels(*(known[mark] for mark in CHANNELS))
     for start, end in MARKS:
         if start in known and end in known:
-            return Thinking(known[start], known[end])
+            return Thinking(known[start], known[end], start, end)
     return None
 
 
@@ -42,18 +42,30 @@ class Thinking:
 
     start: int
     end: int
+    opening: str
+    closing: str
+
+    def begun(self, text: str) -> bool:
+        """Whether a text, such as a prompt's end, leaves the thinking open."""
+        return text.rfind(self.opening) > text.rfind(self.closing)
 
     def part(
-        self, completion: Completion, prompt: Sequence[int], tokenizer: Any, stop: Sequence[str]
+        self,
+        completion: Completion,
+        prompt: Sequence[int],
+        tokenizer: Any,
+        stop: Sequence[str],
+        *,
+        begun: bool = False,
     ) -> Completion:
         """The answer to a chat, with its thinking in `reasoning`.
 
         Args:
-            prompt: token ids; a template may have begun the thinking, or ended it.
+            prompt: token ids.
             stop: texts that end an answer.
+            begun: the prompt ends within the thinking, as some templates have it.
         """
         made = [*(completion.token_ids or ())]
-        begun = self._begun(prompt)
         if completion.error or not (begun or self.start in made or self.end in made):
             return completion
         close = made.index(self.end) if self.end in made else len(made)
@@ -64,19 +76,12 @@ class Thinking:
         answer += added_text(tokenizer, made[:close], made[close + 1 :])
         return _with(completion, answer, reasoning.removeprefix(LABEL), stop)
 
-    def _begun(self, prompt: Sequence[int]) -> bool:
-        """Whether the prompt ends within the thinking."""
-        for token in reversed(prompt):
-            if token in (self.start, self.end):
-                return bool(token == self.start)
-        return False
-
 
 @dataclass(frozen=True, slots=True)
 class Channels:
     """The tokens of answers in channels: before a name, a message, and after it."""
 
-    channel: int
+    start: int
     message: int
     end: int
 
@@ -85,7 +90,7 @@ class Channels:
     ) -> Completion:
         """As `Thinking.part`; what is in other channels, or in none, is thinking."""
         made = [*(completion.token_ids or ())]
-        if completion.error or self.channel not in made:
+        if completion.error or self.start not in made:
             return completion
         answer, thoughts = "", list[str]()
         for name, ids in self._messages(made, tokenizer):
@@ -98,7 +103,7 @@ class Channels:
 
     def _messages(self, made: list[int], tokenizer: Any) -> Iterator[tuple[str, list[int]]]:
         """(channel's name, tokens of its message) one after the other."""
-        starts = [at for at, token in enumerate(made) if token == self.channel]
+        starts = [at for at, token in enumerate(made) if token == self.start]
         for start, after in zip(starts, [*starts[1:], len(made)], strict=True):
             ids = made[start + 1 : after]
             if self.message in ids:

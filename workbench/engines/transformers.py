@@ -17,7 +17,7 @@ from workbench.engines.base import Request, failure
 from workbench.engines.batching import START, BatchSize, check_batch_size
 from workbench.engines.building import building
 from workbench.engines.chat import CHAT, ChatOptions
-from workbench.engines.cpu import fast_dtype, use_threads
+from workbench.engines.cpu import fast_dtype, use_threads, weights_size
 from workbench.engines.decoding import Decoding, padded
 from workbench.engines.device import collect, context_length, find_device, memory_ran_out, shown
 from workbench.engines.folder import explained
@@ -316,7 +316,7 @@ def _load(source: Source, device: Any, options: Mapping[str, Any]) -> tuple[Any,
         if dtype == "auto" and device.type == "cpu":
             use_threads()
             if config.dtype is not None and not hasattr(config, "quantization_config"):
-                dtype = fast_dtype(str(config.dtype).removeprefix("torch."))
+                dtype = _dtype(source, str(config.dtype).removeprefix("torch."))
         if form == "dummy":
             with building(), device, torch.random.fork_rng():
                 torch.manual_seed(0)  # the same weights each time, as the store's keys say
@@ -347,6 +347,14 @@ def _load(source: Source, device: Any, options: Mapping[str, Any]) -> tuple[Any,
             "kernels, or take a smaller model or dtype"
         ) from error
     return tokenizer, model.eval()
+
+
+def _dtype(source: Source, own: str) -> str:
+    """The format that is fast on this CPU, if the weights fit into memory in it."""
+    fast = fast_dtype(own)
+    if fast != own and source.folder and weights_size(source.folder, fast) > free_memory():
+        return own
+    return fast
 
 
 def _ends(model: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -177,6 +177,8 @@ class Judge:
         if template is None:
             tiny = kind == "pointwise" and engine.info.model == EMBEDDED
             template = builtin("tiny" if tiny else kind)  # it was trained on a form of its own
+            if not getattr(engine, "has_chat", True):  # a base model
+                template = template.as_text()
         if template.compares is not (kind == "pairwise"):
             need = "{a} and {b}" if kind == "pairwise" else "{candidate}"
             raise InputError(f"template {template.name}: {kind} needs one with {need}")

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -166,6 +166,13 @@ class Template:
     def digest(self) -> str:
         """What tells it from others; the name is no part of it."""
         return digest(self.text, self.choices, self.style, self.reasons).hex()[:12]
+
+    def as_text(self) -> Template:
+        """The same words for a model without chats, which continues them with a verdict."""
+        if self.style == "completion":
+            return self
+        choices = tuple(f" {choice}" for choice in self.choices)
+        return replace(self, text=f"{self.text}\n\nVerdict:", style="completion", choices=choices)
 
     def fill(self, values: Mapping[str, str | None]) -> Prompt:
         """The prompt for a case, given the text for each place; only a reference may be None."""

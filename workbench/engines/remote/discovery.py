@@ -18,7 +18,6 @@ from workbench.errors import InputError
 
 __all__ = [
     "Served",
-    "doubled",
     "explain",
     "gives_named_logprobs",
     "look",
@@ -177,21 +176,6 @@ async def gives_named_logprobs(endpoint: Endpoint, model: str) -> bool | None:
     else:
         return None
     return 1 in told and wire.token_ids(choice or {}, "prompt_token_ids") is not None
-
-
-async def doubled(endpoint: Endpoint, model: str, marks: Sequence[str]) -> dict[str, bool]:
-    """Whether a vLLM server would put the same token again before texts that begin so.
-
-    Where it gives no tokens: no.
-    """
-    found = dict.fromkeys(marks, False)
-    with contextlib.suppress(Fault, *wire.BAD, TimeoutError):
-        async with asyncio.timeout(PATIENCE):
-            for mark in marks:
-                body = {"model": model, "prompt": mark}
-                ids = wire.token_ids(await endpoint.post("//tokenize", body), "tokens")
-                found[mark] = ids is not None and len(ids) > 1 and ids[0] == ids[1]
-    return found
 
 
 async def takes_several(endpoints: Sequence[Endpoint], model: str, *, chats: bool) -> None:

@@ -19,7 +19,6 @@ from workbench.engines.checks import check_prompts
 from workbench.engines.remote import loop, wire
 from workbench.engines.remote.discovery import (
     BATCH,
-    doubled,
     gives_named_logprobs,
     prefix_cache_hits,
     takes_several,
@@ -29,7 +28,7 @@ from workbench.engines.remote.dispatch import Dispatcher, Effort, Plan
 from workbench.engines.remote.endpoint import Endpoint
 from workbench.engines.remote.faults import Failed, Refused
 from workbench.engines.remote.gate import RateLimit
-from workbench.engines.remote.labels import Asker, score_exactly, score_from_top
+from workbench.engines.remote.labels import Asker, doubled, score_exactly, score_from_top
 from workbench.engines.remote.options import Estimate, RemoteOptions, about
 from workbench.engines.remote.patience import Patience
 from workbench.engines.remote.sameness import Sameness
@@ -40,6 +39,7 @@ from workbench.types import Completion, EngineInfo, LabelRow, Prompt, Sampling, 
 __all__ = ["RemoteEngine"]
 
 log = logging.getLogger("workbench")
+MARKS = 64  # beginnings of texts that are asked about in one call
 SAMPLES = 32  # of one prompt in a request
 MARK = re.compile(r"<[^<>\s]{1,60}>|\[[A-Za-z_]{1,60}\]")
 
@@ -168,15 +168,8 @@ class RemoteEngine(BaseEngine):
             sampling = replace(
                 sampling, max_tokens=min(sampling.max_tokens, self.info.context_length)
             )
-        wire.check(sampling, self._dialect)
-        self._announce([request.prompt for request in requests], sampling)
+        self._prepare([request.prompt for request in requests], sampling)
         self._try_out(chats=chats)
-        self._learn_bos([request.prompt for request in requests])
-        if chats and not self._dialect.vllm and any(self._form(one) for one in requests):
-            self._note(
-                "a last message of the assistant's is sent as it is: whether this server continues "
-                "it or answers anew is its own rule"
-            )
 
         async def ask(
             endpoint: Endpoint, packet: Sequence[Request]
@@ -190,7 +183,9 @@ class RemoteEngine(BaseEngine):
             self._unfetched += [(job, _row(result, job.prompt)) for job, result in batch]
 
         def together(endpoint: Endpoint, first: Request, other: Request) -> bool:
-            return _together(endpoint, first, other) and self._form(first) == self._form(other)
+            return _together(endpoint, first, other) and self._form(first.prompt) == self._form(
+                other.prompt
+            )
 
         plan = Plan(ask, together, _tokens, size, spare)
         jobs = sorted(requests, key=_prefix)  # those that share a prefix travel together
@@ -198,9 +193,8 @@ class RemoteEngine(BaseEngine):
             yield [(job, _row(result, job.prompt)) for job, result in batch]
 
     def _score(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> Iterator[list[LabelRow]]:
-        self._announce(prompts, Sampling(max_tokens=1))
+        self._prepare(prompts, Sampling(max_tokens=1))
         self._try_out(chats=False)
-        self._learn_bos(prompts)
         asker = Asker(
             self._endpoints,
             self._model,
@@ -219,19 +213,33 @@ class RemoteEngine(BaseEngine):
         else:
             yield from score_from_top(asker, prompts, labels)
 
+    def _prepare(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+        """Refuse what the servers cannot do, and find out what they take, before any work."""
+        wire.check(sampling, self._dialect)
+        self._announce(prompts, sampling)
+        self._learn_bos(prompts)
+        chats = not isinstance(prompts[0], str)
+        if chats and not self._dialect.vllm and any(map(self._form, prompts)):
+            self._note(
+                "a last message of the assistant's is sent as it is: whether this server continues "
+                "it or answers anew is its own rule"
+            )
+
     def _learn_bos(self, prompts: Sequence[Prompt]) -> None:
         """Ask vLLM which beginnings of these texts are the BOS that it would put there itself."""
         marks = {mark for one in prompts if isinstance(one, str) and (mark := _mark(one))}
         there = [e for e in self._endpoints if e.absent is None and e.vllm]
-        if there and (new := sorted(marks - self._bos.keys())):
-            self._bos |= loop.run(doubled(there[0], self._model, new))
+        new = sorted(marks - self._bos.keys())[:MARKS]
+        if there and new:
+            self._bos |= loop.run(doubled(there, self._model, new))
+            if set(new) - self._bos.keys():
+                self._note("whether texts get a second BOS could not be asked: no tokens are given")
 
     def _has_bos(self, prompt: str) -> bool:
         return self._bos.get(_mark(prompt), False)
 
-    def _form(self, request: Request) -> bool:
+    def _form(self, prompt: Prompt) -> bool:
         """What all prompts of a packet have in common: the answer is begun, or the BOS is there."""
-        prompt = request.prompt
         return self._has_bos(prompt) if isinstance(prompt, str) else is_prefill(prompt)
 
     async def _find_exact(self) -> None:
@@ -297,7 +305,7 @@ class RemoteEngine(BaseEngine):
             prompts if several else prompts[:1], sampling, seed, self._dialect
         )
         body["model"] = self._model
-        if not chats and self._form(packet[0]):
+        if not chats and self._form(packet[0].prompt):
             body["add_special_tokens"] = False
         path = "/chat/completions" if chats else "/completions"
         if len(packet) > 1 and not several:

@@ -8,6 +8,8 @@ what the listed ones leave.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from workbench.engines.remote.options import about
 from workbench.errors import EngineError, InputError
 from workbench.types import LabelRow, Prompt, Sampling
 
-__all__ = ["Asker", "from_top", "score_exactly", "score_from_top"]
+__all__ = ["Asker", "doubled", "from_top", "score_exactly", "score_from_top"]
 
 MAX_LABEL_IDS = 128  # vLLM's limit on logprob_token_ids
 MISSING = (401, 403, 404, 405, 501)  # statuses of a path that a gateway does not pass on
@@ -30,6 +32,7 @@ TOP = 20  # log-probabilities that servers give at the most
 UNREADABLE = "\ufffd"  # part of a character, of whichever label
 ROUNDING = 1e-6  # of probabilities summed in float32
 BLOCK = 4096  # prompts whose labels are finished before the next ones are begun
+PATIENCE = 20.0  # seconds for the tokens of a few letters
 SPACES = " \n\t▁Ġ"  # the last two are how tokenizers write a space
 
 
@@ -193,7 +196,7 @@ def _tokenizing(asker: Asker) -> Plan[tuple[int, Prompt], list[int]]:
             body |= {"prompt": text, "add_special_tokens": False}
         else:
             body |= wire.rendering([text], asker.dialect)
-        ids = await _tokens_of(endpoint, body)
+        ids = await tokens_of(endpoint, body)
         if not ids:
             raise Refused("the server tells no tokens of it")
         return [list(ids)]
@@ -201,7 +204,7 @@ def _tokenizing(asker: Asker) -> Plan[tuple[int, Prompt], list[int]]:
     return Plan(ask, lambda *_: False, lambda _: 1, 1)
 
 
-async def _tokens_of(endpoint: Endpoint, body: dict[str, Any]) -> tuple[int, ...] | None:
+async def tokens_of(endpoint: Endpoint, body: dict[str, Any]) -> tuple[int, ...] | None:
     """Tokens from the path for that; behind a gateway without it, from a generated token's reply.
 
     Raises:
@@ -220,6 +223,24 @@ async def _tokens_of(endpoint: Endpoint, body: dict[str, Any]) -> tuple[int, ...
     return wire.token_ids(choice or {}, "prompt_token_ids") or wire.token_ids(
         reply, "prompt_token_ids"
     )
+
+
+async def doubled(
+    endpoints: Sequence[Endpoint], model: str, marks: Sequence[str]
+) -> dict[str, bool]:
+    """Whether vLLM would put the same token again before texts that begin so, as far as known."""
+
+    async def ask(mark: str) -> bool | None:
+        for endpoint in endpoints:
+            with contextlib.suppress(Fault, *wire.BAD, TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    ids = await tokens_of(endpoint, {"model": model, "prompt": mark})
+                if ids:
+                    return len(ids) > 1 and ids[0] == ids[1]
+        return None
+
+    found = dict(zip(marks, await asyncio.gather(*map(ask, marks)), strict=True))
+    return {mark: answer for mark, answer in found.items() if answer is not None}
 
 
 def score_from_top(
