@@ -123,9 +123,8 @@ def test_an_answer_cut_within_the_thinking_is_no_answer(opened: Any) -> None:
     assert row.reasoning
 
 
-def test_structured_output_is_the_answer_though_the_prompt_began_to_think(
-    folder: Path, _loaded_once: Engine
-) -> None:
+@pytest.mark.usefixtures("_loaded_once")
+def test_structured_output_is_the_answer_though_the_prompt_began_to_think(folder: Path) -> None:
     more: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": True}}
     with open_engine(str(folder), engine="vllm", store=None, **more) as engine:
         (row,) = engine.generate(chats(1), Sampling(max_tokens=8, choices=("12", "34")))

@@ -24,7 +24,7 @@ NOTEBOOKS: dict[str, dict[str, object]] = {
     "01_quickstart": {"count": 32},
     "02_throughput": {"requests": 32, "prompt_tokens": 64, "output_tokens": 8, "repeats": 1},
     "03_accuracy": {"count": 16, "beside": 8, "gsm8k": 32},
-    "04_judge": {"count": 100, "temperature": 0.7, "turns": 1},
+    "04_judge": {"count": 64, "temperature": 0.7, "turns": 1},
     "05_icm": {"testbed": "truthfulqa", "count": 12, "test_count": 32, "n_iterations": 30},
     "06_uncertainty": {"count": 60, "few": 20, "free": 12, "samples": 4},
 }
