@@ -18,7 +18,8 @@ __all__ = ["Fit", "fit"]
 
 log = logging.getLogger("workbench")
 SEQUENCES = {"server": 128, "process": 256}  # vLLM's own defaults
-KIB, GIB = 2**10, 2**30
+GIB = 2**30
+SERVER = GIB  # what the engine's process takes before it has a model
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def fit(arguments: Any, asked: Collection[str], use: str = "process") -> Fit:
     count = use_threads()
     needs = _needs(config, arguments, asked, use)
     workers = arguments.tensor_parallel_size * arguments.pipeline_parallel_size
-    free = _free(workers)
+    free = max(0, _free(workers) - (SERVER if use == "server" else 0))
     whole = {"kv_cache_memory_bytes", "gpu_memory_utilization"} & {*asked}
     if whole or os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
         log.info("on this CPU: %s, %d threads", needs[0].dtype, count)
