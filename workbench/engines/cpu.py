@@ -144,7 +144,7 @@ class Need:
         row: of a step's work, for one request (its logits).
         context: tokens that the model holds, or that were asked for.
         sequences: requests that run at once.
-        batched: tokens of one step at the most; 0 is a whole prompt.
+        batched: most tokens of one step; 0 is the longest prompt, whole.
         fixed: the context was asked for, and is not cut.
     """
 

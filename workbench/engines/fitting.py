@@ -136,4 +136,5 @@ def _weights(config: Any, arguments: Any, dtype: str) -> int:
     with suppress(Exception):  # vLLM knows models that transformers does not
         count = sum(int(one.numel()) for one in shape_only(config.hf_config).parameters())
         return count * (4 if dtype == "float32" else 2)
+    log.warning("the size of %s is not known before it is loaded: it may not fit", arguments.model)
     return 0

@@ -37,7 +37,7 @@ class Source:
 
     @classmethod
     def find(cls, model: str | None, default: str = EMBEDDED) -> Source:
-        """Where `model` is; None is one of those that come along. A GGUF file is converted, once.
+        """Where `model` is; None is an embedded one. A GGUF file is converted, once.
 
         Raises:
             InputError: a folder that is not there, or one without a model; a broken GGUF file.

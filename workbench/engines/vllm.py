@@ -216,7 +216,7 @@ def _check_counts(schema: object) -> None:
     if isinstance(schema, Mapping):
         for name, value in schema.items():
             if name in COUNTS and isinstance(value, int) and value > MOST_COUNT:
-                raise InputError(f"json_schema: {name}={value} must be {MOST_COUNT:,} at the most")
+                raise InputError(f"json_schema: {name}={value} must be at most {MOST_COUNT:,}")
             _check_counts(value)
     elif isinstance(schema, list):
         for value in schema:
