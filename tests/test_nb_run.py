@@ -117,8 +117,8 @@ def test_the_copy_has_the_values_and_no_absolute_path(
 ) -> None:
     copy = load(repo / "out" / "good.ipynb")
     (output,) = copy.code[-1].outputs
-    assert "n 7 1 (4, 5)" in "".join(output["text"])
-    assert copy.metadata["papermill"]["input_path"] == "in/good.ipynb"
+    assert "n 7 1.0 (4, 5)" in "".join(output["text"])
+    assert copy.metadata["papermill"]["input_path"] == "good.ipynb"
     found = [f for f in lint(copy.path) if f.rule in {"absolute-path", "stderr"}]
     assert found == []
 
@@ -139,7 +139,7 @@ def test_a_notebook_that_does_not_end_is_a_timeout(repo: Path) -> None:
         ({"n": 1.5}, r"n=1\.5 is not of the type int"),
         ({"n": True}, "n=True is not of the type int"),
         ({"rate": "1"}, "rate='1' is not of the type float"),
-        ({"sizes": [1]}, "sizes"),
+        ({"sizes": ["a"]}, "sizes"),
         ({"mode": "slow"}, "mode"),
         ({"n": Text("many")}, "'many' is no int"),
     ],
@@ -192,7 +192,7 @@ def test_ctrl_c_ends_the_kernel_and_keeps_what_is_finished(repo: Path) -> None:
     with subprocess.Popen(
         [*command, "--out", "stopped", "-p", "n", "-4"], stdout=subprocess.PIPE, text=True
     ) as process:
-        _wait_for(repo / "pid", process)
+        _wait_for(repo / "in" / "pid", process)
         process.send_signal(signal.SIGINT)
         told, _ = process.communicate(timeout=30)
     assert process.returncode not in {0, None}
@@ -201,7 +201,7 @@ def test_ctrl_c_ends_the_kernel_and_keeps_what_is_finished(repo: Path) -> None:
     (output,) = load(repo / "stopped" / "a.ipynb").code[-1].outputs
     assert "".join(output["data"]["text/plain"]) == "-4"
     assert not (repo / "stopped" / "b.ipynb").exists()
-    assert not _alive(int((repo / "pid").read_text()))
+    assert not _alive(int((repo / "in" / "pid").read_text()))
 
 
 def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:

@@ -1,7 +1,8 @@
-"""The child process: execute one notebook through papermill; the exit code says how it ended.
+"""The child process: execute one notebook with papermill; the exit code says how it ended.
 
-It is started by its path and stands alone, so that nothing of the parent's state reaches it. The
-order comes as a pickle on stdin, which the parent then holds open: its end is the parent's end.
+It is started by its path, so that nothing of the parent's state reaches it. The order comes as a
+pickle on stdin, which the parent then holds open: its end is the parent's end. papermill reads and
+writes the copy and keeps its records; the cells are executed by `client`.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
-from typing import Any, ClassVar
+from typing import Any
 
 OK = 0
 FAILED = 10
 KILLED = 11
 INTERRUPTED = 12
 
-LIMIT = 10 * 2**20  # bytes of a cell's output: a picture fits, an endless log does not
+SKIP = "skip-execution"
+ENDS = ("", "0", "None")  # codes of a SystemExit that is no failure
 _GRACE = 10.0
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 
@@ -52,55 +53,55 @@ def _end_family() -> None:
             left.kill()
 
 
-def _tidy(client: type[Any]) -> type[Any]:
-    """The client, with an end to what it keeps of a cell's output, and a stream in one piece.
+def _execute(source: str, output: str, kernel: str) -> int:
+    """Run the prepared notebook at `output`, in place; `source` is where it comes from."""
+    from papermill.engines import NotebookExecutionManager
+    from papermill.exceptions import PapermillExecutionError
+    from papermill.execute import (
+        prepare_notebook_metadata,
+        raise_for_execution_errors,
+        remove_error_markers,
+    )
+    from papermill.iorw import load_notebook_node
 
-    nbclient's own `coalesce_streams` takes hours over a line of a million characters.
-    """
+    from workbench.nb.client import Client
 
-    class Tidy(client):
-        _sizes: ClassVar[Counter[int]] = Counter()
+    notebook = prepare_notebook_metadata(load_notebook_node(output), source, output)
+    notebook = remove_error_markers(notebook)
+    stored = [
+        (cell, cell.outputs, cell.execution_count)
+        for cell in notebook.cells
+        if cell.cell_type == "code" and SKIP in cell.metadata.tags
+    ]
+    manager = NotebookExecutionManager(notebook, output_path=output, progress_bar=False)
+    manager.notebook_start()
+    for cell, outputs, count in stored:
+        cell.outputs, cell.execution_count = outputs, count
+    try:
+        # The outputs of a cell may take longer to be read than it took to run.
+        Client(manager, kernel_name=kernel, iopub_timeout=600).execute()
+    finally:
+        manager.notebook_complete()
+    failed = [cell for cell in notebook.cells if cell.metadata.papermill["exception"]]
+    if not failed or _is_end(failed[-1]):
+        return OK
+    with contextlib.suppress(PapermillExecutionError):
+        raise_for_execution_errors(notebook, output)  # marks the place in the copy
+    return FAILED
 
-        def output(self, outs: Any, msg: Any, display_id: Any, cell_index: int) -> Any:
-            if (msg := self._cut(msg, cell_index)) is None:
-                return None
-            if msg["msg_type"] != "stream" or self.clear_before_next_output:
-                return super().output(outs, msg, display_id, cell_index)
-            name, end = msg["content"]["name"], len(outs)
-            while end and outs[end - 1]["output_type"] == "stream":
-                end -= 1
-                if outs[end]["name"] == name:
-                    outs[end]["text"] += msg["content"]["text"]
-                    return None
-            made = super().output(outs, msg, display_id, cell_index)
-            outs[end:] = sorted(outs[end:], key=lambda out: out["name"], reverse=True)
-            return made
 
-        def _cut(self, msg: Any, cell_index: int) -> Any:
-            content, before = msg["content"], self._sizes[cell_index]
-            parts = [content.get("text", ""), *content.get("data", {}).values()]
-            self._sizes[cell_index] += sum(len(str(part)) for part in parts)
-            if self._sizes[cell_index] <= LIMIT or msg["msg_type"] == "error":
-                return msg
-            if before > LIMIT:
-                return None
-            said = f"\n… output cut: it is longer than {LIMIT >> 20} MiB\n"
-            text = content.get("text", "")[: LIMIT - before] + said
-            header = {**msg["header"], "msg_type": "stream"}
-            cut = {"name": content.get("name", "stdout"), "text": text}
-            return {**msg, "header": header, "msg_type": "stream", "content": cut}
-
-    return Tidy
+def _is_end(cell: Any) -> bool:
+    """Whether a cell has ended the notebook as `sys.exit(0)` does."""
+    errors = [out for out in cell.outputs if out.output_type == "error"]
+    return any(out.ename == "SystemExit" and out.evalue in ENDS for out in errors)
 
 
 def main() -> int:
     """Run the ordered notebook and return the exit code."""
     # A check of web addresses that nothing here needs, and that takes 1 to 2 s to be loaded.
     sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
+    import papermill.execute  # noqa: F401  # while there is no order yet
     from nbclient.exceptions import DeadKernelError
-    from papermill import engines
-    from papermill.exceptions import PapermillExecutionError
-    from papermill.execute import execute_notebook
 
     try:
         order = pickle.load(sys.stdin.buffer)
@@ -110,19 +111,14 @@ def main() -> int:
     _keep_orphans()
     os.chdir(order["folder"])
     os.environ.update(order["variables"])
-    # papermill has no other place for it.
-    engines.PapermillNotebookClient = _tidy(engines.PapermillNotebookClient)
     try:
-        execute_notebook(**order["notebook"], progress_bar=False)
-    except PapermillExecutionError:
-        return FAILED
+        return _execute(*order["notebook"])
     except DeadKernelError:
         return KILLED
     except KeyboardInterrupt:
         return INTERRUPTED
     finally:
         _end_family()
-    return OK
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -15,6 +16,7 @@ from workbench.errors import NotebookError, WorkbenchError
 from workbench.nb.coverage import FLOOR, Coverage, coverage
 from workbench.nb.lint import lint
 from workbench.nb.notebook import find
+from workbench.nb.parameters import Text
 from workbench.nb.process import TIMEOUT
 from workbench.nb.tables import table
 from workbench.nb.validate import CELL_TIMEOUT
@@ -39,8 +41,31 @@ class _Pairs(TyperCommand):
             joined.append(arg)
             if arg in {"-p", "--parameter"}:
                 name = next(rest, "")
-                joined.append(name if "=" in name else f"{name}={next(rest, '')}")
+                joined.append(
+                    name if "=" in name else f"{name}={_value_of(name, next(rest, None))}"
+                )
         return super().parse_args(ctx, joined)
+
+
+def _value_of(name: str, value: str | None) -> str:
+    # An option that follows is none, but a negative number is.
+    option = value is not None and re.match(r"--|-[A-Za-z](?!nf|an)", value)
+    if value is None or option or name.startswith("-"):
+        _fail(f"error: -p {name} has no value; give -p NAME VALUE, or -p NAME=VALUE", 2)
+    return value
+
+
+def _given(texts: Sequence[str]) -> dict[str, Text]:
+    """Parameters by name, each once."""
+    values: dict[str, Text] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise NotebookError(f"-p {text!r} names no parameter; give -p NAME VALUE")
+        if name in values:
+            raise NotebookError(f"-p {name} is given twice; give it once")
+        values[name] = Text(value)
+    return values
 
 
 def told(command: Callable[..., None]) -> Callable[..., None]:
@@ -74,13 +99,10 @@ def run_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
     """Run notebooks, each in a fresh interpreter; non-zero unless all are ok."""
-    from workbench.nb.parameters import Text
     from workbench.nb.run import run
 
-    pairs = (text.partition("=") for text in parameter or ())
-    values = {name: Text(value) for name, _, value in pairs}
     say = functools.partial(typer.echo, err=as_json)
-    frame = run(paths, out, values, timeout, say=say)
+    frame = run(paths, out, _given(parameter or ()), timeout, say=say)
     if as_json:
         typer.echo(json.dumps(frame.to_dict(orient="records"), indent=1, ensure_ascii=False))
     if not (frame["status"] == "ok").all():

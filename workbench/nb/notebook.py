@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 PARAMETERS_TAG = "parameters"
+INJECTED_TAG = "injected-parameters"
+# Tags of cells that papermill puts into a copy.
+PUT_IN = {INJECTED_TAG, "papermill-error-cell-tag"}
+# Tags that Jupyter's own tools honour.
+RAISES = "raises-exception"
+SKIP = "skip-execution"
+# Kernels that a notebook without a language may name.
+OTHERS = re.compile(r"(ir|julia|bash|iruby|deno|xcpp|scala|octave|sas|stata|evcxr|rust)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +48,7 @@ class Cell:
     @property
     def runs(self) -> bool:
         """Whether there is code that a kernel is sent."""
-        return self.kind == "code" and bool(self.source.strip())
+        return self.kind == "code" and bool(self.source.strip()) and SKIP not in self.tags
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +62,7 @@ class Notebook:
 
     @property
     def code(self) -> tuple[Cell, ...]:
-        """The code cells that are not empty."""
+        """The code cells that are not empty nor skipped."""
         return tuple(cell for cell in self.cells if cell.runs)
 
     @property
@@ -89,7 +98,8 @@ def load(path: str | Path) -> Notebook:
     """Read and validate one notebook.
 
     Raises:
-        NotebookError: The file cannot be read or is not valid against the notebook format.
+        NotebookError: The file cannot be read, is not valid against the notebook format, or is a
+            notebook of another language than Python.
     """
     path = Path(path)
     try:
@@ -97,6 +107,7 @@ def load(path: str | Path) -> Notebook:
     except (OSError, ValueError) as error:
         raise NotebookError(f"{path} cannot be read as a notebook: {error}; restore it") from error
     _validate(path, data)
+    _check_language(path, data["metadata"])
     return Notebook(
         path=path,
         minor=data["nbformat_minor"],
@@ -113,6 +124,22 @@ def _validate(path: Path, data: Any) -> None:
     if error is not None:
         message = str(error).splitlines()[0]
         raise NotebookError(f"{path} is not a valid notebook: {message}; repair or restore it")
+
+
+def _check_language(path: Path, metadata: dict[str, Any]) -> None:
+    spec = metadata.get("kernelspec", {})
+    named = OTHERS.match(str(spec.get("name", "")))
+    language = str(
+        metadata.get("language_info", {}).get("name")
+        or spec.get("language")
+        or (named and named.group())
+        or "python"
+    )
+    if "python" not in language.lower():
+        raise NotebookError(
+            f"{path} is a notebook of {language} (kernel {spec.get('name')!r}); only those of "
+            "Python can be run here: use papermill with that kernel"
+        )
 
 
 def _cell(index: int, cell: dict[str, Any]) -> Cell:

@@ -1,7 +1,6 @@
 """One notebook in one child process, and the truth about how it ended.
 
-papermill's own record calls a crashed notebook completed, so the verdict here rests on the exit
-code and on every cell that was sent having a count, the kernel's reply and no error.
+papermill's own record calls a crashed notebook completed: see `verdict` for ours.
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any
 
 from workbench.errors import NotebookError
 from workbench.nb import child
+from workbench.nb.injected import prepared
 from workbench.nb.lint import KERNEL
-from workbench.nb.notebook import Cell, load
+from workbench.nb.verdict import Outcome, judge
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,21 +31,6 @@ TIMEOUT = 900.0
 # nbclient gives a kernel 5 s to leave by itself.
 _GRACE = 10.0
 PATIENCE = 3600.0
-INJECTED_TAG = "injected-parameters"
-_PUT_IN = {INJECTED_TAG, "papermill-error-cell-tag"}
-
-Status = Literal["ok", "failed", "killed", "timeout"]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How one execution ended; `executed` of `cells` code cells ran without an error."""
-
-    status: Status
-    seconds: float
-    cells: int
-    executed: int
-    detail: str
 
 
 def require_kernel(name: str | None = None) -> None:
@@ -68,16 +52,9 @@ def require_kernel(name: str | None = None) -> None:
         raise NotebookError(f"no Jupyter kernel {name!r}; {remedy}") from error
 
 
-def execute(
-    source: Path,
-    output: Path,
-    *,
-    run_dir: Path,
-    parameters: Mapping[str, object] | None = None,
-    timeout: float = TIMEOUT,
-) -> Outcome:
-    """Execute a notebook in a fresh interpreter, in the caller's folder; as `Execution`."""
-    run = Execution(source, output, run_dir=run_dir, parameters=parameters, timeout=timeout)
+def execute(source: Path, output: Path, **options: Any) -> Outcome:
+    """Execute a notebook and wait for its end; as `Execution`, which also takes the options."""
+    run = Execution(source, output, **options)
     try:
         while (outcome := run.poll(wait=PATIENCE)) is None:
             pass
@@ -119,17 +96,21 @@ class Child:
 
 
 class Execution:
-    """A notebook that runs in a fresh interpreter, in the caller's folder.
+    """A notebook that runs in a fresh interpreter, in the notebook's own folder.
 
     Args:
         source: The notebook.
-        output: Where the executed copy goes; what lay there is removed first.
+        output: Where the executed copy goes; what lay there is replaced.
         run_dir: Where the notebook writes, told to it as `WORKBENCH_RUN_DIR`.
+        folder: Where it runs, if `source` is a copy of a notebook from there.
         parameters: Values for the parameters cell, checked already.
         timeout: Seconds for the whole notebook.
         kernel: The Jupyter kernel's name.
         variables: More environment variables for it.
         ready: A child that waits already; a new one by default.
+
+    Raises:
+        NotebookError: A value cannot be written into the notebook; then nothing has run.
     """
 
     def __init__(
@@ -138,6 +119,7 @@ class Execution:
         output: Path,
         *,
         run_dir: Path,
+        folder: Path | None = None,
         parameters: Mapping[str, object] | None = None,
         timeout: float = TIMEOUT,
         kernel: str | None = None,
@@ -145,23 +127,25 @@ class Execution:
         ready: Child | None = None,
     ) -> None:
         self._source, self._output = source, output
+        folder = (folder or source.parent).resolve()
+        text = prepared(source, parameters or {})
         output.parent.mkdir(parents=True, exist_ok=True)
         output.unlink(missing_ok=True)
-        notebook = {
-            "input_path": _relative(source),
-            "output_path": _relative(output),
-            "parameters": dict(parameters or {}),
-            "kernel_name": kernel or KERNEL,
-            # Else a notebook without metadata, as an editor may save it, takes no parameters.
-            "language": "python",
-        }
-        own = {RUN_DIR: str(run_dir), "WORKBENCH_PROGRESS": "off"}
-        told = {**os.environ, **own, **(variables or {})}
+        output.write_text(text, encoding="utf-8")
+        # papermill stores the paths in the notebook.
+        paths = [os.path.relpath(path.resolve(), folder) for path in (source, output)]
+        own = {RUN_DIR: str(run_dir.absolute()), "WORKBENCH_PROGRESS": "off"}
         self._started = time.monotonic()
         self._deadline = self._started + timeout
         self._child = ready or Child()
         self._process = self._child.process
-        self._child.send({"notebook": notebook, "folder": str(Path.cwd()), "variables": told})
+        self._child.send(
+            {
+                "notebook": (*paths, kernel or KERNEL),
+                "folder": str(folder),
+                "variables": {**_environment(), **own, **(variables or {})},
+            }
+        )
 
     @property
     def pid(self) -> int:
@@ -181,7 +165,7 @@ class Execution:
         seconds = round(time.monotonic() - self._started, 2)
         said = _last_line(self._child.log)
         self._child.close()
-        return _judge(code, self._source, self._output, seconds, said)
+        return judge(code, self._source, self._output, seconds, said)
 
     def end(self) -> None:
         """End it now; half a notebook would pass for a whole one, so that the copy goes too."""
@@ -191,9 +175,16 @@ class Execution:
         self._output.unlink(missing_ok=True)
 
 
-def _relative(path: Path) -> str:
-    # papermill stores the paths in the notebook, and reads braces in them as fields.
-    return os.path.relpath(path).replace("{", "{{").replace("}", "}}")
+def _environment() -> dict[str, str]:
+    """This process's variables, with paths that hold in another folder too."""
+    found = dict(os.environ)
+    for name, value in found.items():
+        if name == "PYTHONPATH":
+            parts = value.split(os.pathsep)
+            found[name] = os.pathsep.join(str(Path(part).absolute()) for part in parts)
+        elif name.startswith("WORKBENCH_") and Path(value).exists():
+            found[name] = str(Path(value).absolute())
+    return found
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -219,56 +210,3 @@ def _last_line(log: IO[bytes]) -> str:
     log.seek(0)
     lines = log.read().decode(errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-
-def _judge(code: int | None, source: Path, output: Path, seconds: float, said: str) -> Outcome:
-    sent = [cell for cell in _own_cells(output) if cell.runs]
-    done = sum(_succeeded(cell) for cell in sent)
-    total = len(load(source).code)
-    status = _status(code, whole=done == len(sent) == total)
-    return Outcome(status, seconds, total, done, _detail(status, sent, said))
-
-
-def _own_cells(output: Path) -> list[Cell]:
-    """The copy's cells, numbered as in the source: without those that papermill put in."""
-    try:
-        cells = load(output).cells
-    except NotebookError:
-        # Nothing was written, or the writer was killed half way.
-        return []
-    own = [cell for cell in cells if not _PUT_IN & set(cell.tags)]
-    return [replace(cell, index=index) for index, cell in enumerate(own)]
-
-
-def _status(code: int | None, *, whole: bool) -> Status:
-    if code is None:
-        return "timeout"
-    if code == child.KILLED or code < 0:
-        return "killed"
-    return "ok" if code == child.OK and whole else "failed"
-
-
-def _succeeded(cell: Cell) -> bool:
-    # A cell has its count as soon as it begins; only one that ended has the kernel's reply.
-    replied = "shell.execute_reply" in cell.metadata.get("execution", ())
-    return replied and cell.count is not None and not _errors(cell)
-
-
-def _errors(cell: Cell) -> list[dict[str, Any]]:
-    return [output for output in cell.outputs if output["output_type"] == "error"]
-
-
-def _detail(status: Status, cells: list[Cell], said: str) -> str:
-    if status == "ok":
-        return ""
-    broken = next((cell for cell in cells if not _succeeded(cell)), None)
-    if broken is None:
-        return said or "its cells did not all come to an end"
-    if status != "failed":
-        return (
-            f"cell {broken.index}: {'the kernel died' if status == 'killed' else 'still running'}"
-        )
-    for error in _errors(broken):
-        message = f"{error['ename']}: {error['evalue']}".partition("\n")[0]
-        return f"cell {broken.index}: {message}"
-    return said or f"cell {broken.index}: not run"

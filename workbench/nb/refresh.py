@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.nb.bundle import MIME, differences, paired
 from workbench.nb.lint import KERNEL, WIDGET_VIEW
-from workbench.nb.notebook import find, load
-from workbench.nb.process import INJECTED_TAG, TIMEOUT, Status, execute, require_kernel
+from workbench.nb.notebook import INJECTED_TAG, find, load
+from workbench.nb.process import TIMEOUT, execute, require_kernel
+from workbench.nb.verdict import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -74,7 +75,9 @@ def _refresh_one(path: Path, timeout: float) -> Refreshed:
         source, output, run = (Path(folder, n) for n in ("source.ipynb", "output.ipynb", "run"))
         # Clean before as well: a cell that goes away afterwards would leave a gap in the counts.
         source.write_bytes(normalised(path))
-        outcome = execute(source, output, run_dir=run, timeout=timeout)
+        outcome = execute(
+            source, output, run_dir=run, folder=path.resolve().parent, timeout=timeout
+        )
         fresh = _settled(path, normalised(output)) if outcome.status == "ok" else None
         if fresh is not None and (drawn := run / "figures").is_dir():
             shutil.copytree(drawn, _FIGURES, dirs_exist_ok=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from workbench.errors import NotebookError
 from workbench.nb.notebook import find, load
 from workbench.nb.parameters import resolve
-from workbench.nb.process import TIMEOUT, Outcome, execute, require_kernel
+from workbench.nb.process import TIMEOUT, execute, require_kernel
 from workbench.nb.tables import table
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def run(
     *,
     say: Callable[[str], None] = print,
 ) -> pd.DataFrame:
-    """Run notebooks through papermill, one child process each.
+    """Run notebooks with papermill, one child process each, in the notebook's own folder.
 
     Args:
         paths: Notebooks, or folders of them.
@@ -54,6 +54,9 @@ def run(
     out = Path(out)
     plan = _plan(find(paths), out, parameters or {})
     require_kernel()
+    (out / "metrics.json").unlink(
+        missing_ok=True
+    )  # an earlier run's, to which these would be added
     rows: list[dict[str, object]] = []
     try:
         for number, (path, values) in enumerate(plan.items(), start=1):
@@ -81,7 +84,7 @@ def _plan(
 def _run_one(path: Path, out: Path, values: dict[str, object], timeout: float) -> dict[str, object]:
     before = _figures(out)
     output = out / path.name
-    outcome: Outcome = execute(path, output, run_dir=out, parameters=values, timeout=timeout)
+    outcome = execute(path, output, run_dir=out, parameters=values, timeout=timeout)
     after = _figures(out)
     return {
         "notebook": path.stem,

@@ -1,30 +1,29 @@
-"""Types as a parameters cell spells them: does a value fit, and how is a text read.
+"""Types as a parameters cell spells them: a value made to fit, and a text read as one.
 
-Understood are str, int, float, bool, None, object, list, tuple, dict, Literal, Optional and
-unions with `|`: what papermill can write into a notebook.
+Understood are str, int, float, bool, None, object, list, tuple, set, dict, Literal, Optional and
+unions, also by typing's names and in quotes.
 """
 
 from __future__ import annotations
 
 import ast
-from typing import TYPE_CHECKING
+import json
+import numbers
+from contextlib import suppress
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+__all__ = ["MisfitError", "fit", "read", "spelled", "type_of"]
 
-_SCALARS: dict[str, Callable[[object], bool]] = {
-    "str": lambda value: isinstance(value, str),
-    "bool": lambda value: isinstance(value, bool),
-    # True is an int to Python, not to a reader.
-    "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "float": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
-    "None": lambda value: value is None,
-    "object": lambda _: True,
-    "list": lambda value: isinstance(value, list),
-    "tuple": lambda value: isinstance(value, tuple),
-    "dict": lambda value: isinstance(value, dict),
-}
-_WORDS: dict[str, object] = {"true": True, "false": False, "none": None, "null": None}
+NAMES = {"Any": "object", "List": "list", "Tuple": "tuple", "Dict": "dict", "Set": "set"}
+PLAIN: dict[str, type] = {
+    "str": str, "bool": bool, "int": int, "float": float, "list": list, "tuple": tuple,
+    "set": set, "dict": dict, "None": type(None),
+}  # fmt: skip
+WORDS: dict[str, object] = {"true": True, "false": False, "none": None, "null": None}
+
+
+class MisfitError(ValueError):
+    """A value is not of a type."""
 
 
 def spelled(annotation: ast.expr) -> str:
@@ -32,66 +31,150 @@ def spelled(annotation: ast.expr) -> str:
     return ast.unparse(annotation)
 
 
-def fits(value: object, annotation: ast.expr) -> bool:
-    """Whether a value is of a type.
+def type_of(value: ast.expr | None) -> ast.expr:
+    """The type of a default; `object` where it is None or has to be computed."""
+    name = "object"
+    with suppress(ValueError, TypeError, RecursionError):
+        made = ast.literal_eval(value) if value is not None else None
+        name = type(made).__name__
+    return ast.Name(id=name if name in PLAIN else "object")
+
+
+def fit(value: object, annotation: ast.expr) -> object:
+    """The value as one of a type, of Python's own kinds: 1 as a float is 1.0, [1] a tuple is (1,).
 
     Raises:
-        ValueError: The type is none of those understood.
+        MisfitError: it is none.
+        ValueError: the type is none of those understood.
     """
+    value = _plain(value)
+    for convert in (False, True):
+        with suppress(MisfitError):
+            return _fit(value, annotation, convert)
+    raise MisfitError(f"{value!r:.100} is no {spelled(annotation)}")
+
+
+def _plain(value: Any) -> object:
+    """Numbers and texts of other packages as Python's own, which is what a cell can say."""
+    match value:
+        case str():
+            return str.__str__(value)
+        case bool():
+            return value
+        case numbers.Real():
+            return int(value) if isinstance(value, numbers.Integral) else float(value)
+        case list() | tuple() | set():
+            return next(t for t in (list, tuple, set) if isinstance(value, t))(map(_plain, value))
+        case dict():
+            return {_plain(k): _plain(v) for k, v in value.items()}
+    # NumPy's is no bool of Python's.
+    return bool(value) if type(value).__name__ in {"bool", "bool_"} else value
+
+
+def _fit(value: object, annotation: ast.expr, convert: bool) -> object:
     match annotation:
         case ast.Constant(value=None):
-            return value is None
-        case ast.Name(id=name) if name in _SCALARS:
-            return _SCALARS[name](value)
+            return _one(value, "None", convert)
+        case ast.Constant(value=str(text)):
+            with suppress(SyntaxError):
+                return _fit(value, ast.parse(text, mode="eval").body, convert)
+        case ast.Attribute(attr=name) | ast.Name(id=name):
+            return _one(value, NAMES.get(name, name), convert)
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return fits(value, left) or fits(value, right)
-        case ast.Subscript(value=ast.Name(id=name), slice=inner):
-            return _fits_generic(value, name, inner)
-    raise ValueError(f"the type {spelled(annotation)} is not one that a value can be given for")
+            return _first(value, [left, right], convert)
+        case ast.Subscript(value=ast.Name(id=name) | ast.Attribute(attr=name), slice=inner):
+            parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+            return _generic(value, NAMES.get(name, name), parts, convert)
+    raise _unknown(annotation)
 
 
-def _fits_generic(value: object, name: str, inner: ast.expr) -> bool:
-    parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-    if name == "Literal":
-        return any(
-            value == ast.literal_eval(p) and type(value) is type(ast.literal_eval(p)) for p in parts
-        )
-    if name == "Optional":
-        return value is None or fits(value, inner)
-    if name == "list" and len(parts) == 1:
-        return isinstance(value, list) and all(fits(item, parts[0]) for item in value)
-    if name == "dict" and len(parts) == 2:
-        key, item = parts
-        return isinstance(value, dict) and all(
-            fits(k, key) and fits(v, item) for k, v in value.items()
-        )
-    if name == "tuple":
-        return isinstance(value, tuple) and _fits_tuple(value, parts)
-    raise ValueError(f"the type {name}[{spelled(inner)}] is not one that a value can be given for")
+def _unknown(annotation: ast.expr) -> ValueError:
+    return ValueError(f"the type {spelled(annotation)} is not one that a value can be given for")
 
 
-def _fits_tuple(value: tuple[object, ...], parts: list[ast.expr]) -> bool:
-    if len(parts) == 2 and isinstance(parts[1], ast.Constant) and parts[1].value is ...:
-        return all(fits(item, parts[0]) for item in value)
-    return len(value) == len(parts) and all(map(fits, value, parts))
+def _one(value: object, name: str, convert: bool) -> object:
+    if name == "object":
+        return value
+    if name not in PLAIN:
+        raise _unknown(ast.Name(id=name))
+    # True is an int to Python, not to a reader.
+    if type(value) is PLAIN[name]:
+        return value
+    if name == "tuple" and convert and isinstance(value, list):
+        return tuple(value)
+    if name == "float" and convert and type(value) is int:
+        with suppress(OverflowError):
+            return float(value)
+    raise MisfitError
+
+
+def _first(value: object, kinds: list[ast.expr], convert: bool) -> object:
+    error: ValueError = MisfitError()
+    for kind in kinds:
+        try:
+            return _fit(value, kind, convert)
+        except MisfitError:
+            continue
+        except ValueError as unknown:  # another alternative may do
+            error = unknown
+    raise error
+
+
+def _generic(value: object, name: str, parts: list[ast.expr], convert: bool) -> object:
+    match name, parts:
+        case "Literal", _:
+            if any(type(value) is type(x) and value == x for x in map(ast.literal_eval, parts)):
+                return value
+            raise MisfitError
+        case "Union", _:
+            return _first(value, parts, convert)
+        case "Optional", [kind]:
+            return _first(value, [kind, ast.Constant(value=None)], convert)
+        case (("list" | "set"), [kind]):
+            found: Any = _one(value, name, convert)
+            return PLAIN[name](_fit(item, kind, convert) for item in found)
+        case "dict", [key, kind]:
+            found = _one(value, name, convert)
+            return {_fit(k, key, convert): _fit(v, kind, convert) for k, v in found.items()}
+        case "tuple", _:
+            found = _one(value, name, convert)
+            if len(parts) == 2 and isinstance(parts[1], ast.Constant) and parts[1].value is ...:
+                parts = [parts[0]] * len(found)
+            if len(parts) != len(found):
+                raise MisfitError
+            return tuple(_fit(v, kind, convert) for v, kind in zip(found, parts, strict=True))
+    raise _unknown(ast.Subscript(ast.Name(id=name), ast.Tuple(parts) if parts[1:] else parts[0]))
 
 
 def read(text: str, annotation: ast.expr) -> object:
-    """Read a text as a value of a type; a text that fits nothing else stays a string.
+    """Read a text as a value of a type: the first alternative that fits, the text itself last.
+
+    Python's literals and JSON are understood. Where a text in quotes would be another value
+    without them, or anything at all is taken, the quotes are taken off.
 
     Raises:
-        ValueError: The text is no value of that type.
+        ValueError: the text is no value of that type.
     """
-    value: object = text
-    try:
-        value = _WORDS[text.lower()] if text.lower() in _WORDS else ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        if text.lower().lstrip("+-") in {"inf", "nan"}:
-            value = float(text)
-    # 7 for a `str` is the text "7", but None for a `str | None` is None.
-    plain = not fits("", annotation) or value is None or isinstance(value, bool)
-    if plain and fits(value, annotation):
-        return value
-    if fits(text, annotation):
-        return text
-    raise ValueError(f"{text!r} is no {spelled(annotation)}")
+    with suppress(MisfitError):
+        value = _value(text)
+        if not isinstance(value, str) or _needs_quotes(value, annotation):
+            return fit(value, annotation)
+    return fit(text, annotation)
+
+
+def _needs_quotes(text: str, annotation: ast.expr) -> bool:
+    if isinstance(annotation, ast.Name) and annotation.id in {"object", "Any"}:
+        return True
+    return not isinstance(read(text, annotation), str)
+
+
+def _value(text: str) -> object:
+    """What a text says as a literal or as JSON."""
+    if text.strip().lower() in WORDS:
+        return WORDS[text.strip().lower()]
+    if text.strip().lower().lstrip("+-") in {"inf", "nan", "infinity"}:
+        return float(text)
+    for reader in (ast.literal_eval, json.loads):
+        with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            return reader(text)
+    raise MisfitError

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from workbench.nb.process import Child, Execution, Outcome
+from workbench.nb.process import Child, Execution
+from workbench.nb.verdict import Outcome
 
 __all__ = ["Executor", "Handle", "Job", "Local"]
 

@@ -1,0 +1,368 @@
+"""Other people's notebooks: the kinds that papermill's and nbval's own tests are made of.
+
+Each is run, validated and swept over on a real kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from workbench.errors import NotebookError
+from workbench.nb.injected import injected, prepared
+from workbench.nb.notebook import Notebook, load
+from workbench.nb.parameters import Text, resolve, untidy
+from workbench.nb.refresh import refresh
+from workbench.nb.run import run
+from workbench.sweep import Grid, Sweep
+from workbench.sweep import run as sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pandas as pd
+
+nbformat: Any = import_module("nbformat")
+v4: Any = nbformat.v4
+
+REDRAW = """\
+from IPython.display import clear_output, display
+for step in range(400):
+    clear_output(wait=True)
+    display({"text/plain": f"step {step} " + "x" * 40_000}, raw=True)
+print("the last line")
+"""
+WIDGET = """\
+import ipywidgets
+from IPython.display import display
+box = ipywidgets.Output()
+display(box)
+for step in range(30):
+    with box:
+        box.clear_output(wait=True)
+        print(f"step {step} " + "x" * 500_000)
+print("the last line")
+"""
+# Of each kind: its cells, with their tags, and how its run must end.
+KINDS: dict[str, tuple[list[str | tuple[str, str]], str, str]] = {
+    "untyped": (["print(alpha * 2, names)"], "ok", ""),
+    "error": (["x = 1", "def f():\n    return x / 0\nf()", "print('no')"], "failed",
+              "cell 3: ZeroDivisionError: division by zero"),
+    "syntax": (["def f(:", "1"], "failed", "cell 2: SyntaxError: invalid syntax"),
+    "exit_0": (["import sys\nsys.exit(0)", "1 / 0"], "ok", "cell 2: ended the notebook"),
+    "exit_1": (["import sys\nsys.exit(1)", "1"], "failed", "cell 2: SystemExit: 1"),
+    "quits": (["exit()", "1 / 0"], "ok", "cell 2: ended the notebook"),
+    "magic": (["%nosuchmagic 3", "print('no')"], "failed",
+              "cell 2: UsageError: Line magic function `%nosuchmagic` not found."),
+    "raises": ([("1 / 0", "raises-exception"), "print('after')"], "ok", ""),
+    "raises_not": ([("1", "raises-exception"), "print('after')"], "ok",
+                   "cell 2: is tagged raises-exception, but raised nothing"),
+    "raises_magic": ([("%nosuchmagic", "raises-exception"), "print('after')"], "ok", ""),
+    "skips": ([("1 / 0", "skip-execution"), "print('after')"], "ok", ""),
+    "awaits": (["import asyncio\nawait asyncio.sleep(0.01)\nprint('awaited')"], "ok", ""),
+    "redraws": ([REDRAW], "ok", ""),
+    "widget": ([WIDGET], "ok", ""),
+    "neighbours": (["import helper\nprint(helper.NAME, open('data.txt').read())"], "ok", ""),
+    "dies": (["import os\nos._exit(0)", "1"], "killed", "cell 2: the kernel died"),
+}  # fmt: skip
+UNTYPED = "alpha = 0.5  # a share\nn = 3\nnames = ['a']\nmodel = None\nflag = False\ntext = 'x'\n"
+
+
+def write(path: Path, *cells: str | tuple[str, str], parameters: str = UNTYPED) -> Path:
+    """A notebook of papermill's kind: untyped parameters, no title, no kernel named."""
+    made = [v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+    for cell in ("# nothing", *cells):
+        code, tag = cell if isinstance(cell, tuple) else (cell, None)
+        made.append(v4.new_code_cell(code, metadata={"tags": [tag]} if tag else {}))
+    notebook = v4.new_notebook(cells=made[:1] + made[2:] if cells else made[:1])
+    notebook.cells.insert(1, v4.new_markdown_cell("text"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
+
+
+def said(path: Path, cell: int = -1) -> str:
+    """What a cell of an executed copy shows as text."""
+    outputs = load(path).code[cell].outputs
+    return "".join("".join(one.get("text", one.get("data", {}).get("text/plain", "")))
+                   for one in outputs)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder to work in, whose notebooks lie in `books`, with a kernel of our name."""
+    folder = tmp_path_factory.mktemp("place")
+    kernel = folder / "jupyter" / "kernels" / "workbench"
+    kernel.mkdir(parents=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": argv, "display_name": "workbench", "language": "python"}
+    (kernel / "kernel.json").write_text(json.dumps(spec))
+    for name, (cells, _, _) in KINDS.items():
+        write(folder / "books" / f"{name}.ipynb", *cells)
+    (folder / "books" / "helper.py").write_text("NAME = 'beside'\n")
+    (folder / "books" / "data.txt").write_text("of the notebook's folder")
+    (folder / "data.txt").write_text("of the caller's folder")
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_PATH", str(folder / "jupyter"))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def ran(place: Path) -> dict[str, dict[str, Any]]:
+    """All kinds, run from another folder than their own."""
+    frame: pd.DataFrame = run(["books"], "out", {"alpha": 2}, say=lambda _: None)
+    rows: list[dict[str, Any]] = json.loads(frame.to_json(orient="records"))
+    return {row["notebook"]: row for row in rows}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_ends_as_it_should(kind: str, ran: dict[str, dict[str, Any]]) -> None:
+    _, status, detail = KINDS[kind]
+    assert (ran[kind]["status"], ran[kind]["detail"][: len(detail) or None]) == (status, detail)
+
+
+@pytest.mark.usefixtures("ran")
+def test_what_is_drawn_last_is_kept(place: Path) -> None:
+    assert said(place / "out" / "untyped.ipynb") == "4.0 ['a']\n"
+    assert said(place / "out" / "redraws.ipynb").startswith("step 399 x")
+    for kind in ("redraws", "widget"):
+        text = (place / "out" / f"{kind}.ipynb").read_text()
+        assert said(place / "out" / f"{kind}.ipynb").endswith("the last line\n")
+        assert "output cut" not in text
+        assert "step 1 " not in text
+    assert said(place / "out" / "neighbours.ipynb") == "beside of the notebook's folder\n"
+
+
+@pytest.mark.usefixtures("ran")
+def test_the_copies_run_again_with_and_without_values(place: Path) -> None:
+    copies = [place / "out" / f"{kind}.ipynb" for kind in ("untyped", "error")]
+    frame = run(copies, "again", say=lambda _: None)
+    assert list(frame["status"]) == ["ok", "failed"]
+    assert frame["detail"][1] == "cell 5: ZeroDivisionError: division by zero"  # as the copy has it
+    assert said(place / "again" / "untyped.ipynb") == "4.0 ['a']\n"  # what was put in before
+    run(copies[:1], "again", {"n": 4}, say=lambda _: None)
+    assert said(place / "again" / "untyped.ipynb") == "1.0 ['a']\n"
+    tags = [cell.tags for cell in load(place / "again" / "untyped.ipynb").cells]
+    assert tags.count(("injected-parameters",)) == 1
+
+
+def test_papermill_itself_runs_a_copy_of_ours(place: Path) -> None:
+    papermill: Any = import_module("papermill")
+    path = write(place / "books" / "papers" / "theirs.ipynb", "print(alpha, n)")
+    run([path], "theirs", {"n": 7}, say=lambda _: None)
+    papermill.execute_notebook(
+        "theirs/theirs.ipynb", "theirs/again.ipynb", {"alpha": 0.25}, kernel_name="workbench",
+        progress_bar=False,
+    )  # fmt: skip
+    assert said(place / "theirs" / "again.ipynb") == "0.25 3\n"
+
+
+GIVEN = {
+    "point": (3, 4), "one": (1,), "names": {1: "a", (2, 3): [None, True]}, "few": {3, 1},
+    "text": "a 'b' \"c\"\n\u2028\\", "share": float("nan"), "bound": [float("-inf"), -0.0],
+    "nothing": None, "large": 10**30, "empty": [(), {}, set()],
+}  # fmt: skip
+
+
+def test_values_arrive_as_they_were_checked(place: Path) -> None:
+    cell = "\n".join(f"{name}: object = None  # any" for name in GIVEN)
+    show = f"print([({', '.join(GIVEN)})])"
+    path = write(place / "books" / "papers" / "given.ipynb", show, parameters=cell)
+    (row,) = run([path], "given", GIVEN, say=lambda _: None).to_dict(orient="records")
+    assert row["status"] == "ok"
+    assert said(place / "given" / "given.ipynb") == f"{[tuple(GIVEN.values())]}\n"
+
+
+def test_a_value_that_no_cell_can_say_is_refused(place: Path) -> None:
+    path = write(place / "books" / "papers" / "given.ipynb", "1")
+    for value in (object(), {"a": b"c"}, 10**5000, [range(3)]):
+        with pytest.raises(NotebookError, match="model cannot be given"):
+            run([path], "never", {"model": value}, say=lambda _: None)
+    assert not (place / "never").exists()
+    assert injected({"n": float("inf")}) == '# Parameters\nn = float("inf")'
+    assert "injected-parameters" not in prepared(path, {})
+
+
+def notebook_of(folder: Path, parameters: str) -> Notebook:
+    return load(write(folder / "one.ipynb", parameters=parameters))
+
+
+def test_a_type_comes_from_the_default_where_none_is_stated(tmp_path: Path) -> None:
+    notebook = notebook_of(tmp_path, UNTYPED + "a, b = 1, 'x'\nmade = str(n)\n")
+    texts = {"alpha": "1", "n": "7", "names": '["b", null]', "model": "7", "flag": "true",
+             "text": "7", "a": "2", "b": "3", "made": "x"}  # fmt: skip
+    assert resolve(notebook, {n: Text(t) for n, t in texts.items()}) == {
+        "alpha": 1.0, "n": 7, "names": ["b", None], "model": 7, "flag": True,
+        "text": "7", "a": 2, "b": "3", "made": "x",
+    }  # fmt: skip
+    for name, text in (("n", "many"), ("n", "1.5"), ("flag", "7"), ("names", "b")):
+        with pytest.raises(NotebookError, match=f"{name} cannot be set"):
+            resolve(notebook, {name: Text(text), "made": "x"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        ("int | str", "7", 7), ("str | int", "7", 7), ("int | str", "'7'", "7"),
+        ("int | str", "seven", "seven"), ("object", "7", 7), ("object", "seven", "seven"),
+        ("object", '"7"', "7"), ("object", '{"a": [true, null]}', {"a": [True, None]}),
+        ("str | None", "None", None), ("str | None", '"quoted"', '"quoted"'), ("str", "7", "7"),
+        ("float | None", "1", 1.0), ("int | float", "1", 1), ("tuple[int, ...]", "[1, 2]", (1, 2)),
+        ("list[tuple[int, float]]", "[[1, 2]]", [(1, 2.0)]), ("Optional[int]", "null", None),
+        ("Union[int, str]", "x", "x"), ("typing.List[int]", "[1]", [1]), ("'int'", "3", 3),
+        ("Any", "(1, 2)", (1, 2)), ("bool | str", "true", True), ("dict[int, str]", "{1: 'a'}",
+        {1: "a"}), ("float", "-inf", float("-inf")), ("Path | None", "none", None),
+    ],
+)  # fmt: skip
+def test_a_text_is_the_first_alternative_that_fits(
+    kind: str, text: str, value: object, tmp_path: Path
+) -> None:
+    notebook = notebook_of(tmp_path, f"x: {kind} = 1  # any")
+    (found,) = resolve(notebook, {"x": Text(text)}).values()
+    assert (found, type(found)) == (value, type(value))
+    assert repr(found) == repr(value)
+
+
+def test_only_near_names_are_suggested(tmp_path: Path) -> None:
+    notebook = notebook_of(tmp_path, UNTYPED)
+    with pytest.raises(NotebookError, match="'alfa'; did you mean 'alpha'"):
+        resolve(notebook, {"alfa": 1})
+    with pytest.raises(NotebookError, match="'sigma'; it has alpha, n, names, model, flag, text"):
+        resolve(notebook, {"sigma": 1})
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "n = 3\nm = 2 * n", "n: int = 3\nm: str = f'{n} items'", "n = 3\nm = [i for i in range(n)]",
+        "n = 3\nk = n\nm = k", "n = 3\nm = {}\nm['n'] = n", "n = 3\nm = []\nm.append(n)",
+        "n = 3\ndef f(): return n\nm = f()", "n = 3\nif n > 2:\n    m = 4", "n = 3\nm = 0\nm += n",
+        "n = 3\ng = lambda: n\nm = g()", "n = 3\ndef f(a=n): return a\nm = f()",
+    ],
+)  # fmt: skip
+def test_a_default_computed_from_a_given_value_is_refused(cell: str, tmp_path: Path) -> None:
+    notebook = notebook_of(tmp_path, cell)
+    with pytest.raises(NotebookError, match="is computed from 'n'"):
+        resolve(notebook, {"n": 4})
+    assert any("'m' is computed from 'n'" in line for line in untidy(cell))
+
+
+def test_what_is_computed_later_or_given_too_is_not(tmp_path: Path) -> None:
+    assert resolve(notebook_of(tmp_path, "n = 3\nm = 2 * n"), {"n": 4, "m": 8}) == {"n": 4, "m": 8}
+    for cell in ("n = 3\nm = 4", "n = 3\ng = lambda: n", "n = 3\ndef f(): return n",
+                 "n = 3\nprint(n)\nassert n"):  # fmt: skip
+        assert resolve(notebook_of(tmp_path, cell), {"n": 4}) == {"n": 4}
+
+
+def test_a_path_that_was_typed_is_one_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "tests").mkdir(parents=True)
+    (tmp_path / "here" / "data.csv").write_text("1")
+    (tmp_path / "here" / "model").mkdir()
+    (tmp_path / "here" / "model" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path / "here")
+    notebook = notebook_of(tmp_path / "books", "x: str | list[str] = ''  # any")
+    here = str(tmp_path / "here")
+    for text, value in {
+        "data.csv": f"{here}/data.csv", "./new.csv": f"{here}/new.csv", "../x": f"{tmp_path}/x",
+        "model": f"{here}/model", "tests": "tests", "tests/": f"{here}/tests", "a/b": "a/b",
+        "absent.csv": "absent.csv", "1.5": "1.5", '["data.csv", "b"]': [f"{here}/data.csv", "b"],
+    }.items():  # fmt: skip
+        assert resolve(notebook, {"x": Text(text)}) == {"x": value}
+    assert resolve(notebook, {"x": "data.csv"}) == {"x": "data.csv"}  # not typed
+    monkeypatch.chdir(tmp_path / "books")
+    (tmp_path / "books" / "data.csv").write_text("1")
+    assert resolve(notebook, {"x": Text("data.csv")}) == {"x": "data.csv"}
+
+
+def test_another_language_is_refused_by_its_name(tmp_path: Path) -> None:
+    for metadata, name in (
+        ({"kernelspec": {"name": "ir", "language": "R", "display_name": "R"}}, "R"),
+        ({"language_info": {"name": "julia"}}, "julia"),
+        ({"kernelspec": {"name": "ir", "display_name": "R"}}, "ir"),
+        ({"kernelspec": {"name": "bash", "display_name": "Bash"}}, "bash"),
+    ):
+        path = tmp_path / "other.ipynb"
+        nbformat.write(v4.new_notebook(cells=[], metadata=metadata), path)
+        for act in (lambda p: run([p], tmp_path / "o"), lambda p: refresh([p]),
+                    lambda p: Sweep(notebook=p, name="x", grid=Grid(seeds=[1])).points):  # fmt: skip
+            with pytest.raises(NotebookError, match=f"is a notebook of {name} "):
+                act(path)
+
+
+def test_an_endless_log_is_cut_and_what_follows_a_clear_is_kept(place: Path) -> None:
+    log = "for _ in range(12):\n    print('y' * 2**20)\n"
+    clear = "from IPython.display import clear_output\nclear_output()\nprint('after')"
+    path = write(place / "books" / "papers" / "log.ipynb", log + "print('lost')", log + clear,
+                 log + "1 / 0")  # fmt: skip
+    run([path], "logs", say=lambda _: None)
+    copy = load(place / "logs" / "log.ipynb")
+    assert said(copy.path, 1).endswith("output cut: it is longer than 10 MiB\n")
+    assert 10 * 2**20 < len(said(copy.path, 1)) < 10 * 2**20 + 100
+    assert said(copy.path, 2) == "after\n"
+    assert copy.code[3].outputs[-1]["ename"] == "ZeroDivisionError"
+
+
+def test_a_skipped_cell_keeps_its_output_when_refreshed(place: Path) -> None:
+    path = write(place / "books" / "papers" / "skips.ipynb", ("1 / 0", "skip-execution"), "n")
+    notebook: Any = nbformat.read(path, as_version=4)
+    notebook.cells[2].outputs = [v4.new_output("stream", text="of last year\n")]
+    nbformat.write(notebook, path)
+    (done,) = refresh([path], say=lambda _: None)
+    assert (done.status, done.changed) == ("ok", True)
+    kept: Any = nbformat.read(path, as_version=4)
+    assert kept.cells[2].outputs[0].text == "of last year\n"
+
+
+def test_a_sweep_over_them(place: Path) -> None:
+    table = {}
+    for kind in ("untyped", "exit_0", "raises", "skips", "neighbours", "error"):
+        point = Sweep(notebook=Path("books", f"{kind}.ipynb"), name=kind,
+                      grid=Grid(product={"alpha": [1, 1.0]}))  # fmt: skip
+        (row,) = sweep(point, place / "sweeps" / kind).table.to_dict(orient="records")
+        table[kind] = row["state"]
+    assert table == {kind: "failed" if kind == "error" else "done" for kind in table}
+    (copy,) = (place / "sweeps" / "neighbours").glob("*/out.ipynb")
+    assert said(copy) == "beside of the notebook's folder\n"
+
+
+def test_the_command_takes_no_option_for_a_value(place: Path) -> None:
+    from typer.testing import CliRunner
+
+    from workbench.nb.cli import app
+
+    for args, message in (
+        (["-p", "n", "--json"], "-p n has no value"),
+        (["-p", "n"], "-p n has no value"),
+        (["-p", "n", "1", "-p", "n=2"], "-p n is given twice"),
+        (["-p", "=3"], "names no parameter"),
+        (["-p", "text", "--", "-p", "n", "1"], "-p text has no value"),
+    ):
+        made = CliRunner().invoke(app, ["run", "books/untyped.ipynb", "--out", "no", *args])
+        assert (made.exit_code, message in made.output) == (2, True), made.output
+    assert not (place / "no").exists()
+    args = ["-p", "alpha", "-inf", "-p", "text=--json", "--parameter", "n=-3", "--json"]
+    made = CliRunner().invoke(app, ["run", "books/untyped.ipynb", "--out", "cli", *args])
+    assert made.exit_code == 0, made.output
+    assert said(place / "cli" / "untyped.ipynb") == "-inf ['a']\n"
+
+
+def test_the_environment_holds_in_the_notebook_s_folder(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "library").mkdir(exist_ok=True)
+    (place / "library" / "far.py").write_text("NAME = 'far'")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["library", os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("WORKBENCH_DATA", "books")
+    code = "import far, os\nprint(far.NAME, os.environ['WORKBENCH_DATA'], os.getcwd())"
+    path = write(place / "books" / "papers" / "env.ipynb", code)
+    run([path], "env", say=lambda _: None)
+    assert said(place / "env" / "env.ipynb") == f"far {place}/books {place}/books/papers\n"

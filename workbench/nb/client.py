@@ -1,0 +1,132 @@
+"""papermill's client for a kernel, with what it and nbclient do not do right.
+
+There is an end to a cell's output, errors that IPython does not show are in the copy, and a
+notebook may end itself.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from queue import Empty
+from typing import Any
+
+import nbformat
+from nbclient.exceptions import CellExecutionError
+from papermill.clientwrap import PapermillNotebookClient
+
+__all__ = ["LIMIT", "Client"]
+
+LIMIT = 10 * 2**20  # bytes kept of a cell's output: a picture fits, an endless log does not
+new_output: Any = nbformat.v4.new_output
+
+
+class Client(PapermillNotebookClient):
+    """Executes the cells of a notebook, and puts what they show into it."""
+
+    def __init__(self, manager: Any, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._sizes: Counter[int] = Counter()  # of what each cell has kept, or more
+        self._full: dict[int, int] = {}  # how many outputs a cell had when there was no more room
+        self.on_cell_executed = _leave
+        self.on_cell_error = _show
+
+    def execute(self, **kwargs: Any) -> Any:
+        """Run all cells on a new kernel."""
+        self.reset_execution_trackers()
+        with self.setup_kernel(**kwargs):
+            self.kc.shell_channel.get_msg = _patient(self.kc.shell_channel.get_msg)
+            # papermill asks at the end, where a kernel that was left does not answer any more.
+            about = self.wait_for_reply(self.kc.kernel_info())
+            self.nb.metadata["language_info"] = about["content"]["language_info"]
+            self.papermill_execute_cells()
+            self.set_widgets_metadata()
+        return self.nb
+
+    def output(self, outs: Any, msg: Any, display_id: Any, cell_index: int) -> Any:
+        """Keep what a message shows, a stream in one piece."""
+        if (msg := self._cut(outs, msg, cell_index)) is None:
+            return None
+        if msg["msg_type"] != "stream" or self.clear_before_next_output or self._widget(msg):
+            return super().output(outs, msg, display_id, cell_index)
+        # nbclient's own `coalesce_streams` takes hours over a line of a million characters.
+        name, end = msg["content"]["name"], len(outs)
+        while end and outs[end - 1]["output_type"] == "stream":
+            end -= 1
+            if outs[end]["name"] == name:
+                outs[end]["text"] += msg["content"]["text"]
+                return None
+        made = super().output(outs, msg, display_id, cell_index)
+        outs[end:] = sorted(outs[end:], key=lambda out: out["name"], reverse=True)
+        return made
+
+    def _widget(self, msg: Any) -> Any:
+        """The Output widget that takes a message instead of the cell."""
+        hooks = self.output_hook_stack[msg["parent_header"].get("msg_id")]
+        return hooks[-1] if hooks else None
+
+    def _cut(self, outs: Any, msg: Any, cell_index: int) -> Any:
+        """The message, or what fits of it, or None. What was drawn and cleared does not count."""
+        place = self._widget(msg) or self
+        kept = [] if place.clear_before_next_output else getattr(place, "outputs", outs)
+        if len(kept) < self._full.get(cell_index, 0):
+            del self._full[cell_index]
+        if msg["msg_type"] == "error":
+            return msg
+        if cell_index in self._full:
+            return None
+        size = _size(msg["content"])
+        if self._sizes[cell_index] + size > LIMIT:
+            self._sizes[cell_index] = sum(map(_size, kept))
+        before = self._sizes[cell_index]
+        self._sizes[cell_index] += size
+        if before + size <= LIMIT:
+            return msg
+        self._full[cell_index] = max(1, len(kept))
+        said = f"\n… output cut: it is longer than {LIMIT >> 20} MiB\n"
+        text = msg["content"].get("text", "")[: max(0, LIMIT - before)] + said
+        header = {**msg["header"], "msg_type": "stream"}
+        cut = {"name": msg["content"].get("name", "stdout"), "text": text}
+        return {**msg, "header": header, "msg_type": "stream", "content": cut}
+
+
+def _size(content: Any) -> int:
+    """Of a message or an output."""
+    parts = [content.get("text", ""), *content.get("data", {}).values()]
+    return sum(len(str(part)) for part in parts)
+
+
+def _patient(get: Any) -> Any:
+    """Look for a message every second: what is sent on a socket can hide that one has arrived.
+
+    Without, a cell whose Output widget is drawn again and again never ends on a busy machine.
+    """
+
+    async def get_msg(timeout: float | None = None) -> Any:  # noqa: ASYNC109  # as it was
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                return await get(timeout=max(0.0, min(1.0, end - time.monotonic())))
+            except Empty:
+                if time.monotonic() >= end:
+                    raise
+
+    return get_msg
+
+
+def _leave(*, cell: Any, execute_reply: Any, **_: Any) -> None:
+    """`exit()` and `quit()` ask for the end without an error; it is that of `sys.exit()`."""
+    content = execute_reply["content"]
+    if any(one.get("source") == "ask_exit" for one in content.get("payload", ())):
+        cell.outputs.append(new_output("error", ename="SystemExit", evalue="", traceback=[]))
+        ended = {"ename": "SystemExit", "evalue": "", "traceback": []}
+        raise CellExecutionError.from_cell_and_msg(cell, ended)
+
+
+def _show(*, cell: Any, execute_reply: Any, **_: Any) -> None:
+    """An error that IPython has only printed, as that of a misspelt magic."""
+    if not any(out["output_type"] == "error" for out in cell.outputs):
+        content = execute_reply["content"]
+        error = {"ename": content.get("ename", "Error"), "evalue": content.get("evalue", "")}
+        cell.outputs.append(new_output("error", **error, traceback=content.get("traceback", [])))
