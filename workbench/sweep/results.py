@@ -179,7 +179,7 @@ def _framed(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
 
     frame = tabled(rows)
     for name in map(str, frame):
-        values = [row.get(name) for row in rows]
+        values: list[Any] = [row.get(name) for row in rows]
         kinds = {type(value) for value in values} - {type(None)}
         if kinds == {int}:
             frame[name] = pd.array(values, dtype="Int64")

@@ -261,9 +261,9 @@ class _NoServerError(WorkbenchError):
 
 
 def _shares(at_once: int) -> dict[str, str]:
-    """Its share of the cores for each of several points; MKL, OpenBLAS and NumExpr follow OpenMP's.
+    """Its share of the cores for each of several points, unless the user has said how many.
 
-    Empty where the user has said how many.
+    OpenBLAS, MKL, PyTorch and Arrow all go by it.
     """
     if at_once == 1 or THREADS in os.environ:
         return {}
