@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from workbench.cli.sweep import app
 from workbench.errors import InputError
 from workbench.sweep import Grid, Results, Sweep
 from workbench.sweep.folder import Folder
@@ -152,6 +154,15 @@ def test_folders_and_files_elsewhere_that_a_value_names_are_named(points: Path) 
     save_results(results(sweep.points, Folder(points)), sweep, Folder(points))
     assert f"key: data/, {points / 'there.csv'}" in "\n".join(read_results(points).notes)
     assert "not part" not in notes(of(points))
+
+
+def test_what_is_not_covered_is_said_before_anything_runs(points: Path) -> None:
+    write(points, "data/1.csv")
+    write(points, "mine.yaml", text="notebook: point.ipynb\nfixed: {label: data}\n")
+    for command in (["run", "--dry-run"], ["show"]):
+        done = CliRunner().invoke(app, [*command, "mine.yaml", "--out", "runs"])
+        assert "not part of a point's key: data/" in done.output
+    assert not (points / "runs").exists()
 
 
 def test_a_server_of_others_is_named(points: Path, monkeypatch: pytest.MonkeyPatch) -> None:

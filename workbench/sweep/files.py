@@ -46,10 +46,11 @@ class Beside:
         """
         files, others = map(set, self._code)
         for text in _within([value for name, value in values.items() if name != "model"]):
-            if text not in self._texts:
+            if text not in self._texts and os.path.lexists(self._root / text):
                 self._texts[text] = self._reached([(Path(), repr(text))], set())
-            files |= self._texts[text][0]
-            others |= self._texts[text][1]
+            named = self._texts.get(text, ((), ()))
+            files |= {*named[0]}
+            others |= {*named[1]}
         found = [(name, self._digest(name)) for name in sorted(files - others)]
         return digest(found).hex()[:12] if found else None, tuple(sorted(others))
 

@@ -140,7 +140,8 @@ class Sweep:
         Raises:
             NotebookError: the notebook or its kernel cannot be used, has no parameters cell, or
                 a value does not fit.
-            InputError: the grid has no points, or the model's folder is none.
+            InputError: the grid has no points, a condition is in what does not vary, the model's
+                folder is none, or a file beside the notebook cannot be read.
         """
         require_kernel(self.kernel)
         notebook = self._loaded
