@@ -185,10 +185,11 @@ def test_a_changed_file_stops_what_is_planned(points: Path) -> None:
     write(points, "helper.py", text="x = 1")  # written again, as it was
     sweep.beside.check()
     write(points, "helper.py", text="x = 2")
-    with pytest.raises(InputError, match=r"helper.py has just been changed: run the sweep again"):
-        sweep.beside.check()
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"helper.py has just been changed: run the sweep"):
+            sweep.beside.check()
     (points / "helper.py").unlink()
-    with pytest.raises(InputError, match=r"helper.py cannot be read"):
+    with pytest.raises(InputError, match=r"helper.py cannot be read: No such file"):
         sweep.beside.check()
 
 

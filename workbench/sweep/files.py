@@ -20,6 +20,7 @@ from workbench.store import digest
 __all__ = ["Beside"]
 
 Names = tuple[frozenset[str], frozenset[str]]  # of files that count, and of what does not
+Seen = tuple[tuple[int, int], str]  # a file's size and time, and its digest
 WRITES = ("dump", "save", "to_", "write")  # functions' names begin so
 MODE = re.compile(r"[rbt]*[wax+][bt+]*")
 
@@ -33,7 +34,7 @@ class Beside:
 
     def __init__(self, notebook: Notebook, apart: object) -> None:
         self._root = notebook.path.parent
-        self._seen: dict[str, tuple[tuple[int, int], str]] = {}
+        self._seen: dict[str, Seen] = {}
         self._texts: dict[str, Names] = {}
         sources = [(Path(), cell.source) for cell in notebook.code]
         self._code = self._reached(sources, {apart} if isinstance(apart, str) else set())
@@ -61,24 +62,28 @@ class Beside:
             InputError: it names the file.
         """
         for name, (stamp, known) in [*self._seen.items()]:
-            if self._stamp(name) != stamp and self._look(name) != known:
+            if self._stamp(name) == stamp:
+                continue
+            now = self._look(name)
+            if now[1] != known:
                 raise InputError(
                     f"{self._root / name} has just been changed: run the sweep again; what a "
                     "notebook writes belongs in `runs.run_dir()`"
                 )
+            self._seen[name] = now  # written again as it was
 
     def _digest(self, name: str) -> str:
-        return self._seen[name][1] if name in self._seen else self._look(name)
+        if name not in self._seen:
+            self._seen[name] = self._look(name)
+        return self._seen[name][1]
 
-    def _look(self, name: str) -> str:
+    def _look(self, name: str) -> Seen:
         stamp = self._stamp(name)
         try:
             with (self._root / name).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+                return stamp, hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise InputError(f"{self._root / name} cannot be read: {error.strerror}") from error
-        self._seen[name] = stamp, found
-        return found
 
     def _stamp(self, name: str) -> tuple[int, int]:
         try:
