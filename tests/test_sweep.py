@@ -11,20 +11,27 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from workbench.cli.sweep import app
+from workbench.engines.cpu import threads
 from workbench.engines.vllm import unavailable
 from workbench.errors import InputError, WorkbenchError
+from workbench.plots import new_figure
+from workbench.plots.sweep import averaged, plot_lines, plot_pareto
+from workbench.report.sweeps import sweep_report
 from workbench.sweep import Grid, Results, Sweep, read_results, run
 from workbench.sweep.folder import Folder
 from workbench.sweep.plan import Planned
 from workbench.sweep.results import results, save_results
-from workbench.sweep.run import todo
+from workbench.sweep.run import _shares, todo
 
 FILE = "notebook: point.ipynb\nproduct: {n: [1, 2, 3]}\nseeds: 2\n"
 CLI = [sys.executable, "-c", "from workbench.cli import app; app()", "sweep"]
@@ -78,6 +85,7 @@ def test_every_end_is_told_and_a_resumed_sweep_is_as_an_undisturbed_one(points: 
     assert found["3-0"]["detail"] == "cell 1: still running"
     assert found["2-0"]["square"] is None
     assert (found["2-1"]["square"], found["2-1"]["square.low"], found["2-1"]["seeded"]) == (4, 3, 3)
+    assert datetime.fromisoformat(found["2-1"]["ended"]).tzinfo is not None
     assert len(lines) == 6
     assert any("n=1, seed=0: failed" in line and "no such thing" in line for line in lines)
 
@@ -119,6 +127,39 @@ def test_ctrl_c_and_kill_9_cost_nothing_that_is_done(points: Path) -> None:
     left = [p for p in psutil.process_iter(["cmdline", "cwd"])
             if p.info["cwd"] == str(points) and p.pid != os.getpid()]  # fmt: skip
     assert not left
+
+
+def test_a_process_is_known_whenever_the_clock_is_set(
+    points: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (point,) = of(grid=Grid(product={"n": [1]})).points
+    place = Folder(points / "runs")
+    note = place.begin(point) / "pid.json"
+
+    def state() -> str:
+        return place.state(point, others={}).status
+
+    with subprocess.Popen(["sleep", "60"]) as sleep:
+        place.runs(point, sleep.pid)
+        true = note.read_text()
+        made = psutil.Process(sleep.pid).create_time()
+        for other in (
+            {"pid": sleep.pid, "created": made},  # as it was written once
+            {"pid": sleep.pid, "born": "another"},
+            {"pid": "text", "born": made},
+            {"pid": -1},
+        ):
+            note.write_text(json.dumps(other))
+            assert state() == "waiting"
+            place.begin(point)
+            assert sleep.poll() is None  # it only has the same number
+        note.write_text(true)
+        with monkeypatch.context() as patch:
+            if sys.platform == "linux":
+                patch.setattr(psutil.Process, "create_time", lambda _: made + 3600)
+            assert state() == "running"
+        place.begin(point)
+        assert not psutil.pid_exists(sleep.pid)
 
 
 def test_two_sweeps_do_not_work_in_one_folder(points: Path) -> None:
@@ -308,6 +349,80 @@ def test_odd_metrics_and_parameters_cost_nothing(points: Path, written: str) -> 
         name: wanted[name] for name in wanted if name in read
     }
     assert not ({"huge", "text", "empty", "deep"} & {*read.dropna(axis="columns").columns})
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_nan_infinity_and_no_number_are_three_things_and_whole_numbers_stay_whole(
+    points: Path,
+) -> None:
+    sweep = of(grid=Grid(list=[{"n": 1}, {"n": 2}, {"label": "\x1b[2J\n" * 9}]))
+    place = Folder(points / "runs")
+    for point, written in zip(
+        sweep.points,
+        [
+            '{"loss": {"value": "nan", "low": "-inf", "n": 7}, "count": 3}',
+            '{"loss": "inf"}',
+            '{"loss": null}',
+        ],
+        strict=True,
+    ):
+        kept(place, point, written)
+    save_results(results(sweep.points, place), sweep, place)
+    for table in (read_results(place.path).table, pd.read_parquet(place.path / "results.parquet")):
+        loss = table["loss"]
+        assert list(loss.isna()) == [False, False, True]
+        assert (str(loss[0]), loss[1], loss[2]) == ("nan", float("inf"), pd.NA)
+        assert table["loss.low"][0] == -float("inf")
+        assert [str(table[name].dtype) for name in ("n", "count", "loss.n")] == ["Int64"] * 3
+        assert averaged(table, "loss", ["n"])["failed"].tolist() == [1, 1, 1]
+        _, axes = new_figure(2)
+        plot_lines(axes[0], table, "n", "loss", "label")
+        plot_pareto(axes[1], table, "count", "loss.n")
+    text = pd.read_csv(place.path / "results.csv", dtype=str, keep_default_na=False)
+    assert list(text["loss"]) == ["nan", "inf", ""]
+    assert list(text["n"]) == ["1", "2", ""]
+    assert list(text["count"]) == ["3", "", ""]
+    assert sweep_report(place.path)
+
+    shown = CliRunner().invoke(app, ["show", str(place.path)])
+    assert "\x1b" not in shown.output
+    rows = [line.split() for line in shown.stdout.splitlines()]
+    assert [row[:4] for row in rows[1:3]] == [
+        ["done", "1", "nan", "3"],
+        ["done", "2", "inf", "0.5"],
+    ]
+    assert rows[3] == ["done", "\\x1b[2J\\n" * 4 + "\\x1…", "0.5"]
+    plain = json.loads(CliRunner().invoke(app, ["show", str(place.path), "--json"]).stdout)
+    assert [row["loss"] for row in plain] == ["nan", "inf", None]
+    assert [row["n"] for row in plain] == [1, 2, None]
+
+
+def test_points_that_run_together_share_the_cores(
+    points: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    sweep = of(
+        grid=Grid(product={"n": [1, 2]}),
+        fixed={"do": "Path(f'{n}.threads').write_text(os.environ['OMP_NUM_THREADS'])"},
+    )
+    assert run(sweep, points / "runs", jobs=2).states == {"done": 2}
+    share = str(max(1, threads() // 2))
+    assert [(points / f"{n}.threads").read_text() for n in (1, 2)] == [share, share]
+    assert _shares(1) == {}
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert _shares(2) == {}
+
+
+def test_a_module_that_changes_while_the_sweep_runs_ends_it(points: Path) -> None:
+    (points / "helper.py").write_text("x = 1")
+    text = (points / "point.ipynb").read_text()
+    (points / "point.ipynb").write_text(text.replace("import json,", "import helper, json,"))
+    edit = "Path('helper.py').write_text('x = 2')"
+    sweep = of(grid=Grid(product={"n": [1, 2]}), fixed={"do": edit})
+    with pytest.raises(InputError, match=r"helper.py has just been changed"):
+        run(sweep, points / "runs")
+    assert read_results(points / "runs").states == {"waiting": 2}
+    assert tallied(points) == {"1 0": 1}
 
 
 @pytest.mark.parametrize("jobs", [0, -1, 1.5, True])

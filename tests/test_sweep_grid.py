@@ -9,7 +9,7 @@ import pytest
 
 from workbench.errors import InputError, WorkbenchError
 from workbench.sweep import Draw, Grid, Random, Sweep
-from workbench.sweep.grid import MOST
+from workbench.sweep.grid import MOST, brief
 
 
 def test_factors_are_multiplied_and_the_last_varies_first() -> None:
@@ -202,6 +202,52 @@ def test_points_that_do_not_fit_the_notebook_are_refused(
     sweep = write(text)
     with pytest.raises(WorkbenchError, match=message):
         _ = sweep.points
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "product: {n: [1, 2]}\nfixed: {rate: 0.5}\nwhere: n < 2 or rate < 1",
+            "where: 'n < 2 or rate < 1': 'rate' is fixed; what varies: n",
+        ),
+        (
+            "product: {n: [1, 2]}\nseeds: 2\nwhere: [n < 2, sed == 0]",
+            "'sed == 0': 'sed' is not in the grid: did you mean 'seed'\\?; what varies: n, seed",
+        ),
+        ("product: {n: [1, 2]}\nwhere: label == 'x'", "'label' is not in the grid; what varies: n"),
+        ("fixed: {n: 1}\nwhere: n == 1", "'n' is fixed; what varies: nothing"),
+    ],
+)
+def test_a_condition_in_what_does_not_vary_is_refused(write: Any, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        _ = write(f"notebook: point.ipynb\n{text}\n").points
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (3, "3"),
+        ("words in a row", "words in a row"),
+        ("café 中", "café 中"),
+        ("a" * 40, "a" * 40),
+        ("a" * 41, "a" * 39 + "…"),
+        ("a\nb\tc\r", "a\\nb\\tc\\r"),
+        ("\x1b[31mred\x1b[0m", "\\x1b[31mred\\x1b[0m"),
+        ("\u202eback\u2028", "\\u202eback\\u2028"),
+        ("\ud800", "\\ud800"),
+        ("\n" * 99, "\\n" * 19 + "\\…"),
+    ],
+)
+def test_a_value_is_one_short_line_on_a_terminal(value: object, shown: str) -> None:
+    assert brief(value) == shown
+
+
+def test_an_error_shows_a_point_in_one_line() -> None:
+    with pytest.raises(InputError) as error:
+        _ = Grid(product={"a": ["\x1b[2J\n" * 99]}, where=["a > 1"]).points
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 200
 
 
 def test_points_that_come_to_the_same_are_one(write: Any) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -95,18 +97,27 @@ def show(
 
 def _show(found: Results, *, as_json: bool) -> None:
     from workbench.nb.tables import table
+    from workbench.sweep.grid import brief
 
     if as_json:
-        typer.echo(found.table.to_json(orient="records", indent=1, double_precision=15))
+        rows = [{name: _valid(value) for name, value in row.items()} for row in found.rows]
+        typer.echo(json.dumps(rows, indent=1))
         return
-    shown = found.shown
-    rows = [[_cell(value) for value in row] for row in shown.itertuples(index=False)]
-    typer.echo(table([str(name) for name in shown.columns], rows))
+    columns = [str(name) for name in found.shown.columns]
+    cells = [[_cell(name, row[name]) for name in columns] for row in found.rows]
+    typer.echo(table([brief(name) for name in columns], cells))
     for note in found.notes:
         say(note)
 
 
-def _cell(value: object) -> str:
-    if value is None or value != value:  # noqa: PLR0124  # NaN
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _valid(value: object) -> object:
+    """JSON has no NaN and no infinity: they are the texts "nan", "inf" and "-inf"."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cell(column: str, value: object) -> str:
+    from workbench.sweep.grid import DETAIL, brief
+
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return brief("" if value is None else value, DETAIL if column == "detail" else 40)

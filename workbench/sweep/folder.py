@@ -32,7 +32,12 @@ __all__ = ["Folder", "State", "Status"]
 
 Status = Literal["done", "failed", "timeout", "killed", "stale", "running", "waiting"]
 BEGINNING = 2**20  # bytes
-RESTS = {"notebook": "the notebook", "version": "workbench", "model": "the model"}
+RESTS = {
+    "notebook": "the notebook",
+    "version": "workbench",
+    "model": "the model",
+    "files": "the files beside the notebook",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +45,8 @@ class State:
     """What is known of a point.
 
     Attributes:
-        status: "stale" is a result of another notebook, version or model, or one whose files are
-            not as they were; "waiting" has none.
+        status: "stale" is a result of another notebook, version, model or files beside the
+            notebook, or one whose files are not as they were; "waiting" has none.
         detail: why, where it is neither done nor waiting.
         facts: of its run: seconds, machine, version, commit, started.
         metrics: what the notebook kept by `runs.save_metrics`, if it is done.
@@ -99,8 +104,7 @@ class Folder:
         """Note whose process works on a point, so that an orphan of it can be ended."""
         psutil: Any = import_module("psutil")
         with suppress(psutil.Error):  # it has ended already
-            made = psutil.Process(pid).create_time()
-            _write(self.of(point) / "pid.json", {"pid": pid, "created": made})
+            _write(self.of(point) / "pid.json", {"pid": pid, "born": _born(pid)})
 
     def finish(self, point: Planned, status: Status, detail: str, facts: Mapping[str, Any]) -> None:
         """Say for good how a point ended."""
@@ -129,7 +133,7 @@ class Folder:
         found = others.get(_same(point.parameters, point.served))
         if found is None or found == point.rests:
             return State("waiting")
-        old = [what for name, what in RESTS.items() if found.get(name) != point.rests[name]]
+        old = [what for name, what in RESTS.items() if found.get(name) != point.rests.get(name)]
         return State("stale", f"there is a result of before {' and '.join(old)} changed")
 
     def records(self) -> dict[str, Mapping[str, Any]]:
@@ -215,9 +219,24 @@ def _worker(note: Path) -> Any:
     told = _read(note) or {}
     with suppress(psutil.Error, KeyError, TypeError, ValueError):
         process = psutil.Process(told["pid"])
-        if process.create_time() == told["created"]:
+        if _born(process.pid) == told["born"]:
             return process
     return None
+
+
+def _born(pid: int) -> str | float:
+    """What a process has that no other of its number had, however the clock is set meanwhile.
+
+    Raises:
+        psutil.Error: there is no such process.
+    """
+    psutil: Any = import_module("psutil")
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except OSError:  # not Linux, or it has ended
+        return float(psutil.Process(pid).create_time())
+    return f"{boot} {stat.rpartition(')')[2].split()[19]}"  # its name may hold spaces and brackets
 
 
 def _end_leftover(note: Path) -> None:

@@ -6,20 +6,22 @@ A point is a mapping of names to values. Points are plain data: nothing here kno
 from __future__ import annotations
 
 import ast
+import difflib
 import math
 import random
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 from workbench.errors import InputError
 
-__all__ = ["MOST", "Draw", "Grid", "Point", "Random"]
+__all__ = ["DETAIL", "MOST", "Draw", "Grid", "Point", "Random", "brief", "listed"]
 
 Point = Mapping[str, object]
 Points = list[dict[str, object]]  # within `Grid`, `list` is a field
+DETAIL = 200  # characters of an error that a terminal shows
 MOST = 10_000  # points of a sweep: beyond that it is a typing error, or a job for another tool
 NODES = (
     ast.Expression, ast.BoolOp, ast.boolop, ast.UnaryOp, ast.unaryop, ast.BinOp, ast.Add,
@@ -100,7 +102,8 @@ class Grid:
         random: points that are drawn.
         seeds: values of `seed`, for each of the others.
         where: expressions in the names, all of which must hold of a point, such as
-            `"shots < 4 or seed == 0"`; one that has a name which a point leaves out does not hold.
+            `"shots < 4 or seed == 0"`; one that has a name which a point of `list` leaves out does
+            not hold of it.
 
     Raises:
         InputError: a factor is empty or misshapen, two of them have one name, a condition cannot
@@ -148,12 +151,30 @@ class Grid:
             raise InputError(f"list: {self.list!r:.60} must be a list of points")
 
     def _check_names(self) -> None:
-        listed = dict.fromkeys(name for point in self.list for name in point)
-        drawn = self.random.of if self.random else {}
-        names = [*self.product, *self.zip, *listed, *drawn, *(["seed"] if self.seeds else [])]
+        names = self._names()
         twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
         if twice:
             raise InputError(f"{twice[0]!r} is in two parts of the grid: give it in one of them")
+
+    def _names(self) -> Sequence[str]:
+        listed = dict.fromkeys(name for point in self.list for name in point)
+        drawn = self.random.of if self.random else {}
+        return [*self.product, *self.zip, *listed, *drawn, *(["seed"] if self.seeds else [])]
+
+    def check_where(self, fixed: Collection[str] = ()) -> None:
+        """Refuse a condition in a name that does not vary, as it would never hold.
+
+        Raises:
+            InputError: it names what is `fixed`, or nothing of the grid.
+        """
+        names = self._names()
+        for condition in self.where:
+            for name in sorted(_used(_parsed(condition)) - {*names}):
+                near = " or ".join(map(repr, difflib.get_close_matches(name, names, cutoff=0.6)))
+                hint = f": did you mean {near}?" if near else ""
+                why = "is fixed" if name in fixed else f"is not in the grid{hint}"
+                varies = ", ".join(names) or "nothing"
+                raise InputError(f"where: {condition!r}: {name!r} {why}; what varies: {varies}")
 
     def _size(self) -> int:
         zipped = len(next(iter(self.zip.values()))) if self.zip else 1
@@ -166,8 +187,9 @@ class Grid:
         """All points, those of the last factor next to each other; equal ones once.
 
         Raises:
-            InputError: the conditions leave none.
+            InputError: the conditions leave none, or one has a name that does not vary.
         """
+        self.check_where()
         combined = [dict(zip(self.product, values, strict=True))
                     for values in product(*self.product.values())]  # fmt: skip
         rows = zip(*self.zip.values(), strict=True)
@@ -208,7 +230,7 @@ def _parsed(condition: object) -> ast.Expression:
 
 def _holds(condition: str, point: Point) -> bool:
     tree = _parsed(condition)
-    if not {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} <= {*point}:
+    if not _used(tree) <= {*point}:
         return False
     try:
         scope: dict[str, Any] = {"__builtins__": {}, **point}
@@ -217,5 +239,23 @@ def _holds(condition: str, point: Point) -> bool:
         )  # nothing but comparisons: see _parsed
     except (TypeError, ArithmeticError, MemoryError) as error:
         raise InputError(
-            f"where: {condition!r} cannot be said of {dict(point)}: {error}"
+            f"where: {condition!r} cannot be said of {listed(point)}: {error}"
         ) from error
+
+
+def _used(tree: ast.Expression) -> set[str]:
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
+def brief(value: object, most: int = 40) -> str:
+    """A value as a terminal may show it: one line, nothing that steers the terminal, not long."""
+    text = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode()
+        for c in str(value)[: most + 1]
+    )
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def listed(point: Point) -> str:
+    """A point for a line of text."""
+    return ", ".join(f"{brief(name)}={brief(value)}" for name, value in point.items())

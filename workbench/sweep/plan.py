@@ -1,15 +1,17 @@
 """A sweep: a notebook, a grid and what stays fixed; its points checked before anything runs.
 
 Every point has a key, a digest of all that decides its result: the notebook's code, the
-parameters, this package's version and the model. So a result that another notebook or model has
-made is never taken for one of this sweep.
+parameters, this package's version, the model and the files beside the notebook. So a result that
+another notebook or model has made is never taken for one of this sweep.
 """
 
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from importlib import metadata
@@ -18,7 +20,8 @@ from typing import Any
 
 import yaml
 
-from workbench.engines.source import Source
+from workbench.engines import URL
+from workbench.engines.source import OURS, Source
 from workbench.errors import InputError, NotebookError
 from workbench.nb.lint import KERNEL
 from workbench.nb.notebook import Notebook, load, statements
@@ -26,9 +29,10 @@ from workbench.nb.parameters import resolve
 from workbench.nb.process import TIMEOUT, require_kernel
 from workbench.serving.presets import arguments, find_preset
 from workbench.store import digest
-from workbench.sweep.grid import Draw, Grid, Random
+from workbench.sweep.files import Beside
+from workbench.sweep.grid import Draw, Grid, Random, listed
 
-__all__ = ["SERVE", "TAKEN", "Planned", "Sweep", "code_digest"]
+__all__ = ["SERVE", "TAKEN", "Planned", "Sweep", "code_digest", "located"]
 
 TAKEN = ("key", "state", "detail", "seconds", "ended", "machine", "versions", "commit")
 SERVE = "serve."  # before a name that is an option of the server, not a parameter
@@ -43,13 +47,15 @@ class Planned:
         key: names its folder.
         parameters: what the notebook is given, of the right types.
         served: the server's model and options, None for a model in the notebook's own process.
-        rests: what the key was made from besides the parameters: notebook, version, model.
+        rests: what the key was made from besides the parameters: notebook, version, model, files.
+        uncovered: what may decide the result too, and is not in the key.
     """
 
     key: str
     parameters: Mapping[str, object]
     served: Mapping[str, object] | None
     rests: Mapping[str, str | None]
+    uncovered: tuple[str, ...] = ()
 
     @property
     def row(self) -> dict[str, object]:
@@ -134,12 +140,14 @@ class Sweep:
         Raises:
             NotebookError: the notebook or its kernel cannot be used, has no parameters cell, or
                 a value does not fit.
-            InputError: the grid has no points, or the model's folder is none.
+            InputError: the grid has no points, a condition is in what does not vary, the model's
+                folder is none, or a file beside the notebook cannot be read.
         """
         require_kernel(self.kernel)
-        notebook = load(self.notebook)
+        notebook = self._loaded
         if notebook.parameters is None:
             raise NotebookError(f"{notebook.path} has no cell tagged `parameters` to be varied")
+        self.grid.check_where(self.fixed)
         grid = self.grid.points
         rows = [{**self.fixed, **point} for point in grid]
         varied = {name for point in grid for name in point}
@@ -149,17 +157,26 @@ class Sweep:
                 raise InputError(f"{name!r} cannot be varied: it {why}")
         code = code_digest(notebook)
         models: dict[str, str | None] = {}  # a digest of a folder takes a while
-        planned = [self._planned(notebook, code, row, models) for row in rows]
+        planned = [self._planned(code, row, models) for row in rows]
         unique = {one.key: one for one in planned}.values()
         ranks = {repr(one.served): rank for rank, one in reversed([*enumerate(unique)])}
         return tuple(sorted(unique, key=lambda one: ranks[repr(one.served)]))
 
+    @cached_property
+    def _loaded(self) -> Notebook:
+        return load(self.notebook)
+
+    @cached_property
+    def _defaults(self) -> Mapping[str, object]:
+        return {name: _default(self._loaded, name) for name in ("model", "base_url")}
+
+    @cached_property
+    def beside(self) -> Beside:
+        """The files that the key covers, as they are when the points are first asked for."""
+        return Beside(self._loaded, self._defaults["model"])
+
     def _planned(
-        self,
-        notebook: Notebook,
-        code: str,
-        row: Mapping[str, object],
-        models: dict[str, str | None],
+        self, code: str, row: Mapping[str, object], models: dict[str, str | None]
     ) -> Planned:
         options = {n.removeprefix(SERVE): v for n, v in row.items() if n.startswith(SERVE)}
         given = {name: value for name, value in row.items() if not name.startswith(SERVE)}
@@ -169,17 +186,28 @@ class Sweep:
             raise InputError(
                 f"engine={given['engine']!r}: with `serve:` it is remote; leave it out"
             )
-        values = _resolved(notebook, given)
-        model = values.get("model", _default(notebook, "model"))
-        served = None if self.serve is None else _served(model, {**self.serve, **options})
+        values = _resolved(self._loaded, given)
+        model = values.get("model", self._defaults["model"])
+        place = located(self.notebook.parent, model)
+        served = None if self.serve is None else _served(model, place, {**self.serve, **options})
         if repr(model) not in models:
-            models[repr(model)] = _revision(model)
+            models[repr(model)] = _revision(place)
         rests = {"notebook": code, "version": VERSION, "model": models[repr(model)]}
+        files, others = self.beside.of(values)
+        if files:  # without any, older results are still good
+            rests["files"] = files
         try:
             key = digest(sorted(values.items()), served, rests, self.kernel).hex()[:12]
         except (TypeError, ValueError) as error:
-            raise InputError(f"{row!r:.200}: {error}; give numbers, texts and lists") from error
-        return Planned(key, values, served, rests)
+            raise InputError(f"{listed(row)}: {error}; give numbers, texts and lists") from error
+        return Planned(key, values, served, rests, (*others, *self._asked(values)))
+
+    def _asked(self, values: Mapping[str, object]) -> Sequence[str]:
+        """Who answers, where it is a server of others: what it serves is not known here."""
+        if values.get("base_url", self._defaults["base_url"]):
+            return ("what the server at base_url serves",)
+        others = self.serve is None and os.environ.get(URL)
+        return (f"what the server at {URL} serves",) if others else ()
 
 
 class _Loader(yaml.SafeLoader):
@@ -287,12 +315,22 @@ def _default(notebook: Notebook, name: str) -> object:
     return None
 
 
-def _revision(model: object) -> str | None:
+def located(folder: Path, model: object) -> str | None:
+    """What a model is found by here: one that lies in the notebook's folder, by its whole path."""
+    if not isinstance(model, str):
+        return None
+    with suppress(OSError, ValueError):  # what no file could be called
+        if model and model not in OURS and (folder / model).exists():
+            return str(folder.absolute() / model)
+    return model
+
+
+def _revision(model: str | None) -> str | None:
     """What tells a model's weights from others: a digest, or what a hub name stands for here.
 
     None where the notebook names no model.
     """
-    if not isinstance(model, str):
+    if model is None:
         return None
     try:
         source = Source.find(model or None)
@@ -326,7 +364,7 @@ def code_digest(notebook: Notebook) -> str:
     return digest([(cell.source, cell.tags) for cell in notebook.code]).hex()[:12]
 
 
-def _served(model: object, options: Mapping[str, Any]) -> dict[str, object]:
+def _served(model: object, place: str | None, options: Mapping[str, Any]) -> dict[str, object]:
     """The server's model and options, if it can be started with them.
 
     Raises:
@@ -336,7 +374,7 @@ def _served(model: object, options: Mapping[str, Any]) -> dict[str, object]:
     try:
         if refused := {"model", "log", "host"} & {*options}:
             raise InputError(f"serve: {refused.pop()} cannot be given: a sweep chooses it")
-        source = Source.find(str(model) if model else None)
+        source = Source.find(place or None)
         preset = find_preset(settings.pop("preset", None), settings)
         arguments(source, preset, settings)
     except (TypeError, ValueError) as error:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import InputError
 from workbench.evaluation import tabled
 from workbench.sweep.folder import Folder, State
+from workbench.sweep.grid import DETAIL, brief
 from workbench.sweep.plan import TAKEN, Planned, Sweep
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ __all__ = ["Results", "read_results", "results", "save_results", "varied"]
 
 PLAN = "sweep.json"
 LARGE = 2**63
+UNENDING = ("nan", "inf", "-inf")  # as metrics.json has them, since JSON has no such numbers
 PARTS = {"value": ""} | {n: f".{n}" for n in ("low", "high", "n", "n_failed", "n_unparsed")}
 MARKS = {"machine": "machines", "versions": "versions", "commit": "commits"}
 
@@ -35,10 +37,12 @@ class Results:
         table: a row a point: `key`, `state` (done, failed, timeout, killed, stale, running or
             waiting), `detail`; the parameters by name (lists as JSON); for each metric its value by
             name and, where the notebook told them, `<metric>.low`, `.high`, `.n`, `.n_failed`,
-            `.n_unparsed`; then `seconds`, `ended`, `machine`, `versions`, `commit`.
+            `.n_unparsed`; then `seconds`, `ended`, `machine`, `versions`, `commit`. A number that
+            a point lacks is `pd.NA`, which NaN is not; whole numbers stay whole.
         varied: parameters of more than one value.
         metrics: names of the metrics.
-        notes: what a reader has to know: failures, points of several machines or versions.
+        notes: what a reader has to know: failures, points of several machines or versions, and
+            what may have decided the results and is not in the points' keys.
     """
 
     table: pd.DataFrame
@@ -56,8 +60,16 @@ class Results:
         """The columns that differ, for reading: state, what varied, the metrics, seconds."""
         return self.table[["state", *self.varied, *self.metrics, "seconds", "detail"]]
 
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The table's rows as plain values, None where there is none."""
+        plain = self.table.astype(object).where(self.table.notna(), None)
+        return [
+            {str(name): value for name, value in row.items()} for row in plain.to_dict("records")
+        ]
+
     def _repr_html_(self) -> str:
-        notes = "".join(f"<p>{note}</p>" for note in self.notes)
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
         return f"{self.shown.to_html(index=False, escape=True)}{notes}"
 
 
@@ -71,7 +83,8 @@ def results(points: Sequence[Planned], folder: Folder) -> Results:
     rows = [_row(p, s, metrics) for p, s in zip(points, states, strict=True)]
     for name in parameters:
         _make_one_kind(rows, name)
-    return Results(tabled(rows), varied(points), tuple(metrics.values()), tuple(_notes(states)))
+    notes = *_notes(states), *_uncovered(points)
+    return Results(_framed(rows), varied(points), tuple(metrics.values()), notes)
 
 
 def read_results(folder: str | Path) -> Results:
@@ -91,13 +104,15 @@ def read_results(folder: str | Path) -> Results:
     return results(points, Folder(path))
 
 
-def _planned(key: str, parameters: object, served: object, rests: object) -> Planned:
+def _planned(
+    key: str, parameters: object, served: object, rests: object, uncovered: Sequence[str] = ()
+) -> Planned:
     if not (
         isinstance(key, str) and isinstance(parameters, dict) and isinstance(rests, dict)
         and isinstance(served, dict | None)
     ):  # fmt: skip
         raise TypeError(f"a point is {key!r:.40}, {parameters!r:.40}, {served!r:.40}")
-    return Planned(key, parameters, served, rests)
+    return Planned(key, parameters, served, rests, tuple(map(str, uncovered)))
 
 
 def save_results(found: Results, sweep: Sweep, folder: Folder) -> None:
@@ -157,20 +172,41 @@ def _make_one_kind(rows: list[dict[str, object]], name: str) -> None:
                 row[name] = json.dumps(row[name])
 
 
+def _framed(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
+    """A table in which no number and NaN are two things, also when pandas reads its file back."""
+    import pandas as pd
+    import pyarrow as pa
+
+    frame = tabled(rows)
+    for name in map(str, frame):
+        values: list[Any] = [row.get(name) for row in rows]
+        kinds = {type(value) for value in values} - {type(None)}
+        if kinds == {int}:
+            frame[name] = pd.array(values, dtype="Int64")
+        elif kinds and kinds <= {int, float}:  # pandas' own Float64 makes no number of NaN
+            floats = [None if value is None else float(value) for value in values]
+            frame[name] = pd.arrays.ArrowExtensionArray(pa.array(floats, pa.float64()))
+    return frame
+
+
 def _plain(value: object) -> object:
     return value if isinstance(value, str | int | float | None) else json.dumps(value)
 
 
 def _number(value: Any) -> float | None:
+    if value in UNENDING:
+        return float(value)
     if not isinstance(value, int | float):
         return None
     try:
-        number = float(value)
+        return int(value) if isinstance(value, int) and -LARGE <= value < LARGE else float(value)
     except OverflowError:
         return None
-    if not math.isfinite(number):
-        return None
-    return int(value) if isinstance(value, int) and -LARGE <= value < LARGE else number
+
+
+def _uncovered(points: Sequence[Planned]) -> list[str]:
+    names = dict.fromkeys(brief(name, DETAIL) for point in points for name in point.uncovered)
+    return [f"not part of a point's key: {', '.join(names)}"] if names else []
 
 
 def _notes(states: Sequence[State]) -> list[str]:
@@ -179,6 +215,6 @@ def _notes(states: Sequence[State]) -> list[str]:
     for fact, name in MARKS.items():
         seen = Counter(s.facts[fact] for s in states if s.status == "done" and s.facts.get(fact))
         if len(seen) > 1:
-            told = "; ".join(f"{value} ({count})" for value, count in seen.most_common())
+            told = "; ".join(f"{brief(v, DETAIL)} ({count})" for v, count in seen.most_common())
             notes.append(f"the points ran on {len(seen)} {name}: {told}")
     return notes

@@ -7,6 +7,7 @@ point that is done: run again, it goes on.
 from __future__ import annotations
 
 import errno
+import os
 import platform
 import shutil
 import time
@@ -14,11 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from importlib import metadata
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from workbench.engines import URL
+from workbench.engines.cpu import threads
 from workbench.engines.meter import one_bar
 from workbench.errors import InputError, WorkbenchError
 from workbench.nb.notebook import load
@@ -27,13 +31,15 @@ from workbench.runs import commit, run_dir
 from workbench.serving import Server, serve
 from workbench.sweep.executor import Executor, Handle, Local
 from workbench.sweep.folder import Folder, Status
-from workbench.sweep.plan import Planned, Sweep, code_digest
+from workbench.sweep.grid import DETAIL, brief, listed
+from workbench.sweep.plan import Planned, Sweep, code_digest, located
 from workbench.sweep.results import Results, results, save_results, varied
 
 __all__ = ["run", "todo"]
 
 BEAT = 0.05  # seconds between looks at what runs
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+THREADS = "OMP_NUM_THREADS"
 SAVE = 10.0  # seconds between two writings of the table
 STATUS: Mapping[str, Status] = {"ok": "done"}
 AGAIN = {"failed", "timeout", "killed"}
@@ -60,7 +66,8 @@ def run(
         say: takes a line for each point that ends.
 
     Raises:
-        InputError, NotebookError: the sweep cannot run; nothing has been started then.
+        InputError, NotebookError: the sweep cannot run; nothing has been started then. Or a file
+            that the key covers has been changed meanwhile: what was running is ended.
         WorkbenchError: the folder cannot be written any more.
         KeyboardInterrupt: passed on when all that ran has been ended, and the table written.
     """
@@ -115,6 +122,7 @@ class _Work:
     names: Sequence[str]  # of what varies
     ended: set[str] = field(default_factory=set)
     here: Mapping[str, str] = field(default_factory=lambda: _here())  # noqa: PLW0108  # below
+    shares: Mapping[str, str] = field(default_factory=dict)
     next_save: float = 0.0
     advance: Callable[[], object] = lambda: None
 
@@ -158,10 +166,11 @@ class _Work:
     def _server(self, served: Mapping[str, object]) -> Iterator[Server]:
         options: dict[str, Any] = dict(served)
         model = options.pop("model")
-        self.say(f"starting a server for {model or 'the embedded model'}")
+        self.say(f"starting a server for {brief(model or 'the embedded model', DETAIL)}")
         try:
             log = self.place.path / "server.log"
-            server = serve(str(model) if model else None, log=log, **options)
+            place = located(self.sweep.notebook.parent, model)
+            server = serve(place or None, log=log, **options)
         except (WorkbenchError, TypeError, ValueError) as error:
             raise _NoServerError(str(error).partition("\n")[0]) from error
         with server:
@@ -170,12 +179,14 @@ class _Work:
     def _run(self, points: Sequence[Planned], server: Server | None) -> None:
         running: dict[str, tuple[Planned, Handle]] = {}
         waiting = list(points)
+        self.shares = _shares(min(self.jobs, len(points)))
         try:
             while waiting or running:
                 check()
                 while waiting and len(running) < self.jobs:
                     if server is not None and not server.alive:
                         self._restart(server)
+                    self.sweep.beside.check()
                     point = waiting.pop(0)
                     self._start(point, server, running)
                 self._look(running)
@@ -201,7 +212,7 @@ class _Work:
         server: Server | None,
         running: dict[str, tuple[Planned, Handle]],
     ) -> None:
-        variables = {"WORKBENCH_BASE_URL": server.url} if server else {}
+        variables = {**self.shares, **({URL: server.url} if server else {})}
         sweep = self.sweep
         try:
             job = self.notebook, self.place.begin(point), point.parameters
@@ -220,12 +231,14 @@ class _Work:
         for key, (point, handle) in [*running.items()]:
             outcome = handle.poll(BEAT / len(running))
             if outcome is not None:
+                self.sweep.beside.check()  # else it may rest on what its key does not name
                 del running[key]
                 status: Status = "done" if outcome.status == "ok" else outcome.status
                 self._finish(point, status, outcome.detail, outcome.seconds)
 
     def _finish(self, point: Planned, status: Status, detail: str, seconds: float) -> None:
-        facts = {"seconds": seconds, "ended": time.strftime("%Y-%m-%d %H:%M:%S"), **self.here}
+        ended = datetime.now().astimezone().isoformat(" ", "seconds")  # with its zone
+        facts = {"seconds": seconds, "ended": ended, **self.here}
         try:
             self.place.finish(point, status, detail, facts)
         except OSError as error:
@@ -234,8 +247,8 @@ class _Work:
             status, detail = "failed", f"its files cannot be kept: {error}"
             self.place.finish(point, status, detail, facts)
         self.ended.add(point.key)
-        values = ", ".join(f"{name}={point.row.get(name)}" for name in self.names)
-        why = f": {detail}" if detail else ""
+        values = listed({name: point.row.get(name) for name in self.names})
+        why = f": {brief(detail, DETAIL)}" if detail else ""
         with suppress(OSError):  # nobody reads it any more
             self.say(f"[{len(self.ended)}/{self.total}] {values}: {status}, {seconds:.1f} s{why}")
         if time.monotonic() > self.next_save:
@@ -245,6 +258,16 @@ class _Work:
 
 class _NoServerError(WorkbenchError):
     """A server did not come up, or not again."""
+
+
+def _shares(at_once: int) -> dict[str, str]:
+    """Its share of the cores for each of several points, unless the user has said how many.
+
+    OpenBLAS, MKL, PyTorch and Arrow all go by it.
+    """
+    if at_once == 1 or THREADS in os.environ:
+        return {}
+    return {THREADS: str(max(1, threads() // at_once))}
 
 
 def _here() -> dict[str, str]:
