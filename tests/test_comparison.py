@@ -196,11 +196,14 @@ def test_a_suite_asks_again_what_failed(
         down.setattr(plain, "generate", lambda *_, **__: gone)
         lost = run_suite(Sums(), plain, ["standard"], folder=tmp_path, count=3)["standard"]
     assert lost.summary[0].n_failed == 3
+    (report,) = tmp_path.iterdir()
+    report.symlink_to(report.rename(tmp_path / "moved"))  # a link stays one
     again = run_suite(Sums(), plain, ["standard"], folder=tmp_path, count=3)["standard"]
     assert again.summary == whole.summary
     kept = run_suite(Sums(), plain, ["standard"], folder=tmp_path, count=3)["standard"]
     assert kept.summary == whole.summary
     assert len(kept.trace) == 3
+    assert report.is_symlink()
 
 
 def test_any_agents_name_is_a_folders(plain: VLLMEngine, tmp_path: Path) -> None:

@@ -409,7 +409,7 @@ def test_outputs_that_exist_or_cannot_be(tmp_path: Path, tensors: Tensors) -> No
     out.mkdir()
     refused(path, out, "out exists already: choose another folder")
     with pytest.raises(WorkbenchError, match="could not be written"):
-        convert_dcp(path, str(MEMORY), tmp_path / "no" / "such" / "folder")
+        convert_dcp(path, str(MEMORY), path / ".metadata" / "out")
     refused(path, tmp_path / "new", "has no config.json", tmp_path)
 
 

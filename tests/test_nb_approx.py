@@ -169,7 +169,7 @@ def told(repo: Path) -> dict[str, str]:
     """What is said of each case, all of them cells of one notebook."""
     cells = [_cell(new, *stored, edit=edit) for new, stored, edit, _ in _CASES.values()]
     path = _notebook(repo / "cases.ipynb", *cells)
-    setup, *said = _run(path, "-p", "workbench.nb.tolerant")
+    setup, *said = _run(path, "-p", "workbench.nb.plugin")
     assert setup == ""
     return dict(zip(_CASES, said, strict=True))
 

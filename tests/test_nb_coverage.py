@@ -73,6 +73,7 @@ def test_an_assertion_that_can_fail_counts(source: str, tmp_path: Path) -> None:
     assert _measure(tmp_path, source).covered
     assert _measure(tmp_path, source, tags=("nbval-ignore-output",)).covered
     assert not _measure(tmp_path, source, tags=("nbval-skip",)).covered
+    assert not _measure(tmp_path, source, tags=("skip-execution",)).covered
     assert not _measure(tmp_path, source, tags=("raises-exception",)).covered
 
 

@@ -55,6 +55,23 @@ def test_a_clean_notebook_has_no_finding(tmp_path: Path) -> None:
     assert _rules(tmp_path / "clean.ipynb", lambda nb: None) == []
 
 
+@pytest.mark.parametrize("tag", ["raises-exception", "nbval-raises-exception"])
+def test_an_error_that_is_meant_is_no_finding(tag: str, tmp_path: Path) -> None:
+    def change(nb: Any) -> None:
+        _output(2, "error", ename="E", evalue="", traceback=[])(nb)
+        nb.cells[2].metadata.update(tags=[tag])
+
+    assert _rules(tmp_path / "raises.ipynb", change) == []
+
+
+def test_a_cell_that_jupyter_does_not_run_has_no_count(tmp_path: Path) -> None:
+    def change(nb: Any) -> None:
+        nb.cells.insert(2, _CODE("n = 9"))
+        nb.cells[2].metadata.update(tags=["skip-execution"])
+
+    assert _rules(tmp_path / "skips.ipynb", change) == []
+
+
 _WIDGET = {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}, "text/plain": "Box()"}
 _BROKEN: dict[str, tuple[str, int | None, Callable[[Any], None]]] = {
     "format": ("format", None, lambda nb: (

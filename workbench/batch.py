@@ -14,6 +14,7 @@ from typing import Any
 
 from workbench.engines import open_engine
 from workbench.errors import InputError
+from workbench.files import write_whole
 from workbench.store import digest
 from workbench.types import Prompt, Sampling, Usage
 
@@ -134,7 +135,5 @@ def _rewrite(out: Path, kept: dict[int, dict[str, Any]]) -> None:
     """Leave only finished rows, so that a torn line or an old failure does not stay."""
     if not out.exists():
         return
-    part = out.with_name(out.name + ".part")
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in kept.values())
-    part.write_text("".join(lines), encoding="utf8")
-    part.replace(out)
+    write_whole(out, "".join(lines))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import os
 import subprocess
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.errors import InputError
+from workbench.files import write_whole
 from workbench.types import Metric
 
 if TYPE_CHECKING:
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["commit", "project", "run_dir", "save_figure", "save_metrics", "save_table"]
+
+_BEGUN: set[Path] = set()
+"""The files of metrics that this process has begun."""
 
 
 def commit() -> str | None:
@@ -47,47 +52,83 @@ def project() -> Path:
 
 
 def save_figure(figure: Figure, name: str) -> Path:
-    """Write `figures/<name>.png` of the run; the same picture gives the same bytes."""
-    path = run_dir() / "figures" / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write `figures/<name>.png` of the run; the same picture gives the same bytes.
+
+    One of that name is replaced.
+    """
+    path = _placed("figures", f"{name}.png")
     figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Software": None})
     return path
 
 
 def save_table(table: pd.DataFrame, name: str) -> Path:
-    """Write `results/<name>.csv` of the run."""
-    path = run_dir() / "results" / f"{name}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write `results/<name>.csv` of the run; one of that name is replaced."""
+    path = _placed("results", f"{name}.csv")
     table.to_csv(path, index=False)
     return path
 
 
+def _placed(folder: str, name: str) -> Path:
+    """A file's path of the run, in a folder that is there."""
+    path = run_dir() / folder / name
+    path.parent.resolve().mkdir(parents=True, exist_ok=True)  # a link may lead to no folder yet
+    return path
+
+
 def save_metrics(**metrics: Metric | float) -> None:
-    """Write `metrics.json` of the run: a notebook's headline numbers, which a sweep collects.
+    """Add to `metrics.json` of the run: a notebook's headline numbers, which a sweep collects.
+
+    A name that is there already is replaced, as when a cell is run again. Outside a run
+    (`WORKBENCH_RUN_DIR` is not set) all notebooks share the file: the first call of a kernel
+    begins it anew. What is not finite is written as "nan", "inf" or "-inf".
 
     Raises:
         InputError: there are none, or one is no number.
     """
     if not metrics:
         raise InputError("no metrics: give one at least, such as accuracy=report.summary[0]")
-    found: dict[str, object] = {}
-    for name, value in metrics.items():
-        if isinstance(value, Metric):
-            parts = {n: _finite(n, v) for n, v in asdict(value).items() if n != "name"}
-            found[name] = parts
-        else:
-            found[name] = _finite(name, value)
+    found = {name: _parts(name, value) for name, value in metrics.items()}
     path = run_dir() / "metrics.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    adds = path in _BEGUN or os.environ.get("WORKBENCH_RUN_DIR")
+    known = (_saved(path) if adds else {}) | found
+    write_whole(path, json.dumps(known, indent=1, allow_nan=False) + "\n")
+    _BEGUN.add(path)
 
 
-def _finite(name: str, value: float) -> float | None:
-    """JSON has no NaN, and knows nothing of numpy."""
+def _saved(path: Path) -> dict[str, object]:
+    """What a file of metrics holds: nothing, where it is broken."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        # Another program may have written NaN, which is no JSON.
+        found = json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _parts(name: str, value: Metric | float) -> object:
+    if not isinstance(value, Metric):
+        return _number(name, value)
+    parts = {part: number for part, number in asdict(value).items() if part != "name"}
+    return {
+        part: None if number is None else _number(f"{name}.{part}", number)
+        for part, number in parts.items()
+    }
+
+
+def _number(name: str, value: float) -> float | str:
+    """JSON knows nothing of numpy."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"{name}={value!r:.60} is no metric: give a number or a Metric") from None
-    if not math.isfinite(number):
-        return None
-    return int(value) if isinstance(value, int) else number
+    try:
+        return int(operator.index(value))  # type: ignore[arg-type]  # that is what is tried
+    except TypeError:
+        return _finite(number)
+
+
+def _finite(number: float | str) -> float | str:
+    """JSON has no NaN."""
+    number = float(number)
+    return number if math.isfinite(number) else str(number)

@@ -64,8 +64,7 @@ def run_suite(
             log.info("suite: %s has failed rows, which are asked again", name)
         reports[name] = evaluate(task, engine, agent, style=style, **settings)
         if target is not None:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
+            shutil.rmtree(target.resolve(), ignore_errors=True)  # of a link it removes nothing
             reports[name].save(target)
     return reports
 

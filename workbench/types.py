@@ -343,9 +343,9 @@ class Report:
         import shutil
         from pathlib import Path
 
-        target = Path(folder)
+        given, target = Path(folder), Path(folder).resolve()  # where a link ends
         if target.exists():
-            raise InputError(f"{target} exists already: choose another folder for this report")
+            raise InputError(f"{given} exists already: choose another folder for this report")
         part = target.with_name(target.name + ".part")
         shutil.rmtree(part, ignore_errors=True)  # left there by a kill
         part.mkdir(parents=True)
@@ -360,7 +360,7 @@ class Report:
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
-        return target
+        return given
 
     def _write(self, folder: Path) -> None:
         """All files but the figure."""

@@ -128,6 +128,7 @@ def compare_reports(
 
 def _show_all(reports: Mapping[str, Report], out: Path | None, *, as_json: bool) -> None:
     from workbench.comparison import comparison
+    from workbench.files import whole_folder
     from workbench.nb.tables import table
     from workbench.plots import new_figure, plot_accuracy
 
@@ -141,9 +142,9 @@ def _show_all(reports: Mapping[str, Report], out: Path | None, *, as_json: bool)
         return
     figure, (ax,) = new_figure()
     plot_accuracy(ax, [replace(r.summary[0], name=name) for name, r in reports.items()])
-    out.mkdir(parents=True)
-    found.to_csv(out / "comparison.csv", index=False)
-    figure.savefig(out / "figure.png", dpi=150, bbox_inches="tight")
+    with whole_folder(out) as part:
+        found.to_csv(part / "comparison.csv", index=False)
+        figure.savefig(part / "figure.png", dpi=150, bbox_inches="tight")
     say(f"table and figure are in {out}")
 
 

@@ -14,10 +14,10 @@ import math
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from workbench.errors import InputError
+from workbench.files import whole_folder
 from workbench.store import default_path, digest
 from workbench.tiny import MODEL
 
@@ -174,13 +174,9 @@ def dummy_model(name_or_path: str | Path, folder: str | Path | None = None) -> P
 
 
 def _write(target: Path, files: dict[str, str]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=target.parent, prefix=".dummy-") as scratch:
-        part = Path(scratch) / "model"  # not the scratch folder itself, which only its owner reads
-        part.mkdir()
+    with whole_folder(target) as part:
         for name, text in files.items():
             (part / name).write_bytes(text.encode())
-        part.rename(target)
 
 
 def _holds(folder: Path, files: dict[str, str]) -> bool:

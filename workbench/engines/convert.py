@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from workbench.engines.building import shape_only
@@ -16,6 +15,7 @@ from workbench.engines.dcp import Checkpoint
 from workbench.engines.diffusion.checkpoint import PLAIN, describe, llama_name
 from workbench.engines.meter import one_bar
 from workbench.errors import InputError, WorkbenchError
+from workbench.files import whole_folder
 
 __all__ = ["Converted", "convert_dcp", "shapes_of", "some", "write"]
 
@@ -66,7 +66,7 @@ def convert_dcp(
     from safetensors import SafetensorError
 
     out = Path(out)
-    if out.exists() or out.is_symlink():
+    if out.exists():
         raise InputError(f"{out} exists already: choose another folder for the model")
     checkpoint = Checkpoint(Path(path))
     base, config = describe(base_model)
@@ -80,15 +80,12 @@ def convert_dcp(
     config.dtype = max(entries.values(), key=lambda entry: entry.size).dtype
     vars(config).pop("quantization_config", None)  # these tensors are plain
     try:
-        with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-            part = Path(scratch) / "model"
-            part.mkdir()
+        with whole_folder(out) as part:
             for file in beside:
                 shutil.copyfile(file, part / file.name)
             config.save_pretrained(part)
             sizes = {name: entry.size for name, entry in entries.items()}
             write(part, sizes, lambda wanted: _read(checkpoint, names, wanted))
-            part.rename(out)
     except (OSError, SafetensorError) as error:
         size = sum(entry.size for entry in entries.values())
         raise WorkbenchError(

@@ -25,6 +25,7 @@ from workbench.engines.gguf_tokenizer import check_tokenizer, end_tokens, write_
 from workbench.engines.resident import prepare
 from workbench.engines.transformers import unavailable
 from workbench.errors import InputError, WorkbenchError
+from workbench.files import whole_folder, write_whole
 from workbench.store import default_path, digest
 
 __all__ = ["convert_gguf", "converted"]
@@ -52,7 +53,7 @@ def convert_gguf(path: str | Path, out: str | Path, *, tokenizer: str | None = N
     from safetensors import SafetensorError
 
     out = Path(out)
-    if out.exists() or out.is_symlink():
+    if out.exists():
         raise InputError(f"{out} exists already: choose another folder for the model")
     if reason := unavailable():
         raise InputError(f"converting {path} needs transformers and torch: {reason}; install both")
@@ -66,14 +67,10 @@ def convert_gguf(path: str | Path, out: str | Path, *, tokenizer: str | None = N
         return {name: _tensor(file, name, names[name], config) for name in wanted}
 
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-            part = Path(scratch) / "model"
-            part.mkdir()
+        with whole_folder(out) as part:
             _beside(file, config, part, tokenizer)
             write(part, sizes, read)
             checked = agreement(part, config.max_position_embeddings)
-            part.rename(out)
     except (OSError, SafetensorError) as error:
         raise WorkbenchError(
             f"the model ({sum(sizes.values()) / 1e9:.1f} GB) could not be written to {out}: "
@@ -106,10 +103,7 @@ def converted(path: Path) -> Path:
             note.parent.mkdir(parents=True, exist_ok=True)
             if not (target / "config.json").is_file():
                 _keep(path, target)
-            with TemporaryDirectory(dir=cache, prefix=".note-") as scratch:
-                part = Path(scratch) / "note"
-                part.write_text(target.name)
-                part.rename(note)
+            write_whole(note, target.name)
     except OSError as error:
         raise WorkbenchError(
             f"the model of {path} could not be kept in {cache}: {error}; make room, or set "

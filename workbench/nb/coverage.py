@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import NotebookError
 from workbench.nb.assertion import bites
 from workbench.nb.bundle import MIME, read
-from workbench.nb.lint import WIDGET_VIEW
+from workbench.nb.lint import UNRUN_TAG, WIDGET_VIEW
 from workbench.nb.notebook import PARAMETERS_TAG, Cell, joined, load, statements
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ _MARKERS = {
 _TAG_MARKERS = {
     **{comment.lower().replace("_", "-"): marker for comment, marker in _MARKERS.items()},
     "raises-exception": ("raises", True),
+    UNRUN_TAG: ("skip", True),
 }
 
 

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 KERNEL = "workbench"
 MOST_CODE_CELLS = 15
-TAGS = frozenset({PARAMETERS_TAG, "nbval-ignore-output", "nbval-check-output", "nbval-skip"})
+# nbclient runs no cell with this tag.
+UNRUN_TAG = "skip-execution"
+_RAISES = frozenset({"raises-exception", "nbval-raises-exception"})
+_NBVAL = frozenset({"nbval-ignore-output", "nbval-check-output", "nbval-skip"})
+TAGS = _NBVAL | _RAISES | {PARAMETERS_TAG, UNRUN_TAG}
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 _PICTURES = frozenset({"image/png", "image/jpeg"})
 
@@ -78,7 +82,8 @@ def _parameters(notebook: Notebook) -> _Faults:
 
 
 def _counts(notebook: Notebook) -> _Faults:
-    for place, cell in enumerate(notebook.code, start=1):
+    run = (cell for cell in notebook.code if UNRUN_TAG not in cell.tags)
+    for place, cell in enumerate(run, start=1):
         if cell.count is None:
             yield cell.index, "never run: without a count nbval compares nothing; refresh"
         elif cell.count != place:
@@ -117,8 +122,9 @@ def _widgets(notebook: Notebook) -> _Faults:
 def _errors(notebook: Notebook) -> _Faults:
     for cell in notebook.cells:
         for output in cell.outputs:
-            if output["output_type"] == "error":
-                yield cell.index, f"a stored {output['ename']}; catch it in the cell or mend it"
+            if output["output_type"] == "error" and not _RAISES & set(cell.tags):
+                remedy = "correct the cell, or tag it `raises-exception`"
+                yield cell.index, f"a stored {output['ename']}; {remedy}"
 
 
 def _stderr(notebook: Notebook) -> _Faults:

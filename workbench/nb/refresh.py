@@ -8,7 +8,6 @@ changes no byte. A notebook that does not run through stays as it was.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.files import write_whole
 from workbench.nb.bundle import MIME, differences, paired
 from workbench.nb.lint import KERNEL, WIDGET_VIEW
 from workbench.nb.notebook import INJECTED_TAG, find, load
@@ -83,7 +83,7 @@ def _refresh_one(path: Path, timeout: float) -> Refreshed:
             shutil.copytree(drawn, _FIGURES, dirs_exist_ok=True)
     changed = fresh is not None and fresh != path.read_bytes()
     if fresh is not None and changed:
-        _replace(path, fresh)
+        write_whole(path, fresh)
     return Refreshed(path, outcome.status, changed, outcome.seconds, outcome.detail)
 
 
@@ -149,18 +149,3 @@ def _written(notebook: Any) -> bytes:
     nbformat: Any = import_module("nbformat")
     text: str = nbformat.writes(notebook, version=nbformat.NO_CONVERT)
     return (text.rstrip("\n") + "\n").encode()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """The file is the old one or the new one, whenever the machine stops."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".refresh-", delete=False) as file:
-        fresh = Path(file.name)
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            fresh.chmod(path.stat().st_mode)
-            fresh.replace(path)
-        except BaseException:
-            fresh.unlink(missing_ok=True)
-            raise

@@ -1,9 +1,9 @@
 """Validate notebooks: nbval compares every stored output, and coverage must reach its floor.
 
-One pytest in a child process, strict, without the repository's own pytest settings; only the
-tables of `approx` have the tolerances that they state. The kernel is the one named `workbench`,
-with its environment variables: `--nbval-kernel-name` says so, since `--nbval-current-env` would
-win over it and start a bare interpreter.
+One pytest in a child process, strict, without the repository's own pytest settings; `plugin` lists
+where the verdict differs from nbval's own. The kernel is the one named `workbench`, with its
+environment variables: `--nbval-kernel-name` says so, since `--nbval-current-env` would win over it
+and start a bare interpreter.
 """
 
 from __future__ import annotations
@@ -28,16 +28,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 CELL_TIMEOUT = 300.0
+DIED = "died"
+"""Property of a cell in pytest's report: the kernel died in it; its value is the cell's index."""
 
 
 @dataclass(frozen=True, slots=True)
 class Validated:
-    """One notebook: code cells that nbval ran, those that failed, and the coverage."""
+    """One notebook: its code cells, those that failed, and the coverage.
+
+    `died` is the index, of all cells, of the one in which the kernel died.
+    """
 
     path: Path
     cells: int
     failed: int
     coverage: Coverage
+    died: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,7 @@ def validate(
     Args:
         paths: Notebooks, or folders of them.
         floor: Least coverage of each notebook.
-        cell_timeout: Seconds for one cell; a dead kernel is noticed only after them.
+        cell_timeout: Seconds for one cell; a kernel that dies is noticed before.
         jobs: Notebooks at a time.
 
     Raises:
@@ -81,10 +87,8 @@ def validate(
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         code = _run_pytest(found, Path(folder), report, cell_timeout, jobs)
-        counts = _counts(report)
-    notebooks = (
-        Validated(one.path, *counts.get(one.path.resolve(), (0, 0)), one) for one in measured
-    )
+        cases = _cases(report)
+    notebooks = (_validated(one, cases.get(one.path.resolve(), [])) for one in measured)
     return Validation(code, floor, tuple(notebooks))
 
 
@@ -95,7 +99,7 @@ def _run_pytest(
     settings.write_text("[pytest]\njunit_family = xunit1\n", encoding="utf-8")
     command = [
         *(sys.executable, "-m", "pytest", "-q", "--tb=short"),
-        *("-p", "no:cacheprovider", "-p", "workbench.nb.tolerant"),
+        *("-p", "no:cacheprovider", "-p", "workbench.nb.plugin"),
         *("-c", str(settings), f"--rootdir={Path.cwd()}"),
         *("--nbval", f"--nbval-kernel-name={KERNEL}", f"--nbval-cell-timeout={cell_timeout}"),
         f"--junit-xml={report}",
@@ -112,14 +116,16 @@ def _run_pytest(
     return subprocess.run(command, env=env, check=False).returncode
 
 
-def _counts(report: Path) -> dict[Path, tuple[int, int]]:
-    """Cells run and cells failed of each file."""
-    counts: dict[Path, tuple[int, int]] = {}
-    if not report.exists():
-        return counts
-    for case in ET.parse(report).iter("testcase"):
-        path = Path(case.get("file", "")).resolve()
-        ran, failed = counts.get(path, (0, 0))
-        bad = any(case.find(tag) is not None for tag in ("failure", "error"))
-        counts[path] = (ran + 1, failed + bad)
-    return counts
+def _cases(report: Path) -> dict[Path, list[ET.Element]]:
+    """The cells of each file that nbval took."""
+    cases: dict[Path, list[ET.Element]] = {}
+    for case in ET.parse(report).iter("testcase") if report.exists() else ():
+        cases.setdefault(Path(case.get("file", "")).resolve(), []).append(case)
+    return cases
+
+
+def _validated(measured: Coverage, cases: list[ET.Element]) -> Validated:
+    bad = (case.find("failure") is not None or case.find("error") is not None for case in cases)
+    notes = (note for case in cases for note in case.iter("property"))
+    died = next((int(note.get("value", "")) for note in notes if note.get("name") == DIED), None)
+    return Validated(measured.path, len(cases), sum(bad), measured, died)

@@ -6,10 +6,10 @@ It holds its figures, opens without a network, runs nothing, and is the same for
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from workbench.errors import InputError
+from workbench.files import write_whole
 from workbench.report.notebooks import one_notebook, several_notebooks
 from workbench.report.page import Part, made
 from workbench.report.saved import saved_report
@@ -68,11 +68,7 @@ def _parts(place: Path) -> Callable[[Path], list[Part]]:
 
 
 def _write(target: Path, text: str) -> None:
-    part = target.with_name(target.name + ".part")
     try:
-        part.write_text(text, encoding="utf-8", errors="replace")
-        part.replace(target)
+        write_whole(target, text.encode(errors="replace"))
     except OSError as error:
-        with suppress(OSError):
-            part.unlink()
         raise InputError(f"the page could not be written to {target}: {error}") from error

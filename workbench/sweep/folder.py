@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,6 +25,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from workbench.errors import InputError
+from workbench.files import write_whole
 from workbench.sweep.plan import Planned
 
 __all__ = ["Folder", "State", "Status"]
@@ -204,13 +204,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
-    """The file is whole or not there, whenever the machine stops."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, default=str)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    write_whole(path, json.dumps(value, indent=1, default=str))
 
 
 def _worker(note: Path) -> Any:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import InputError
 from workbench.evaluation import tabled
+from workbench.files import write_whole
 from workbench.sweep.folder import Folder, State
 from workbench.sweep.grid import DETAIL, brief
 from workbench.sweep.plan import TAKEN, Planned, Sweep
@@ -126,14 +127,13 @@ def save_results(found: Results, sweep: Sweep, folder: Folder) -> None:
         "notes": list(found.notes),
         "points": [asdict(point) for point in sweep.points],
     }
-    parts = {
-        name: folder.path / f".{name}.part" for name in (PLAN, "results.csv", "results.parquet")
+    files: dict[str, Any] = {
+        PLAN: json.dumps(about, indent=1, default=str) + "\n",
+        "results.csv": found.table.to_csv(index=False),
+        "results.parquet": found.table.to_parquet(index=False),
     }
-    parts[PLAN].write_text(json.dumps(about, indent=1, default=str) + "\n", encoding="utf-8")
-    found.table.to_csv(parts["results.csv"], index=False)
-    found.table.to_parquet(parts["results.parquet"], index=False)
-    for name, part in parts.items():
-        part.replace(folder.path / name)
+    for name, data in files.items():
+        write_whole(folder.path / name, data)
 
 
 def varied(points: Sequence[Planned]) -> tuple[str, ...]:

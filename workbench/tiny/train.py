@@ -158,6 +158,7 @@ class _Run:
             "losses": self.losses,
             "recipe": asdict(self.recipe),
         }
+        path = path.resolve()
         part = path.with_suffix(".part")
         try:
             with part.open("wb") as file:
@@ -242,7 +243,7 @@ def train(folder: Path, recipe: Recipe | None = None, device: str = "cpu") -> li
 
     recipe = recipe or Recipe()
     _check(folder, device)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.resolve().mkdir(parents=True, exist_ok=True)
     run, state = _Run(recipe, device), folder / "state.pt"
     if state.exists():
         run.load(state)
