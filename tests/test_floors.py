@@ -14,6 +14,8 @@ FLOORS = {
     "types": 0,
     "values": 0,
     "errors": 0,
+    "birth": 0,
+    "files": 0,
     "store": 1,
     "stats": 1,
     "gauge": 1,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +22,7 @@ from workbench.nb.notebook import Notebook, load
 from workbench.nb.parameters import Text, resolve, untidy
 from workbench.nb.refresh import refresh
 from workbench.nb.run import run
+from workbench.nb.validate import validate
 from workbench.sweep import Grid, Sweep
 from workbench.sweep import run as sweep
 
@@ -128,6 +130,20 @@ def test_every_kind_ends_as_it_should(kind: str, ran: dict[str, dict[str, Any]])
     assert (ran[kind]["status"], ran[kind]["detail"][: len(detail) or None]) == (status, detail)
 
 
+def test_every_kind_is_validated(place: Path, ran: dict[str, dict[str, Any]]) -> None:
+    """What ran well is refreshed and then found as stored; the rest fails where it did."""
+    well = [place / "tidy" / f"{kind}.ipynb" for kind, row in ran.items() if row["status"] == "ok"
+            and kind not in {"exit_0", "quits"}]  # fmt: skip
+    shutil.copytree(place / "books", place / "tidy", ignore=shutil.ignore_patterns("papers"))
+    assert {one.status for one in refresh(well, say=lambda _: None)} == {"ok"}
+    found = validate([place / "tidy"], floor=0.0, cell_timeout=60)
+    failed = {one.path.stem: one.failed for one in found.notebooks if one.failed}
+    # nbval runs on after a failure, takes an end of the notebook for an error, and has no widgets.
+    assert failed == {"error": 1, "syntax": 1, "exit_0": 2, "exit_1": 1, "quits": 1, "magic": 1,
+                      "raises_not": 1, "dies": 2, "widget": 1}  # fmt: skip
+    assert {one.path.stem: one.died for one in found.notebooks if one.died} == {"dies": 2}
+
+
 @pytest.mark.usefixtures("ran")
 def test_what_is_drawn_last_is_kept(place: Path) -> None:
     assert said(place / "out" / "untyped.ipynb") == "4.0 ['a']\n"
@@ -145,7 +161,7 @@ def test_the_copies_run_again_with_and_without_values(place: Path) -> None:
     copies = [place / "out" / f"{kind}.ipynb" for kind in ("untyped", "error")]
     frame = run(copies, "again", say=lambda _: None)
     assert list(frame["status"]) == ["ok", "failed"]
-    assert frame["detail"][1] == "cell 5: ZeroDivisionError: division by zero"  # as the copy has it
+    assert frame["detail"][1] == "cell 6: ZeroDivisionError: division by zero"  # as the copy has it
     assert said(place / "again" / "untyped.ipynb") == "4.0 ['a']\n"  # what was put in before
     run(copies[:1], "again", {"n": 4}, say=lambda _: None)
     assert said(place / "again" / "untyped.ipynb") == "1.0 ['a']\n"
@@ -292,8 +308,9 @@ def test_another_language_is_refused_by_its_name(tmp_path: Path) -> None:
     ):
         path = tmp_path / "other.ipynb"
         nbformat.write(v4.new_notebook(cells=[], metadata=metadata), path)
-        for act in (lambda p: run([p], tmp_path / "o"), lambda p: refresh([p]),
-                    lambda p: Sweep(notebook=p, name="x", grid=Grid(seeds=[1])).points):  # fmt: skip
+        one = Sweep(notebook=path, name="x", grid=Grid(seeds=[1]))
+        acts = (lambda p: run([p], "o"), lambda p: refresh([p]), lambda p: validate([p]))
+        for act in (*acts, lambda _, one=one: one.points):
             with pytest.raises(NotebookError, match=f"is a notebook of {name} "):
                 act(path)
 

@@ -179,7 +179,7 @@ def test_a_file_with_a_mistake_is_refused_by_name(write: Any, text: str, message
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("notebook: point.ipynb\nproduct: {m: [1]}", "has no parameter 'm'; did you mean"),
+        ("notebook: point.ipynb\nproduct: {m: [1]}", "has no parameter 'm'; it has n, rate, seed"),
         ("notebook: point.ipynb\nproduct: {n: [one]}", "n='one' is not of the type int"),
         ("notebook: point.ipynb\nfixed: {state: CA}", "'state' cannot be varied"),
         ("notebook: model.ipynb\nfixed: {model: my model}", "is no folder or hub name"),

@@ -13,12 +13,12 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
+from workbench.birth import born
 from workbench.store import Store, digest
 
 __all__ = ["Draw"]
 
 HOST = socket.gethostname()
-CLOCK = 2.0  # seconds by which a process's start may seem to shift
 _running: set[tuple[str, int]] = set()  # calls of this process
 
 
@@ -77,7 +77,7 @@ class Draw:
         if host != HOST:  # nobody here can know
             return True
         found = _process(pid)
-        if found is None or abs(found[1] - started) > CLOCK:
+        if found is None or found[1] != started:
             return False
         return bool(pid != os.getpid() or (self._key.hex(), number) in _running)
 
@@ -88,5 +88,5 @@ def _process(pid: int) -> list[Any] | None:
     with suppress(psutil.Error):
         process = psutil.Process(pid)
         if process.status() != psutil.STATUS_ZOMBIE:
-            return [pid, float(process.create_time()), HOST]
+            return [pid, born(pid), HOST]
     return None

@@ -143,6 +143,9 @@ def validate(
     result = compare(paths, floor=floor, cell_timeout=cell_timeout, jobs=jobs)
     failed = [n.failed for n in result.notebooks]
     typer.echo(_coverage_table([n.coverage for n in result.notebooks], failed))
+    for one in result.notebooks:
+        if one.died is not None:
+            typer.echo(f"{one.path} cell {one.died}: the kernel died", err=True)
     if not result.ok:
         low = _low([n.coverage for n in result.notebooks], floor)
         _fail("\n".join([*low, f"not valid (pytest ended with {result.exit_code})"]), 1)

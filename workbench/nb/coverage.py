@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import NotebookError
 from workbench.nb.assertion import bites
 from workbench.nb.bundle import MIME, read
-from workbench.nb.lint import UNRUN_TAG, WIDGET_VIEW
-from workbench.nb.notebook import PARAMETERS_TAG, Cell, joined, load, statements
+from workbench.nb.lint import WIDGET_VIEW
+from workbench.nb.notebook import PARAMETERS_TAG, RAISES, SKIP, Cell, joined, load, statements
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,8 +34,8 @@ _MARKERS = {
 }
 _TAG_MARKERS = {
     **{comment.lower().replace("_", "-"): marker for comment, marker in _MARKERS.items()},
-    "raises-exception": ("raises", True),
-    UNRUN_TAG: ("skip", True),
+    RAISES: ("raises", True),
+    SKIP: ("skip", True),
 }
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import NotebookError
 from workbench.nb.absolute import absolute_paths, strings
 from workbench.nb.bundle import MIME, read
-from workbench.nb.notebook import PARAMETERS_TAG, Notebook, joined, load
+from workbench.nb.notebook import PARAMETERS_TAG, RAISES, SKIP, Notebook, joined, load
 from workbench.nb.parameters import untidy
 
 if TYPE_CHECKING:
@@ -23,11 +23,9 @@ if TYPE_CHECKING:
 
 KERNEL = "workbench"
 MOST_CODE_CELLS = 15
-# nbclient runs no cell with this tag.
-UNRUN_TAG = "skip-execution"
-_RAISES = frozenset({"raises-exception", "nbval-raises-exception"})
+_RAISES = frozenset({RAISES, "nbval-raises-exception"})
 _NBVAL = frozenset({"nbval-ignore-output", "nbval-check-output", "nbval-skip"})
-TAGS = _NBVAL | _RAISES | {PARAMETERS_TAG, UNRUN_TAG}
+TAGS = _NBVAL | _RAISES | {PARAMETERS_TAG, SKIP}
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 _PICTURES = frozenset({"image/png", "image/jpeg"})
 
@@ -82,8 +80,7 @@ def _parameters(notebook: Notebook) -> _Faults:
 
 
 def _counts(notebook: Notebook) -> _Faults:
-    run = (cell for cell in notebook.code if UNRUN_TAG not in cell.tags)
-    for place, cell in enumerate(run, start=1):
+    for place, cell in enumerate((c for c in notebook.code if c.runs), start=1):
         if cell.count is None:
             yield cell.index, "never run: without a count nbval compares nothing; refresh"
         elif cell.count != place:

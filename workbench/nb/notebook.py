@@ -47,8 +47,13 @@ class Cell:
 
     @property
     def runs(self) -> bool:
-        """Whether there is code that a kernel is sent."""
-        return self.kind == "code" and bool(self.source.strip()) and SKIP not in self.tags
+        """Whether there is code, and it is to be sent to a kernel."""
+        return self.has_code and SKIP not in self.tags
+
+    @property
+    def has_code(self) -> bool:
+        """Whether it is a code cell that is not empty."""
+        return self.kind == "code" and bool(self.source.strip())
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +67,8 @@ class Notebook:
 
     @property
     def code(self) -> tuple[Cell, ...]:
-        """The code cells that are not empty nor skipped."""
-        return tuple(cell for cell in self.cells if cell.runs)
+        """The code cells that are not empty."""
+        return tuple(cell for cell in self.cells if cell.has_code)
 
     @property
     def parameters(self) -> Cell | None:

@@ -23,7 +23,7 @@ from nbval.kernel import RunningKernel
 from nbval.plugin import IPyNbCell
 
 from workbench.nb.bundle import MIME, SHOWN, differences, paired
-from workbench.nb.lint import UNRUN_TAG
+from workbench.nb.notebook import SKIP
 from workbench.nb.validate import DIED
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _OUTPUTS = {"stream", "display_data", "execute_result", "error"}
 def pytest_configure() -> None:
     """Have nbval take our kernels, and know one more tag."""
     nbval.plugin.RunningKernel = _Kernel
-    nbval.plugin.metadata_tags[UNRUN_TAG] = "skip"
+    nbval.plugin.metadata_tags[SKIP] = "skip"
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -143,11 +143,19 @@ class _Cell(IPyNbCell):
                 shown.append(len(self.test_outputs))
         return kind in {"clear_output", "update_display_data"}
 
+    def _hidden(self, test: list[Any] | None) -> list[Any]:
+        """An error that the kernel only printed, which a run puts into the copy."""
+        reply = self.parent.kernel.reply
+        shown = any("ename" in output for output in test or ())
+        if shown or reply.get("status") != "error" or not self.options["check_exception"]:
+            return []
+        return [{"output_type": "error", "ename": reply["ename"], "evalue": reply["evalue"]}]
+
     def compare_outputs(
         self, test: list[Any] | None, ref: list[Any] | None, skip_compare: Any = None
     ) -> bool:
         """Compare the tables, then the rest with each new table taken for the stored one."""
-        fresh, stored = list(test or ()), list(ref or ())
+        fresh, stored = [*(test or ()), *self._hidden(test)], list(ref or ())
         wrong: list[str] = []
         counts = [
             sum(MIME in output.get("data", ()) for output in side) for side in (stored, fresh)

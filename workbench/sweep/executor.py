@@ -7,6 +7,7 @@ and handles that can be polled and ended.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -15,8 +16,15 @@ from workbench.nb.verdict import Outcome
 
 __all__ = ["Executor", "Handle", "Job", "Local"]
 
-Job = tuple[Path, Path, Mapping[str, object]]
-"""The notebook, the point's folder, the parameters."""
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A point to run: a copy of the notebook, that one's folder, the point's own, its values."""
+
+    notebook: Path
+    home: Path
+    folder: Path
+    parameters: Mapping[str, object]
 
 
 class Handle(Protocol):
@@ -54,13 +62,13 @@ class Local:
         self, job: Job, *, timeout: float, kernel: str, variables: Mapping[str, str]
     ) -> Handle:
         """Begin with a point; its copy is `out.ipynb`, its own files go to `result/`."""
-        notebook, folder, parameters = job
         ready, self._next = self._next, None
         started = Execution(
-            notebook,
-            folder / "out.ipynb",
-            run_dir=(folder / "result").absolute(),  # wherever the notebook changes to
-            parameters=parameters,
+            job.notebook,
+            job.folder / "out.ipynb",
+            run_dir=job.folder / "result",
+            folder=job.home,
+            parameters=job.parameters,
             timeout=timeout,
             kernel=kernel,
             variables=variables,

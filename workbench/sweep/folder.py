@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from workbench.birth import born
 from workbench.errors import InputError
 from workbench.files import write_whole
 from workbench.sweep.plan import Planned
@@ -104,7 +105,7 @@ class Folder:
         """Note whose process works on a point, so that an orphan of it can be ended."""
         psutil: Any = import_module("psutil")
         with suppress(psutil.Error):  # it has ended already
-            _write(self.of(point) / "pid.json", {"pid": pid, "born": _born(pid)})
+            _write(self.of(point) / "pid.json", {"pid": pid, "born": born(pid)})
 
     def finish(self, point: Planned, status: Status, detail: str, facts: Mapping[str, Any]) -> None:
         """Say for good how a point ended."""
@@ -170,7 +171,8 @@ def _checked(target: Path, done: Mapping[str, Any]) -> State:
     lack = (
         "it has kept no metrics" if metrics is None else "" if metrics else "metrics.json is broken"
     )
-    return State("done", lack, _facts(done), metrics or {})
+    said = lack or str(done.get("detail", ""))
+    return State("done", said, _facts(done), metrics or {})
 
 
 def _facts(outcome: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,24 +215,9 @@ def _worker(note: Path) -> Any:
     told = _read(note) or {}
     with suppress(psutil.Error, KeyError, TypeError, ValueError):
         process = psutil.Process(told["pid"])
-        if _born(process.pid) == told["born"]:
+        if born(process.pid) == told["born"]:
             return process
     return None
-
-
-def _born(pid: int) -> str | float:
-    """What a process has that no other of its number had, however the clock is set meanwhile.
-
-    Raises:
-        psutil.Error: there is no such process.
-    """
-    psutil: Any = import_module("psutil")
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-    except OSError:  # not Linux, or it has ended
-        return float(psutil.Process(pid).create_time())
-    return f"{boot} {stat.rpartition(')')[2].split()[19]}"  # its name may hold spaces and brackets
 
 
 def _end_leftover(note: Path) -> None:

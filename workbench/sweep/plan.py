@@ -7,7 +7,6 @@ another notebook or model has made is never taken for one of this sweep.
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -24,8 +23,8 @@ from workbench.engines import URL
 from workbench.engines.source import OURS, Source
 from workbench.errors import InputError, NotebookError
 from workbench.nb.lint import KERNEL
-from workbench.nb.notebook import Notebook, load, statements
-from workbench.nb.parameters import resolve
+from workbench.nb.notebook import Notebook, load
+from workbench.nb.parameters import default, resolve
 from workbench.nb.process import TIMEOUT, require_kernel
 from workbench.serving.presets import arguments, find_preset
 from workbench.store import digest
@@ -168,7 +167,7 @@ class Sweep:
 
     @cached_property
     def _defaults(self) -> Mapping[str, object]:
-        return {name: _default(self._loaded, name) for name in ("model", "base_url")}
+        return {name: default(self._loaded, name) for name in ("model", "base_url")}
 
     @cached_property
     def beside(self) -> Beside:
@@ -186,7 +185,7 @@ class Sweep:
             raise InputError(
                 f"engine={given['engine']!r}: with `serve:` it is remote; leave it out"
             )
-        values = _resolved(self._loaded, given)
+        values = resolve(self._loaded, given)
         model = values.get("model", self._defaults["model"])
         place = located(self.notebook.parent, model)
         served = None if self.serve is None else _served(model, place, {**self.serve, **options})
@@ -288,31 +287,6 @@ def _seeds(given: object) -> Sequence[int]:
     if not whole or isinstance(given, str):
         raise InputError(f"seeds: {given!r:.60} must be whole numbers, or how many from 0 on")
     return tuple(given)  # type: ignore[arg-type]
-
-
-def _resolved(notebook: Notebook, given: Mapping[str, object]) -> dict[str, object]:
-    """Values of the parameters' types; YAML knows no tuple."""
-    values: dict[str, object] = {}
-    for name, value in given.items():
-        try:
-            values |= resolve(notebook, {name: value})
-        except NotebookError:
-            if not isinstance(value, list):
-                raise
-            values |= resolve(notebook, {name: tuple(value)})
-    return values
-
-
-def _default(notebook: Notebook, name: str) -> object:
-    """What a parameter is if it is not given; None where there is no such parameter."""
-    cell = notebook.parameters
-    for node in (statements(cell.source) if cell else None) or ():
-        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name and node.value:
-            try:
-                return ast.literal_eval(node.value)
-            except ValueError:
-                return None
-    return None
 
 
 def located(folder: Path, model: object) -> str | None:

@@ -29,7 +29,7 @@ from workbench.nb.notebook import load
 from workbench.progress import check
 from workbench.runs import commit, run_dir
 from workbench.serving import Server, serve
-from workbench.sweep.executor import Executor, Handle, Local
+from workbench.sweep.executor import Executor, Handle, Job, Local
 from workbench.sweep.folder import Folder, Status
 from workbench.sweep.grid import DETAIL, brief, listed
 from workbench.sweep.plan import Planned, Sweep, code_digest, located
@@ -215,7 +215,8 @@ class _Work:
         variables = {**self.shares, **({URL: server.url} if server else {})}
         sweep = self.sweep
         try:
-            job = self.notebook, self.place.begin(point), point.parameters
+            folder = self.place.begin(point)
+            job = Job(self.notebook, sweep.notebook.parent, folder, point.parameters)
             handle = self.executor.start(
                 job, timeout=sweep.timeout, kernel=sweep.kernel, variables=variables
             )
