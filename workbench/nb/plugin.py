@@ -18,6 +18,7 @@ import time
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
+import nbformat
 import nbval.plugin
 from nbval.kernel import RunningKernel
 from nbval.plugin import IPyNbCell
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["pytest_configure", "pytest_itemcollected"]
 
 SLICE = 1.0  # seconds
+new_output: Any = nbformat.v4.new_output
 _OUTPUTS = {"stream", "display_data", "execute_result", "error"}
 
 
@@ -149,7 +151,7 @@ class _Cell(IPyNbCell):
         shown = any("ename" in output for output in test or ())
         if shown or reply.get("status") != "error" or not self.options["check_exception"]:
             return []
-        return [{"output_type": "error", "ename": reply["ename"], "evalue": reply["evalue"]}]
+        return [new_output("error", ename=reply["ename"], evalue=reply["evalue"], traceback=[])]
 
     def compare_outputs(
         self, test: list[Any] | None, ref: list[Any] | None, skip_compare: Any = None
