@@ -72,6 +72,8 @@ KINDS: dict[str, tuple[list[str | tuple[str, str]], str, str]] = {
     "redraws": ([REDRAW], "ok", ""),
     "widget": ([WIDGET], "ok", ""),
     "neighbours": (["import helper\nprint(helper.NAME, open('data.txt').read())"], "ok", ""),
+    "empty": (["class Empty(Exception): pass\nraise Empty", "1"], "failed", "cell 2: Empty: "),
+    "interrupt": (["raise KeyboardInterrupt", "1"], "failed", "cell 2: KeyboardInterrupt: "),
     "dies": (["import os\nos._exit(0)", "1"], "killed", "cell 2: the kernel died"),
 }  # fmt: skip
 UNTYPED = "alpha = 0.5  # a share\nn = 3\nnames = ['a']\nmodel = None\nflag = False\ntext = 'x'\n"
@@ -139,7 +141,8 @@ def test_every_kind_is_validated(place: Path, ran: dict[str, dict[str, Any]]) ->
     found = validate([place / "tidy"], floor=0.0, cell_timeout=60)
     failed = {one.path.stem: one.failed for one in found.notebooks if one.failed}
     # nbval runs on after a failure, takes an end of the notebook for an error, and has no widgets.
-    assert failed == {"error": 1, "syntax": 1, "exit_0": 2, "exit_1": 1, "quits": 1, "magic": 1,
+    assert failed == {"empty": 1, "interrupt": 1, "error": 1, "syntax": 1, "exit_0": 2, "exit_1": 1,
+                      "quits": 1, "magic": 1,
                       "raises_not": 1, "dies": 2, "widget": 1}  # fmt: skip
     assert {one.path.stem: one.died for one in found.notebooks if one.died} == {"dies": 2}
 
@@ -326,6 +329,14 @@ def test_an_endless_log_is_cut_and_what_follows_a_clear_is_kept(place: Path) -> 
     assert 10 * 2**20 < len(said(copy.path, 1)) < 10 * 2**20 + 100
     assert said(copy.path, 2) == "after\n"
     assert copy.code[3].outputs[-1]["ename"] == "ZeroDivisionError"
+
+
+def test_an_error_that_the_kernel_itself_fails_at_is_reported(place: Path) -> None:
+    """Of a group raised where all cells await, ipykernel sends no reply at all."""
+    group = "async def f():\n    raise BaseExceptionGroup('of', [ValueError(3)])\nawait f()"
+    path = write(place / "books" / "papers" / "group.ipynb", group, "1", parameters="")
+    (row,) = run([path], "groups", timeout=60, say=lambda _: None).to_dict(orient="records")
+    assert (row["status"], row["detail"]) == ("failed", "cell 2: NoReply: ValueError: 3")
 
 
 def test_a_skipped_cell_keeps_its_output_when_refreshed(place: Path) -> None:

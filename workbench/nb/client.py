@@ -7,18 +7,20 @@ notebook may end itself.
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections import Counter
 from queue import Empty
 from typing import Any
 
 import nbformat
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionComplete, CellExecutionError
 from papermill.clientwrap import PapermillNotebookClient
 
 __all__ = ["LIMIT", "Client"]
 
 LIMIT = 10 * 2**20  # bytes kept of a cell's output: a picture fits, an endless log does not
+PATIENCE = 5.0  # seconds for a reply to follow the end of a cell
 new_output: Any = nbformat.v4.new_output
 
 
@@ -29,6 +31,7 @@ class Client(PapermillNotebookClient):
         super().__init__(manager, **options)
         self._sizes: Counter[int] = Counter()  # of what each cell has kept, or more
         self._full: dict[int, int] = {}  # how many outputs a cell had when there was no more room
+        self._ended: Any = None  # the message that a cell is over
         self.on_cell_executed = _leave
         self.on_cell_error = _show
 
@@ -36,13 +39,41 @@ class Client(PapermillNotebookClient):
         """Run all cells on a new kernel."""
         self.reset_execution_trackers()
         with self.setup_kernel(**kwargs):
-            self.kc.shell_channel.get_msg = _patient(self.kc.shell_channel.get_msg)
+            self._replies, self.kc.shell_channel.get_msg = (
+                self.kc.shell_channel.get_msg,
+                self._reply,
+            )
             # papermill asks at the end, where a kernel that was left does not answer any more.
             about = self.wait_for_reply(self.kc.kernel_info())
             self.nb.metadata["language_info"] = about["content"]["language_info"]
             self.papermill_execute_cells()
             self.set_widgets_metadata()
         return self.nb
+
+    async def _reply(self, timeout: float | None = None) -> Any:  # noqa: ASYNC109  # nbclient's
+        """The next reply, looked for every second.
+
+        What is sent on a socket can hide that something has arrived: without, a cell whose Output
+        widget is drawn again and again never ends on a busy machine.
+        """
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                return await self._replies(timeout=max(0.0, min(1.0, end - time.monotonic())))
+            except Empty:
+                if self._ended and time.monotonic() - self._ended[0] > PATIENCE:
+                    return _lost(self._ended[1])
+                if time.monotonic() >= end:
+                    raise
+
+    def process_message(self, msg: Any, cell: Any, cell_index: int) -> Any:
+        """Note when a cell is over: where a kernel fails at an error, no reply follows."""
+        self._ended = None
+        try:
+            return super().process_message(msg, cell, cell_index)
+        except CellExecutionComplete:
+            self._ended = time.monotonic(), {"cell": cell, "parent_header": msg["parent_header"]}
+            raise
 
     def output(self, outs: Any, msg: Any, display_id: Any, cell_index: int) -> Any:
         """Keep what a message shows, a stream in one piece."""
@@ -97,22 +128,14 @@ def _size(content: Any) -> int:
     return sum(len(str(part)) for part in parts)
 
 
-def _patient(get: Any) -> Any:
-    """Look for a message every second: what is sent on a socket can hide that one has arrived.
-
-    Without, a cell whose Output widget is drawn again and again never ends on a busy machine.
-    """
-
-    async def get_msg(timeout: float | None = None) -> Any:  # noqa: ASYNC109  # as it was
-        end = math.inf if timeout is None else time.monotonic() + timeout
-        while True:
-            try:
-                return await get(timeout=max(0.0, min(1.0, end - time.monotonic())))
-            except Empty:
-                if time.monotonic() >= end:
-                    raise
-
-    return get_msg
+def _lost(ended: Any) -> Any:
+    """The reply that was to come, made of what the cell shows of its error."""
+    printed = "".join(out.get("text", "") for out in ended["cell"].outputs)
+    lines = [line.strip(" |+-") for line in printed.splitlines()]
+    named = [line for line in lines if re.match(r"[\w.]+: ", line)]
+    error = {"ename": "NoReply", "evalue": named[-1] if named else "the kernel gave none"}
+    content = {"status": "error", **error, "traceback": []}
+    return {"parent_header": ended["parent_header"], "header": {}, "content": content}
 
 
 def _leave(*, cell: Any, execute_reply: Any, **_: Any) -> None:

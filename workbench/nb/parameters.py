@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.errors import NotebookError
+from workbench.nb.injected import injected
 from workbench.nb.notebook import Notebook, statements
 from workbench.nb.typetext import MisfitError, fit, read, spelled, type_of
 
@@ -95,8 +96,8 @@ def resolve(notebook: Notebook, given: Mapping[str, object]) -> dict[str, object
         The values, of the parameters' types.
 
     Raises:
-        NotebookError: A name is unknown, a value does not fit its type, or a default that is not
-            given is computed from one that is.
+        NotebookError: A name is unknown, a value does not fit its type or cannot be written into a
+            notebook, or a default that is not given is computed from one that is.
     """
     if not given:
         return {}
@@ -113,6 +114,7 @@ def resolve(notebook: Notebook, given: Mapping[str, object]) -> dict[str, object
             f"{notebook.path}: {other!r} is computed from {name!r} in the parameters cell, before "
             f"{name!r} is given, and would stay as it is: give {other!r} too, or compute it below"
         )
+    injected(values)
     return values
 
 
