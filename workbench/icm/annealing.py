@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from workbench.engines.meter import one_bar
+from workbench.icm.bootstrap import _mended
 from workbench.icm.claim import Claim, Labels
 from workbench.icm.consistency import Pair, violated
 from workbench.icm.journal import Journal
@@ -25,6 +26,7 @@ log = logging.getLogger("workbench")
 
 NEAR = 100  # weight of a claim without a label beside a labelled one of its group; others have 1
 ROUNDS = 10  # of repairs, at most
+SURE = 1e6  # log-odds of a label that is not to change
 
 
 class Annealing:
@@ -39,9 +41,11 @@ class Annealing:
         order: Reference,
         journal: Journal,
         on_step: Callable[[Step], object] | None,
+        everyone: bool = False,
     ) -> None:
         self._claims, self._related, self._settings = claims, related, settings
         self._order, self._journal, self._on_step = order, journal, on_step
+        self._everyone, self._predicted = everyone, 0
         self._history: list[dict[str, Any]] = []
         self._tried = self._accepted = 0
         self._start = time.perf_counter()
@@ -64,9 +68,10 @@ class Annealing:
 
     def _result(self) -> Result:
         """The end, with one pass over the final labels in the claims' own order."""
-        oracle, labels, alpha = self._order.oracle, self._labels, self._settings.alpha
+        oracle, alpha = self._order.oracle, self._settings.alpha
+        labels = self._labels = self._completed()
         scores = self._scores
-        if isinstance(self._order, Tree):
+        if isinstance(self._order, Tree) or self._predicted:
             scores = Reference(oracle).all(labels)
         total = self._value(labels, scores)
         predictability = (total + len(violated(self._related, labels))) / alpha
@@ -81,6 +86,18 @@ class Annealing:
             self._notes(),
         )
 
+    def _completed(self) -> Labels:
+        """With `everyone`, claims that were not accepted have what the found labels predict."""
+        left = [index for index, label in enumerate(self._labels) if label is None]
+        if not self._everyone or not left:
+            return self._labels
+        odds = {index: SURE if label else -SURE for index, label in enumerate(self._labels)}
+        for index in left:
+            true, false = self._order.one(self._labels, index)
+            odds[index] = true - false
+        best, self._predicted = _mended(odds, self._related), len(left)
+        return _with(self._labels, {index: best[index] for index in left})
+
     def _notes(self) -> list[str]:
         """What a reader has to know."""
         claims, labels = self._claims, self._labels
@@ -94,6 +111,11 @@ class Annealing:
             notes.append("all gold labels are the same: accuracy tells nothing of discrimination")
         if len({label for label in labels if label is not None}) == 1:
             notes.append("the search has given all claims the same label")
+        if self._predicted:
+            notes.append(
+                f"{self._predicted} claims were not accepted by the search: they have the labels "
+                "that those found predict; a lower alpha or more n_iterations accepts more"
+            )
         if None in labels:
             remedy = "give more n_iterations or a lower alpha"
             notes.append(f"{labels.count(None)} claims have no label: {remedy}")

@@ -20,7 +20,7 @@ from workbench.types import Engine, Metric, Report, Usage
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ICMReport", "Result", "make_report"]
+__all__ = ["ICMReport", "Result", "make_report", "said_by"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +119,21 @@ def make_report(
         summary, rows, usage, provenance, tuple(claims), result.labels, result.energy,
         pd.DataFrame(result.history), result.cost, tuple(result.notes),
     )  # fmt: skip
+
+
+def said_by(what: str, notes: Mapping[int, Sequence[str]]) -> list[str]:
+    """Notes of several seeds or batches with whose they are, the same ones once; of one as is."""
+    if len(notes) == 1:
+        return [note for own in notes.values() for note in own]
+    by_note: dict[str, list[int]] = {}
+    for number, own in notes.items():
+        for note in own:
+            by_note.setdefault(note, []).append(number)
+    many = "batches" if what == "batch" else f"{what}s"
+    return [
+        f"{what if len(whose) == 1 else many} {', '.join(map(str, whose))}: {note}"
+        for note, whose in by_note.items()
+    ]
 
 
 def _row(index: int, claim: Claim, result: Result) -> dict[str, Any]:

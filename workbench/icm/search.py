@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from workbench.icm.annealing import Annealing
-from workbench.icm.claim import Claim, Wording, check_claims
+from workbench.icm.bootstrap import _mended
+from workbench.icm.claim import Claim, Labelled, Labels, Wording, check_claims
 from workbench.icm.consistency import Pair, Rule, pairs
 from workbench.icm.journal import Journal
 from workbench.icm.objective import Objective, Schedule
@@ -42,6 +43,8 @@ def search(
     objective: Objective = "log_odds",
     seed: int = 0,
     wording: Wording | None = None,
+    after: Labelled = (),
+    everyone: bool = False,
     checkpoint: str | Path | None = None,
     on_step: Callable[[Step], object] | None = None,
 ) -> ICMReport:
@@ -65,6 +68,11 @@ def search(
         objective: predictability as the mean log-odds of the labels, each after all others
             ("log_odds", as in the code), or their mean log-probability ("log_prob", section 2.2).
         wording: how claims and labels are written.
+        after: claims whose labels are given. They stand before all others in each prompt, never
+            change, and are no part of the energy or the report. With them all `claims` begin with
+            the labels that these predict, consistent with each other, and `n_seeds` is unused.
+        everyone: whether claims that the search has not accepted take in the end the label that
+            those found predict, consistent with them; the notes count them.
         checkpoint: a file that makes a killed search go on where it was.
         on_step: called after each iteration.
 
@@ -80,18 +88,22 @@ def search(
         consistency=consistency, objective=objective, seed=seed,
     )  # fmt: skip
     known, wording = check_claims(claims), wording or Wording()
+    check_claims([*(claim for claim, _ in after), *known], "after and claims")
     related = pairs(known, settings.consistency)
     before = engine.usage
-    journal = Journal(checkpoint, _header(known, related, engine, wording, settings))
+    journal = Journal(
+        checkpoint, _header(known, related, engine, wording, settings) | _before(after)
+    )
     try:
-        oracle = Oracle(engine, known, wording, journal)
+        oracle = _After(engine, known, wording, journal, after)
         annealing = Annealing(
             known,
             related,
-            settings,
+            replace(settings, n_seeds=_mended(oracle.predicted(), related)) if after else settings,
             order=ORDERS[order](oracle),
             journal=journal,
             on_step=on_step,
+            everyone=everyone,
         )
         result = annealing.run()
     except KeyboardInterrupt:
@@ -126,3 +138,36 @@ def _header(
         **chosen,
         "claims": digest(texts, groups, rules, asdict(wording)).hex()[:16],
     }
+
+
+def _before(after: Labelled) -> dict[str, str]:
+    given = [(claim.text, bool(label)) for claim, label in after]
+    return {"after": digest(given).hex()[:16]} if given else {}
+
+
+class _After(Oracle):
+    """Asks after labelled claims, which stand first in each prompt and never change."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        claims: Sequence[Claim],
+        wording: Wording,
+        journal: Journal,
+        after: Labelled,
+    ) -> None:
+        super().__init__(engine, [*(claim for claim, _ in after), *claims], wording, journal)
+        self._given: Labels = tuple(label for _, label in after)
+        self._count = len(claims)
+
+    def prompt(self, labels: Labels, shown: Sequence[int], target: int | str) -> str:
+        """The given claims, `shown` and then the target, by the indices of the other claims."""
+        first = len(self._given)
+        moved = target if isinstance(target, str) else first + target
+        everything = [*range(first), *(first + index for index in shown)]
+        return super().prompt(self._given + labels, everything, moved)
+
+    def predicted(self) -> dict[int, float]:
+        """The log-odds of each claim after the given ones alone."""
+        prompts = [self.prompt((None,) * self._count, (), i) for i in range(self._count)]
+        return {i: true - false for i, (true, false) in enumerate(self.score(prompts))}
