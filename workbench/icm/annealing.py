@@ -14,7 +14,7 @@ from workbench.icm.bootstrap import _mended
 from workbench.icm.claim import Claim, Labels
 from workbench.icm.consistency import Pair, violated
 from workbench.icm.journal import Journal
-from workbench.icm.objective import energy, temperature
+from workbench.icm.objective import collapsed, energy, temperature
 from workbench.icm.orders import Reference, Scores, Tree
 from workbench.icm.report import Result
 from workbench.icm.settings import Settings, Step
@@ -109,8 +109,13 @@ class Annealing:
             )
         if len({claim.gold for claim in claims} - {None}) == 1:
             notes.append("all gold labels are the same: accuracy tells nothing of discrimination")
-        if len({label for label in labels if label is not None}) == 1:
+        found = [label for label in labels if label is not None]
+        if len({*found}) == 1:
             notes.append("the search has given all claims the same label")
+        elif collapsed(share := sum(found) / len(found)):
+            notes.append(
+                f"{share:.0%} of the labels found are True: nearly all claims have the same"
+            )
         if self._predicted:
             notes.append(
                 f"{self._predicted} claims were not accepted by the search: they have the labels "

@@ -73,7 +73,7 @@ def label_all(
 
 
 def split(claims: Sequence[Claim], batch_size: int) -> list[list[int]]:
-    """The claims, by index, in batches of whole groups, in the order in which groups begin.
+    """The claims, by index, in batches of whole groups: each goes into the first that has room.
 
     A group that is larger than `batch_size` is a batch of its own.
 
@@ -87,9 +87,10 @@ def split(claims: Sequence[Claim], batch_size: int) -> list[list[int]]:
         groups.setdefault(claim.group, []).append(index)
     parts: list[list[int]] = []
     for group in groups.values():
-        if not parts or len(parts[-1]) + len(group) > batch_size:
-            parts.append([])
-        parts[-1] += group
+        room = (part for part in parts if len(part) + len(group) <= batch_size)
+        if (part := next(room, None)) is None:
+            parts.append(part := [])
+        part += group
     return parts
 
 
@@ -106,11 +107,9 @@ def _joined(
     labels: list[bool | None] = [None] * len(claims)
     scores: dict[int, Score] = {}
     for part, one in zip(parts, found, strict=True):
-        values = one.rows[["logprob_true", "logprob_false"]].to_numpy()
-        for index, label, (true, false) in zip(part, one.labels, values, strict=True):
+        scores |= {part[place]: score for place, score in one.scores().items()}
+        for index, label in zip(part, one.labels, strict=True):
             labels[index] = label
-            if label is not None:
-                scores[index] = (float(true), float(false))
     final, related = tuple(labels), pairs(claims, settings["consistency"])
     total = energy(final, scores, related, alpha, objective)
     result = Result(

@@ -10,12 +10,13 @@ from workbench.icm.claim import Labels
 from workbench.icm.consistency import Pair, violated
 from workbench.icm.orders import Scores
 
-__all__ = ["Objective", "Schedule", "energy", "temperature"]
+__all__ = ["Objective", "Schedule", "collapsed", "energy", "temperature"]
 
 Schedule = Literal["paper", "code"]
 Objective = Literal["log_odds", "log_prob"]
 
 HOT, COLD = 10.0, 0.01
+SAME = 0.05  # of the labels
 
 
 def energy(
@@ -40,3 +41,8 @@ def temperature(schedule: Schedule, iteration: int, accepted: int) -> float:
     """The temperature at an iteration (from 1) after so many accepted moves."""
     slow = 0.99 * math.log(iteration) if schedule == "paper" else 2 * math.log(1 + accepted)
     return max(COLD, HOT / (1 + slow))
+
+
+def collapsed(share: float) -> bool:
+    """Whether nearly all labels are the same, by the share of True; energies do not show it."""
+    return not SAME < share < 1 - SAME

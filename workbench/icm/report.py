@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import InputError
 from workbench.icm.claim import Claim, Labelled, Labels
 from workbench.icm.consistency import Pair, violated
-from workbench.icm.oracle import Cost
+from workbench.icm.oracle import Cost, Score
 from workbench.icm.orders import Scores
 from workbench.runs import commit
 from workbench.stats import proportion
@@ -51,6 +51,7 @@ class ICMReport(Report):
         cost: of the whole search, what was asked before an interruption included; `usage` is that
             of this process.
         notes: what a reader has to know before quoting a number.
+        table: the user's own rows with their labels, which `save_labels` writes if it is there.
     """
 
     claims: tuple[Claim, ...]
@@ -59,14 +60,23 @@ class ICMReport(Report):
     history: pd.DataFrame
     cost: Cost
     notes: tuple[str, ...]
+    table: pd.DataFrame | None = None
 
     def labelled(self) -> Labelled:
         """The claims that have a label, with it."""
         pairs = zip(self.claims, self.labels, strict=True)
         return [(claim, label) for claim, label in pairs if label is not None]
 
+    def scores(self) -> dict[int, Score]:
+        """Log-probabilities of true and false, in nats, of the labelled claims by index."""
+        values = self.rows[["logprob_true", "logprob_false"]].to_numpy(float)
+        pairs = zip(self.labels, values, strict=True)
+        return {
+            i: (float(t), float(f)) for i, (label, (t, f)) in enumerate(pairs) if label is not None
+        }
+
     def save_labels(self, path: str | Path) -> Path:
-        """Write the claims with labels and scores; `.jsonl` or `.csv` says how.
+        """Write the claims, or `table`, with labels and scores; `.jsonl` or `.csv` says how.
 
         Raises:
             InputError: another ending, or the file cannot be written.
@@ -74,12 +84,13 @@ class ICMReport(Report):
         target = Path(path).expanduser()
         if target.suffix not in (".jsonl", ".csv"):
             raise InputError(f"{target}: labels are written as .jsonl or .csv")
+        frame = self.rows if self.table is None else self.table
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.suffix == ".csv":
-                self.rows.to_csv(target, index=False)
+                frame.to_csv(target, index=False)
             else:
-                self.rows.to_json(target, orient="records", lines=True, force_ascii=False)
+                frame.to_json(target, orient="records", lines=True, force_ascii=False)
         except OSError as error:
             raise InputError(f"{target} cannot be written: {error}") from error
         return target

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from workbench.engines.meter import one_bar
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
+from workbench.icm.batches import label_all
 from workbench.icm.bootstrap import bootstrap
 from workbench.icm.claim import Labelled
-from workbench.icm.compare import method_table, verdicts
+from workbench.icm.compare import AUROC, ONCE, discrimination, method_table, seed_notes, verdicts
 from workbench.icm.consistency import pairs
 from workbench.icm.evaluate import evaluate_chat, evaluate_labels
 from workbench.icm.oracle import Cost
-from workbench.icm.report import ICMReport
+from workbench.icm.report import ICMReport, said_by
 from workbench.icm.search import search
 from workbench.icm.settings import Settings, Step
 from workbench.icm.testbeds import Testbed
@@ -35,7 +36,6 @@ METHODS = (
 )  # fmt: skip
 """All methods; the last four show labelled claims to the model."""
 GOLD_NEEDED = ("majority class", "golden labels")
-ONCE = ("zero-shot", "zero-shot chat")  # they depend neither on claims nor on chance
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,17 +44,20 @@ class ICMStudy(Report):
 
     Attributes:
         methods: one row a method, see `compare.method_table`.
+        runs: one row a method and seed, from which `methods` is made.
         searches: the report of each search, in the order of the seeds.
         notes: what a reader has to know before quoting a number.
     """
 
     methods: pd.DataFrame
+    runs: pd.DataFrame
     searches: tuple[ICMReport, ...]
     notes: tuple[str, ...]
 
     def _write(self, folder: Path) -> None:
         Report._write(self, folder)
         self.methods.to_csv(folder / "methods.csv", index=False)
+        self.runs.to_csv(folder / "runs.csv", index=False)
         for found in self.searches:
             part = folder / f"search-{found.provenance['seed']}"
             part.mkdir()
@@ -66,6 +69,7 @@ def study(
     engine: Engine,
     *,
     count: int | None = None,
+    batch_size: int | None = None,
     seeds: Sequence[int] = (0,),
     methods: Sequence[str] = METHODS,
     checkpoints: str | Path | None = None,
@@ -77,6 +81,7 @@ def study(
     Args:
         testbed: claims and a test.
         count: claims drawn from it for each seed; None is all.
+        batch_size: label them in batches, see `label_all`; None is one search.
         seeds: each draws claims, and decides random labels and the search.
         methods: some of `METHODS`; those that need gold labels are left out where there are none,
             and the chat where the model has no chat template.
@@ -92,7 +97,7 @@ def study(
 
     _check(testbed, seeds, methods, settings)
     chosen, notes = _possible(testbed, methods, settings)
-    before, bench = engine.usage, _Bench(engine, checkpoints, on_step, settings)
+    before, bench = engine.usage, _Bench(engine, checkpoints, on_step, batch_size, settings)
     with one_bar(len(seeds) * len(chosen), "study", "method") as bar:
         for seed in seeds:
             bed = testbed.draw(count, seed)
@@ -107,11 +112,13 @@ def study(
     used = engine.usage.since(before)
     rows, runs = pd.concat(bench.rows, ignore_index=True), pd.DataFrame(bench.runs)
     table = method_table(rows, runs)
-    notes += bench.notes + verdicts(rows, table) + _on_costs(engine, used)
-    notes += sorted({note for found in bench.searches for note in found.notes})
+    notes += bench.notes + verdicts(rows, table) + seed_notes(rows, runs) + _on_costs(engine, used)
+    if bench.searches:
+        notes += said_by("seed", {one.provenance["seed"]: one.notes for one in bench.searches})
     provenance = {
-        "testbed": testbed.name, "count": count, "seeds": list(seeds), "methods": list(chosen),
-        **settings, "notes": notes, "engine": asdict(engine.info), "commit": commit(),
+        "testbed": testbed.name, "count": count, "batch_size": batch_size, "seeds": list(seeds),
+        "methods": list(chosen), **settings, "notes": notes, "engine": asdict(engine.info),
+        "commit": commit(),
     }  # fmt: skip
     columns = table[["method", "value", "low", "high", "n", "n_failed"]]
     summary = tuple(
@@ -119,7 +126,7 @@ def study(
         for name, *values in columns.itertuples(index=False, name=None)
     )
     return ICMStudy(
-        summary, rows, used, provenance, table, tuple(bench.searches), tuple(notes),
+        summary, rows, used, provenance, table, runs, tuple(bench.searches), tuple(notes),
     )  # fmt: skip
 
 
@@ -182,10 +189,11 @@ class _Bench:
         engine: Engine,
         checkpoints: str | Path | None,
         on_step: Callable[[Step], object] | None,
+        batch_size: int | None,
         settings: dict[str, Any],
     ) -> None:
         self._engine, self._checkpoints, self._on_step = engine, checkpoints, on_step
-        self._settings = settings
+        self._batch_size, self._settings = batch_size, settings
         self.rows: list[pd.DataFrame] = []
         self.runs: list[dict[str, Any]] = []
         self.searches: list[ICMReport] = []
@@ -215,6 +223,8 @@ class _Bench:
             ),
             "labels_true": _mean(label for _, label in labelled),
         }
+        told = discrimination("", rows["log_odds"], rows["answer"] == "True")
+        facts |= dict(zip(AUROC, (told.value, told.low, told.high), strict=True))
         for name, cost in (("finding", finding), ("test", used)):
             facts |= {f"{name}_{key}": value for key, value in asdict(cost).items()}
         self.runs.append(facts)
@@ -242,12 +252,15 @@ class _Bench:
         return [], Cost()
 
     def _search(self, bed: Testbed, seed: int) -> ICMReport:
-        folder = self._checkpoints
-        path = None if folder is None else Path(folder) / f"{bed.name}-seed-{seed}.jsonl"
-        found = search(
-            bed.claims, self._engine, seed=seed, wording=bed.wording, checkpoint=path,
-            on_step=self._on_step, **self._settings,
-        )  # fmt: skip
+        path = self._checkpoints and Path(self._checkpoints) / f"{bed.name}-seed-{seed}"
+        options = {"wording": bed.wording, "seed": seed, "on_step": self._on_step, **self._settings}
+        if self._batch_size is None:
+            journal = path and path.with_name(f"{path.name}.jsonl")
+            found = search(bed.claims, self._engine, checkpoint=journal, **options)
+        else:
+            found = label_all(
+                bed.claims, self._engine, batch_size=self._batch_size, checkpoint=path, **options
+            )
         self.searches.append(found)
         return found
 

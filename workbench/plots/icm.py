@@ -11,7 +11,13 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-__all__ = ["plot_convergence", "plot_demonstrations", "plot_failures", "plot_methods"]
+__all__ = [
+    "plot_convergence",
+    "plot_demonstrations",
+    "plot_failures",
+    "plot_methods",
+    "plot_salience",
+]
 
 OURS = ("ICM",)
 
@@ -119,3 +125,27 @@ def plot_failures(ax: Axes, table: pd.DataFrame) -> None:
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
     ax.set_ylabel("accuracy (95 % interval)")
     ax.legend(frameon=False, fontsize=8, loc="upper center", ncols=len(kinds))
+
+
+def plot_salience(ax: Axes, table: pd.DataFrame) -> None:
+    """Energies of the labels found and of others; lines are 95 % intervals of the distance to them.
+
+    Args:
+        table: of `icm.salience.salience`.
+    """
+    from workbench.icm.salience import stands_out
+
+    found = float(table["energy"].iloc[0])
+    colours = [COLOURS[1] if name == "found" else COLOURS[0] for name in table["labels"]]
+    places = range(len(table))
+    ax.hlines(places, found - table["high"], found - table["low"], color="0.2", linewidth=1.2)
+    ax.scatter(table["energy"], places, color=colours, zorder=3)
+    ax.axvline(found, color=COLOURS[1], linewidth=1, linestyle=":")
+    ax.set_yticks(places, table["labels"])
+    ax.invert_yaxis()
+    ax.set_xlabel("energy, nats")
+    good, _ = stands_out(table)
+    ax.set_title(
+        f"The labels found {'' if good else 'do not '}stand out\nfrom labels that know nothing",
+        fontsize=10,
+    )

@@ -1,0 +1,126 @@
+"""Are the labels found more coherent than labels that know nothing? No gold is needed to ask.
+
+Coherence alone is no sign of truth: where all claims have the same label, each predicts the others,
+and the energy of such a collapsed search can be that of a good one. So it is compared with what
+such labels have on the same claims.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import InputError
+from workbench.icm.claim import Wording
+from workbench.icm.consistency import Pair, pairs, violated
+from workbench.icm.journal import Journal
+from workbench.icm.objective import energy
+from workbench.icm.oracle import Oracle
+from workbench.icm.orders import Reference, Scores
+from workbench.icm.report import ICMReport
+from workbench.stats import difference
+from workbench.types import Engine
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+__all__ = ["salience", "stands_out"]
+
+DRAWS = 2  # of random labels
+BLIND = ("all true", "all false", "random")
+
+
+def salience(report: ICMReport, engine: Engine, *, seed: int = 0) -> pd.DataFrame:
+    """Energies of the labels found and of others on the same claims, all in the claims' own order.
+
+    Each of the others takes a leave-one-out pass. Of a report in batches it is the first batch,
+    which no labels stand before.
+
+    Args:
+        report: of a search or of `label_all`; its energy's settings are taken over.
+        engine: the one that it was made with.
+        seed: of the random labels, of which the mean over 2 draws counts.
+
+    Returns:
+        A row for the labels found, inverted, all true, all false and random: labels, energy (nats),
+        inconsistencies, below (energy found minus this one), low, high (its 95 % interval, paired
+        over claims; claims are judged after each other, so it is a little too narrow).
+
+    Raises:
+        InputError: fewer than 2 claims have a label.
+        EngineError: a claim could not be scored.
+    """
+    import pandas as pd
+
+    parts = report.provenance.get("batches") or [range(len(report.claims))]
+    there = [index for index in parts[0] if report.labels[index] is not None]
+    if len(there) < 2:
+        raise InputError(f"{len(there)} claims have a label: 2 at least are compared")
+    claims = [report.claims[index] for index in there]
+    wording = Wording(**report.provenance["wording"])
+    order = Reference(Oracle(engine, claims, wording, Journal(None, {})))
+    related = pairs(claims, report.provenance["consistency"])
+    known, found = report.scores(), [bool(report.labels[index]) for index in there]
+    values = {"found": _values(report, found, {i: known[j] for i, j in enumerate(there)}, related)}
+    for name, labels in _others(found, seed):
+        mine = _values(report, labels, order.all(tuple(labels)), related)
+        mine = mine / DRAWS if name == "random" else mine
+        values[name] = values[name] + mine if name in values else mine
+    return pd.DataFrame(_row(name, values["found"], own) for name, own in values.items())
+
+
+def _others(found: Sequence[bool], seed: int) -> list[tuple[str, list[bool]]]:
+    rng = random.Random(f"salience-{seed}")
+    labelings = [("inverted", [not label for label in found])]
+    labelings += [("all true", [True] * len(found)), ("all false", [False] * len(found))]
+    return labelings + [("random", [rng.random() < 0.5 for _ in found]) for _ in range(DRAWS)]
+
+
+def _values(
+    report: ICMReport, labels: Sequence[bool], scores: Scores, related: Sequence[Pair]
+) -> NDArray[np.float64]:
+    """What each claim adds to the energy if there were just this one, and the violated pairs."""
+    import numpy as np
+
+    alpha, objective = report.provenance["alpha"], report.provenance["objective"]
+    every = tuple(labels)
+    own = [energy(every, {i: score}, (), alpha, objective) for i, score in scores.items()]
+    return np.array([*own, len(violated(related, every))])
+
+
+def _row(name: str, found: NDArray[np.float64], own: NDArray[np.float64]) -> dict[str, Any]:
+    apart = difference(name, found[:-1], own[:-1])
+    broken = own[-1] - found[-1]
+    return {
+        "labels": name, "energy": own[:-1].mean() - own[-1], "inconsistencies": own[-1],
+        "below": apart.value + broken, "low": apart.low + broken, "high": apart.high + broken,
+    }  # fmt: skip
+
+
+def stands_out(table: pd.DataFrame) -> tuple[bool, str]:
+    """Whether the labels found are more coherent than labels that know nothing, and a sentence.
+
+    Args:
+        table: of `salience`.
+    """
+    rows = {name: own.iloc[0] for name, own in table.groupby("labels")}
+    rival = min(BLIND, key=lambda name: float(rows[name]["low"]))
+    energy_found, (energy_near, below, low, high) = (
+        float(rows["found"]["energy"]),
+        (float(rows[rival][column]) for column in ("energy", "below", "low", "high")),
+    )
+    told = f"energy {energy_found:.1f}, {rival} {energy_near:.1f}, apart {below:.1f} "
+    told += f"({low:.1f} to {high:.1f})"
+    if good := low > 0:
+        said = f"the labels found stand out from labels that know nothing: {told}"
+    else:
+        said = (
+            f"the labels found do not stand out from labels that know nothing: {told}; their "
+            "coherence is no reason to believe them"
+        )
+    if rows["inverted"]["low"] <= 0:
+        said += "; inverted they are as coherent: nothing says which of the two is true"
+    return good, said
