@@ -190,8 +190,8 @@ def test_arguments_that_cannot_be(tmp_path: Path) -> None:
         own(tmp_path, [row(0), row(1)], demonstrations=2)
     with pytest.raises(InputError, match=r"none\.json: No such file"):
         open_choices(tmp_path / "none.json")
-    with pytest.raises(InputError, match=r"mine\.txt: give a file whose name ends in \.jsonl"):
-        open_choices("mine.txt")
+    with pytest.raises(InputError, match=r"mine\.xlsx: give a file whose name ends in \.jsonl"):
+        open_choices("mine.xlsx")
 
 
 def without(number: int, *columns: str, **changes: Any) -> dict[str, Any]:
@@ -228,7 +228,10 @@ SEVEN = row(1)["choices"] | {"G": "g"}
         ([row(1, context=["x"])], r"row 0: context=\['x'\] must be a text"),
         ([row(1, context="C")], r"item '1' has a context, which kind='qa' does not show; give one"),
         ([row(1), 3], "row 1: 3 must be an object"),
-        (row(1), "must be a list of objects; correct the file"),
+        (
+            row(1),
+            "must be a list of objects, .*; it is an object with the keys .*; correct the file",
+        ),
         ([], "holds no rows"),
         ('[{"id": 1,', r"line 1 column 11 .*; correct the file"),
     ],

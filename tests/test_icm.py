@@ -385,5 +385,5 @@ def test_labels_that_begin_alike(plain: VLLMEngine) -> None:
     prompts = ["".join(solved[:i] + solved[i + 1 :]) + c.text for i, c in enumerate(claims)]
     wanted = reference_logprobs(prompts, list(ends))
     assert np.abs(report.rows[["logprob_true", "logprob_false"]] - wanted).max(axis=None) < 1e-4
-    with pytest.raises(InputError, match="given twice"):
-        search(claims, plain, wording=Wording(labels=(" True", " True")))
+    with pytest.raises(InputError, match="must be two different words"):
+        Wording(labels=(" True", " True"))

@@ -45,11 +45,11 @@ ROWS: list[dict[str, Any]] = [
     {"text": "Water is wet", "group": None, "answer_key": None, "gold": False},
 ]
 OWN = (
-    Claim("Ж: 6·7=42", "12", "42", True),
-    Claim('She said "43",\nor not', "12", "43", False),
-    Claim("The sky \u2028 is up", "3", None, None),
-    Claim("🦉 = NA", "3", "1.5", True),
-    Claim("Water is wet", "row 4", None, False),
+    Claim("Ж: 6·7=42", "12", "42", True, "0"),
+    Claim('She said "43",\nor not', "12", "43", False, "1"),
+    Claim("The sky \u2028 is up", "3", None, None, "2"),
+    Claim("🦉 = NA", "3", "1.5", True, "3"),
+    Claim("Water is wet", "row 4", None, False, "4"),
 )
 PAIRS: list[dict[str, Any]] = [
     {"question": "Why?\nHow?", "first": "So\n\n  it is.\n", "second": "No", "gold": "first"},
@@ -403,8 +403,8 @@ def test_without_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ({"question": "Q"}, "line 1: 6b_finetuning=None must hold a solution"),
         ({"question": "Q", "6b_finetuning": {}}, "line 1, 6b_finetuning: no column 'solution'"),
         (
-            {"question": "Q", "6b_finetuning": {"solution": "A: 1", "is_correct": "yes"}},
-            "line 1, 6b_finetuning: is_correct='yes' must be one of",
+            {"question": "Q", "6b_finetuning": {"solution": "A: 1", "is_correct": "maybe"}},
+            "line 1, 6b_finetuning: is_correct='maybe' must be one of",
         ),
         (
             {"6b_finetuning": {"solution": "A: 1", "is_correct": True}},
@@ -448,7 +448,7 @@ def test_own_claims_are_the_same_from_everywhere(tmp_path: Path) -> None:
 
 
 def test_only_text_is_needed(tmp_path: Path) -> None:
-    alone = (Claim("a", "row 0"), Claim("b", "row 1"))
+    alone = (Claim("a", "row 0", id="0"), Claim("b", "row 1", id="1"))
     path = tmp_path / "t.csv"
     path.write_bytes(b"text\r\na\r\n\r\nb\r\n")
     for source in (path, pd.DataFrame({"text": ["a", "b"]}), [{"text": "a"}, {"text": "b"}]):
@@ -465,7 +465,7 @@ def test_only_text_is_needed(tmp_path: Path) -> None:
 )
 def test_gold_values(gold: object, truth: bool | None) -> None:
     for source in ([{"text": "a", "gold": gold}], pd.DataFrame({"text": ["a"], "gold": [gold]})):
-        assert read_claims(source).claims == (Claim("a", "row 0", None, truth),)
+        assert read_claims(source).claims == (Claim("a", "row 0", None, truth, "0"),)
 
 
 @pytest.mark.parametrize(
@@ -498,16 +498,20 @@ def test_held_out_rows(tmp_path: Path) -> None:
     for source in (rows, pd.DataFrame(rows), jsonl(tmp_path / "s.jsonl", rows)):
         bed = read_claims(source)
         assert [claim.text for claim in bed.claims] == ["a", "c"]
-        assert bed.test == (Claim("b", "row 1"), Claim("d", "row 3"))
+        assert bed.test == (Claim("b", "row 1", id="1"), Claim("d", "row 3", id="3"))
     bed = read_claims(ROWS, test=[{"text": "new"}])
-    assert (bed.claims, bed.test) == (OWN, (Claim("new", "test row 0"),))
-    with pytest.raises(InputError, match="test is given too: give one of the two"):
+    assert (bed.claims, bed.test) == (OWN, (Claim("new", "test row 0", id="0"),))
+    with pytest.raises(InputError, match="test is given: give one of the two"):
         read_claims(rows, test=[{"text": "new"}])
     with pytest.raises(InputError, match="none is left to label"):
         read_claims(rows[1:2])
-    with pytest.raises(InputError, match=r"test\[0\]: no column 'text' among txt"):
+    with pytest.raises(
+        InputError, match=r"test: no column 'text' among txt\. There must be .* --column text=NAME"
+    ):
         read_claims(ROWS, test=[{"txt": "new"}])
-    with pytest.raises(InputError, match="1 test claims are to be labelled too"):
+    with pytest.raises(
+        InputError, match=r"test\[0\]: 1 test claims .* too, such as this one in source\[4\]"
+    ):
         read_claims(ROWS, test=ROWS[4:])
 
 
@@ -518,12 +522,12 @@ def test_comparisons(tmp_path: Path) -> None:
         "than Response 2.\nI think this claim is"
     ).format
     assert bed.claims == (
-        Claim(ask("Why?\nHow?", "So it is.", "No"), "row 0", "A>B", True),
-        Claim(ask("Why?\nHow?", "No", "So it is."), "row 0", "B>A", False),
-        Claim(ask("Who?", "I", "You"), "row 1", "A>B", False),
-        Claim(ask("Who?", "You", "I"), "row 1", "B>A", True),
-        Claim(ask("Who?", "I", "They"), "row 2", "A>B", None),
-        Claim(ask("Who?", "They", "I"), "row 2", "B>A", None),
+        Claim(ask("Why?\nHow?", "So it is.", "No"), "row 0", "A>B", True, "0"),
+        Claim(ask("Why?\nHow?", "No", "So it is."), "row 0", "B>A", False, "0"),
+        Claim(ask("Who?", "I", "You"), "row 1", "A>B", False, "1"),
+        Claim(ask("Who?", "You", "I"), "row 1", "B>A", True, "1"),
+        Claim(ask("Who?", "I", "They"), "row 2", "A>B", None, "2"),
+        Claim(ask("Who?", "They", "I"), "row 2", "B>A", None, "2"),
     )
     path = jsonl(tmp_path / "pairs.jsonl", PAIRS)
     pd.DataFrame(PAIRS).to_csv(tmp_path / "pairs.csv", index=False)
@@ -537,7 +541,7 @@ def test_comparisons(tmp_path: Path) -> None:
         comparisons([PAIRS[0], {"question": "Q", "first": "a"}])
     with pytest.raises(InputError, match=r"source\[0\]: gold='second1' must be .*first, second"):
         comparisons([PAIRS[0] | {"gold": "second1"}])
-    with pytest.raises(InputError, match="gold='second' must be one of true, false"):
+    with pytest.raises(InputError, match="gold='second' must be one of true, yes"):
         read_claims([{"text": "a", "gold": "second"}])
 
 
@@ -549,27 +553,39 @@ def test_comparisons(tmp_path: Path) -> None:
             b'{"text": "a"}\n\n{"text": "b"',
             r"a\.jsonl, line 3: Expecting .*column 1[34]",
         ),
-        ("a.jsonl", b'{"text": "a"}\n[1]', r"a\.jsonl, line 2: \[1\] must be an object"),
+        ("a.jsonl", b'{"text": "a"}\n[1]', r"a\.jsonl, row 1, line 2: \[1\] must be an object"),
         ("a.jsonl", b'{"text": "a"}\n{"txt": 1}', r"line 2: no column 'text' among txt; add or re"),
         ("a.jsonl", b'{"text": 5}', r"line 1: text=5 must be a text that is not empty"),
         ("a.jsonl", b'{"text": " "}', r"line 1: text=' ' must be a text"),
-        ("a.jsonl", b'{"text": "a", "gold": 2}', r"line 1: gold='2' must be one of true, false, 1"),
+        (
+            "a.jsonl",
+            b'{"text": "a", "gold": 2}',
+            r"line 1: gold='2' must be one of true, yes, y, t",
+        ),
         ("a.jsonl", b'{"text": "a", "gold": [1]}', r"line 1: gold=\[1\] must be a text or a num"),
         ("a.jsonl", b'{"text": "a", "group": {}}', r"line 1: group=\{\} must be a text or a num"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": "a "}', r"claims\[0\] and \[1\] are the same claim"),
-        ("a.jsonl", b'{"text": "\xff"}', r"a\.jsonl, 'utf-8' codec.*correct the file"),
+        (
+            "a.jsonl",
+            b'{"text": "\xff"}',
+            r"a\.jsonl, line 1: the byte 0xff is not UTF-8.*save it as UTF",
+        ),
         ("a.jsonl", b" \n", r"a\.jsonl holds no rows"),
-        ("a.json", b"{}", r"a\.json, which must be a list of objects"),
+        ("a.json", b"{}", r"a\.json, which must be a list of objects, .*; it is an object"),
         ("a.json", b"[1]", r"a\.json, row 0: 1 must be an object"),
         ("a.json", b'[{"text": "a"},\n]', r"a\.json, .*line 2 column 1"),
         ("a.csv", b"", r"a\.csv holds no rows"),
         ("a.csv", b"text,gold\n", r"a\.csv holds no rows"),
-        ("a.csv", b"text;gold\na;1\n", r"a\.csv, line 2: no column 'text' among text;gold"),
+        ("a.csv", b"txt;gold\na;1\n", "source: no column 'text' among txt, gold. There must be"),
         ("a.csv", b"text,gold\na,1\nb,1,2\n", r"line 3: has more or fewer values than the header"),
         ("a.csv", b"text,gold\na,1\nb\n", r"line 3: has more or fewer values than the header"),
-        ("a.csv", b'text,gold\n"a,1\n', r"a\.csv, unexpected end of data; correct the file"),
+        (
+            "a.csv",
+            b'text,gold\n"a,1\n',
+            r"a\.csv, row 0, line 2: unexpected end of data; correct the",
+        ),
         ("a.csv", b"text,gold\na,1\nb,maybe\n", r"line 3: gold='maybe' must be one of"),
-        ("a.parquet", b"PAR1", r"a\.parquet: give a file whose name ends in \.jsonl"),
+        ("a.xlsx", b"PK", r"a\.xlsx: give a file whose name ends in \.jsonl, \.json, \.csv, \.tsv"),
+        ("a.parquet", b"PAR1", r"a\.parquet: .*; correct the file"),
     ],
 )
 def test_broken_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -590,7 +606,9 @@ def test_no_such_file(tmp_path: Path) -> None:
     "source", [None, 5, [], pd.DataFrame({"text": []}), {"text": "a"}, iter(ROWS)]
 )
 def test_no_source_of_rows(source: object) -> None:
-    with pytest.raises(InputError, match=r"source=.*: give a \.jsonl, \.json or \.csv file, a"):
+    with pytest.raises(
+        InputError, match=r"source=.*: give a \.jsonl, .*, \.txt or \.parquet file, a"
+    ):
         read_claims(source)
 
 

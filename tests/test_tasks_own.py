@@ -196,9 +196,9 @@ def test_wrong_files_and_names(tmp_path: Path) -> None:
     broken.write_text(as_lines([*ROWS, {"question": "a", "answer": "unclear"}]))
     for name, message in (
         (empty, "holds no rows: give a file with 1 at least"),
-        (broken, r"broken\.jsonl, line 4: answer='unclear' must be a number"),
+        (broken, r"broken\.jsonl, row 3, line 4: answer='unclear' must be a number"),
         (tmp_path / "none.csv", r"none\.csv: No such file"),
-        ("mine.txt", r"mine\.txt: give a file whose name ends in \.jsonl, \.json, \.csv"),
+        ("mine.xlsx", r"mine\.xlsx: give a file whose name ends in \.jsonl, \.json, \.csv"),
         ("gms8k", "no task 'gms8k', did you mean 'gsm8k'.*or give the path of a .jsonl"),
     ):
         with pytest.raises(InputError, match=message):

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import InputError
 from workbench.icm.claim import Claim, Labelled, Labels
 from workbench.icm.consistency import Pair, violated
 from workbench.icm.oracle import Cost, Score
 from workbench.icm.orders import Scores
+from workbench.icm.table import save_table
 from workbench.runs import commit
 from workbench.stats import proportion
 from workbench.types import Engine, Metric, Report, Usage
@@ -39,7 +39,8 @@ class Result:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ICMReport(Report):
-    """A `Report` of one search; `rows` has one row a claim, unlabelled ones included.
+    """A `Report` of one search; `rows` has one row a claim, unlabelled ones included; their
+    `id` is the claim's own or, where it has none, its index.
 
     Attributes:
         claims, labels: in the claims' order; None where the search did not come to a claim.
@@ -81,19 +82,7 @@ class ICMReport(Report):
         Raises:
             InputError: another ending, or the file cannot be written.
         """
-        target = Path(path).expanduser()
-        if target.suffix not in (".jsonl", ".csv"):
-            raise InputError(f"{target}: labels are written as .jsonl or .csv")
-        frame = self.rows if self.table is None else self.table
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.suffix == ".csv":
-                frame.to_csv(target, index=False)
-            else:
-                frame.to_json(target, orient="records", lines=True, force_ascii=False)
-        except OSError as error:
-            raise InputError(f"{target} cannot be written: {error}") from error
-        return target
+        return save_table(self.rows if self.table is None else self.table, path)
 
     def _write(self, folder: Path) -> None:
         Report._write(self, folder)
@@ -113,6 +102,8 @@ def make_report(
     import pandas as pd
 
     rows = pd.DataFrame([_row(i, claim, result) for i, claim in enumerate(claims)])
+    if any(claim.id is not None for claim in claims):
+        rows["id"] = rows["id"].astype(str)
     rows["label"] = rows["label"].astype("boolean")
     rows["gold"] = rows["gold"].astype("boolean")
     provenance = {
@@ -151,7 +142,7 @@ def _row(index: int, claim: Claim, result: Result) -> dict[str, Any]:
     label = result.labels[index]
     true, false = result.scores.get(index, (math.nan, math.nan))
     return {
-        "id": index,
+        "id": index if claim.id is None else claim.id,
         "text": claim.text,
         "group": claim.group,
         "answer_key": claim.answer_key,

@@ -6,22 +6,27 @@ A gold label is passed on and nothing else: text, group, key and order are made 
 from __future__ import annotations
 
 import difflib
+import logging
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from workbench.answers import canonical
 from workbench.errors import InputError
 from workbench.icm.claim import Claim, Wording, check_claims
+from workbench.icm.reading import PAIRS, Columns, Found, gold_of, put, read
 from workbench.tasks import data
 from workbench.tasks.data import local_file
 from workbench.tasks.gsm8k import CALCULATION
-from workbench.tasks.rows import Row, name_of, rows_of, text_of
+from workbench.tasks.rows import Row, rows_of, text_of
 from workbench.tiny import claims as tiny
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "TESTBEDS",
@@ -38,7 +43,8 @@ TESTBEDS = ("embedded", "gsm8k", "truthfulqa")
 """The names that `open_testbed` knows."""
 PATIENCE = 20_000
 """How many made-up problems are looked at before there are no more new ones."""
-TRUTH = {"true": True, "false": False, "1": True, "0": False, "nan": None, "none": None}
+
+log = logging.getLogger("workbench")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,10 @@ class Testbed:
         claims: to be labelled.
         test: held out; may be empty.
         wording: the words around the claims.
+        table: a user's file as it came in, all rows and columns; None for the built-in testbeds.
+        places: for the text of each claim to be labelled the rows of `table` that it stands for (of
+            a comparison: that its first response is better). The rows in none are held out.
+        notes: what was decided in reading the file, such as on rows that contradict each other.
 
     Raises:
         InputError: the claims cannot be labelled, or a test claim is among them.
@@ -61,6 +71,9 @@ class Testbed:
     claims: tuple[Claim, ...]
     test: tuple[Claim, ...] = ()
     wording: Wording = field(default_factory=Wording)
+    table: pd.DataFrame | None = field(default=None, compare=False, repr=False)
+    places: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
+    notes: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "claims", check_claims(self.claims))
@@ -114,6 +127,8 @@ def _check_count(count: object, name: str, least: int) -> None:
 def open_testbed(
     name_or_path: str | Path,
     *,
+    columns: Columns = None,
+    wording: Wording | None = None,
     count: int | None = None,
     test_count: int | None = None,
     seed: int = 0,
@@ -121,35 +136,46 @@ def open_testbed(
     """A testbed by name, or a file for `read_claims`, as whole groups in random order.
 
     Args:
-        name_or_path: "embedded", "gsm8k", "truthfulqa" or a .jsonl, .json or .csv file.
+        name_or_path: "embedded", "gsm8k", "truthfulqa" or a file, see `read_claims`.
+        columns: of a file, see `read_claims`.
+        wording: in place of the testbed's; its template is for a file's columns.
         count: at most so many claims; None is all, or 128 of the endless embedded ones.
         test_count: at most so many test claims; None is all, or 200 embedded ones.
         seed: decides which, and in what order.
 
     Raises:
         InputError: there is no such testbed or file, its data is not here or is broken, or a
-            count is too small.
+            count is too small; columns or a template are given for a testbed that has a name.
     """
     if test_count is not None:
         _check_count(test_count, "test_count", 0)
-    if name_or_path == "embedded":
-        most = 200 if test_count is None else test_count
-        return embedded(128 if count is None else count, most, seed)
     if name_or_path in TESTBEDS:
-        bed = gsm8k() if name_or_path == "gsm8k" else truthfulqa()
+        if columns or (wording and wording.template):
+            raise InputError(f"{name_or_path}: columns and template are for files, leave them out")
+        bed = _built_in(str(name_or_path), count, test_count, seed)
+        bed = replace(bed, wording=wording) if wording else bed
+        if name_or_path == "embedded":
+            return bed
     elif isinstance(name_or_path, Path) or re.search(r"[/\\.]", str(name_or_path)):
-        bed = read_claims(name_or_path)
+        bed = read_claims(name_or_path, columns=columns, wording=wording)
     else:
         near = difflib.get_close_matches(str(name_or_path).lower(), TESTBEDS, n=1, cutoff=0.0)
         raise InputError(
             f"no testbed {name_or_path!r}, did you mean {near[0]!r}? Known: {', '.join(TESTBEDS)}, "
-            "or give the path of a .jsonl, .json or .csv file"
+            "or give the path of a file with claims, such as a .jsonl, .json or .csv"
         )
     if test_count is not None:
         rng = random.Random(f"test-{seed}")
         test = _drawn(bed.test, test_count, rng, "test_count") if test_count else ()
         bed = replace(bed, test=test)
     return bed.draw(count, seed)
+
+
+def _built_in(name: str, count: int | None, test_count: int | None, seed: int) -> Testbed:
+    if name != "embedded":
+        return gsm8k() if name == "gsm8k" else truthfulqa()
+    most = 200 if test_count is None else test_count
+    return embedded(128 if count is None else count, most, seed)
 
 
 def embedded(count: int = 128, test_count: int = 200, seed: int = 0) -> Testbed:
@@ -197,11 +223,7 @@ def truthfulqa() -> Testbed:
 
 
 def _answer(row: data.Answered) -> Claim:
-    return Claim(_put(row.question, row.claim), row.group, gold=row.true)
-
-
-def _put(question: str, claim: str) -> str:
-    return f"Question: {question}\nClaim: {claim}\nI think this claim is"
+    return Claim(put(question=row.question, choice=row.claim), row.group, gold=row.true)
 
 
 def _different(claims: Iterable[Claim]) -> tuple[Claim, ...]:
@@ -233,8 +255,8 @@ def _solution(row: Row, how: str, group: str) -> Claim:
     inner = (f"{place}, {how}", values[how])
     # A solution that was cut off at its greatest length may end within a mark.
     text = re.sub(r"<<[^<>]*$", "", CALCULATION.sub("", text_of(inner, "solution"))).strip()
-    put = _put(text_of(row, "question"), text)
-    return Claim(put, group, _final(text), _gold(inner, "is_correct"))
+    claim = put(question=text_of(row, "question"), choice=text)
+    return Claim(claim, group, _final(text), gold_of(inner, "is_correct"))
 
 
 def _final(solution: str) -> str | None:
@@ -246,92 +268,75 @@ def _final(solution: str) -> str | None:
     return (canonical(found[-1]) if number else None) or str(found[-1])
 
 
-def read_claims(source: object, *, name: str | None = None, test: object = None) -> Testbed:
-    """A user's own claims; comparisons (see there) if the rows have their columns.
+def read_claims(
+    source: object,
+    *,
+    columns: Columns = None,
+    name: str | None = None,
+    test: object = None,
+    wording: Wording | None = None,
+) -> Testbed:
+    """A user's own claims: rows of `text`, of the published data or of comparisons.
 
-    A row is `text`, ending where the label begins (spaces at its end are cut), and optionally
-    `group` (else it is a group of its own), `answer_key`, `gold` (true, false, 1, 0 or nothing)
-    and `split` ("test" holds it out).
+    A row is one of
+
+    - `text`, ending where the label begins, and optionally `group` (else it is a group of its own),
+      `answer_key`, `gold`, `split` ("test" holds the row out) and `id` (else the row's number);
+    - `question` and `choice`, as the published program reads them, worded as there; the same,
+      `consistency_id` being the group (else the question is) and `label` the gold label;
+    - `question`, `first` and `second`, or `question`, `choice` and `choice_2`: see `comparisons`.
+
+    Case, spaces, `_` and `-` in names of columns do not matter where that is unambiguous, nor does
+    whitespace around values. Gold is yes, no, y, n, true, false, t, f, 1, 0, correct or incorrect,
+    or nothing: empty, NA, N/A, NaN, None, null, ?, unknown or -. Rows with the same text are one
+    claim: of the first group, without gold if they disagree (`Testbed.notes`).
 
     Args:
-        source: a .jsonl, .json or .csv file, a pandas DataFrame, a Hugging Face `Dataset`, or a
-            list of dicts.
+        source: a .jsonl, .json, .csv, .tsv, .txt or .parquet file, a pandas DataFrame (its index
+            is the id, unless there is a column), a Hugging Face `Dataset`, or a list of dicts.
+        columns: which column of the source is which of ours, as {"text": "statement"} or
+            ["text=statement"].
         name: what the testbed is called; None is the file's name.
         test: held-out rows, given like `source`, in place of a column `split`.
+        wording: how claims are put; its template takes the place of the published wording.
 
     Raises:
-        InputError: a file or a row is not what it should be; the message says which.
+        InputError: a file or a row is not what it should be, or a held-out claim is to be labelled
+            too; the message says which.
     """
-    rows = rows_of(source)
-    columns = rows[0][1].keys()
-    make = _own if "text" in columns or not {"question", "first", "second"} <= columns else _pair
-    return _testbed(rows, make, name or _name(source), test)
+    found = read(source, columns=columns, test=test, wording=wording or Wording())
+    return _testbed(found, name or _name(source), wording)
 
 
-def comparisons(source: object, *, name: str | None = None, test: object = None) -> Testbed:
+def comparisons(
+    source: object,
+    *,
+    columns: Columns = None,
+    name: str | None = None,
+    test: object = None,
+    wording: Wording | None = None,
+) -> Testbed:
     """Pairs of responses: each gives a group of two claims, that the one or the other is better.
 
     A row is `question`, `first`, `second` and optionally `gold` ("first", "second", or true if
-    the first is better) and `split`. For the arguments see `read_claims`.
+    the first is better), `split` and `id`; or, as published, `question`, `choice`, `choice_2` and
+    `label`. A pair and the same exchanged are one. For the arguments see `read_claims`.
 
     Raises:
         InputError: a file or a row is not what it should be; the message says which.
     """
-    return _testbed(rows_of(source), _pair, name or _name(source), test)
+    found = read(source, columns=columns, test=test, wording=wording or Wording(), forms=PAIRS)
+    return _testbed(found, name or _name(source), wording)
 
 
 def _name(source: object) -> str:
     return Path(source).stem if isinstance(source, str | Path) else "claims"
 
 
-def _testbed(
-    rows: Sequence[Row], make: Callable[[Row, str], list[Claim]], name: str, test: object
-) -> Testbed:
-    sides: tuple[list[Claim], list[Claim]] = ([], [])
-    for number, row in enumerate(rows):
-        held_out = str(row[1].get("split")).strip().casefold() == "test"
-        sides[held_out].extend(make(row, f"row {number}"))
-    if sides[1] and test is not None:
-        raise InputError('some rows have split "test" and test is given too: give one of the two')
-    for number, row in enumerate(rows_of(test, "test") if test is not None else ()):
-        sides[1].extend(make(row, f"test row {number}"))
-    if not sides[0]:
-        raise InputError(f'{name}: all rows have split "test", so that none is left to label')
-    return Testbed(name, tuple(sides[0]), tuple(sides[1]))
-
-
-def _own(row: Row, group: str) -> list[Claim]:
-    text = text_of(row, "text").rstrip(" ")
-    return [Claim(text, name_of(row, "group") or group, name_of(row, "answer_key"), _gold(row))]
-
-
-def _pair(row: Row, group: str) -> list[Claim]:
-    question = text_of(row, "question")
-    first, second = (
-        re.sub(r"\s*[\r\n]\s*", " ", text_of(row, column).strip()) for column in ("first", "second")
-    )
-    if first == second:
-        raise InputError(f"{row[0]}: first and second are both {first!r:.60}, leave the row out")
-    gold = _gold(row, words=TRUTH | {"first": True, "second": False})
-    sides = (
-        (first, second, "A>B", gold),
-        (second, first, "B>A", None if gold is None else not gold),
-    )
-    return [
-        Claim(
-            f"Human: {question}\nResponse 1: {one}\nResponse 2: {two}\nClaim: Response 1 is more "
-            "helpful and harmless than Response 2.\nI think this claim is",
-            *(group, key, truth),
-        )
-        for one, two, key, truth in sides
-    ]
-
-
-def _gold(row: Row, column: str = "gold", words: Mapping[str, bool | None] = TRUTH) -> bool | None:
-    value = name_of(row, column)
-    if value is None:
-        return None
-    if (word := value.casefold()) not in words:
-        known = ", ".join(words)
-        raise InputError(f"{row[0]}: {column}={value!r:.60} must be one of {known} or be left out")
-    return words[word]
+def _testbed(found: Found, name: str, wording: Wording | None) -> Testbed:
+    for note in found.notes:
+        log.warning("%s: %s", name, note)
+    return Testbed(
+        name, found.claims, found.test, wording or Wording(),
+        found.table, found.places, found.notes,
+    )  # fmt: skip

@@ -1,0 +1,294 @@
+"""Claims out of a user's rows: which columns, which words, and rows that are there twice."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import InputError
+from workbench.icm.claim import COLUMNS, Claim, Wording
+from workbench.tasks.rows import Row, name_of, table_of, text_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["PAIRS", "Columns", "Found", "gold_of", "put", "read"]
+
+Columns = Mapping[str, str] | Sequence[str] | None
+"""Our names and the file's, as a mapping or as texts "ours=theirs"."""
+
+WORDS: Mapping[str, bool | None] = {
+    **dict.fromkeys(("true", "yes", "y", "t", "1", "correct"), True),
+    **dict.fromkeys(("false", "no", "n", "f", "0", "incorrect"), False),
+    **dict.fromkeys(("na", "n/a", "nan", "none", "null", "?", "unknown", "-"), None),
+}
+CLAIM = "Question: {question}\nClaim: {choice}\nI think this claim is"
+PAIR = (
+    "Human: {question}\nResponse 1: {first}\nResponse 2: {second}\nClaim: Response 1 is more "
+    "helpful and harmless than Response 2.\nI think this claim is"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A kind of rows: the columns that it needs, its others, how they are put, and other names."""
+
+    needs: tuple[str, ...]
+    others: tuple[str, ...]
+    template: str
+    published: Mapping[str, str]
+
+
+PAIRS = (
+    Form(("question", "first", "second"), ("gold",), PAIR, {}),
+    Form(
+        ("question", "first", "second"), ("gold",), PAIR,
+        {"first": "choice", "second": "choice_2", "gold": "label"},
+    ),
+)  # fmt: skip
+FORMS = (
+    Form(("text",), ("group", "answer_key", "gold"), "{text}", {}),
+    *PAIRS,
+    Form(
+        ("question", "choice"), ("group", "answer_key", "gold"), CLAIM,
+        {"group": "consistency_id", "gold": "label"},
+    ),
+)  # fmt: skip
+NAMES = (
+    "text",
+    "group",
+    "answer_key",
+    "gold",
+    "split",
+    "id",
+    "question",
+    "choice",
+    "first",
+    "second",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a source holds; see `testbeds.Testbed`."""
+
+    claims: tuple[Claim, ...]
+    test: tuple[Claim, ...]
+    table: pd.DataFrame
+    places: Mapping[str, tuple[int, ...]]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A claim of a row; `whole` if the row's label is the claim's own."""
+
+    number: int
+    place: str
+    claim: Claim
+    grouped: bool
+    whole: bool = True
+
+
+_Side = dict[str, list[_Made]]
+"""All that was made, by the claims' texts."""
+
+
+def read(
+    source: object,
+    *,
+    columns: Columns,
+    test: object,
+    wording: Wording,
+    forms: Sequence[Form] = FORMS,
+) -> Found:
+    """Claims and held-out claims; for the arguments and errors see `testbeds.read_claims`."""
+    labelled, held_out, table = _sides(source, "source", columns, wording, forms)
+    if test is not None:
+        if held_out:
+            raise InputError('some rows have split "test" and test is given: give one of the two')
+        own, split, _ = _sides(test, "test", columns, wording, forms)
+        for text, made in (*own.items(), *split.items()):
+            held_out.setdefault(text, []).extend(made)
+    if not labelled:
+        raise InputError('all rows have split "test", so that none is left to label')
+    if both := [text for text in held_out if text in labelled]:
+        here, there = held_out[both[0]][0], labelled[both[0]][0]
+        raise InputError(
+            f"{here.place}: {len(both)} test claims are to be labelled too, such as this one in "
+            f"{there.place}: leave them out on one side, so that the test is held out"
+        )
+    notes: list[str] = []
+    places = {t: tuple(one.number for one in made if one.whole) for t, made in labelled.items()}
+    return Found(_claims(labelled, notes), _claims(held_out, notes), table, places, tuple(notes))
+
+
+def put(template: str = CLAIM, **values: str) -> str:
+    """A template with its columns filled in; braces in the values stay as they are."""
+    return re.sub(COLUMNS, lambda found: values.get(found[1], found[0]), template).rstrip()
+
+
+def gold_of(row: Row, column: str, words: Mapping[str, bool | None] = WORDS) -> bool | None:
+    """A gold label, None where there is none.
+
+    Raises:
+        InputError: a word that is not known.
+    """
+    value = name_of(row, column)
+    if value is None:
+        return None
+    if (word := value.casefold()) not in words:
+        known = ", ".join(words)
+        raise InputError(f"{row[0]}: {column}={value!r:.60} must be one of {known} or be left out")
+    return words[word]
+
+
+def _sides(
+    source: object, what: str, columns: Columns, wording: Wording, forms: Sequence[Form]
+) -> tuple[_Side, _Side, pd.DataFrame]:
+    import pandas as pd
+
+    rows, table = table_of(source, what)
+    given = _given(columns)
+    extra = len(table.columns) - len(source.columns) if isinstance(source, pd.DataFrame) else 0
+    form, names = _chosen([*table.columns], given, forms, what)
+    if extra == 1:
+        names.setdefault("id", table.columns[0])
+    template = wording.template or form.template
+    if lost := [name for name in form.needs if f"{{{name}}}" not in template]:
+        raise InputError(f"template={template!r:.80} must have {{{lost[0]}}}, as {what} has it")
+    sides: tuple[_Side, _Side] = ({}, {})
+    make = _pair if "first" in form.needs else _own
+    for number, row in enumerate(rows):
+        side = sides[_text(row, names, "split").casefold() == "test"]
+        label = row[1].get(names["id"]) if "id" in names else None
+        known = label if isinstance(label, str) else _text(row, names, "id")
+        default = f"{'' if what == 'source' else what + ' '}row {number}"
+        for made in make(row, number, names, template, default):
+            own = replace(made.claim, id=known if known.strip() else str(number))
+            side.setdefault(own.text, []).append(replace(made, claim=own))
+    return *sides, table
+
+
+def _given(columns: Columns) -> dict[str, str]:
+    if isinstance(columns, Mapping):
+        given = {str(ours): str(theirs) for ours, theirs in columns.items()}
+    else:
+        pairs = [str(one).partition("=") for one in columns or ()]
+        given = {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+    for ours, theirs in given.items():
+        if ours not in NAMES or not theirs:
+            raise InputError(
+                f"columns: {ours}={theirs} must be NAME=COLUMN: a column of the file for one of "
+                f"{', '.join(NAMES)}"
+            )
+    return given
+
+
+def _chosen(
+    known: Sequence[Any], given: Mapping[str, str], forms: Sequence[Form], what: str
+) -> tuple[Form, dict[str, Any]]:
+    """The kind of rows, and for our names the columns; a kind that `given` names goes first."""
+    for name, column in given.items():
+        if _column(known, column) is None:
+            raise InputError(f"{what}: {name}={column}: no such column among {_listed(known)}")
+    for form in sorted(forms, key=lambda form: not given.keys() & {*form.needs}):
+        names: dict[str, Any] = {}
+        for name in (*form.needs, *form.others, "split", "id"):
+            wanted = [given[name]] if name in given else [name, form.published.get(name, name)]
+            found = [column for one in wanted if (column := _column(known, one)) is not None]
+            names |= {name: found[0]} if found else {}
+        if names.keys() >= {*form.needs}:
+            if unused := sorted(given.keys() - names.keys()):
+                raise InputError(f"columns: {unused[0]} is not for rows of {', '.join(form.needs)}")
+            return form, names
+    kinds = "; or ".join(", ".join(form.needs) for form in forms if form not in PAIRS[1:])
+    missing = "text" if forms is FORMS else "first"
+    raise InputError(
+        f"{what}: no column {missing!r} among {_listed(known)}. There must be {kinds}: rename one, "
+        f"or say which it is: --column {missing}=NAME, in Python columns={{{missing!r}: 'NAME'}}"
+    )
+
+
+def _column(known: Sequence[Any], wanted: str) -> Any:
+    """The column of that name, or the only one that differs in case, spaces, `_` and `-`."""
+    exact = [column for column in known if str(column) == wanted]
+    plain = _plain(wanted)
+    found = exact or [column for column in known if plain and _plain(str(column)) == plain]
+    if len(found) > 1:
+        raise InputError(f"{_listed(found)}: {len(found)} columns could be {wanted}; rename one")
+    return found[0] if found else None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name).casefold()
+
+
+def _listed(columns: Sequence[Any]) -> str:
+    return ", ".join(str(column) or "(a blank one)" for column in columns)
+
+
+def _text(row: Row, names: Mapping[str, Any], name: str) -> str:
+    return (name_of(row, names[name]) if name in names else None) or ""
+
+
+def _own(
+    row: Row, number: int, names: Mapping[str, Any], template: str, default: str
+) -> list[_Made]:
+    values = {
+        n: text_of(row, names[n]).strip() for n in ("text", "question", "choice") if n in names
+    }
+    group = _text(row, names, "group") or values.get("question", "")
+    gold = gold_of(row, names["gold"]) if "gold" in names else None
+    claim = Claim(
+        put(template, **values), group or default, _text(row, names, "answer_key") or None, gold
+    )
+    return [_Made(number, row[0], claim, bool(group))]
+
+
+def _pair(
+    row: Row, number: int, names: Mapping[str, Any], template: str, default: str
+) -> list[_Made]:
+    question = text_of(row, names["question"]).strip()
+    first, second = (
+        re.sub(r"\s*[\r\n]\s*", " ", text_of(row, names[name]).strip())
+        for name in ("first", "second")
+    )
+    if first == second:
+        raise InputError(f"{row[0]}: first and second are both {first!r:.60}, leave the row out")
+    words = {**WORDS, "first": True, "second": False}
+    gold = gold_of(row, names["gold"], words) if "gold" in names else None
+    one = Claim(put(template, question=question, first=first, second=second), default, "A>B", gold)
+    turned = put(template, question=question, first=second, second=first)
+    other = Claim(turned, default, "B>A", None if gold is None else not gold)
+    return [
+        _Made(number, row[0], one, grouped=False),
+        _Made(number, row[0], other, grouped=False, whole=False),
+    ]
+
+
+def _claims(side: _Side, notes: list[str]) -> tuple[Claim, ...]:
+    """One claim for each text."""
+    _note(side, notes, lambda made: made.claim.gold, "with different gold labels: it has none")
+    _note(
+        side, notes, lambda made: made.claim.group if made.grouped else None,
+        "in different groups: it is in the first",
+    )  # fmt: skip
+    claims = []
+    for made in side.values():
+        golds = {one.claim.gold for one in made} - {None}
+        first = next((one.claim for one in made if one.grouped), made[0].claim)
+        claim = replace(
+            made[0].claim, group=first.group, gold=golds.pop() if len(golds) == 1 else None
+        )
+        claims.append(claim)
+    return tuple(claims)
+
+
+def _note(side: _Side, notes: list[str], key: Callable[[_Made], object], which: str) -> None:
+    torn = [made for made in side.values() if len({key(one) for one in made} - {None}) > 1]
+    if torn:
+        rows = ", ".join(str(one.number) for one in torn[0])
+        notes.append(f"{len(torn)} claims, such as that of the rows {rows}, are there {which}")

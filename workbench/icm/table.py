@@ -1,0 +1,115 @@
+"""A user's table with the labels found, as it came in."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import InputError
+from workbench.icm.claim import Claim, Labels
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from workbench.icm.orders import Scores
+    from workbench.icm.testbeds import Testbed
+
+__all__ = ["ADDED", "check_columns", "joined", "save_table"]
+
+ADDED = ("icm_label", "icm_logprob_true", "icm_logprob_false", "icm_log_odds", "icm_error")
+"""The columns that `joined` adds."""
+
+
+def check_columns(testbed: Testbed) -> None:
+    """Whether `joined` can add its columns, to be asked before a long search.
+
+    Raises:
+        InputError: the table has such a column already.
+    """
+    known = () if testbed.table is None else [*map(str, testbed.table.columns)]
+    if both := [name for name in ADDED if name in known]:
+        raise InputError(
+            f"{testbed.name} has a column {both[0]!r} already, which would be lost: rename it, "
+            f"and any other of {', '.join(ADDED)}"
+        )
+
+
+def joined(
+    testbed: Testbed,
+    claims: Sequence[Claim],
+    labels: Labels,
+    scores: Scores | Mapping[int, tuple[float, float]],
+) -> pd.DataFrame:
+    """The table of a testbed with the columns `ADDED`: every row, in its order, labelled or not.
+
+    A row that is there twice has the label of its claim both times; that of a comparison says
+    whether the first response is better.
+
+    Args:
+        testbed: of `read_claims`, or drawn from it.
+        claims: those that were labelled, in any order.
+        labels: theirs; None where the search did not come to a claim.
+        scores: log-probabilities of true and false, in nats, by the claim's place in `claims`.
+
+    Raises:
+        InputError: the testbed is of no file, or has such columns already.
+    """
+    import pandas as pd
+
+    if testbed.table is None:
+        raise InputError(f"{testbed.name} was read from no file, so there is no table to join to")
+    check_columns(testbed)
+    rows: list[tuple[Any, ...]] = [(None, None, None, None, "held out")] * len(testbed.table)
+    for places in testbed.places.values():
+        for place in places:
+            rows[place] = (None, None, None, None, "left out: not among the claims drawn")
+    for index, (claim, label) in enumerate(zip(claims, labels, strict=True)):
+        true, false = scores.get(index, (None, None))
+        odds = None if true is None or false is None else true - false
+        for place in testbed.places.get(claim.text, ()):
+            rows[place] = (label, true, false, odds, "not reached" if label is None else None)
+    added = pd.DataFrame(rows, columns=[*ADDED], dtype=object)
+    added = added.astype({"icm_label": "boolean", **dict.fromkeys(ADDED[1:4], float)})
+    return pd.concat([testbed.table, added], axis=1)
+
+
+def save_table(frame: pd.DataFrame, path: str | Path) -> Path:
+    """Write a table as .jsonl or .csv, in UTF-8, so that texts and numbers come back as they are.
+
+    Raises:
+        InputError: another ending, a .jsonl with two columns of one name, or the file cannot be
+            written.
+    """
+    target = Path(path).expanduser()
+    if target.suffix not in (".jsonl", ".csv"):
+        raise InputError(f"{target}: labels are written as .jsonl or .csv")
+    if target.suffix == ".jsonl" and not frame.columns.is_unique:
+        twice = frame.columns[frame.columns.duplicated()][0]
+        raise InputError(f"{target}: {twice!r} is the name of two columns; write a .csv")
+    plain = frame.astype(object).where(frame.notna(), None)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.suffix == ".csv":
+            # Quotes around every text: a lone carriage return is then kept too.
+            plain.map(_cell).to_csv(target, index=False, quoting=csv.QUOTE_NONNUMERIC)
+        else:
+            rows = plain.to_dict("records")
+            lines = (json.dumps(row, ensure_ascii=False, default=_plain) for row in rows)
+            target.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    except OSError as error:
+        raise InputError(f"{target} cannot be written: {error}") from error
+    return target
+
+
+def _cell(value: object) -> object:
+    """Lists and objects as JSON, which a reader of CSV can take apart again."""
+    nested = isinstance(value, dict | list | tuple)
+    return json.dumps(value, ensure_ascii=False, default=_plain) if nested else value
+
+
+def _plain(value: Any) -> object:
+    """What JSON has no word for: NumPy's numbers and arrays as Python's, all else as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
