@@ -25,7 +25,10 @@ __all__ = ["ICMReport", "Result", "make_report"]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Where a search ended: `scores` are those of the final labels in the claims' own order."""
+    """Where a search ended: `scores` are those of the final labels in the claims' own order.
+
+    `unfit` are claims, by index, that were not asked about, each with the reason.
+    """
 
     labels: Labels
     scores: Scores
@@ -35,6 +38,7 @@ class Result:
     history: Sequence[Mapping[str, Any]]
     cost: Cost
     notes: Sequence[str]
+    unfit: Mapping[int, str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,6 +128,7 @@ def make_report(
 def _row(index: int, claim: Claim, result: Result) -> dict[str, Any]:
     label = result.labels[index]
     true, false = result.scores.get(index, (math.nan, math.nan))
+    reason = result.unfit.get(index, "the search ended before it came to this claim")
     return {
         "id": index,
         "text": claim.text,
@@ -135,7 +140,7 @@ def _row(index: int, claim: Claim, result: Result) -> dict[str, Any]:
         "logprob_false": false,
         "log_odds": true - false,
         "predicted": None if label is None else (true > false) is label,
-        "error": "the search ended before it came to this claim" if label is None else None,
+        "error": reason if label is None else None,
     }
 
 

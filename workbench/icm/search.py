@@ -21,6 +21,7 @@ from workbench.icm.oracle import Oracle
 from workbench.icm.orders import ORDERS, Order
 from workbench.icm.report import ICMReport, make_report
 from workbench.icm.settings import Settings, Step
+from workbench.icm.top import ScoreKind
 from workbench.store import digest
 from workbench.types import Engine
 
@@ -40,6 +41,7 @@ def search(
     order: Order = "tree",
     consistency: Rule = "auto",
     objective: Objective = "log_odds",
+    scores: ScoreKind = "exact",
     seed: int = 0,
     wording: Wording | None = None,
     checkpoint: str | Path | None = None,
@@ -64,27 +66,32 @@ def search(
         consistency: which claims constrain each other, see `consistency.pairs`.
         objective: predictability as the mean log-odds of the labels, each after all others
             ("log_odds", as in the code), or their mean log-probability ("log_prob", section 2.2).
+        scores: "exact" log-probabilities of whole labels, or the published ones over the "top20"
+            first tokens, see `top.compute_top_logprobs`.
         wording: how claims and labels are written.
         checkpoint: a file that makes a killed search go on where it was.
         on_step: called after each iteration.
+
+    A claim that does not fit into the context gets no label, and the search is that of the others.
 
     Returns:
         An `ICMReport`: labels and scores of the claims, history, energy, usage.
 
     Raises:
-        InputError: claims or settings are unusable, or the checkpoint is of another search.
+        InputError: claims or settings are unusable, no claim fits into the context, or the
+            checkpoint is of another search or in use.
         EngineError: a claim could not be scored; no score is ever made up.
     """
     settings = Settings(
         alpha=alpha, n_seeds=n_seeds, n_iterations=n_iterations, schedule=schedule, order=order,
-        consistency=consistency, objective=objective, seed=seed,
+        consistency=consistency, objective=objective, scores=scores, seed=seed,
     )  # fmt: skip
     known, wording = check_claims(claims), wording or Wording()
     related = pairs(known, settings.consistency)
     before = engine.usage
     journal = Journal(checkpoint, _header(known, related, engine, wording, settings))
     try:
-        oracle = Oracle(engine, known, wording, journal)
+        oracle = Oracle(engine, known, wording, journal, seed=seed, scores=scores)
         annealing = Annealing(
             known,
             related,
