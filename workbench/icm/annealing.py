@@ -106,7 +106,10 @@ class Annealing:
         """What the context and the scores did not hold."""
         oracle, notes = self._order.oracle, []
         if unfit := len(oracle.unfit):
-            notes.append(f"{unfit} claims are left out: the model's context does not hold them")
+            notes.append(
+                "left out, as the model's context does not hold them: "
+                f"{unfit} of {len(self._claims)} claims"
+            )
         shown = oracle.shown_counts
         if shown.least < shown.of:
             notes.append(
