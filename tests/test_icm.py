@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from test_icm_search import LINES, ORDERS, Synthetic, claims_of, labels_of, shown_in, sums
+from test_icm_search import ORDERS, Synthetic, claims_of, labels_of, shown_in, sums
 
 from workbench.bench.engine import reference_logprobs
 from workbench.engines.vllm import VLLMEngine
@@ -69,6 +69,16 @@ def test_gold_as_the_key_is_for_replication_only() -> None:
     claims[1] = replace(claims[1], gold=None)
     with pytest.raises(InputError, match="needs gold labels, and claim 1 has none"):
         pairs(claims, "gold_key_replication")
+    compared = [
+        Claim(f"d{i}", "r", key, gold)
+        for i, (key, gold) in enumerate([("A>B", True), ("B>A", False), ("A>B", True), ("A", True)])
+    ]
+    assert pairs(compared, "gold_key_replication") == (
+        Pair(0, 1, "asymmetry"), Pair(0, 2, "implication"), Pair(0, 3, "contradiction"),
+        Pair(1, 2, "asymmetry"), Pair(1, 3, "contradiction"), Pair(2, 3, "contradiction"),
+    )  # fmt: skip
+    compared = [replace(claim, gold=not claim.gold) for claim in compared[:2]]
+    assert pairs(compared, "gold_key_replication") == (Pair(0, 1, "asymmetry"),)
 
 
 def test_energy_by_hand() -> None:
@@ -215,6 +225,7 @@ def test_claims_that_cannot_be_labelled(claims: Any, message: str, tmp_path: Pat
         ("order", ("uid", None, [])),
         ("consistency", ("gold", None, [])),
         ("objective", ("sum", None, [])),
+        ("scores", ("top5", None, [])),
         ("alpha", (0, -1, math.nan, math.inf, "x", None)),
     ],
 )
@@ -314,65 +325,6 @@ def test_scores_of_a_batch() -> None:
     found = compute_logprobs_batched(texts, [" True", " False"], engine)
     assert found.dtype == np.float64
     assert found.tolist() == [list(engine.row(text)) for text in texts]
-
-
-# What does not fit into the context.
-
-
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize(
-    ("long", "context", "most"),
-    [(0, 35, 15), (0, 32, 14), (9, 32, 5), (9, 22, 0)],
-    ids=["just", "capped", "one long", "none"],
-)
-def test_demonstrations_are_capped(order: Order, long: int, context: int, most: int) -> None:
-    claims = claims_of(16, 4)
-    claims[3] = replace(claims[3], text=claims[3].text + " and" * long)
-    engine, free = Synthetic(claims, context=context), Synthetic(claims)
-    report = search(claims, engine, order=order, n_iterations=10, n_seeds=16)
-    assert max(len(shown_in(prompt)[0]) for prompt in engine.asked) == most
-    assert {shown_in(prompt)[1] for prompt in engine.asked} == {claim.text for claim in claims}
-    told = [note for note in report.notes if "demonstrations" in note]
-    assert len(told) == (most < 15)
-    assert all(f"the last {most} of its 15" in note for note in told)
-    # The same demonstrations as if there were room, the last ones of them.
-    search(claims, free, order=order, n_iterations=0, n_seeds=16)
-    for capped, whole in zip(engine.calls[0], free.calls[0], strict=True):
-        (few, query), (all_, same) = shown_in(capped), shown_in(whole)
-        assert query == same
-        assert few == all_[max(0, len(all_) - most) :]
-
-
-def test_room_is_left_for_all_tokens_of_a_label() -> None:
-    claims, labels = claims_of(12, 4), (" True it really is", " False it really is")
-    for context in range(28, 38):
-        engine = Synthetic(claims, context=context, labels=labels)
-        report = search(claims, engine, n_iterations=20, wording=Wording(labels=labels))
-        assert any("demonstrations" in note for note in report.notes)
-
-
-def test_a_claim_that_does_not_fit() -> None:
-    claims = claims_of(16, 4)
-    claims[3] = replace(claims[3], text=claims[3].text + " and" * 40)
-    with pytest.raises(InputError, match=r"'c003 and.* has 41 tokens, .* holds 32: shorten it"):
-        search(claims, Synthetic(claims, context=32))
-
-
-@pytest.mark.parametrize("more", [0, 1, 500])
-def test_a_claim_that_does_not_fit_into_a_model(plain: VLLMEngine, more: int) -> None:
-    claims = sums(8)
-    length = plain.info.context_length + more  # a digit is a token
-    claims[5] = replace(claims[5], text="7" * length)
-    with pytest.raises(InputError, match=rf"the claim '7777.* has {length} tokens"):
-        search(claims, plain, n_iterations=3, wording=LINES)
-
-
-def test_a_pool_that_does_not_fit_into_a_model(plain: VLLMEngine) -> None:
-    texts = [str(random.Random(i).randrange(10**899, 10**900)) for i in range(3)]
-    claims = [Claim(text, text) for text in texts]
-    report = search(claims, plain, order="exact", n_iterations=0, wording=LINES)
-    assert any("after the last 1 of its 2 demonstrations" in note for note in report.notes)
-    assert np.isfinite(report.rows["log_odds"]).all()
 
 
 def test_labels_that_begin_alike(plain: VLLMEngine) -> None:

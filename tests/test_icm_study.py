@@ -239,16 +239,6 @@ def test_a_missing_score_is_no_verdict() -> None:
     )
 
 
-def test_the_last_demonstrations_are_shown_where_not_all_fit(plain: VLLMEngine) -> None:
-    bed = embedded(240, 3)
-    report = evaluate_labels(golden(bed), bed.test, plain, wording=bed.wording)
-    shown = report.provenance["demonstrations"]
-    assert 100 < shown < report.provenance["labelled"] == 240
-    odds = odds_after(golden(bed)[-shown:], bed.test, plain)
-    assert list(report.rows["log_odds"]) == pytest.approx(odds, abs=1e-4)
-    assert report.usage.requests > len(bed.test)  # claims were measured, which costs too
-
-
 def test_a_chat_asks_each_claim_alone(plain: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     bed = embedded(1, 40)
     report = evaluate_chat(bed.test, plain, wording=bed.wording)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from workbench.engines.meter import one_bar
+from workbench.errors import InputError
 from workbench.icm.bootstrap import _mended
 from workbench.icm.claim import Claim, Labels
 from workbench.icm.consistency import Pair, violated
@@ -46,25 +47,26 @@ class Annealing:
         self._claims, self._related, self._settings = claims, related, settings
         self._order, self._journal, self._on_step = order, journal, on_step
         self._everyone, self._predicted = everyone, 0
+        self._fitting = order.oracle.fitting()
         self._history: list[dict[str, Any]] = []
         self._tried = self._accepted = 0
         self._start = time.perf_counter()
 
     def run(self) -> Result:
         settings = self._settings
-        self._labels = self._seeds()
-        self._scores = self._order.all(self._labels)
-        self._energy = self._value(self._labels, self._scores)
-        start = self._repaired(self._labels, 0, self._energy)
-        self._take(start, self._order.all(start), 0, None)
         with one_bar(settings.n_iterations, "icm", "iteration") as bar:
+            self._labels = self._seeds()
+            self._scores = self._order.all(self._labels)
+            self._energy = self._value(self._labels, self._scores)
+            start = self._repaired(self._labels, 0, self._energy)
+            self._take(start, self._order.all(start), 0, None)
             for iteration in range(1, settings.n_iterations + 1):
                 if self._order.remembers and self._settled():
                     log.info("icm: after %d iterations no other can change a label", iteration - 1)
                     break
                 self._iterate(iteration)
                 self._show(iteration, bar)
-        return self._result()
+            return self._result()
 
     def _result(self) -> Result:
         """The end, with one pass over the final labels in the claims' own order."""
@@ -84,19 +86,20 @@ class Annealing:
             self._history,
             oracle.cost,
             self._notes(),
+            oracle.unfit,
         )
 
     def _completed(self) -> Labels:
         """With `everyone`, claims that were not accepted have what the found labels predict."""
-        left = [index for index, label in enumerate(self._labels) if label is None]
+        labels, left = self._labels, [i for i in self._fitting if self._labels[i] is None]
         if not self._everyone or not left:
-            return self._labels
-        odds = {index: SURE if label else -SURE for index, label in enumerate(self._labels)}
+            return labels
+        odds = {i: 0.0 if y is None else SURE if y else -SURE for i, y in enumerate(labels)}
         for index in left:
-            true, false = self._order.one(self._labels, index)
+            true, false = self._order.one(labels, index)
             odds[index] = true - false
         best, self._predicted = _mended(odds, self._related), len(left)
-        return _with(self._labels, {index: best[index] for index in left})
+        return _with(labels, {index: best[index] for index in left})
 
     def _notes(self) -> list[str]:
         """What a reader has to know."""
@@ -121,14 +124,30 @@ class Annealing:
                 f"{self._predicted} claims were not accepted by the search: they have the labels "
                 "that those found predict; a lower alpha or more n_iterations accepts more"
             )
-        if None in labels:
+        if left := sum(labels[index] is None for index in self._fitting):
             remedy = "give more n_iterations or a lower alpha"
-            notes.append(f"{labels.count(None)} claims have no label: {remedy}")
-        shown = len(claims) - labels.count(None) - 1
-        if self._order.oracle.capacity < shown:
+            notes.append(f"{left} claims have no label: {remedy}")
+        return notes + self._limits()
+
+    def _limits(self) -> list[str]:
+        """What the context and the scores did not hold."""
+        oracle, notes = self._order.oracle, []
+        if unfit := len(oracle.unfit):
             notes.append(
-                f"each claim was asked about after the last {self._order.oracle.capacity} of its "
-                f"{shown} demonstrations: the model's context holds no more"
+                "left out, as the model's context does not hold them: "
+                f"{unfit} of {len(self._claims)} claims"
+            )
+        shown = oracle.shown_counts
+        if shown.least < shown.of:
+            notes.append(
+                f"each claim was asked about after {shown.mean:.1f} of its {shown.of} "
+                f"demonstrations on average ({shown.least} to {shown.most}): the model's context "
+                "holds no more"
+            )
+        if oracle.neither:
+            notes.append(
+                f"for {oracle.neither:,} of {oracle.cost.prompts:,} prompts neither label was "
+                "among the likeliest tokens: they count as undecided, as published"
             )
         return notes
 
@@ -136,14 +155,17 @@ class Annealing:
         return random.Random(f"{self._settings.seed}/{what}/{'/'.join(map(str, place))}")
 
     def _seeds(self) -> Labels:
-        given, most = self._settings.n_seeds, len(self._claims)
+        given = self._settings.n_seeds
         if isinstance(given, int):
-            count = min(given, most)
+            count = min(given, len(self._fitting))
             drawn = [index < (count + 1) // 2 for index in range(count)]
             self._random("seeds").shuffle(drawn)
-            given = drawn
-        known = tuple(given)[:most]
-        return known + (None,) * (most - len(known))
+            first = dict(zip(self._fitting, drawn, strict=False))
+        else:
+            first = {i: given[i] for i in self._fitting if i < len(given)}
+            if not first:
+                raise InputError("n_seeds: none of the claims that have a label fits the context")
+        return tuple(map(first.get, range(len(self._claims))))
 
     def _value(self, labels: Labels, scores: Scores) -> float:
         chosen = self._settings
@@ -151,7 +173,7 @@ class Annealing:
 
     def _settled(self) -> bool:
         """Whether all claims have the label that the others predict."""
-        return len(self._scores) == len(self._claims) and all(
+        return len(self._scores) == len(self._fitting) and all(
             (true > false) is self._labels[index] for index, (true, false) in self._scores.items()
         )
 
@@ -175,16 +197,11 @@ class Annealing:
             self._note(iteration, target, self._energy + gain, accepted=False)
 
     def _drawn(self, iteration: int) -> int:
-        """A claim by chance, gladly one beside a labelled claim of its group."""
-        labels = self._labels
-        begun = {
-            c.group for c, label in zip(self._claims, labels, strict=True) if label is not None
-        }
-        weights = [
-            NEAR if label is None and claim.group in begun else 1
-            for claim, label in zip(self._claims, labels, strict=True)
-        ]
-        return self._random("draw", iteration).choices(range(len(labels)), weights)[0]
+        """A claim by chance, most likely one without a label beside a labelled one of its group."""
+        claims, labels, there = self._claims, self._labels, self._fitting
+        begun = {claims[i].group for i in there if labels[i] is not None}
+        weights = [NEAR if labels[i] is None and claims[i].group in begun else 1 for i in there]
+        return self._random("draw", iteration).choices(there, weights)[0]
 
     def _repaired(self, labels: Labels, iteration: int, least: float) -> Labels:
         """The labels with violated pairs mended one by one, as the published code does it.

@@ -6,7 +6,7 @@ claims would ask for each of them after all others, again and again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import reduce
 from operator import add
@@ -16,8 +16,9 @@ from typing import Any
 from workbench.errors import InputError
 from workbench.icm.claim import Claim, Wording, check_claims
 from workbench.icm.consistency import pairs, violated
+from workbench.icm.journal import Journal
 from workbench.icm.objective import energy
-from workbench.icm.oracle import Score
+from workbench.icm.oracle import Oracle, Score
 from workbench.icm.report import ICMReport, Result, make_report, said_by
 from workbench.icm.search import search
 from workbench.icm.settings import Settings
@@ -58,18 +59,23 @@ def label_all(
     Raises:
         InputError, EngineError: as `search`; `batch_size` is no whole number from 1.
     """
-    known, before = check_claims(claims), engine.usage
-    parts, found = split(known, batch_size), list[ICMReport]()
+    known, before, put = check_claims(claims), engine.usage, wording or Wording()
+    Settings(**{name: value for name, value in settings.items() if name != "on_step"})
+    oracle = Oracle(engine, known, put, Journal(None, {}), seed=settings.get("seed", 0))
+    there, found = oracle.fitting(), list[ICMReport]()
+    parts = [[there[i] for i in one] for one in split([known[i] for i in there], batch_size)]
     labelled: list[tuple[Claim, bool]] = []
     for number, part in enumerate(parts, 1):
         path = None if checkpoint is None else Path(checkpoint) / f"batch-{number}.jsonl"
         one = search(
-            [known[i] for i in part], engine, wording=wording, after=labelled, everyone=True,
+            [known[i] for i in part], engine, wording=put, after=labelled, everyone=True,
             checkpoint=path, **settings,
         )  # fmt: skip
         labelled += one.labelled()
         found.append(one)
-    return _joined(known, parts, found, engine, engine.usage.since(before))
+    return _joined(
+        known, parts, found, oracle.unfit, engine=engine, usage=engine.usage.since(before)
+    )
 
 
 def split(claims: Sequence[Claim], batch_size: int) -> list[list[int]]:
@@ -98,6 +104,8 @@ def _joined(
     claims: tuple[Claim, ...],
     parts: Sequence[Sequence[int]],
     found: Sequence[ICMReport],
+    unfit: Mapping[int, str],
+    *,
     engine: Engine,
     usage: Usage,
 ) -> ICMReport:
@@ -112,6 +120,7 @@ def _joined(
             labels[index] = label
     final, related = tuple(labels), pairs(claims, settings["consistency"])
     total = energy(final, scores, related, alpha, objective)
+    left = [f"left out, as the context does not hold them: {len(unfit)} of {len(claims)} claims"]
     result = Result(
         final,
         scores,
@@ -120,7 +129,9 @@ def _joined(
         (total + len(violated(related, final))) / alpha,
         _history(parts, found),
         reduce(add, (one.cost for one in found)),
-        said_by("batch", {number: one.notes for number, one in enumerate(found, 1)}),
+        said_by("batch", {number: one.notes for number, one in enumerate(found, 1)})
+        + left * bool(unfit),
+        unfit,
     )
     kept = {name: settings[name] for name in (*(f.name for f in fields(Settings)), "wording")}
     return make_report(claims, result, engine, usage, kept | {"batches": [*map(list, parts)]})

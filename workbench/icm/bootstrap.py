@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
+from workbench.engines.meter import one_bar
 from workbench.icm.claim import Claim, Labels, Wording, check_claims
 from workbench.icm.consistency import Pair, Rule, pairs
 from workbench.icm.journal import Journal
@@ -18,9 +19,12 @@ __all__ = ["Bootstrapped", "bootstrap"]
 
 @dataclass(frozen=True, slots=True)
 class Bootstrapped:
-    """The labels, after how many rounds, at what cost; `settled` if a last one changed nothing."""
+    """The labels, after how many rounds, at what cost; `settled` if a last one changed nothing.
 
-    labels: tuple[bool, ...]
+    A claim that does not fit into the context has no label, as in a search.
+    """
+
+    labels: Labels
     rounds: int
     settled: bool
     cost: Cost
@@ -47,21 +51,28 @@ def bootstrap(
     known = check_claims(claims)
     related = pairs(known, consistency)
     oracle = Oracle(engine, known, wording or Wording(), Journal(None, {}))
-    everyone = range(len(known))
+    everyone = oracle.fitting()
+    if oracle.unfit:
+        fitting = [known[index] for index in everyone]
+        found = bootstrap(fitting, engine, rounds=rounds, consistency=consistency, wording=wording)
+        given = dict(zip(everyone, found.labels, strict=True))
+        return replace(found, labels=tuple(map(given.get, range(len(known)))))
     nothing: Labels = (None,) * len(known)
     first = dict(enumerate(oracle.score([oracle.prompt(nothing, (), i) for i in everyone])))
     odds = {index: true - false for index, (true, false) in first.items()}
     middle = median(odds.values())
     labels = _mended({i: value - middle for i, value in odds.items()}, related)
     done, settled = 0, False
-    while done < rounds and not settled:
-        queries = [(others, index) for index, others in by_halves(everyone)]
-        prompts = [oracle.prompt(labels, *query) for query in queries]
-        scores: Scores = dict(
-            zip((index for _, index in queries), oracle.score(prompts), strict=True)
-        )
-        new = _mended({index: true - false for index, (true, false) in scores.items()}, related)
-        settled, labels, done = new == labels, new, done + 1
+    with one_bar(rounds, "bootstrapping", "round") as bar:
+        while done < rounds and not settled:
+            queries = [(others, index) for index, others in by_halves(everyone)]
+            prompts = [oracle.prompt(labels, *query) for query in queries]
+            scores: Scores = dict(
+                zip((index for _, index in queries), oracle.score(prompts), strict=True)
+            )
+            new = _mended({index: true - false for index, (true, false) in scores.items()}, related)
+            settled, labels, done = new == labels, new, done + 1
+            bar.update(1)
     return Bootstrapped(labels, done, settled, oracle.cost)
 
 

@@ -56,8 +56,9 @@ def pairs(claims: Sequence[Claim], rule: Rule = "auto") -> tuple[Pair, ...]:
 
     Args:
         rule: "auto" reads the answer keys; "none" relates nothing; "gold_key_replication" takes
-            the *gold label* as the key, as the published code does on TruthfulQA. It leaks the
-            truth into the search and is there to replicate numbers, not to make new ones.
+            the *gold label* as the key, as the published code does: A or B on TruthfulQA, A>B or
+            B>A of comparisons, which are claims with ">" in their answer key. It leaks the truth
+            into the search and is there to replicate numbers, not to make new ones.
 
     Raises:
         InputError: an unknown rule, or gold labels are wanted as keys and one is missing.
@@ -72,7 +73,8 @@ def pairs(claims: Sequence[Claim], rule: Rule = "auto") -> tuple[Pair, ...]:
     missing = next((i for i, claim in enumerate(claims) if claim.gold is None), None)
     if missing is not None:
         raise InputError(f"consistency={rule!r} needs gold labels, and claim {missing} has none")
-    return _related(groups, ["A" if claim.gold else "B" for claim in claims])
+    keys = {False: ("B", "A"), True: ("B>A", "A>B")}
+    return _related(groups, [keys[">" in (c.answer_key or "")][bool(c.gold)] for c in claims])
 
 
 def violated(related: Sequence[Pair], labels: Labels) -> list[Pair]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from workbench.engines.meter import quiet
 from workbench.errors import EngineError, InputError
 from workbench.evaluation import accuracy
 from workbench.icm.claim import Claim, Labelled, Wording, check_claims
@@ -15,7 +14,7 @@ from workbench.icm.journal import Journal
 from workbench.icm.oracle import Oracle
 from workbench.icm.report import ICMReport
 from workbench.runs import commit
-from workbench.types import Engine, LabelScores, Prompt, Report, Sampling, Usage
+from workbench.types import Engine, LabelScores, Prompt, Report, Usage
 
 __all__ = ["evaluate_chat", "evaluate_labels"]
 
@@ -38,8 +37,9 @@ def evaluate_labels(
 
     Returns:
         A `Report` with "test accuracy" and the share judged True, one row a test claim. Where not
-        all demonstrations fit into the context, the last ones are shown, see `Oracle`; a test
-        claim that does not fit even alone is a row that failed.
+        all demonstrations fit into the context, `room.Room` says which are shown; the provenance
+        has the mean, the least and the most of a prompt. A test claim that does not fit even alone
+        is a row that failed.
 
     Raises:
         InputError: no test claims, one of them is among the labelled ones, or a label is missing.
@@ -57,11 +57,16 @@ def evaluate_labels(
         if claim.text in known:
             raise InputError(f"the test claim {claim.text!r:.80} is a demonstration too: drop it")
     before, prompts = engine.usage, [claim.text for claim in test]
-    settings = {"demonstrations": 0, "labelled": len(claims)}
+    settings: dict[str, Any] = {"demonstrations": 0, "labelled": len(claims)}
     if claims:
-        oracle = Oracle(engine, claims, wording, Journal(None, {}), more=_fitting(test, engine))
+        oracle = Oracle(engine, claims, wording, Journal(None, {}), prompts)
         prompts = [oracle.prompt(labels, range(len(claims)), text) for text in prompts]
-        settings["demonstrations"] = min(len(claims), oracle.capacity)
+        counts = oracle.shown_counts
+        settings |= {
+            "demonstrations": counts.mean,
+            "demonstrations_least": counts.least,
+            "demonstrations_most": counts.most,
+        }
     return _judged(test, prompts, wording.labels, engine, before=before, settings=settings)
 
 
@@ -91,19 +96,6 @@ def _parted(shown: Labelled) -> tuple[tuple[Claim, ...], tuple[bool, ...]]:
             raise InputError(f"{pair!r:.80} must be a claim with its label: (Claim, True or False)")
     claims = check_claims([claim for claim, _ in shown]) if shown else ()
     return claims, tuple(bool(label) for _, label in shown)
-
-
-def _fitting(test: Sequence[Claim], engine: Engine) -> list[Claim]:
-    """Without those that do not fit into the context even alone: they fail, and cap nothing."""
-    context = engine.info.context_length
-    long = [claim.text for claim in test if 0 < context < len(claim.text.encode()) + 2]
-    if not long:  # no token is shorter than a byte
-        return list(test)
-    with quiet():
-        asked = engine.generate(long, Sampling(max_tokens=1), errors="return")
-    found = zip(long, asked, strict=True)
-    unfit = {text for text, row in found if row.error or row.prompt_tokens > context - 2}
-    return [claim for claim in test if claim.text not in unfit]
 
 
 def _judged(

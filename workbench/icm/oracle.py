@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from workbench.engines.meter import quiet
@@ -12,14 +14,18 @@ from workbench.engines.pieces import Pieces
 from workbench.errors import EngineError, InputError
 from workbench.icm.claim import Claim, Labels, Wording
 from workbench.icm.journal import Journal
+from workbench.icm.room import Room
+from workbench.icm.top import NEITHER, ScoreKind, compute_top_logprobs
 from workbench.store import digest
-from workbench.types import Engine, Sampling
+from workbench.types import Engine
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Cost", "Oracle", "Score", "compute_logprobs_batched"]
+__all__ = ["Cost", "Oracle", "Score", "Shown", "compute_logprobs_batched"]
+
+log = logging.getLogger("workbench")
 
 Score = tuple[float, float]
 """Natural log-probability of true and of false as the label of a claim."""
@@ -47,6 +53,16 @@ class Cost:
             self.computed_tokens + other.computed_tokens,
             self.seconds + other.seconds,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """How many demonstrations prompts showed of the `of` that there were: fewest, mean, most."""
+
+    least: int
+    mean: float
+    most: int
+    of: int
 
 
 def compute_logprobs_batched(
@@ -80,11 +96,15 @@ class Oracle:
     """Asks an engine about claims.
 
     A prompt is labelled claims and the claim in question, which is never cut. Where not all
-    demonstrations fit into the model's context, each prompt has the *last* `capacity` of its own:
-    so many that the longest of all claims would fit.
+    demonstrations fit into the model's context, `Room` says which of them are shown.
 
-    Raises:
-        InputError: a claim alone does not fit into the context.
+    Args:
+        more: texts that are asked about beside the claims.
+        seed: decides which demonstrations are left out.
+        scores: "exact", or the published "top20".
+
+    Attributes:
+        neither: prompts for which "top20" found no label.
     """
 
     def __init__(
@@ -93,22 +113,67 @@ class Oracle:
         claims: Sequence[Claim],
         wording: Wording,
         journal: Journal,
-        more: Sequence[Claim] = (),
+        more: Sequence[str] = (),
+        *,
+        seed: int = 0,
+        scores: ScoreKind = "exact",
     ) -> None:
-        self.cost = Cost()
+        self.cost, self.neither = Cost(), 0
         self._engine, self._journal, self._labels = engine, journal, wording.labels
+        self._compute = compute_logprobs_batched if scores == "exact" else compute_top_logprobs
         self._texts = [claim.text for claim in claims]
         self._solved = [
             {label: wording.solved(claim, label) for label in (True, False)} for claim in claims
         ]
-        queries = [*self._texts, *(claim.text for claim in more)]
-        self.capacity = _capacity(engine, self._solved, queries, self._labels)
+        self._room = Room(engine, claims, wording, seed, more)
+        self._counts: Counter[tuple[int, int]] = Counter()
+
+    @property
+    def unfit(self) -> Mapping[int, str]:
+        """Claims, by index, that do not fit into the context even alone, each with the reason."""
+        return self._room.unfit
+
+    def fitting(self) -> list[int]:
+        """The claims that fit; says so where some do not, or not all demonstrations.
+
+        Raises:
+            InputError: none fits.
+        """
+        there = [index for index in range(len(self._texts)) if index not in self.unfit]
+        if not there:
+            raise InputError(f"no claim fits into the context; the first: {self.unfit[0]}")
+        if self.unfit:
+            index, reason = next(iter(self.unfit.items()))
+            log.warning(
+                "icm: %d of %d claims do not fit into the context and are left out; the first, "
+                "%r…: %s", len(self.unfit), len(self._texts), self._texts[index][:60], reason,
+            )  # fmt: skip
+        shown = [len(self._kept([i for i in there if i != one], one)) for one in there]
+        if min(shown) < len(there) - 1:
+            log.warning(
+                "icm: the context holds %.1f of %d demonstrations on average (%d to %d)",
+                fmean(shown), len(there) - 1, min(shown), max(shown),
+            )  # fmt: skip
+        return there
+
+    @property
+    def shown_counts(self) -> Shown:
+        """Of those prompts so far that had the most demonstrations to show."""
+        of = max((of for of, _ in self._counts), default=0)
+        counts = {kept: number for (one, kept), number in self._counts.items() if one == of} or {
+            0: 1
+        }
+        return Shown(min(counts), fmean(counts, counts.values()), max(counts), of)
 
     def prompt(self, labels: Labels, shown: Sequence[int], target: int | str) -> str:
         """The labelled claims `shown` and then the target, a claim's index or its text."""
+        kept = self._kept(shown, target)
+        self._counts[len(shown), len(kept)] += 1
         text = target if isinstance(target, str) else self._texts[target]
-        kept = shown[max(0, len(shown) - self.capacity) :]
         return Pieces([*(self._solved[i][bool(labels[i])] for i in kept), text])
+
+    def _kept(self, shown: Sequence[int], target: int | str) -> Sequence[int]:
+        return self._room.kept(shown, target if isinstance(target, str) else self._texts[target])
 
     def score(self, prompts: list[str]) -> list[Score]:
         """The scores of whole prompts: from the journal, or else from the engine.
@@ -120,54 +185,18 @@ class Oracle:
         known = self._journal.answer(asked)
         if known is not None:
             self.cost += Cost(*known["cost"])
-            return [(true, false) for true, false in known["scores"]]
+            return self._noted([(true, false) for true, false in known["scores"]])
         before = self._engine.usage
         with quiet():
-            values = compute_logprobs_batched(prompts, self._labels, self._engine)
+            values = self._compute(prompts, self._labels, self._engine)
         used = self._engine.usage.since(before)
         cost = Cost(len(prompts), used.prompt_tokens, used.computed_tokens, round(used.seconds, 3))
         self.cost += cost
         scores = [(float(true), float(false)) for true, false in values]
         numbers = [cost.prompts, cost.prompt_tokens, cost.computed_tokens, cost.seconds]
         self._journal.add(asked, {"scores": scores, "cost": numbers})
+        return self._noted(scores)
+
+    def _noted(self, scores: list[Score]) -> list[Score]:
+        self.neither += scores.count(NEITHER)
         return scores
-
-
-def _capacity(
-    engine: Engine,
-    solved: Sequence[dict[bool, str]],
-    queries: Sequence[str],
-    labels: Sequence[str],
-) -> int:
-    """How many demonstrations fit with the longest query, whichever they are."""
-    context = engine.info.context_length
-    longest = [max(texts.values(), key=len) for texts in solved]
-    ends = max(map(_bytes, labels))
-    if not context or sum(map(_bytes, longest)) + max(map(_bytes, queries)) + ends < context:
-        return len(solved)  # no token is shorter than a byte
-    tokens = _lengths(engine, [*labels, *longest, *queries])
-    shown = tokens[len(labels) : len(labels) + len(longest)]
-    asked = tokens[len(labels) + len(longest) :]
-    room = context - 1 - max(tokens[: len(labels)]) - max(asked)  # 1 to be sure
-    if room < 0:
-        index = asked.index(max(asked))
-        raise InputError(
-            f"the claim {queries[index]!r:.80} has {asked[index]} tokens, the context of "
-            f"{engine.info.model} holds {context}: shorten it or leave it out"
-        )
-    sums = accumulate(sorted(shown, reverse=True))
-    return sum(total <= room for total in sums)
-
-
-def _lengths(engine: Engine, texts: Sequence[str]) -> list[int]:
-    """Tokens of each text, as the engine itself counts them."""
-    with quiet():
-        rows = engine.generate(texts, Sampling(max_tokens=1), errors="return")
-    for text, row in zip(texts, rows, strict=True):
-        if row.error and row.prompt_tokens < engine.info.context_length:
-            raise EngineError(f"the claim {text!r:.80} cannot be asked about: {row.error}")
-    return [row.prompt_tokens for row in rows]
-
-
-def _bytes(text: str) -> int:
-    return len(text.encode())

@@ -25,7 +25,10 @@ __all__ = ["ICMReport", "Result", "make_report", "said_by"]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Where a search ended: `scores` are those of the final labels in the claims' own order."""
+    """Where a search ended: `scores` are those of the final labels in the claims' own order.
+
+    `unfit` are claims, by index, that were not asked about, each with the reason.
+    """
 
     labels: Labels
     scores: Scores
@@ -35,6 +38,7 @@ class Result:
     history: Sequence[Mapping[str, Any]]
     cost: Cost
     notes: Sequence[str]
+    unfit: Mapping[int, str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,6 +145,7 @@ def said_by(what: str, notes: Mapping[int, Sequence[str]]) -> list[str]:
 def _row(index: int, claim: Claim, result: Result) -> dict[str, Any]:
     label = result.labels[index]
     true, false = result.scores.get(index, (math.nan, math.nan))
+    reason = result.unfit.get(index, "the search ended before it came to this claim")
     return {
         "id": index if claim.id is None else claim.id,
         "text": claim.text,
@@ -152,7 +157,7 @@ def _row(index: int, claim: Claim, result: Result) -> dict[str, Any]:
         "logprob_false": false,
         "log_odds": true - false,
         "predicted": None if label is None else (true > false) is label,
-        "error": "the search ended before it came to this claim" if label is None else None,
+        "error": reason if label is None else None,
     }
 
 

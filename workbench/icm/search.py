@@ -22,6 +22,7 @@ from workbench.icm.oracle import Oracle
 from workbench.icm.orders import ORDERS, Order
 from workbench.icm.report import ICMReport, make_report
 from workbench.icm.settings import Settings, Step
+from workbench.icm.top import ScoreKind
 from workbench.store import digest
 from workbench.types import Engine
 
@@ -41,6 +42,7 @@ def search(
     order: Order = "tree",
     consistency: Rule = "auto",
     objective: Objective = "log_odds",
+    scores: ScoreKind = "exact",
     seed: int = 0,
     wording: Wording | None = None,
     after: Labelled = (),
@@ -67,6 +69,8 @@ def search(
         consistency: which claims constrain each other, see `consistency.pairs`.
         objective: predictability as the mean log-odds of the labels, each after all others
             ("log_odds", as in the code), or their mean log-probability ("log_prob", section 2.2).
+        scores: "exact" log-probabilities of whole labels, or the published ones over the "top20"
+            first tokens, see `top.compute_top_logprobs`.
         wording: how claims and labels are written.
         after: claims whose labels are given. They stand before all others in each prompt, never
             change, and are no part of the energy or the report. With them all `claims` begin with
@@ -76,16 +80,19 @@ def search(
         checkpoint: a file that makes a killed search go on where it was.
         on_step: called after each iteration.
 
+    A claim that does not fit into the context gets no label, and the search is that of the others.
+
     Returns:
         An `ICMReport`: labels and scores of the claims, history, energy, usage.
 
     Raises:
-        InputError: claims or settings are unusable, or the checkpoint is of another search.
+        InputError: claims or settings are unusable, no claim fits into the context, or the
+            checkpoint is of another search or in use.
         EngineError: a claim could not be scored; no score is ever made up.
     """
     settings = Settings(
         alpha=alpha, n_seeds=n_seeds, n_iterations=n_iterations, schedule=schedule, order=order,
-        consistency=consistency, objective=objective, seed=seed,
+        consistency=consistency, objective=objective, scores=scores, seed=seed,
     )  # fmt: skip
     known, wording = check_claims(claims), wording or Wording()
     check_claims([*(claim for claim, _ in after), *known], "after and claims")
@@ -95,11 +102,11 @@ def search(
         checkpoint, _header(known, related, engine, wording, settings) | _before(after)
     )
     try:
-        oracle = _After(engine, known, wording, journal, after)
+        oracle = _After(engine, known, wording, journal, settings=settings, after=after)
         annealing = Annealing(
             known,
             related,
-            replace(settings, n_seeds=_mended(oracle.predicted(), related)) if after else settings,
+            replace(settings, n_seeds=oracle.predicted(related)) if after else settings,
             order=ORDERS[order](oracle),
             journal=journal,
             on_step=on_step,
@@ -154,20 +161,25 @@ class _After(Oracle):
         claims: Sequence[Claim],
         wording: Wording,
         journal: Journal,
+        *,
+        settings: Settings,
         after: Labelled,
     ) -> None:
-        super().__init__(engine, [*(claim for claim, _ in after), *claims], wording, journal)
-        self._given: Labels = tuple(label for _, label in after)
-        self._count = len(claims)
+        everything = [*claims, *(claim for claim, _ in after)]  # so that indices stay
+        seed, scores = settings.seed, settings.scores
+        super().__init__(engine, everything, wording, journal, seed=seed, scores=scores)
+        self._count, self._given = len(claims), tuple(bool(label) for _, label in after)
+
+    def fitting(self) -> list[int]:
+        return [index for index in super().fitting() if index < self._count]
 
     def prompt(self, labels: Labels, shown: Sequence[int], target: int | str) -> str:
-        """The given claims, `shown` and then the target, by the indices of the other claims."""
-        first = len(self._given)
-        moved = target if isinstance(target, str) else first + target
-        everything = [*range(first), *(first + index for index in shown)]
-        return super().prompt(self._given + labels, everything, moved)
+        first = range(self._count, self._count + len(self._given))
+        return super().prompt(labels + self._given, [*first, *shown], target)
 
-    def predicted(self) -> dict[int, float]:
-        """The log-odds of each claim after the given ones alone."""
-        prompts = [self.prompt((None,) * self._count, (), i) for i in range(self._count)]
-        return {i: true - false for i, (true, false) in enumerate(self.score(prompts))}
+    def predicted(self, related: Sequence[Pair]) -> tuple[bool, ...]:
+        """The likeliest consistent labels after the given ones alone."""
+        there = [index for index in range(self._count) if index not in self.unfit]
+        prompts = [self.prompt((None,) * self._count, (), index) for index in there]
+        found = {i: t - f for i, (t, f) in zip(there, self.score(prompts), strict=True)}
+        return _mended({i: found.get(i, 0.0) for i in range(self._count)}, related)

@@ -10,6 +10,7 @@ from workbench.errors import InputError
 from workbench.icm.consistency import Rule
 from workbench.icm.objective import Objective, Schedule
 from workbench.icm.orders import ORDERS, Order
+from workbench.icm.top import SCORES, ScoreKind
 
 __all__ = ["Settings", "Step"]
 
@@ -29,6 +30,7 @@ class Settings:
     order: Order = "tree"
     consistency: Rule = "auto"
     objective: Objective = "log_odds"
+    scores: ScoreKind = "exact"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -46,6 +48,7 @@ class Settings:
             ("schedule", ("paper", "code")),
             ("order", tuple(ORDERS)),
             ("objective", ("log_odds", "log_prob")),
+            ("scores", SCORES),
         ):
             if getattr(self, name) not in known:
                 raise InputError(f"{name}={getattr(self, name)!r}: give one of {', '.join(known)}")

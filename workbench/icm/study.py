@@ -243,7 +243,8 @@ class _Bench:
         if method == "bootstrapping":
             rule = self._settings.get("consistency", "auto")
             done = bootstrap(bed.claims, self._engine, consistency=rule, wording=bed.wording)
-            return list(zip(bed.claims, done.labels, strict=True)), done.cost
+            both = zip(bed.claims, done.labels, strict=True)
+            return [(claim, label) for claim, label in both if label is not None], done.cost
         rng = random.Random(f"random-labels-{seed}")
         if method == "random labels":
             return [(claim, rng.random() < 0.5) for claim in bed.claims], Cost()
