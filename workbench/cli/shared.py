@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EngineName", "Folder", "Model", "Options", "StorePath", "check_new", "engine_options",
-    "save", "show_report", "tidy_end",
+    "save", "show_metrics", "show_report", "tidy_end",
 ]  # fmt: skip
 
 Model = Annotated[
@@ -64,9 +64,15 @@ def show_report(
     report: Report, more: list[Metric], figure: Figure, out: Path | None, *, as_json: bool
 ) -> None:
     """Print a report's headline numbers, and keep it where asked."""
+    show_metrics([*report.summary, *more], as_json=as_json)
+    if out is not None:
+        save(report, out, figure)
+        say(f"summary, rows and figure are in {out}")
+
+
+def show_metrics(metrics: list[Metric], *, as_json: bool) -> None:
     from workbench.nb.tables import table
 
-    metrics = [*report.summary, *more]
     if as_json:
         typer.echo(json.dumps([asdict(metric) for metric in metrics], indent=1))
     else:
@@ -75,9 +81,6 @@ def show_report(
             for m in metrics
         ]
         typer.echo(table(["", "value", "low", "high", "n", "failed", "unparsed"], rows))
-    if out is not None:
-        save(report, out, figure)
-        say(f"summary, rows and figure are in {out}")
 
 
 def save(report: Report, out: Path, figure: Figure | None = None) -> None:

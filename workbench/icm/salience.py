@@ -15,7 +15,7 @@ from workbench.errors import InputError
 from workbench.icm.claim import Wording
 from workbench.icm.consistency import Pair, pairs, violated
 from workbench.icm.journal import Journal
-from workbench.icm.objective import energy
+from workbench.icm.objective import collapsed, energy
 from workbench.icm.oracle import Oracle
 from workbench.icm.orders import Reference, Scores
 from workbench.icm.report import ICMReport
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["salience", "stands_out"]
 
 DRAWS = 2  # of random labels
-BLIND = ("all true", "all false", "random")
 
 
 def salience(report: ICMReport, engine: Engine, *, seed: int = 0) -> pd.DataFrame:
@@ -47,7 +46,8 @@ def salience(report: ICMReport, engine: Engine, *, seed: int = 0) -> pd.DataFram
     Returns:
         A row for the labels found, inverted, all true, all false and random: labels, energy (nats),
         inconsistencies, below (energy found minus this one), low, high (its 95 % interval, paired
-        over claims; claims are judged after each other, so it is a little too narrow).
+        over claims; claims are judged after each other, so it is a little too narrow), labels_true
+        (share of True).
 
     Raises:
         InputError: fewer than 2 claims have a label.
@@ -69,7 +69,9 @@ def salience(report: ICMReport, engine: Engine, *, seed: int = 0) -> pd.DataFram
         mine = _values(report, labels, order.all(tuple(labels)), related)
         mine = mine / DRAWS if name == "random" else mine
         values[name] = values[name] + mine if name in values else mine
-    return pd.DataFrame(_row(name, values["found"], own) for name, own in values.items())
+    table = pd.DataFrame(_row(name, values["found"], own) for name, own in values.items())
+    share = sum(found) / len(found)
+    return table.assign(labels_true=[share, 1 - share, 1.0, 0.0, 0.5])
 
 
 def _others(found: Sequence[bool], seed: int) -> list[tuple[str, list[bool]]]:
@@ -101,26 +103,32 @@ def _row(name: str, found: NDArray[np.float64], own: NDArray[np.float64]) -> dic
 
 
 def stands_out(table: pd.DataFrame) -> tuple[bool, str]:
-    """Whether the labels found are more coherent than labels that know nothing, and a sentence.
+    """Whether the labels found are more coherent than random and inverted ones, and a sentence.
+
+    The same label for all claims is no such rival: each predicts the next in any context, so that
+    good labels can have less energy. Labels that are nearly all the same never stand out.
 
     Args:
         table: of `salience`.
     """
-    rows = {name: own.iloc[0] for name, own in table.groupby("labels")}
-    rival = min(BLIND, key=lambda name: float(rows[name]["low"]))
-    energy_found, (energy_near, below, low, high) = (
-        float(rows["found"]["energy"]),
-        (float(rows[rival][column]) for column in ("energy", "below", "low", "high")),
-    )
-    told = f"energy {energy_found:.1f}, {rival} {energy_near:.1f}, apart {below:.1f} "
-    told += f"({low:.1f} to {high:.1f})"
-    if good := low > 0:
-        said = f"the labels found stand out from labels that know nothing: {told}"
-    else:
-        said = (
-            f"the labels found do not stand out from labels that know nothing: {told}; their "
+    rows = {str(name): own.iloc[0] for name, own in table.groupby("labels")}
+    rival = min(("inverted", "random"), key=lambda name: float(rows[name]["low"]))
+    same = max(("all true", "all false"), key=lambda name: float(rows[name]["energy"]))
+    found, near, flat = (f"{float(rows[name]['energy']):.1f}" for name in ("found", rival, same))
+    share = float(rows["found"]["labels_true"])
+    if collapsed(share):
+        return False, (
+            f"{share:.0%} of the labels found are True, nearly all the same: do not believe them, "
+            f"however coherent (energy {found}, {same} {flat})"
+        )
+    if rows[rival]["low"] <= 0:
+        return False, (
+            f"the labels found (energy {found}) do not stand out from {rival} ones ({near}): their "
             "coherence is no reason to believe them"
         )
-    if rows["inverted"]["low"] <= 0:
-        said += "; inverted they are as coherent: nothing says which of the two is true"
-    return good, said
+    said = f"the labels found (energy {found}) stand out from random and inverted ones ({near})"
+    if rows[same]["low"] <= 0:
+        said += (
+            f"; {same} is as coherent ({flat}), so that another seed may end there: compare some"
+        )
+    return True, said
