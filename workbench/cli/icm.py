@@ -207,7 +207,11 @@ def _with_table(bed: Testbed, found: ICMReport) -> ICMReport:
 
     if bed.table is None:
         return found
-    return replace(found, table=joined(bed, found.claims, found.labels, found.scores()))
+    table = joined(bed, found.claims, found.labels, found.scores())
+    for claim, reason in zip(found.claims, found.rows["error"], strict=True):
+        if reason is not None:
+            table.loc[[*bed.places[claim.text]], "icm_error"] = reason
+    return replace(found, table=table)
 
 
 def _label(
