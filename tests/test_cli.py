@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -221,7 +222,7 @@ def test_icm_prints_and_keeps_a_study(plain: VLLMEngine, tmp_path: Path) -> None
     assert done.exit_code == 0, done.output
     assert "golden labels" in done.stdout
     assert {path.name for path in out.iterdir()} == {
-        "summary.json", "rows.parquet", "methods.csv", "figure.png", "search-0",
+        "summary.json", "rows.parquet", "methods.csv", "runs.csv", "figure.png", "search-0",
     }  # fmt: skip
     again = run(app, [*command, "--json"])
     rows = {row["method"]: row for row in json.loads(again.stdout)}
@@ -238,4 +239,78 @@ def test_icm_labels_claims_without_gold(plain: VLLMEngine, tmp_path: Path) -> No
     assert done.exit_code == 0, done.output
     assert "label accuracy" not in done.stdout
     assert len(read(out / "labels.jsonl")) == 8
+    assert "stand out" in done.stderr
     assert "order='uid'" in run(app, [*command, "--order", "uid"]).stderr
+    refused = run(app, [*command, "--method", "ICM", "--method", "golden labels"])
+    assert refused.exit_code == 2
+    assert "--method 'golden labels' cannot be judged" in refused.stderr
+
+
+ROWS = [
+    {"uid": f"u{n}", "sum": f"{n}+2={n + 2 + n % 2}", "kind": n // 2, "note": "a;b"}
+    for n in range(10, 40)
+]
+
+
+def test_icm_gives_all_rows_of_a_file_back(plain: VLLMEngine, tmp_path: Path) -> None:
+    source = tmp_path / "mine.csv"
+    pd.DataFrame(ROWS).to_csv(source, index=False)
+    columns = ["--column", "text=sum", "--column", "group=kind", "--batch-size", "10"]
+    command = ["icm", "--testbed", str(source), *columns, "--k", "20", "--store", "none"]
+    command += ["--checkpoints", str(tmp_path / "kept"), "--labels", "True,False"]
+    done = run(app, [*command, "--out", str(tmp_path / "one"), "--seed", "1"])
+    assert done.exit_code == 0, done.output
+    alone = (tmp_path / "one" / "labels.csv").read_bytes()
+    table = pd.read_csv(tmp_path / "one" / "labels.csv")
+    assert [*table["uid"]] == [row["uid"] for row in ROWS]
+    assert [*table["sum"]] == [row["sum"] for row in ROWS]
+    assert table["icm_label"].notna().all()
+    journals = tmp_path / "kept" / "mine-seed-1"
+    before = {path.name: path.read_bytes() for path in journals.iterdir()}
+    assert len(before) == 3
+    # Another seed beside it changes nothing of this one.
+    done = run(app, [*command, "--out", str(tmp_path / "two"), "--seed", "0", "--seed", "1"])
+    assert done.exit_code == 0, done.output
+    assert "seeds 0 and 1: equal" in done.stdout
+    assert "seed 1: labels True" in done.stdout
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {"seed-0", "seed-1"}
+    assert (tmp_path / "two" / "seed-1" / "labels.csv").read_bytes() == alone
+    assert {path.name: path.read_bytes() for path in journals.iterdir()} == before
+
+
+def test_icm_labels_the_first_rows_only_where_asked(plain: VLLMEngine, tmp_path: Path) -> None:
+    source, out = write(tmp_path / "mine.jsonl", ROWS), tmp_path / "report"
+    command = ["icm", "--testbed", str(source), "--column", "text=sum", "--column", "group=kind"]
+    command += ["--store", "none", "--k", "20"]
+    done = run(app, [*command, "--limit", "7", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "--limit 7: 6 of 30 claims are labelled" in done.stderr
+    labels = [row["icm_label"] for row in read(out / "labels.jsonl")]
+    assert all(isinstance(label, bool) for label in labels[:6])
+    assert labels[6:] == [None] * 24
+    refused = run(app, [*command, "--limit", "1"])
+    assert "--limit 1: the first group has 2 claims already" in refused.stderr
+
+
+def test_icm_ends_with_an_error_where_a_row_has_no_label(plain: VLLMEngine, tmp_path: Path) -> None:
+    rows = [*ROWS[:6], {**ROWS[6], "sum": "1+" * 2000 + "1=2001"}]
+    source, out = write(tmp_path / "mine.jsonl", rows), tmp_path / "report"
+    command = ["icm", "--testbed", str(source), "--column", "text=sum", "--store", "none"]
+    done = run(app, [*command, "--out", str(out)])
+    assert done.exit_code == 1, done.output
+    assert "1 claims have no label: the claim has" in done.stderr
+    last = read(out / "labels.jsonl")[-1]
+    assert last["icm_label"] is None
+    assert "the context holds" in last["icm_error"]
+
+
+def test_embedded_claims_of_a_seed_depend_on_that_seed_alone(
+    plain: VLLMEngine, tmp_path: Path
+) -> None:
+    command = ["icm", "--method", "ICM", "--batch-size", "8", "--k", "5", "--test-count", "10"]
+    command += ["--store", "none", "--checkpoints", str(tmp_path)]
+    assert run(app, [*command, "--seed", "3"]).exit_code == 0
+    before = (tmp_path / "embedded-seed-3.jsonl").read_bytes()
+    done = run(app, [*command, "--seed", "2", "--seed", "3", "--seed", "4"])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "embedded-seed-3.jsonl").read_bytes() == before

@@ -32,7 +32,16 @@ from workbench.icm import (
 )
 from workbench.icm.bootstrap import _mended
 from workbench.icm.claim import Labelled
-from workbench.icm.compare import _accuracy, method_table, paired, verdicts
+from workbench.icm.compare import (
+    _accuracy,
+    agreement,
+    discrimination,
+    join,
+    method_table,
+    paired,
+    seed_notes,
+    verdicts,
+)
 from workbench.icm.consistency import pairs, violated
 from workbench.icm.testbeds import Testbed, embedded
 from workbench.stats import mcnemar, paired_shares, proportion
@@ -515,6 +524,7 @@ def test_methods_that_do_not_differ_seldom_seem_to() -> None:
 
 
 RUN: dict[str, Any] = {
+    "auroc": 0.7, "auroc_low": 0.5, "auroc_high": 0.9,
     "labels": 10, "label_accuracy": 0.5, "labels_true": 0.5, "finding_prompts": 4,
     "finding_prompt_tokens": 90, "finding_computed_tokens": 40, "finding_seconds": 0.5,
     "test_prompts": 20, "test_prompt_tokens": 300, "test_computed_tokens": 50, "test_seconds": 0.1,
@@ -589,6 +599,52 @@ def test_what_is_said_of_the_search() -> None:
     assert note.startswith("ICM: 100% of its labels are opposite")
 
 
+def test_a_seed_that_a_mean_hides_is_named() -> None:
+    rows = frame(ICM=[A, [0] * 20, A], bootstrapping=[A, A, [0] * 20])
+    facts = {
+        ("ICM", 1): {"labels_true": 0.03, "label_accuracy": 0.55},
+        ("bootstrapping", 2): {"label_accuracy": 0.0},
+    }
+    runs = pd.DataFrame(
+        RUN | {"method": method, "seed": seed} | facts.get((method, seed), {})
+        for method in ("ICM", "bootstrapping")
+        for seed in range(3)
+    )
+    assert seed_notes(rows, runs) == [
+        "ICM, seed 1 (test accuracy 0.00): it has collapsed, 3% of its labels are True",
+        "bootstrapping, seed 2 (test accuracy 0.00): 100% of its labels are opposite to gold",
+    ]
+    assert seed_notes(rows, runs.assign(label_accuracy=None, labels_true=0.5)) == []
+    assert seed_notes(rows[rows["seed"] == 1], runs[runs["seed"] == 1]) == []
+
+
+def test_auroc_by_hand() -> None:
+    metric = discrimination("x", [3, 1, 2, 0, math.nan], [True, True, False, False, True])
+    assert (metric.value, metric.n, metric.n_failed) == (0.75, 4, 1)
+    odds = np.random.default_rng(0).normal(size=400) + np.repeat([1.0, 0.0], 200)
+    metric = discrimination("x", odds, [True] * 200 + [False] * 200)
+    pairs_won = (odds[:200, None] > odds[200:]).mean()
+    assert metric.value == pytest.approx(pairs_won)
+    assert metric.low < metric.value < metric.high < metric.low + 0.12
+    alike = discrimination("x", [1.0, 2.0, None], [True] * 3)  # type: ignore[list-item]
+    assert math.isnan(alike.value)
+    assert (alike.n, alike.n_failed) == (2, 1)
+
+
+def test_seeds_agree_on_claims_that_both_have_labelled() -> None:
+    claims = keyed(*[None] * 12)
+    found = {
+        0: [(claim, True) for claim in claims[:10]],
+        3: [(claim, i % 4 != 0) for i, claim in enumerate(claims[2:])],
+        5: [(claim, True) for claim in claims[10:]],
+    }
+    metrics = {metric.name: metric for metric in agreement(found)}
+    assert metrics["seeds 0 and 3: equal"] == proportion("seeds 0 and 3: equal", 6, 8)
+    assert metrics["seeds 0 and 3: inverted"] == proportion("seeds 0 and 3: inverted", 2, 8)
+    assert len(metrics) == 4  # seeds 0 and 5 have no claim in common
+    assert agreement({0: found[0]}) == []
+
+
 # Studies.
 
 BED = embedded(24, 40, seed=3)
@@ -629,6 +685,7 @@ def test_a_study_has_all_methods(whole: ICMStudy) -> None:
     assert [*table.index[labelled]] == ["random labels", "bootstrapping", "ICM", "golden labels"]
     for column in ("label_accuracy", "labels_true", "labels_opposite"):
         assert (table[column].notna() == labelled).all()
+    assert (table["auroc"].notna() == (table.index != "majority class")).all()
     assert (table["label_accuracy"] + table["labels_opposite"])[labelled].tolist() == [1.0] * 4
     assert table.loc["golden labels", "label_accuracy"] == 1
     assert table["versus_golden"].isna().sum() == 1
@@ -749,6 +806,40 @@ def test_a_study_is_saved_with_its_searches(whole: ICMStudy, folder: Path) -> No
         pd.testing.assert_frame_equal(history, found.history)
         assert len(pd.read_csv(part / "labels.csv")) == len(found.claims)
         assert (part / "labels.jsonl").exists()
+
+
+def test_seeds_of_two_machines_are_joined(whole: ICMStudy, folder: Path, plain: VLLMEngine) -> None:
+    parts = [study(BED, plain, **CHOSEN | {"seeds": (seed,)}) for seed in (0, 1)]
+    for seed, part in enumerate(parts):
+        assert part.searches[0].labels == whole.searches[seed].labels
+    saved = [part.save(folder / f"part-{seed}") for seed, part in enumerate(parts)]
+    table = join(*saved)
+    steady = [name for name in whole.methods if not name.endswith("seconds")]
+    pd.testing.assert_frame_equal(table[steady], whole.methods[steady], check_dtype=False)
+    with pytest.raises(InputError, match="seed 0 is in two of the studies"):
+        join(saved[0], saved[0])
+    other = study(BED, plain, **CHOSEN | {"seeds": (2,), "alpha": 30.0}).save(folder / "other")
+    with pytest.raises(InputError, match=r"other is of another study than .*part-0: its alpha"):
+        join(*saved, other)
+    with pytest.raises(InputError, match="journals holds no saved study"):
+        join(folder / "journals")
+    with pytest.raises(InputError, match="1 at least"):
+        join()
+
+
+def test_a_study_in_batches_labels_all_claims(plain: VLLMEngine, tmp_path: Path) -> None:
+    options = CHOSEN | {"count": None, "methods": ["ICM"], "checkpoints": tmp_path}
+    found = study(BED, plain, batch_size=8, **options)
+    assert [report.labels.count(None) for report in found.searches] == [0, 0]
+    assert found.methods["labels"][0] == len(BED.claims)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "embedded-seed-0", "embedded-seed-1",
+    ]  # fmt: skip
+    alone = study(BED, plain, batch_size=8, **options | {"seeds": [1]})
+    assert alone.searches[0].usage.requests == 0  # the other seed decided nothing
+    assert alone.searches[0].labels == found.searches[1].labels
+    said = [note for note in found.notes if "batch" in note]
+    assert all(note.startswith("seed") for note in said)
 
 
 @pytest.mark.parametrize(

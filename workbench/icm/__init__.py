@@ -1,10 +1,13 @@
 """Internal Coherence Maximization: labels that a model gives by itself (arXiv 2506.10139)."""
 
+from workbench.icm.batches import label_all
 from workbench.icm.bootstrap import bootstrap
 from workbench.icm.claim import Claim, Labelled, Wording
+from workbench.icm.compare import join
 from workbench.icm.evaluate import evaluate_chat, evaluate_labels
 from workbench.icm.oracle import compute_logprobs_batched
 from workbench.icm.report import ICMReport
+from workbench.icm.salience import salience, stands_out
 from workbench.icm.search import search
 from workbench.icm.settings import Step
 from workbench.icm.study import METHODS, ICMStudy, study
@@ -24,8 +27,12 @@ __all__ = [
     "compute_logprobs_batched",
     "evaluate_chat",
     "evaluate_labels",
+    "join",
+    "label_all",
     "open_testbed",
     "read_claims",
+    "salience",
     "search",
+    "stands_out",
     "study",
 ]

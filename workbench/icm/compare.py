@@ -209,14 +209,14 @@ def seed_notes(rows: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
     """Which of several seeds have collapsed or are upside down, which a mean hides."""
     if runs["seed"].nunique() < 2:
         return []
-    said = []
-    for run in runs[runs["method"].isin(FOUND)].to_dict("records"):
+    said, shares = [], runs.astype({"label_accuracy": float, "labels_true": float})
+    for run in shares[shares["method"].isin(FOUND)].to_dict("records"):
         mine = rows[(rows["method"] == run["method"]) & (rows["seed"] == run["seed"])]
         right = mine["correct"][mine["error"].isna()].astype(float).mean()
         who = f"{run['method']}, seed {run['seed']} (test accuracy {right:.2f})"
         if collapsed(run["labels_true"]):
             said.append(f"{who}: it has collapsed, {run['labels_true']:.0%} of its labels are True")
-        elif (run["label_accuracy"] or 1) < 0.5:
+        elif run["label_accuracy"] < 0.5:
             said.append(
                 f"{who}: {1 - run['label_accuracy']:.0%} of its labels are opposite to gold"
             )
