@@ -271,10 +271,10 @@ def _pair(
 
 def _claims(side: _Side, notes: list[str]) -> tuple[Claim, ...]:
     """One claim for each text."""
-    _note(side, notes, lambda made: made.claim.gold, "with different gold labels: it has none")
+    _note(side, notes, lambda made: made.claim.gold, "with different gold labels: none is used")
     _note(
         side, notes, lambda made: made.claim.group if made.grouped else None,
-        "in different groups: it is in the first",
+        "in different groups: the first is used",
     )  # fmt: skip
     claims = []
     for made in side.values():
@@ -291,4 +291,5 @@ def _note(side: _Side, notes: list[str], key: Callable[[_Made], object], which: 
     torn = [made for made in side.values() if len({key(one) for one in made} - {None}) > 1]
     if torn:
         rows = ", ".join(str(one.number) for one in torn[0])
-        notes.append(f"{len(torn)} claims, such as that of the rows {rows}, are there {which}")
+        more = f"; so are those of {len(torn) - 1} other claims" if len(torn) > 1 else ""
+        notes.append(f"rows {rows} are the same claim {which}{more}")
