@@ -1,13 +1,14 @@
 """Internal Coherence Maximization: labels that a model gives by itself (arXiv 2506.10139)."""
 
 from workbench.icm.bootstrap import bootstrap
-from workbench.icm.claim import Claim, Labelled, Wording
+from workbench.icm.claim import Claim, Labelled, Wording, wording_from
 from workbench.icm.evaluate import evaluate_chat, evaluate_labels
 from workbench.icm.oracle import compute_logprobs_batched
 from workbench.icm.report import ICMReport
 from workbench.icm.search import search
 from workbench.icm.settings import Step
 from workbench.icm.study import METHODS, ICMStudy, study
+from workbench.icm.table import joined, save_table
 from workbench.icm.testbeds import Testbed, comparisons, open_testbed, read_claims
 
 __all__ = [
@@ -24,8 +25,11 @@ __all__ = [
     "compute_logprobs_batched",
     "evaluate_chat",
     "evaluate_labels",
+    "joined",
     "open_testbed",
     "read_claims",
+    "save_table",
     "search",
     "study",
+    "wording_from",
 ]
