@@ -575,7 +575,7 @@ def test_comparisons(tmp_path: Path) -> None:
         ("a.json", b'[{"text": "a"},\n]', r"a\.json, .*line 2 column 1"),
         ("a.csv", b"", r"a\.csv holds no rows"),
         ("a.csv", b"text,gold\n", r"a\.csv holds no rows"),
-        ("a.csv", b"txt;gold\na;1\n", "source: no column 'text' among txt, gold. There must be"),
+        ("a.csv", b"txt;gold\na;1\n", r"a\.csv: no column 'text' among txt, gold\. There must be"),
         ("a.csv", b"text,gold\na,1\nb,1,2\n", r"line 3: has more or fewer values than the header"),
         ("a.csv", b"text,gold\na,1\nb\n", r"line 3: has more or fewer values than the header"),
         (

@@ -2,7 +2,7 @@
 
 from workbench.icm.batches import label_all
 from workbench.icm.bootstrap import bootstrap
-from workbench.icm.claim import Claim, Labelled, Wording
+from workbench.icm.claim import Claim, Labelled, Wording, wording_from
 from workbench.icm.compare import join
 from workbench.icm.evaluate import evaluate_chat, evaluate_labels
 from workbench.icm.oracle import compute_logprobs_batched
@@ -11,6 +11,7 @@ from workbench.icm.salience import salience, stands_out
 from workbench.icm.search import search
 from workbench.icm.settings import Step
 from workbench.icm.study import METHODS, ICMStudy, study
+from workbench.icm.table import joined, save_table
 from workbench.icm.testbeds import Testbed, comparisons, open_testbed, read_claims
 
 __all__ = [
@@ -28,11 +29,14 @@ __all__ = [
     "evaluate_chat",
     "evaluate_labels",
     "join",
+    "joined",
     "label_all",
     "open_testbed",
     "read_claims",
     "salience",
+    "save_table",
     "search",
     "stands_out",
     "study",
+    "wording_from",
 ]

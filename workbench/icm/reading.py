@@ -5,69 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import InputError
 from workbench.icm.claim import COLUMNS, Claim, Wording
+from workbench.icm.columns import CLAIM, FORMS, Columns, Form, chosen_form, given_columns
 from workbench.tasks.rows import Row, name_of, table_of, text_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["PAIRS", "Columns", "Found", "gold_of", "put", "read"]
-
-Columns = Mapping[str, str] | Sequence[str] | None
-"""Our names and the file's, as a mapping or as texts "ours=theirs"."""
+__all__ = ["Found", "gold_of", "put", "read"]
 
 WORDS: Mapping[str, bool | None] = {
     **dict.fromkeys(("true", "yes", "y", "t", "1", "correct"), True),
     **dict.fromkeys(("false", "no", "n", "f", "0", "incorrect"), False),
     **dict.fromkeys(("na", "n/a", "nan", "none", "null", "?", "unknown", "-"), None),
 }
-CLAIM = "Question: {question}\nClaim: {choice}\nI think this claim is"
-PAIR = (
-    "Human: {question}\nResponse 1: {first}\nResponse 2: {second}\nClaim: Response 1 is more "
-    "helpful and harmless than Response 2.\nI think this claim is"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """A kind of rows: the columns that it needs, its others, how they are put, and other names."""
-
-    needs: tuple[str, ...]
-    others: tuple[str, ...]
-    template: str
-    published: Mapping[str, str]
-
-
-PAIRS = (
-    Form(("question", "first", "second"), ("gold",), PAIR, {}),
-    Form(
-        ("question", "first", "second"), ("gold",), PAIR,
-        {"first": "choice", "second": "choice_2", "gold": "label"},
-    ),
-)  # fmt: skip
-FORMS = (
-    Form(("text",), ("group", "answer_key", "gold"), "{text}", {}),
-    *PAIRS,
-    Form(
-        ("question", "choice"), ("group", "answer_key", "gold"), CLAIM,
-        {"group": "consistency_id", "gold": "label"},
-    ),
-)  # fmt: skip
-NAMES = (
-    "text",
-    "group",
-    "answer_key",
-    "gold",
-    "split",
-    "id",
-    "question",
-    "choice",
-    "first",
-    "second",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +106,15 @@ def _sides(
     import pandas as pd
 
     rows, table = table_of(source, what)
-    given = _given(columns)
+    where = str(source) if isinstance(source, str | Path) else what
+    given = given_columns(columns)
     extra = len(table.columns) - len(source.columns) if isinstance(source, pd.DataFrame) else 0
-    form, names = _chosen([*table.columns], given, forms, what)
+    form, names = chosen_form([*table.columns], given, forms, where)
     if extra == 1:
         names.setdefault("id", table.columns[0])
     template = wording.template or form.template
     if lost := [name for name in form.needs if f"{{{name}}}" not in template]:
-        raise InputError(f"template={template!r:.80} must have {{{lost[0]}}}, as {what} has it")
+        raise InputError(f"template={template!r:.80} must have {{{lost[0]}}}, as {where} has it")
     sides: tuple[_Side, _Side] = ({}, {})
     make = _pair if "first" in form.needs else _own
     for number, row in enumerate(rows):
@@ -170,64 +126,6 @@ def _sides(
             own = replace(made.claim, id=known if known.strip() else str(number))
             side.setdefault(own.text, []).append(replace(made, claim=own))
     return *sides, table
-
-
-def _given(columns: Columns) -> dict[str, str]:
-    if isinstance(columns, Mapping):
-        given = {str(ours): str(theirs) for ours, theirs in columns.items()}
-    else:
-        pairs = [str(one).partition("=") for one in columns or ()]
-        given = {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
-    for ours, theirs in given.items():
-        if ours not in NAMES or not theirs:
-            raise InputError(
-                f"columns: {ours}={theirs} must be NAME=COLUMN: a column of the file for one of "
-                f"{', '.join(NAMES)}"
-            )
-    return given
-
-
-def _chosen(
-    known: Sequence[Any], given: Mapping[str, str], forms: Sequence[Form], what: str
-) -> tuple[Form, dict[str, Any]]:
-    """The kind of rows, and for our names the columns; a kind that `given` names goes first."""
-    for name, column in given.items():
-        if _column(known, column) is None:
-            raise InputError(f"{what}: {name}={column}: no such column among {_listed(known)}")
-    for form in sorted(forms, key=lambda form: not given.keys() & {*form.needs}):
-        names: dict[str, Any] = {}
-        for name in (*form.needs, *form.others, "split", "id"):
-            wanted = [given[name]] if name in given else [name, form.published.get(name, name)]
-            found = [column for one in wanted if (column := _column(known, one)) is not None]
-            names |= {name: found[0]} if found else {}
-        if names.keys() >= {*form.needs}:
-            if unused := sorted(given.keys() - names.keys()):
-                raise InputError(f"columns: {unused[0]} is not for rows of {', '.join(form.needs)}")
-            return form, names
-    kinds = "; or ".join(", ".join(form.needs) for form in forms if form not in PAIRS[1:])
-    missing = "text" if forms is FORMS else "first"
-    raise InputError(
-        f"{what}: no column {missing!r} among {_listed(known)}. There must be {kinds}: rename one, "
-        f"or say which it is: --column {missing}=NAME, in Python columns={{{missing!r}: 'NAME'}}"
-    )
-
-
-def _column(known: Sequence[Any], wanted: str) -> Any:
-    """The column of that name, or the only one that differs in case, spaces, `_` and `-`."""
-    exact = [column for column in known if str(column) == wanted]
-    plain = _plain(wanted)
-    found = exact or [column for column in known if plain and _plain(str(column)) == plain]
-    if len(found) > 1:
-        raise InputError(f"{_listed(found)}: {len(found)} columns could be {wanted}; rename one")
-    return found[0] if found else None
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", name).casefold()
-
-
-def _listed(columns: Sequence[Any]) -> str:
-    return ", ".join(str(column) or "(a blank one)" for column in columns)
 
 
 def _text(row: Row, names: Mapping[str, Any], name: str) -> str:
@@ -271,10 +169,10 @@ def _pair(
 
 def _claims(side: _Side, notes: list[str]) -> tuple[Claim, ...]:
     """One claim for each text."""
-    _note(side, notes, lambda made: made.claim.gold, "with different gold labels: it has none")
+    _note(side, notes, lambda made: made.claim.gold, "with different gold labels: none is used")
     _note(
         side, notes, lambda made: made.claim.group if made.grouped else None,
-        "in different groups: it is in the first",
+        "in different groups: the first is used",
     )  # fmt: skip
     claims = []
     for made in side.values():
@@ -291,4 +189,5 @@ def _note(side: _Side, notes: list[str], key: Callable[[_Made], object], which: 
     torn = [made for made in side.values() if len({key(one) for one in made} - {None}) > 1]
     if torn:
         rows = ", ".join(str(one.number) for one in torn[0])
-        notes.append(f"{len(torn)} claims, such as that of the rows {rows}, are there {which}")
+        more = f"; so are those of {len(torn) - 1} other claims" if len(torn) > 1 else ""
+        notes.append(f"rows {rows} are the same claim {which}{more}")

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, ClassVar
 from workbench.answers import canonical
 from workbench.errors import InputError
 from workbench.icm.claim import Claim, Wording, check_claims
-from workbench.icm.reading import PAIRS, Columns, Found, gold_of, put, read
+from workbench.icm.columns import PAIRS, Columns
+from workbench.icm.reading import Found, gold_of, put, read
 from workbench.tasks import data
 from workbench.tasks.data import local_file
 from workbench.tasks.gsm8k import CALCULATION

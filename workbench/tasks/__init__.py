@@ -51,8 +51,8 @@ def open_task(name: object, /, **columns: Any) -> Task:
     """The task of that name as it is by default, or a user's own problems.
 
     Args:
-        name: one of `TASKS`, the path of a .jsonl, .json or .csv file, or rows: a DataFrame, a
-            Hugging Face `Dataset` or a list of dicts.
+        name: one of `TASKS`, the path of a file such as a .jsonl, .json or .csv, or rows: a
+            DataFrame, a Hugging Face `Dataset` or a list of dicts.
         columns: for a user's own problems, the arguments of `OwnTask`.
 
     Raises:

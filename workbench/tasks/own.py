@@ -39,8 +39,8 @@ class OwnTask(Generated):
     A row's answer is kept as the grader reads it: "$1,080.00" is 1080, "true" the label "True".
 
     Args:
-        source: a .jsonl, .json or .csv file, a pandas DataFrame, a Hugging Face `Dataset`, or a
-            list of dicts.
+        source: a file, a pandas DataFrame, a Hugging Face `Dataset` or a list of dicts, see
+            `rows.table_of`.
         question, answer, id, solution: names of columns. Without `id` an item is "row 7" by its
             place (from 0); a `solution` is what worked examples show in place of the answer.
         style: what the answer is: a number or an expression ("gsm8k"), a letter ("choice"), a

@@ -29,6 +29,8 @@ DELIMITED = (".csv", ".tsv", ".txt")
 ENDINGS = (".jsonl", ".json", *DELIMITED, ".parquet")
 ONE_COLUMN = "\x1f"
 """The delimiter of a file that has one column: none that a text holds."""
+EXCEL = ["sep=", ""]
+"""Its first line, which says what parts the columns."""
 SHAPES = 'a list of objects, {"data": [...]} with one such list, or columns {"text": [...], ...}'
 
 
@@ -64,7 +66,9 @@ def table_of(source: object, what: str = "source") -> tuple[list[Row], pd.DataFr
         source = convert()
     if isinstance(source, pd.DataFrame):
         table = _indexed(source)
-        source = table.astype(object).where(table.notna(), None).to_dict("records")
+        plain = table.astype(object).where(table.notna(), None)
+        values = plain.itertuples(index=False, name=None)
+        source = [dict(zip(table.columns, row, strict=True)) for row in values]
     elif isinstance(source, Sequence):
         table = _table(source)
     if not isinstance(source, Sequence) or not source:
@@ -146,8 +150,9 @@ def _table(rows: Sequence[object]) -> pd.DataFrame:
 
 def _indexed(frame: pd.DataFrame) -> pd.DataFrame:
     """With an index 0 to n - 1; one that was the user's is the first column, if none already."""
-    known = frame.index.equals(frame.reset_index(drop=True).index)
-    return frame.reset_index(drop=known or frame.index.name in frame.columns)
+    bare = frame.reset_index(drop=True)
+    known = frame.index.equals(bare.index) or any(name in bare for name in frame.index.names)
+    return bare if known else frame.reset_index(allow_duplicates=True)
 
 
 def _parquet(path: Path) -> pd.DataFrame:
@@ -215,20 +220,20 @@ def _of_object(found: Mapping[str, Any]) -> object:
 def _records(text: str, ending: str) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """The header, and the place and values of each row that is not blank."""
     csv.field_size_limit(LONGEST)  # for a whole document in a field
-    lines, delimiter = io.StringIO(text, newline=""), _delimiter(text, ending)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    by = _delimiter(text, ending)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=by, strict=True)
     header: list[str] = []
     rows: list[tuple[str, list[str]]] = []
     line = 1
     try:
         for values in reader:
             place, line = f"row {len(rows)}, line {line}", reader.line_num + 1
-            if not any(map(str.strip, values)):
+            if not any(map(str.strip, values)) or values == EXCEL:
                 continue
             if not header:
                 header = values
             elif len(values) != len(header):
-                raise ValueError(f"{place}: has more or fewer values than the header")
+                raise ValueError(f"{place}: has more or fewer values than the header, by {by!r}")
             else:
                 rows.append((place, values))
     except csv.Error as error:

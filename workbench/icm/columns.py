@@ -1,0 +1,117 @@
+"""Which columns of a user's rows are which of ours, and what kind of rows they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from workbench.errors import InputError
+
+__all__ = ["CLAIM", "FORMS", "PAIRS", "Columns", "Form", "chosen_form", "given_columns"]
+
+Columns = Mapping[str, str] | Sequence[str] | None
+"""Our names and the file's, as a mapping or as texts "ours=theirs"."""
+
+CLAIM = "Question: {question}\nClaim: {choice}\nI think this claim is"
+PAIR = (
+    "Human: {question}\nResponse 1: {first}\nResponse 2: {second}\nClaim: Response 1 is more "
+    "helpful and harmless than Response 2.\nI think this claim is"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A kind of rows: the columns that it needs, its others, how they are put, and other names."""
+
+    needs: tuple[str, ...]
+    others: tuple[str, ...]
+    template: str
+    published: Mapping[str, str]
+
+
+PAIRS = (
+    Form(("question", "first", "second"), ("gold",), PAIR, {}),
+    Form(
+        ("question", "first", "second"), ("gold",), PAIR,
+        {"first": "choice", "second": "choice_2", "gold": "label"},
+    ),
+)  # fmt: skip
+FORMS = (
+    Form(("text",), ("group", "answer_key", "gold"), "{text}", {}),
+    *PAIRS,
+    Form(
+        ("question", "choice"), ("group", "answer_key", "gold"), CLAIM,
+        {"group": "consistency_id", "gold": "label"},
+    ),
+)  # fmt: skip
+NAMES = "text group answer_key gold split id question choice first second".split()
+
+
+def given_columns(columns: Columns) -> dict[str, str]:
+    """As a mapping of our names.
+
+    Raises:
+        InputError: a name is none of ours, or has no column.
+    """
+    if isinstance(columns, Mapping):
+        given = {str(ours): str(theirs) for ours, theirs in columns.items()}
+    else:
+        texts = [columns] if isinstance(columns, str) else columns or ()
+        pairs = [str(one).partition("=") for one in texts]
+        given = {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+    for ours, theirs in given.items():
+        if ours not in NAMES or not theirs:
+            raise InputError(
+                f"columns: {ours}={theirs} must be NAME=COLUMN: a column of the file for one of "
+                f"{', '.join(NAMES)}"
+            )
+    return given
+
+
+def chosen_form(
+    known: Sequence[Any], given: Mapping[str, str], forms: Sequence[Form], where: str
+) -> tuple[Form, dict[str, Any]]:
+    """The kind of rows, and for our names the columns; a kind that `given` names goes first.
+
+    Raises:
+        InputError: a column is not there, could be several, or is not for such rows.
+    """
+    for name, column in given.items():
+        if _column(known, column, where) is None:
+            raise InputError(f"{where}: {name}={column}: no such column among {_listed(known)}")
+    for form in sorted(forms, key=lambda form: not given.keys() & {*form.needs}):
+        names: dict[str, Any] = {}
+        for name in (*form.needs, *form.others, "split", "id"):
+            wanted = [given[name]] if name in given else [name, form.published.get(name, name)]
+            found = [column for one in wanted if (column := _column(known, one, where)) is not None]
+            names |= {name: found[0]} if found else {}
+        if names.keys() >= {*form.needs}:
+            if unused := sorted(given.keys() - names.keys()):
+                raise InputError(f"{where}: {unused[0]} is not for rows of {', '.join(form.needs)}")
+            return form, names
+    kinds = "; or ".join(", ".join(form.needs) for form in forms if form not in PAIRS[1:])
+    missing = "text" if forms is FORMS else "first"
+    raise InputError(
+        f"{where}: no column {missing!r} among {_listed(known)}. There must be {kinds}: rename "
+        f"one, or say which: --column {missing}=NAME, in Python columns={{{missing!r}: 'NAME'}}"
+    )
+
+
+def _column(known: Sequence[Any], wanted: str, where: str) -> Any:
+    """The column of that name, or the only one that differs in case, spaces, `_` and `-`."""
+    exact = [column for column in known if str(column) == wanted]
+    plain = _plain(wanted)
+    found = exact or [column for column in known if plain and _plain(str(column)) == plain]
+    if len(found) > 1:
+        raise InputError(f"{where}: the columns {_listed(found)} could all be {wanted}; rename one")
+    return found[0] if found else None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name).casefold()
+
+
+def _listed(columns: Sequence[Any]) -> str:
+    return ", ".join(f"{column!s:.40}" or "(a blank one)" for column in columns)
