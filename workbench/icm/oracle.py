@@ -148,7 +148,9 @@ class Oracle:
                 "icm: %d of %d claims do not fit into the context and are left out; the first, "
                 "%r…: %s", len(self.unfit), len(self._texts), self._texts[index][:60], reason,
             )  # fmt: skip
-        shown = [len(self._kept([i for i in there if i != one], one)) for one in there]
+        others = ([i for i in there if i != one] for one in there)
+        texts = (self._texts[one] for one in there)
+        shown = [len(self._room.kept(*pair)) for pair in zip(others, texts, strict=True)]
         if min(shown) < len(there) - 1:
             log.warning(
                 "icm: the context holds %.1f of %d demonstrations on average (%d to %d)",
@@ -159,21 +161,18 @@ class Oracle:
     @property
     def shown_counts(self) -> Shown:
         """Of those prompts so far that had the most demonstrations to show."""
-        of = max((of for of, _ in self._counts), default=0)
-        counts = {kept: number for (one, kept), number in self._counts.items() if one == of} or {
-            0: 1
-        }
+        of, _ = max(self._counts, default=(0, 0))
+        some = ((kept, number) for (one, kept), number in self._counts.items() if one == of)
+        counts = dict(some) or {0: 1}
         return Shown(min(counts), fmean(counts, counts.values()), max(counts), of)
 
     def prompt(self, labels: Labels, shown: Sequence[int], target: int | str) -> str:
         """The labelled claims `shown` and then the target, a claim's index or its text."""
-        kept = self._kept(shown, target)
-        self._counts[len(shown), len(kept)] += 1
         text = target if isinstance(target, str) else self._texts[target]
+        kept = self._room.kept(shown, text)
+        if self._room.fits(text):
+            self._counts[len(shown), len(kept)] += 1
         return Pieces([*(self._solved[i][bool(labels[i])] for i in kept), text])
-
-    def _kept(self, shown: Sequence[int], target: int | str) -> Sequence[int]:
-        return self._room.kept(shown, target if isinstance(target, str) else self._texts[target])
 
     def score(self, prompts: list[str]) -> list[Score]:
         """The scores of whole prompts: from the journal, or else from the engine.
