@@ -13,7 +13,8 @@ import pytest
 
 BEGIN = """
 import logging, sys, time
-from workbench.engines import lines, meter
+from workbench import lines
+from workbench.engines import meter
 lines.EVERY = 0.3
 sys.path.insert(0, sys.argv[1])
 """
@@ -47,6 +48,11 @@ time.sleep(0.4)
 call.bar.close()
 time.sleep(0.4)
 """
+COUNTED = """
+with lines.counted(2, "run", "notebook") as step:
+    step()
+    time.sleep(0.4)
+"""
 CLOSED = CALL.replace("time.sleep", "sys.stderr.close(); time.sleep", 1) + "print('to the end')"
 
 
@@ -78,16 +84,17 @@ def test_a_call_alone_and_its_end(tmp_path: Path) -> None:
     (line,) = lines_of(CALL, tmp_path)
     assert line.startswith("generate: 1 of 1,200 rows, 0 min, 0 tokens/s")
     assert lines_of(CLOSED, tmp_path) == []
+    assert lines_of(COUNTED, tmp_path) == ["run: 1 of 2 notebooks, 0 min"]
 
 
-@pytest.mark.parametrize("code", [SEARCH, CALL])
+@pytest.mark.parametrize("code", [SEARCH, CALL, COUNTED])
 def test_off_is_off_and_the_first_minute_is_quiet(code: str, tmp_path: Path) -> None:
     assert lines_of(code, tmp_path, WORKBENCH_PROGRESS="off") == []
     assert lines_of(code, tmp_path, BEGIN.replace("lines.EVERY = 0.3", "")) == []
 
 
 def test_lines_cost_a_call_nothing() -> None:
-    from workbench.engines.lines import Lines
+    from workbench.lines import Lines
     from workbench.progress import Part
 
     begin = time.perf_counter()

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Protocol
 
-from workbench.engines.lines import Lines
+from workbench.lines import Lines, watched
 from workbench.progress import Part, Progress, check, current, plus
 from workbench.types import Completion, EngineInfo, LabelRow, Usage
 
@@ -197,12 +197,10 @@ def _bar(total: int, what: str, unit: str = "row", *, ends: bool = False) -> Any
         return _Watched(progress, part, ends=ends)
     from tqdm.auto import tqdm
 
-    watched = "ipykernel.zmqshell" in sys.modules or sys.stderr.isatty()
-    off = os.environ.get("WORKBENCH_PROGRESS") == "off"
-    lines = _LINES.get()
-    if not watched and not off and (lines or not _SILENT.get()):
+    off, lines = os.environ.get("WORKBENCH_PROGRESS") == "off", _LINES.get()
+    if not (off or watched()) and (lines or not _SILENT.get()):
         return (lines or Lines()).bar(Part(what, unit, total))
-    off = off or not watched or _SILENT.get()
+    off = off or not watched() or _SILENT.get()
     return tqdm(total=total, desc=what, unit=unit, disable=off, delay=0.5)
 
 

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from workbench.progress import Part
 
-__all__ = ["EVERY", "Lines"]
+__all__ = ["EVERY", "Lines", "counted", "watched"]
 
 EVERY = 60.0  # seconds from line to line, and before the first
+
+
+def watched() -> bool:
+    """Whether a person may see bars: at a terminal or in a notebook."""
+    return "ipykernel.zmqshell" in sys.modules or sys.stderr.isatty()
+
+
+@contextmanager
+def counted(total: int, what: str, unit: str) -> Iterator[Callable[[], None]]:
+    """Lines for work that shows a person something else than a bar; what it yields is a step."""
+    if watched() or os.environ.get("WORKBENCH_PROGRESS") == "off":
+        yield lambda: None
+        return
+    bar = Lines().bar(Part(what, unit, total))
+    try:
+        yield bar.update
+    finally:
+        bar.close()
 
 
 class Lines:
