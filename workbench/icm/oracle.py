@@ -101,11 +101,7 @@ class Oracle:
     Args:
         more: texts that are asked about beside the claims.
         seed: decides which demonstrations are left out.
-        scores: "exact", or the published "top20".
-
-    Attributes:
-        neither: prompts for which "top20" found no label.
-    """
+        scores: "exact", or the published "top20"."""
 
     def __init__(
         self,
@@ -118,7 +114,7 @@ class Oracle:
         seed: int = 0,
         scores: ScoreKind = "exact",
     ) -> None:
-        self.cost, self.neither = Cost(), 0
+        self.cost, self._neither = Cost(), 0
         self._engine, self._journal, self._labels = engine, journal, wording.labels
         self._compute = compute_logprobs_batched if scores == "exact" else compute_top_logprobs
         self._texts = [claim.text for claim in claims]
@@ -166,6 +162,27 @@ class Oracle:
         counts = dict(some) or {0: 1}
         return Shown(min(counts), fmean(counts, counts.values()), max(counts), of)
 
+    def notes(self) -> list[str]:
+        """What a reader has to know of the prompts so far."""
+        notes, shown = list[str](), self.shown_counts
+        if self.unfit:
+            notes.append(
+                "left out, as the model's context does not hold them: "
+                f"{len(self.unfit)} of {len(self._texts)} claims"
+            )
+        if shown.least < shown.of:
+            notes.append(
+                f"each claim was asked about after {shown.mean:.1f} of its {shown.of} "
+                f"demonstrations on average ({shown.least} to {shown.most}): the model's context "
+                "holds no more"
+            )
+        if self._neither:
+            notes.append(
+                f"for {self._neither:,} of {self.cost.prompts:,} prompts neither label was among "
+                "the likeliest tokens: they count as undecided, as published"
+            )
+        return notes
+
     def prompt(self, labels: Labels, shown: Sequence[int], target: int | str) -> str:
         """The labelled claims `shown` and then the target, a claim's index or its text."""
         text = target if isinstance(target, str) else self._texts[target]
@@ -197,5 +214,5 @@ class Oracle:
         return self._noted(scores)
 
     def _noted(self, scores: list[Score]) -> list[Score]:
-        self.neither += scores.count(NEITHER)
+        self._neither += scores.count(NEITHER)
         return scores
