@@ -59,14 +59,13 @@ class Lines:
 
     def _write(self, ended: threading.Event) -> None:
         while not ended.wait(EVERY):
-            with suppress(OSError, ValueError):  # a stream that is closed or full stops no work
-                print(self._line(), file=sys.stderr, flush=True)
-
-    def _line(self) -> str:
-        minutes = f"{(time.monotonic() - self._start) / 60:,.0f} min"
-        told = [[f"{one.what}: {one}", one.note] for one in self._parts]
-        told[0].insert(1, minutes)
-        return "; ".join(", ".join(filter(None, one)) for one in told)
+            minutes = f"{(time.monotonic() - self._start) / 60:,.0f} min"
+            told = [[f"{one.what}: {one}", one.note] for one in self._parts]
+            if told:  # or they have ended just now
+                told[0].insert(1, minutes)
+                with suppress(OSError, ValueError):  # a stream that is closed or full stops no work
+                    line = "; ".join(", ".join(filter(None, one)) for one in told)
+                    print(line, file=sys.stderr, flush=True)
 
 
 class _Bar:

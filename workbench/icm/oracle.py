@@ -83,7 +83,7 @@ def compute_logprobs_batched(
     index, label = (int(place[0]) for place in np.nonzero(wrong))
     reason = scores.errors[index] or (
         f"the log-probability of {labels[label]!r} is missing: an engine that scores labels "
-        "exactly is needed (vLLM in this process or a vLLM server)"
+        "exactly is needed (vLLM in this process or a vLLM server); a search has scores='top20' too"
     )
     raise EngineError(
         f"{int(wrong.any(axis=1).sum())} of {len(prompts)} prompts could not be scored. First, "
