@@ -276,6 +276,7 @@ OTHER: list[tuple[str, dict[str, Any]]] = [
     ("order", {"order": "exact"}),
     ("consistency", {"consistency": "none"}),
     ("objective", {"objective": "log_prob"}),
+    ("scores", {"scores": "top20"}),
     ("seed", {"seed": 3}),
     ("wording|claims", {"wording": Wording(after="\n")}),
     ("claims", {"claims": CLAIMS[:-1]}),
@@ -325,17 +326,55 @@ def test_a_file_that_is_no_checkpoint_is_left_alone(content: bytes, tmp_path: Pa
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("junk", ["3", "null", '"asked"', "[]", "{}}"])
-def test_a_damaged_checkpoint_is_left_alone(junk: str, tmp_path: Path) -> None:
-    path = tmp_path / "search.jsonl"
-    search(CLAIMS, Synthetic(CLAIMS), checkpoint=path, **SOME)
+JUNK = [
+    "3", "null", '"asked"', "[]", "{}}", "[3, 4]", "{}", '{"move": 3}', "", '{"asked": [1]}',
+    '{"asked": "a", "scores": 3, "cost": [1, 2, 3, 4]}',
+    '{"asked": "a", "scores": [[1, 2, 3]], "cost": [1, 2, 3, 4]}',
+    '{"asked": "a", "scores": [[1, "2"]], "cost": [1, 2, 3, 4]}',
+    '{"asked": "a", "scores": [[1, NaN]], "cost": [1, 2, 3, 4]}',
+    '{"asked": ["a"], "scores": [[1, 2]], "cost": [1, 2, 3, 4]}',
+    '{"asked": "a", "scores": [[1, 2]], "cost": 4}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("junk", JUNK)
+def test_a_broken_line_costs_its_answer_alone(
+    junk: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, engine = tmp_path / "search.jsonl", Synthetic(CLAIMS)
+    wanted = search(CLAIMS, engine, checkpoint=path, **SOME)
     lines = path.read_text().splitlines()
-    lines[4] = junk
-    path.write_text("\n".join(lines) + "\n")
+    asked = [i for i, line in enumerate(lines) if "asked" in line]
+    places = [asked[1], asked[len(asked) // 2]]
+    lost = sum(len(json.loads(lines[i])["scores"]) for i in places)
+    broken = [junk if i in places else line for i, line in enumerate(lines)]
+    path.write_text("\n".join(broken) + "\n" + '{"half')
+    other = Synthetic(CLAIMS)
+    assert_same(search(CLAIMS, other, checkpoint=path, **SOME), wanted)
+    assert len(other.asked) == lost
+    (warned,) = caplog.messages
+    assert f"search.jsonl.broken: {places[0] + 1}, {places[1] + 1};" in warned
+    assert (tmp_path / "search.jsonl.broken").read_text() == f"{junk}\n" * 2
+    assert {*path.read_text().splitlines()} == {*lines}
+    assert_same(search(CLAIMS, other, checkpoint=path, **SOME), wanted)
+    assert len(caplog.messages) == 1
+    assert len(other.asked) == lost
+
+
+def test_one_search_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "search.jsonl"
+
+    def again(_: Step) -> None:
+        with pytest.raises(InputError, match=r"search\.jsonl: another search is at work on it"):
+            search(CLAIMS, Synthetic(CLAIMS), checkpoint=path, **SOME)
+
+    search(CLAIMS, Synthetic(CLAIMS), checkpoint=path, on_step=again, **SOME)
     before = path.read_bytes()
-    with pytest.raises(InputError, match="checkpoint"):
-        search(CLAIMS, Synthetic(CLAIMS), checkpoint=path, **SOME)
+    with pytest.raises(InputError, match="another search: its alpha"):
+        search(CLAIMS, Synthetic(CLAIMS), checkpoint=path, **(SOME | {"alpha": 3.0}))
+    search(CLAIMS, Synthetic(CLAIMS), checkpoint=path, **SOME)
     assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == ["search.jsonl"]
 
 
 def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:

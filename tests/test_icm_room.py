@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -30,7 +31,7 @@ from workbench.icm.orders import Order
 from workbench.icm.room import Room
 from workbench.serving import Server
 from workbench.tiny import MODEL
-from workbench.types import Completion, Prompt
+from workbench.types import Completion, Errors, Prompt, Sampling
 
 WORDING = Wording()
 LONG = " and" * 60
@@ -201,7 +202,13 @@ class Refusing(Synthetic):
 
     reason = "This model's maximum context length is 95 tokens"
 
-    def generate(self, prompts: list[Prompt], *args: object, **more: object) -> list[Completion]:  # type: ignore[override]
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling = Sampling(),  # noqa: B008
+        *,
+        errors: Errors = "raise",
+    ) -> list[Completion]:
         rows = super().generate(prompts)
         return [
             replace(row, prompt_tokens=0, error=self.reason) if row.error else row for row in rows

@@ -1,6 +1,7 @@
 """Counts what an engine does: usage for the user, a progress bar, one log line a call.
 
-Where somebody watches (`progress`), that is told in the bar's place.
+Where somebody watches (`progress`), that is told in the bar's place; where stderr is no terminal,
+it has a plain line a minute (`lines`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Protocol
 
+from workbench.lines import Lines, watched
 from workbench.progress import Part, Progress, check, current, plus
 from workbench.types import Completion, EngineInfo, LabelRow, Usage
 
@@ -23,6 +25,7 @@ __all__ = ["Call", "Meter", "bars", "one_bar", "quiet"]
 
 log = logging.getLogger("workbench")
 _SILENT: ContextVar[bool] = ContextVar("silent", default=False)  # a bar around all calls is shown
+_LINES: ContextVar[Lines | None] = ContextVar("lines", default=None)  # of the work around all calls
 _LEVEL: ContextVar[int] = ContextVar("level", default=logging.INFO)  # of a call's log line
 
 
@@ -136,12 +139,14 @@ def one_bar(total: int, what: str, unit: str) -> Iterator[Any]:
 @contextmanager
 def bars(totals: Mapping[str, int], unit: str) -> Iterator[Mapping[str, Any]]:
     """As `one_bar`, for several parts of the work."""
+    lines = _LINES.set(_LINES.get() if _SILENT.get() else Lines())
     made = {what: _bar(total, what, unit, ends=True) for what, total in totals.items()}
     token = _SILENT.set(True)
     try:
         yield made
     finally:
         _SILENT.reset(token)
+        _LINES.reset(lines)
         for bar in made.values():
             bar.close()
 
@@ -149,12 +154,13 @@ def bars(totals: Mapping[str, int], unit: str) -> Iterator[Mapping[str, Any]]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """No bar and no INFO line a call: one of many small ones of a larger work."""
-    silent, level = _SILENT.set(True), _LEVEL.set(logging.DEBUG)
+    silent, level, lines = _SILENT.set(True), _LEVEL.set(logging.DEBUG), _LINES.set(None)
     try:
         yield
     finally:
         _SILENT.reset(silent)
         _LEVEL.reset(level)
+        _LINES.reset(lines)
 
 
 class _Watched:
@@ -185,14 +191,16 @@ class _Watched:
 
 
 def _bar(total: int, what: str, unit: str = "row", *, ends: bool = False) -> Any:
-    """A bar where a person watches; `WORKBENCH_PROGRESS=off` where nobody does."""
+    """A bar where a person watches, lines where nobody does; `WORKBENCH_PROGRESS=off`: nothing."""
     if (progress := current()) is not None:
         part = None if _SILENT.get() else progress.part(what, total, unit)
         return _Watched(progress, part, ends=ends)
     from tqdm.auto import tqdm
 
-    watched = "ipykernel.zmqshell" in sys.modules or sys.stderr.isatty()
-    off = os.environ.get("WORKBENCH_PROGRESS") == "off" or not watched or _SILENT.get()
+    off, lines = os.environ.get("WORKBENCH_PROGRESS") == "off", _LINES.get()
+    if not (off or watched()) and (lines or not _SILENT.get()):
+        return (lines or Lines()).bar(Part(what, unit, total))
+    off = off or not watched() or _SILENT.get()
     return tqdm(total=total, desc=what, unit=unit, disable=off, delay=0.5)
 
 

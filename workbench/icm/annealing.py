@@ -127,29 +127,7 @@ class Annealing:
         if left := sum(labels[index] is None for index in self._fitting):
             remedy = "give more n_iterations or a lower alpha"
             notes.append(f"{left} claims have no label: {remedy}")
-        return notes + self._limits()
-
-    def _limits(self) -> list[str]:
-        """What the context and the scores did not hold."""
-        oracle, notes = self._order.oracle, []
-        if unfit := len(oracle.unfit):
-            notes.append(
-                "left out, as the model's context does not hold them: "
-                f"{unfit} of {len(self._claims)} claims"
-            )
-        shown = oracle.shown_counts
-        if shown.least < shown.of:
-            notes.append(
-                f"each claim was asked about after {shown.mean:.1f} of its {shown.of} "
-                f"demonstrations on average ({shown.least} to {shown.most}): the model's context "
-                "holds no more"
-            )
-        if oracle.neither:
-            notes.append(
-                f"for {oracle.neither:,} of {oracle.cost.prompts:,} prompts neither label was "
-                "among the likeliest tokens: they count as undecided, as published"
-            )
-        return notes
+        return notes + self._order.oracle.notes()
 
     def _random(self, what: str, *place: int) -> random.Random:
         return random.Random(f"{self._settings.seed}/{what}/{'/'.join(map(str, place))}")

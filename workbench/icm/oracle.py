@@ -83,7 +83,7 @@ def compute_logprobs_batched(
     index, label = (int(place[0]) for place in np.nonzero(wrong))
     reason = scores.errors[index] or (
         f"the log-probability of {labels[label]!r} is missing: an engine that scores labels "
-        "exactly is needed (vLLM in this process or a vLLM server)"
+        "exactly is needed (vLLM in this process or a vLLM server); a search has scores='top20' too"
     )
     raise EngineError(
         f"{int(wrong.any(axis=1).sum())} of {len(prompts)} prompts could not be scored. First, "
@@ -101,11 +101,7 @@ class Oracle:
     Args:
         more: texts that are asked about beside the claims.
         seed: decides which demonstrations are left out.
-        scores: "exact", or the published "top20".
-
-    Attributes:
-        neither: prompts for which "top20" found no label.
-    """
+        scores: "exact", or the published "top20"."""
 
     def __init__(
         self,
@@ -118,7 +114,7 @@ class Oracle:
         seed: int = 0,
         scores: ScoreKind = "exact",
     ) -> None:
-        self.cost, self.neither = Cost(), 0
+        self.cost, self._neither = Cost(), 0
         self._engine, self._journal, self._labels = engine, journal, wording.labels
         self._compute = compute_logprobs_batched if scores == "exact" else compute_top_logprobs
         self._texts = [claim.text for claim in claims]
@@ -148,7 +144,9 @@ class Oracle:
                 "icm: %d of %d claims do not fit into the context and are left out; the first, "
                 "%r…: %s", len(self.unfit), len(self._texts), self._texts[index][:60], reason,
             )  # fmt: skip
-        shown = [len(self._kept([i for i in there if i != one], one)) for one in there]
+        others = ([i for i in there if i != one] for one in there)
+        texts = (self._texts[one] for one in there)
+        shown = [len(self._room.kept(*pair)) for pair in zip(others, texts, strict=True)]
         if min(shown) < len(there) - 1:
             log.warning(
                 "icm: the context holds %.1f of %d demonstrations on average (%d to %d)",
@@ -159,21 +157,39 @@ class Oracle:
     @property
     def shown_counts(self) -> Shown:
         """Of those prompts so far that had the most demonstrations to show."""
-        of = max((of for of, _ in self._counts), default=0)
-        counts = {kept: number for (one, kept), number in self._counts.items() if one == of} or {
-            0: 1
-        }
+        of, _ = max(self._counts, default=(0, 0))
+        some = ((kept, number) for (one, kept), number in self._counts.items() if one == of)
+        counts = dict(some) or {0: 1}
         return Shown(min(counts), fmean(counts, counts.values()), max(counts), of)
+
+    def notes(self) -> list[str]:
+        """What a reader has to know of the prompts so far."""
+        notes, shown = list[str](), self.shown_counts
+        if self.unfit:
+            notes.append(
+                "left out, as the model's context does not hold them: "
+                f"{len(self.unfit)} of {len(self._texts)} claims"
+            )
+        if shown.least < shown.of:
+            notes.append(
+                f"each claim was asked about after {shown.mean:.1f} of its {shown.of} "
+                f"demonstrations on average ({shown.least} to {shown.most}): the model's context "
+                "holds no more"
+            )
+        if self._neither:
+            notes.append(
+                f"for {self._neither:,} of {self.cost.prompts:,} prompts neither label was among "
+                "the likeliest tokens: they count as undecided, as published"
+            )
+        return notes
 
     def prompt(self, labels: Labels, shown: Sequence[int], target: int | str) -> str:
         """The labelled claims `shown` and then the target, a claim's index or its text."""
-        kept = self._kept(shown, target)
-        self._counts[len(shown), len(kept)] += 1
         text = target if isinstance(target, str) else self._texts[target]
+        kept = self._room.kept(shown, text)
+        if self._room.fits(text):
+            self._counts[len(shown), len(kept)] += 1
         return Pieces([*(self._solved[i][bool(labels[i])] for i in kept), text])
-
-    def _kept(self, shown: Sequence[int], target: int | str) -> Sequence[int]:
-        return self._room.kept(shown, target if isinstance(target, str) else self._texts[target])
 
     def score(self, prompts: list[str]) -> list[Score]:
         """The scores of whole prompts: from the journal, or else from the engine.
@@ -198,5 +214,5 @@ class Oracle:
         return self._noted(scores)
 
     def _noted(self, scores: list[Score]) -> list[Score]:
-        self.neither += scores.count(NEITHER)
+        self._neither += scores.count(NEITHER)
         return scores

@@ -68,8 +68,12 @@ class Room:
             or f"the claim has {asked[index] - before:,} tokens, the context holds {context:,} "
             "with its label: shorten it"
             for index, text in enumerate(texts)
-            if self._left[text] < 0
+            if not self.fits(text)
         }
+
+    def fits(self, query: str) -> bool:
+        """Whether a query fits into the context at all."""
+        return not self._costs or self._left[query] >= 0
 
     def kept(self, shown: Sequence[int], query: str) -> Sequence[int]:
         """Those of the demonstrations, in their order, that the prompt for `query` shows."""

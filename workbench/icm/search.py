@@ -138,6 +138,8 @@ def _header(
     rules = [f"{pair.first} {pair.second} {pair.kind}" for pair in related]
     groups = [claim.group for claim in claims]
     chosen = {k: v for k, v in asdict(settings).items() if k != "n_iterations"}
+    if settings.scores == "exact":
+        del chosen["scores"]  # as in checkpoints from before there was another kind
     return {
         "model": info.model,
         "revision": info.revision,

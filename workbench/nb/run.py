@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.errors import NotebookError
+from workbench.lines import counted
 from workbench.nb.notebook import find, load
 from workbench.nb.parameters import resolve
 from workbench.nb.process import TIMEOUT, execute, require_kernel
@@ -59,10 +60,12 @@ def run(
     )  # an earlier run's, to which these would be added
     rows: list[dict[str, object]] = []
     try:
-        for number, (path, values) in enumerate(plan.items(), start=1):
-            say(f"[{number}/{len(plan)}] {path}")
-            rows.append(_run_one(path, out, values, timeout))
-            say(f"[{number}/{len(plan)}] {path}: {_brief(rows[-1])}")
+        with counted(len(plan), "run", "notebook") as step:
+            for number, (path, values) in enumerate(plan.items(), start=1):
+                say(f"[{number}/{len(plan)}] {path}")
+                rows.append(_run_one(path, out, values, timeout))
+                say(f"[{number}/{len(plan)}] {path}: {_brief(rows[-1])}")
+                step()
     finally:
         say(_closing(rows, out))
     return pd.DataFrame(rows, columns=list(COLUMNS))

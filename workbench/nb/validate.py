@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.errors import NotebookError
+from workbench.lines import counted
 from workbench.nb.coverage import FLOOR, Coverage, coverage
 from workbench.nb.lint import KERNEL
 from workbench.nb.notebook import find
@@ -84,7 +85,7 @@ def validate(
     found = find(paths)
     measured = [coverage(path) for path in found]
     require_kernel()
-    with tempfile.TemporaryDirectory() as folder:
+    with counted(len(found), "validate", "notebook"), tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         code = _run_pytest(found, Path(folder), report, cell_timeout, jobs)
         cases = _cases(report)

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from workbench.engines.meter import one_bar
 from workbench.errors import InputError
 from workbench.tiny import network
 from workbench.tiny import tokenizer as tokens
@@ -204,7 +205,6 @@ def train(folder: Path, recipe: Recipe | None = None) -> list[float]:
         InputError: `folder` is there already.
     """
     import torch
-    from tqdm.auto import tqdm
     from transformers import AutoTokenizer
 
     if folder.exists():
@@ -219,14 +219,15 @@ def train(folder: Path, recipe: Recipe | None = None) -> list[float]:
     optimizers = optimizers_of(model, recipe.rate, decay=0.0)
     rng = random.Random(recipe.seed)
     losses: list[float] = []
-    bar = tqdm(range(recipe.epochs), "training")
-    for epoch in bar:
-        share = min(1.0, (epoch + 1) / 10, 1.5 * (1 - epoch / recipe.epochs))
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = recipe.rate * share
-        steps = _epoch(rng, known, recipe.rows, mask, end)
-        losses.append(round(fmean(_learn(model, optimizers, batch) for batch in steps), 4))
-        bar.set_postfix(loss=losses[-1])
+    with one_bar(recipe.epochs, "training", "epoch") as bar:
+        for epoch in range(recipe.epochs):
+            share = min(1.0, (epoch + 1) / 10, 1.5 * (1 - epoch / recipe.epochs))
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+                group["lr"] = recipe.rate * share
+            steps = _epoch(rng, known, recipe.rows, mask, end)
+            losses.append(round(fmean(_learn(model, optimizers, batch) for batch in steps), 4))
+            bar.set_postfix_str(f"loss {losses[-1]}", refresh=False)
+            bar.update(1)
     model.to(torch.bfloat16).save_pretrained(folder)
     record = {"recipe": asdict(recipe), "loss_by_epoch": losses}
     (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")

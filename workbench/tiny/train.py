@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.engines.meter import one_bar
 from workbench.errors import InputError, WorkbenchError
 from workbench.tiny import MODEL, masked, network
 from workbench.tiny import tokenizer as tokens
@@ -239,8 +240,6 @@ def train(folder: Path, recipe: Recipe | None = None, device: str = "cpu") -> li
             the device is not there.
         WorkbenchError: a state could not be written; the one before is kept.
     """
-    from tqdm.auto import tqdm
-
     recipe = recipe or Recipe()
     _check(folder, device)
     folder.resolve().mkdir(parents=True, exist_ok=True)
@@ -249,14 +248,16 @@ def train(folder: Path, recipe: Recipe | None = None, device: str = "cpu") -> li
         run.load(state)
     tokenizer = tokens.build(masked=recipe.masked)
     recent: list[float] = []
-    bar = tqdm(range(run.step, recipe.steps), "training", recipe.steps, initial=run.step)
-    for step in bar:
-        recent.append(run.learn(_batch(recipe, tokenizer, step)))
-        if run.step % SAVE_EVERY == 0 or run.step == recipe.steps:
-            run.losses.append(sum(recent) / len(recent))
-            recent = []
-            bar.set_postfix(loss=f"{run.losses[-1]:.4f}")
-            run.save(state)
+    with one_bar(recipe.steps, "training", "step") as bar:
+        bar.update(run.step)
+        for step in range(run.step, recipe.steps):
+            recent.append(run.learn(_batch(recipe, tokenizer, step)))
+            if run.step % SAVE_EVERY == 0 or run.step == recipe.steps:
+                run.losses.append(sum(recent) / len(recent))
+                recent = []
+                bar.set_postfix_str(f"loss {run.losses[-1]:.4f}", refresh=False)
+                run.save(state)
+            bar.update(1)
     run.export(folder)
     state.unlink(missing_ok=True)
     return run.losses
