@@ -71,6 +71,7 @@ def refresh(
 
 
 def _refresh_one(path: Path, timeout: float) -> Refreshed:
+    before = load(path).cells
     with tempfile.TemporaryDirectory() as folder:
         source, output, run = (Path(folder, n) for n in ("source.ipynb", "output.ipynb", "run"))
         # Clean before as well: a cell that goes away afterwards would leave a gap in the counts.
@@ -82,7 +83,10 @@ def _refresh_one(path: Path, timeout: float) -> Refreshed:
     changed = fresh is not None and fresh != path.read_bytes()
     if fresh is not None and changed:
         write_whole(path, fresh)
-    return Refreshed(path, outcome.status, changed, outcome.seconds, outcome.detail)
+    detail = outcome.detail
+    if any(INJECTED_TAG in cell.tags for cell in before):
+        detail = f"{detail}; " * bool(detail) + "the values of an earlier run are dropped"
+    return Refreshed(path, outcome.status, changed, outcome.seconds, detail)
 
 
 def normalised(path: Path) -> bytes:
