@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from workbench.errors import NotebookError
+from workbench.errors import InputError, NotebookError
 from workbench.nb.injected import injected, prepared
-from workbench.nb.notebook import Notebook, load
-from workbench.nb.parameters import Text, resolve, untidy
+from workbench.nb.notebook import load
 from workbench.nb.refresh import refresh
 from workbench.nb.run import run
 from workbench.nb.validate import validate
@@ -52,6 +51,28 @@ for step in range(30):
         print(f"step {step} " + "x" * 500_000)
 print("the last line")
 """
+SAVES = """\
+from workbench.runs import save_metrics
+save_metrics(n=n)
+save_metrics(more=float("nan"))
+"""
+SHOWN = """\
+try:
+    1 / 0
+except ZeroDivisionError:
+    get_ipython().showtraceback()
+"""
+COUNTS = """\
+import sys
+for n in range(300_000):
+    sys.stdout.write(f"\\r{n:9} [====] loss=0.1")
+print("\\nthe last line")
+"""
+LARGE = """\
+from IPython.display import display
+display({"text/html": "x" * (11 * 2**20)}, raw=True)
+print("the last line")
+"""
 # Of each kind: its cells, with their tags, and how its run must end.
 KINDS: dict[str, tuple[list[str | tuple[str, str]], str, str]] = {
     "untyped": (["print(alpha * 2, names)"], "ok", ""),
@@ -60,6 +81,13 @@ KINDS: dict[str, tuple[list[str | tuple[str, str]], str, str]] = {
     "syntax": (["def f(:", "1"], "failed", "cell 2: SyntaxError: invalid syntax"),
     "exit_0": (["import sys\nsys.exit(0)", "1 / 0"], "ok", "cell 2: ended the notebook"),
     "exit_1": (["import sys\nsys.exit(1)", "1"], "failed", "cell 2: SystemExit: 1"),
+    "exit_cell_1": (["exit(1)", "1"], "failed", "cell 2: SystemExit: 1"),
+    "captured": (["%%capture\nimport sys\nsys.exit(0)", "print('ran on')"], "ok",
+                 "cell 2: shows SystemExit: 0, and the kernel ran on"),
+    "shown": ([SHOWN, "1"], "ok", "cell 2: shows ZeroDivisionError: division by zero, and"),
+    "tagged_exit": ([("exit()", "raises-exception"), "1"], "ok", "cell 2: ended the notebook"),
+    "counts": ([COUNTS], "ok", ""),
+    "large": ([LARGE], "ok", "cell 2: its output is cut"),
     "quits": (["exit()", "1 / 0"], "ok", "cell 2: ended the notebook"),
     "magic": (["%nosuchmagic 3", "print('no')"], "failed",
               "cell 2: UsageError: Line magic function `%nosuchmagic` not found."),
@@ -72,8 +100,8 @@ KINDS: dict[str, tuple[list[str | tuple[str, str]], str, str]] = {
     "redraws": ([REDRAW], "ok", ""),
     "widget": ([WIDGET], "ok", ""),
     "neighbours": (["import helper\nprint(helper.NAME, open('data.txt').read())"], "ok", ""),
-    "empty": (["class Empty(Exception): pass\nraise Empty", "1"], "failed", "cell 2: Empty: "),
-    "interrupt": (["raise KeyboardInterrupt", "1"], "failed", "cell 2: KeyboardInterrupt: "),
+    "empty": (["class Empty(Exception): pass\nraise Empty", "1"], "failed", "cell 2: Empty"),
+    "interrupt": (["raise KeyboardInterrupt", "1"], "failed", "cell 2: KeyboardInterrupt"),
     "dies": (["import os\nos._exit(0)", "1"], "killed", "cell 2: the kernel died"),
 }  # fmt: skip
 UNTYPED = "alpha = 0.5  # a share\nn = 3\nnames = ['a']\nmodel = None\nflag = False\ntext = 'x'\n"
@@ -135,15 +163,15 @@ def test_every_kind_ends_as_it_should(kind: str, ran: dict[str, dict[str, Any]])
 def test_every_kind_is_validated(place: Path, ran: dict[str, dict[str, Any]]) -> None:
     """What ran well is refreshed and then found as stored; the rest fails where it did."""
     well = [place / "tidy" / f"{kind}.ipynb" for kind, row in ran.items() if row["status"] == "ok"
-            and kind not in {"exit_0", "quits"}]  # fmt: skip
+            and kind not in {"exit_0", "quits", "tagged_exit"}]  # fmt: skip
     shutil.copytree(place / "books", place / "tidy", ignore=shutil.ignore_patterns("papers"))
     assert {one.status for one in refresh(well, say=lambda _: None)} == {"ok"}
     found = validate([place / "tidy"], floor=0.0, cell_timeout=60)
     failed = {one.path.stem: one.failed for one in found.notebooks if one.failed}
     # nbval runs on after a failure, takes an end of the notebook for an error, and has no widgets.
-    assert failed == {"empty": 1, "interrupt": 1, "error": 1, "syntax": 1, "exit_0": 2, "exit_1": 1,
-                      "quits": 1, "magic": 1,
-                      "raises_not": 1, "dies": 2, "widget": 1}  # fmt: skip
+    once = {"captured", "tagged_exit", "shown", "large", "empty", "interrupt", "error", "syntax",
+            "exit_1", "quits", "magic", "raises_not", "widget"}  # fmt: skip
+    assert failed == dict.fromkeys(once, 1) | {"exit_0": 2, "dies": 2}
     assert {one.path.stem: one.died for one in found.notebooks if one.died} == {"dies": 2}
 
 
@@ -151,6 +179,8 @@ def test_every_kind_is_validated(place: Path, ran: dict[str, dict[str, Any]]) ->
 def test_what_is_drawn_last_is_kept(place: Path) -> None:
     assert said(place / "out" / "untyped.ipynb") == "4.0 ['a']\n"
     assert said(place / "out" / "redraws.ipynb").startswith("step 399 x")
+    assert said(place / "out" / "counts.ipynb") == "   299999 [====] loss=0.1\nthe last line\n"
+    assert said(place / "out" / "large.ipynb").endswith("the last line\n")
     for kind in ("redraws", "widget"):
         text = (place / "out" / f"{kind}.ipynb").read_text()
         assert said(place / "out" / f"{kind}.ipynb").endswith("the last line\n")
@@ -207,99 +237,6 @@ def test_a_value_that_no_cell_can_say_is_refused(place: Path) -> None:
     assert not (place / "never").exists()
     assert injected({"n": float("inf")}) == '# Parameters\nn = float("inf")'
     assert "injected-parameters" not in prepared(path, {})
-
-
-def notebook_of(folder: Path, parameters: str) -> Notebook:
-    return load(write(folder / "one.ipynb", parameters=parameters))
-
-
-def test_a_type_comes_from_the_default_where_none_is_stated(tmp_path: Path) -> None:
-    notebook = notebook_of(tmp_path, UNTYPED + "a, b = 1, 'x'\nmade = str(n)\n")
-    texts = {"alpha": "1", "n": "7", "names": '["b", null]', "model": "7", "flag": "true",
-             "text": "7", "a": "2", "b": "3", "made": "x"}  # fmt: skip
-    assert resolve(notebook, {n: Text(t) for n, t in texts.items()}) == {
-        "alpha": 1.0, "n": 7, "names": ["b", None], "model": 7, "flag": True,
-        "text": "7", "a": 2, "b": "3", "made": "x",
-    }  # fmt: skip
-    for name, text in (("n", "many"), ("n", "1.5"), ("flag", "7"), ("names", "b")):
-        with pytest.raises(NotebookError, match=f"{name} cannot be set"):
-            resolve(notebook, {name: Text(text), "made": "x"})
-
-
-@pytest.mark.parametrize(
-    ("kind", "text", "value"),
-    [
-        ("int | str", "7", 7), ("str | int", "7", 7), ("int | str", "'7'", "7"),
-        ("int | str", "seven", "seven"), ("object", "7", 7), ("object", "seven", "seven"),
-        ("object", '"7"', "7"), ("object", '{"a": [true, null]}', {"a": [True, None]}),
-        ("str | None", "None", None), ("str | None", '"quoted"', '"quoted"'), ("str", "7", "7"),
-        ("float | None", "1", 1.0), ("int | float", "1", 1), ("tuple[int, ...]", "[1, 2]", (1, 2)),
-        ("list[tuple[int, float]]", "[[1, 2]]", [(1, 2.0)]), ("Optional[int]", "null", None),
-        ("Union[int, str]", "x", "x"), ("typing.List[int]", "[1]", [1]), ("'int'", "3", 3),
-        ("Any", "(1, 2)", (1, 2)), ("bool | str", "true", True), ("dict[int, str]", "{1: 'a'}",
-        {1: "a"}), ("float", "-inf", float("-inf")), ("Path | None", "none", None),
-    ],
-)  # fmt: skip
-def test_a_text_is_the_first_alternative_that_fits(
-    kind: str, text: str, value: object, tmp_path: Path
-) -> None:
-    notebook = notebook_of(tmp_path, f"x: {kind} = 1  # any")
-    (found,) = resolve(notebook, {"x": Text(text)}).values()
-    assert (found, type(found)) == (value, type(value))
-    assert repr(found) == repr(value)
-
-
-def test_only_near_names_are_suggested(tmp_path: Path) -> None:
-    notebook = notebook_of(tmp_path, UNTYPED)
-    with pytest.raises(NotebookError, match="'alfa'; did you mean 'alpha'"):
-        resolve(notebook, {"alfa": 1})
-    with pytest.raises(NotebookError, match="'sigma'; it has alpha, n, names, model, flag, text"):
-        resolve(notebook, {"sigma": 1})
-
-
-@pytest.mark.parametrize(
-    "cell",
-    [
-        "n = 3\nm = 2 * n", "n: int = 3\nm: str = f'{n} items'", "n = 3\nm = [i for i in range(n)]",
-        "n = 3\nk = n\nm = k", "n = 3\nm = {}\nm['n'] = n", "n = 3\nm = []\nm.append(n)",
-        "n = 3\ndef f(): return n\nm = f()", "n = 3\nif n > 2:\n    m = 4", "n = 3\nm = 0\nm += n",
-        "n = 3\ng = lambda: n\nm = g()", "n = 3\ndef f(a=n): return a\nm = f()",
-    ],
-)  # fmt: skip
-def test_a_default_computed_from_a_given_value_is_refused(cell: str, tmp_path: Path) -> None:
-    notebook = notebook_of(tmp_path, cell)
-    with pytest.raises(NotebookError, match="is computed from 'n'"):
-        resolve(notebook, {"n": 4})
-    assert any("'m' is computed from 'n'" in line for line in untidy(cell))
-
-
-def test_what_is_computed_later_or_given_too_is_not(tmp_path: Path) -> None:
-    assert resolve(notebook_of(tmp_path, "n = 3\nm = 2 * n"), {"n": 4, "m": 8}) == {"n": 4, "m": 8}
-    for cell in ("n = 3\nm = 4", "n = 3\ng = lambda: n", "n = 3\ndef f(): return n",
-                 "n = 3\nprint(n)\nassert n"):  # fmt: skip
-        assert resolve(notebook_of(tmp_path, cell), {"n": 4}) == {"n": 4}
-
-
-def test_a_path_that_was_typed_is_one_from_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "here" / "tests").mkdir(parents=True)
-    (tmp_path / "here" / "data.csv").write_text("1")
-    (tmp_path / "here" / "model").mkdir()
-    (tmp_path / "here" / "model" / "config.json").write_text("{}")
-    monkeypatch.chdir(tmp_path / "here")
-    notebook = notebook_of(tmp_path / "books", "x: str | list[str] = ''  # any")
-    here = str(tmp_path / "here")
-    for text, value in {
-        "data.csv": f"{here}/data.csv", "./new.csv": f"{here}/new.csv", "../x": f"{tmp_path}/x",
-        "model": f"{here}/model", "tests": "tests", "tests/": f"{here}/tests", "a/b": "a/b",
-        "absent.csv": "absent.csv", "1.5": "1.5", '["data.csv", "b"]': [f"{here}/data.csv", "b"],
-    }.items():  # fmt: skip
-        assert resolve(notebook, {"x": Text(text)}) == {"x": value}
-    assert resolve(notebook, {"x": "data.csv"}) == {"x": "data.csv"}  # not typed
-    monkeypatch.chdir(tmp_path / "books")
-    (tmp_path / "books" / "data.csv").write_text("1")
-    assert resolve(notebook, {"x": Text("data.csv")}) == {"x": "data.csv"}
 
 
 def test_another_language_is_refused_by_its_name(tmp_path: Path) -> None:
@@ -381,6 +318,47 @@ def test_the_command_takes_no_option_for_a_value(place: Path) -> None:
     made = CliRunner().invoke(app, ["run", "books/untyped.ipynb", "--out", "cli", *args])
     assert made.exit_code == 0, made.output
     assert said(place / "cli" / "untyped.ipynb") == "-inf ['a']\n"
+
+
+def test_links_lead_to_where_a_copy_goes_and_nobody_s_file_is_lost(place: Path) -> None:
+    path = write(place / "books" / "papers" / "linked.ipynb", SAVES)
+    (place / "lo").mkdir()
+    for name in ("linked.ipynb", "metrics.json"):
+        (place / f"far-{name}").write_text("{}")
+        (place / "lo" / name).symlink_to(place / f"far-{name}")
+    run([path], "lo", say=lambda _: None)
+    assert all((place / "lo" / name).is_symlink() for name in ("linked.ipynb", "metrics.json"))
+    assert json.loads((place / "far-metrics.json").read_text()) == {"n": 3, "more": "nan"}
+    assert said(place / "far-linked.ipynb", 0) == ""
+    (place / "so").mkdir()
+    (place / "so" / "linked.ipynb").symlink_to(place / "far-linked.ipynb")
+    with pytest.raises(InputError, match="no copy of a sweep"):
+        sweep(Sweep(notebook=path, name="x", grid=Grid(product={"n": [1]})), place / "so")
+
+
+def test_values_that_json_takes_for_one_another_are_points_of_their_own(place: Path) -> None:
+    values: list[object] = [{1: "a"}, {"1": "a"}, (1, 2), [1, 2], {1, 2}, {None: 1}, {"null": 1}]
+    points = Sweep(notebook=place / "books" / "untyped.ipynb", name="x",
+                   grid=Grid(product={"model": values})).points  # fmt: skip
+    assert [one.parameters["model"] for one in points] == values
+    assert len({str(one.row["model"]) for one in points}) == len(values)
+
+
+def test_a_notebook_that_is_saved_meanwhile_is_judged_as_it_began(place: Path) -> None:
+    code = """\
+import nbformat
+book = nbformat.read("edits.ipynb", 4)
+book.cells.append(nbformat.v4.new_code_cell("print('new')"))
+nbformat.write(book, "edits.ipynb")
+import os
+os.makedirs(os.environ["WORKBENCH_RUN_DIR"] + "/results")
+open(os.environ["WORKBENCH_RUN_DIR"] + "/results/edits.csv", "w").close()
+"""
+    path = write(place / "books" / "papers" / "edits.ipynb", code)
+    lines: list[str] = []
+    (row,) = run([path], "edits", say=lines.append).to_dict(orient="records")
+    assert (row["status"], row["cells"]) == ("ok", 2)
+    assert "edits.csv cannot be read" in lines[-1]
 
 
 def test_the_environment_holds_in_the_notebook_s_folder(

@@ -104,7 +104,7 @@ def _show(found: Results, *, as_json: bool) -> None:
         typer.echo(json.dumps(rows, indent=1))
         return
     columns = [str(name) for name in found.shown.columns]
-    cells = [[_cell(name, row[name]) for name in columns] for row in found.rows]
+    cells = [[_cell(name, row[name], found) for name in columns] for row in found.rows]
     typer.echo(table([brief(name) for name in columns], cells))
     for note in found.notes:
         say(note)
@@ -115,9 +115,9 @@ def _valid(value: object) -> object:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _cell(column: str, value: object) -> str:
+def _cell(column: str, value: object, found: Results) -> str:
     from workbench.sweep.grid import DETAIL, brief
 
-    if isinstance(value, float):
+    if isinstance(value, float) and column not in found.varied:
         return f"{value:.4g}"
     return brief("" if value is None else value, DETAIL if column == "detail" else 40)

@@ -22,8 +22,9 @@ FAILED = 10
 KILLED = 11
 INTERRUPTED = 12
 
-SKIP = "skip-execution"
-ENDS = ("", "0", "None")  # codes of a SystemExit that is no failure
+ENDS = ("", "0", "None", "False")  # codes of a SystemExit that is no failure
+RAISED = "raised"  # in papermill's metadata of a cell that raised, whether it may or not
+CUT = "… output cut: "
 _GRACE = 10.0
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 
@@ -65,6 +66,7 @@ def _execute(source: str, output: str, kernel: str) -> int:
     from papermill.iorw import load_notebook_node
 
     from workbench.nb.client import Client
+    from workbench.nb.notebook import SKIP
 
     notebook = prepare_notebook_metadata(load_notebook_node(output), source, output)
     notebook = remove_error_markers(notebook)

@@ -75,7 +75,9 @@ def told(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except WorkbenchError as error:
+        except BrokenPipeError:
+            raise
+        except (WorkbenchError, OSError) as error:
             _fail(f"error: {error}", 2)
 
     return run

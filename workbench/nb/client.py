@@ -17,9 +17,12 @@ import nbformat
 from nbclient.exceptions import CellExecutionComplete, CellExecutionError
 from papermill.clientwrap import PapermillNotebookClient
 
+from workbench.nb.child import CUT, RAISED
+
 __all__ = ["LIMIT", "Client"]
 
 LIMIT = 10 * 2**20  # bytes kept of a cell's output: a picture fits, an endless log does not
+MANY = 1000  # outputs
 PATIENCE = 5.0  # seconds for a reply to follow the end of a cell
 new_output: Any = nbformat.v4.new_output
 
@@ -29,8 +32,9 @@ class Client(PapermillNotebookClient):
 
     def __init__(self, manager: Any, **options: Any) -> None:
         super().__init__(manager, **options)
-        self._sizes: Counter[int] = Counter()  # of what each cell has kept, or more
-        self._full: dict[int, int] = {}  # how many outputs a cell had when there was no more room
+        # By cell and where its output goes: how much that has kept, or more; whether it is full.
+        self._sizes: Counter[tuple[int, int]] = Counter()
+        self._full: dict[tuple[int, int], int] = {}
         self._ended: Any = None  # the message that a cell is over
         self.on_cell_executed = _leave
         self.on_cell_error = _show
@@ -86,9 +90,11 @@ class Client(PapermillNotebookClient):
         while end and outs[end - 1]["output_type"] == "stream":
             end -= 1
             if outs[end]["name"] == name:
-                outs[end]["text"] += msg["content"]["text"]
+                outs[end]["text"] = _drawn(outs[end]["text"], msg["content"]["text"])
                 return None
         made = super().output(outs, msg, display_id, cell_index)
+        if made:
+            made["text"] = _drawn("", made["text"])
         outs[end:] = sorted(outs[end:], key=lambda out: out["name"], reverse=True)
         return made
 
@@ -101,23 +107,22 @@ class Client(PapermillNotebookClient):
         """The message, or what fits of it, or None. What was drawn and cleared does not count."""
         place = self._widget(msg) or self
         kept = [] if place.clear_before_next_output else getattr(place, "outputs", outs)
-        if len(kept) < self._full.get(cell_index, 0):
-            del self._full[cell_index]
-        if msg["msg_type"] == "error":
+        size, mine = _size(msg["content"]), (cell_index, id(place))
+        if self._sizes[mine] + size > LIMIT and len(kept) != self._full.get(mine):
+            self._sizes[mine] = sum(map(_size, kept))
+        before = self._sizes[mine]
+        if before + size <= LIMIT or msg["msg_type"] == "error":
+            self._sizes[mine] += size
             return msg
-        if cell_index in self._full:
+        said = mine in self._full and kept
+        # Of very many outputs none becomes shorter, and to count them each time would take hours.
+        self._full[mine] = len(kept) if len(kept) > MANY else -1
+        if said:
             return None
-        size = _size(msg["content"])
-        if self._sizes[cell_index] + size > LIMIT:
-            self._sizes[cell_index] = sum(map(_size, kept))
-        before = self._sizes[cell_index]
-        self._sizes[cell_index] += size
-        if before + size <= LIMIT:
-            return msg
-        self._full[cell_index] = max(1, len(kept))
-        said = f"\n… output cut: it is longer than {LIMIT >> 20} MiB\n"
-        text = msg["content"].get("text", "")[: max(0, LIMIT - before)] + said
+        text = msg["content"].get("text", "")[: LIMIT - before]
+        self._sizes[mine] += len(text)
         header = {**msg["header"], "msg_type": "stream"}
+        text += f"\n{CUT}it is longer than {LIMIT >> 20} MiB\n"
         cut = {"name": msg["content"].get("name", "stdout"), "text": text}
         return {**msg, "header": header, "msg_type": "stream", "content": cut}
 
@@ -138,17 +143,35 @@ def _lost(ended: Any) -> Any:
     return {"parent_header": ended["parent_header"], "header": {}, "content": content}
 
 
+def _drawn(before: str, text: str) -> str:
+    """A stream with more text, in which a carriage return begins its line anew."""
+    if "\r" not in text and not before.endswith("\r"):
+        return before + text
+    start = before.rfind("\n") + 1
+    return before[:start] + "\n".join(map(_line, (before[start:] + text).split("\n")))
+
+
+def _line(text: str) -> str:
+    """What a line shows in the end; a return at its end has nothing to begin yet."""
+    shown, ends = text.rstrip("\r"), text.endswith("\r")
+    return shown.rpartition("\r")[2] + "\r" * ends
+
+
 def _leave(*, cell: Any, execute_reply: Any, **_: Any) -> None:
-    """`exit()` and `quit()` ask for the end without an error; it is that of `sys.exit()`."""
-    content = execute_reply["content"]
-    if any(one.get("source") == "ask_exit" for one in content.get("payload", ())):
-        cell.outputs.append(new_output("error", ename="SystemExit", evalue="", traceback=[]))
-        ended = {"ename": "SystemExit", "evalue": "", "traceback": []}
-        raise CellExecutionError.from_cell_and_msg(cell, ended)
+    """`exit(code)` and `quit(code)` ask for the end without an error; it is that of `sys.exit`."""
+    payload = execute_reply["content"].get("payload", ())
+    asked = next((one for one in payload if one.get("source") == "ask_exit"), None)
+    if asked is not None:
+        code = asked.get("keepkernel")  # which is what ipykernel takes the argument for
+        plain = code is None or isinstance(code, bool)
+        error = {"ename": "SystemExit", "evalue": "" if plain else str(code)}
+        cell.outputs.append(new_output("error", **error, traceback=[]))
+        raise CellExecutionError.from_cell_and_msg(cell, {**error, "traceback": []})
 
 
 def _show(*, cell: Any, execute_reply: Any, **_: Any) -> None:
-    """An error that IPython has only printed, as that of a misspelt magic."""
+    """Note that a cell raised, and show what IPython has only printed, as of a misspelt magic."""
+    cell.metadata["papermill"][RAISED] = True
     if not any(out["output_type"] == "error" for out in cell.outputs):
         content = execute_reply["content"]
         error = {"ename": content.get("ename", "Error"), "evalue": content.get("evalue", "")}

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import NotebookError
-from workbench.nb.notebook import INJECTED_TAG, PARAMETERS_TAG
+from workbench.nb.notebook import INJECTED_TAG, PARAMETERS_TAG, read_notebook
 
-__all__ = ["injected", "prepared"]
+__all__ = ["injected", "prepared", "source_of"]
 
 
 def prepared(source: Path, values: Mapping[str, object]) -> str:
@@ -29,25 +29,28 @@ def prepared(source: Path, values: Mapping[str, object]) -> str:
         NotebookError: a value cannot be written.
     """
     nbformat: Any = import_module("nbformat")
-    notebook = nbformat.v4.upgrade(nbformat.read(source, as_version=4))
+    notebook = nbformat.v4.upgrade(nbformat.from_dict(read_notebook(source)))
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
     if values:
-        cells = [c for c in notebook.cells if INJECTED_TAG not in c.metadata.get("tags", ())]
-        tags = [c.cell_type == "code" and c.metadata.get("tags", ()) for c in cells]
-        place = next(i for i, names in enumerate(tags) if names and PARAMETERS_TAG in names)
+        cells = [cell for cell in notebook.cells if not _is_injected(cell)]
+        place = next(i for i, cell in enumerate(cells) if _is_tagged(cell, PARAMETERS_TAG))
         cell = nbformat.v4.new_code_cell(injected(values), metadata={"tags": [INJECTED_TAG]})
         notebook.cells = [*cells[: place + 1], cell, *cells[place + 1 :]]
     text: str = nbformat.writes(notebook)
-    written = [c["source"] for c in json.loads(text)["cells"] if _is_injected(c)]
-    if values and _read("".join(written[0])) != _lines(values):
+    written = ["".join(c["source"]) for c in json.loads(text)["cells"] if _is_injected(c)]
+    if values and _read(written[0]) != _lines(values):
         raise NotebookError(f"{source}: {dict(values)!r:.200} cannot be given unchanged")
     return text
 
 
+def _is_tagged(cell: Mapping[str, Any], tag: str) -> bool:
+    return cell["cell_type"] == "code" and tag in cell["metadata"].get("tags", ())
+
+
 def _is_injected(cell: Mapping[str, Any]) -> bool:
-    return INJECTED_TAG in cell["metadata"].get("tags", ())
+    return _is_tagged(cell, INJECTED_TAG) and not _is_tagged(cell, PARAMETERS_TAG)
 
 
 def injected(values: Mapping[str, object]) -> str:
@@ -56,15 +59,19 @@ def injected(values: Mapping[str, object]) -> str:
     Raises:
         NotebookError: one is not of numbers, texts and collections of them.
     """
-    return "\n".join(["# Parameters", *(f"{n} = {text}" for n, text in _lines(values).items())])
+    source = "\n".join(["# Parameters", *(f"{n} = {v}" for n, v in _lines(values).items())])
+    if _read(source) != _lines(values):
+        raise NotebookError(f"{dict(values)!r:.200} cannot be given unchanged")
+    return source
 
 
 def _lines(values: Mapping[str, object]) -> dict[str, str]:
     found = {}
     for name, value in values.items():
         try:
-            found[name] = _written(value)
-        except (ValueError, RecursionError) as error:
+            found[name] = source_of(value)
+            ast.parse(found[name], mode="eval")
+        except (ValueError, RecursionError, SyntaxError, MemoryError) as error:
             raise NotebookError(f"{name} cannot be given to a notebook: {error}") from error
     return found
 
@@ -73,24 +80,29 @@ def _read(source: str) -> dict[str, str]:
     """What such a cell sets, each value as it would be written once more."""
     body = ast.parse(source).body
     return {
-        ast.unparse(node.targets[0]): _written(_value(node.value))
+        ast.unparse(node.targets[0]): source_of(_value(node.value))
         for node in body
         if isinstance(node, ast.Assign)
     }
 
 
-def _written(value: object) -> str:
+def source_of(value: object) -> str:
+    """A value as the source that makes it.
+
+    Raises:
+        ValueError: it is not of numbers, texts and collections of them.
+    """
     match value:
         case float() if not math.isfinite(value):
             return f'float("{value}")'
         case list():
-            return f"[{', '.join(map(_written, value))}]"
+            return f"[{', '.join(map(source_of, value))}]"
         case tuple():
-            return f"({', '.join(map(_written, value))}{',' * (len(value) == 1)})"
+            return f"({', '.join(map(source_of, value))}{',' * (len(value) == 1)})"
         case set():
-            return f"{{{', '.join(sorted(map(_written, value)))}}}" if value else "set()"
+            return f"{{{', '.join(sorted(map(source_of, value)))}}}" if value else "set()"
         case dict():
-            return f"{{{', '.join(f'{_written(k)}: {_written(v)}' for k, v in value.items())}}}"
+            return f"{{{', '.join(f'{source_of(k)}: {source_of(v)}' for k, v in value.items())}}}"
         case None | bool() | int() | float() | str():
             return repr(value)
     raise ValueError(f"{value!r:.100} is a {type(value).__name__}; give numbers, texts, lists")

@@ -26,7 +26,9 @@ PUT_IN = {INJECTED_TAG, "papermill-error-cell-tag"}
 RAISES = "raises-exception"
 SKIP = "skip-execution"
 # Kernels that a notebook without a language may name.
-OTHERS = re.compile(r"(ir|julia|bash|iruby|deno|xcpp|scala|octave|sas|stata|evcxr|rust)\b")
+OTHERS = re.compile(r"(ir|julia|bash|iruby|deno|xcpp|scala|octave|sas|stata|evcxr|rust)(-?[\d.]+)?")
+# Cell magics whose body is Python.
+WRAPS = re.compile(r"\s*%%(capture|time|prun)\b.*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ def find(paths: Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found.extend(sorted(path.glob("*.ipynb")))
+            found.extend(sorted(path.glob("[!.]*.ipynb")))  # none of what a Mac leaves
         elif path.suffix == ".ipynb" and path.is_file():
             found.append(path)
         else:
@@ -106,12 +108,7 @@ def load(path: str | Path) -> Notebook:
         NotebookError: The file cannot be read, is not valid against the notebook format, or is a
             notebook of another language than Python.
     """
-    path = Path(path)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise NotebookError(f"{path} cannot be read as a notebook: {error}; restore it") from error
-    _validate(path, data)
+    path, data = Path(path), read_notebook(path)
     _check_language(path, data["metadata"])
     return Notebook(
         path=path,
@@ -121,23 +118,54 @@ def load(path: str | Path) -> Notebook:
     )
 
 
-def _validate(path: Path, data: Any) -> None:
-    validator: Any = import_module("nbformat.validator")
+def read_notebook(path: str | Path) -> dict[str, Any]:
+    """The valid data of a notebook of format 4, to which an older one is raised.
+
+    Cells without ids, or with ids that their format does not know, are put right, as both are
+    common in files of other programs.
+
+    Raises:
+        NotebookError: The file cannot be read, or is not valid against the notebook format.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        data = json.loads(text)
+        if isinstance(data, dict) and data.get("nbformat") in {1, 2, 3}:
+            data = import_module("nbformat").reads(text, as_version=4)
+    except Exception as error:  # nbformat raises what it likes at a broken old file
+        raise NotebookError(f"{path} cannot be read as a notebook: {error}; restore it") from error
     if not isinstance(data, dict) or data.get("nbformat") != 4:
         raise NotebookError(f"{path} is not a notebook of format 4; open and save it in Jupyter")
-    error = next(iter(validator.iter_validate(data)), None)
-    if error is not None:
-        message = str(error).splitlines()[0]
+    _name_cells(data)
+    validator: Any = import_module("nbformat.validator")
+    wrong = next(iter(validator.iter_validate(data)), None)
+    if wrong is not None:
+        message = str(wrong).splitlines()[0]
         raise NotebookError(f"{path} is not a valid notebook: {message}; repair or restore it")
+    return data
+
+
+def _name_cells(data: dict[str, Any]) -> None:
+    cells: Any = data.get("cells")
+    taken = set[str]()
+    for number, cell in enumerate(cells if isinstance(cells, list) else ()):
+        if not isinstance(cell, dict):
+            return
+        if data.get("nbformat_minor", 0) < 5:
+            cell.pop("id", None)
+            continue
+        if cell.get("id", "") in {"", *taken}:
+            cell["id"] = f"cell-{number}-{len(cells)}"
+        taken.add(str(cell["id"]))
 
 
 def _check_language(path: Path, metadata: dict[str, Any]) -> None:
     spec = metadata.get("kernelspec", {})
-    named = OTHERS.match(str(spec.get("name", "")))
+    named = OTHERS.fullmatch(str(spec.get("name", "")))
     language = str(
         metadata.get("language_info", {}).get("name")
         or spec.get("language")
-        or (named and named.group())
+        or (named and named.group(1))
         or "python"
     )
     if "python" not in language.lower():
@@ -165,13 +193,24 @@ def joined(text: str | list[str]) -> str:
 
 def statements(source: str) -> list[ast.stmt] | None:
     """Parse a cell as Python, with line magics blanked; None if it is not Python."""
-    lines = [
+    blanked = "\n".join(
         "" if line.startswith(("%", "!", "?")) and not line.startswith("%%") else line
         for line in source.splitlines()
-    ]
+    )
+    for text in (source, blanked):
+        if (body := _parsed(text)) is not None:
+            return body
+    unwrapped = WRAPS.sub("", source, count=1)
+    if unwrapped.lstrip().startswith("%%"):
+        return None
+    syntax: Any = import_module("IPython.core.inputtransformer2").TransformerManager()
+    return _parsed(syntax.transform_cell(unwrapped))
+
+
+def _parsed(text: str) -> list[ast.stmt] | None:
     flags = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     try:
-        tree = compile("\n".join(lines), "cell", "exec", flags=flags)
-    except (SyntaxError, ValueError):
+        tree = compile(text, "cell", "exec", flags=flags)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     return tree.body if isinstance(tree, ast.Module) else None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import difflib
 import io
-import os
 import tokenize
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from workbench.errors import NotebookError
 from workbench.nb.injected import injected
-from workbench.nb.notebook import Notebook, statements
+from workbench.nb.notebook import PARAMETERS_TAG, Notebook, statements
 from workbench.nb.typetext import MisfitError, fit, read, spelled, type_of
 
 __all__ = ["Text", "default", "resolve", "untidy"]
@@ -114,13 +113,26 @@ def resolve(notebook: Notebook, given: Mapping[str, object]) -> dict[str, object
             f"{notebook.path}: {other!r} is computed from {name!r} in the parameters cell, before "
             f"{name!r} is given, and would stay as it is: give {other!r} too, or compute it below"
         )
+    _check_last(notebook, values)
     injected(values)
     return values
 
 
+def _check_last(notebook: Notebook, values: Mapping[str, object]) -> None:
+    """Refuse a value that a second parameters cell would set back."""
+    tagged = [cell for cell in notebook.code if PARAMETERS_TAG in cell.tags]
+    for cell in tagged[1:]:
+        for name in _parameters(statements(cell.source) or []):
+            if name in values:
+                raise NotebookError(
+                    f"{notebook.path}: {name!r} is set again in cell {cell.index}, a second one "
+                    f"tagged `{PARAMETERS_TAG}`; keep one"
+                )
+
+
 def _near(name: str, known: Mapping[str, object]) -> str:
     if not known:
-        return "it has none; tag a cell `parameters`"
+        return "it has none; tag a cell of plain assignments `parameters`"
     if near := difflib.get_close_matches(name, known, n=1):
         return f"did you mean {near[0]!r}?"
     return f"it has {', '.join(known)}"
@@ -153,10 +165,13 @@ def _pairs(target: ast.expr, value: ast.expr | None) -> Iterator[tuple[str, ast.
     match target, value:
         case ast.Name(id=name), _:
             yield name, value
-        case ast.Tuple(elts=names), ast.Tuple(elts=values) if len(names) == len(values):
+        case (
+            (ast.Tuple(elts=names) | ast.List(elts=names)),
+            (ast.Tuple(elts=values) | ast.List(elts=values)),
+        ) if len(names) == len(values):
             for part, one in zip(names, values, strict=True):
                 yield from _pairs(part, one)
-        case ast.Tuple(elts=names), _:
+        case ((ast.Tuple(elts=names) | ast.List(elts=names)), _):
             for part in names:
                 yield from _pairs(part, None)
 
@@ -178,19 +193,24 @@ def _computed(body: list[ast.stmt], given: set[str]) -> dict[str, str]:
 
 
 def _sets(node: ast.stmt, known: set[str]) -> set[str]:
-    """Names that a statement binds, and those whose insides it changes."""
+    """What a statement binds, changes or seeds."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {node.name}
     names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and _is_stored(n)}
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        names = {node.name}
     for part in ast.walk(node):
+        call = isinstance(part, ast.Call)
         inside = part.func if isinstance(part, ast.Call) else part
-        if isinstance(inside, ast.Attribute | ast.Subscript) and (
-            isinstance(part, ast.Call) or _is_stored(inside)
-        ):
-            root: ast.expr = inside
-            while isinstance(root, ast.Attribute | ast.Subscript):
-                root = root.value
-            names |= {root.id} & known if isinstance(root, ast.Name) else set()
+        if call and "seed" in ast.unparse(inside).rpartition(".")[2]:
+            names.add(ast.unparse(inside))
+        if not isinstance(inside, ast.Attribute | ast.Subscript):
+            continue
+        root: ast.expr = inside
+        while isinstance(root, ast.Attribute | ast.Subscript):
+            root = root.value
+        if isinstance(root, ast.Name) and root.id in known and (call or _is_stored(inside)):
+            names.add(root.id)
+        elif not call and _is_stored(inside):
+            names.add(ast.unparse(inside))
     return names
 
 
@@ -198,32 +218,42 @@ def _is_stored(node: ast.Name | ast.Attribute | ast.Subscript) -> bool:
     return isinstance(node.ctx, ast.Store)
 
 
-def _reads(node: ast.AST) -> tuple[list[str], list[str]]:
+def _reads(node: ast.AST) -> tuple[set[str], set[str]]:
     """Names that a statement reads at once, and those that it reads when a function is called."""
-    now = [node.id] if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) else []
-    later: list[str] = []
-    parts = [*ast.iter_child_nodes(node)]
+    if isinstance(node, ast.Name):
+        return ({node.id} if isinstance(node.ctx, ast.Load) else set()), set()
+    now, later, bound = set[str](), set[str](), set[str]()
+    for part in ast.iter_child_nodes(node):
+        found = _reads(part)
+        inner = node.body if isinstance(node, LATE) else ()
+        if part is inner or (isinstance(inner, list) and part in inner):
+            later |= found[0] | found[1]
+        else:
+            now |= found[0]
+            later |= found[1]
     if isinstance(node, LATE):
-        inner = node.body if isinstance(node.body, list) else [node.body]
-        parts = [part for part in parts if part not in inner]
-        later += [n.id for part in inner for n in ast.walk(part) if isinstance(n, ast.Name)]
-    for found in map(_reads, parts):
-        now += found[0]
-        later += found[1]
+        later -= {arg.arg for arg in ast.walk(node.args) if isinstance(arg, ast.arg)}
+    if isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+        targets = [n for one in node.generators for n in ast.walk(one.target)]
+        bound = {n.id for n in targets if isinstance(n, ast.Name)}
+        now = (now - bound) | _reads(node.generators[0].iter)[0]
     return now, later
 
 
 def _value(notebook: Notebook, parameter: Parameter, value: object) -> object:
-    shown = f"{notebook.path}: {parameter.name}"
+    shown, kind = f"{notebook.path}: {parameter.name}", parameter.type
     try:
-        if isinstance(value, Text):
-            return _from_here(read(value.text, parameter.type), notebook.path.parent)
-        return fit(value, parameter.type)
+        if not isinstance(value, Text):
+            return fit(value, kind)
+        found = read(value.text, kind)
+        try:
+            return fit(_from_here(found, notebook.path.parent), kind)
+        except MisfitError:  # of a Literal
+            return found
     except ValueError as error:
         if isinstance(error, MisfitError) and not isinstance(value, Text):
-            kind = spelled(parameter.type)
             raise NotebookError(
-                f"{shown}={value!r:.100} is not of the type {kind}; give one"
+                f"{shown}={value!r:.100} is not of the type {spelled(kind)}; give one"
             ) from None
         raise NotebookError(f"{shown} cannot be set: {error}; give another value") from error
 
@@ -232,9 +262,12 @@ def _from_here(value: object, home: Path) -> object:
     """A path as it was typed, for a notebook that runs in another folder: an absolute one."""
     if isinstance(value, list | tuple):
         return type(value)(_from_here(one, home) for one in value)
+    if isinstance(value, dict):
+        return {key: _from_here(one, home) for key, one in value.items()}
     if not isinstance(value, str) or Path.cwd() == home.resolve():
         return value
-    return os.path.normpath(Path.cwd() / value) if _is_path(value) else value
+    # Not normalised: behind a link .. is another folder.
+    return str(Path.cwd() / value) if _is_path(value) else value
 
 
 def _is_path(text: str) -> bool:
@@ -242,7 +275,7 @@ def _is_path(text: str) -> bool:
     if text in {".", ".."} or text.startswith(("./", "../")):
         return True
     try:
-        path = Path(text)
+        path = Path(text or "\0")
         named = ("/" in text or "." in text) and path.exists()
         return named or (path / "config.json").exists()  # a model's folder
     except (OSError, ValueError):

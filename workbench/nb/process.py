@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -18,10 +19,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from workbench.errors import NotebookError
+from workbench.files import write_whole
 from workbench.nb import child
 from workbench.nb.injected import prepared
 from workbench.nb.lint import KERNEL
-from workbench.nb.verdict import Outcome, judge
+from workbench.nb.verdict import Outcome, judge, own_cells
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -126,12 +128,9 @@ class Execution:
         variables: Mapping[str, str] | None = None,
         ready: Child | None = None,
     ) -> None:
-        self._source, self._output = source, output
+        self._cells, self._output = own_cells(source), output.resolve()
         folder = (folder or source.parent).resolve()
-        text = prepared(source, parameters or {})
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.unlink(missing_ok=True)
-        output.write_text(text, encoding="utf-8")
+        write_whole(self._output, prepared(source, parameters or {}))
         # papermill stores the paths in the notebook.
         paths = [os.path.relpath(path.resolve(), folder) for path in (source, output)]
         own = {RUN_DIR: str(run_dir.absolute()), "WORKBENCH_PROGRESS": "off"}
@@ -143,7 +142,7 @@ class Execution:
             {
                 "notebook": (*paths, kernel or KERNEL),
                 "folder": str(folder),
-                "variables": {**_environment(), **own, **(variables or {})},
+                "variables": {**environment(), **own, **(variables or {})},
             }
         )
 
@@ -163,9 +162,9 @@ class Execution:
             _end(self._process)
             code = None
         seconds = round(time.monotonic() - self._started, 2)
-        said = _last_line(self._child.log)
+        said = _last_words(self._child.log)
         self._child.close()
-        return judge(code, self._source, self._output, seconds, said)
+        return judge(code, self._cells, self._output, seconds, said)
 
     def end(self) -> None:
         """End it now; half a notebook would pass for a whole one, so that the copy goes too."""
@@ -175,15 +174,12 @@ class Execution:
         self._output.unlink(missing_ok=True)
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """This process's variables, with paths that hold in another folder too."""
     found = dict(os.environ)
-    for name, value in found.items():
-        if name == "PYTHONPATH":
-            parts = value.split(os.pathsep)
-            found[name] = os.pathsep.join(str(Path(part).absolute()) for part in parts)
-        elif name.startswith("WORKBENCH_") and Path(value).exists():
-            found[name] = str(Path(value).absolute())
+    for name in {"PYTHONPATH", "WORKBENCH_DATA", "WORKBENCH_CACHE"} & {*found}:
+        parts = found[name].split(os.pathsep) if found[name] else []
+        found[name] = os.pathsep.join(str(Path(part).absolute()) for part in parts)
     return found
 
 
@@ -206,7 +202,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     psutil.wait_procs(family, timeout=_GRACE)
 
 
-def _last_line(log: IO[bytes]) -> str:
+def _last_words(log: IO[bytes]) -> str:
+    """The last error that was printed, else the last line."""
     log.seek(0)
-    lines = log.read().decode(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    lines = [line.strip() for line in log.read().decode(errors="replace").split("\n")]
+    found = [line for line in lines if line]
+    errors = [line for line in found if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return [*found[-1:], *errors][-1] if found else ""

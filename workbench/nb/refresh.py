@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.files import write_whole
 from workbench.nb.bundle import MIME, differences, paired
 from workbench.nb.lint import KERNEL, WIDGET_VIEW
-from workbench.nb.notebook import INJECTED_TAG, find, load
+from workbench.nb.notebook import INJECTED_TAG, find, load, read_notebook
 from workbench.nb.process import TIMEOUT, execute, require_kernel
 from workbench.nb.verdict import Status
 
@@ -71,20 +71,22 @@ def refresh(
 
 
 def _refresh_one(path: Path, timeout: float) -> Refreshed:
+    before = load(path).cells
     with tempfile.TemporaryDirectory() as folder:
         source, output, run = (Path(folder, n) for n in ("source.ipynb", "output.ipynb", "run"))
         # Clean before as well: a cell that goes away afterwards would leave a gap in the counts.
         source.write_bytes(normalised(path))
-        outcome = execute(
-            source, output, run_dir=run, folder=path.resolve().parent, timeout=timeout
-        )
+        outcome = execute(source, output, run_dir=run, folder=path.parent, timeout=timeout)
         fresh = _settled(path, normalised(output)) if outcome.status == "ok" else None
         if fresh is not None and (drawn := run / "figures").is_dir():
             shutil.copytree(drawn, _FIGURES, dirs_exist_ok=True)
     changed = fresh is not None and fresh != path.read_bytes()
     if fresh is not None and changed:
         write_whole(path, fresh)
-    return Refreshed(path, outcome.status, changed, outcome.seconds, outcome.detail)
+    detail = outcome.detail
+    if any(INJECTED_TAG in cell.tags for cell in before):
+        detail = f"{detail}; " * bool(detail) + "the values of an earlier run are dropped"
+    return Refreshed(path, outcome.status, changed, outcome.seconds, detail)
 
 
 def normalised(path: Path) -> bytes:
@@ -94,7 +96,7 @@ def normalised(path: Path) -> bytes:
         path: The notebook, which is left alone.
     """
     nbformat: Any = import_module("nbformat")
-    notebook: Any = nbformat.v4.upgrade(nbformat.read(path, as_version=4))
+    notebook: Any = nbformat.v4.upgrade(nbformat.from_dict(read_notebook(path)))
     for key in ("papermill", "widgets"):
         notebook.metadata.pop(key, None)
     notebook.metadata["kernelspec"] = {"name": KERNEL, "display_name": KERNEL}

@@ -55,9 +55,10 @@ def run(
     out = Path(out)
     plan = _plan(find(paths), out, parameters or {})
     require_kernel()
-    (out / "metrics.json").unlink(
-        missing_ok=True
-    )  # an earlier run's, to which these would be added
+    if out.exists() and not out.is_dir():
+        raise NotebookError(f"{out} is no folder; choose one for the copies")
+    # An earlier run's, to which these would be added.
+    (out / "metrics.json").resolve().unlink(missing_ok=True)
     rows: list[dict[str, object]] = []
     try:
         with counted(len(plan), "run", "notebook") as step:
@@ -134,7 +135,10 @@ def _closing(rows: list[dict[str, object]], out: Path) -> str:
 def _table_of(results: Path) -> str:
     import pandas as pd
 
-    frame = pd.read_csv(results)
+    try:
+        frame = pd.read_csv(results)
+    except ValueError as error:  # empty, or no table
+        return f"{results} cannot be read: {error}"
     return table(list(frame.columns), frame.astype(str).to_numpy().tolist())
 
 

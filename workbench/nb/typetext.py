@@ -9,8 +9,11 @@ from __future__ import annotations
 import ast
 import json
 import numbers
+import re
 from contextlib import suppress
 from typing import Any
+
+from workbench.nb.injected import source_of
 
 __all__ = ["MisfitError", "fit", "read", "spelled", "type_of"]
 
@@ -19,6 +22,10 @@ PLAIN: dict[str, type] = {
     "str": str, "bool": bool, "int": int, "float": float, "list": list, "tuple": tuple,
     "set": set, "dict": dict, "None": type(None),
 }  # fmt: skip
+# A switch or a number as everybody writes it.
+NUMBER = re.compile(
+    r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(inf|nan|infinity)|true|false", re.IGNORECASE
+)
 WORDS: dict[str, object] = {"true": True, "false": False, "none": None, "null": None}
 
 
@@ -47,7 +54,10 @@ def fit(value: object, annotation: ast.expr) -> object:
         MisfitError: it is none.
         ValueError: the type is none of those understood.
     """
-    value = _plain(value)
+    try:
+        value = _plain(value)
+    except RecursionError:
+        raise MisfitError("it holds itself") from None
     for convert in (False, True):
         with suppress(MisfitError):
             return _fit(value, annotation, convert)
@@ -157,6 +167,9 @@ def read(text: str, annotation: ast.expr) -> object:
     """
     with suppress(MisfitError):
         value = _value(text)
+        if isinstance(value, int | float) and not NUMBER.fullmatch(text):
+            with suppress(MisfitError):  # an id such as 1_2
+                return fit(text, annotation)
         if not isinstance(value, str) or _needs_quotes(value, annotation):
             return fit(value, annotation)
     return fit(text, annotation)
@@ -173,8 +186,11 @@ def _value(text: str) -> object:
     if text.strip().lower() in WORDS:
         return WORDS[text.strip().lower()]
     if text.strip().lower().lstrip("+-") in {"inf", "nan", "infinity"}:
-        return float(text)
+        with suppress(ValueError):
+            return float(text)
     for reader in (ast.literal_eval, json.loads):
         with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-            return reader(text)
+            value = reader(text)
+            source_of(value)  # no Ellipsis, no complex number
+            return value
     raise MisfitError

@@ -8,7 +8,7 @@ and start a bare interpreter.
 
 from __future__ import annotations
 
-import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,7 +23,7 @@ from workbench.lines import counted
 from workbench.nb.coverage import FLOOR, Coverage, coverage
 from workbench.nb.lint import KERNEL
 from workbench.nb.notebook import find
-from workbench.nb.process import RUN_DIR, require_kernel
+from workbench.nb.process import RUN_DIR, environment, require_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -83,6 +83,9 @@ def validate(
     if jobs > 1 and find_spec("xdist") is None:
         raise NotebookError(f"jobs={jobs}: needs `pip install pytest-xdist`, or give jobs=1")
     found = find(paths)
+    for path in found:
+        if re.search(r"\[|::", str(path.resolve())):
+            raise NotebookError(f"{path}: nbval takes no path with [ or ::, rename it")
     measured = [coverage(path) for path in found]
     require_kernel()
     with counted(len(found), "validate", "notebook"), tempfile.TemporaryDirectory() as folder:
@@ -104,9 +107,9 @@ def _run_pytest(
         *("-c", str(settings), f"--rootdir={Path.cwd()}"),
         *("--nbval", f"--nbval-kernel-name={KERNEL}", f"--nbval-cell-timeout={cell_timeout}"),
         f"--junit-xml={report}",
-        *(str(path.resolve()) for path in paths),
+        *(str(path.parent.resolve() / path.name) for path in paths),
     ]
-    env = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
+    env = {k: v for k, v in environment().items() if k != "PYTEST_ADDOPTS"}
     if jobs > 1:
         command += ["-n", str(jobs), "--dist", "loadfile"]
         # Models that share the cores wait for each other's threads, spinning.

@@ -1,22 +1,22 @@
 """How a notebook ended, judged from the executed copy and the exit code of the child.
 
-A run is ok if every cell that was sent has a count, the kernel's reply and no error, up to the end
-or to a cell that ended the notebook itself (`sys.exit(0)`, `exit()`). Tags count as in Jupyter: a
-cell tagged `skip-execution` is not sent, one tagged `raises-exception` may raise.
+A run is ok if the kernel replied to every cell that was sent, and none stopped the run but one that
+ended the notebook itself (`sys.exit(0)`, `exit()`). What counts is the kernel's reply, not what a
+cell shows. A cell tagged `skip-execution` is not sent, one tagged `raises-exception` may raise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from workbench.errors import NotebookError
 from workbench.nb import child
-from workbench.nb.notebook import PUT_IN, RAISES, Cell, load
+from workbench.nb.notebook import PUT_IN, RAISES, Cell, joined, load
 
-__all__ = ["Outcome", "Status", "judge"]
+__all__ = ["Outcome", "Status", "judge", "own_cells"]
 
 Status = Literal["ok", "failed", "killed", "timeout"]
 
@@ -35,33 +35,35 @@ class Outcome:
     detail: str
 
 
-def judge(code: int | None, source: Path, output: Path, seconds: float, said: str) -> Outcome:
+def judge(
+    code: int | None, own: Sequence[Cell], output: Path, seconds: float, said: str
+) -> Outcome:
     """The truth about a run.
 
     Args:
         code: The child's exit code; None if it was ended for its time.
-        source: The notebook, whose cells are counted and numbered.
+        own: The notebook's own cells, as they were when it began; they are counted and numbered.
         output: The executed copy.
         seconds: How long it took.
-        said: The child's last line of output.
+        said: What the child said last.
     """
-    own = _own(source)
     # The copy has the same cells, by their order; what papermill puts in is left out of both.
     sent = [
         replace(cell, index=place.index)
-        for place, cell in zip(own, _own(output), strict=False)
+        for place, cell in zip(own, own_cells(output), strict=False)
         if cell.runs
     ]
-    end = next((n for n, cell in enumerate(sent) if _ends(cell)), None)
+    end = next((n for n, cell in enumerate(sent) if code == child.OK and _stopped(cell)), None)
     due = sent if end is None else sent[: end + 1]
-    done = sum(_succeeded(cell) for cell in due)
+    done = sum(_succeeded(cell, code) for cell in due)
     total = sum(cell.runs for cell in own)
     status = _status(code, whole=done == len(due) and (end is not None or len(sent) == total))
-    detail = "; ".join(_notes(due)) if status == "ok" else _reason(status, due, said)
+    detail = "; ".join(_notes(due)) if status == "ok" else _reason(status, code, due, said)
     return Outcome(status, seconds, total, done, detail)
 
 
-def _own(path: Path) -> list[Cell]:
+def own_cells(path: Path) -> list[Cell]:
+    """A notebook's cells without those that papermill puts in; none where it cannot be read."""
     try:
         return [cell for cell in load(path).cells if not PUT_IN & {*cell.tags}]
     except NotebookError:
@@ -77,41 +79,47 @@ def _status(code: int | None, *, whole: bool) -> Status:
     return "ok" if code == child.OK and whole else "failed"
 
 
-def _succeeded(cell: Cell) -> bool:
+def _succeeded(cell: Cell, code: int | None) -> bool:
     # A cell has its count as soon as it begins; only one that ended has the kernel's reply.
     replied = "shell.execute_reply" in cell.metadata.get("execution", ())
-    fine = not _errors(cell) or RAISES in cell.tags or _ends(cell)
-    return replied and cell.count is not None and fine
+    return replied and cell.count is not None and (code == child.OK or not _stopped(cell))
+
+
+def _stopped(cell: Cell) -> bool:
+    """Whether it is where the run stopped: by an error, or, where the child is content, an exit."""
+    return bool(cell.metadata.get("papermill", {}).get("exception"))
 
 
 def _errors(cell: Cell) -> list[dict[str, Any]]:
     return [output for output in cell.outputs if output["output_type"] == "error"]
 
 
-def _ends(cell: Cell) -> bool:
-    """Whether it ended the notebook, without a failure."""
-    return RAISES not in cell.tags and any(
-        error["ename"] == "SystemExit" and error["evalue"] in child.ENDS for error in _errors(cell)
-    )
-
-
 def _notes(cells: list[Cell]) -> Iterator[str]:
     for cell in cells:
-        if RAISES in cell.tags and not _errors(cell):
+        raised = cell.metadata.get("papermill", {}).get(child.RAISED)
+        if _stopped(cell):
+            yield f"cell {cell.index}: ended the notebook, without a failure"
+        elif RAISES in cell.tags and not raised:
             yield f"cell {cell.index}: is tagged {RAISES}, but raised nothing"
-        if _ends(cell):
-            yield f"cell {cell.index}: ended the notebook (exit code 0)"
+        elif _errors(cell) and not raised:
+            yield f"cell {cell.index}: shows {_named(_errors(cell)[0])}, and the kernel ran on"
+        if any(child.CUT in joined(one.get("text", "")) for one in cell.outputs):
+            yield f"cell {cell.index}: its output is cut"
 
 
-def _reason(status: Status, cells: list[Cell], said: str) -> str:
-    broken = next((cell for cell in cells if not _succeeded(cell)), None)
+def _reason(status: Status, code: int | None, cells: list[Cell], said: str) -> str:
+    broken = next((cell for cell in cells if not _succeeded(cell, code)), None)
     if broken is None:
         return said or "its cells did not all come to an end"
     if status != "failed":
         return (
             f"cell {broken.index}: {'the kernel died' if status == 'killed' else 'still running'}"
         )
-    for error in _errors(broken):
-        message = f"{error['ename']}: {error['evalue']}".partition("\n")[0]
-        return f"cell {broken.index}: {message}"
+    if errors := _errors(broken):
+        return f"cell {broken.index}: {_named(errors[-1])}"
     return said or f"cell {broken.index}: not run"
+
+
+def _named(error: dict[str, Any]) -> str:
+    message = error["evalue"].partition("\n")[0]
+    return f"{error['ename']}: {message}" if message else str(error["ename"])

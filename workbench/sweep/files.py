@@ -21,7 +21,8 @@ __all__ = ["Beside"]
 
 Names = tuple[frozenset[str], frozenset[str]]  # of files that count, and of what does not
 Seen = tuple[tuple[int, int], str]  # a file's size and time, and its digest
-WRITES = ("dump", "save", "to_", "write")  # functions' names begin so
+# Functions' names begin so.
+WRITES = ("dump", "save", "to_", "write", "FileHandler", "basicConfig", "connect")
 MODE = re.compile(r"[rbt]*[wax+][bt+]*")
 
 
@@ -37,6 +38,7 @@ class Beside:
         self._seen: dict[str, Seen] = {}
         self._texts: dict[str, Names] = {}
         sources = [(Path(), cell.source) for cell in notebook.code]
+        self._variables = _assigned(source for _, source in sources)
         self._code = self._reached(sources, {apart} if isinstance(apart, str) else set())
 
     def of(self, values: Mapping[str, object]) -> tuple[str | None, tuple[str, ...]]:
@@ -109,7 +111,7 @@ class Beside:
 
     def _named(self, folder: Path, source: str, apart: set[str]) -> Iterator[tuple[Path, bool]]:
         """What is there of the things that a piece of code names, and whether it writes them."""
-        modules, texts, written = _parsed(source)
+        modules, texts, written = _parsed(source, self._variables)
         for base in {Path(), folder}:
             for module in modules:
                 package = self._root / base / module
@@ -126,7 +128,18 @@ def _readable(path: Path) -> bool:
     return os.access(path, os.R_OK) and path.is_file()
 
 
-def _parsed(source: str) -> tuple[set[str], set[str], set[str]]:
+def _assigned(sources: Iterable[str]) -> dict[str, list[str]]:
+    """The texts in what each variable is set to."""
+    found: dict[str, list[str]] = {}
+    for node in (node for source in sources for node in statements(source) or ()):
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [one.id for one in targets if isinstance(one, ast.Name)]
+            found |= dict.fromkeys(names, _constants(ast.walk(node.value)))
+    return found
+
+
+def _parsed(source: str, named: Mapping[str, list[str]]) -> tuple[set[str], set[str], set[str]]:
     """The modules that code imports, the texts in it that may name a file, those that it writes."""
     body = statements(re.sub(r"^%%.*", "", source))
     rest = source if body is None else "\n".join(re.findall(r"(?m)^[%!].*", source))
@@ -140,7 +153,9 @@ def _parsed(source: str) -> tuple[set[str], set[str], set[str]]:
             case ast.Constant(value=str(text)):
                 texts.add(text)
             case ast.Call() if _writes(node):
-                written |= {*_constants(ast.walk(node))}
+                inside = [*ast.walk(node)]
+                variables = [one.id for one in inside if isinstance(one, ast.Name)]
+                written |= {*_constants(inside)}.union(*(named.get(v, ()) for v in variables))
     return modules, {text for text in texts if re.search(r"\w", text)}, written
 
 

@@ -97,7 +97,7 @@ class Folder:
         _end_leftover(target / "pid.json")
         shutil.rmtree(target, ignore_errors=True)
         (target / "result").mkdir(parents=True)
-        record = {"parameters": point.parameters, "served": point.served, "rests": point.rests}
+        record = {"parameters": point.noted, "served": point.served, "rests": point.rests}
         _write(target / "params.json", record)
         return target
 
@@ -131,7 +131,7 @@ class Folder:
             return State(failed["status"], str(failed.get("detail", "")), _facts(failed))
         if _worker(target / "pid.json") is not None:
             return State("running")
-        found = others.get(_same(point.parameters, point.served))
+        found = others.get(_same(point.noted, point.served))
         if found is None or found == point.rests:
             return State("waiting")
         old = [what for name, what in RESTS.items() if found.get(name) != point.rests.get(name)]

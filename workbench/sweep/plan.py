@@ -7,6 +7,7 @@ another notebook or model has made is never taken for one of this sweep.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ import yaml
 from workbench.engines import URL
 from workbench.engines.source import OURS, Source
 from workbench.errors import InputError, NotebookError
+from workbench.nb.injected import source_of
 from workbench.nb.lint import KERNEL
 from workbench.nb.notebook import Notebook, load
 from workbench.nb.parameters import default, resolve
@@ -60,7 +62,12 @@ class Planned:
     def row(self) -> dict[str, object]:
         """Its values as a table shows them."""
         options = {SERVE + k: v for k, v in (self.served or {}).items() if k != "model"}
-        return {**self.parameters, **options}
+        return {**self.noted, **options}
+
+    @property
+    def noted(self) -> dict[str, object]:
+        """The parameters as JSON can hold them: a tuple, say, as its source."""
+        return _noted(self.parameters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +203,7 @@ class Sweep:
         if files:  # without any, older results are still good
             rests["files"] = files
         try:
-            key = digest(sorted(values.items()), served, rests, self.kernel).hex()[:12]
+            key = digest(sorted(_noted(values).items()), served, rests, self.kernel).hex()[:12]
         except (TypeError, ValueError) as error:
             raise InputError(f"{listed(row)}: {error}; give numbers, texts and lists") from error
         return Planned(key, values, served, rests, (*others, *self._asked(values)))
@@ -207,6 +214,18 @@ class Sweep:
             return ("what the server at base_url serves",)
         others = self.serve is None and os.environ.get(URL)
         return (f"what the server at {URL} serves",) if others else ()
+
+
+def _noted(values: Mapping[str, object]) -> dict[str, object]:
+    return {name: value if _is_json(value) else source_of(value) for name, value in values.items()}
+
+
+def _is_json(value: object) -> bool:
+    """Whether JSON gives back the same value; it knows no tuple, no set, and keys of text only."""
+    try:
+        return source_of(json.loads(json.dumps(value))) == source_of(value)
+    except (TypeError, ValueError):
+        return False
 
 
 class _Loader(yaml.SafeLoader):

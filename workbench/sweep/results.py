@@ -125,7 +125,7 @@ def save_results(found: Results, sweep: Sweep, folder: Folder) -> None:
         "parameters": {"varied": list(found.varied), "fixed": fixed},
         "metrics": list(found.metrics),
         "notes": list(found.notes),
-        "points": [asdict(point) for point in sweep.points],
+        "points": [{**asdict(point), "parameters": point.noted} for point in sweep.points],
     }
     files: dict[str, Any] = {
         PLAN: json.dumps(about, indent=1, default=str) + "\n",

@@ -33,7 +33,7 @@ from workbench.sweep.executor import Executor, Handle, Job, Local
 from workbench.sweep.folder import Folder, Status
 from workbench.sweep.grid import DETAIL, brief, listed
 from workbench.sweep.plan import Planned, Sweep, code_digest, located
-from workbench.sweep.results import Results, results, save_results, varied
+from workbench.sweep.results import PLAN, Results, results, save_results, varied
 
 __all__ = ["run", "todo"]
 
@@ -92,6 +92,8 @@ def run(
 def _kept(sweep: Sweep, place: Folder) -> Path:
     """A copy of the notebook as the points were planned for it: who edits it meanwhile may."""
     kept = place.path / sweep.notebook.name
+    if kept.is_symlink() or (kept.exists() and not (place.path / PLAN).exists()):
+        raise InputError(f"{kept} is there and no copy of a sweep: choose another folder")
     if kept.resolve() != sweep.notebook.resolve():
         shutil.copyfile(sweep.notebook, kept)
     if code_digest(load(kept)) != sweep.points[0].rests["notebook"]:
