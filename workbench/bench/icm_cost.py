@@ -108,7 +108,7 @@ def full(
                 bed = draw(count, seed)
                 tree = _first_steps(small, bed, "tree", steps, seed)
                 reference = _first_steps(small, bed, "reference", steps, seed)
-                ratios.append([a / b for a, b in zip(reference, tree, strict=True)])
+                ratios.append([a / (b or 1) for a, b in zip(reference, tree, strict=True)])
                 say(f"{name}, seed {seed}: {reference[0]:,} / {tree[0]:,} tokens, "
                     f"{reference[1]:.0f} / {tree[1]:.0f} s")  # fmt: skip
             rows += [
