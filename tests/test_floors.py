@@ -19,6 +19,7 @@ FLOORS = {
     "store": 1,
     "stats": 1,
     "gauge": 1,
+    "lines": 1,
     "progress": 1,
     "runs": 1,
     "engines": 2,

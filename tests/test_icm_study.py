@@ -626,7 +626,7 @@ def test_auroc_by_hand() -> None:
     pairs_won = (odds[:200, None] > odds[200:]).mean()
     assert metric.value == pytest.approx(pairs_won)
     assert metric.low < metric.value < metric.high < metric.low + 0.12
-    alike = discrimination("x", [1.0, 2.0, None], [True] * 3)  # type: ignore[list-item]
+    alike = discrimination("x", [1.0, 2.0, None], [True] * 3)  # type: ignore[arg-type]
     assert math.isnan(alike.value)
     assert (alike.n, alike.n_failed) == (2, 1)
 
@@ -814,7 +814,7 @@ def test_seeds_of_two_machines_are_joined(whole: ICMStudy, folder: Path, plain: 
         assert part.searches[0].labels == whole.searches[seed].labels
     saved = [part.save(folder / f"part-{seed}") for seed, part in enumerate(parts)]
     table = join(*saved)
-    steady = [name for name in whole.methods if not name.endswith("seconds")]
+    steady = [name for name in whole.methods if not str(name).endswith("seconds")]
     pd.testing.assert_frame_equal(table[steady], whole.methods[steady], check_dtype=False)
     with pytest.raises(InputError, match="seed 0 is in two of the studies"):
         join(saved[0], saved[0])
