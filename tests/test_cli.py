@@ -292,6 +292,22 @@ def test_icm_labels_the_first_rows_only_where_asked(plain: VLLMEngine, tmp_path:
     assert "--limit 1: the first group has 2 claims already" in refused.stderr
 
 
+def test_icm_labels_comparisons(plain: VLLMEngine, tmp_path: Path) -> None:
+    rows = [{"question": f"{n}+1?", "first": str(n + 1), "second": str(n)} for n in range(8)]
+    long = {"question": "x" * 9000, "first": "1", "second": "2"}
+    source, out = write(tmp_path / "pairs.jsonl", [*rows, long]), tmp_path / "report"
+    command = ["icm", "--testbed", str(source), "--store", "none", "--k", "20", "--out", str(out)]
+    done = run(app, [*command, "--limit", "6"])
+    assert done.exit_code == 0, done.output
+    labels = [row["icm_label"] for row in read(out / "labels.jsonl")]
+    assert [label is not None for label in labels] == [True] * 3 + [False] * 6
+    done = run(app, [*command[:-1], str(tmp_path / "all")])
+    assert done.exit_code == 1, done.output
+    last = read(tmp_path / "all" / "labels.jsonl")[-1]
+    assert last["icm_label"] is None
+    assert "the context holds" in last["icm_error"]
+
+
 def test_icm_ends_with_an_error_where_a_row_has_no_label(plain: VLLMEngine, tmp_path: Path) -> None:
     rows = [*ROWS[:6], {**ROWS[6], "sum": "1+" * 2000 + "1=2001"}]
     source, out = write(tmp_path / "mine.jsonl", rows), tmp_path / "report"

@@ -61,7 +61,12 @@ def labelled(bed: Testbed, seed: int, **settings: Any) -> pd.DataFrame:
     scores = dict(
         enumerate(zip(found.rows["logprob_true"], found.rows["logprob_false"], strict=True))
     )
-    return joined(drawn, drawn.claims, found.labels, scores)
+    table = joined(drawn, drawn.claims, found.labels, scores)
+    whole = search(drawn, engine, consistency="none", seed=seed, n_seeds=4, **settings)
+    assert whole.table is not None
+    pd.testing.assert_frame_equal(whole.table.drop(columns="icm_error"),
+                                  table.drop(columns="icm_error"))  # fmt: skip
+    return table
 
 
 def statements(count: int, *, words: Sequence[str] = ("so", "not")) -> list[str]:

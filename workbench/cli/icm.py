@@ -139,7 +139,9 @@ def _opened(
         if count < len(bed.claims):
             say(f"{count:,} of {len(bed.claims):,} claims are drawn: --limit draws more")
         return bed, count
-    claims = sorted(bed.claims, key=lambda claim: bed.places[claim.text])
+    rows = {claim.group: bed.places[claim.text] for claim in bed.claims if claim.text in bed.places}
+    # In the file's order; of a comparison only one of the two claims has a row.
+    claims = sorted(bed.claims, key=lambda c: bed.places.get(c.text, rows[c.group]))
     chosen = split(claims, limit or len(claims))[0]
     if len(chosen) > (limit or len(claims)):
         raise InputError(f"--limit {limit}: the first group has {len(chosen)} claims already")
@@ -161,7 +163,6 @@ def _study(
     if (count := options["count"]) is not None and count <= options["batch_size"]:
         options |= {"batch_size": None}
     done = study(bed, engine, **options)
-    done = replace(done, searches=tuple(_with_table(bed, found) for found in done.searches))
     figure, (ax,) = new_figure()
     figure.set_size_inches(6.4, 3.4)
     plot_methods(ax, done.methods)
@@ -201,19 +202,6 @@ def _or_dash(value: float, form: str) -> str:
     return "–" if value != value else format(value, form)  # noqa: PLR0124  # NaN
 
 
-def _with_table(bed: Testbed, found: ICMReport) -> ICMReport:
-    """The report with the rows of the user's file, if the claims are of one."""
-    from workbench.icm.table import joined
-
-    if bed.table is None:
-        return found
-    table = joined(bed, found.claims, found.labels, found.scores())
-    for claim, reason in zip(found.claims, found.rows["error"], strict=True):
-        if reason is not None:
-            table.loc[[*bed.places[claim.text]], "icm_error"] = reason
-    return replace(found, table=table)
-
-
 def _label(
     bed: Testbed, engine: Engine, options: dict[str, Any], out: Path | None, *, as_json: bool
 ) -> None:
@@ -227,11 +215,10 @@ def _label(
     found: dict[int, ICMReport] = {}
     metrics: list[Metric] = []
     for seed in seeds:
-        report = label_all(
-            bed.draw(count, seed).claims, engine, seed=seed, wording=bed.wording,
+        found[seed] = label_all(
+            bed.draw(count, seed), engine, seed=seed, wording=bed.wording,
             checkpoint=kept and kept / f"{bed.name}-seed-{seed}", **options,
         )  # fmt: skip
-        found[seed] = _with_table(bed, report)
         who = f"seed {seed}: " if len(seeds) > 1 else ""
         folder = out and (out / f"seed-{seed}" if who else out)
         metrics += [

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import InputError
-from workbench.icm.claim import Claim, Wording, check_claims
+from workbench.icm.claim import Claim, Wording
 from workbench.icm.consistency import pairs, violated
 from workbench.icm.journal import Journal
 from workbench.icm.objective import energy
@@ -22,6 +22,8 @@ from workbench.icm.oracle import Oracle, Score
 from workbench.icm.report import ICMReport, Result, make_report, said_by
 from workbench.icm.search import search
 from workbench.icm.settings import Settings
+from workbench.icm.table import with_table
+from workbench.icm.testbeds import Testbed, parts_of
 from workbench.types import Engine, Usage
 
 __all__ = ["label_all", "split"]
@@ -30,7 +32,7 @@ COUNTED = ("prompts", "prompt_tokens", "computed_tokens")
 
 
 def label_all(
-    claims: Sequence[Claim],
+    claims: Sequence[Claim] | Testbed,
     engine: Engine,
     *,
     batch_size: int = 128,
@@ -59,7 +61,8 @@ def label_all(
     Raises:
         InputError, EngineError: as `search`; `batch_size` is no whole number from 1.
     """
-    known, before, put = check_claims(claims), engine.usage, wording or Wording()
+    bed, before = claims if isinstance(claims, Testbed) else None, engine.usage
+    known, put = parts_of(claims, wording)
     Settings(**{name: value for name, value in settings.items() if name != "on_step"})
     oracle = Oracle(engine, known, put, Journal(None, {}), seed=settings.get("seed", 0))
     there, found = oracle.fitting(), list[ICMReport]()
@@ -73,9 +76,8 @@ def label_all(
         )  # fmt: skip
         labelled += one.labelled()
         found.append(one)
-    return _joined(
-        known, parts, found, oracle.unfit, engine=engine, usage=engine.usage.since(before)
-    )
+    usage = engine.usage.since(before)
+    return with_table(bed, _joined(known, parts, found, oracle.unfit, engine=engine, usage=usage))
 
 
 def split(claims: Sequence[Claim], batch_size: int) -> list[list[int]]:

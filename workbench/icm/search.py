@@ -22,6 +22,8 @@ from workbench.icm.oracle import Oracle
 from workbench.icm.orders import ORDERS, Order
 from workbench.icm.report import ICMReport, make_report
 from workbench.icm.settings import Settings, Step
+from workbench.icm.table import with_table
+from workbench.icm.testbeds import Testbed, parts_of
 from workbench.icm.top import ScoreKind
 from workbench.store import digest
 from workbench.types import Engine
@@ -32,7 +34,7 @@ log = logging.getLogger("workbench")
 
 
 def search(
-    claims: Sequence[Claim],
+    claims: Sequence[Claim] | Testbed,
     engine: Engine,
     *,
     alpha: float = 50.0,
@@ -56,7 +58,8 @@ def search(
     by simulated annealing. Gold labels are not looked at; they give the report its accuracy.
 
     Args:
-        claims: different claims; those of one group together.
+        claims: different claims; those of one group together. Of a testbed that was read from a
+            file its wording is taken too, and the report has the file's own rows.
         n_seeds: how many, from the first on, begin with a random label, half of them true; or the
             labels that they begin with.
         engine: any that has `label_logprobs`.
@@ -94,7 +97,8 @@ def search(
         alpha=alpha, n_seeds=n_seeds, n_iterations=n_iterations, schedule=schedule, order=order,
         consistency=consistency, objective=objective, scores=scores, seed=seed,
     )  # fmt: skip
-    known, wording = check_claims(claims), wording or Wording()
+    bed = claims if isinstance(claims, Testbed) else None
+    known, wording = parts_of(claims, wording)
     check_claims([*(claim for claim, _ in after), *known], "after and claims")
     related = pairs(known, settings.consistency)
     before = engine.usage
@@ -120,9 +124,8 @@ def search(
     finally:
         journal.close()
     usage = engine.usage.since(before)
-    return make_report(
-        known, result, engine, usage, {**asdict(settings), "wording": asdict(wording)}
-    )
+    kept = {**asdict(settings), "wording": asdict(wording)}
+    return with_table(bed, make_report(known, result, engine, usage, kept))
 
 
 def _header(

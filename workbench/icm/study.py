@@ -257,10 +257,10 @@ class _Bench:
         options = {"wording": bed.wording, "seed": seed, "on_step": self._on_step, **self._settings}
         if self._batch_size is None:
             journal = path and path.with_name(f"{path.name}.jsonl")
-            found = search(bed.claims, self._engine, checkpoint=journal, **options)
+            found = search(bed, self._engine, checkpoint=journal, **options)
         else:
             found = label_all(
-                bed.claims, self._engine, batch_size=self._batch_size, checkpoint=path, **options
+                bed, self._engine, batch_size=self._batch_size, checkpoint=path, **options
             )
         self.searches.append(found)
         return found

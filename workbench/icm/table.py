@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from workbench.icm.orders import Scores
+    from workbench.icm.report import ICMReport
     from workbench.icm.testbeds import Testbed
 
-__all__ = ["ADDED", "check_columns", "joined", "save_table"]
+__all__ = ["ADDED", "check_columns", "joined", "save_table", "with_table"]
 
 ADDED = ("icm_label", "icm_logprob_true", "icm_logprob_false", "icm_log_odds", "icm_error")
 """The columns that `joined` adds."""
@@ -74,6 +76,17 @@ def joined(
     added = pd.DataFrame(rows, columns=[*ADDED], dtype=object)
     added = added.astype({"icm_label": "boolean", **dict.fromkeys(ADDED[1:4], float)})
     return pd.concat([testbed.table, added], axis=1)
+
+
+def with_table(testbed: Testbed | None, report: ICMReport) -> ICMReport:
+    """The report with the rows of the user's file, if its claims are of one."""
+    if testbed is None or testbed.table is None:
+        return report
+    table = joined(testbed, report.claims, report.labels, report.scores())
+    for claim, reason in zip(report.claims, report.rows["error"], strict=True):
+        if reason is not None:
+            table.loc[[*testbed.places.get(claim.text, ())], "icm_error"] = reason
+    return replace(report, table=table)
 
 
 def save_table(frame: pd.DataFrame, path: str | Path) -> Path:

@@ -9,7 +9,7 @@ import difflib
 import logging
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,7 @@ from workbench.errors import InputError
 from workbench.icm.claim import Claim, Wording, check_claims
 from workbench.icm.columns import PAIRS, Columns
 from workbench.icm.reading import Found, gold_of, put, read
+from workbench.icm.table import check_columns
 from workbench.tasks import data
 from workbench.tasks.data import local_file
 from workbench.tasks.gsm8k import CALCULATION
@@ -93,6 +94,20 @@ class Testbed:
             InputError: `count` is below 1 or below the size of the smallest group.
         """
         return replace(self, claims=_drawn(self.claims, count, random.Random(f"draw-{seed}")))
+
+
+def parts_of(
+    claims: Sequence[Claim] | Testbed, wording: Wording | None
+) -> tuple[tuple[Claim, ...], Wording]:
+    """What a search needs of claims or of a testbed, whose own wording counts if there is none.
+
+    Raises:
+        InputError: the claims cannot be labelled, or the file has columns of the labels' names.
+    """
+    if not isinstance(claims, Testbed):
+        return check_claims(claims), wording or Wording()
+    check_columns(claims)
+    return claims.claims, wording or claims.wording
 
 
 def _drawn(
