@@ -139,9 +139,9 @@ def _opened(
         if count < len(bed.claims):
             say(f"{count:,} of {len(bed.claims):,} claims are drawn: --limit draws more")
         return bed, count
-    rows = {claim.group: bed.places[claim.text] for claim in bed.claims if claim.text in bed.places}
+    rows = {claim.group: bed.places[claim.text] for claim in bed.claims if bed.places[claim.text]}
     # In the file's order; of a comparison only one of the two claims has a row.
-    claims = sorted(bed.claims, key=lambda c: bed.places.get(c.text, rows[c.group]))
+    claims = sorted(bed.claims, key=lambda c: bed.places[c.text] or rows[c.group])
     chosen = split(claims, limit or len(claims))[0]
     if len(chosen) > (limit or len(claims)):
         raise InputError(f"--limit {limit}: the first group has {len(chosen)} claims already")
