@@ -15,7 +15,7 @@ from workbench.batch import generate_file
 from workbench.cli import app
 from workbench.cli.evaluate import _batch
 from workbench.engines.vllm import VLLMEngine
-from workbench.errors import InputError
+from workbench.errors import EngineError, InputError
 from workbench.types import Sampling
 
 run = CliRunner().invoke
@@ -306,6 +306,36 @@ def test_icm_labels_comparisons(plain: VLLMEngine, tmp_path: Path) -> None:
     last = read(tmp_path / "all" / "labels.jsonl")[-1]
     assert last["icm_label"] is None
     assert "the context holds" in last["icm_error"]
+
+
+def test_icm_says_what_it_cannot_do_before_it_begins(plain: VLLMEngine, tmp_path: Path) -> None:
+    source = write(tmp_path / "mine.jsonl", [{"text": f"{n}+1={n}"} for n in range(4)])
+    command = ["icm", "--testbed", str(source), "--store", "none", "--k", "5"]
+    twice = run(app, [*command, "--seed", "1", "--seed", "1"])
+    assert (twice.exit_code, "--seed 1 is given twice" in twice.stderr) == (2, True)
+    below = run(app, [*command, "--out", str(source / "x")])
+    assert (below.exit_code, "choose another folder" in below.stderr) == (2, True)
+    rows = [{"text": f"{n}+2={n}", "split": "test", "gold": "?" if n == 2 else "yes"}
+            for n in range(4)]  # fmt: skip
+    source = write(tmp_path / "some.jsonl", [{"text": f"{n}+1={n}"} for n in range(4)] + rows)
+    done = run(app, ["icm", "--testbed", str(source), "--store", "none", "--k", "5"])
+    assert "1 of 4 test claims have no gold label, such as 6" in done.stderr
+    assert done.exit_code == 0, done.output
+
+
+def test_icm_keeps_labels_where_their_check_fails(
+    plain: VLLMEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise EngineError("the server is gone")
+
+    monkeypatch.setattr("workbench.icm.salience.salience", fails)
+    source = write(tmp_path / "mine.jsonl", [{"text": f"{n}+1={n}"} for n in range(4)])
+    command = ["icm", "--testbed", str(source), "--store", "none", "--k", "5"]
+    done = run(app, [*command, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert "is not known: the server is gone" in done.stderr
+    assert len(read(tmp_path / "out" / "labels.jsonl")) == 4
 
 
 def test_icm_ends_with_an_error_where_a_row_has_no_label(plain: VLLMEngine, tmp_path: Path) -> None:

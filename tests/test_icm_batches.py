@@ -173,7 +173,9 @@ def test_a_batch_after_other_labels_is_another_one(tmp_path: Path) -> None:
     path, rest = tmp_path / "one.jsonl", CLAIMS[4:20]
     search(rest, Synthetic(CLAIMS), after=after, checkpoint=path, n_iterations=1)
     after[0] = (after[0][0], not after[0][1])
-    with pytest.raises(InputError, match="is of another search: its after is"):
+    with pytest.raises(
+        InputError, match="is of another search: its labels of the batches before it"
+    ):
         search(rest, Synthetic(CLAIMS), after=after, checkpoint=path, n_iterations=1)
 
 

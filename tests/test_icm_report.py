@@ -302,7 +302,7 @@ def test_a_checkpoint_of_something_else_is_refused(
     engine = Synthetic(claims)
     engine.info = replace(INFO, **change.get("info", {}))
     settings = chosen | {k: v for k, v in change.items() if k not in ("claims", "info")}
-    with pytest.raises(InputError, match=f"search.jsonl is of another search: its {name} is"):
+    with pytest.raises(InputError, match=f"search.jsonl is of another search: its {name}"):
         search(claims, engine, checkpoint=path, **settings)
     assert engine.calls == []
     assert path.read_bytes() == before

@@ -24,10 +24,10 @@ from test_icm_search import (
 from workbench.engines.remote import RemoteEngine
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
-from workbench.icm import Claim, Wording, bootstrap, evaluate_labels, search
+from workbench.icm import Claim, Wording, bootstrap, evaluate_labels, salience, search
 from workbench.icm.journal import Journal
 from workbench.icm.oracle import Oracle
-from workbench.icm.orders import Order
+from workbench.icm.orders import Order, Reference
 from workbench.icm.room import Room
 from workbench.serving import Server
 from workbench.tiny import MODEL
@@ -291,3 +291,36 @@ def test_what_is_shown_beside_test_claims(plain: VLLMEngine) -> None:
     wanted = plain.label_logprobs(prompts, LINES.labels).logprobs
     found = report.rows["log_odds"].to_numpy()
     assert np.abs(found - (wanted[:, 0] - wanted[:, 1])).max() < 1e-4
+
+
+def test_a_claim_that_does_not_fit_does_not_decide_what_is_long() -> None:
+    """Five short and four long ones: one more long one, left out, moved the median across."""
+    short = [Claim(f"s{n}", str(n)) for n in range(5)]
+    long = [Claim(f"l{n}" + " and" * 7, f"l{n}") for n in range(4)]
+    far = Claim("far" + " and" * 60, "far")
+    found = []
+    for claims in ([*short, *long], [*short, *long, far]):
+        room = Room(Synthetic(claims, context=22), claims, WORDING)
+        others = ([i for i in range(9) if i != one] for one in range(9))
+        found.append([room.kept(shown, claims[i].text) for i, shown in enumerate(others)])
+    assert found[0] == found[1]
+    assert min(map(len, found[0])) < 8
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_labels_are_compared_after_what_the_search_showed(seed: int) -> None:
+    claims = claims_of(16, 4)
+    engine = Synthetic(claims, context=30)
+    report = search(claims, engine, n_iterations=5, n_seeds=16, consistency="none", seed=seed)
+    shown = []
+    for pass_over in (
+        lambda: salience(report, engine),
+        lambda: Reference(Oracle(engine, claims, WORDING, Journal(None, {}), seed=seed)).all(
+            report.labels
+        ),
+    ):
+        engine.asked.clear()
+        pass_over()
+        shown.append({query: {*prompts} for query, prompts in shown_by(engine).items()})
+    assert shown[0] == shown[1]
+    assert min(len(one) for prompts in shown[1].values() for one in prompts) < 15

@@ -498,8 +498,26 @@ def test_values_go_out_as_they_came(tmp_path: Path) -> None:
     assert table_of(save_table(twice, tmp_path / "t.csv"))[1].to_numpy().tolist() == [
         ["a", "b", "c"]
     ]
-    with pytest.raises(InputError, match=r"'' is the name of two columns; write a \.csv"):
-        save_table(twice, tmp_path / "t.jsonl")
+    save_table(twice, tmp_path / "t.jsonl")
+    assert json.loads((tmp_path / "t.jsonl").read_text()) == {"": "a", "x": "b", ".2": "c"}
+    odd = pd.DataFrame({"half": ["\ud83d"], "keys": [{(1, 2): 3}]}, dtype=object)
+    save_table(odd, tmp_path / "t.jsonl")
+    assert json.loads((tmp_path / "t.jsonl").read_text())["half"] == "\ud83d"
+    assert table_of(save_table(odd, tmp_path / "t.csv"))[1]["half"].tolist() == ["\\ud83d"]
+    with pytest.raises(InputError, match="half a character"):
+        read_claims([{"text": "so \ud83d"}, {"text": "not"}])
+
+
+def test_columns_of_objects_are_columns(tmp_path: Path) -> None:
+    texts, others = ["a", "b"], [{"text": "x"}, {"text": "y"}]
+    for meta in (others, [{"n": 1}, {"n": 2}]):
+        (tmp_path / "c.json").write_text(json.dumps({"text": texts, "context": meta}))
+        bed = read_claims(tmp_path / "c.json")
+        assert [claim.text for claim in bed.claims] == texts
+        assert bed.table is not None
+        assert bed.table["context"].tolist() == meta
+    with pytest.raises(InputError, match="text is given twice"):
+        read_claims([{"a": "x"}, {"a": "y"}], columns=["text=a", "text=b"])
 
 
 def test_wordings() -> None:

@@ -20,11 +20,13 @@ from workbench.cli.shared import (
     save,
     show_metrics,
 )  # fmt: skip
-from workbench.errors import InputError
+from workbench.errors import InputError, WorkbenchError
 from workbench.nb.cli import told
 from workbench.nb.tables import table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from workbench.icm.report import ICMReport
     from workbench.icm.study import ICMStudy
     from workbench.icm.testbeds import Testbed
@@ -95,6 +97,9 @@ def icm(  # noqa: PLR0917
     from workbench.icm.claim import wording_from
 
     check_new(out)
+    seeds = seed or [0]
+    if twice := [one for one in seeds if seeds.count(one) > 1]:
+        raise InputError(f"--seed {twice[0]} is given twice; give different ones")
     put = wording_from(labels, None, template) if labels or template else None
     bed, count = _opened(
         testbed, limit, batch_size, columns=column, wording=put, test_count=test_count
@@ -102,9 +107,17 @@ def icm(  # noqa: PLR0917
     settings: dict[str, Any] = {
         "alpha": alpha, "n_iterations": k, "n_seeds": num_seed, "order": order,
         "schedule": schedule, "consistency": consistency, "checkpoints": checkpoints,
-        "batch_size": batch_size, "count": count, "seeds": seed or [0],
+        "batch_size": batch_size, "count": count, "seeds": seeds,
     }  # fmt: skip
-    known = bool(bed.test) and all(claim.gold is not None for claim in bed.test)
+    lacking = [claim for claim in bed.test if claim.gold is None]
+    known = bool(bed.test) and not lacking
+    if lacking:
+        say(
+            f"{len(lacking)} of {len(bed.test)} test claims have no gold label, such as "
+            f"{lacking[0].id or lacking[0].text!r:.60}: labels are found, but not judged"
+        )
+    if test_count and not bed.test:
+        say(f"--test-count {test_count}: {bed.name} has no rows with split=test")
     if not known and (wrong := [name for name in method or () if name != "ICM"]):
         raise InputError(
             f"--method {wrong[0]!r} cannot be judged, as {bed.name} has no test claims with gold "
@@ -133,7 +146,9 @@ def _opened(
     if testbed == "embedded":
         test = options["test_count"]
         pool = max(count, POOL - (200 if test is None else test))
-        return open_testbed(testbed, count=pool, **options), count
+        bed = open_testbed(testbed, count=pool, **options | {"wording": None})
+        put = options["wording"]  # words for labels; what ends a claim stays the testbed's
+        return replace(bed, wording=replace(put, after=bed.wording.after)) if put else bed, count
     bed = open_testbed(testbed, **options)
     if testbed in TESTBEDS:
         if count < len(bed.claims):
@@ -176,6 +191,17 @@ def _study(
     if out is not None:
         done.save(out, figure)
         say(f"methods, rows, searches and figure are in {out}")
+    if bed.table is not None:
+        _check_complete(done.searches)
+
+
+def _check_complete(found: Sequence[ICMReport]) -> None:
+    """End with a code where a row of the user's has no label."""
+    missing = sorted({str(why) for one in found for why in one.rows["error"].dropna()})
+    if missing:
+        left = sum(one.labels.count(None) for one in found)
+        say(f"{left} claims have no label: {'; '.join(missing)}")
+        raise typer.Exit(1)
 
 
 def _table(done: ICMStudy) -> str:
@@ -228,11 +254,7 @@ def _label(
         metrics += agreement({seed: report.labelled() for seed, report in found.items()})
     show_metrics(metrics, as_json=as_json)
     say("no test claims with gold labels: the labels were found, not what they are worth")
-    missing = sorted({str(why) for one in found.values() for why in one.rows["error"].dropna()})
-    if missing:
-        left = sum(one.labels.count(None) for one in found.values())
-        say(f"{left} claims have no label: {'; '.join(missing)}")
-        raise typer.Exit(1)
+    _check_complete([*found.values()])
 
 
 def _shown(report: ICMReport, engine: Engine, out: Path | None, who: str) -> list[Metric]:
@@ -246,15 +268,22 @@ def _shown(report: ICMReport, engine: Engine, out: Path | None, who: str) -> lis
     plot_convergence(axes[0], {"labels found": report.history})
     for note in report.notes:
         say(who + note)
+    stop: BaseException | None = None
     if len(report.labelled()) > 1:
-        energies = salience(report, engine, seed=report.provenance["seed"])
-        plot_salience(axes[1], energies)
-        say(who + stands_out(energies)[1])
-        for row in energies.to_dict("records"):
-            say(f"  {row['labels']:>9}: energy {row['energy']:.1f}")
+        try:
+            energies = salience(report, engine, seed=report.provenance["seed"])
+            plot_salience(axes[1], energies)
+            say(who + stands_out(energies)[1])
+            for row in energies.to_dict("records"):
+                say(f"  {row['labels']:>9}: energy {row['energy']:.1f}")
+        except (WorkbenchError, KeyboardInterrupt) as error:  # the labels are there
+            stop = error
+            say(f"{who}whether the labels stand out is not known: {error or 'interrupted'}")
     if out is not None:
         save(report, out, figure)
         say(f"{who}summary, rows, labels and figure are in {out}")
+    if isinstance(stop, KeyboardInterrupt):
+        raise stop
     gold = report.rows["gold"].notna()
     metrics = list(report.summary)
     if gold.any():

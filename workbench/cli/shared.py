@@ -58,6 +58,11 @@ def check_new(folder: Path | None) -> None:
     """Before the work and not after it."""
     if folder is not None and folder.exists():
         raise InputError(f"{folder} exists already: choose another folder for this report")
+    try:
+        if folder is not None:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error}; choose another folder") from error
 
 
 def show_report(

@@ -6,13 +6,15 @@ claims would ask for each of them after all others, again and again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import reduce
 from operator import add
 from pathlib import Path
 from typing import Any
 
+from workbench.engines.meter import one_bar
 from workbench.errors import InputError
 from workbench.icm.claim import Claim, Wording
 from workbench.icm.consistency import pairs, violated
@@ -63,21 +65,36 @@ def label_all(
     """
     bed, before = claims if isinstance(claims, Testbed) else None, engine.usage
     known, put = parts_of(claims, wording)
-    Settings(**{name: value for name, value in settings.items() if name != "on_step"})
+    names = {field.name for field in fields(Settings)}
+    if unknown := sorted({*settings} - names - {"on_step"}):
+        raise InputError(f"{unknown[0]!r} is no setting of a search; there are {sorted(names)}")
+    Settings(**{name: value for name, value in settings.items() if name in names})
     oracle = Oracle(engine, known, put, Journal(None, {}), seed=settings.get("seed", 0))
     there, found = oracle.fitting(), list[ICMReport]()
     parts = [[there[i] for i in one] for one in split([known[i] for i in there], batch_size)]
     labelled: list[tuple[Claim, bool]] = []
-    for number, part in enumerate(parts, 1):
-        path = None if checkpoint is None else Path(checkpoint) / f"batch-{number}.jsonl"
-        one = search(
-            [known[i] for i in part], engine, wording=put, after=labelled, everyone=True,
-            checkpoint=path, **settings,
-        )  # fmt: skip
-        labelled += one.labelled()
-        found.append(one)
+    with _over(len(parts)) as step:
+        for number, part in enumerate(parts, 1):
+            path = None if checkpoint is None else Path(checkpoint) / f"batch-{number}.jsonl"
+            one = search(
+                [known[i] for i in part], engine, wording=put, after=labelled, everyone=True,
+                checkpoint=path, **settings,
+            )  # fmt: skip
+            labelled += one.labelled()
+            found.append(one)
+            step()
     usage = engine.usage.since(before)
     return with_table(bed, _joined(known, parts, found, oracle.unfit, engine=engine, usage=usage))
+
+
+@contextmanager
+def _over(count: int) -> Iterator[Callable[[], object]]:
+    """A bar over several batches."""
+    if count < 2:
+        yield lambda: None
+        return
+    with one_bar(count, "icm in batches", "batch") as bar:
+        yield lambda: bar.update(1)
 
 
 def split(claims: Sequence[Claim], batch_size: int) -> list[list[int]]:

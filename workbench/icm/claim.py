@@ -130,6 +130,8 @@ def check_claims(claims: Sequence[Claim], what: str = "claims") -> tuple[Claim, 
             raise InputError(f"{what}[{index}]={claim!r:.80} must be a workbench.icm.Claim")
         if not isinstance(claim.text, str) or not claim.text.strip():
             raise InputError(f"{what}[{index}].text={claim.text!r} must not be empty")
+        if not claim.text.isascii() and re.search("[\ud800-\udfff]", claim.text):
+            raise InputError(f"{what}[{index}].text={claim.text!r:.80} has half a character")
         if not isinstance(claim.group, str):
             raise InputError(f"{what}[{index}].group={claim.group!r:.80} must be a text")
         if not isinstance(claim.answer_key, str | None):

@@ -60,6 +60,9 @@ def given_columns(columns: Columns) -> dict[str, str]:
     else:
         texts = [columns] if isinstance(columns, str) else columns or ()
         pairs = [str(one).partition("=") for one in texts]
+        named = [ours.strip() for ours, _, _ in pairs]
+        if twice := [ours for ours in named if named.count(ours) > 1]:
+            raise InputError(f"columns: {twice[0]} is given twice; give one column for it")
         given = {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
     for ours, theirs in given.items():
         if ours not in NAMES or not theirs:

@@ -22,6 +22,12 @@ from workbench.files import write_whole
 
 __all__ = ["Journal"]
 
+# Digests in a header, and what a reader knows them as.
+UNSEEN = {
+    "claims": "claims, groups or words (another file, --limit or --batch-size)",
+    "after": "labels of the batches before it (another --k or --batch-size)",
+}
+
 log = logging.getLogger("workbench")
 
 MOST = 1e18  # above which a number is no score and no cost
@@ -167,7 +173,10 @@ def _check_header(path: Path, first: object, head: Mapping[str, Any]) -> None:
     differ = [k for k in {**head, **first} if head.get(k) != first.get(k)]
     if differ:
         name = differ[0]
+        how = f"its {name} is {first.get(name)!r}, here it is {head.get(name)!r}"
+        if name in UNSEEN:
+            how = f"its {UNSEEN[name]} are others than here"
         raise InputError(
-            f"checkpoint {path} is of another search: its {name} is {first.get(name)!r}, here "
-            f"it is {head.get(name)!r}; name another file, or remove it to begin again"
+            f"checkpoint {path} is of another search: {how}; name another file or folder, or "
+            "remove it to begin again"
         )

@@ -60,7 +60,8 @@ class Room:
         }
         both = tokens[3 + len(queries) :]
         self._costs = [max(pair) - before for pair in zip(both[:count], both[count:], strict=True)]
-        limit = OUTLIER * median(self._costs)
+        usual = [self._costs[i] for i, text in enumerate(texts) if self._left[text] >= 0]
+        limit = OUTLIER * median(usual or self._costs)
         order = sorted(range(count), key=lambda i: (self._costs[i] > limit, digest(seed, texts[i])))
         self._rank = {index: rank for rank, index in enumerate(order)}
         self.unfit = {

@@ -11,6 +11,7 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from workbench.engines.meter import one_bar
 from workbench.errors import InputError
 from workbench.icm.claim import Wording
 from workbench.icm.consistency import Pair, pairs, violated
@@ -61,14 +62,18 @@ def salience(report: ICMReport, engine: Engine, *, seed: int = 0) -> pd.DataFram
         raise InputError(f"{len(there)} claims have a label: 2 at least are compared")
     claims = [report.claims[index] for index in there]
     wording = Wording(**report.provenance["wording"])
-    order = Reference(Oracle(engine, claims, wording, Journal(None, {})))
+    chosen = {name: report.provenance[name] for name in ("seed", "scores")}
+    order = Reference(Oracle(engine, claims, wording, Journal(None, {}), **chosen))
     related = pairs(claims, report.provenance["consistency"])
     known, found = report.scores(), [bool(report.labels[index]) for index in there]
     values = {"found": _values(report, found, {i: known[j] for i, j in enumerate(there)}, related)}
-    for name, labels in _others(found, seed):
-        mine = _values(report, labels, order.all(tuple(labels)), related)
-        mine = mine / DRAWS if name == "random" else mine
-        values[name] = values[name] + mine if name in values else mine
+    others = _others(found, seed)
+    with one_bar(len(others), "salience", "pass") as bar:
+        for name, labels in others:
+            mine = _values(report, labels, order.all(tuple(labels)), related)
+            mine = mine / DRAWS if name == "random" else mine
+            values[name] = values[name] + mine if name in values else mine
+            bar.update(1)
     table = pd.DataFrame(_row(name, values["found"], own) for name, own in values.items())
     share = sum(found) / len(found)
     return table.assign(labels_true=[share, 1 - share, 1.0, 0.0, 0.5])

@@ -93,15 +93,11 @@ def save_table(frame: pd.DataFrame, path: str | Path) -> Path:
     """Write a table as .jsonl or .csv, in UTF-8, so that texts and numbers come back as they are.
 
     Raises:
-        InputError: another ending, a .jsonl with two columns of one name, or the file cannot be
-            written.
+        InputError: another ending, or the file cannot be written.
     """
     target = Path(path).expanduser()
     if target.suffix not in (".jsonl", ".csv"):
         raise InputError(f"{target}: labels are written as .jsonl or .csv")
-    if target.suffix == ".jsonl" and not frame.columns.is_unique:
-        twice = frame.columns[frame.columns.duplicated()][0]
-        raise InputError(f"{target}: {twice!r} is the name of two columns; write a .csv")
     plain = frame.astype(object).where(frame.notna(), None)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -109,18 +105,44 @@ def save_table(frame: pd.DataFrame, path: str | Path) -> Path:
             # Quotes around every text: a lone carriage return is then kept too.
             plain.map(_cell).to_csv(target, index=False, quoting=csv.QUOTE_NONNUMERIC)
         else:
-            rows = plain.to_dict("records")
-            lines = (json.dumps(row, ensure_ascii=False, default=_plain) for row in rows)
-            target.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+            names = _distinct([*map(str, plain.columns)])
+            rows = (dict(zip(names, row, strict=True)) for row in plain.itertuples(index=False))
+            target.write_text("".join(f"{_line(row)}\n" for row in rows), "utf-8")
     except OSError as error:
         raise InputError(f"{target} cannot be written: {error}") from error
     return target
 
 
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names of columns, those that come again with their number: an object has each once."""
+    found: list[str] = []
+    for name in names:
+        number, own = 1, name
+        while own in found:
+            number, own = number + 1, f"{name}.{number + 1}"
+        found.append(own)
+    return found
+
+
+def _line(value: object) -> str:
+    """As JSON; half a character, which no file holds, as its escape."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=_plain)
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, default=_plain)
+    except TypeError:  # keys that JSON has not
+        own = value.items() if isinstance(value, Mapping) else ()
+        plain = {str(k): v if isinstance(v, str | int | float | None) else str(v) for k, v in own}
+        return json.dumps(plain or str(value), ensure_ascii=True)
+    return text
+
+
 def _cell(value: object) -> object:
     """Lists and objects as JSON, which a reader of CSV can take apart again."""
-    nested = isinstance(value, dict | list | tuple)
-    return json.dumps(value, ensure_ascii=False, default=_plain) if nested else value
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    return _line(value) if isinstance(value, dict | list | tuple) else value
 
 
 def _plain(value: Any) -> object:

@@ -208,10 +208,11 @@ def _of_json(text: str) -> Iterator[tuple[str, Any]]:
 def _of_object(found: Mapping[str, Any]) -> object:
     lists = {name: value for name, value in found.items() if isinstance(value, list)}
     tables = [rows for rows in lists.values() if rows and all(isinstance(r, Mapping) for r in rows)]
-    if len(tables) == 1:
-        return tables[0]
     lengths = {name: len(value) for name, value in lists.items()}
-    if not tables and lists and len(lists) == len(found) and len({*lengths.values()}) == 1:
+    even = len(lists) == len(found) > 0 and len({*lengths.values()}) == 1
+    if len(tables) == 1 and (len(lists) == 1 or not even):
+        return tables[0]
+    if even and len(tables) < len(lists):
         return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
     shape = f"with lists of the lengths {lengths}" if lists else f"with the keys {[*found]}"
     raise ValueError(f"which must be {SHAPES}; it is an object {shape:.200}")
