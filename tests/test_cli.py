@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -319,7 +320,7 @@ def test_icm_says_what_it_cannot_do_before_it_begins(plain: VLLMEngine, tmp_path
             for n in range(4)]  # fmt: skip
     source = write(tmp_path / "some.jsonl", [{"text": f"{n}+1={n}"} for n in range(4)] + rows)
     done = run(app, ["icm", "--testbed", str(source), "--store", "none", "--k", "5"])
-    assert "1 of 4 test claims have no gold label, such as 6" in done.stderr
+    assert "1 of 4 test claims have no gold label, such as '6'" in done.stderr
     assert done.exit_code == 0, done.output
 
 
@@ -329,7 +330,7 @@ def test_icm_keeps_labels_where_their_check_fails(
     def fails(*_: object, **__: object) -> None:
         raise EngineError("the server is gone")
 
-    monkeypatch.setattr("workbench.icm.salience.salience", fails)
+    monkeypatch.setattr(sys.modules["workbench.icm.salience"], "salience", fails)
     source = write(tmp_path / "mine.jsonl", [{"text": f"{n}+1={n}"} for n in range(4)])
     command = ["icm", "--testbed", str(source), "--store", "none", "--k", "5"]
     done = run(app, [*command, "--out", str(tmp_path / "out")])

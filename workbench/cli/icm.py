@@ -232,7 +232,7 @@ def _label(
     bed: Testbed, engine: Engine, options: dict[str, Any], out: Path | None, *, as_json: bool
 ) -> None:
     """Label all claims at each seed; keep each seed's labels as soon as they are there."""
-    from workbench.icm.batches import label_all
+    from workbench.icm.batches import label_all, over
     from workbench.icm.compare import agreement
     from workbench.icm.table import check_columns
 
@@ -240,16 +240,19 @@ def _label(
     seeds, count, kept = (options.pop(name) for name in ("seeds", "count", "checkpoints"))
     found: dict[int, ICMReport] = {}
     metrics: list[Metric] = []
-    for seed in seeds:
-        found[seed] = label_all(
-            bed.draw(count, seed), engine, seed=seed, wording=bed.wording,
-            checkpoint=kept and kept / f"{bed.name}-seed-{seed}", **options,
-        )  # fmt: skip
-        who = f"seed {seed}: " if len(seeds) > 1 else ""
-        folder = out and (out / f"seed-{seed}" if who else out)
-        metrics += [
-            replace(one, name=who + one.name) for one in _shown(found[seed], engine, folder, who)
-        ]
+    with over(len(seeds), "seeds", "seed") as step:
+        for seed in seeds:
+            found[seed] = label_all(
+                bed.draw(count, seed), engine, seed=seed, wording=bed.wording,
+                checkpoint=kept and kept / f"{bed.name}-seed-{seed}", **options,
+            )  # fmt: skip
+            who = f"seed {seed}: " if len(seeds) > 1 else ""
+            folder = out and (out / f"seed-{seed}" if who else out)
+            metrics += [
+                replace(one, name=who + one.name)
+                for one in _shown(found[seed], engine, folder, who)
+            ]
+            step()
     if len(seeds) > 1:
         metrics += agreement({seed: report.labelled() for seed, report in found.items()})
     show_metrics(metrics, as_json=as_json)

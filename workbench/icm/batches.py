@@ -28,7 +28,7 @@ from workbench.icm.table import with_table
 from workbench.icm.testbeds import Testbed, parts_of
 from workbench.types import Engine, Usage
 
-__all__ = ["label_all", "split"]
+__all__ = ["label_all", "over", "split"]
 
 COUNTED = ("prompts", "prompt_tokens", "computed_tokens")
 
@@ -73,7 +73,7 @@ def label_all(
     there, found = oracle.fitting(), list[ICMReport]()
     parts = [[there[i] for i in one] for one in split([known[i] for i in there], batch_size)]
     labelled: list[tuple[Claim, bool]] = []
-    with _over(len(parts)) as step:
+    with over(len(parts), "icm in batches", "batch") as step:
         for number, part in enumerate(parts, 1):
             path = None if checkpoint is None else Path(checkpoint) / f"batch-{number}.jsonl"
             one = search(
@@ -88,12 +88,12 @@ def label_all(
 
 
 @contextmanager
-def _over(count: int) -> Iterator[Callable[[], object]]:
-    """A bar over several batches."""
+def over(count: int, what: str, unit: str) -> Iterator[Callable[[], object]]:
+    """A bar over parts that have bars of their own, if there are several; yields a step of it."""
     if count < 2:
         yield lambda: None
         return
-    with one_bar(count, "icm in batches", "batch") as bar:
+    with one_bar(count, what, unit) as bar:
         yield lambda: bar.update(1)
 
 
