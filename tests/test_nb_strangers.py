@@ -202,6 +202,17 @@ def test_the_copies_run_again_with_and_without_values(place: Path) -> None:
     assert tags.count(("injected-parameters",)) == 1
 
 
+def test_an_injected_cell_that_fails_is_named(place: Path) -> None:
+    path = write(place / "books" / "papers" / "stale.ipynb", "print(alpha)")
+    notebook: Any = nbformat.read(path, as_version=4)
+    stale = v4.new_code_cell("alpha = 1 / 0", metadata={"tags": ["injected-parameters"]})
+    notebook.cells.insert(1, stale)
+    nbformat.write(notebook, path)
+    (row,) = run([path], "stale", say=lambda _: None).to_dict(orient="records")
+    assert row["status"] == "failed"
+    assert row["detail"] == "the injected parameters: ZeroDivisionError: division by zero"
+
+
 def test_papermill_itself_runs_a_copy_of_ours(place: Path) -> None:
     papermill: Any = import_module("papermill")
     path = write(place / "books" / "papers" / "theirs.ipynb", "print(alpha, n)")

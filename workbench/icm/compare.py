@@ -206,7 +206,7 @@ def _halves(claims: Metric, by_seed: pd.DataFrame) -> tuple[float, float]:
 
 
 def seed_notes(rows: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
-    """Which of several seeds have collapsed or are upside down, which a mean hides."""
+    """Which of several seeds have collapsed or are inverted, which a mean hides."""
     if runs["seed"].nunique() < 2:
         return []
     said, shares = [], runs.astype({"label_accuracy": float, "labels_true": float})

@@ -48,27 +48,35 @@ def judge(
         said: What the child said last.
     """
     # The copy has the same cells, by their order; what papermill puts in is left out of both.
-    sent = [
-        replace(cell, index=place.index)
-        for place, cell in zip(own, own_cells(output), strict=False)
-        if cell.runs
-    ]
+    there = _cells(output)
+    pairs = zip(own, (cell for cell in there if not _is_put_in(cell)), strict=False)
+    sent = [replace(cell, index=place.index) for place, cell in pairs if cell.runs]
     end = next((n for n, cell in enumerate(sent) if code == child.OK and _stopped(cell)), None)
     due = sent if end is None else sent[: end + 1]
     done = sum(_succeeded(cell, code) for cell in due)
     total = sum(cell.runs for cell in own)
     status = _status(code, whole=done == len(due) and (end is not None or len(sent) == total))
     detail = "; ".join(_notes(due)) if status == "ok" else _reason(status, code, due, said)
+    if wrong := [cell for cell in there if _is_put_in(cell) and _errors(cell)]:
+        detail = f"the injected parameters: {_named(_errors(wrong[0])[0])}"
     return Outcome(status, seconds, total, done, detail)
 
 
 def own_cells(path: Path) -> list[Cell]:
     """A notebook's cells without those that papermill puts in; none where it cannot be read."""
+    return [cell for cell in _cells(path) if not _is_put_in(cell)]
+
+
+def _is_put_in(cell: Cell) -> bool:
+    return bool(PUT_IN & {*cell.tags})
+
+
+def _cells(path: Path) -> Sequence[Cell]:
     try:
-        return [cell for cell in load(path).cells if not PUT_IN & {*cell.tags}]
+        return load(path).cells
     except NotebookError:
         # Nothing was written, or the writer was killed half way.
-        return []
+        return ()
 
 
 def _status(code: int | None, *, whole: bool) -> Status:

@@ -145,7 +145,5 @@ def plot_salience(ax: Axes, table: pd.DataFrame) -> None:
     ax.invert_yaxis()
     ax.set_xlabel("energy, nats")
     good, _ = stands_out(table)
-    ax.set_title(
-        f"The labels found {'' if good else 'do not '}stand out\nfrom random and inverted ones",
-        fontsize=10,
-    )
+    title = "stand out\nfrom random and inverted ones" if good else "do not stand out"
+    ax.set_title(f"The labels found {title}", fontsize=10)
