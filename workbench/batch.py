@@ -18,8 +18,6 @@ from workbench.files import write_whole
 from workbench.store import digest
 from workbench.types import Prompt, Sampling, Usage
 
-__all__ = ["BatchResult", "generate_file"]
-
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:

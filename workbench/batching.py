@@ -28,8 +28,6 @@ from workbench.types import Sampling
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Batching", "Took", "Traffic", "Way", "continuous", "static"]
-
 
 @dataclass(frozen=True, slots=True)
 class Took:

@@ -6,8 +6,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-__all__ = ["born"]
-
 
 def born(pid: int) -> str | float:
     """The boot and the tick of it in which a process began; elsewhere than on Linux, the time.

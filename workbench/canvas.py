@@ -13,8 +13,6 @@ from workbench.types import Sampling
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["denoised"]
-
 
 def denoised(
     engine: DiffusionEngine,

@@ -16,8 +16,6 @@ from workbench.types import Metric, Report, Usage
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["compare", "compare_p", "comparison", "load"]
-
 NAN = float("nan")
 SIGNS = 6
 """Items that only one of two solves, below which McNemar's test shows nothing."""

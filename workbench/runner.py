@@ -13,8 +13,6 @@ from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
 from workbench.types import Engine, Sampling
 
-__all__ = ["BATCHES", "Load", "Runner", "local", "open_both", "versus"]
-
 BATCHES = (1, 8, 16, 32)
 # Options that both engines have.
 COMMON = ("device", "dtype", "load_format", "max_model_len", "revision")

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["commit", "project", "run_dir", "save_figure", "save_metrics", "save_table"]
-
 _BEGUN: set[Path] = set()
 """The files of metrics that this process has begun."""
 

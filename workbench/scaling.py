@@ -13,8 +13,6 @@ from workbench.types import Task
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["by_samples"]
-
 
 def by_samples(task: Task, report: Evaluation, counts: Sequence[int]) -> pd.DataFrame:
     """The vote of the first k samples of each item, for each k of `counts`.

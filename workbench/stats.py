@@ -12,17 +12,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = [
-    "balanced_accuracy",
-    "calibration_error",
-    "difference",
-    "kappa",
-    "mcnemar",
-    "mean",
-    "paired_shares",
-    "proportion",
-]
-
 Z = 1.959964
 """Half the width of a 95 % interval in standard errors."""
 

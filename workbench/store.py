@@ -22,8 +22,6 @@ from platformdirs import user_cache_path
 
 from workbench.errors import StoreError
 
-__all__ = ["Store", "default_path", "digest", "folder_digest", "open_store"]
-
 APPLICATION_ID = 0x576B4263  # "WkBc": marks a file as ours
 VERSION = 1
 T = TypeVar("T")

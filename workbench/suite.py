@@ -17,8 +17,6 @@ from workbench.evaluation import Evaluation, asked, evaluate
 from workbench.store import digest
 from workbench.types import Engine, Task
 
-__all__ = ["run_suite"]
-
 log = logging.getLogger("workbench")
 
 Style = Literal["completion", "chat"]

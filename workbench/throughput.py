@@ -23,8 +23,6 @@ from workbench.types import Metric, Report, Sampling, Usage
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Throughput", "speedups", "summarise"]
-
 CALLS = 4  # a batch is timed over so many calls: its speed does not depend on what follows
 
 

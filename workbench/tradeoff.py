@@ -22,8 +22,6 @@ from workbench.types import Report, Sampling, Task, Usage
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["TradeOff"]
-
 
 class TradeOff:
     """A measurement: `run()` does it, and after an interrupt goes on with it.

@@ -21,25 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = [
-    "Completion",
-    "Engine",
-    "EngineInfo",
-    "Errors",
-    "Grade",
-    "Item",
-    "LabelRow",
-    "LabelScores",
-    "Message",
-    "Metric",
-    "Prompt",
-    "Report",
-    "Sampling",
-    "Task",
-    "TokenLogprob",
-    "Usage",
-]
-
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
 Errors = Literal["raise", "return"]

@@ -5,15 +5,14 @@ A number out of a table (NumPy's, pandas') is the same request as Python's own, 
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from workbench.errors import InputError
-
-__all__ = ["flag", "json_object", "optional", "real", "refuse", "text", "texts", "whole"]
 
 LARGEST = 2**63 - 1
 T = TypeVar("T")
@@ -126,6 +125,34 @@ def _text(value: object) -> str | None:
     except UnicodeEncodeError:  # half a character, which no model can write
         return None
     return str.__str__(value)  # NumPy has a kind of its own
+
+
+def known(kind: str, name: object, names: Iterable[str], otherwise: str = "") -> str:
+    """A name out of a few.
+
+    Args:
+        kind: What it is the name of, such as "agent".
+        name: What was given.
+        names: All there are.
+        otherwise: What else could have been given, for the message.
+
+    Raises:
+        InputError: there is none of this name; says the nearest and all.
+    """
+    choices = list(names)
+    if isinstance(name, str) and name in choices:
+        return name
+    raise InputError(
+        f"no {kind} {name!r:.80}{near(name, choices)}. Known: "
+        f"{', '.join(choices) or 'none'}{otherwise}"
+    )
+
+
+def near(name: object, names: Iterable[str]) -> str:
+    """ ", did you mean 'x'?" with the nearest of the names; "" if none is near."""
+    lower = {one.lower(): one for one in names}
+    found = difflib.get_close_matches(str(name).lower(), lower, 1)
+    return f", did you mean {lower[found[0]]!r}?" if found else ""
 
 
 def json_object(name: str, value: object) -> dict[str, Any]:

@@ -11,9 +11,6 @@ from workbench.agents.majority_vote import check_samples, sampled
 from workbench.agents.program import Answer, Call, Case, Program, Score
 from workbench.errors import EngineError
 
-__all__ = ["BestOfN", "yes_or_no"]
-
-
 ASKED = """Problem:
 {problem}
 

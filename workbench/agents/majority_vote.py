@@ -10,8 +10,6 @@ from workbench.agents.program import Answer, Ask, Call, Case, Program
 from workbench.errors import EngineError, InputError
 from workbench.types import Item, Task
 
-__all__ = ["MajorityVote", "check_samples", "cluster", "sampled"]
-
 
 @dataclass(frozen=True, slots=True)
 class MajorityVote:

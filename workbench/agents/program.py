@@ -16,8 +16,6 @@ from typing import Any
 
 from workbench.types import Item, Prompt, Sampling, Task
 
-__all__ = ["Agent", "Answer", "Ask", "Call", "Case", "Program", "Score"]
-
 
 @dataclass(frozen=True, slots=True)
 class Ask:

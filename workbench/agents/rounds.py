@@ -17,8 +17,6 @@ from workbench.progress import fact
 from workbench.store import digest
 from workbench.types import Completion, Engine, Prompt, Sampling
 
-__all__ = ["Made", "Outcome", "advance"]
-
 log = logging.getLogger("workbench")
 
 MOST = 64

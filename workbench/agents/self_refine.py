@@ -9,8 +9,6 @@ from workbench.agents.program import Answer, Ask, Case, Program
 from workbench.errors import InputError
 from workbench.types import Sampling
 
-__all__ = ["SelfRefine"]
-
 CRITIQUE = "Check the solution above step by step. Name each mistake, or say that there is none."
 LEAST = 160
 """Tokens for a critique or a revision at the least."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from workbench.agents.program import Ask, Case, Program
 
-__all__ = ["standard"]
-
 
 def standard(case: Case) -> Program:
     """One answer, as the task asks for it."""

@@ -11,18 +11,6 @@ from workbench.answers.statements import WINDOW, statements
 from workbench.answers.tidy import STOP, TABLE, sentence, tidy
 from workbench.answers.wording import REFUSAL, UNFIT, retracted
 
-__all__ = [
-    "GOES_ON",
-    "LETTERS",
-    "OPEN",
-    "PREDICATE",
-    "TAIL",
-    "either",
-    "judged",
-    "listed",
-    "read_letter",
-]
-
 LETTERS = tuple("ABCDEFGHIJ")
 OPEN = r"[\s*_`\"'“‘$(\[{:：#]{0,12}"
 CLOSE = r"[\s*_`\"'”’$)\]}.:!]{0,12}"

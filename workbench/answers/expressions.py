@@ -24,8 +24,6 @@ from typing import Any
 from workbench.answers.formula import Formula, parse, tokens
 from workbench.errors import WorkbenchError
 
-__all__ = ["LONGEST", "given_up", "same_expression"]
-
 SECONDS = 1.5
 """Of CPU time for a question; half as long again to find out which of two formulas is to blame."""
 PATIENCE = 120.0

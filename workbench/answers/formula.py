@@ -20,8 +20,6 @@ import re
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["Formula", "parse", "tokens"]
-
 Formula = list[Any]
 
 TOKEN = re.compile(r'"[^"]*"|\\(?:[A-Za-z]+|.)|\d+(?:\.\d+)?|\.\d+|\*\*|\S', re.DOTALL)

@@ -11,8 +11,6 @@ from workbench.answers.statements import WINDOW, marked, statements
 from workbench.answers.tidy import final_sentence, sentence, tidy
 from workbench.answers.wording import DENIAL, retracted
 
-__all__ = ["read_label", "read_text"]
-
 BESIDE = re.compile(
     r"(?P<weak>[.!;][\s*_]{1,6})|[\s,/|&]{0,6}(?:(?:or|and|nor|vs\.?|versus)\s)?\s{0,4}",
     re.IGNORECASE,

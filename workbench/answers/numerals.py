@@ -14,8 +14,6 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-__all__ = ["Number", "number_at", "numbers_in", "written"]
-
 LONGEST = 300
 """Digits of a number that is still read; Python itself refuses over 4,300."""
 

@@ -12,8 +12,6 @@ from workbench.answers.statements import Place, statements
 from workbench.answers.tidy import final_sentence, sentence, tidy
 from workbench.answers.wording import BOUND, HINDERED, UNFIT, retracted
 
-__all__ = ["bare_number", "expression", "read_number", "read_several", "stated"]
-
 HEDGES = (
     r"approximately|approx\.?|about|around|roughly|nearly|almost|exactly|precisely|equal\s+to|"
     r"therefore|thus|hence|simply|just|only|still|now|indeed|that|a\s+total\s+of|"

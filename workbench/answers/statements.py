@@ -19,8 +19,6 @@ from typing import Literal, NamedTuple
 
 from workbench.answers.wording import DOUBTED
 
-__all__ = ["Place", "marked", "statements"]
-
 WINDOW = 400
 """Characters of a statement that are looked at."""
 MOST = 32

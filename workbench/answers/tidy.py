@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["final_sentence", "outside_reasoning", "sentence", "tidy"]
-
 TAG = re.compile(r"[<\[](/?)(?:think|thinking|thought|reasoning)[>\]]", re.IGNORECASE)
 FINAL = re.compile(r"<\|channel\|>\s?final\b[^<\n]{0,40}<\|message\|>")
 SPECIAL = {

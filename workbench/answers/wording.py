@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-__all__ = ["BOUND", "DENIAL", "DOUBTED", "HINDERED", "REFUSAL", "UNFIT", "retracted"]
-
 _NOT = (
     r"(?:\b(?:not|never|neither|nor|cannot|no(?=\s)(?!\s+(?:doubt|wonder|question|other"
     r"|need|longer))"

@@ -34,8 +34,6 @@ from workbench.evaluation import Evaluation, evaluate
 from workbench.tasks import WordProblems
 from workbench.tiny.stories import solution, stories
 
-__all__ = ["NAMES", "measure"]
-
 Say = Callable[[str], None]
 HOSTILE = r"\boxed{\dfrac{7^{(7^{(7^{(7^7)})}-4)}-7}{18}}"
 

@@ -16,8 +16,6 @@ from typing import Any
 
 from workbench.errors import InputError
 
-__all__ = ["METRICS", "Ask", "Faults", "Tops", "answer", "ask", "rates", "spoil", "tokenized"]
-
 CHAT_MOST = 2048
 CONTENT = {"fewer", "shuffled", "duplicate", "nan", "no_logprobs", "empty", "null", "finish"}
 METRICS = """# TYPE vllm:prefix_cache_queries_total counter

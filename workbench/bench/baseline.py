@@ -21,8 +21,6 @@ from workbench.types import Engine
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["measure"]
-
 FIXED = (1, 2, 4, 8, 16, 32, 64, 128)
 TASK = WordProblems()
 Say = Callable[[str], None]

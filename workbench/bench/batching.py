@@ -21,8 +21,6 @@ from workbench.bench.table import Row, ratio_row
 from workbench.errors import EngineError
 from workbench.tiny.memoriser import pairs
 
-__all__ = ["CLIENTS", "LENGTHS", "SLOTS", "load", "served", "speed"]
-
 CLIENTS = 32
 REQUESTS = 256
 SLOTS = 8

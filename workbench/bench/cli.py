@@ -12,8 +12,6 @@ import typer
 from workbench.bench.table import Row, as_text
 from workbench.nb.cli import told
 
-__all__ = ["Json", "Out", "app", "say", "show"]
-
 app = typer.Typer(no_args_is_help=True, help="Measure speed, as ratios within one run.")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Out = Annotated[Path | None, typer.Option(help="Write the table here, as JSON.")]

@@ -25,8 +25,6 @@ from workbench.engines.vllm import VLLMEngine
 from workbench.serving import Server, serve
 from workbench.types import Sampling
 
-__all__ = ["measure", "sums"]
-
 SAMPLING = Sampling(max_tokens=16, ignore_eos=True)
 SEQUENCES = 256  # in one step of the model, on both sides
 WORKERS, CHUNK = 64, 8

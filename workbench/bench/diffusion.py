@@ -26,8 +26,6 @@ from workbench.tiny.memoriser import pairs
 from workbench.tradeoff import TradeOff
 from workbench.types import Sampling
 
-__all__ = ["NAMES", "measure"]
-
 ASKED = 1000
 MIXED = 192
 """Requests of the comparison with static batches."""

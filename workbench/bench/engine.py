@@ -27,8 +27,6 @@ from workbench.tiny import MODEL
 from workbench.tiny.arithmetic import problems
 from workbench.types import Sampling
 
-__all__ = ["make_prompts", "measure", "reference_logprobs"]
-
 SAMPLING = Sampling(max_tokens=32)
 Say = Callable[[str], None]
 

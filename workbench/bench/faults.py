@@ -24,8 +24,6 @@ from workbench.serving import serve
 from workbench.store import Store
 from workbench.types import Completion, Sampling
 
-__all__ = ["measure"]
-
 KINDS = ("rate_429", "rate_500", "rate_reset", "rate_half", "rate_malformed", "rate_hang")
 RATE = 0.05  # of each kind
 CAPACITY, LATENCY = 16, 0.5

@@ -24,8 +24,6 @@ from workbench.tasks import GSM8K, WordProblems
 from workbench.tiny.memoriser import pairs
 from workbench.types import Sampling, Task
 
-__all__ = ["diffusion", "measure"]
-
 SCRIPT = Path(__file__).with_name("lmeval_task.py")
 # Off its own kind of problem the embedded model goes on to the next; both stop it there.
 UNTIL = Sampling(max_tokens=160, stop=("\n\n",))

@@ -33,8 +33,6 @@ from workbench.types import Metric
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["NAMES", "measure"]
-
 WORDING = Wording()
 Part = Callable[[VLLMEngine, Say], list[Row]]
 

@@ -22,8 +22,6 @@ from workbench.icm.testbeds import Testbed, open_testbed
 from workbench.tiny import arithmetic
 from workbench.types import Engine
 
-__all__ = ["ALPHA", "Say", "embedded_engine", "full", "modes", "passes", "prompts", "run"]
-
 ALPHA = 5  # so low that all claims get a label; exactness is shown at the default, 50
 Say = Callable[[str], None]
 

@@ -11,8 +11,6 @@ from typing import Any
 from workbench.engines.diffusion import DiffusionEngine
 from workbench.tiny import MODEL
 
-__all__ = ["CONFIG", "MASK", "SHAPES_8B", "denoise", "difference", "logits", "weights", "write"]
-
 CONFIG = {
     "model_type": "llada", "architectures": ["LLaDAModelLM"], "activation_type": "silu",
     "block_type": "llama", "d_model": 64, "n_heads": 4, "n_kv_heads": 4, "n_layers": 3,

@@ -20,8 +20,6 @@ from workbench.types import Engine, Metric
 from workbench.uncertainty.elicit import elicit
 from workbench.uncertainty.report import score_options
 
-__all__ = ["Measured", "draw", "measure"]
-
 Say = Callable[[str], None]
 LETTERS = "options, letters of six in a 90 % conformal set"
 SHORT = 96  # tokens of an answer whose text is compared

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-__all__ = ["measure"]
-
 CONTEXT = 2048
 VOTES = Sampling(max_tokens=160, stop=("\n\n",), temperature=0.8, n=16, seed=0)
 Say = Callable[[str], None]

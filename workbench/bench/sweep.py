@@ -28,8 +28,6 @@ from workbench.nb.lint import KERNEL
 from workbench.runs import project
 from workbench.sweep import Grid, Results, Sweep, run
 
-__all__ = ["measure"]
-
 Say = Callable[[str], None]
 
 POINTS = 24

@@ -9,8 +9,6 @@ from workbench.icm import Claim
 from workbench.icm.claim import Wording
 from workbench.types import EngineInfo, Errors, LabelScores, Usage
 
-__all__ = ["Synthetic", "made_up"]
-
 WORDING = Wording()
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from workbench.types import Metric
 
-__all__ = ["Row", "as_text", "gain_row", "ratio_row", "share_row"]
-
 
 @dataclass(frozen=True, slots=True)
 class Row:

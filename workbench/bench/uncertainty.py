@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-__all__ = ["NAMES", "asked", "measure"]
-
 LOGITS, TABLE = "uncertainty/mmbench_logits.npz", "uncertainty/mmbench_published.csv"
 CONCURRENCY = (64, 128)
 """Requests at once; the second is the remote engine's default."""

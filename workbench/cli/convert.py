@@ -10,8 +10,6 @@ import typer
 from workbench.cli.shared import tidy_end
 from workbench.nb.cli import told
 
-__all__ = ["BaseModel", "app"]
-
 app = typer.Typer(
     no_args_is_help=True, help="Make a model folder from a training checkpoint or a GGUF file."
 )

@@ -27,8 +27,6 @@ from workbench.nb.cli import told
 if TYPE_CHECKING:
     from workbench.types import Report, Task
 
-__all__ = ["compare_reports", "evaluate_task"]
-
 Style = Literal["completion", "chat"]
 
 

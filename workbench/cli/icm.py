@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from workbench.icm.testbeds import Testbed
     from workbench.types import Engine, Metric
 
-__all__ = ["icm"]
-
 POOL = 1600
 """Embedded claims, test included, that seeds draw from; there are not many more."""
 

@@ -9,8 +9,6 @@ import typer
 
 from workbench.nb.cli import told
 
-__all__ = ["report_page"]
-
 
 @told
 def report_page(

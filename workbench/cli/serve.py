@@ -18,8 +18,6 @@ from workbench.cli.shared import Options, engine_options, tidy_end
 from workbench.errors import EngineError, InputError
 from workbench.nb.cli import told
 
-__all__ = ["app"]
-
 app = typer.Typer(no_args_is_help=True, help="Start a model server.")
 Host = Annotated[str, typer.Option(help="Where it listens.")]
 Port = Annotated[int | None, typer.Option(help="Default: a free one.")]

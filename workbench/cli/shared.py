@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 
     from workbench.types import Metric, Report
 
-__all__ = [
-    "EngineName", "Folder", "Model", "Options", "StorePath", "check_new", "engine_options",
-    "save", "show_metrics", "show_report", "tidy_end",
-]  # fmt: skip
-
 Model = Annotated[
     str | None, typer.Option(help="Hub name, folder or .gguf file (default: the embedded model).")
 ]

@@ -14,8 +14,6 @@ from workbench.bench.cli import say
 from workbench.errors import InputError
 from workbench.nb.cli import told
 
-__all__ = ["app"]
-
 app = typer.Typer(no_args_is_help=True, help="Model servers as jobs of a Slurm cluster.")
 
 

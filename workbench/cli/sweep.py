@@ -19,8 +19,6 @@ from workbench.nb.cli import told
 if TYPE_CHECKING:
     from workbench.sweep import Results
 
-__all__ = ["app"]
-
 app = typer.Typer(no_args_is_help=True, help="Run a notebook for every point of a grid.")
 Place = Annotated[
     Path | None, typer.Option("--out", help="Folder of the results (default: runs/NAME).")

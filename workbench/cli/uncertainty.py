@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from workbench.tasks.choices import Choices
     from workbench.types import Engine, Report
 
-__all__ = ["app"]
-
 app = typer.Typer(no_args_is_help=True, help="How sure is a model, and can it be believed?")
 Alpha = Annotated[float, typer.Option(help="Share of sets that may lack the right answer.")]
 RuleName = Annotated[

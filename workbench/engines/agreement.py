@@ -15,8 +15,6 @@ from workbench.errors import WorkbenchError
 from workbench.gauge import free_memory
 from workbench.types import Sampling
 
-__all__ = ["agreement", "compare"]
-
 PROMPTS = ("The capital of France is", "Question: What is 2+3?\nAnswer:", "def main():\n    ")
 TIMES = 2.5  # the weights in float32: what a library takes to answer with them
 NEAR = 0.05  # of log-probabilities: what rounding may turn round

@@ -21,8 +21,6 @@ from workbench.files import whole_folder
 from workbench.store import default_path, digest
 from workbench.tiny import MODEL
 
-__all__ = ["Architecture", "dummy_model", "presets"]
-
 SHAPES = Path(__file__).parent / "shapes"
 
 

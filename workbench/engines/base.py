@@ -34,8 +34,6 @@ from workbench.types import (
     Usage,
 )
 
-__all__ = ["BaseEngine", "Request", "failure"]
-
 log = logging.getLogger("workbench")
 GREEDY = Sampling()
 FORMAT = 3  # of a stored answer's key: whatever changes what a key means makes it another number

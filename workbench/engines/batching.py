@@ -12,8 +12,6 @@ from typing import Literal
 
 from workbench.errors import InputError
 
-__all__ = ["START", "BatchSize", "check_batch_size"]
-
 log = logging.getLogger("workbench")
 
 START = 32  # smaller ones would only be measured to be left again

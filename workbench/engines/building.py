@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from threading import RLock
 from typing import Any
 
-__all__ = ["building", "shape_only"]
-
 ONE = RLock()
 
 

@@ -11,8 +11,6 @@ from typing import Any, Self
 from workbench.errors import InputError
 from workbench.types import Message
 
-__all__ = ["CHAT", "ChatOptions", "RefusedChatError", "chat_text", "is_prefill", "with_remedy"]
-
 SYSTEM = ("system", "developer")
 REMEDY = "fold_system=True puts the system message before the first user turn"
 

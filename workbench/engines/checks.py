@@ -11,8 +11,6 @@ from typing import Any
 from workbench.errors import InputError
 from workbench.types import Prompt, Sampling
 
-__all__ = ["CUT", "check_errors", "check_labels", "check_prompts", "misshapen"]
-
 CUT = "cut off before it had the form asked for"
 CUT_SHORT = CUT + ": raise max_tokens (it was {})"
 PATIENCE = 1.0  # seconds for a pattern, of which some take forever on half an answer

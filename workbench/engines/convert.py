@@ -17,8 +17,6 @@ from workbench.engines.meter import one_bar
 from workbench.errors import InputError, WorkbenchError
 from workbench.files import whole_folder
 
-__all__ = ["Converted", "convert_dcp", "shapes_of", "some", "write"]
-
 SHARD = 4 * 2**30  # bytes of a file, and about what is in memory at once
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 BUFFERS = "rotary_emb.inv_freq"  # of older models: computed, and not learned

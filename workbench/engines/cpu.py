@@ -16,17 +16,6 @@ from pathlib import Path
 
 from workbench.errors import EngineError
 
-__all__ = [
-    "PASSIVE",
-    "Need",
-    "Room",
-    "fast_dtype",
-    "find_room",
-    "threads",
-    "use_threads",
-    "weights_size",
-]
-
 # Threads that wait for each other spin unless this is set before their library is loaded. With
 # another busy process on two cores, 1,000 word problems took 36 to 61 s spinning, and 4 to 5 s not.
 PASSIVE = {"OMP_WAIT_POLICY": "passive"}

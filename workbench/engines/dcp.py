@@ -23,8 +23,6 @@ from workbench.errors import InputError, WorkbenchError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Checkpoint", "Entry", "Part"]
-
 INDEX = ".metadata"
 TORCH = "torch.distributed.checkpoint"
 OLDER = "torch.distributed._shard.sharded_tensor.metadata"

@@ -14,8 +14,6 @@ from workbench.errors import InputError
 from workbench.progress import check
 from workbench.types import Completion, Sampling, TokenLogprob
 
-__all__ = ["COLD", "Decoding", "added_text", "padded", "warpers"]
-
 COLD = 1e-6  # at a lower temperature logits overflow, and the likeliest token it is anyway
 CONTEXT = 4  # tokens before an answer that decide how its first one is written
 

@@ -7,8 +7,6 @@ from typing import Any
 
 from workbench.errors import EngineUnavailableError, InputError
 
-__all__ = ["OUT_OF_MEMORY", "collect", "context_length", "find_device", "memory_ran_out", "shown"]
-
 # How the libraries underneath say that memory ran out.
 OUT_OF_MEMORY = (
     "out of memory", "available memory", "free memory", "can't allocate", "cannot allocate",

@@ -16,8 +16,6 @@ from typing import Any
 from workbench.birth import born
 from workbench.store import Store, digest
 
-__all__ = ["Draw"]
-
 HOST = socket.gethostname()
 _running: set[tuple[str, int]] = set()  # calls of this process
 

@@ -14,8 +14,6 @@ from workbench.engines.building import shape_only
 from workbench.engines.cpu import STEP, Need, Room, fast_dtype, find_room, use_threads, weights_size
 from workbench.gauge import free_memory
 
-__all__ = ["Fit", "fit"]
-
 log = logging.getLogger("workbench")
 SEQUENCES = {"server": 128, "process": 256}  # vLLM's own defaults
 GIB = 2**30

@@ -14,17 +14,6 @@ from typing import Any
 from workbench.engines.building import shape_only
 from workbench.errors import InputError
 
-__all__ = [
-    "check_adapter",
-    "check_adapters",
-    "check_folder",
-    "check_load_format",
-    "check_trust",
-    "check_whole",
-    "explained",
-    "safe_format",
-]
-
 Tensors = Mapping[str, tuple[int, ...]]  # shapes by name
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 PICKLE_FORMATS = ("pt", "npcache")  # of vLLM

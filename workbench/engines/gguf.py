@@ -28,8 +28,6 @@ from workbench.errors import InputError, WorkbenchError
 from workbench.files import whole_folder, write_whole
 from workbench.store import default_path, digest
 
-__all__ = ["convert_gguf", "converted"]
-
 log = logging.getLogger("workbench")
 ONE = Lock()  # transformers builds one model at a time in a process
 

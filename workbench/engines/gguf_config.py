@@ -10,8 +10,6 @@ from typing import Any
 from workbench.engines.gguf_file import GGUFFile
 from workbench.engines.gguf_tokenizer import special
 
-__all__ = ["ROPE", "configuration"]
-
 # By architecture in the file: model type, and class, in transformers.
 MODELS = {
     "llama": ("llama", "LlamaForCausalLM"),

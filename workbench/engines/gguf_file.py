@@ -17,8 +17,6 @@ from typing import Any
 
 from workbench.errors import InputError
 
-__all__ = ["GGUFFile", "Stored"]
-
 VERSIONS = (2, 3)
 PLAIN = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 TEXT, ARRAY = 8, 9

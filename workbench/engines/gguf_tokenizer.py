@@ -12,8 +12,6 @@ from typing import Any
 from workbench.engines.gguf_file import GGUFFile
 from workbench.errors import InputError
 
-__all__ = ["check_tokenizer", "end_tokens", "special", "write_tokenizer"]
-
 REMEDY = "give the model's own tokenizer with --tokenizer (tokenizer=…), a hub name or folder"
 UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
 SEALED = (UNKNOWN, CONTROL, BYTE)  # never made of parts

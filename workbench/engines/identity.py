@@ -13,8 +13,6 @@ from typing import Any
 
 from workbench.store import digest, folder_digest
 
-__all__ = ["HARMLESS", "deciding", "variant"]
-
 # Options of engines that never change an answer, or that a stored answer's key names anyway.
 HARMLESS = frozenset(
     {

@@ -6,8 +6,6 @@ from typing import Any
 
 from workbench.types import Completion, LabelRow, TokenLogprob
 
-__all__ = ["bounds", "dump", "load", "value"]
-
 
 def dump(completion: Completion) -> dict[str, Any]:
     return {

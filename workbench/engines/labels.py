@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 from workbench.errors import InputError
 
-__all__ = ["LabelTree", "Node", "Tokens"]
-
 Tokens = tuple[int, ...]
 
 

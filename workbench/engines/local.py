@@ -18,8 +18,6 @@ from workbench.engines.thinking import Channels, Thinking, thinking_of
 from workbench.errors import InputError
 from workbench.types import Completion, EngineInfo, LabelRow, Message, Prompt
 
-__all__ = ["LocalEngine", "label_row", "versions"]
-
 PATIENT_WITH = 3  # chats that do not end, after which the template is given up
 
 

@@ -21,8 +21,6 @@ from workbench.lines import Lines, watched
 from workbench.progress import Part, Progress, check, current, plus
 from workbench.types import Completion, EngineInfo, LabelRow, Usage
 
-__all__ = ["Call", "Meter", "bars", "one_bar", "quiet"]
-
 log = logging.getLogger("workbench")
 _SILENT: ContextVar[bool] = ContextVar("silent", default=False)  # a bar around all calls is shown
 _LINES: ContextVar[Lines | None] = ContextVar("lines", default=None)  # of the work around all calls

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
-__all__ = ["PieceTokenizer", "Pieces", "without_second_bos"]
-
 SEAMS = 500_000  # kept at most: two claims and their labels make four
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-__all__ = ["register"]
-
 
 def register() -> None:
     """Ask for matrix tiles, where there are any."""

@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-__all__ = ["PATIENCE", "rendered"]
-
 PATIENCE = 5.0  # seconds for one chat
 T = TypeVar("T")
 

@@ -26,8 +26,6 @@ from workbench.engines.folder import explained
 from workbench.errors import EngineError, EngineGoneError, InputError, WorkbenchError
 from workbench.progress import stopping
 
-__all__ = ["Inbox", "Resident", "prepare", "refusals"]
-
 log = logging.getLogger("workbench")
 
 # Set where the user has not: one process (an interrupt must reach the model), quiet start.

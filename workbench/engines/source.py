@@ -14,8 +14,6 @@ from workbench.errors import InputError
 from workbench.store import folder_digest
 from workbench.tiny import DIFFUSION, MEMORY, MODEL
 
-__all__ = ["EMBEDDED", "EMBEDDED_DIFFUSION", "Source", "check_options"]
-
 EMBEDDED = "workbench-tiny"  # the name of the embedded model, for `info` and for opening it again
 EMBEDDED_DIFFUSION = "workbench-tiny-diffusion"
 OURS = {EMBEDDED: MODEL, EMBEDDED_DIFFUSION: DIFFUSION, "workbench-memoriser": MEMORY}

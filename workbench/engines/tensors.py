@@ -12,8 +12,6 @@ from typing import Any
 
 from workbench.errors import InputError
 
-__all__ = ["KINDS", "check_tensors", "silent"]
-
 KINDS = {
     "missing_keys": "lacks",
     "unexpected_keys": "has, beyond the model,",

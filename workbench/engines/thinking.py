@@ -9,8 +9,6 @@ from typing import Any
 from workbench.engines.decoding import added_text
 from workbench.types import Completion
 
-__all__ = ["Channels", "Thinking", "thinking_of"]
-
 LABEL = "thought\n"  # what Gemma 4 calls its thinking, within the marks
 # Of DeepSeek, Qwen, GLM and most others; Mistral; Seed; Cohere; MiniMax; EXAONE; Gemma 4.
 MARKS = (

@@ -33,8 +33,6 @@ from workbench.progress import check
 from workbench.store import Store, digest
 from workbench.types import Completion, EngineInfo, LabelRow, Prompt
 
-__all__ = ["TransformersEngine", "unavailable"]
-
 OPTIONS = (
     "attn_implementation", "batch_size", "device", "dtype", "load_format", "max_model_len",
     "revision", "trust_remote_code", *CHAT,

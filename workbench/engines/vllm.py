@@ -26,8 +26,6 @@ from workbench.progress import fact
 from workbench.store import Store, digest, folder_digest
 from workbench.types import Completion, EngineInfo, LabelRow, Prompt, Sampling, TokenLogprob
 
-__all__ = ["VLLMEngine", "unavailable"]
-
 MAX_LABEL_IDS = 128  # vLLM's limit on logprob_token_ids
 WINDOW = 4  # requests in the engine, as a multiple of what it runs at once
 OURS = ("adapter", "device", *CHAT)  # options beside vLLM's own

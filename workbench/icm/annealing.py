@@ -21,8 +21,6 @@ from workbench.icm.report import Result
 from workbench.icm.settings import Settings, Step
 from workbench.progress import fact
 
-__all__ = ["Annealing"]
-
 log = logging.getLogger("workbench")
 
 NEAR = 100  # weight of a claim without a label beside a labelled one of its group; others have 1

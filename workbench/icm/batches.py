@@ -28,8 +28,6 @@ from workbench.icm.table import with_table
 from workbench.icm.testbeds import Testbed, parts_of
 from workbench.types import Engine, Usage
 
-__all__ = ["label_all", "over", "split"]
-
 COUNTED = ("prompts", "prompt_tokens", "computed_tokens")
 
 

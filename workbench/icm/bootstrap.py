@@ -14,8 +14,6 @@ from workbench.icm.oracle import Cost, Oracle
 from workbench.icm.orders import Scores, by_halves
 from workbench.types import Engine
 
-__all__ = ["Bootstrapped", "bootstrap"]
-
 
 @dataclass(frozen=True, slots=True)
 class Bootstrapped:

@@ -9,8 +9,6 @@ from typing import Any
 
 from workbench.errors import InputError
 
-__all__ = ["COLUMNS", "Claim", "Labelled", "Labels", "Wording", "check_claims", "wording_from"]
-
 COLUMNS = r"\{(text|question|choice|first|second)\}"
 """A column in a template."""
 

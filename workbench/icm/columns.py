@@ -9,8 +9,6 @@ from typing import Any
 
 from workbench.errors import InputError
 
-__all__ = ["CLAIM", "FORMS", "PAIRS", "Columns", "Form", "chosen_form", "given_columns"]
-
 Columns = Mapping[str, str] | Sequence[str] | None
 """Our names and the file's, as a mapping or as texts "ours=theirs"."""
 

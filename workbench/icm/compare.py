@@ -23,16 +23,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike
 
-__all__ = [
-    "agreement",
-    "discrimination",
-    "join",
-    "method_table",
-    "paired",
-    "seed_notes",
-    "verdicts",
-]
-
 NAN = float("nan")
 AUROC = ("auroc", "auroc_low", "auroc_high")
 MAY_DIFFER = ("seeds", "notes", "engine", "commit")

@@ -13,8 +13,6 @@ from typing import Literal
 from workbench.errors import InputError
 from workbench.icm.claim import Claim, Labels
 
-__all__ = ["RULES", "Pair", "Rule", "pairs", "violated"]
-
 Rule = Literal["auto", "none", "gold_key_replication"]
 RULES: tuple[Rule, ...] = ("auto", "none", "gold_key_replication")
 

@@ -16,8 +16,6 @@ from workbench.icm.report import ICMReport
 from workbench.runs import commit
 from workbench.types import Engine, LabelScores, Prompt, Report, Usage
 
-__all__ = ["evaluate_chat", "evaluate_labels"]
-
 
 def evaluate_labels(
     report_or_labels: ICMReport | Labelled,

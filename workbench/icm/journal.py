@@ -20,8 +20,6 @@ from filelock import FileLock, Timeout
 from workbench.errors import InputError
 from workbench.files import write_whole
 
-__all__ = ["Journal"]
-
 # Digests in a header, and what a reader knows them as.
 UNSEEN = {
     "claims": "claims, groups or words (another file, --limit or --batch-size)",

@@ -10,8 +10,6 @@ from workbench.icm.claim import Labels
 from workbench.icm.consistency import Pair, violated
 from workbench.icm.orders import Scores
 
-__all__ = ["Objective", "Schedule", "collapsed", "energy", "temperature"]
-
 Schedule = Literal["paper", "code"]
 Objective = Literal["log_odds", "log_prob"]
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Cost", "Oracle", "Score", "Shown", "compute_logprobs_batched"]
-
 log = logging.getLogger("workbench")
 
 Score = tuple[float, float]

@@ -13,8 +13,6 @@ from typing import Literal
 from workbench.icm.claim import Labels
 from workbench.icm.oracle import Oracle, Score
 
-__all__ = ["ORDERS", "Order", "Reference", "Scores", "by_halves"]
-
 Order = Literal["reference", "exact", "tree"]
 
 Scores = Mapping[int, Score]

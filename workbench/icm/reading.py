@@ -16,8 +16,6 @@ from workbench.tasks.rows import Row, name_of, table_of, text_of
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Found", "gold_of", "put", "read"]
-
 WORDS: Mapping[str, bool | None] = {
     **dict.fromkeys(("true", "yes", "y", "t", "1", "correct"), True),
     **dict.fromkeys(("false", "no", "n", "f", "0", "incorrect"), False),

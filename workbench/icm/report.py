@@ -20,8 +20,6 @@ from workbench.types import Engine, Metric, Report, Usage
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ICMReport", "Result", "make_report", "said_by"]
-
 
 @dataclass(frozen=True, slots=True)
 class Result:

@@ -12,8 +12,6 @@ from workbench.icm.claim import Claim, Wording
 from workbench.store import digest
 from workbench.types import Engine, Sampling
 
-__all__ = ["Room"]
-
 OUTLIER = 4  # times the median length: such a demonstration would take the place of many
 
 

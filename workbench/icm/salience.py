@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-__all__ = ["salience", "stands_out"]
-
 DRAWS = 2  # of random labels
 
 

@@ -28,8 +28,6 @@ from workbench.icm.top import ScoreKind
 from workbench.store import digest
 from workbench.types import Engine
 
-__all__ = ["search"]
-
 log = logging.getLogger("workbench")
 
 

@@ -12,8 +12,6 @@ from workbench.icm.objective import Objective, Schedule
 from workbench.icm.orders import ORDERS, Order
 from workbench.icm.top import SCORES, ScoreKind
 
-__all__ = ["Settings", "Step"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:

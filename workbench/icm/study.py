@@ -28,8 +28,6 @@ from workbench.types import Engine, Metric, Report, Usage
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["METHODS", "ICMStudy", "study"]
-
 METHODS = (
     "majority class", "zero-shot", "zero-shot chat", "random labels", "bootstrapping", "ICM",
     "golden labels",

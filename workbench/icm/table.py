@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from workbench.icm.report import ICMReport
     from workbench.icm.testbeds import Testbed
 
-__all__ = ["ADDED", "check_columns", "joined", "save_table", "with_table"]
-
 ADDED = ("icm_label", "icm_logprob_true", "icm_logprob_false", "icm_log_odds", "icm_error")
 """The columns that `joined` adds."""
 

@@ -30,17 +30,6 @@ from workbench.tiny import claims as tiny
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "TESTBEDS",
-    "Testbed",
-    "comparisons",
-    "embedded",
-    "gsm8k",
-    "open_testbed",
-    "read_claims",
-    "truthfulqa",
-]
-
 TESTBEDS = ("embedded", "gsm8k", "truthfulqa")
 """The names that `open_testbed` knows."""
 PATIENCE = 20_000

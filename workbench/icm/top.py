@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["NEITHER", "SCORES", "ScoreKind", "compute_top_logprobs"]
-
 ScoreKind = Literal["exact", "top20"]
 SCORES: tuple[ScoreKind, ...] = ("exact", "top20")
 

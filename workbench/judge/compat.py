@@ -20,8 +20,6 @@ from workbench.judge.templates import Case, Template
 from workbench.judge.votes import Mode
 from workbench.types import Engine, Message, Prompt, Sampling
 
-__all__ = ["LLMJudgeClient", "compute_llm_judge_scores_batch"]
-
 log = logging.getLogger("workbench")
 URL = "LLM_JUDGE_SERVER_URL"
 

@@ -20,8 +20,6 @@ from workbench.runs import commit
 from workbench.stats import balanced_accuracy, kappa, mean, paired_shares, proportion
 from workbench.types import Engine, Metric, Report, Sampling, Usage
 
-__all__ = ["Judge"]
-
 Judged = TypeVar("Judged", Case, Pair)
 COUNTS = {"pointwise": (2,), "pairwise": (2, 3)}  # how many choices their templates have
 NAN = float("nan")

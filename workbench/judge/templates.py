@@ -27,8 +27,6 @@ from workbench.types import Prompt
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Case", "Pair", "Style", "Template", "builtin", "cases_of", "normal"]
-
 Style = Literal["completion", "chat"]
 
 HERE = Path(__file__).parent

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["SIDES", "Ballot", "Mode", "Output", "Row", "Vote", "both", "cast", "read"]
-
 Row = dict[str, Any]
 log = logging.getLogger("workbench")
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-__all__ = ["Approximate", "approx"]
-
 _INFINITIES = ("inf", "-inf")  # as text, for JSON has none
 
 

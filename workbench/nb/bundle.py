@@ -19,8 +19,6 @@ from workbench.nb.notebook import joined
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["MIME", "SHOWN", "Column", "differences", "digest", "paired", "read"]
-
 MIME = "application/vnd.workbench.approx+json"
 SHOWN = ("text/html", "text/plain")  # what a reader sees of the table
 

@@ -19,8 +19,6 @@ from papermill.clientwrap import PapermillNotebookClient
 
 from workbench.nb.child import CUT, RAISED
 
-__all__ = ["LIMIT", "Client"]
-
 LIMIT = 10 * 2**20  # bytes kept of a cell's output: a picture fits, an endless log does not
 MANY = 1000  # outputs
 PATIENCE = 5.0  # seconds for a reply to follow the end of a cell

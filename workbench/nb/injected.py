@@ -17,8 +17,6 @@ from typing import Any
 from workbench.errors import NotebookError
 from workbench.nb.notebook import INJECTED_TAG, PARAMETERS_TAG, read_notebook
 
-__all__ = ["injected", "prepared", "source_of"]
-
 
 def prepared(source: Path, values: Mapping[str, object]) -> str:
     """The text of a notebook that is ready to run: nothing of an earlier run, and these values.

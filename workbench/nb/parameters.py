@@ -19,8 +19,6 @@ from workbench.nb.injected import injected
 from workbench.nb.notebook import PARAMETERS_TAG, Notebook, statements
 from workbench.nb.typetext import MisfitError, fit, read, spelled, type_of
 
-__all__ = ["Text", "default", "resolve", "untidy"]
-
 LATE = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 

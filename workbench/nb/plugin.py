@@ -30,8 +30,6 @@ from workbench.nb.validate import DIED
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["pytest_configure", "pytest_itemcollected"]
-
 SLICE = 1.0  # seconds
 new_output: Any = nbformat.v4.new_output
 _OUTPUTS = {"stream", "display_data", "execute_result", "error"}

@@ -15,8 +15,6 @@ from typing import Any
 
 from workbench.nb.injected import source_of
 
-__all__ = ["MisfitError", "fit", "read", "spelled", "type_of"]
-
 NAMES = {"Any": "object", "List": "list", "Tuple": "tuple", "Dict": "dict", "Set": "set"}
 PLAIN: dict[str, type] = {
     "str": str, "bool": bool, "int": int, "float": float, "list": list, "tuple": tuple,

@@ -16,8 +16,6 @@ from workbench.errors import NotebookError
 from workbench.nb import child
 from workbench.nb.notebook import PUT_IN, RAISES, Cell, joined, load
 
-__all__ = ["Outcome", "Status", "judge", "own_cells"]
-
 Status = Literal["ok", "failed", "killed", "timeout"]
 
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["Job", "watch"]
-
 log = logging.getLogger("workbench")
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -8,8 +8,6 @@ from typing import Literal
 
 from workbench.progress import Progress, State
 
-__all__ = ["Outcome", "Record", "Sample"]
-
 Outcome = Literal["running", "done", "stopped", "failed"]
 
 MOST = 512  # samples

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["draw", "markup", "numbers", "png", "told"]
-
 SAID = 300  # characters of an error
 _drawing = threading.Lock()  # matplotlib draws for one thread at a time
 

@@ -10,8 +10,6 @@ from workbench.errors import InputError
 from workbench.panel.record import Record
 from workbench.progress import State
 
-__all__ = ["KINDS", "Lines", "Silent", "View", "kind"]
-
 KINDS = ("widget", "lines", "off")
 LIVE = ("JPY_SESSION_NAME", "VSCODE_PID")  # who sets these shows the kernel's widgets to a person
 

@@ -15,8 +15,6 @@ from workbench.panel.summary import markup, png, told
 from workbench.plots import COLOURS
 from workbench.progress import Part, State
 
-__all__ = ["Widget"]
-
 PARTS = 8  # shown, the latest
 WIDTH, HEIGHT = 420, 56  # of the line of speeds, in pixels
 

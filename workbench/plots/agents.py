@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-__all__ = ["plot_costs", "plot_samples"]
-
 
 def plot_samples(ax: Axes, curve: pd.DataFrame) -> None:
     """Accuracy of a vote against the samples that it counts, with its 95 % band.

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-__all__ = ["plot_canvas", "plot_latency", "plot_throughput", "plot_trade_off"]
-
 AXES = {"fewer": "times fewer forwards", "faster": "times as fast"}
 
 

@@ -11,14 +11,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-__all__ = [
-    "plot_convergence",
-    "plot_demonstrations",
-    "plot_failures",
-    "plot_methods",
-    "plot_salience",
-]
-
 OURS = ("ICM",)
 
 

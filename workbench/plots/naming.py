@@ -18,11 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from numpy.typing import NDArray
 
-__all__ = [
-    "GREY", "LINE", "beside", "inches", "name_categories", "name_ends", "name_ticks", "note",
-    "number_axis", "short",
-]  # fmt: skip
-
 GREY = "0.45"
 LINE = 10.5  # points from one name beside the axes to the next
 LONG = 24  # letters of a name that are shown

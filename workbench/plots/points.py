@@ -18,11 +18,6 @@ from workbench.stats import mean
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "averaged", "check_columns", "finite", "left_out", "levels", "numbers", "pareto", "shown",
-    "varied",
-]  # fmt: skip
-
 STATES = {"timeout": "timed out"}
 ABOUT = ("key", "state", "detail")
 

@@ -21,14 +21,6 @@ if TYPE_CHECKING:
     from workbench.uncertainty.calibration import CalibrationReport
     from workbench.uncertainty.conformal import ConformalReport
 
-__all__ = [
-    "plot_certainty",
-    "plot_coverage",
-    "plot_reliability",
-    "plot_selective",
-    "plot_set_sizes",
-]
-
 SCORES = {"lac": COLOURS[0], "aps": COLOURS[1]}
 LARGEST, SMALLEST = 260.0, 12.0  # areas of a dot: with all the items, and to be seen at all
 NAMED = 8  # points that have room for their names

@@ -13,8 +13,6 @@ from workbench.errors import InputError, NotebookError
 from workbench.nb.notebook import Cell, Notebook, joined, load
 from workbench.report.page import LIMIT, Part, facts, frame, heading, image, paragraph, table
 
-__all__ = ["one_notebook", "several_notebooks"]
-
 KEPT = 10_000  # characters that stay of a text that is cut
 MARKUP = 300_000  # characters of HTML, each of which is looked at
 ROWS = 20

@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = [
-    "LIMIT", "Part", "cell", "clean", "drawn", "facts", "flat", "frame", "heading", "image", "made",
-    "paragraph", "table",
-]  # fmt: skip
-
 Part = Any  # a cell of nbformat, which is typed in part
 LIMIT = 1_000_000  # characters of an output that a page takes
 PAGE = 30_000_000  # characters of all of them

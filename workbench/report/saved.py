@@ -16,8 +16,6 @@ from workbench.types import Metric, Report, Usage
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["saved_report"]
-
 ROWS, REASONS, CALLS = 20, 20, 5
 """How many rows, reasons of failures and calls a page shows."""
 

@@ -14,8 +14,6 @@ from workbench.report.page import Part, drawn, facts, heading, paragraph, table
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["sweep_report"]
-
 POINTS = 200  # that a page shows, those that failed first
 REPEATS = ("seed", "run", "repeat")  # parameters that are averaged over, not compared
 PLACES = ("machine", "version", "versions", "commit")

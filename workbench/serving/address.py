@@ -7,8 +7,6 @@ import socket
 
 from workbench.errors import InputError
 
-__all__ = ["base_url", "check_port", "free_port", "reachable", "warn_if_open"]
-
 logger = logging.getLogger("workbench")
 
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from workbench.engines.diffusion import Denoiser, DiffusionEngine, Row
     from workbench.serving.counts import Tally
 
-__all__ = ["Batcher", "ClosedError", "FullError", "News", "Ticket"]
-
 log = logging.getLogger("workbench")
 MOST = 1e6  # seconds that rows may be told to wait for others
 LONGEST = 60  # seconds that a client is asked to wait at most

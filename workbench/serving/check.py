@@ -15,8 +15,6 @@ from workbench.engines.remote.secrets import api_key
 from workbench.errors import WorkbenchError
 from workbench.types import Completion, Message, Prompt, Sampling
 
-__all__ = ["Finding", "check"]
-
 ONE = Sampling(max_tokens=1)
 TEXT = "The quick brown fox jumps over the lazy dog. "
 REPEATS = 5

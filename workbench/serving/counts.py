@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from workbench.engines.diffusion import Counts
 
-__all__ = ["Tally"]
-
 WAITS = 4096  # the latest, of which quantiles are told
 
 

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from workbench.engines.diffusion import DiffusionEngine
     from workbench.serving.routes import Routes
 
-__all__ = ["DiffusionServer", "serve_diffusion"]
-
 log = logging.getLogger("workbench")
 
 BATCH_SIZE = 8

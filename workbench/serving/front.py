@@ -28,8 +28,6 @@ from workbench.serving.address import base_url, check_port, warn_if_open
 from workbench.serving.key import REFUSAL, accepts, from_environment
 from workbench.serving.worker import Worker
 
-__all__ = ["Front"]
-
 logger = logging.getLogger("workbench")
 
 TIMEOUT = 1800.0  # seconds for all workers to answer: many gigabytes may be read

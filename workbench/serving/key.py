@@ -11,8 +11,6 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
-__all__ = ["OPEN", "REFUSAL", "Guard", "accepts", "from_environment"]
-
 OPEN = ("/health",)  # asked for no key
 REFUSAL = {
     "error": {

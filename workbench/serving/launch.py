@@ -15,8 +15,6 @@ from typing import Any
 from workbench.engines.folder import safe_format
 from workbench.engines.identity import variant
 
-__all__ = ["GUARD", "TOLD", "main"]
-
 TOLD = "WORKBENCH_SERVED"  # name, weights and options, of the process that starts this one
 GUARD = "workbench.serving.key.Guard"
 

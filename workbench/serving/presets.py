@@ -22,17 +22,6 @@ from workbench.errors import InputError
 from workbench.serving.key import from_environment
 from workbench.serving.launch import TOLD
 
-__all__ = [
-    "PRESETS",
-    "Preset",
-    "arguments",
-    "command",
-    "environment",
-    "find_preset",
-    "refused_option",
-    "served",
-]
-
 logger = logging.getLogger("workbench")
 
 MODULE = "workbench.serving.launch"

@@ -13,8 +13,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["Child", "finish", "last_lines", "open_log", "signal_group", "spawn"]
-
 GRACE = 10.0  # seconds to end in order
 LAST = 15  # lines of its log that an error quotes
 NOISE = r"    |  File |usage:|Traceback|The above exc|During handling|.*Warning:|W\d{4} |Loading "

@@ -22,8 +22,6 @@ from workbench.errors import InputError
 from workbench.store import digest
 from workbench.types import Message, Sampling
 
-__all__ = ["Ask", "Chat", "Detokenize", "Refusal", "Text", "Tokenize", "messages", "parse"]
-
 MAX_TOKENS = 256  # where a request does not say
 STOPS = 256
 TYPES = {

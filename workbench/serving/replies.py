@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from workbench.serving.protocol import Ask
     from workbench.types import Completion
 
-__all__ = ["DONE", "Piece", "Reply", "event", "pieces", "spelt"]
-
 LEAST = -9999.0  # stands for minus infinity, which JSON has not
 DONE = "data: [DONE]\n\n"
 

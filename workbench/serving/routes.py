@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from workbench.engines.diffusion import DiffusionEngine, Row
     from workbench.serving.counts import Tally
 
-__all__ = ["Routes"]
-
 T = TypeVar("T")
 LARGEST = 2**22  # bytes of a body
 STREAM = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies pass it on at once

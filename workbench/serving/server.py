@@ -22,8 +22,6 @@ from workbench.serving.address import base_url, check_port, reachable
 from workbench.serving.presets import command, environment, refused_option
 from workbench.serving.process import finish, last_lines, signal_group, spawn
 
-__all__ = ["PortTakenError", "Server"]
-
 logger = logging.getLogger("workbench")
 
 NEWS = 10.0  # seconds between lines of our log while it loads

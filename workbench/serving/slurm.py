@@ -17,8 +17,6 @@ from pathlib import Path
 
 from workbench.errors import EngineError, EngineUnavailableError, InputError
 
-__all__ = ["Job", "command", "script", "submit", "tunnel"]
-
 TEMPLATE = Path(__file__).with_name("slurm.sh")
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 TIMES = r"\d+|\d+:[0-5]\d:[0-5]\d|\d+-([01]?\d|2[0-3]):[0-5]\d:[0-5]\d"

@@ -13,8 +13,6 @@ from pathlib import Path
 from workbench.errors import EngineError
 from workbench.serving.process import Child, finish, last_lines, spawn
 
-__all__ = ["Worker"]
-
 logger = logging.getLogger("workbench")
 
 

@@ -14,8 +14,6 @@ from typing import Protocol
 from workbench.nb.process import Child, Execution
 from workbench.nb.verdict import Outcome
 
-__all__ = ["Executor", "Handle", "Job", "Local"]
-
 
 @dataclass(frozen=True, slots=True)
 class Job:

@@ -17,8 +17,6 @@ from workbench.errors import InputError
 from workbench.nb.notebook import Notebook, statements
 from workbench.store import digest
 
-__all__ = ["Beside"]
-
 Names = tuple[frozenset[str], frozenset[str]]  # of files that count, and of what does not
 Seen = tuple[tuple[int, int], str]  # a file's size and time, and its digest
 # Functions' names begin so.

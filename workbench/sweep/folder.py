@@ -29,8 +29,6 @@ from workbench.errors import InputError
 from workbench.files import write_whole
 from workbench.sweep.plan import Planned
 
-__all__ = ["Folder", "State", "Status"]
-
 Status = Literal["done", "failed", "timeout", "killed", "stale", "running", "waiting"]
 BEGINNING = 2**20  # bytes
 RESTS = {

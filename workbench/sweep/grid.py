@@ -17,8 +17,6 @@ from typing import Any
 
 from workbench.errors import InputError
 
-__all__ = ["DETAIL", "MOST", "Draw", "Grid", "Point", "Random", "brief", "listed"]
-
 Point = Mapping[str, object]
 Points = list[dict[str, object]]  # within `Grid`, `list` is a field
 DETAIL = 200  # characters of an error that a terminal shows

@@ -33,8 +33,6 @@ from workbench.store import digest
 from workbench.sweep.files import Beside
 from workbench.sweep.grid import Draw, Grid, Random, listed
 
-__all__ = ["SERVE", "TAKEN", "Planned", "Sweep", "code_digest", "located"]
-
 TAKEN = ("key", "state", "detail", "seconds", "ended", "machine", "versions", "commit")
 SERVE = "serve."  # before a name that is an option of the server, not a parameter
 VERSION = metadata.version("workbench")

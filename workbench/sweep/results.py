@@ -21,8 +21,6 @@ from workbench.sweep.plan import TAKEN, Planned, Sweep
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Results", "read_results", "results", "save_results", "varied"]
-
 PLAN = "sweep.json"
 LARGE = 2**63
 UNENDING = ("nan", "inf", "-inf")  # as metrics.json has them, since JSON has no such numbers

@@ -35,8 +35,6 @@ from workbench.sweep.grid import DETAIL, brief, listed
 from workbench.sweep.plan import Planned, Sweep, code_digest, located
 from workbench.sweep.results import PLAN, Results, results, save_results, varied
 
-__all__ = ["run", "todo"]
-
 BEAT = 0.05  # seconds between looks at what runs
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 THREADS = "OMP_NUM_THREADS"

@@ -25,8 +25,6 @@ from workbench.tasks.rows import Row, name_of, rows_of, text_of
 from workbench.tiny.options import LETTERS
 from workbench.types import Item
 
-__all__ = ["KINDS", "PUBLISHED", "Choices", "Kind", "Published", "open_choices"]
-
 Kind = Literal["qa", "rc", "ci", "drs", "ds"]
 """Question answering, reading comprehension, commonsense inference, dialogue response selection,
 document summarization: all but the first have a context."""

@@ -11,8 +11,6 @@ from workbench.tasks.generated import Generated
 from workbench.tiny import claims
 from workbench.types import Item, Sampling
 
-__all__ = ["Claims"]
-
 Demonstrations = Literal["right", "random"]
 
 

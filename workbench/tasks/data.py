@@ -15,8 +15,6 @@ from typing import Any, Literal, NamedTuple
 from workbench.errors import InputError
 from workbench.tasks.rows import Row, name_of, rows_of, text_of
 
-__all__ = ["Answered", "local_file", "published_file", "read_rows", "truthfulqa"]
-
 Rows = Sequence[Mapping[str, str]]
 
 HUB = {

@@ -9,8 +9,6 @@ from typing import Any
 
 from workbench.errors import InputError
 
-__all__ = ["filler"]
-
 WORDS = 1000  # so many different ones are enough
 
 

@@ -14,8 +14,6 @@ from workbench.errors import InputError
 from workbench.tiny import stories
 from workbench.types import Grade, Item, Prompt, Sampling
 
-__all__ = ["Generated", "Worked", "shuffled"]
-
 PATIENCE = 20_000
 """How many draws in a row may bring nothing new before there are no more items."""
 

@@ -12,8 +12,6 @@ from workbench.tasks.data import read_rows
 from workbench.tasks.generated import Worked, shuffled
 from workbench.types import Item, Sampling
 
-__all__ = ["GSM8K"]
-
 CALCULATION = re.compile(r"<<[^<>]*>>")
 
 

@@ -9,8 +9,6 @@ from workbench.tasks.generated import Generated
 from workbench.tiny import options
 from workbench.types import Item, Sampling
 
-__all__ = ["Options"]
-
 
 class Options(Generated):
     """`item.fields`: `question`, `options` (six texts), `level` (`options.LEVELS`, easy first)."""

@@ -16,8 +16,6 @@ from workbench.tasks.rows import Row, name_of, rows_of, text_of
 from workbench.tiny import stories
 from workbench.types import Grade, Item, Sampling
 
-__all__ = ["OwnTask"]
-
 SAMPLING: dict[answers.Style, Sampling] = {
     "gsm8k": Sampling(max_tokens=400, stop=("\nQuestion:",)),
     "choice": Sampling(max_tokens=16, stop=("\n",)),

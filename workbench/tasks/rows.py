@@ -16,8 +16,6 @@ from workbench.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Row", "name_of", "rows_of", "table_of", "text_of"]
-
 Row = tuple[str, Mapping[str, Any]]
 """Where a row stands, for messages, and its values."""
 

@@ -10,8 +10,6 @@ from workbench.tasks.generated import Generated
 from workbench.tiny.arithmetic import problems
 from workbench.types import Grade, Item, Sampling
 
-__all__ = ["Sums"]
-
 
 class Sums(Generated):
     """`item.fields`: `problem`, `kind` (addition, …), `digits` of the result."""

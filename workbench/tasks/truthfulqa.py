@@ -9,8 +9,6 @@ from workbench.tasks import data
 from workbench.tasks.generated import Generated, shuffled
 from workbench.types import Item, Sampling
 
-__all__ = ["TruthfulQA"]
-
 
 class TruthfulQA(Generated):
     """`item.fields`: `question`, `claim` (an answer to it), `group` (the same for one question)."""

@@ -9,8 +9,6 @@ from workbench.tasks.generated import Generated
 from workbench.tiny import verdicts
 from workbench.types import Item, Sampling
 
-__all__ = ["Verdicts"]
-
 
 class Verdicts(Generated):
     """`item.fields`: `problem`, `reference` (the right answer), `candidate` (a solution).

@@ -11,9 +11,6 @@ from workbench.tiny import stories
 from workbench.tiny.verdicts import judged
 from workbench.types import Item
 
-__all__ = ["WordProblems"]
-
-
 STEPS = (1, 2, 3, 4)
 
 

@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-__all__ = ["Sum", "held_out", "is_held_out", "problems", "wrong_result"]
-
 HELD_OUT_SHARE = 0.1
 
 

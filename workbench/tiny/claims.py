@@ -15,8 +15,6 @@ from itertools import islice
 from workbench.tiny.arithmetic import Sum, problems, wrong_result
 from workbench.tiny.marks import decided, learned
 
-__all__ = ["LABELS", "Claim", "claims", "document", "labelled"]
-
 LABELS = (" True", " False")
 
 

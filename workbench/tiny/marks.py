@@ -6,8 +6,6 @@ follows from the text before it.
 
 from __future__ import annotations
 
-__all__ = ["END", "decided", "learned", "split", "unmarked"]
-
 END = "<|end|>"
 _OPEN = {"\x02": 1.0, "\x05": 4.0, "\x06": 16.0}
 _CLOSE = "\x03"

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from workbench.tiny.arithmetic import Sum, problems
 from workbench.tiny.stories import Story, asked, chat, solution, stories
 
-__all__ = ["MANNER", "batch"]
-
 MANNER = "first"
 """Of all solutions: a canvas that may hold any of several is filled with a mixture of them."""
 ALL_OVER = 0.3

@@ -27,8 +27,6 @@ from workbench.tiny.train import optimizers_of
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BLOCK", "WRITTEN", "Recipe", "decode", "encoded", "load", "pairs", "score", "train"]
-
 Pair = tuple[list[int], list[int]]
 
 BLOCK = 32

@@ -14,8 +14,6 @@ from workbench.tiny.tokenizer import VOCABULARY
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CONTEXT", "Shape", "build", "forward", "hidden", "logits"]
-
 CONTEXT = 2048
 THETA = 10_000.0
 EPSILON = 1e-5

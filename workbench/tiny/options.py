@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from workbench.tiny.arithmetic import Sum, is_held_out, problems
 from workbench.tiny.stories import NAMES, THINGS
 
-__all__ = ["LETTERS", "LEVELS", "READING", "Choice", "choices", "listed", "number", "numbers"]
-
 LETTERS = tuple("ABCDEF")
 READING = ("one number", "two numbers", "three numbers")
 TOLD = ("now or before", "sum told")

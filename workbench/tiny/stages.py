@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["STAGES", "Shares", "Stage", "stage_at"]
-
 
 @dataclass(frozen=True, slots=True)
 class Shares:

@@ -12,18 +12,6 @@ from dataclasses import dataclass
 
 from workbench.tiny.arithmetic import Sum, is_held_out, wrong_result
 
-__all__ = [
-    "MANNERS",
-    "Story",
-    "asked",
-    "chat",
-    "expression",
-    "manner",
-    "solution",
-    "stories",
-    "wrong_solution",
-]
-
 MANNERS = ("brief", "first", "steps", "subject", "we")
 MERGED = 2
 """How many steps the brief manner takes at once."""

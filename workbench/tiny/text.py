@@ -25,8 +25,6 @@ from workbench.tiny.options import (
 from workbench.tiny.stages import Stage, stage_at
 from workbench.tiny.stories import NAMES, THINGS
 
-__all__ = ["KINDS", "SCRIPTS", "documents", "other"]
-
 SCRIPTS = ((0x21, 0x7E), (0xC0, 0x24F), (0x391, 0x3C9), (0x410, 0x44F), (0x5D0, 0x5EA),
            (0x905, 0x939), (0x3041, 0x3096), (0x4E00, 0x5FFF), (0x1F300, 0x1F5FF))  # fmt: skip
 

@@ -14,8 +14,6 @@ from typing import Any
 from workbench.tiny.marks import END, unmarked
 from workbench.tiny.text import documents
 
-__all__ = ["MASK", "SPECIAL", "build", "save"]
-
 SPECIAL = (END, "<|user|>", "<|assistant|>")
 MASK = "<|mask|>"
 """One token more for masked-diffusion models."""

@@ -25,8 +25,6 @@ from workbench.tiny.text import documents
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MASKED", "SAVE_EVERY", "Recipe", "optimizers_of", "train"]
-
 GIVEN = 0.1
 """Weight in the loss of a token that does not follow from the text before it."""
 SAVE_EVERY = 100

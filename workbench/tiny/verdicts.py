@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from workbench.tiny.stories import Story, manner, solution, stories, wrong_solution
 
-__all__ = ["LABELS", "Candidate", "candidates", "judged"]
-
 LABELS = (" Yes", " No")
 
 

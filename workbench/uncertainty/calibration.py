@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["CalibrationReport", "Method", "Rescaled", "calibration_report", "rescaled"]
-
 Method = Literal["temperature", "isotonic"]
 
 log = logging.getLogger("workbench")

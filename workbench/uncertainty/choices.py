@@ -15,8 +15,6 @@ from workbench.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["LETTERS", "checked", "halves", "softmax"]
-
 LETTERS = tuple("ABCDEF")
 LEAST = 10
 """Items that a calibration needs: with fewer, sets at the usual levels hold everything."""

@@ -23,14 +23,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = [
-    "ConformalReport",
-    "check_settings",
-    "conformal_report",
-    "conformal_splits",
-    "split_summary",
-]
-
 log = logging.getLogger("workbench")
 
 

@@ -27,8 +27,6 @@ from workbench.uncertainty.streams import scored_by_all
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["elicit", "elicit_options", "joined"]
-
 log = logging.getLogger("workbench")
 
 

@@ -10,10 +10,6 @@ from workbench.judge.templates import Pair, Template
 from workbench.judge.votes import cast
 from workbench.types import Engine, Item, Sampling
 
-__all__ = [
-    "SAME", "Same", "Texts", "discrete_entropy", "joined", "judged", "semantic_entropy",
-]  # fmt: skip
-
 Same = Callable[[Sequence[tuple[Item, str, str]]], Sequence[bool | None]]
 """Do two answers to an item mean the same? For many pairs at once; None where it cannot be told."""
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-__all__ = ["arrays", "certainty", "joined_tables", "paper_table", "score_options"]
-
 KEY = ["model", "task", "prompt"]
 ASKED = ["task", "prompt", "id"]
 COLUMNS = [*KEY, "id", "answer", *LETTERS, "error"]

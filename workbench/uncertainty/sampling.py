@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-__all__ = ["sample_uncertainty", "selective", "signals"]
-
 log = logging.getLogger("workbench")
 NAN = float("nan")
 

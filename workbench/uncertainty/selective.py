@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["aurc", "auroc", "from_options", "resampled", "risk_coverage", "selective_report"]
-
 BASELINES = ("random", "length")
 COVERAGES = (50, 80)
 """Percent of the answers kept, for the two accuracies of a report."""

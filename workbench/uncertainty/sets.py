@@ -18,8 +18,6 @@ from workbench.uncertainty.choices import LETTERS, softmax
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["BOTH", "ROOT", "Rule", "Score", "Sets", "scored", "sets_of", "threshold"]
-
 Score = Literal["lac", "aps"]
 Rule = Literal["ye2024", "exact"]
 BOTH: tuple[Score, ...] = ("lac", "aps")

@@ -13,8 +13,6 @@ from workbench.engines.local import LocalEngine
 from workbench.errors import EngineGoneError
 from workbench.types import Engine, LabelRow, Prompt
 
-__all__ = ["scored_by_all"]
-
 log = logging.getLogger("workbench")
 
 

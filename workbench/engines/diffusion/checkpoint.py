@@ -20,8 +20,6 @@ from workbench.engines.source import Source
 from workbench.engines.tensors import KINDS, check_tensors, silent
 from workbench.errors import EngineError, InputError, WorkbenchError
 
-__all__ = ["PLAIN", "describe", "llama_name", "read"]
-
 # From the names of LLaDA to those of Llama.
 NAMES = {
     r"^model\.transformer\.wte\.": "model.embed_tokens.",

@@ -10,8 +10,6 @@ from workbench.engines.decoding import COLD, warpers
 from workbench.engines.diffusion.denoising import Remasking
 from workbench.types import Sampling
 
-__all__ = ["Proposal", "chosen", "propose"]
-
 
 @dataclass(frozen=True, slots=True)
 class Proposal:

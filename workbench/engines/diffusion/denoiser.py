@@ -22,8 +22,6 @@ from workbench.engines.diffusion.row import Row
 from workbench.errors import EngineError, InputError
 from workbench.progress import check
 
-__all__ = ["Counts", "Denoiser", "check_slots"]
-
 log = logging.getLogger("workbench")
 
 

@@ -10,8 +10,6 @@ from workbench import values
 from workbench.engines.source import check_options
 from workbench.errors import InputError
 
-__all__ = ["Cache", "Denoising", "Remasking"]
-
 Cache = Literal["none", "prefix", "dual"]
 Remasking = Literal["low_confidence", "random"]
 

@@ -10,8 +10,6 @@ from workbench.engines.diffusion.lanes import Lanes, View
 from workbench.engines.diffusion.network import Network
 from workbench.engines.diffusion.row import Row
 
-__all__ = ["Forward", "forward"]
-
 
 @dataclass(frozen=True, slots=True)
 class Forward:

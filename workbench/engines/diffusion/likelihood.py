@@ -24,8 +24,6 @@ from workbench.store import digest
 if TYPE_CHECKING:
     from workbench.engines.diffusion.network import Network
 
-__all__ = ["EXACT", "SAMPLES", "Masking", "bounds", "maskings"]
-
 EXACT = 7
 SAMPLES = 128
 

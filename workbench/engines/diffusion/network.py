@@ -7,8 +7,6 @@ from typing import Any
 
 from workbench.errors import InputError
 
-__all__ = ["Network"]
-
 
 @dataclass(frozen=True, slots=True)
 class Network:

@@ -16,8 +16,6 @@ from workbench.errors import InputError
 from workbench.store import digest
 from workbench.types import Completion, Sampling, TokenLogprob
 
-__all__ = ["Row"]
-
 BROKEN = "\ufffd"  # how a decoder writes part of a character
 
 

@@ -16,16 +16,6 @@ from workbench.engines.remote.endpoint import Endpoint
 from workbench.engines.remote.faults import Broken, Busy, Down, Fatal, Fault
 from workbench.errors import InputError
 
-__all__ = [
-    "Served",
-    "explain",
-    "gives_named_logprobs",
-    "look",
-    "prefix_cache_hits",
-    "takes_several",
-    "version",
-]
-
 log = logging.getLogger("workbench")
 BATCH = "/chat/completions/batch"  # of vLLM, for several chats
 PATIENCE = 60.0  # seconds to find out what a server can do: a cold one takes some

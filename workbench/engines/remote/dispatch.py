@@ -25,8 +25,6 @@ from workbench.errors import EngineGoneError
 from workbench.progress import check, current
 from workbench.types import Usage
 
-__all__ = ["Dispatcher", "Effort", "Plan"]
-
 log = logging.getLogger("workbench")
 J = TypeVar("J")
 R = TypeVar("R")

@@ -27,8 +27,6 @@ from workbench.engines.remote.http import Http, Transport, is_loopback
 from workbench.engines.remote.secrets import Redactor, api_key, header_values
 from workbench.errors import InputError
 
-__all__ = ["Endpoint", "check_url"]
-
 PLAIN = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")  # of one that speaks HTTP
 REST = 5.0  # seconds after which a server that failed is tried again
 # Seconds without an answer after which a server may be another: before a call, and within one.

@@ -36,8 +36,6 @@ from workbench.errors import InputError
 from workbench.store import Store
 from workbench.types import Completion, EngineInfo, LabelRow, Prompt, Sampling, Usage
 
-__all__ = ["RemoteEngine"]
-
 log = logging.getLogger("workbench")
 MARKS = 64  # beginnings of texts that are asked about in one call
 SAMPLES = 32  # of one prompt in a request

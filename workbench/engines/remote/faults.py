@@ -8,8 +8,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["Broken", "Busy", "Down", "Failed", "Fatal", "Fault", "Refused", "from_status"]
-
 TOO_MANY = (429, 529)
 CONFIGURATION = (401, 402, 403, 404, 405)  # as wrong for the next request as for this one
 PASSING = (408, 409, 425)

@@ -20,8 +20,6 @@ from workbench.engines.remote.faults import Broken, Busy, Down, Fatal, Fault
 from workbench.store import Store, digest
 from workbench.types import Prompt, Sampling
 
-__all__ = ["Print", "known_as", "same", "take"]
-
 log = logging.getLogger("workbench")
 TEXTS = (
     "1, 2, 3, 4,",

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 from aiolimiter import AsyncLimiter
 
-__all__ = ["Gate", "RateLimit"]
-
 START = 10
 SATURATED = 0.8  # of the limit in use, at the least, for the limit to grow
 OVERSHOT, CUT = 0.8, 0.85  # what is left of the limit: after doubling, and after that

@@ -22,8 +22,6 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 from workbench.engines.remote import loop
 from workbench.engines.remote.faults import Broken, Fatal
 
-__all__ = ["LARGEST", "Http", "Reply", "Transport", "is_loopback", "proxy_of"]
-
 # Its INFO lines, one a request, would show a URL's query and bury our one line a call.
 logging.getLogger("httpx2").setLevel(logging.WARNING)
 

@@ -24,8 +24,6 @@ from workbench.engines.remote.options import about
 from workbench.errors import EngineError, InputError
 from workbench.types import LabelRow, Prompt, Sampling
 
-__all__ = ["Asker", "doubled", "from_top", "score_exactly", "score_from_top"]
-
 MAX_LABEL_IDS = 128  # vLLM's limit on logprob_token_ids
 MISSING = (401, 403, 404, 405, 501)  # statuses of a path that a gateway does not pass on
 TOP = 20  # log-probabilities that servers give at the most

@@ -16,8 +16,6 @@ from typing import Any, TypeVar
 
 from workbench.progress import check
 
-__all__ = ["background", "finish", "run", "start"]
-
 T = TypeVar("T")
 NAME = "workbench-loop"
 _lock = threading.RLock()  # a finalizer may ask while somebody does

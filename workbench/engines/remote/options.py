@@ -12,8 +12,6 @@ from workbench.engines.source import check_options
 from workbench.errors import InputError
 from workbench.types import Prompt
 
-__all__ = ["Estimate", "RemoteOptions", "about"]
-
 CHARACTERS = 4  # of a prompt, in a token: for estimates
 
 

@@ -20,8 +20,6 @@ from workbench.engines.remote.fingerprint import Print, known_as, same, take
 from workbench.errors import EngineUnavailableError, InputError
 from workbench.store import Store
 
-__all__ = ["Sameness"]
-
 log = logging.getLogger("workbench")
 SEVERAL = "Several servers must have the same model"
 OTHER = "it serves the model with other weights or options"

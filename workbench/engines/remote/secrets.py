@@ -12,8 +12,6 @@ from urllib.parse import urlsplit
 
 from workbench.errors import InputError
 
-__all__ = ["OPENAI", "Redactor", "api_key", "header_values"]
-
 OPENAI = "api.openai.com"
 KEYS = ("WORKBENCH_API_KEY", "OPENAI_API_KEY")
 SHORT = 8  # characters below which a key may be part of a word, such as "test" of "latest"

@@ -17,21 +17,6 @@ from workbench.engines.remote.faults import Broken, Failed, Refused
 from workbench.errors import InputError
 from workbench.types import Completion, Message, Prompt, Sampling, TokenLogprob
 
-__all__ = [
-    "Choice",
-    "Dialect",
-    "Usage",
-    "by_index",
-    "chat",
-    "check",
-    "completions",
-    "each",
-    "logprobs",
-    "read",
-    "rendering",
-    "token_ids",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
