@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 from workbench.engines.diffusion import Denoising, DiffusionEngine
+from workbench.engines.diffusion.denoising import Cache
 from workbench.types import Sampling
 
 FOLDER = Path(os.environ.get("WORKBENCH_DATA", "none")) / "llada_oracle"
 pytestmark = pytest.mark.skipif(
     not FOLDER.exists(), reason="needs canvases of the official programs: WORKBENCH_DATA"
 )
-CACHES = ("prefix", "dual")
+CACHES: tuple[Cache, ...] = ("prefix", "dual")
 STRIDE = 13  # prime to every repetition in the list: a sample has cases of each kind
 MORE_FORWARDS = 4  # theirs runs one more after a block is full, where it has a cache
 
