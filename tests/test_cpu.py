@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from workbench import Sampling, gauge, open_engine
+from workbench import Sampling, machine, open_engine
 from workbench.engines import cpu, fitting
 from workbench.engines.architecture import Architecture, dummy_model
 from workbench.engines.cpu import Need, fast_dtype, find_room, threads, weights_size
@@ -107,7 +107,7 @@ def groups(root: Path, text: str, files: dict[str, str]) -> list[float]:
     for name, content in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content)
-    return gauge._left_in_groups(root, own)
+    return machine._left_in_groups(root, own)
 
 
 def test_limits_of_containers_count(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_opens_beside_a_process_that_holds_most_of_the_memory() -> None:
     left = 2.5
     hold = textwrap.dedent(f"""
         import numpy, sys
-        from workbench.gauge import free_memory
+        from workbench.machine import free_memory
         held = numpy.ones(max(0, int(free_memory() - {left} * 2**30)), dtype="uint8")
         print("held", flush=True)
         sys.stdin.read()
@@ -220,7 +220,7 @@ def test_opens_beside_a_process_that_holds_most_of_the_memory() -> None:
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        assert gauge.free_memory() < (left + 1.5) * GIB
+        assert machine.free_memory() < (left + 1.5) * GIB
         with open_engine(engine="vllm", store=None) as engine:
             assert engine.generate(["a"], Sampling(max_tokens=4))[0].error is None
     finally:

@@ -21,7 +21,7 @@ from workbench.cli import app
 from workbench.engines.transformers import TransformersEngine, unavailable
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
-from workbench.gauge import Gauge
+from workbench.machine import ResourceMonitor
 from workbench.plots import new_figure, plot_speeds, plot_speedups
 from workbench.runner import Load, Runner, _what_is_left, open_both, versus
 from workbench.tasks.filler import filler
@@ -235,10 +235,10 @@ def test_bare_is_for_vllm_only(baseline: TransformersEngine) -> None:
         Runner("transformers", baseline, 8)
 
 
-def test_the_gauge_sees_work_and_memory() -> None:
-    with Gauge() as idle:
+def test_the_monitor_sees_work_and_memory() -> None:
+    with ResourceMonitor() as idle:
         pass
-    with Gauge() as busy:
+    with ResourceMonitor() as busy:
         held = bytearray(200 * 2**20)
         held[:: 2**12] = b"1" * len(held[:: 2**12])
         sum(range(3_000_000))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.engines.meter import one_bar
 from workbench.errors import EngineError, InputError
-from workbench.gauge import Gauge
+from workbench.machine import ResourceMonitor
 from workbench.runner import Load, Runner, local
 from workbench.runs import commit
 from workbench.tasks.filler import filler
@@ -138,12 +138,12 @@ class Throughput:
         prompts = filler(tokenizer, count, load.prompt_tokens, shared=load.shared, seed=seed)
         sampling = Sampling(max_tokens=load.output_tokens, ignore_eos=True)
         error, counts = None, (0, 0, 0)
-        with Gauge() as gauge:
+        with ResourceMonitor() as monitor:
             try:
                 counts = runner.run(prompts, sampling)
             except EngineError as failed:
                 error = str(failed)
-        read = gauge.reading
+        read = monitor.reading
         prompt, output, cached = counts
         if error is None and output != count * load.output_tokens:
             error = f"{output} answer tokens, not {count} × {load.output_tokens}"

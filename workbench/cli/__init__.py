@@ -69,9 +69,11 @@ def main(
 @told
 def info(as_json: Json = False) -> None:
     """Versions, devices, and which engines can run here and why not."""
+    from workbench.engines import ENGINES, unavailable
     from workbench.machine import describe
 
-    facts = describe()
+    engines = {name: unavailable(name) or "can run here" for name in ENGINES}
+    facts = describe() | {"engines": engines}
     if as_json:
         typer.echo(json.dumps(facts, indent=1))
         return

@@ -12,7 +12,7 @@ from typing import Any
 
 from workbench.engines.cpu import weights_size
 from workbench.errors import WorkbenchError
-from workbench.gauge import free_memory
+from workbench.machine import free_memory
 from workbench.types import Sampling
 
 PROMPTS = ("The capital of France is", "Question: What is 2+3?\nAnswer:", "def main():\n    ")

@@ -13,7 +13,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-from workbench.birth import born
+from workbench.machine import born
 from workbench.store import Store, digest
 
 HOST = socket.gethostname()

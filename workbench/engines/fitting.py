@@ -12,7 +12,7 @@ from typing import Any
 
 from workbench.engines.building import shape_only
 from workbench.engines.cpu import STEP, Need, Room, fast_dtype, find_room, use_threads, weights_size
-from workbench.gauge import free_memory
+from workbench.machine import free_memory
 
 log = logging.getLogger("workbench")
 SEQUENCES = {"server": 128, "process": 256}  # vLLM's own defaults

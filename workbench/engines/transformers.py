@@ -28,7 +28,7 @@ from workbench.engines.resident import prepare
 from workbench.engines.source import Source, check_options
 from workbench.engines.tensors import check_tensors, silent
 from workbench.errors import EngineError, InputError, WorkbenchError
-from workbench.gauge import free_memory
+from workbench.machine import free_memory
 from workbench.progress import check
 from workbench.store import Store, digest
 from workbench.types import Completion, EngineInfo, LabelRow, Prompt

@@ -24,9 +24,9 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from workbench.birth import born
 from workbench.errors import InputError
 from workbench.files import write_whole
+from workbench.machine import born
 from workbench.sweep.plan import Planned
 
 Status = Literal["done", "failed", "timeout", "killed", "stale", "running", "waiting"]
