@@ -1,19 +1,62 @@
-"""A research workbench for large language models: one engine interface, real measurements."""
+"""A research workbench for large language models: one engine interface, real measurements.
 
+`import workbench as wb` offers what is used daily; each name is imported when it is first used.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from workbench.types import Completion, LabelScores, Sampling
 
 if TYPE_CHECKING:
+    from workbench import agents, icm, uncertainty
+    from workbench.comparison import compare
     from workbench.engines import open_engine
+    from workbench.evaluation import evaluate
+    from workbench.judge import Judge
+    from workbench.panel import watch
+    from workbench.sweep import Sweep
+    from workbench.tasks import open_task
+    from workbench.throughput import Throughput
 
-__all__ = ["Completion", "LabelScores", "Sampling", "open_engine"]
+__all__ = [
+    "Completion",
+    "Judge",
+    "LabelScores",
+    "Sampling",
+    "Sweep",
+    "Throughput",
+    "agents",
+    "compare",
+    "evaluate",
+    "icm",
+    "open_engine",
+    "open_task",
+    "uncertainty",
+    "watch",
+]
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Judge": "judge",
+    "Sweep": "sweep",
+    "Throughput": "throughput",
+    "compare": "comparison",
+    "evaluate": "evaluation",
+    "open_engine": "engines",
+    "open_task": "tasks",
+    "watch": "panel",
+}
+_ROOMS = ("agents", "icm", "uncertainty")
 
 
 def __getattr__(name: str) -> Any:
-    if name == "open_engine":
-        from workbench.engines import open_engine
-
-        return open_engine
+    if name in _ROOMS:
+        return import_module(f"workbench.{name}")
+    if name in _HOMES:
+        return getattr(import_module(f"workbench.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
