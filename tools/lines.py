@@ -1,4 +1,4 @@
-"""Lines and files of the package by room, and a budget that they must keep: `python tools/lines.py`.
+"""Lines and files of the package by room, and the budget that they must keep.
 
 Blank lines and docstrings count, as with `wc -l`.
 """
