@@ -35,8 +35,7 @@ from workbench.comparison import comparison, load
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
 from workbench.evaluation import Evaluation, evaluate
-from workbench.plots import new_figure
-from workbench.plots.agents import plot_costs, plot_samples
+from workbench.plots import new_figure, plot_costs, plot_samples
 from workbench.scaling import by_samples
 from workbench.tasks import OwnTask, Sums, WordProblems
 from workbench.types import Completion, Grade, Item, Sampling

@@ -14,8 +14,8 @@ from matplotlib.text import Text
 
 from workbench.errors import InputError
 from workbench.plots import COLOURS, new_figure
-from workbench.plots.points import left_out, levels, shown, varied
-from workbench.plots.sweep import averaged, pareto, plot_heat, plot_lines, plot_pareto
+from workbench.plots.points import averaged, left_out, levels, pareto, shown, varied
+from workbench.plots.sweep import plot_heat, plot_lines, plot_pareto
 from workbench.stats import mean
 
 

@@ -25,7 +25,8 @@ from workbench.engines.cpu import threads
 from workbench.engines.vllm import unavailable
 from workbench.errors import InputError, WorkbenchError
 from workbench.plots import new_figure
-from workbench.plots.sweep import averaged, plot_lines, plot_pareto
+from workbench.plots.points import averaged
+from workbench.plots.sweep import plot_lines, plot_pareto
 from workbench.report.sweeps import sweep_report
 from workbench.sweep import Grid, Results, Sweep, read_results, run
 from workbench.sweep.folder import Folder

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from workbench.types import Metric
 
@@ -19,15 +19,22 @@ if TYPE_CHECKING:
 __all__ = [
     "COLOURS",
     "MARKERS",
+    "bars",
+    "doubling",
+    "line_style",
     "log_ticks",
     "new_figure",
     "plot_accuracy",
+    "plot_costs",
     "plot_log_odds",
     "plot_losses",
     "plot_requests",
+    "plot_samples",
     "plot_shares",
     "plot_speeds",
     "plot_speedups",
+    "share_ticks",
+    "sides",
 ]
 
 # Okabe and Ito (2008): told apart with any colour vision.
@@ -55,6 +62,48 @@ def new_figure(
     return figure, axes
 
 
+def line_style(number: int) -> dict[str, Any]:
+    """Colour and marker of the line of this number."""
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+
+
+def sides(table: Any, name: str, low: str = "low", high: str = "high") -> list[Any]:
+    """How far the intervals of a column reach below and above its values, [2, n]."""
+    return [table[name] - table[low], table[high] - table[name]]
+
+
+def bars(ax: Axes, metrics: Sequence[Metric], *, lying: bool = False) -> None:
+    """Bars of metrics with their intervals; lying ones begin on top."""
+    values = [metric.value for metric in metrics]
+    ends = [[m.value - m.low for m in metrics], [m.high - m.value for m in metrics]]
+    style: dict[str, Any] = {"fmt": "none", "ecolor": "0.2", "capsize": 4, "linewidth": 1.2}
+    places = range(len(metrics))
+    if not lying:
+        ax.bar(places, values, color=COLOURS[0], width=0.6)
+        ax.errorbar(places, values, yerr=ends, **style)
+        return
+    ax.barh(places, values, color=COLOURS[0], height=0.6)
+    ax.errorbar(values, places, xerr=ends, **style)
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.grid(axis="x", color="0.9")
+
+
+def share_ticks(axis: Axis) -> None:
+    """Ticks of an axis of shares, which may end above 1 to have room for names."""
+    axis.set_ticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
+
+
+def doubling(ax: Axes, sizes: Iterable[float]) -> None:
+    """A horizontal axis of sizes that double, named where they were measured."""
+    from matplotlib.ticker import NullLocator
+
+    measured = sorted(set(sizes))
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(measured, [f"{x:,.0f}" for x in measured])
+    ax.xaxis.set_minor_locator(NullLocator())
+
+
 def _show_in_notebooks() -> None:
     """Let a notebook draw a figure that ends a cell; pyplot would do this, and more."""
     ipython = sys.modules.get("IPython")
@@ -67,16 +116,9 @@ def _show_in_notebooks() -> None:
 
 def plot_accuracy(ax: Axes, metrics: Sequence[Metric]) -> None:
     """Bars of shares with their 95 % intervals, each with its n."""
-    values = [metric.value for metric in metrics]
-    below = [metric.value - metric.low for metric in metrics]
-    above = [metric.high - metric.value for metric in metrics]
-    places = range(len(metrics))
-    ax.bar(places, values, color=COLOURS[0], width=0.6)
-    ax.errorbar(
-        places, values, yerr=[below, above], fmt="none", ecolor="0.2", capsize=4, linewidth=1.2
-    )
+    bars(ax, metrics)
     labels = [f"{m.name.replace('_', ' ')}\nn = {m.n}" for m in metrics]
-    ax.set_xticks(list(places), labels, fontsize=9 if len(metrics) < 5 else 8)
+    ax.set_xticks(range(len(metrics)), labels, fontsize=9 if len(metrics) < 5 else 8)
     ax.set_ylim(0, 1.05)
     ax.set_ylabel("accuracy (95 % interval)")
 
@@ -126,19 +168,14 @@ def plot_speeds(ax: Axes, table: pd.DataFrame, by: str) -> None:
     """
     for number, (name, part) in enumerate(table.groupby("runner", sort=False)):
         line = part.assign(place=_places(part, by)).sort_values("place")
-        speed = line["output_tokens_per_s"]
         ax.errorbar(
-            line["place"],
-            speed,
-            yerr=[speed - line["low"], line["high"] - speed],
-            label=str(name),
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)],
-            markersize=5,
-            capsize=3,
-            linewidth=1.4,
-        )
-    _doubling(ax, table, by)
+            line["place"], line["output_tokens_per_s"], yerr=sides(line, "output_tokens_per_s"),
+            label=str(name), markersize=5, capsize=3, linewidth=1.4, **line_style(number),
+        )  # fmt: skip
+    if by == "shared":
+        ax.xaxis.set_major_formatter("{x:.0%}")
+    else:
+        doubling(ax, _places(table, by))
     ax.set_yscale("log")
     log_ticks(ax.yaxis, "{x:,.0f}")
     ax.set_xlabel(AXES[by])
@@ -159,37 +196,9 @@ def log_ticks(axis: Axis, form: str) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def _doubling(ax: Axes, table: pd.DataFrame, by: str) -> None:
-    """Sizes double, and are named where they were measured; a share is a share."""
-    if by == "shared":
-        ax.xaxis.set_major_formatter("{x:.0%}")
-        return
-    from matplotlib.ticker import NullLocator
-
-    measured = sorted(set(_places(table, by)))
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(measured, [f"{x:,.0f}" for x in measured])
-    ax.xaxis.set_minor_locator(NullLocator())
-
-
-def _lying_bars(ax: Axes, metrics: Sequence[Metric]) -> None:
-    """Bars with intervals, the first one on top."""
-    places = range(len(metrics))
-    values = [metric.value for metric in metrics]
-    below = [metric.value - metric.low for metric in metrics]
-    above = [metric.high - metric.value for metric in metrics]
-    ax.barh(places, values, color=COLOURS[0], height=0.6)
-    ax.errorbar(
-        values, places, xerr=[below, above], fmt="none", ecolor="0.2", capsize=4, linewidth=1.2
-    )
-    ax.invert_yaxis()
-    ax.grid(axis="y", visible=False)
-    ax.grid(axis="x", color="0.9")
-
-
 def plot_speedups(ax: Axes, metrics: Sequence[Metric]) -> None:
     """Bars of how many times faster, each with its range; 1 is as fast."""
-    _lying_bars(ax, metrics)
+    bars(ax, metrics, lying=True)
     for place, metric in enumerate(metrics):
         text = f" {metric.value:.1f} ×" if metric.value < 10 else f" {metric.value:.0f} ×"
         ax.text(metric.high, place, text, va="center", fontsize=9)
@@ -209,13 +218,13 @@ def plot_shares(ax: Axes, metrics: Sequence[Metric], what: str, chance: float = 
         what: the name of the axis.
         chance: marked by a line, as what guessing comes to.
     """
-    _lying_bars(ax, metrics)
+    bars(ax, metrics, lying=True)
     for place, metric in enumerate(metrics):
         ax.text(metric.high + 0.03, place, f"{metric.value:.2f}", va="center", fontsize=9)
     ax.axvline(chance, color="0.2", linewidth=1, linestyle="--")
     ax.set_yticks(range(len(metrics)), [f"{one.name}\nn = {one.n}" for one in metrics])
     ax.set_xlim(0, 1.18)
-    ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
+    share_ticks(ax.xaxis)
     ax.set_xlabel(f"{what} (95 % interval)")
 
 
@@ -226,22 +235,18 @@ def plot_requests(ax: Axes, table: pd.DataFrame, here: float | None = None) -> N
         table: columns `prompts_per_request`, `max_concurrency` and `verdicts_per_s`.
         here: speed of the engine in this process.
     """
-    from matplotlib.ticker import NullLocator
-
     ends: dict[str, tuple[float, str]] = {}
     for number, (size, part) in enumerate(table.groupby("prompts_per_request", sort=False)):
         line = part.sort_values("max_concurrency")
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        style = line_style(number)
         places, speeds = line["max_concurrency"].tolist(), line["verdicts_per_s"].tolist()
-        ax.plot(places, speeds, color=colour, marker=marker, markersize=5, linewidth=1.4)
-        ends[f"{size} a request" if size != "auto" else "auto"] = (speeds[-1], colour)
+        ax.plot(places, speeds, markersize=5, linewidth=1.4, **style)
+        ends[f"{size} a request" if size != "auto" else "auto"] = (speeds[-1], style["color"])
     many = sorted(set(table["max_concurrency"]))
     if here is not None:
         ax.hlines(here, many[0], many[-1], color="0.2", linewidth=1, linestyle="--")
         ends["in this process"] = (here, "0.2")
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(many, [f"{x:,.0f}" for x in many])
-    ax.xaxis.set_minor_locator(NullLocator())
+    doubling(ax, many)
     ax.set_xlim(0.8 * many[0], 6 * many[-1])  # room for the names
     ax.set_yscale("log")
     log_ticks(ax.yaxis, "{x:,.0f}")
@@ -251,3 +256,37 @@ def plot_requests(ax: Axes, table: pd.DataFrame, here: float | None = None) -> N
         ax.text(1.25 * many[-1], lowest, name, color=colour, va="center", fontsize=9)
     ax.set_xlabel("requests at once")
     ax.set_ylabel("verdicts a second")
+
+
+def plot_samples(ax: Axes, curve: pd.DataFrame) -> None:
+    """Accuracy of a vote against the samples that it counts, with its 95 % band.
+
+    Args:
+        curve: what `scaling.by_samples` returns.
+    """
+    ax.fill_between(curve["samples"], curve["low"], curve["high"], color=COLOURS[0], alpha=0.15)
+    ax.plot(curve["samples"], curve["accuracy"], color=COLOURS[0], marker=MARKERS[0])
+    doubling(ax, curve["samples"])
+    ax.set_xlabel("samples that vote")
+    ax.set_ylabel("accuracy (95 % band)")
+
+
+def plot_costs(ax: Axes, table: pd.DataFrame) -> None:
+    """Accuracy of agents against the tokens that they generate for an item.
+
+    Args:
+        table: what `comparison.comparison` returns.
+    """
+    for number, row in enumerate(table.to_dict("records")):
+        tokens = row["completion_tokens"] / (row["n"] + row["n_failed"] / row["runs"]) / row["runs"]
+        ends = [[side] for side in sides(row, "accuracy")]
+        ax.errorbar(
+            tokens, row["accuracy"], yerr=ends, capsize=4, linestyle="none",
+            label=row["name"].replace("_", " "), **line_style(number),
+        )  # fmt: skip
+    ax.set_xscale("log")
+    log_ticks(ax.xaxis, "{x:,.0f}")
+    ax.set_xlabel("generated tokens an item")
+    ax.set_ylabel("accuracy (95 % interval)")
+    ax.set_ylim(0, 1.02)
+    ax.legend(fontsize=8, frameon=False, loc="lower left")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from workbench.plots import COLOURS, MARKERS, log_ticks
+from workbench.plots import doubling, line_style, log_ticks, sides
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,22 +25,21 @@ def plot_trade_off(ax: Axes, table: pd.DataFrame, x: str = "faster") -> None:
     several = len({*table["block_length"]}) > 1
     groups = table.groupby(["cache", "block_length"], sort=False)
     for number, ((cache, length), group) in enumerate(groups):
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        style = line_style(number)
         label = ("no cache" if cache == "none" else f"{cache} cache") + (
             f", blocks of {length}" if several else ""
         )
         for by_steps, part in group.groupby(group["threshold"].isna()):
             line = part.sort_values(x)
-            errors = [line["accuracy"] - line["low"], line["high"] - line["accuracy"]]
             ax.errorbar(
-                line[x], line["accuracy"], yerr=errors, capsize=3, color=colour, marker=marker,
-                linewidth=1, linestyle="--" if by_steps else "-", mfc="white" if by_steps else None,
-                label=f"{label}, {'fixed steps' if by_steps else 'thresholds'}",
+                line[x], line["accuracy"], yerr=sides(line, "accuracy"), capsize=3, linewidth=1,
+                linestyle="--" if by_steps else "-", mfc="white" if by_steps else None,
+                label=f"{label}, {'fixed steps' if by_steps else 'thresholds'}", **style,
             )  # fmt: skip
             for row in line.to_dict("records"):
                 ax.annotate(
                     _shown(row), (row[x], row["accuracy"]), xytext=(4, -10 if by_steps else 5),
-                    textcoords="offset points", color=colour, fontsize=7,
+                    textcoords="offset points", color=style["color"], fontsize=7,
                 )  # fmt: skip
     ax.set_xscale("log")
     log_ticks(ax.xaxis, "{x:g} ×")
@@ -68,9 +67,10 @@ def plot_throughput(ax: Axes, rows: pd.DataFrame) -> None:
         middle = by_size.median()
         ax.errorbar(
             middle.index, middle, yerr=[middle - by_size.min(), by_size.max() - middle],
-            color=COLOURS[number], marker=MARKERS[number], capsize=3, label=how,
+            capsize=3, label=how, **line_style(number),
         )  # fmt: skip
-    _sizes(ax, rows)
+    doubling(ax, rows["batch_size"])
+    ax.set_xlabel("batch size")
     ax.set_ylabel("requests a second")
     ax.set_ylim(bottom=0)
     ax.legend(fontsize=8, frameon=False)
@@ -88,21 +88,13 @@ def plot_latency(ax: Axes, rows: pd.DataFrame) -> None:
         middle = part.groupby("batch_size")[["p50", "p95"]].median()
         ax.errorbar(
             middle.index, middle["p50"], yerr=[0 * middle["p50"], middle["p95"] - middle["p50"]],
-            color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)], capsize=3,
-            label=f"{clients:g} clients, wait {wait:g} s",
+            capsize=3, label=f"{clients:g} clients, wait {wait:g} s", **line_style(number),
         )  # fmt: skip
-    _sizes(ax, served)
+    doubling(ax, served["batch_size"])
+    ax.set_xlabel("batch size")
     ax.set_ylabel("seconds a request (median to p95)")
     ax.set_ylim(bottom=0)
     ax.legend(fontsize=8, frameon=False)
-
-
-def _sizes(ax: Axes, rows: pd.DataFrame) -> None:
-    sizes = sorted(rows["batch_size"].unique())
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(sizes, [str(size) for size in sizes])
-    ax.minorticks_off()
-    ax.set_xlabel("batch size")
 
 
 def plot_canvas(ax: Axes, steps: pd.DataFrame) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from workbench.plots import COLOURS, MARKERS, log_ticks
+from workbench.plots import COLOURS, line_style, log_ticks, share_ticks, sides
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ def plot_methods(ax: Axes, table: pd.DataFrame) -> None:
     colours = [COLOURS[1] if name in OURS else COLOURS[0] for name in table["method"]]
     ax.bar(places, values, color=colours, width=0.65)
     ax.errorbar(
-        places, values, yerr=[values - table["low"], table["high"] - values],
+        places, values, yerr=sides(table, "value"),
         fmt="none", ecolor="0.2", capsize=4, linewidth=1.2,
     )  # fmt: skip
     for place, (value, high) in enumerate(zip(values, table["high"], strict=True)):
@@ -36,7 +36,7 @@ def plot_methods(ax: Axes, table: pd.DataFrame) -> None:
     ]
     ax.set_xticks(list(places), names, fontsize=8)
     ax.set_ylim(0, 1.12)
-    ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
+    share_ticks(ax.yaxis)
     ax.set_ylabel("test accuracy (95 % interval)")
 
 
@@ -76,14 +76,11 @@ def plot_demonstrations(ax: Axes, table: pd.DataFrame) -> None:
     from matplotlib.ticker import NullLocator
 
     for number, (name, part) in enumerate(table.groupby("labels", sort=False)):
-        line, colour = part.sort_values("demonstrations"), COLOURS[number % len(COLOURS)]
-        ax.plot(
-            line["demonstrations"], line["value"], label=str(name), color=colour, linewidth=1.4,
-            marker=MARKERS[number % len(MARKERS)], markersize=5,
-        )  # fmt: skip
-        ax.fill_between(
-            line["demonstrations"], line["low"], line["high"], color=colour, alpha=0.15, linewidth=0
-        )
+        line, style = part.sort_values("demonstrations"), line_style(number)
+        shown = line["demonstrations"]
+        ax.plot(shown, line["value"], label=str(name), linewidth=1.4, markersize=5, **style)
+        band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
+        ax.fill_between(shown, line["low"], line["high"], **band)
     counts = [n for n in sorted(set(table["demonstrations"])) if n & (n - 1) == 0]
     ax.set_xscale("symlog", base=2, linthresh=1)
     ax.set_xticks(counts, [f"{count:g}" for count in counts])
@@ -107,14 +104,14 @@ def plot_failures(ax: Axes, table: pd.DataFrame) -> None:
         part = table[table["what"] == kind].set_index("setting").reindex(settings)
         places = [at + (number - (len(kinds) - 1) / 2) * width for at in range(len(settings))]
         ax.bar(places, part["value"], width=0.92 * width, color=COLOURS[number], label=kind)
-        sides = [part["value"] - part["low"], part["high"] - part["value"]]
+        ends = sides(part, "value")
         ax.errorbar(
-            places, part["value"], yerr=sides, fmt="none", ecolor="0.2", capsize=3, linewidth=1
+            places, part["value"], yerr=ends, fmt="none", ecolor="0.2", capsize=3, linewidth=1
         )
     ax.axhline(0.5, color="0.2", linewidth=1, linestyle="--")
     ax.set_xticks(range(len(settings)), [name.replace(", ", "\n") for name in settings], fontsize=8)
     ax.set_ylim(0, 1.3)
-    ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
+    share_ticks(ax.yaxis)
     ax.set_ylabel("accuracy (95 % interval)")
     ax.legend(frameon=False, fontsize=8, loc="upper center", ncols=len(kinds))
 

@@ -7,24 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from workbench.errors import InputError
-from workbench.plots import COLOURS, MARKERS
-from workbench.plots.naming import (
-    GREY,
-    LINE,
-    beside,
-    inches,
-    name_categories,
-    name_ends,
-    name_ticks,
-    note,
-    number_axis,
-    short,
-)
+from workbench.plots import COLOURS, MARKERS, log_ticks
 from workbench.plots.points import (
     averaged,
     check_columns,
@@ -40,11 +29,15 @@ from workbench.plots.points import (
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from numpy.typing import NDArray
 
-__all__ = ["averaged", "left_out", "pareto", "plot_heat", "plot_lines", "plot_pareto"]
-
 NAMED = 8  # points of a front that have names
+GREY = "0.45"
+LINE = 10.5  # points from one name beside the axes to the next
+LONG = 24  # letters of a name that are shown
+SPAN = 20  # times from the least to the most, from which on an axis is logarithmic
+TICKS = 8  # values that are named one by one
 DOT = 11.0  # points across of a dot with a number in it
 
 
@@ -80,10 +73,10 @@ def plot_lines(ax: Axes, table: pd.DataFrame, x: str, metric: str, by: str | Non
     ax.set_xlabel(x)
     ax.set_ylabel(_measured(metric, found))
     more = len(names) - coloured
-    note(ax, left_out(table, metric), f"grey: {more} more of {by}" if more else "")
+    _note(ax, left_out(table, metric), f"grey: {more} more of {by}" if more else "")
     _say_if_empty(ax, found[metric])
     if by:
-        name_ends(ax, short(by), ends)
+        _name_ends(ax, _short(by), ends)
 
 
 def _say_if_empty(ax: Axes, values: pd.Series[float]) -> None:
@@ -96,11 +89,11 @@ def _places(ax: Axes, column: pd.Series[float]) -> pd.Series[float]:
     """Where on the horizontal axis the values are, and the axis made for them."""
     known = numbers(column)
     if known is not None:
-        number_axis(ax, known)
-        name_ticks(ax, known)
+        _number_axis(ax, known)
+        _name_ticks(ax, known)
         return known
     names = levels(column)
-    name_categories(ax, ax.xaxis, names)
+    _name_categories(ax, ax.xaxis, names)
     ax.set_xlim(-0.5, len(names) - 0.5)
     return column.map(shown).map(names.index).astype(float)
 
@@ -149,8 +142,8 @@ def plot_heat(ax: Axes, table: pd.DataFrame, x: str, y: str, metric: str) -> Non
     for row, column, state in zip(table[y], table[x], table["state"], strict=True):
         place = up.index(shown(row)), across.index(shown(column))
         states.setdefault(place, set()).add(state)
-    name_categories(ax, ax.xaxis, across)
-    name_categories(ax, ax.yaxis, up)
+    _name_categories(ax, ax.xaxis, across)
+    _name_categories(ax, ax.yaxis, up)
     ax.grid(visible=False)
     ax.set_xlabel(x)
     ax.set_ylabel(y)
@@ -169,7 +162,7 @@ def plot_heat(ax: Axes, table: pd.DataFrame, x: str, y: str, metric: str) -> Non
             label=_measured(metric, found, interval=False),
         )
     written = _write_cells(ax, np.asarray(image.cmap(image.norm(cells))), cells, states)
-    note(ax, left_out(table, metric), "" if written else "cells are too small for their numbers")
+    _note(ax, left_out(table, metric), "" if written else "cells are too small for their numbers")
 
 
 def _write_cells(
@@ -201,7 +194,7 @@ def _write_cells(
 
 def _room(ax: Axes, shape: tuple[int, ...], letters: int) -> float:
     """The size of a font with which so many letters fit into a cell."""
-    across, up = inches(ax)
+    across, up = _inches(ax)
     return min(9.0, 0.6 * 72 * up / shape[0], 1.5 * 0.8 * 72 * across / shape[1] / max(letters, 1))
 
 
@@ -240,14 +233,14 @@ def plot_pareto(
         at[on], up[on], sides, fmt="o", color=COLOURS[1], markersize=5, capsize=3, linewidth=0,
         elinewidth=1, zorder=4,
     )  # fmt: skip
-    number_axis(ax, at[both])
+    _number_axis(ax, at[both])
     _say_if_empty(ax, finite(table, metric).where(both))
     ax.margins(y=0.12)
     ax.set_xlabel(cost)
     ax.set_ylabel(f"{metric} (95 % interval)" if np.isfinite(sides).any() else metric)
     few = _apart(ax, at[on], up[on]) if names else []
     some = f"{len(few)} of {len(on)} on the front are named" if 0 < len(few) < len(on) else ""
-    note(ax, left_out(table, cost, metric), some)
+    _note(ax, left_out(table, cost, metric), some)
     if few:
         rows = [[shown(table[name].iloc[on[i]]) for name in names] for i in few]
         _name_front(ax, ", ".join(names), rows, at[on[few]], up[on[few]])
@@ -255,7 +248,7 @@ def plot_pareto(
 
 def _apart(ax: Axes, at: NDArray[np.floating[Any]], up: NDArray[np.floating[Any]]) -> list[int]:
     """Points of a front, its two ends first, so far from each other that each can have a number."""
-    wide, high = (72 * side for side in inches(ax))
+    wide, high = (72 * side for side in _inches(ax))
     places = ax.transAxes.inverted().transform(ax.transData.transform(np.column_stack([at, up])))
     places = places * (0.7 * wide, high)  # names take some of the width
     chosen = [0] if len(at) else []
@@ -282,11 +275,11 @@ def _name_front(
             str(number), place, ha="center", va="center_baseline", fontsize=7, color="white",
             zorder=6,
         )  # fmt: skip
-    room = LINE / (72 * inches(ax)[1])
+    room = LINE / (72 * _inches(ax)[1])
     for number, row in enumerate(rows, start=1):
-        text = f"{number}  {', '.join(short(value, 32 // len(row)) for value in row)}"
-        beside(ax, 1 - (len(rows) - number + 2) * room, text, COLOURS[1])
-    beside(ax, 1 - 0.7 * room, short(title, 32), GREY)
+        text = f"{number}  {', '.join(_short(value, 32 // len(row)) for value in row)}"
+        _beside(ax, 1 - (len(rows) - number + 2) * room, text, COLOURS[1])
+    _beside(ax, 1 - 0.7 * room, _short(title, 32), GREY)
 
 
 def _measured(metric: str, found: pd.DataFrame, *, interval: bool = True) -> str:
@@ -299,3 +292,92 @@ def _measured(metric: str, found: pd.DataFrame, *, interval: bool = True) -> str
     if interval and (found["interval"] != "none").any():
         parts.append("95 % interval")
     return f"{metric} ({', '.join(parts)})" if parts else metric
+
+
+def _inches(ax: Axes) -> tuple[float, float]:
+    """How large the axes are, before their layout is made."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None  # it has been drawn on
+    box, whole = ax.get_position(), figure.bbox_inches
+    return box.width * whole.width, box.height * whole.height
+
+
+def _name_ends(ax: Axes, title: str, ends: Sequence[tuple[str, str, float]]) -> None:
+    """The lines' names to the right of the axes, each at the height where its line ends."""
+    room = LINE / (72 * _inches(ax)[1])
+    bottom, top = ax.get_ylim()
+    heights = [0.0 if math.isnan(y) else (y - bottom) / (top - bottom) for *_, y in ends]
+    order = sorted(range(len(ends)), key=heights.__getitem__)
+    for before, i in pairwise(order):
+        heights[i] = max(heights[i], heights[before] + room)
+    for number, i in enumerate(reversed(order)):
+        heights[i] = min(heights[i], 1 - (number + 1) * room)
+    for (name, colour, y), height in zip(ends, heights, strict=True):
+        _beside(ax, height, _short(name) + (" (none)" if math.isnan(y) else ""), colour)
+    _beside(ax, max(heights) + 1.2 * room, title, GREY)
+
+
+def _beside(ax: Axes, height: float, text: str, colour: str) -> None:
+    ax.text(1.02, height, text, color=colour, fontsize=8, va="center", transform=ax.transAxes)
+
+
+def _note(ax: Axes, *parts: str) -> None:
+    """What a reader has to know, below the name of the horizontal axis."""
+    if text := "; ".join(filter(None, parts)):
+        ax.annotate(
+            text, (0.5, 0), (0, -2), xycoords=ax.xaxis.label, textcoords="offset points",
+            ha="center", va="top", fontsize=7.5, color=GREY,
+        )  # fmt: skip
+
+
+def _number_axis(ax: Axes, values: pd.Series[float] | NDArray[np.float64]) -> None:
+    """A horizontal axis over all the values, logarithmic where they span much."""
+    from matplotlib.ticker import LogLocator
+
+    if not len(values):
+        return
+    low, high = float(np.min(values)), float(np.max(values))
+    if not (low > 0 and high >= SPAN * low):
+        room = 0.06 * (high - low) or 0.5 * abs(low) or 1
+        ax.set_xlim(low - room, high + room)
+        return
+    ax.set_xscale("log")
+    log_ticks(ax.xaxis, "")
+    ax.xaxis.set_major_formatter(lambda value, _: shown(float(f"{value:.3g}")))
+    if high > 100 * low:
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high < 1e4 * low else (1,)))
+    room = (high / low) ** 0.06
+    ax.set_xlim(low / room, high * room)
+
+
+def _name_ticks(ax: Axes, values: pd.Series[float]) -> None:
+    """Few values that lie apart are named one by one."""
+    from matplotlib.ticker import NullLocator
+
+    different = np.unique(values)
+    places = np.log(different) if ax.get_xscale() == "log" else different
+    if different.size == 1 or (
+        different.size <= TICKS and np.diff(places).min() > 0.07 * np.ptp(places)
+    ):
+        _name(ax, ax.xaxis, different.tolist(), [shown(value) for value in different.tolist()])
+        ax.xaxis.set_minor_locator(NullLocator())
+
+
+def _name_categories(ax: Axes, axis: Axis, names: Sequence[str]) -> None:
+    """Places 0, 1, … with their names, or every so many of them."""
+    step = -(-len(names) // 25)
+    _name(ax, axis, range(0, len(names), step), names[::step])
+
+
+def _name(ax: Axes, axis: Axis, places: Sequence[float], names: Sequence[str]) -> None:
+    """Names of places, at an angle where they have no room beside each other."""
+    kept, size = [_short(name) for name in names], 9 if len(names) < 12 else 7
+    wide = 0.65 * size * (sum(map(len, kept)) + len(kept))
+    slanted = axis is ax.xaxis and wide > 0.75 * 72 * _inches(ax)[0]
+    turned: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+    axis.set_ticks(places, kept, fontsize=size, **(turned if slanted else {}))
+
+
+def _short(text: str, most: int = LONG) -> str:
+    """A name without its middle, where it is long."""
+    return text if len(text) <= most else f"{text[: most - most // 3 - 1]}…{text[-(most // 3) :]}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,6 @@ from workbench.plots import COLOURS, MARKERS
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-    from matplotlib.text import Annotation
-    from matplotlib.transforms import Bbox
     from numpy.typing import NDArray
 
     from workbench.uncertainty.calibration import CalibrationReport
@@ -23,14 +20,7 @@ if TYPE_CHECKING:
 
 SCORES = {"lac": COLOURS[0], "aps": COLOURS[1]}
 LARGEST, SMALLEST = 260.0, 12.0  # areas of a dot: with all the items, and to be seen at all
-NAMED = 8  # points that have room for their names
-SPOTS = sorted(
-    ((x, y) for x in range(-60, 61, 6) for y in range(-48, 49, 6) if x or y),
-    key=lambda spot: (math.hypot(*spot), spot[0] < 0),
-)
-"""Where the nearest point of a name may be, in points from its dot, the nearest first."""
-NEAR = 9.0  # points from a dot where a name needs no line to it
-CROSSED = 500.0  # pixels that a name may rather cover than have its line cross a dot or a name
+NAMED = 8  # points whose names have room beside the axes
 
 
 def plot_reliability(
@@ -162,7 +152,7 @@ def plot_selective(ax: Axes, curves: Mapping[str, pd.DataFrame]) -> None:
 def plot_certainty(ax: Axes, table: pd.DataFrame) -> None:
     """Accuracy against mean set size, a dot a model and task: is the more accurate more certain?
 
-    Up to 8 dots have their names beside them.
+    Up to 8 dots are named, by colour for the model and by marker for the task.
 
     Args:
         table: what `report.certainty` returns.
@@ -177,90 +167,20 @@ def plot_certainty(ax: Axes, table: pd.DataFrame) -> None:
     named = len(table) <= NAMED
     xerr, yerr = _sides(table, "set_size"), _sides(table, "accuracy")
     models, tasks = (pd.factorize(table[column])[0] for column in ("model", "task"))
-    colours = [COLOURS[model % len(COLOURS) if named else 0] for model in models]
-    markers = [MARKERS[task % len(MARKERS) if named else 0] for task in tasks]
-    for i, (size, value) in enumerate(zip(table["set_size"], table["accuracy"], strict=True)):
+    columns = [one for one in ("model", "task") if len({*table[one]}) > 1] or ["model"]
+    for i, row in enumerate(table.to_dict("records")):
+        model = models[i] if named else 0
+        marker = MARKERS[(tasks[i] + model // len(COLOURS)) % len(MARKERS) if named else 0]
         ax.errorbar(
-            size, value, xerr=xerr[:, [i]], yerr=yerr[:, [i]], markersize=5, linewidth=1,
-            color=colours[i], marker=markers[i], alpha=0.85,
+            row["set_size"], row["accuracy"], xerr=xerr[:, [i]], yerr=yerr[:, [i]], markersize=5,
+            linewidth=1, color=COLOURS[model % len(COLOURS)], marker=marker, alpha=0.85,
+            label=", ".join(str(row[one]) for one in columns),
         )  # fmt: skip
-    ax.margins(0.2 if named else 0.08)
-    ax.set_xlabel("letters in a set, mean (95 % interval at its threshold)")
+    ax.margins(0.08)
+    ax.set_xlabel("letters in a set, mean\n(95 % interval at its threshold)")
     ax.set_ylabel("accuracy (95 % interval)")
     if named:
-        _name(ax, table, colours)
-
-
-def _name(ax: Axes, table: pd.DataFrame, colours: Sequence[str]) -> None:
-    """A name beside each dot, in the nearest spot where it covers least."""
-    from matplotlib.transforms import Bbox
-
-    figure = ax.get_figure(root=True)
-    assert figure is not None  # it has been drawn on
-    figure.draw_without_rendering()  # the layout is made only now, and names go by it
-    columns = [one for one in ("model", "task") if len(set(table[one])) > 1] or ["model"]
-    rows: Any = table.to_dict("records")
-    dots = [ax.transData.transform((row["set_size"], row["accuracy"])) for row in rows]
-    lines = [box for row in rows for box in _intervals(ax, row)]
-    names: list[Bbox] = []
-    for i, (row, colour) in enumerate(zip(rows, colours, strict=True)):
-        text = ax.annotate(
-            "\n".join(str(row[one]) for one in columns), (row["set_size"], row["accuracy"]), (0, 0),
-            textcoords="offset points", fontsize=8, color=colour,
-        )  # fmt: skip
-        text.set_in_layout(False)
-        others = [Bbox([dot, dot]).padded(4) for dot in (*dots[:i], *dots[i + 1 :])]
-        spot = _best(text, dots[i], lines, [*others, *names], ax.bbox)
-        names.append(_put(text, spot))
-        if math.hypot(*spot) > NEAR:
-            ax.annotate(
-                "", text.xy, spot, textcoords="offset points",
-                arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0},
-            )  # fmt: skip
-
-
-def _best(
-    text: Annotation, dot: Any, lines: Sequence[Bbox], things: Sequence[Bbox], inside: Bbox
-) -> tuple[int, int]:
-    """The nearest spot where the name covers nothing, and a line from its dot crosses no thing."""
-    from matplotlib.path import Path
-
-    costs: dict[tuple[int, int], float] = {}
-    for spot in SPOTS:
-        box = _put(text, spot)
-        costs[spot] = _covered(box, (*lines, *things), inside)
-        if math.hypot(*spot) > NEAR:
-            line = Path([dot, text.get_transform().transform(spot)])
-            costs[spot] += CROSSED * sum(line.intersects_bbox(one) for one in things)
-        if not costs[spot]:
-            break
-    return min(costs, key=costs.__getitem__)
-
-
-def _put(text: Annotation, spot: tuple[int, int]) -> Bbox:
-    """Put the name there; returns its place on the figure, with a little room."""
-    across, up = spot
-    text.set_position(spot)
-    text.set_horizontalalignment("left" if across > 0 else "right" if across else "center")
-    text.set_verticalalignment("bottom" if up > 0 else "top" if up else "center")
-    return text.get_window_extent().padded(3)
-
-
-def _intervals(ax: Axes, row: Mapping[str, Any]) -> list[Bbox]:
-    """The places on the figure of a dot's two intervals."""
-    from matplotlib.transforms import Bbox
-
-    x, y = row["set_size"], row["accuracy"]
-    across = ((row["set_size_low"], y), (row["set_size_high"], y))
-    up = ((x, row["accuracy_low"]), (x, row["accuracy_high"]))
-    return [Bbox(ax.transData.transform(line)).padded(3) for line in (across, up)]
-
-
-def _covered(box: Bbox, taken: Sequence[Bbox], inside: Bbox) -> float:
-    """How much of what is taken, and of what is outside the axes, a name at `box` covers."""
-    shared = [box.intersection(box, other) for other in (*taken, inside)]
-    *areas, seen = [one.width * one.height if one is not None else 0.0 for one in shared]
-    return float(sum(areas) + box.width * box.height - seen)
+        ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _sides(table: pd.DataFrame, name: str) -> NDArray[np.float64]:
