@@ -18,7 +18,7 @@ from workbench.engines.diffusion import unavailable
 from workbench.tiny.memoriser import pairs
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"needs {unavailable()}")
-LINE = [sys.executable, "-c", "from workbench.cli import app; app()", "serve", "diffusion"]
+LINE = [sys.executable, "-m", "workbench", "serve", "diffusion"]
 
 
 def test_workers_behind_one_port_answer_and_end_together(tmp_path: Path) -> None:

@@ -434,7 +434,7 @@ def test_the_server_converts_into_a_private_folder_that_goes(
     path = save({"model": tensors}, tmp_path / "step-100")
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    line = [sys.executable, "-c", "from workbench.cli import app; app()", "serve", "diffusion"]
+    line = [sys.executable, "-m", "workbench", "serve", "diffusion"]
     line += ["--dcp-path", str(path), "--base-model", str(MEMORY), "-o", "threshold=0.9"]
     variables = os.environ | {"TMPDIR": str(scratch)}
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=variables) as process:

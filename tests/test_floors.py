@@ -45,8 +45,9 @@ FLOORS = {
     "plots": 5,
     "report": 5,
     "sweep": 5,
-    "bench": 5,
+    "bench": 6,
     "cli": 6,
+    "__main__": 6,
 }
 
 

@@ -134,9 +134,8 @@ def test_code_of_a_folder_is_never_run_unasked(copied: Callable[..., Path], tmp_
 def test_a_server_runs_no_code_of_a_folder(copied: Callable[..., Path], tmp_path: Path) -> None:
     folder = copied()
     mark = with_code(folder, model_type="mine")
-    code = "from workbench.cli import app; app()"
     done = subprocess.run(
-        [sys.executable, "-c", code, "serve", "vllm", str(folder)],
+        [sys.executable, "-m", "workbench", "serve", "vllm", str(folder)],
         input="yes\n" * 20, capture_output=True, text=True, timeout=120, check=False,
         env=os.environ | {"WORKBENCH_RUN_DIR": str(tmp_path / "runs")},
     )  # fmt: skip

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
+from workbench.cli.notebook import app
 from workbench.errors import NotebookError
 from workbench.nb.absolute import absolute_paths
 from workbench.nb.bundle import MIME
-from workbench.nb.cli import app
 from workbench.nb.lint import lint
 
 if TYPE_CHECKING:

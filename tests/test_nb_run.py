@@ -188,7 +188,7 @@ def _alive(pid: int) -> bool:
 
 def test_ctrl_c_ends_the_kernel_and_keeps_what_is_finished(repo: Path) -> None:
     paths = [_write(repo / "in" / "a.ipynb", "n"), _write(repo / "in" / "b.ipynb", _SLEEP)]
-    command = [sys.executable, "-m", "workbench.nb.cli", "run", *map(str, paths)]
+    command = [sys.executable, "-m", "workbench", "notebook", "run", *map(str, paths)]
     with subprocess.Popen(
         [*command, "--out", "stopped", "-p", "n", "-4"], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -197,7 +197,7 @@ def test_ctrl_c_ends_the_kernel_and_keeps_what_is_finished(repo: Path) -> None:
         told, _ = process.communicate(timeout=30)
     assert process.returncode not in {0, None}
     assert "a.ipynb: ok, 3/3 cells" in told
-    assert "a         ok" in told
+    assert "a        ok" in told
     (output,) = load(repo / "stopped" / "a.ipynb").code[-1].outputs
     assert "".join(output["data"]["text/plain"]) == "-4"
     assert not (repo / "stopped" / "b.ipynb").exists()

@@ -313,13 +313,13 @@ def test_a_sweep_over_them(place: Path) -> None:
 def test_the_command_takes_no_option_for_a_value(place: Path) -> None:
     from typer.testing import CliRunner
 
-    from workbench.nb.cli import app
+    from workbench.cli.notebook import app
 
     for args, message in (
         (["-p", "n", "--json"], "-p n has no value"),
         (["-p", "n"], "-p n has no value"),
         (["-p", "n", "1", "-p", "n=2"], "-p n is given twice"),
-        (["-p", "=3"], "names no parameter"),
+        (["-p", "=3"], "-p '=3' must be NAME=VALUE"),
         (["-p", "text", "--", "-p", "n", "1"], "-p text has no value"),
     ):
         made = CliRunner().invoke(app, ["run", "books/untyped.ipynb", "--out", "no", *args])

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from workbench.cli.report import report_page
+from workbench.cli import app
 from workbench.errors import InputError
 from workbench.evaluation import Evaluation
 from workbench.plots import new_figure, plot_accuracy
@@ -488,12 +487,10 @@ def test_a_page_that_is_there_stays_whole_if_the_new_one_cannot_be_written(tmp_p
 
 
 def test_the_command_prints_the_path_and_refuses_in_a_line(tmp_path: Path) -> None:
-    app = typer.Typer()
-    app.command()(report_page)
     folder, out = saved(tmp_path / "sums"), tmp_path / "page.html"
-    done = CliRunner().invoke(app, [str(folder), "--out", str(out)])
+    done = CliRunner().invoke(app, ["report", str(folder), "--out", str(out)])
     assert (done.exit_code, done.output.strip()) == (0, str(out))
     assert stat.S_ISREG(out.stat().st_mode)
-    refused = CliRunner().invoke(app, [str(tmp_path / "nowhere")])
+    refused = CliRunner().invoke(app, ["report", str(tmp_path / "nowhere")])
     assert refused.exit_code == 2
     assert refused.output.startswith("error: ")

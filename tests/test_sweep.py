@@ -35,7 +35,7 @@ from workbench.sweep.results import results, save_results
 from workbench.sweep.run import _shares, todo
 
 FILE = "notebook: point.ipynb\nproduct: {n: [1, 2, 3]}\nseeds: 2\n"
-CLI = [sys.executable, "-c", "from workbench.cli import app; app()", "sweep"]
+CLI = [sys.executable, "-m", "workbench", "sweep"]
 ENDS = {
     "1-0": "raise ValueError('no such thing')",
     "2-0": "os.kill(os.getpid(), signal.SIGKILL)",

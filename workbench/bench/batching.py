@@ -38,7 +38,7 @@ Body = dict[str, Any]
 @contextlib.contextmanager
 def served(max_wait_time: float) -> Iterator[tuple[str, int]]:
     """A server's root URL and its process id, while it runs."""
-    line = [sys.executable, "-c", "from workbench.cli import app; app()", "serve", "diffusion"]
+    line = [sys.executable, "-m", "workbench", "serve", "diffusion"]
     line += ["--batch-size", str(SLOTS), "--max-wait-time", str(max_wait_time)]
     line += ["--model", "workbench-memoriser"]
     line += ["--option", "device=cpu", "--option", "threshold=0.9"]

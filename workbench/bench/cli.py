@@ -10,16 +10,10 @@ from typing import Annotated
 import typer
 
 from workbench.bench.table import Row, as_text
-from workbench.nb.cli import told
+from workbench.cli.options import Json, Out
+from workbench.cli.output import command_group, say
 
-app = typer.Typer(no_args_is_help=True, help="Measure speed, as ratios within one run.")
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-Out = Annotated[Path | None, typer.Option(help="Write the table here, as JSON.")]
-
-
-def say(text: str) -> None:
-    """Tell of progress, apart from what is printed for keeping."""
-    typer.echo(text, err=True)
+app = command_group("Measure speed, as ratios within one run.")
 
 
 def show(rows: list[Row], out: Path | None, *, as_json: bool) -> None:
@@ -34,7 +28,6 @@ def show(rows: list[Row], out: Path | None, *, as_json: bool) -> None:
 
 
 @app.command("engine")
-@told
 def engine(
     pairs: Annotated[int, typer.Option(min=1, help="Interleaved pairs of runs.")] = 7,
     prompts: Annotated[int, typer.Option(min=8)] = 1024,
@@ -49,7 +42,6 @@ def engine(
 
 
 @app.command("baseline")
-@told
 def baseline(
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each speed.")] = 3,
     prompts: Annotated[int, typer.Option(min=64)] = 1024,
@@ -63,7 +55,6 @@ def baseline(
 
 
 @app.command("client")
-@told
 def client(
     repeats: Annotated[int, typer.Option(min=1, help="Rounds of each speed.")] = 5,
     prompts: Annotated[int, typer.Option(min=128)] = 1024,
@@ -80,7 +71,6 @@ def client(
 
 
 @app.command("real")
-@told
 def real(
     model: Annotated[str, typer.Argument(help="Folder, hub name or GGUF file of a model.")],
     repeats: Annotated[int, typer.Option(min=1, help="Rounds of each speed.")] = 3,
@@ -98,7 +88,6 @@ def real(
 
 
 @app.command("faults")
-@told
 def faults(
     requests: Annotated[int, typer.Option(min=100, help="How many meet faults.")] = 10_000,
     queued: Annotated[int, typer.Option(min=1000, help="Prompts in the queue.")] = 100_000,
@@ -112,7 +101,6 @@ def faults(
 
 
 @app.command("icm")
-@told
 def icm(
     part: Annotated[
         list[str] | None,
@@ -128,7 +116,6 @@ def icm(
 
 
 @app.command("accuracy")
-@told
 def accuracy(
     part: Annotated[
         list[str] | None,
@@ -149,7 +136,6 @@ def accuracy(
 
 
 @app.command("uncertainty")
-@told
 def uncertainty(
     part: Annotated[
         list[str] | None,
@@ -165,7 +151,6 @@ def uncertainty(
 
 
 @app.command("diffusion")
-@told
 def diffusion(
     part: Annotated[
         list[str] | None,
@@ -186,7 +171,6 @@ def diffusion(
 
 
 @app.command("sweep")
-@told
 def sweep(
     part: Annotated[
         list[str] | None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -11,36 +10,24 @@ from typing import Annotated
 
 import typer
 
-from workbench.bench.cli import Json, Out, say, show
 from workbench.bench.cli import app as bench
+from workbench.bench.cli import show as show_rows
 from workbench.cli.convert import app as convert
 from workbench.cli.evaluate import compare_reports, evaluate_task
 from workbench.cli.icm import icm
+from workbench.cli.notebook import app as notebook
+from workbench.cli.options import Folder, Json, Model, Options, Out, StorePath, engine_options
+from workbench.cli.output import check_new, command_group, say, show, show_report, table
 from workbench.cli.report import report_page
 from workbench.cli.serve import app as serve
-from workbench.cli.shared import (
-    Folder,
-    Model,
-    Options,
-    StorePath,
-    check_new,
-    engine_options,
-    show_report,
-)  # fmt: skip
 from workbench.cli.slurm import app as slurm
 from workbench.cli.sweep import app as sweep
 from workbench.cli.uncertainty import app as uncertainty
-from workbench.nb.cli import app as notebook
-from workbench.nb.cli import told
 
 __all__ = ["app"]
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="A research workbench for large language models.",
-)
-tiny = typer.Typer(no_args_is_help=True, help="The embedded model: train and measure it.")
+app = command_group("A research workbench for large language models.")
+tiny = command_group("The embedded model: train and measure it.")
 app.command("eval")(evaluate_task)
 app.command("compare")(compare_reports)
 app.command("icm")(icm)
@@ -66,7 +53,6 @@ def main(
 
 
 @app.command()
-@told
 def info(as_json: Json = False) -> None:
     """Versions, devices, and which engines can run here and why not."""
     from workbench.engines import ENGINES, unavailable
@@ -74,17 +60,13 @@ def info(as_json: Json = False) -> None:
 
     engines = {name: unavailable(name) or "can run here" for name in ENGINES}
     facts = describe() | {"engines": engines}
-    if as_json:
-        typer.echo(json.dumps(facts, indent=1))
-        return
+    lines: list[str] = []
     for group, values in facts.items():
-        typer.echo(group)
-        for name, value in values.items():
-            typer.echo(f"  {name:<14} {value}")
+        lines += [group, *(f"  {name:<14} {value}" for name, value in values.items())]
+    show(facts, "\n".join(lines), as_json=as_json)
 
 
 @app.command()
-@told
 def generate(  # noqa: PLR0917  # a command's arguments are its options
     source: Annotated[Path, typer.Argument(help='JSONL: {"prompt": text} or {"messages": [...]}.')],
     out: Annotated[Path, typer.Argument(help="JSONL: the same rows, completed.")],
@@ -103,20 +85,16 @@ def generate(  # noqa: PLR0917  # a command's arguments are its options
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
     kept = None if store == "none" else store
     result = generate_file(source, out, sampling, model=model, store=kept, **engine_options(option))
-    if as_json:
-        typer.echo(json.dumps(asdict(result), indent=1))
-    else:
-        typer.echo(
-            f"{result.rows} rows in {out}: {result.already_there} were there, {result.failed} "
-            f"failed, {result.usage.computed_tokens} tokens computed in "
-            f"{result.usage.seconds:.1f} s"
-        )
+    text = (
+        f"{result.rows} rows in {out}: {result.already_there} were there, {result.failed} failed, "
+        f"{result.usage.computed_tokens} tokens computed in {result.usage.seconds:.1f} s"
+    )
+    show(asdict(result), text, as_json=as_json)
     if result.failed:
         raise typer.Exit(1)
 
 
 @app.command()
-@told
 def throughput(  # noqa: PLR0917
     model: Model = None,
     architecture: Annotated[
@@ -171,7 +149,6 @@ def throughput(  # noqa: PLR0917
 
 
 @app.command("check-server")
-@told
 def check_server(
     url: Annotated[str, typer.Argument(help="Such as http://127.0.0.1:8000/v1.")],
     model: Annotated[
@@ -180,19 +157,15 @@ def check_server(
     as_json: Json = False,
 ) -> None:
     """What works at a server, and what to change where something is missing."""
-    from workbench.nb.tables import table
     from workbench.serving.check import check
 
-    found = list(check(url, model))
-    if as_json:
-        typer.echo(json.dumps([asdict(one) for one in found], indent=1))
-        return
-    rows = [[one.what, "yes" if one.works else "NO", one.seen, one.remedy] for one in found]
-    typer.echo(table(["", "works", "seen", "to change"], rows))
+    checks = list(check(url, model))
+    rows = [[one.what, "yes" if one.works else "NO", one.seen, one.remedy] for one in checks]
+    text = table(["", "works", "seen", "to change"], rows)
+    show([asdict(one) for one in checks], text, as_json=as_json)
 
 
 @tiny.command("train")
-@told
 def tiny_train(
     folder: Annotated[Path, typer.Argument(help="Where the model goes.")],
     diffusion: Annotated[bool, typer.Option(help="Its masked-diffusion sibling.")] = False,
@@ -212,7 +185,6 @@ def tiny_train(
 
 
 @tiny.command("evaluate")
-@told
 def tiny_evaluate(
     folder: Annotated[Path | None, typer.Argument(help="A model (default: the embedded).")] = None,
     count: Annotated[int, typer.Option(min=100, help="Held-out items for each skill.")] = 1000,
@@ -223,4 +195,4 @@ def tiny_evaluate(
     from workbench.bench.skills import measure
     from workbench.tiny import MODEL
 
-    show(measure(folder or MODEL, count, say), out, as_json=as_json)
+    show_rows(measure(folder or MODEL, count, say), out, as_json=as_json)

@@ -7,19 +7,15 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.shared import tidy_end
-from workbench.nb.cli import told
+from workbench.cli.output import clean_exit, command_group
 
-app = typer.Typer(
-    no_args_is_help=True, help="Make a model folder from a training checkpoint or a GGUF file."
-)
+app = command_group("Make a model folder from a training checkpoint or a GGUF file.")
 BaseModel = Annotated[
     str, typer.Option(help="Hub name or folder whose configuration and tokenizer it has.")
 ]
 
 
 @app.command()
-@told
 def dcp(
     path: Annotated[Path, typer.Argument(help="The folder with .metadata and the shards.")],
     base_model: BaseModel,
@@ -31,7 +27,7 @@ def dcp(
     """Turn a folder of torch.distributed.checkpoint into Hugging Face safetensors."""
     from workbench.engines.convert import convert_dcp
 
-    with tidy_end():
+    with clean_exit():
         made = convert_dcp(path, base_model, out, prefix=prefix)
     typer.echo(f"{made.folder}: {made.tensors} tensors, {made.size / 1e6:,.1f} MB")
     if made.left_out:
@@ -40,7 +36,6 @@ def dcp(
 
 
 @app.command()
-@told
 def gguf(
     file: Annotated[Path, typer.Argument(help="The .gguf file.")],
     out: Annotated[Path, typer.Option(help="A new folder.")],
@@ -51,7 +46,7 @@ def gguf(
     """Turn a GGUF file into Hugging Face safetensors in bfloat16, and try it."""
     from workbench.engines.gguf import convert_gguf
 
-    with tidy_end():
+    with clean_exit():
         made = convert_gguf(file, out, tokenizer=tokenizer)
     typer.echo(f"{made.folder}: {made.tensors} tensors, {made.size / 1e6:,.1f} MB")
     typer.echo(f"the same first tokens in: {made.checked}")

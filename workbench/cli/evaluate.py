@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from workbench.bench.cli import Json, say
-from workbench.cli.shared import (
+from workbench.cli.options import (
     EngineName,
     Folder,
+    Json,
     Model,
     Options,
     StorePath,
-    check_new,
     engine_options,
-    show_report,
-)  # fmt: skip
+    pairs,
+)
+from workbench.cli.output import check_new, say, show, show_report, table
 from workbench.errors import InputError
-from workbench.nb.cli import told
 
 if TYPE_CHECKING:
     from workbench.types import Report, Task
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 Style = Literal["completion", "chat"]
 
 
-@told
 def evaluate_task(  # noqa: PLR0917  # a command's arguments are its options
     task: Annotated[str, typer.Option(help="By name, such as word_problems or gsm8k; or a file.")],
     model: Model = None,
@@ -66,7 +64,7 @@ def evaluate_task(  # noqa: PLR0917  # a command's arguments are its options
     from workbench.tasks import open_task
 
     check_new(out)
-    chosen = open_task(task, **_pairs(column, "--column"))
+    chosen = open_task(task, **_columns(column))
     agents = [*AGENTS] if agent == "all" else [agent]
     styles: list[Style] = ["chat" if chat else "completion"]
     if agent == "all" and not chat:
@@ -108,7 +106,6 @@ def _show_one(task: Task, report: Report, out: Path | None, *, as_json: bool) ->
     show_report(report, named, figure, out, as_json=as_json)
 
 
-@told
 def compare_reports(
     folders: Annotated[list[Path], typer.Argument(help="Saved reports; the first is compared to.")],
     out: Folder = None,
@@ -127,15 +124,12 @@ def compare_reports(
 def _show_all(reports: Mapping[str, Report], out: Path | None, *, as_json: bool) -> None:
     from workbench.comparison import comparison
     from workbench.files import whole_folder
-    from workbench.nb.tables import table
     from workbench.plots import new_figure, plot_accuracy
 
     found = comparison(reports)
-    if as_json:
-        typer.echo(found.to_json(orient="records", indent=1))
-    else:
-        shown = [[_cell(value) for value in row] for row in found.itertuples(index=False)]
-        typer.echo(table([str(c).replace("_", " ") for c in found.columns], shown))
+    cells = [[_cell(value) for value in row] for row in found.itertuples(index=False)]
+    headers = [str(name).replace("_", " ") for name in found.columns]
+    show(found, table(headers, cells), as_json=as_json)
     if out is None:
         return
     figure, (ax,) = new_figure()
@@ -160,11 +154,8 @@ def _name(folder: Path, folders: list[Path]) -> str:
     return "/".join(parts[-length:])
 
 
-def _pairs(pairs: list[str] | None, option: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for pair in pairs or ():
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise InputError(f"{option} {pair!r} must be NAME=VALUE")
-        found[name] = value.split(",") if name == "labels" else value
-    return found
+def _columns(texts: list[str] | None) -> dict[str, Any]:
+    columns: dict[str, Any] = dict(pairs(texts, "--column"))
+    if "labels" in columns:
+        columns["labels"] = columns["labels"].split(",")
+    return columns

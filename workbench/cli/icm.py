@@ -8,21 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.bench.cli import Json, say
-from workbench.cli.shared import (
+from workbench.cli.options import (
     EngineName,
     Folder,
+    Json,
     Model,
     Options,
     StorePath,
-    check_new,
     engine_options,
-    save,
-    show_metrics,
-)  # fmt: skip
+)
+from workbench.cli.output import check_new, save, say, show, show_metrics, table
 from workbench.errors import InputError, WorkbenchError
-from workbench.nb.cli import told
-from workbench.nb.tables import table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +32,6 @@ POOL = 1600
 """Embedded claims, test included, that seeds draw from; there are not many more."""
 
 
-@told
 def icm(  # noqa: PLR0917
     testbed: Annotated[
         str, typer.Option(help="embedded, truthfulqa, gsm8k, or a file of claims.")
@@ -180,10 +175,7 @@ def _study(
     figure.set_size_inches(6.4, 3.4)
     plot_methods(ax, done.methods)
     ax.set_title(f"{bed.name}, {engine.info.model}", fontsize=10)
-    if as_json:
-        typer.echo(done.methods.to_json(orient="records", indent=1))
-    else:
-        typer.echo(_table(done))
+    show(done.methods, _table(done), as_json=as_json)
     for note in done.notes:
         say(note)
     if out is not None:

@@ -7,10 +7,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.nb.cli import told
 
-
-@told
 def report_page(
     run: Annotated[
         Path,

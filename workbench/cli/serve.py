@@ -13,18 +13,16 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.bench.cli import say
-from workbench.cli.shared import Options, engine_options, tidy_end
+from workbench.cli.options import Options, engine_options
+from workbench.cli.output import clean_exit, command_group, say
 from workbench.errors import EngineError, InputError
-from workbench.nb.cli import told
 
-app = typer.Typer(no_args_is_help=True, help="Start a model server.")
+app = command_group("Start a model server.")
 Host = Annotated[str, typer.Option(help="Where it listens.")]
 Port = Annotated[int | None, typer.Option(help="Default: a free one.")]
 
 
 @app.command()
-@told
 def vllm(  # noqa: PLR0917  # a command's arguments are its options
     model: Annotated[
         str | None, typer.Argument(help="Hub name or local folder (default: the embedded model).")
@@ -52,7 +50,6 @@ def vllm(  # noqa: PLR0917  # a command's arguments are its options
 
 
 @app.command()
-@told
 def diffusion(  # noqa: PLR0917
     model: Annotated[
         str | None,
@@ -118,7 +115,7 @@ def _converted(
         raise InputError("--dcp-path and --base-model go together, and without --model-path")
     from workbench.engines.convert import convert_dcp
 
-    with tidy_end(), TemporaryDirectory(prefix="workbench-dcp-") as folder:
+    with clean_exit(), TemporaryDirectory(prefix="workbench-dcp-") as folder:
         made = convert_dcp(dcp_path, base_model, Path(folder) / dcp_path.resolve().name)
         say(f"converted {made.tensors} tensors of {dcp_path}")
         yield str(made.folder)
@@ -137,7 +134,7 @@ def _spread(  # noqa: PLR0917
     from workbench.runs import run_dir
     from workbench.serving.front import Front
 
-    line = [sys.executable, "-c", "from workbench.cli import app; app()", "serve", "diffusion"]
+    line = [sys.executable, "-m", "workbench", "serve", "diffusion"]
     line += ["--batch-size", str(batch_size), "--max-wait-time", str(max_wait_time)]
     line += ["--model-path", model] if model is not None else []
     line += [word for pair in option for word in ("--option", pair)]

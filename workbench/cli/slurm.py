@@ -10,15 +10,14 @@ from typing import Annotated
 
 import typer
 
-from workbench.bench.cli import say
+from workbench.cli.options import pairs
+from workbench.cli.output import command_group, say
 from workbench.errors import InputError
-from workbench.nb.cli import told
 
-app = typer.Typer(no_args_is_help=True, help="Model servers as jobs of a Slurm cluster.")
+app = command_group("Model servers as jobs of a Slurm cluster.")
 
 
 @app.command()
-@told
 def serve(  # noqa: PLR0917  # a command's arguments are its options
     account: Annotated[str, typer.Option(help="Who pays.")],
     model: Annotated[
@@ -69,7 +68,7 @@ def serve(  # noqa: PLR0917  # a command's arguments are its options
     folder = (folder or run_dir() / "slurm").absolute()
     text = slurm.script(
         job,
-        slurm.command(kind, model, gpus, _pairs(option)),
+        slurm.command(kind, model, gpus, pairs(option, "--option")),
         model=model,
         folder=folder,
         port=port,
@@ -93,14 +92,6 @@ def serve(  # noqa: PLR0917  # a command's arguments are its options
     say("then, from your machine (the job's log has these lines filled in):")
     for one in slurm.tunnel(port, with_key=with_key, login=login):
         say(f"  {one}")
-
-
-def _pairs(given: list[str] | None) -> dict[str, str]:
-    pairs = [text.partition("=") for text in given or ()]
-    for name, equals, _ in pairs:
-        if not equals:
-            raise InputError(f"--option {name!r} must be NAME=VALUE")
-    return {name: value for name, _, value in pairs}
 
 
 def _private(given: Path | None) -> Path | None:

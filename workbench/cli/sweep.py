@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from workbench.bench.cli import Json, say
-from workbench.cli.shared import tidy_end
+from workbench.cli.options import Json
+from workbench.cli.output import clean_exit, command_group, say, show, table
 from workbench.errors import InputError
-from workbench.nb.cli import told
 
 if TYPE_CHECKING:
     from workbench.sweep import Results
 
-app = typer.Typer(no_args_is_help=True, help="Run a notebook for every point of a grid.")
+app = command_group("Run a notebook for every point of a grid.")
 Place = Annotated[
     Path | None, typer.Option("--out", help="Folder of the results (default: runs/NAME).")
 ]
 
 
 @app.command("run")
-@told
 def run_sweep(  # noqa: PLR0917  # a command's arguments are its options
     sweep: Annotated[Path, typer.Argument(help="A YAML file; see notebooks/sweeps/.")],
     out: Place = None,
@@ -57,7 +54,7 @@ def run_sweep(  # noqa: PLR0917  # a command's arguments are its options
         say(f"{len(plan)} of {len(chosen.points)} points would run")
         return
     try:
-        with tidy_end():
+        with clean_exit():
             found = run(
                 chosen, folder, jobs=jobs, resume=resume, retry_failed=retry_failed, say=say
             )
@@ -72,9 +69,8 @@ def run_sweep(  # noqa: PLR0917  # a command's arguments are its options
         raise typer.Exit(1)
 
 
-@app.command()
-@told
-def show(
+@app.command("show")
+def show_sweep(
     sweep: Annotated[Path, typer.Argument(help="A sweep's YAML file, or the folder it ran in.")],
     out: Place = None,
     as_json: Json = False,
@@ -94,17 +90,13 @@ def show(
 
 
 def _show(found: Results, *, as_json: bool) -> None:
-    from workbench.nb.tables import table
     from workbench.sweep.grid import brief
 
-    if as_json:
-        rows = [{name: _valid(value) for name, value in row.items()} for row in found.rows]
-        typer.echo(json.dumps(rows, indent=1))
-        return
+    rows = [{name: _valid(value) for name, value in row.items()} for row in found.rows]
     columns = [str(name) for name in found.shown.columns]
     cells = [[_cell(name, row[name], found) for name in columns] for row in found.rows]
-    typer.echo(table([brief(name) for name in columns], cells))
-    for note in found.notes:
+    show(rows, table([brief(name) for name in columns], cells), as_json=as_json)
+    for note in found.notes if not as_json else ():
         say(note)
 
 

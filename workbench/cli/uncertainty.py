@@ -8,19 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from workbench.bench.cli import Json, say
-from workbench.cli.shared import (
-    EngineName,
-    Folder,
-    Options,
-    StorePath,
-    check_new,
-    engine_options,
-    save,
-    show_report,
-)  # fmt: skip
+from workbench.cli.options import EngineName, Folder, Json, Options, StorePath, engine_options
+from workbench.cli.output import check_new, command_group, save, say, show_report, table
 from workbench.errors import InputError
-from workbench.nb.cli import told
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +18,7 @@ if TYPE_CHECKING:
     from workbench.tasks.choices import Choices
     from workbench.types import Engine, Report
 
-app = typer.Typer(no_args_is_help=True, help="How sure is a model, and can it be believed?")
+app = command_group("How sure is a model, and can it be believed?")
 Alpha = Annotated[float, typer.Option(help="Share of sets that may lack the right answer.")]
 RuleName = Annotated[
     Literal["ye2024", "exact"], typer.Option(help="As published, or split conformal to the letter.")
@@ -36,7 +26,6 @@ RuleName = Annotated[
 
 
 @app.command("run")
-@told
 def run(  # noqa: PLR0917  # a command's arguments are its options
     task: Annotated[
         list[str] | None,
@@ -99,7 +88,6 @@ def run(  # noqa: PLR0917  # a command's arguments are its options
 
 
 @app.command("score")
-@told
 def score(
     folders: Annotated[list[Path], typer.Argument(help="What `run --out` has saved.")],
     alpha: Alpha = 0.1,
@@ -167,7 +155,6 @@ def _show(scored: Report, out: Path | None, *, as_json: bool) -> None:
 
 
 def _text(wide: pd.DataFrame) -> str:
-    from workbench.nb.tables import table
 
     rows = [[name, *(f"{value:.4g}" for value in row)] for name, *row in wide.itertuples()]
     return table(["", *map(str, wide.columns)], rows)

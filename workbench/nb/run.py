@@ -13,7 +13,6 @@ from workbench.lines import counted
 from workbench.nb.notebook import find, load
 from workbench.nb.parameters import resolve
 from workbench.nb.process import TIMEOUT, execute, require_kernel
-from workbench.nb.tables import table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -116,11 +115,12 @@ def _brief(row: dict[str, object]) -> str:
 def _closing(rows: list[dict[str, object]], out: Path) -> str:
     if not rows:
         return "no notebook finished"
-    shown = [
-        (r["notebook"], r["status"], r["seconds"], f"{r['executed']}/{r['cells']}", _count(r))
-        for r in rows
-    ]
-    lines = [table(("notebook", "status", "seconds", "cells", "figures"), shown)]
+    import pandas as pd
+
+    shown = [(r["status"], r["seconds"], f"{r['executed']}/{r['cells']}", _count(r)) for r in rows]
+    names = [r["notebook"] for r in rows]
+    headers = ["status", "seconds", "cells", "figures"]
+    lines = [pd.DataFrame(shown, names, headers).to_string()]
     for row in rows:
         results = out / "results" / f"{row['notebook']}.csv"
         figures = row["figures"]
@@ -139,7 +139,7 @@ def _table_of(results: Path) -> str:
         frame = pd.read_csv(results)
     except ValueError as error:  # empty, or no table
         return f"{results} cannot be read: {error}"
-    return table(list(frame.columns), frame.astype(str).to_numpy().tolist())
+    return frame.to_string(index=False)
 
 
 def _count(row: dict[str, object]) -> int:

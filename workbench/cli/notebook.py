@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from workbench.errors import NotebookError, WorkbenchError
+from workbench.cli.options import Json, pairs
+from workbench.cli.output import command_group, fail, say, table
+from workbench.errors import InputError, NotebookError
 from workbench.nb.coverage import FLOOR, Coverage, coverage
 from workbench.nb.lint import lint
 from workbench.nb.notebook import find
 from workbench.nb.parameters import Text
 from workbench.nb.process import TIMEOUT
-from workbench.nb.tables import table
 from workbench.nb.validate import CELL_TIMEOUT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-app = typer.Typer(no_args_is_help=True, help="Run, check, validate and refresh notebooks.")
+app = command_group("Run, check, validate and refresh notebooks.")
 
 Paths = Annotated[list[Path], typer.Argument(help="Notebooks, or folders of them.")]
 Seconds = Annotated[float, typer.Option(help="Seconds for one notebook.", min=1)]
@@ -51,45 +50,11 @@ def _value_of(name: str, value: str | None) -> str:
     # An option that follows is none, but a negative number is.
     option = value is not None and re.match(r"--|-[A-Za-z](?!nf|an)", value)
     if value is None or option or name.startswith("-"):
-        _fail(f"error: -p {name} has no value; give -p NAME VALUE, or -p NAME=VALUE", 2)
+        raise InputError(f"-p {name} has no value; give -p NAME VALUE, or -p NAME=VALUE")
     return value
 
 
-def _given(texts: Sequence[str]) -> dict[str, Text]:
-    """Parameters by name, each once."""
-    values: dict[str, Text] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not name or not equals:
-            raise NotebookError(f"-p {text!r} names no parameter; give -p NAME VALUE")
-        if name in values:
-            raise NotebookError(f"-p {name} is given twice; give it once")
-        values[name] = Text(value)
-    return values
-
-
-def told(command: Callable[..., None]) -> Callable[..., None]:
-    """Show what is wrong with the request in a line, not in a traceback."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except BrokenPipeError:
-            raise
-        except (WorkbenchError, OSError) as error:
-            _fail(f"error: {error}", 2)
-
-    return run
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(message, err=True)
-    raise typer.Exit(code)
-
-
 @app.command("run", cls=_Pairs)
-@told
 def run_command(
     paths: Paths,
     out: Annotated[Path, typer.Option(help="Folder for copies, figures and results.")],
@@ -98,13 +63,13 @@ def run_command(
         typer.Option("-p", "--parameter", metavar="NAME VALUE", help="Set a parameter."),
     ] = None,
     timeout: Seconds = TIMEOUT,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Run notebooks, each in a fresh interpreter; non-zero unless all are ok."""
     from workbench.nb.run import run
 
-    say = functools.partial(typer.echo, err=as_json)
-    frame = run(paths, out, _given(parameter or ()), timeout, say=say)
+    values = {name: Text(value) for name, value in pairs(parameter, "-p").items()}
+    frame = run(paths, out, values, timeout, say=say if as_json else typer.echo)
     if as_json:
         typer.echo(json.dumps(frame.to_dict(orient="records"), indent=1, ensure_ascii=False))
     if not (frame["status"] == "ok").all():
@@ -112,7 +77,6 @@ def run_command(
 
 
 @app.command()
-@told
 def check(paths: Paths, floor: Floor = FLOOR) -> None:
     """Check what is stored, without running it; non-zero on any finding."""
     findings: list[str] = []
@@ -126,11 +90,10 @@ def check(paths: Paths, floor: Floor = FLOOR) -> None:
     findings.extend(_low(measured, floor))
     typer.echo(_coverage_table(measured))
     if findings:
-        _fail("\n".join([*findings, f"{len(findings)} findings"]), 1)
+        fail("\n".join([*findings, f"{len(findings)} findings"]), 1)
 
 
 @app.command()
-@told
 def validate(
     paths: Paths,
     floor: Floor = FLOOR,
@@ -150,11 +113,10 @@ def validate(
             typer.echo(f"{one.path} cell {one.died}: the kernel died", err=True)
     if not result.ok:
         low = _low([n.coverage for n in result.notebooks], floor)
-        _fail("\n".join([*low, f"not valid (pytest ended with {result.exit_code})"]), 1)
+        fail("\n".join([*low, f"not valid (pytest ended with {result.exit_code})"]), 1)
 
 
 @app.command()
-@told
 def refresh(paths: Paths, timeout: Seconds = TIMEOUT) -> None:
     """Execute notebooks in place and normalise them for a commit."""
     from workbench.nb.refresh import refresh as renew
@@ -176,19 +138,8 @@ def _low(measured: Sequence[Coverage], floor: float) -> list[str]:
 
 def _coverage_table(measured: Sequence[Coverage], failed: Sequence[int] | None = None) -> str:
     headers = ["notebook", "counted", "covered", "share"]
-    rows = [[str(one.path), one.counted, one.covered, _Share(one.share)] for one in measured]
+    rows = [[str(one.path), one.counted, one.covered, f"{one.share:.2f}"] for one in measured]
     if failed is not None:
         headers.append("failed")
         rows = [[*row, bad] for row, bad in zip(rows, failed, strict=True)]
     return table(headers, rows)
-
-
-class _Share(float):
-    """A share as the table shows it."""
-
-    def __str__(self) -> str:
-        return f"{float(self):.2f}"
-
-
-if __name__ == "__main__":
-    sys.exit(app())

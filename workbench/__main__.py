@@ -1,0 +1,5 @@
+"""`python -m workbench`: the command."""
+
+from workbench.cli import app
+
+app()

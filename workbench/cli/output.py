@@ -1,0 +1,139 @@
+"""What every command has in common: how it prints, keeps, fails and is interrupted."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from workbench.errors import InputError, WorkbenchError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from workbench.types import Metric, Report
+
+
+class _Commands(TyperGroup):
+    """Shows what is wrong with a request in a line, not in a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except (WorkbenchError, OSError) as error:
+            fail(f"error: {error}", 2)
+
+
+def command_group(about: str) -> typer.Typer:
+    """A group of commands with a line of help; errors of ours end them with status 2."""
+    return typer.Typer(
+        cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, help=about
+    )
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """End the command with a last word on stderr."""
+    say(message)
+    raise typer.Exit(status)
+
+
+def say(text: str) -> None:
+    """Print progress and notes, apart from what is printed for keeping."""
+    typer.echo(text, err=True)
+
+
+def show(data: Any, text: str, *, as_json: bool) -> None:
+    """Print a result: as text for people, or its data (a frame or plain values) as JSON."""
+    if not as_json:
+        typer.echo(text)
+    elif hasattr(data, "to_json"):
+        typer.echo(data.to_json(orient="records", indent=1))
+    else:
+        typer.echo(json.dumps(data, indent=1, ensure_ascii=False))
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Lay rows out in aligned columns, whatever the width of the terminal.
+
+    Args:
+        headers: One word a column.
+        rows: One value a column; text is set to the left, all else to the right.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    left = [isinstance(value, str) for value in (rows[0] if rows else headers)]
+    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
+    for header, to_left in zip(headers, left, strict=True):
+        grid.add_column(Text(header), justify="left" if to_left else "right", no_wrap=True)
+    for row in rows:
+        grid.add_row(*(Text(str(value).expandtabs()) for value in row))
+    console = Console(file=io.StringIO(), width=sys.maxsize, color_system=None)
+    with console.capture() as capture:
+        console.print(grid)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def show_report(
+    report: Report, more: list[Metric], figure: Figure, out: Path | None, *, as_json: bool
+) -> None:
+    """Print a report's headline numbers, and keep it where asked."""
+    show_metrics([*report.summary, *more], as_json=as_json)
+    if out is not None:
+        save(report, out, figure)
+        say(f"summary, rows and figure are in {out}")
+
+
+def show_metrics(metrics: list[Metric], *, as_json: bool) -> None:
+    """Print numbers with their intervals, one a line."""
+    rows = [
+        [m.name, *(f"{x:.4g}" for x in (m.value, m.low, m.high)), m.n, m.n_failed, m.n_unparsed]
+        for m in metrics
+    ]
+    text = table(["", "value", "low", "high", "n", "failed", "unparsed"], rows)
+    show([asdict(metric) for metric in metrics], text, as_json=as_json)
+
+
+def check_new(folder: Path | None) -> None:
+    """Refuse a folder that is there or cannot be made: before the work and not after it."""
+    if folder is not None and folder.exists():
+        raise InputError(f"{folder} exists already: choose another folder for this report")
+    try:
+        if folder is not None:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error}; choose another folder") from error
+
+
+def save(report: Report, out: Path, figure: Figure | None = None) -> None:
+    """Keep a report.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
+    try:
+        report.save(out, figure)
+    except OSError as error:
+        raise InputError(f"the report could not be written to {out}: {error}") from error
+
+
+@contextmanager
+def clean_exit() -> Iterator[None]:
+    """SIGTERM ends the work as Ctrl-C does: what is half made is taken away."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
