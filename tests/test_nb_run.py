@@ -197,7 +197,7 @@ def test_ctrl_c_ends_the_kernel_and_keeps_what_is_finished(repo: Path) -> None:
         told, _ = process.communicate(timeout=30)
     assert process.returncode not in {0, None}
     assert "a.ipynb: ok, 3/3 cells" in told
-    assert "a        ok" in told
+    assert "a     ok" in told
     (output,) = load(repo / "stopped" / "a.ipynb").code[-1].outputs
     assert "".join(output["data"]["text/plain"]) == "-4"
     assert not (repo / "stopped" / "b.ipynb").exists()
