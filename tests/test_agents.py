@@ -26,6 +26,7 @@ from workbench.agents import (
     advance,
     named,
     open_agent,
+    rounds,
     standard,
 )  # fmt: skip
 from workbench.agents.best_of_n import yes_or_no
@@ -579,3 +580,16 @@ def test_a_grader_may_read_an_items_fields(plain: VLLMEngine) -> None:
 
     report = evaluate(Strict(), plain, MajorityVote(samples=3), count=4)
     assert by_samples(Strict(), report, (1, 3))["n"].tolist() == [4, 4]
+
+
+def test_a_round_hands_out_its_results_without_moving_the_rest(
+    plain: VLLMEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Fixed(list[Any]):
+        def pop(self, *_: Any) -> Any:  # from the front it moves all that follow
+            raise AssertionError("results are taken out of the list")
+
+    real = rounds._batch
+    monkeypatch.setattr(rounds, "_batch", lambda *given: Fixed(real(*given)))
+    cases = sums(4)
+    assert None not in texts(MajorityVote(3), cases, plain)

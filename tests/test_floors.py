@@ -18,7 +18,6 @@ FLOORS = {
     "store": 1,
     "stats": 1,
     "machine": 1,
-    "lines": 1,
     "progress": 1,
     "runs": 1,
     "engines": 2,

@@ -24,7 +24,6 @@ from pandas.testing import assert_frame_equal
 from workbench import Sampling
 from workbench.bench.engine import make_prompts
 from workbench.bench.injector import Faults, Injector
-from workbench.engines import meter
 from workbench.engines.diffusion import DiffusionEngine
 from workbench.engines.remote import RemoteEngine
 from workbench.engines.transformers import TransformersEngine
@@ -36,7 +35,7 @@ from workbench.panel import Job, watch
 from workbench.panel.record import MOST, PIECES, Record
 from workbench.panel.summary import markup
 from workbench.panel.views import kind
-from workbench.progress import Progress, check, current, fact
+from workbench.progress import Progress, check, current, fact, one_bar
 from workbench.runner import Load, Runner
 from workbench.store import Store
 from workbench.throughput import Throughput
@@ -76,7 +75,7 @@ def stop(job: Job[Any]) -> float:
 
 def counted(steps: int, wait: Callable[[], object] = lambda: None) -> int:
     """Work without an engine."""
-    with meter.one_bar(steps, "counting", "step") as bar:
+    with one_bar(steps, "counting", "step") as bar:
         for _ in range(steps):
             wait()
             bar.update()
@@ -364,7 +363,7 @@ def test_nobody_watches_and_nothing_changes() -> None:
     assert current() is None
     check()
     fact("energy", 1.0)
-    with meter.one_bar(2, "work", "step") as bar:
+    with one_bar(2, "work", "step") as bar:
         assert isinstance(bar, tqdm)
     assert watch(current).result() is not None
     assert current() is None
@@ -406,13 +405,13 @@ def test_lines_are_the_same_each_time(
 def test_many_calls_make_few_lines() -> None:
     progress = Progress()
     for _ in range(1000):
-        part = progress.part("generate", 10, "row")
+        stage = progress.stage("generate", 10, "row")
         for _ in range(10):
-            progress.advance(part, 1)
-    told = [(part.done, part.total) for part in progress.milestones()]
+            progress.advance(stage, 1)
+    told = [(stage.done, stage.total) for stage in progress.milestones()]
     assert told[:4] == [(3, 10), (5, 10), (8, 10), (10, 10)]
     assert len(told) < 40
-    assert progress.state().parts[0].done == 10_000
+    assert progress.snapshot().stages[0].done == 10_000
 
 
 @pytest.mark.parametrize(
@@ -460,9 +459,9 @@ def test_progress_is_told_from_many_threads() -> None:
     progress = Progress()
 
     def tell(number: int) -> None:
-        part = progress.part("work", 1000, "step")
+        stage = progress.stage("work", 1000, "step")
         for step in range(1000):
-            progress.advance(part, 1)
+            progress.advance(stage, 1)
             progress.add(Usage(requests=1, prompt_tokens=2))
             progress.fact(f"fact {number}", step)
 
@@ -471,8 +470,8 @@ def test_progress_is_told_from_many_threads() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    state = progress.state()
-    assert str(state.parts[0]) == "8,000 of 8,000 steps"
+    state = progress.snapshot()
+    assert str(state.stages[0]) == "8,000 of 8,000 steps"
     assert (state.used.requests, state.used.prompt_tokens) == (8000, 16_000)
     assert state.facts == {f"fact {number}": 999 for number in range(8)}
 

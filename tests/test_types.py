@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from fractions import Fraction
 from typing import Any
 
@@ -23,7 +23,7 @@ from workbench.errors import InputError
 from workbench.icm import Wording
 from workbench.serving.slurm import Job
 from workbench.sweep import Draw, Grid, Random
-from workbench.types import Engine
+from workbench.types import Engine, Usage
 
 JUNK: list[Any] = [
     "0.9", None, True, float("nan"), float("inf"), -1, [1], (1, 2), {}, object(), b"a", 5, 16.0,
@@ -322,3 +322,15 @@ def test_as_many_likeliest_tokens_as_asked_for(
                 else:
                     unlikely += 1
     assert unlikely
+
+
+def test_usage_is_added() -> None:
+    one = Usage(requests=3, prompt_tokens=5, cached_tokens=2, seconds=1.5, peak_memory_bytes=7)
+    other = Usage(requests=1, failed=1, cached_tokens=4, peak_memory_bytes=9)
+    both = one + other
+    assert both == Usage(
+        requests=4, failed=1, prompt_tokens=5, cached_tokens=6, seconds=1.5, peak_memory_bytes=9
+    )
+    assert both.since(one) == replace(other, peak_memory_bytes=9)
+    assert sum([one, other], Usage()) == both
+    assert (one + Usage(cached_tokens=None)).cached_tokens is None  # not known of a part: of none

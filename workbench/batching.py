@@ -19,9 +19,8 @@ from workbench.engines.diffusion import DiffusionEngine, Row
 from workbench.engines.diffusion.commit import propose
 from workbench.engines.diffusion.forward import forward
 from workbench.engines.diffusion.lanes import Lanes
-from workbench.engines.meter import one_bar
 from workbench.errors import InputError
-from workbench.progress import check
+from workbench.progress import check, one_bar
 from workbench.serving.diffusion_server import DiffusionServer, serve_diffusion
 from workbench.types import Sampling
 

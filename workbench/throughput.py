@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from workbench.engines.meter import one_bar
 from workbench.errors import EngineError, InputError
 from workbench.machine import ResourceMonitor
+from workbench.progress import one_bar
 from workbench.runner import Load, Runner, local
 from workbench.runs import commit
 from workbench.tasks.filler import filler

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from workbench.agents import Case
 from workbench.engines.base import failure
 from workbench.engines.diffusion import Counts, Denoising, DiffusionEngine, Row
-from workbench.engines.meter import one_bar
 from workbench.errors import InputError
 from workbench.evaluation import accuracy, asked, tabled
+from workbench.progress import one_bar
 from workbench.stats import paired_shares
 from workbench.types import Report, Sampling, Task, Usage
 

@@ -6,7 +6,8 @@ A prompt is text (completion) or a list of messages (chat). An `Engine` turns pr
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -213,12 +214,22 @@ class Usage:
     seconds: float = 0.0
     peak_memory_bytes: int = 0
 
+    def __add__(self, other: Usage) -> Usage:
+        """Both together, with the higher peak memory; what is unknown of one is so of the sum."""
+        peak = max(self.peak_memory_bytes, other.peak_memory_bytes)
+        return self._each(operator.add, other, peak)
+
     def since(self, before: Usage) -> Usage:
         """What came after `before` (the peak memory stays the highest so far)."""
+        return self._each(operator.sub, before, self.peak_memory_bytes)
+
+    def _each(self, combine: Callable[[Any, Any], Any], other: Usage, peak: int) -> Usage:
         names = [f.name for f in fields(self) if f.name != "peak_memory_bytes"]
-        pairs = {name: (getattr(self, name), getattr(before, name)) for name in names}
-        new: dict[str, Any] = {k: None if None in ab else ab[0] - ab[1] for k, ab in pairs.items()}
-        return Usage(**new, peak_memory_bytes=self.peak_memory_bytes)
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in names}
+        new: dict[str, Any] = {
+            name: None if None in pair else combine(*pair) for name, pair in pairs.items()
+        }
+        return Usage(**new, peak_memory_bytes=peak)
 
     @property
     def computed_tokens(self) -> int:

@@ -166,11 +166,11 @@ def advance(agent: Agent, cases: Sequence[Case], engine: Engine, *, seed: int = 
             fact("round", f"{number}, with {len(live)} of {len(running)}")
             log.info("agents: round %d, %d of %d go on", number, len(live), len(running))
         results = _batch([(p.case, call) for p in live for call in p.calls], engine, seed, number)
+        of_round = iter(results)
         for program in live:
-            mine = [results.pop(0) for _ in program.calls]
-            made = zip(program.calls, mine, strict=True)
-            program.outcome.trace += [Made(number, call, result) for call, result in made]
-            program.step(mine)
+            answered = [(call, next(of_round)) for call in program.calls]
+            program.outcome.trace += [Made(number, call, result) for call, result in answered]
+            program.step([result for _, result in answered])
     for program in running:
         if program.live:
             program.stop()

@@ -27,10 +27,10 @@ from workbench.answers import grade
 from workbench.bench.table import Row, gain_row, ratio_row
 from workbench.comparison import compare
 from workbench.engines import open_engine
-from workbench.engines.meter import quiet
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
 from workbench.evaluation import Evaluation, evaluate
+from workbench.progress import quiet
 from workbench.tasks import WordProblems
 from workbench.tiny.stories import solution, stories
 

@@ -19,9 +19,8 @@ from typing import Any, Self, TypeVar
 from workbench.engines.checks import check_errors, check_labels, check_prompts
 from workbench.engines.draws import Draw
 from workbench.engines.kept import bounds, dump, load, value
-from workbench.engines.meter import Meter
 from workbench.errors import EngineError, EngineGoneError, InputError, WorkbenchError
-from workbench.progress import check
+from workbench.progress import UsageTracker, check
 from workbench.store import BATCH, Store, digest
 from workbench.types import (
     Completion,
@@ -68,7 +67,7 @@ class BaseEngine(ABC):
         self.variant = variant
         self._identity = digest(FORMAT, identity)
         self._store = store
-        self._meter = Meter(info)
+        self._tracker = UsageTracker(info)
         self._closed = False
         self._successors: list[Callable[[], BaseEngine]] = []
         self._successor: BaseEngine | None = None  # in charge once this engine is lost
@@ -134,7 +133,7 @@ class BaseEngine(ABC):
     @property
     def usage(self) -> Usage:
         """What has been done since the engine was opened."""
-        return self._meter.usage()
+        return self._tracker.usage()
 
     def __enter__(self) -> Self:
         return self
@@ -230,7 +229,7 @@ class BaseEngine(ABC):
                 if len(row) == n:
                     yield index, _gather(open_rows.pop(index))
 
-        with self._meter.call("generate", len(requests)) as call:
+        with self._tracker.call("generate", len(requests)) as call:
             for found in self._stored([*requests]):
                 call.add_stored(len(found))
                 for key, value in found.items():
@@ -242,7 +241,7 @@ class BaseEngine(ABC):
             try:
                 for batch in work:
                     self._keep((r.key, dump(c)) for r, c in batch if c.error is None)
-                    call.add(completion for _, completion in batch)
+                    call.add([completion for _, completion in batch])
                     failed.update(request.key for request, answer in batch if answer.error)
                     for request, completion in batch:
                         del requests[request.key]
@@ -312,7 +311,7 @@ class BaseEngine(ABC):
         waiting: dict[bytes, list[int]] = {}
         for index, key in enumerate(keys):
             waiting.setdefault(key, []).append(index)
-        with self._meter.call("label_logprobs", len(unique)) as call:
+        with self._tracker.call("label_logprobs", len(unique)) as call:
             for found in self._stored([*unique]):
                 call.add_stored(len(found))
                 for key, kept in found.items():
@@ -328,7 +327,7 @@ class BaseEngine(ABC):
             batches = self._carry(work)
             try:
                 for batch in batches:
-                    call.add_rows(batch)
+                    call.add(batch)
                     self._keep((asked[row.index], value(row)) for row in batch if row.logprobs)
                     for row in batch:
                         places = waiting.pop(asked[row.index])

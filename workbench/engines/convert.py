@@ -13,9 +13,9 @@ from typing import Any
 from workbench.engines.building import shape_only
 from workbench.engines.dcp import Checkpoint
 from workbench.engines.diffusion.checkpoint import PLAIN, describe, llama_name
-from workbench.engines.meter import one_bar
 from workbench.errors import InputError, WorkbenchError
 from workbench.files import whole_folder
+from workbench.progress import one_bar
 
 SHARD = 4 * 2**30  # bytes of a file, and about what is in memory at once
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from workbench.engines.meter import one_bar
 from workbench.errors import InputError
 from workbench.icm.bootstrap import _mended
 from workbench.icm.claim import Claim, Labels
@@ -19,7 +18,7 @@ from workbench.icm.objective import collapsed, energy, temperature
 from workbench.icm.orders import Reference, Scores, Tree
 from workbench.icm.report import Result
 from workbench.icm.settings import Settings, Step
-from workbench.progress import fact
+from workbench.progress import fact, one_bar
 
 log = logging.getLogger("workbench")
 

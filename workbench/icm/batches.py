@@ -14,7 +14,6 @@ from operator import add
 from pathlib import Path
 from typing import Any
 
-from workbench.engines.meter import one_bar
 from workbench.errors import InputError
 from workbench.icm.claim import Claim, Wording
 from workbench.icm.consistency import pairs, violated
@@ -26,6 +25,7 @@ from workbench.icm.search import search
 from workbench.icm.settings import Settings
 from workbench.icm.table import with_table
 from workbench.icm.testbeds import Testbed, parts_of
+from workbench.progress import one_bar
 from workbench.types import Engine, Usage
 
 COUNTED = ("prompts", "prompt_tokens", "computed_tokens")

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from workbench.engines.meter import one_bar
 from workbench.icm.claim import Claim, Labels, Wording, check_claims
 from workbench.icm.consistency import Pair, Rule, pairs
 from workbench.icm.journal import Journal
 from workbench.icm.oracle import Cost, Oracle
 from workbench.icm.orders import Scores, by_halves
+from workbench.progress import one_bar
 from workbench.types import Engine
 
 

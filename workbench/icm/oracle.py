@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from workbench.engines.meter import quiet
 from workbench.engines.pieces import Pieces
 from workbench.errors import EngineError, InputError
 from workbench.icm.claim import Claim, Labels, Wording
 from workbench.icm.journal import Journal
 from workbench.icm.room import Room
 from workbench.icm.top import NEITHER, ScoreKind, compute_top_logprobs
+from workbench.progress import quiet
 from workbench.store import digest
 from workbench.types import Engine
 

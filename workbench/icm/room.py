@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from workbench.engines.meter import quiet
 from workbench.errors import EngineError
 from workbench.icm.claim import Claim, Wording
+from workbench.progress import quiet
 from workbench.store import digest
 from workbench.types import Engine, Sampling
 

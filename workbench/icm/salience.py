@@ -11,7 +11,6 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from workbench.engines.meter import one_bar
 from workbench.errors import InputError
 from workbench.icm.claim import Wording
 from workbench.icm.consistency import Pair, pairs, violated
@@ -20,6 +19,7 @@ from workbench.icm.objective import collapsed, energy
 from workbench.icm.oracle import Oracle
 from workbench.icm.orders import Reference, Scores
 from workbench.icm.report import ICMReport
+from workbench.progress import one_bar
 from workbench.stats import difference
 from workbench.types import Engine
 

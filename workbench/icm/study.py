@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.engines.meter import one_bar
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
 from workbench.icm.batches import label_all
@@ -22,6 +21,7 @@ from workbench.icm.report import ICMReport, said_by
 from workbench.icm.search import search
 from workbench.icm.settings import Settings, Step
 from workbench.icm.testbeds import Testbed
+from workbench.progress import one_bar
 from workbench.runs import commit
 from workbench.types import Engine, Metric, Report, Usage
 

@@ -204,7 +204,7 @@ class Judge:
             outputs.append(used)
             for mine, new in zip(votes, found, strict=True):
                 mine.extend(new)
-            usage = _sum(usage, engine.usage.since(before))
+            usage += engine.usage.since(before)
         provenance = {
             "judge": kind,
             "mode": mode,
@@ -283,9 +283,3 @@ def _agreement(rows: Sequence[Row], power: int | None = None) -> list[Metric]:
         ]
     failed, unparsed = _missing(known)
     return [replace(metric, n_failed=failed, n_unparsed=unparsed) for metric in found]
-
-
-def _sum(one: Usage, other: Usage) -> Usage:
-    pairs = {f.name: (getattr(one, f.name), getattr(other, f.name)) for f in fields(Usage)}
-    total: dict[str, Any] = {k: None if None in ab else sum(ab) for k, ab in pairs.items()}
-    return Usage(**total | {"peak_memory_bytes": max(pairs["peak_memory_bytes"])})

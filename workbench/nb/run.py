@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.errors import NotebookError
-from workbench.lines import counted
 from workbench.nb.notebook import find, load
 from workbench.nb.parameters import resolve
 from workbench.nb.process import TIMEOUT, execute, require_kernel
+from workbench.progress import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

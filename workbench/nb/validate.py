@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.errors import NotebookError
-from workbench.lines import counted
 from workbench.nb.coverage import FLOOR, Coverage, coverage
 from workbench.nb.lint import KERNEL
 from workbench.nb.notebook import find
 from workbench.nb.process import RUN_DIR, environment, require_kernel
+from workbench.progress import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -149,7 +149,7 @@ class Job(Generic[T]):
 
     def _run(self, work: Callable[[], T]) -> None:
         try:
-            with self._record.progress.told():
+            with self._record.progress.active():
                 self._value = work()
         except (KeyboardInterrupt, StoppedError):
             self._record.end("stopped")

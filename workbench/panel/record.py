@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from workbench.progress import Progress, State
+from workbench.progress import Progress, Snapshot
 
 Outcome = Literal["running", "done", "stopped", "failed"]
 
@@ -52,9 +52,9 @@ class Record:
         self._seconds = self.seconds
         self.error, self.outcome = error, outcome  # who sees how it ended sees why
 
-    def look(self) -> State:
+    def look(self) -> Snapshot:
         """Where it stands, which is noted if it is time."""
-        state, seconds = self.progress.state(), self.seconds
+        state, seconds = self.progress.snapshot(), self.seconds
         if seconds - self.samples[-1].seconds >= self._every or self._seconds is not None:
             energy = state.facts.get("energy")
             number = energy if isinstance(energy, float) else None
@@ -77,15 +77,15 @@ class Record:
                 first = sample
         return found
 
-    def speed(self, state: State) -> float:
+    def speed(self, state: Snapshot) -> float:
         """Tokens a second, all in all."""
         return _tokens(state) / max(self.seconds, 1e-9)
 
     def line(self) -> str:
         """How it stands, in a line without times."""
-        parts = [f"{part.what} {part}" for part in self.progress.state().parts]
+        parts = [f"{stage.what} {stage}" for stage in self.progress.snapshot().stages]
         return ", ".join([self.outcome, *parts])
 
 
-def _tokens(state: State) -> int:
+def _tokens(state: Snapshot) -> int:
     return state.used.prompt_tokens + state.used.completion_tokens

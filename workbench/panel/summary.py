@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.panel.record import Record
 from workbench.plots import COLOURS, new_figure
-from workbench.progress import State
+from workbench.progress import Snapshot
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +19,7 @@ SAID = 300  # characters of an error
 _drawing = threading.Lock()  # matplotlib draws for one thread at a time
 
 
-def told(record: Record, state: State) -> list[tuple[str, str]]:
+def told(record: Record, state: Snapshot) -> list[tuple[str, str]]:
     """What there is to tell beside the parts: names and values, as people read them."""
     used = state.used
     found = []
@@ -49,9 +49,9 @@ def told(record: Record, state: State) -> list[tuple[str, str]]:
 
 def markup(record: Record) -> tuple[str, str]:
     """How a job ended as HTML and as plain text."""
-    state = record.progress.state()
+    state = record.progress.snapshot()
     rows = [(record.name, f"{record.outcome}, {record.seconds:,.1f} s")]
-    rows += [(part.what, f"{part}{part.note and f' ({part.note})'}") for part in state.parts]
+    rows += [(stage.what, f"{stage}{stage.note and f' ({stage.note})'}") for stage in state.stages]
     rows += told(record, state)
     width = max(len(name) for name, _ in rows)
     cells = "".join(
@@ -67,12 +67,12 @@ def numbers(record: Record) -> pd.DataFrame:
     """A job as a row of numbers, under its name."""
     import pandas as pd
 
-    state = record.progress.state()
+    state = record.progress.snapshot()
     used = state.used
     row: dict[str, Any] = {
         "state": record.outcome,
         "seconds": record.seconds,
-        "progress": ", ".join(f"{part.what} {part}" for part in state.parts),
+        "progress": ", ".join(f"{stage.what} {stage}" for stage in state.stages),
         "requests": used.requests,
         "failed": used.failed,
         "from_store": used.from_store,

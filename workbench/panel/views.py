@@ -8,7 +8,7 @@ from typing import Protocol
 
 from workbench.errors import InputError
 from workbench.panel.record import Record
-from workbench.progress import State
+from workbench.progress import Snapshot
 
 KINDS = ("widget", "lines", "off")
 LIVE = ("JPY_SESSION_NAME", "VSCODE_PID")  # who sets these shows the kernel's widgets to a person
@@ -17,7 +17,7 @@ LIVE = ("JPY_SESSION_NAME", "VSCODE_PID")  # who sets these shows the kernel's w
 class View(Protocol):
     """What a job's view does."""
 
-    def draw(self, state: State) -> None:
+    def draw(self, state: Snapshot) -> None:
         """Show how things stand; called by one thread, some times a second."""
 
     def tell(self) -> None:
@@ -30,7 +30,7 @@ class View(Protocol):
 class Silent:
     """Nothing."""
 
-    def draw(self, state: State) -> None:
+    def draw(self, state: Snapshot) -> None:
         """Nothing."""
 
     def tell(self) -> None:
@@ -65,7 +65,7 @@ class Lines(Silent):
             print(self._last(), flush=True)
 
     def _last(self) -> str:
-        record, used = self._record, self._record.progress.state().used
+        record, used = self._record, self._record.progress.snapshot().used
         if record.outcome == "stopped":
             return f"{record.name}: {record.line()}"
         if record.error is not None:

@@ -13,7 +13,7 @@ from typing import Any
 from workbench.panel.record import Record
 from workbench.panel.summary import markup, png, told
 from workbench.plots import COLOURS
-from workbench.progress import Part, State
+from workbench.progress import Snapshot, Stage
 
 PARTS = 8  # shown, the latest
 WIDTH, HEIGHT = 420, 56  # of the line of speeds, in pixels
@@ -27,7 +27,7 @@ class Widget:
         from IPython.display import display
 
         self._record = record
-        self._text = ipywidgets.HTML(_live(record, record.progress.state()))
+        self._text = ipywidgets.HTML(_live(record, record.progress.snapshot()))
         self._button = ipywidgets.Button(description="Stop", icon="stop", button_style="danger")
         self._button.on_click(lambda _: record.progress.stop())
         self._box = ipywidgets.VBox([self._text, self._button])
@@ -36,7 +36,7 @@ class Widget:
         self._view = show(self._box, display_id=True)
         self._figure = show(nothing, raw=True, display_id=True)
 
-    def draw(self, state: State) -> None:
+    def draw(self, state: Snapshot) -> None:
         """Redraw."""
         self._text.value = _live(self._record, state)
         if state.stopping and not self._button.disabled:
@@ -58,19 +58,19 @@ class Widget:
             self._figure.update({"image/png": image, "text/plain": "<figure>"}, raw=True)
 
 
-def _live(record: Record, state: State) -> str:
+def _live(record: Record, state: Snapshot) -> str:
     facts = [f"{escape(name)} <b>{escape(value)}</b>" for name, value in told(record, state)]
     lines = [
         f"<b>{escape(record.name)}</b> {record.outcome}, {record.seconds:,.0f} s",
-        *map(_bar, state.parts[-PARTS:]),
+        *map(_bar, state.stages[-PARTS:]),
         " · ".join(facts),
     ]
     return "".join(f"<div>{line}</div>" for line in lines) + _chart(record.speeds())
 
 
-def _bar(part: Part) -> str:
-    bar = f'<progress value="{part.done}" max="{max(1, part.total)}"></progress>'
-    return f"{bar} {escape(part.what)}: {part} <small>{escape(part.note)}</small>"
+def _bar(stage: Stage) -> str:
+    bar = f'<progress value="{stage.done}" max="{max(1, stage.total)}"></progress>'
+    return f"{bar} {escape(stage.what)}: {stage} <small>{escape(stage.note)}</small>"
 
 
 def _chart(speeds: list[tuple[float, float]]) -> str:

@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -23,10 +24,9 @@ from typing import Any
 
 from workbench.engines import URL
 from workbench.engines.cpu import threads
-from workbench.engines.meter import one_bar
 from workbench.errors import InputError, WorkbenchError
 from workbench.nb.notebook import load
-from workbench.progress import check
+from workbench.progress import check, one_bar
 from workbench.runs import commit, run_dir
 from workbench.serving import Server, serve
 from workbench.sweep.executor import Executor, Handle, Job, Local
@@ -178,7 +178,7 @@ class _Work:
 
     def _run(self, points: Sequence[Planned], server: Server | None) -> None:
         running: dict[str, tuple[Planned, Handle]] = {}
-        waiting = list(points)
+        waiting = deque(points)
         self.shares = _shares(min(self.jobs, len(points)))
         try:
             while waiting or running:
@@ -187,7 +187,7 @@ class _Work:
                     if server is not None and not server.alive:
                         self._restart(server)
                     self.sweep.beside.check()
-                    point = waiting.pop(0)
+                    point = waiting.popleft()
                     self._start(point, server, running)
                 self._look(running)
         except BaseException:

@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from workbench.engines.meter import one_bar
 from workbench.errors import InputError
+from workbench.progress import one_bar
 from workbench.tiny import network
 from workbench.tiny import tokenizer as tokens
 from workbench.tiny.stories import MANNERS, asked, solution, stories

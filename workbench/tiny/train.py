@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.engines.meter import one_bar
 from workbench.errors import InputError, WorkbenchError
+from workbench.progress import one_bar
 from workbench.tiny import MODEL, masked, network
 from workbench.tiny import tokenizer as tokens
 from workbench.tiny.marks import END, split

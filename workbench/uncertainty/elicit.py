@@ -13,8 +13,8 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from workbench.engines.meter import bars
 from workbench.errors import EngineError, InputError
+from workbench.progress import bars
 from workbench.runs import commit
 from workbench.stats import mean, proportion
 from workbench.tasks.choices import Choices
@@ -126,7 +126,7 @@ def elicit(
     }  # fmt: skip
     if frame["error"].notna().all():
         raise EngineError(f"no question was answered; the first: {frame['error'].iloc[0]}")
-    return Report(_summary(frame), frame, _total(spent), provenance)
+    return Report(_summary(frame), frame, sum(spent, Usage()), provenance)
 
 
 def joined(reports: Sequence[Report]) -> Report:
@@ -138,19 +138,8 @@ def joined(reports: Sequence[Report]) -> Report:
     rows = joined_tables(reports)
     told = [report.provenance for report in reports]
     together = {name: [one for part in told for one in part[name]] for name in ("engines", "usage")}
-    spent = _total([report.usage for report in reports])
+    spent = sum((report.usage for report in reports), Usage())
     return Report(_summary(rows), rows, spent, {**told[0], **together})
-
-
-def _total(usages: Sequence[Usage]) -> Usage:
-    """What was spent in all; None, which is unknown, stays so."""
-    parts = [asdict(usage) for usage in usages]
-    total = {
-        name: None if any(part[name] is None for part in parts) else sum(p[name] for p in parts)
-        for name in parts[0]
-    }
-    most = max(part["peak_memory_bytes"] for part in parts)
-    return Usage(**{**total, "peak_memory_bytes": most})
 
 
 def _check_different(what: str, given: Sequence[str]) -> None:

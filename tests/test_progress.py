@@ -13,9 +13,8 @@ import pytest
 
 BEGIN = """
 import logging, sys, time
-from workbench import lines
-from workbench.engines import meter
-lines.EVERY = 0.3
+from workbench import progress
+progress.EVERY = 0.3
 sys.path.insert(0, sys.argv[1])
 """
 SEARCH = """
@@ -24,32 +23,32 @@ from workbench.icm import search
 search(CLAIMS, Slow(CLAIMS), n_iterations=40, n_seeds=28, order="exact")
 """
 NESTED = """
-from workbench.engines.meter import Call
-with meter.one_bar(3, "study", "method") as bar:
+from workbench.progress import CallProgress
+with progress.one_bar(3, "study", "method") as bar:
     bar.update(1)
-    with meter.one_bar(1500, "icm", "iteration") as inner:
+    with progress.one_bar(1500, "icm", "iteration") as inner:
         inner.update(340)
         inner.set_postfix_str("energy 53.1")
-        with meter.quiet():
-            call = Call(5, "label_logprobs")
+        with progress.quiet():
+            call = CallProgress(5, "label_logprobs")
         time.sleep(0.5)
         call.bar.close()
     time.sleep(0.4)
 """
 PARTS = """
-with meter.bars({"all": 4, "one": 1}, "row") as bars:
+with progress.bars({"all": 4, "one": 1}, "row") as bars:
     time.sleep(0.4)
 """
 CALL = """
-from workbench.engines.meter import Call
-call = Call(1200, "generate")
+from workbench.progress import CallProgress
+call = CallProgress(1200, "generate")
 call.add_stored(1)
 time.sleep(0.4)
 call.bar.close()
 time.sleep(0.4)
 """
 COUNTED = """
-with lines.counted(2, "run", "notebook") as step:
+with progress.counted(2, "run", "notebook") as step:
     step()
     time.sleep(0.4)
 """
@@ -90,14 +89,13 @@ def test_a_call_alone_and_its_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize("code", [SEARCH, CALL, COUNTED])
 def test_off_is_off_and_the_first_minute_is_quiet(code: str, tmp_path: Path) -> None:
     assert lines_of(code, tmp_path, WORKBENCH_PROGRESS="off") == []
-    assert lines_of(code, tmp_path, BEGIN.replace("lines.EVERY = 0.3", "")) == []
+    assert lines_of(code, tmp_path, BEGIN.replace("progress.EVERY = 0.3", "")) == []
 
 
 def test_lines_cost_a_call_nothing() -> None:
-    from workbench.lines import Lines
-    from workbench.progress import Part
+    from workbench.progress import Lines, Stage
 
     begin = time.perf_counter()
     for _ in range(200):
-        Lines().bar(Part("generate", "row", 1)).close()
+        Lines().bar(Stage("generate", "row", 1)).close()
     assert (time.perf_counter() - begin) / 200 < 0.002
