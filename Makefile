@@ -37,7 +37,7 @@ sweep: setup ## run a sweep (SWEEP=notebooks/sweeps/accuracy.yaml) into runs/; a
 	$(WORKBENCH) sweep run $(SWEEP)
 
 figures: setup ## run every notebook in place and refresh figures/
-	$(WORKBENCH) notebook refresh $(NOTEBOOKS)
+	"$(BIN)/python" -m tools.notebooks refresh $(NOTEBOOKS)
 
 bench: setup ## measure the engines on this machine, and the time of demo and test
 	$(WORKBENCH) bench engine --commands
@@ -64,7 +64,7 @@ lint: setup ## style, types, and the hygiene of the notebooks
 	"$(BIN)/ruff" check
 	"$(BIN)/ruff" format --check
 	"$(BIN)/mypy"
-	$(WORKBENCH) notebook check $(NOTEBOOKS)
+	"$(BIN)/python" -m tools.notebooks check $(NOTEBOOKS)
 
 test: lint ## what a change must pass: lint, tests, and the notebooks' stored outputs
 	OMP_NUM_THREADS=1 "$(BIN)/pytest" tests -n 2 --dist loadfile --durations 15

@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from tools.notebooks.refresh import refresh
 from workbench.engines.architecture import dummy_model
 from workbench.files import whole_folder, write_whole
-from workbench.nb.refresh import refresh
 from workbench.report import render
 from workbench.runs import save_metrics, save_table
 from workbench.types import Metric, Report, Usage

@@ -27,8 +27,9 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
+from tools.notebooks.lint import WIDGET_VIEW
 from workbench.engines.vllm import unavailable
-from workbench.nb.lint import KERNEL, WIDGET_VIEW
+from workbench.nb.process import KERNEL
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page, Playwright

@@ -11,7 +11,7 @@ import pytest
 
 from workbench.errors import NotebookError
 from workbench.nb.notebook import Notebook, load, statements
-from workbench.nb.parameters import Text, resolve, untidy
+from workbench.nb.parameters import Text, faults, resolve
 
 nbformat: Any = import_module("nbformat")
 v4: Any = nbformat.v4
@@ -84,7 +84,7 @@ def test_a_default_computed_from_a_given_value_is_refused(cell: str, tmp_path: P
     notebook = notebook_of(tmp_path, cell)
     with pytest.raises(NotebookError, match="is computed from 'n'"):
         resolve(notebook, {"n": 4})
-    assert any("'m' is computed from 'n'" in line for line in untidy(cell))
+    assert any("'m' is computed from 'n'" in fault for _, fault in faults(notebook))
 
 
 def test_what_is_computed_later_or_given_too_is_not(tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tools.notebooks.coverage import coverage
+from tools.notebooks.lint import lint
+from tools.notebooks.refresh import normalised, refresh
 from workbench.errors import NotebookError
-from workbench.nb.coverage import coverage
-from workbench.nb.lint import lint
 from workbench.nb.notebook import load
 from workbench.nb.parameters import Text, resolve
-from workbench.nb.refresh import normalised, refresh
 from workbench.nb.run import run
 from workbench.nb.validate import Validation, validate
 
@@ -281,13 +281,6 @@ def test_validate_fails_a_changed_output(validation: Validation) -> None:
     assert (changed.cells, changed.failed) == (4, 1)
     assert validation.exit_code == 1
     assert not validation.ok
-
-
-def test_validation_needs_coverage_too(validation: Validation) -> None:
-    tidy, _ = validation.notebooks
-    assert Validation(0, 1.0, (tidy,)).ok
-    assert not Validation(0, 1.1, (tidy,)).ok
-    assert not Validation(5, 0.0, (tidy,)).ok
 
 
 def test_validation_writes_nothing_beside_the_notebook(

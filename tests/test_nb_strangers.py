@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tools.notebooks.refresh import refresh
 from workbench.errors import InputError, NotebookError
 from workbench.nb.injected import injected, prepared
 from workbench.nb.notebook import load
-from workbench.nb.refresh import refresh
 from workbench.nb.run import run
 from workbench.nb.validate import validate
 from workbench.sweep import Grid, Sweep
@@ -166,7 +166,7 @@ def test_every_kind_is_validated(place: Path, ran: dict[str, dict[str, Any]]) ->
             and kind not in {"exit_0", "quits", "tagged_exit"}]  # fmt: skip
     shutil.copytree(place / "books", place / "tidy", ignore=shutil.ignore_patterns("papers"))
     assert {one.status for one in refresh(well, say=lambda _: None)} == {"ok"}
-    found = validate([place / "tidy"], floor=0.0, cell_timeout=60)
+    found = validate([place / "tidy"], cell_timeout=60)
     failed = {one.path.stem: one.failed for one in found.notebooks if one.failed}
     # nbval runs on after a failure, takes an end of the notebook for an error, and has no widgets.
     once = {"captured", "tagged_exit", "shown", "large", "empty", "interrupt", "error", "syntax",

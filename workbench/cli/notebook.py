@@ -1,11 +1,11 @@
-"""`workbench notebook`: run, check, validate and refresh notebooks from a terminal."""
+"""`workbench notebook`: run, check and validate notebooks from a terminal."""
 
 from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -13,21 +13,15 @@ from typer.core import TyperCommand
 from workbench.cli.options import Json, pairs
 from workbench.cli.output import command_group, fail, say, table
 from workbench.errors import InputError, NotebookError
-from workbench.nb.coverage import FLOOR, Coverage, coverage
-from workbench.nb.lint import lint
-from workbench.nb.notebook import find
-from workbench.nb.parameters import Text
+from workbench.nb.notebook import find, load
+from workbench.nb.parameters import Text, faults
 from workbench.nb.process import TIMEOUT
 from workbench.nb.validate import CELL_TIMEOUT
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-app = command_group("Run, check, validate and refresh notebooks.")
+app = command_group("Run, check and validate notebooks.")
 
 Paths = Annotated[list[Path], typer.Argument(help="Notebooks, or folders of them.")]
 Seconds = Annotated[float, typer.Option(help="Seconds for one notebook.", min=1)]
-Floor = Annotated[float, typer.Option(help="Least coverage of each notebook.", min=0, max=1)]
 
 
 class _Pairs(TyperCommand):
@@ -77,18 +71,14 @@ def run_command(
 
 
 @app.command()
-def check(paths: Paths, floor: Floor = FLOOR) -> None:
-    """Check what is stored, without running it; non-zero on any finding."""
+def check(paths: Paths) -> None:
+    """Check languages and parameters cells, running nothing; non-zero on any finding."""
     findings: list[str] = []
-    measured: list[Coverage] = []
     for path in find(paths):
         try:
-            findings.extend(map(str, lint(path)))
-            measured.append(coverage(path))
+            findings += [f"{path} cell {cell}: {fault}" for cell, fault in faults(load(path))]
         except NotebookError as error:
             findings.append(str(error))
-    findings.extend(_low(measured, floor))
-    typer.echo(_coverage_table(measured))
     if findings:
         fail("\n".join([*findings, f"{len(findings)} findings"]), 1)
 
@@ -96,7 +86,6 @@ def check(paths: Paths, floor: Floor = FLOOR) -> None:
 @app.command()
 def validate(
     paths: Paths,
-    floor: Floor = FLOOR,
     cell_timeout: Annotated[
         float, typer.Option(help="Seconds for one cell.", min=1)
     ] = CELL_TIMEOUT,
@@ -105,41 +94,11 @@ def validate(
     """Run notebooks through nbval and compare every stored output."""
     from workbench.nb.validate import validate as compare
 
-    result = compare(paths, floor=floor, cell_timeout=cell_timeout, jobs=jobs)
-    failed = [n.failed for n in result.notebooks]
-    typer.echo(_coverage_table([n.coverage for n in result.notebooks], failed))
+    result = compare(paths, cell_timeout=cell_timeout, jobs=jobs)
+    rows = [(str(one.path), one.cells, one.failed) for one in result.notebooks]
+    typer.echo(table(("notebook", "cells", "failed"), rows))
     for one in result.notebooks:
         if one.died is not None:
             typer.echo(f"{one.path} cell {one.died}: the kernel died", err=True)
     if not result.ok:
-        low = _low([n.coverage for n in result.notebooks], floor)
-        fail("\n".join([*low, f"not valid (pytest ended with {result.exit_code})"]), 1)
-
-
-@app.command()
-def refresh(paths: Paths, timeout: Seconds = TIMEOUT) -> None:
-    """Execute notebooks in place and normalise them for a commit."""
-    from workbench.nb.refresh import refresh as renew
-
-    done = renew(paths, timeout, say=typer.echo)
-    if any(one.status != "ok" for one in done):
-        raise typer.Exit(1)
-
-
-def _low(measured: Sequence[Coverage], floor: float) -> list[str]:
-    return [
-        f"{one.path} cell {cell.index}: coverage {one.share:.2f} < {floor:.2f}: {cell.reason}"
-        for one in measured
-        if one.share < floor
-        for cell in one.cells
-        if cell.counted and not cell.covered
-    ]
-
-
-def _coverage_table(measured: Sequence[Coverage], failed: Sequence[int] | None = None) -> str:
-    headers = ["notebook", "counted", "covered", "share"]
-    rows = [[str(one.path), one.counted, one.covered, f"{one.share:.2f}"] for one in measured]
-    if failed is not None:
-        headers.append("failed")
-        rows = [[*row, bad] for row, bad in zip(rows, failed, strict=True)]
-    return table(headers, rows)
+        fail(f"not valid (pytest ended with {result.exit_code})", 1)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-import io
-import tokenize
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,47 +36,37 @@ class Parameter:
     value: ast.expr | None
 
 
-def untidy(source: str) -> Iterator[str]:
-    """What is wrong with a parameters cell, in words."""
-    body = statements(source)
-    if body is None:
-        yield "the parameters cell is not plain Python"
-        return
-    commented = _commented_lines(source)
-    for node in body:
-        code = ast.unparse(node).partition("\n")[0]
-        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
-            yield f"`{code}` is not `name: type = value  # comment`"
-            continue
-        if node.value is None:
-            yield f"`{code}` has no value"
-        elif _misfit(node.annotation, node.value):
-            yield f"`{code}`: the value is not of its type"
-        if not commented & {node.lineno, node.end_lineno}:
-            yield f"`{code}` has no comment that says what it is"
-    for name in _parameters(body):
-        for other in _computed(body, {name}):
-            yield f"{other!r} is computed from {name!r} before that is given; compute it below"
+def faults(notebook: Notebook) -> Iterator[tuple[int, str]]:
+    """What keeps values from a notebook, or makes them count for nothing, each with its cell."""
+    tagged = [
+        cell for cell in notebook.cells if cell.kind == "code" and PARAMETERS_TAG in cell.tags
+    ]
+    for cell in tagged[1:]:
+        yield cell.index, f"a second cell tagged `{PARAMETERS_TAG}`; papermill takes the first"
+    for cell in tagged[:1]:
+        body = statements(cell.source)
+        if body is None:
+            yield cell.index, "the parameters cell is not plain Python"
+        for node in body or ():
+            if isinstance(node, ast.AnnAssign) and node.value and _misfit(node):
+                yield cell.index, f"`{ast.unparse(node)}`: the value is not of its type"
+        for name in _parameters(body or []):
+            for other in _computed(body or [], {name}):
+                yield (
+                    cell.index,
+                    f"{other!r} is computed from {name!r} before that is given; compute it below",
+                )
 
 
-def _misfit(annotation: ast.expr, value: ast.expr) -> bool:
+def _misfit(node: ast.AnnAssign) -> bool:
     try:
-        fit(ast.literal_eval(value), annotation)
+        fit(ast.literal_eval(node.value or ast.Constant(None)), node.annotation)
     except MisfitError:
         return True
     except ValueError:
         # A computed default or a type that only Python can judge.
         return False
     return False
-
-
-def _commented_lines(source: str) -> set[int]:
-    lines = io.StringIO(source).readline
-    return {
-        token.start[0]
-        for token in tokenize.generate_tokens(lines)
-        if token.type == tokenize.COMMENT and token.string.strip("# ")
-    }
 
 
 def resolve(notebook: Notebook, given: Mapping[str, object]) -> dict[str, object]:

@@ -22,12 +22,12 @@ from workbench.errors import NotebookError
 from workbench.files import write_whole
 from workbench.nb import child
 from workbench.nb.injected import prepared
-from workbench.nb.lint import KERNEL
 from workbench.nb.verdict import Outcome, judge, own_cells
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+KERNEL = "workbench"
 RUN_DIR = "WORKBENCH_RUN_DIR"
 TIMEOUT = 900.0
 # nbclient gives a kernel 5 s to leave by itself.

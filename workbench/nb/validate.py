@@ -1,4 +1,4 @@
-"""Validate notebooks: nbval compares every stored output, and coverage must reach its floor.
+"""Validate notebooks: nbval compares every stored output with what the cells show now.
 
 One pytest in a child process, strict, without the repository's own pytest settings; `plugin` lists
 where the verdict differs from nbval's own. The kernel is the one named `workbench`, with its
@@ -19,10 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.errors import NotebookError
-from workbench.nb.coverage import FLOOR, Coverage, coverage
-from workbench.nb.lint import KERNEL
-from workbench.nb.notebook import find
-from workbench.nb.process import RUN_DIR, environment, require_kernel
+from workbench.nb.notebook import find, load
+from workbench.nb.process import KERNEL, RUN_DIR, environment, require_kernel
 from workbench.progress import counted
 
 if TYPE_CHECKING:
@@ -35,15 +33,11 @@ DIED = "died"
 
 @dataclass(frozen=True, slots=True)
 class Validated:
-    """One notebook: its code cells, those that failed, and the coverage.
-
-    `died` is the index, of all cells, of the one in which the kernel died.
-    """
+    """One notebook: its code cells, those that failed, and the one in which the kernel died."""
 
     path: Path
     cells: int
     failed: int
-    coverage: Coverage
     died: int | None = None
 
 
@@ -52,19 +46,17 @@ class Validation:
     """The verdict on all; `exit_code` is pytest's."""
 
     exit_code: int
-    floor: float
     notebooks: tuple[Validated, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether every output is as stored and every notebook is covered well enough."""
-        return self.exit_code == 0 and all(n.coverage.share >= self.floor for n in self.notebooks)
+        """Whether every output is as stored."""
+        return self.exit_code == 0
 
 
 def validate(
     paths: Iterable[str | Path],
     *,
-    floor: float = FLOOR,
     cell_timeout: float = CELL_TIMEOUT,
     jobs: int = 1,
 ) -> Validation:
@@ -72,7 +64,6 @@ def validate(
 
     Args:
         paths: Notebooks, or folders of them.
-        floor: Least coverage of each notebook.
         cell_timeout: Seconds for one cell; a kernel that dies is noticed before.
         jobs: Notebooks at a time.
 
@@ -86,14 +77,15 @@ def validate(
     for path in found:
         if re.search(r"\[|::", str(path.resolve())):
             raise NotebookError(f"{path}: nbval takes no path with [ or ::, rename it")
-    measured = [coverage(path) for path in found]
+    for path in found:
+        load(path)
     require_kernel()
     with counted(len(found), "validate", "notebook"), tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         code = _run_pytest(found, Path(folder), report, cell_timeout, jobs)
         cases = _cases(report)
-    notebooks = (_validated(one, cases.get(one.path.resolve(), [])) for one in measured)
-    return Validation(code, floor, tuple(notebooks))
+    notebooks = (_validated(path, cases.get(path.resolve(), [])) for path in found)
+    return Validation(code, tuple(notebooks))
 
 
 def _run_pytest(
@@ -128,8 +120,8 @@ def _cases(report: Path) -> dict[Path, list[ET.Element]]:
     return cases
 
 
-def _validated(measured: Coverage, cases: list[ET.Element]) -> Validated:
+def _validated(path: Path, cases: list[ET.Element]) -> Validated:
     bad = (case.find("failure") is not None or case.find("error") is not None for case in cases)
     notes = (note for case in cases for note in case.iter("property"))
     died = next((int(note.get("value", "")) for note in notes if note.get("name") == DIED), None)
-    return Validated(measured.path, len(cases), sum(bad), measured, died)
+    return Validated(path, len(cases), sum(bad), died)

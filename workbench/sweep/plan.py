@@ -24,10 +24,9 @@ from workbench.engines import URL
 from workbench.engines.source import OURS, Source
 from workbench.errors import InputError, NotebookError
 from workbench.nb.injected import source_of
-from workbench.nb.lint import KERNEL
 from workbench.nb.notebook import Notebook, load
 from workbench.nb.parameters import default, resolve
-from workbench.nb.process import TIMEOUT, require_kernel
+from workbench.nb.process import KERNEL, TIMEOUT, require_kernel
 from workbench.serving.presets import arguments, find_preset
 from workbench.store import digest
 from workbench.sweep.files import Beside

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
+from tools.notebooks.__main__ import main
+from tools.notebooks.lint import absolute_paths, lint
 from workbench.cli.notebook import app
 from workbench.errors import NotebookError
-from workbench.nb.absolute import absolute_paths
 from workbench.nb.bundle import MIME
-from workbench.nb.lint import lint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -150,15 +150,35 @@ def test_what_is_an_absolute_path(tmp_path: Path) -> None:
         assert absolute_paths(text) == [path]
 
 
-def test_check_tells_all_findings_and_fails(tmp_path: Path) -> None:
+def test_check_says_all_findings_and_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "broken.ipynb").write_text("{")
     _rules(tmp_path / "clean.ipynb", lambda nb: None)
     _rules(tmp_path / "stale.ipynb", _BROKEN["never run"][2])
-    runner = CliRunner()
-    assert runner.invoke(app, ["check", str(tmp_path / "clean.ipynb")]).exit_code == 0
-    result = runner.invoke(app, ["check", str(tmp_path)])
-    assert result.exit_code == 1
+    assert main(["check", str(tmp_path / "clean.ipynb")]) == 0
+    assert "clean.ipynb: 1 of 1 cells are compared" in capsys.readouterr().out
+    assert main(["check", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
     for part in ("broken.ipynb cannot be read", "stale.ipynb cell 2: counts", "coverage 0.00"):
+        assert part in said
+    assert main(["check", str(tmp_path / "none.ipynb")]) == 2
+    assert "is no notebook" in capsys.readouterr().err
+
+
+def test_anybody_s_notebook_is_checked_for_what_its_parameters_do(tmp_path: Path) -> None:
+    paths = {name: str(tmp_path / f"{name}.ipynb") for name in ("plain", "computed", "other")}
+    _rules(tmp_path / "plain.ipynb", _source(1, "n = 3"))
+    _rules(tmp_path / "computed.ipynb", _source(1, "n = 3\nm = 2 * n"))
+    other = json.loads((tmp_path / "plain.ipynb").read_text())
+    other["metadata"]["language_info"] = {"name": "R"}
+    (tmp_path / "other.ipynb").write_text(json.dumps(other))
+    runner = CliRunner()
+    assert runner.invoke(app, ["check", paths["plain"]]).exit_code == 0
+    result = runner.invoke(app, ["check", *paths.values()])
+    assert result.exit_code == 1
+    for part in ("computed.ipynb cell 1: 'm' is computed from 'n'", "is a notebook of R",
+                 "2 findings"):  # fmt: skip
         assert part in result.output
     missing = runner.invoke(app, ["check", str(tmp_path / "none.ipynb")])
     assert missing.exit_code == 2

@@ -5,29 +5,40 @@
 
 from __future__ import annotations
 
+import ast
+import io
+import re
+import sys
+import tempfile
+import tokenize
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import NotebookError
-from workbench.nb.absolute import absolute_paths, strings
 from workbench.nb.bundle import MIME, read
-from workbench.nb.notebook import PARAMETERS_TAG, RAISES, SKIP, Notebook, joined, load
-from workbench.nb.parameters import untidy
+from workbench.nb.notebook import PARAMETERS_TAG, RAISES, SKIP, Notebook, joined, load, statements
+from workbench.nb.parameters import faults
+from workbench.nb.process import KERNEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     # Each fault is the index of its cell, or None, and what is wrong.
     _Faults = Iterator[tuple[int | None, str]]
 
-KERNEL = "workbench"
 MOST_CODE_CELLS = 15
 _RAISES = frozenset({RAISES, "nbval-raises-exception"})
 _NBVAL = frozenset({"nbval-ignore-output", "nbval-check-output", "nbval-skip"})
 TAGS = _NBVAL | _RAISES | {PARAMETERS_TAG, SKIP}
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 _PICTURES = frozenset({"image/png", "image/jpeg"})
+_ROOTS = (
+    "Users|Volumes|app|builds|content|data|etc|home|kaggle|media|mnt|opt|private|root|scratch|"
+    "srv|tmp|usr|var|workspace|workspaces"
+)
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +81,26 @@ def _title(notebook: Notebook) -> _Faults:
 
 
 def _parameters(notebook: Notebook) -> _Faults:
-    tagged = [c for c in notebook.cells if c.kind == "code" and PARAMETERS_TAG in c.tags]
-    if not tagged:
+    yield from faults(notebook)
+    cell = notebook.parameters
+    if cell is None:
         yield None, f"no code cell is tagged `{PARAMETERS_TAG}`, so that no value can be set"
-    for cell in tagged[1:]:
-        yield cell.index, f"a second cell tagged `{PARAMETERS_TAG}`; papermill takes the first"
-    for cell in tagged[:1]:
-        yield from ((cell.index, message) for message in untidy(cell.source))
+        return
+    body = statements(cell.source) or []
+    lines = tokenize.generate_tokens(io.StringIO(cell.source).readline) if body else ()
+    commented = {
+        token.start[0]
+        for token in lines
+        if token.type == tokenize.COMMENT and token.string.strip("# ")
+    }
+    for node in body:
+        code = ast.unparse(node).partition("\n")[0]
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            yield cell.index, f"`{code}` is not `name: type = value  # comment`"
+        elif node.value is None:
+            yield cell.index, f"`{code}` has no value"
+        elif not commented & {node.lineno, node.end_lineno}:
+            yield cell.index, f"`{code}` has no comment that says what it is"
 
 
 def _counts(notebook: Notebook) -> _Faults:
@@ -183,3 +207,32 @@ _RULES: dict[str, Callable[[Notebook], _Faults]] = {
     "tags": _tags,
     "approx": _approx,
 }
+
+
+@cache
+def _pattern() -> re.Pattern[str]:
+    # The machine's own folders as well: their first part may be one that no list foresees.
+    own = (Path.cwd(), Path.home(), Path(sys.prefix), Path(tempfile.gettempdir()))
+    own_roots = {re.escape(path.parts[1]) for path in own if len(path.parts) > 1}
+    names = "|".join([_ROOTS, *sorted(own_roots)])
+    # What may not stand before: a URL's host, a relative path, `</data>`, `{folder}/tmp`.
+    posix = rf"(?<![\w.)\]}}/~<-])/(?:{names})(?:/[^\s'\"<>|,;:)\]}}]*|(?![\w.-]))"
+    return re.compile(rf"{posix}|file://[^\s'\"]+|\b[A-Z]:\\\w[^\s'\"]*")
+
+
+def absolute_paths(text: str) -> list[str]:
+    """The absolute paths in a text, in order; API routes and URLs are none."""
+    return _pattern().findall(_ANSI.sub("", text))
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every string in a JSON value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from strings(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from strings(item)

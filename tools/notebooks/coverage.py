@@ -13,10 +13,10 @@ import ast
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tools.notebooks.assertion import can_fail
+from tools.notebooks.lint import WIDGET_VIEW
 from workbench.errors import NotebookError
-from workbench.nb.assertion import bites
 from workbench.nb.bundle import MIME, read
-from workbench.nb.lint import WIDGET_VIEW
 from workbench.nb.notebook import PARAMETERS_TAG, RAISES, SKIP, Cell, joined, load, statements
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _judged(cell: Cell, body: list[ast.stmt] | None, options: dict[str, bool]) -
     if options.get("skip"):
         return False, "skipped"
     # Under raises-exception a failing assertion passes.
-    if body and bites(body) and not options.get("raises"):
+    if body and can_fail(body) and not options.get("raises"):
         return True, "ends in an assertion"
     lack = _lack(cell, options)
     return not lack, lack or "output compared"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from workbench.nb.assertion import bites
-from workbench.nb.coverage import CellCoverage, coverage
+from tools.notebooks.assertion import can_fail
+from tools.notebooks.coverage import CellCoverage, coverage
 from workbench.nb.notebook import statements
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def test_an_assertion_that_can_fail_counts(source: str, tmp_path: Path) -> None:
 def test_constants_and_assertions_elsewhere_do_not_count(source: str) -> None:
     body = statements(source)
     assert body is not None
-    assert not bites(body)
+    assert not can_fail(body)
 
 
 def test_text_that_nbval_compares_counts(tmp_path: Path) -> None:

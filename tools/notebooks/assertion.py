@@ -13,7 +13,7 @@ from typing import TypeGuard
 _BUILTINS = frozenset(dir(builtins))
 
 
-def bites(body: list[ast.stmt]) -> bool:
+def can_fail(body: list[ast.stmt]) -> bool:
     """Whether the last of a cell's statements is an assertion that can fail.
 
     Args:
@@ -26,11 +26,11 @@ def bites(body: list[ast.stmt]) -> bool:
         case ast.Assert(test=test):
             return bool(_depends(test) - fixed) and _truth(test) is not True
         case ast.Expr(value=ast.Call() as call) if _called(call) == "expect":
-            return _expect_bites(call, fixed)
+            return _expect_can_fail(call, fixed)
     return False
 
 
-def _expect_bites(call: ast.Call, fixed: set[str]) -> bool:
+def _expect_can_fail(call: ast.Call, fixed: set[str]) -> bool:
     named = {keyword.arg: keyword.value for keyword in call.keywords}
     value = call.args[1] if len(call.args) > 1 else named.get("value")
     stated = named.get("stated")

@@ -1,0 +1,1 @@
+"""Programs of this project that are not installed with the package."""
