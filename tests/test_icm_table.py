@@ -21,8 +21,8 @@ from workbench.icm import search
 from workbench.icm.claim import Claim, Wording, wording_from
 from workbench.icm.table import ADDED, check_columns, joined, save_table
 from workbench.icm.testbeds import Testbed, comparisons, embedded, open_testbed, read_claims
-from workbench.tasks.data import local_file
-from workbench.tasks.rows import table_of
+from workbench.tasks.published import local_file
+from workbench.tasks.rows import read_table
 from workbench.types import Engine
 
 Cells = list[list[str]]
@@ -167,7 +167,7 @@ def test_messy_files_come_back_row_by_row(
             assert row["icm_log_odds"] == row["icm_logprob_true"] - row["icm_logprob_false"]
             assert row["icm_error"] is None
         assert 0 < table["icm_label"].sum() < len(table) - len(held_out)
-    back, again = table_of(save_table(table, tmp_path / "out" / "labels.csv"))
+    back, again = read_table(save_table(table, tmp_path / "out" / "labels.csv"))
     assert again[again.columns[: -len(ADDED)]].to_numpy().tolist() == rows[1:]
     assert [row["icm_label"] for _, row in back] == [
         "" if pd.isna(y) else str(y) for y in table["icm_label"]
@@ -488,14 +488,14 @@ def test_values_go_out_as_they_came(tmp_path: Path) -> None:
             "l": [[1, {"é": None}]] * 8,
         }
     )
-    rows, table = table_of(save_table(frame, tmp_path / "t.csv"))
+    rows, table = read_table(save_table(frame, tmp_path / "t.csv"))
     assert list(table["text"]) == values
     assert [float(row["n"]) for _, row in rows] == list(frame["n"])
     assert json.loads(rows[0][1]["l"]) == [1, {"é": None}]
-    back = table_of(save_table(frame, tmp_path / "t.jsonl"))[1]
+    back = read_table(save_table(frame, tmp_path / "t.jsonl"))[1]
     assert back.to_dict("list") == frame.to_dict("list")
     twice = pd.DataFrame([["a", "b", "c"]], columns=["", "x", ""])
-    assert table_of(save_table(twice, tmp_path / "t.csv"))[1].to_numpy().tolist() == [
+    assert read_table(save_table(twice, tmp_path / "t.csv"))[1].to_numpy().tolist() == [
         ["a", "b", "c"]
     ]
     save_table(twice, tmp_path / "t.jsonl")
@@ -503,7 +503,7 @@ def test_values_go_out_as_they_came(tmp_path: Path) -> None:
     odd = pd.DataFrame({"half": ["\ud83d"], "keys": [{(1, 2): 3}]}, dtype=object)
     save_table(odd, tmp_path / "t.jsonl")
     assert json.loads((tmp_path / "t.jsonl").read_text())["half"] == "\ud83d"
-    assert table_of(save_table(odd, tmp_path / "t.csv"))[1]["half"].tolist() == ["\\ud83d"]
+    assert read_table(save_table(odd, tmp_path / "t.csv"))[1]["half"].tolist() == ["\\ud83d"]
     with pytest.raises(InputError, match="half a character"):
         read_claims([{"text": "so \ud83d"}, {"text": "not"}])
 

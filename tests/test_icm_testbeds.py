@@ -29,7 +29,7 @@ from workbench.icm.testbeds import (
     truthfulqa,
 )
 from workbench.tasks import Claims
-from workbench.tasks.data import local_file
+from workbench.tasks.published import local_file
 from workbench.tiny import claims as tiny
 from workbench.tiny.arithmetic import Sum, is_held_out
 
@@ -585,7 +585,7 @@ def test_comparisons(tmp_path: Path) -> None:
         ),
         ("a.csv", b"text,gold\na,1\nb,maybe\n", r"line 3: gold='maybe' must be one of"),
         ("a.xlsx", b"PK", r"a\.xlsx: give a file whose name ends in \.jsonl, \.json, \.csv, \.tsv"),
-        ("a.parquet", b"PAR1", r"a\.parquet: .*; correct the file"),
+        ("a.parquet", b"PAR1", r"a\.parquet, .*; correct the file"),
     ],
 )
 def test_broken_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -607,7 +607,7 @@ def test_no_such_file(tmp_path: Path) -> None:
 )
 def test_no_source_of_rows(source: object) -> None:
     with pytest.raises(
-        InputError, match=r"source=.*: give a \.jsonl, .*, \.txt or \.parquet file, a"
+        InputError, match=r"source=.*: must be a \.jsonl, .*, \.txt or \.parquet file, a"
     ):
         read_claims(source)
 

@@ -29,8 +29,9 @@ from workbench.tasks import (
     WordProblems,
     open_task,
 )
-from workbench.tasks.data import read_rows
 from workbench.tasks.generated import Generated
+from workbench.tasks.published import local_file
+from workbench.tasks.rows import read_rows
 from workbench.tiny import MODEL
 from workbench.types import Item
 
@@ -133,7 +134,7 @@ def test_gsm8k_is_whole_and_every_published_solution_is_accepted() -> None:
     assert [len({item.id for item in side}) for side in sides] == [1319, 7473]
     assert not {i.fields["question"] for i in sides[0]} & {i.fields["question"] for i in sides[1]}
     for name, side in zip(("test", "train"), sides, strict=True):
-        rows = read_rows(f"gsm8k/{name}.jsonl", ("question", "answer"))
+        rows = [r.cells for r in read_rows(local_file(f"gsm8k/{name}.jsonl"))]
         for item in side:
             row = rows[int(item.id.removeprefix(f"gsm8k-{name}-"))]
             assert row["question"] == item.fields["question"]
@@ -212,10 +213,10 @@ def test_gsm8k_from_an_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [
         (b"", "holds no rows"),
         (b'\n{"question": "a", "answer', "line 2: .*Unterminated"),
-        (b'{"question": "a"}', r"line 1: \{.* has no text as 'answer'"),
-        (b'{"question": 1, "answer": "2"}', "line 1: .* has no text as 'question'"),
-        (b"[1, 2]", "line 1: .* has no text as 'question'"),
-        (b'{"question": "a\xff"}', "line 1: .*utf-8"),
+        (b'{"question": "a"}', "line 1: no column 'answer' among question.* fetch it again"),
+        (b'{"question": 1, "answer": "2"}', "line 1: question=1 must be a text.* fetch it again"),
+        (b"[1, 2]", r"line 1: \[1, 2\] must be an object.* fetch it again"),
+        (b'{"question": "a\xff"}', "line 1: the byte 0xff is not UTF-8"),
         (b'{"question": "a", "answer": "2"}', "gsm8k-test-0: its answer has no line `#### N`"),
         (b'{"question": "a", "answer": "#### b"}', "gsm8k-test-0: its answer has no line"),
     ],
@@ -231,7 +232,7 @@ def test_broken_data_is_named(
 
 def test_a_folder_without_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "none"))
-    with pytest.raises(InputError, match=r"none/gsm8k/test\.jsonl: No such file.*WORKBENCH_DATA"):
+    with pytest.raises(InputError, match=r"none/gsm8k/test\.jsonl: no such file; WORKBENCH_DATA"):
         GSM8K().items(1)
 
 
@@ -339,7 +340,7 @@ def test_gsm8k_from_the_hub_cache_needs_no_network(tmp_path: Path) -> None:
     done = from_hub(tmp_path, HF_ENDPOINT=nowhere)
     assert "Tom has 3 cats" in done.stdout, done.stderr
     pd.DataFrame({"question": ["?"]}).to_parquet(rows)
-    assert "remove it, so that it is fetched again" in from_hub(tmp_path).stderr
+    assert "remove the file and fetch it again" in from_hub(tmp_path).stderr
 
 
 def test_without_folder_and_network_the_error_says_what_to_do(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_sampling_has_room_for_what_is_asked() -> None:
         ({"question": "a", "answer": "1"}, {"style": "maths"}, "style='maths' is not known; known"),
         ({"question": "a", "answer": "1"}, {"style": "label"}, "labels=.* the style 'label' needs"),
         ({"question": "a", "answer": "1"}, {"labels": "AB"}, "labels='AB' must be a list of texts"),
-        ({"question": "a", "answer": "1"}, {"examples": []}, r"examples=\[\]: give a .jsonl"),
+        ({"question": "a", "answer": "1"}, {"examples": []}, r"examples=\[\]: must be a .jsonl"),
         ({"question": "a", "answer": "1"}, {"examples": [{"question": "b"}]},
          r"examples\[0\]: no column 'answer'"),
         ({"question": "a", "answer": "1"}, {"examples": [{"question": " a", "answer": "1"}]},

@@ -25,7 +25,7 @@ from workbench.engines.remote import RemoteEngine
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
 from workbench.tasks.choices import Choices, open_choices
-from workbench.tasks.data import local_file
+from workbench.tasks.published import local_file
 from workbench.types import Engine, Item, Metric
 from workbench.uncertainty.calibration import Method, calibration_report, rescaled
 from workbench.uncertainty.choices import LETTERS

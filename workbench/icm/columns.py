@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from workbench.errors import InputError
+from workbench.tasks.rows import find_column, listed
 
 Columns = Mapping[str, str] | Sequence[str] | None
 """Our names and the file's, as a mapping or as texts "ours=theirs"."""
@@ -80,14 +80,16 @@ def chosen_form(
         InputError: a column is not there, could be several, or is not for such rows.
     """
     for name, column in given.items():
-        if _column(known, column, where) is None:
-            raise InputError(f"{where}: {name}={column}: no such column among {_listed(known)}")
+        if find_column(known, column, where) is None:
+            raise InputError(f"{where}: {name}={column}: no such column among {listed(known)}")
     for form in sorted(forms, key=lambda form: not given.keys() & {*form.needs}):
         names: dict[str, Any] = {}
         for name in (*form.needs, *form.others, "split", "id"):
             wanted = [given[name]] if name in given else [name, form.published.get(name, name)]
-            found = [column for one in wanted if (column := _column(known, one, where)) is not None]
-            names |= {name: found[0]} if found else {}
+            candidates = [
+                theirs for one in wanted if (theirs := find_column(known, one, where)) is not None
+            ]
+            names |= {name: candidates[0]} if candidates else {}
         if names.keys() >= {*form.needs}:
             if unused := sorted(given.keys() - names.keys()):
                 raise InputError(f"{where}: {unused[0]} is not for rows of {', '.join(form.needs)}")
@@ -95,24 +97,6 @@ def chosen_form(
     kinds = "; or ".join(", ".join(form.needs) for form in forms if form not in PAIRS[1:])
     missing = "text" if forms is FORMS else "first"
     raise InputError(
-        f"{where}: no column {missing!r} among {_listed(known)}. There must be {kinds}: rename "
+        f"{where}: no column {missing!r} among {listed(known)}. There must be {kinds}: rename "
         f"one, or say which: --column {missing}=NAME, in Python columns={{{missing!r}: 'NAME'}}"
     )
-
-
-def _column(known: Sequence[Any], wanted: str, where: str) -> Any:
-    """The column of that name, or the only one that differs in case, spaces, `_` and `-`."""
-    exact = [column for column in known if str(column) == wanted]
-    plain = _plain(wanted)
-    found = exact or [column for column in known if plain and _plain(str(column)) == plain]
-    if len(found) > 1:
-        raise InputError(f"{where}: the columns {_listed(found)} could all be {wanted}; rename one")
-    return found[0] if found else None
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", name).casefold()
-
-
-def _listed(columns: Sequence[Any]) -> str:
-    return ", ".join(f"{column!s:.40}" or "(a blank one)" for column in columns)

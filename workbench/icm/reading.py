@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import InputError
 from workbench.icm.claim import COLUMNS, Claim, Wording
 from workbench.icm.columns import CLAIM, FORMS, Columns, Form, chosen_form, given_columns
-from workbench.tasks.rows import Row, name_of, table_of, text_of
+from workbench.tasks.rows import TableRow, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,18 +83,20 @@ def put(template: str = CLAIM, **values: str) -> str:
     return re.sub(COLUMNS, lambda found: values.get(found[1], found[0]), template).rstrip()
 
 
-def gold_of(row: Row, column: str, words: Mapping[str, bool | None] = WORDS) -> bool | None:
+def gold_of(row: TableRow, column: str, words: Mapping[str, bool | None] = WORDS) -> bool | None:
     """A gold label, None where there is none.
 
     Raises:
         InputError: a word that is not known.
     """
-    value = name_of(row, column)
+    value = row.key(column)
     if value is None:
         return None
     if (word := value.casefold()) not in words:
         known = ", ".join(words)
-        raise InputError(f"{row[0]}: {column}={value!r:.60} must be one of {known} or be left out")
+        raise InputError(
+            f"{row.place}: {column}={value!r:.60} must be one of {known} or be left out"
+        )
     return words[word]
 
 
@@ -103,7 +105,7 @@ def _sides(
 ) -> tuple[_Side, _Side, pd.DataFrame]:
     import pandas as pd
 
-    rows, table = table_of(source, what)
+    rows, table = read_table(source, what)
     where = str(source) if isinstance(source, str | Path) else what
     given = given_columns(columns)
     extra = len(table.columns) - len(source.columns) if isinstance(source, pd.DataFrame) else 0
@@ -117,7 +119,7 @@ def _sides(
     make = _pair if "first" in form.needs else _own
     for number, row in enumerate(rows):
         side = sides[_text(row, names, "split").casefold() == "test"]
-        label = row[1].get(names["id"]) if "id" in names else None
+        label = row.cells.get(names["id"]) if "id" in names else None
         known = label if isinstance(label, str) else _text(row, names, "id")
         default = f"{'' if what == 'source' else what + ' '}row {number}"
         for made in make(row, number, names, template, default):
@@ -126,42 +128,39 @@ def _sides(
     return *sides, table
 
 
-def _text(row: Row, names: Mapping[str, Any], name: str) -> str:
-    return (name_of(row, names[name]) if name in names else None) or ""
+def _text(row: TableRow, names: Mapping[str, Any], name: str) -> str:
+    return (row.key(names[name]) if name in names else None) or ""
 
 
 def _own(
-    row: Row, number: int, names: Mapping[str, Any], template: str, default: str
+    row: TableRow, number: int, names: Mapping[str, Any], template: str, default: str
 ) -> list[_Made]:
-    values = {
-        n: text_of(row, names[n]).strip() for n in ("text", "question", "choice") if n in names
-    }
+    values = {n: row.text(names[n]).strip() for n in ("text", "question", "choice") if n in names}
     group = _text(row, names, "group") or values.get("question", "")
     gold = gold_of(row, names["gold"]) if "gold" in names else None
     claim = Claim(
         put(template, **values), group or default, _text(row, names, "answer_key") or None, gold
     )
-    return [_Made(number, row[0], claim, bool(group))]
+    return [_Made(number, row.place, claim, bool(group))]
 
 
 def _pair(
-    row: Row, number: int, names: Mapping[str, Any], template: str, default: str
+    row: TableRow, number: int, names: Mapping[str, Any], template: str, default: str
 ) -> list[_Made]:
-    question = text_of(row, names["question"]).strip()
+    question = row.text(names["question"]).strip()
     first, second = (
-        re.sub(r"\s*[\r\n]\s*", " ", text_of(row, names[name]).strip())
-        for name in ("first", "second")
+        re.sub(r"\s*[\r\n]\s*", " ", row.text(names[name]).strip()) for name in ("first", "second")
     )
     if first == second:
-        raise InputError(f"{row[0]}: first and second are both {first!r:.60}, leave the row out")
+        raise InputError(f"{row.place}: first and second are both {first!r:.60}, leave the row out")
     words = {**WORDS, "first": True, "second": False}
     gold = gold_of(row, names["gold"], words) if "gold" in names else None
     one = Claim(put(template, question=question, first=first, second=second), default, "A>B", gold)
     turned = put(template, question=question, first=second, second=first)
     other = Claim(turned, default, "B>A", None if gold is None else not gold)
     return [
-        _Made(number, row[0], one, grouped=False),
-        _Made(number, row[0], other, grouped=False, whole=False),
+        _Made(number, row.place, one, grouped=False),
+        _Made(number, row.place, other, grouped=False, whole=False),
     ]
 
 

@@ -21,11 +21,11 @@ from workbench.icm.claim import Claim, Wording, check_claims
 from workbench.icm.columns import PAIRS, Columns
 from workbench.icm.reading import Found, gold_of, put, read
 from workbench.icm.table import check_columns
-from workbench.tasks import data
-from workbench.tasks.data import local_file
-from workbench.tasks.gsm8k import CALCULATION
-from workbench.tasks.rows import Row, rows_of, text_of
+from workbench.tasks import published
+from workbench.tasks.published import CALCULATION, local_file
+from workbench.tasks.rows import TableRow, read_rows
 from workbench.tiny import claims as tiny
+from workbench.types import Item
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -221,14 +221,15 @@ def truthfulqa() -> Testbed:
     Raises:
         InputError: the files are not in `$WORKBENCH_DATA`, or are broken.
     """
-    rows = data.truthfulqa("train")
-    asked = {row.question for row in rows}
-    held_out = (row for row in data.truthfulqa("test") if row.question not in asked)
+    rows = published.truthfulqa("train")
+    asked = {row.fields["question"] for row in rows}
+    held_out = (row for row in published.truthfulqa("test") if row.fields["question"] not in asked)
     return Testbed("truthfulqa", _different(map(_answer, rows)), _different(map(_answer, held_out)))
 
 
-def _answer(row: data.Answered) -> Claim:
-    return Claim(put(question=row.question, choice=row.claim), row.group, gold=row.true)
+def _answer(item: Item) -> Claim:
+    text = put(question=item.fields["question"], choice=item.fields["claim"])
+    return Claim(text, item.fields["group"], gold=item.answer == "True")
 
 
 def _different(claims: Iterable[Claim]) -> tuple[Claim, ...]:
@@ -247,20 +248,20 @@ def gsm8k() -> Testbed:
         InputError: the file is not in `$WORKBENCH_DATA`, or is broken.
     """
     sides: tuple[list[Claim], list[Claim]] = ([], [])
-    for number, row in enumerate(rows_of(local_file("gsm8k/model_solutions_6b.jsonl"))):
+    for number, row in enumerate(read_rows(local_file("gsm8k/model_solutions_6b.jsonl"))):
         for how in ("6b_finetuning", "6b_verification"):
             sides[number % 3 == 2].append(_solution(row, how, f"gsm8k-test-{number}"))
     return Testbed("gsm8k", _different(sides[0]), _different(sides[1]))
 
 
-def _solution(row: Row, how: str, group: str) -> Claim:
+def _solution(row: TableRow, how: str, group: str) -> Claim:
     place, values = row
     if not isinstance(values.get(how), Mapping):
         raise InputError(f"{place}: {how}={values.get(how)!r:.60} must hold a solution")
-    inner = (f"{place}, {how}", values[how])
+    inner = TableRow(f"{place}, {how}", values[how])
     # A solution that was cut off at its greatest length may end within a mark.
-    text = re.sub(r"<<[^<>]*$", "", CALCULATION.sub("", text_of(inner, "solution"))).strip()
-    claim = put(question=text_of(row, "question"), choice=text)
+    text = re.sub(r"<<[^<>]*$", "", CALCULATION.sub("", inner.text("solution"))).strip()
+    claim = put(question=row.text("question"), choice=text)
     return Claim(claim, group, _final(text), gold_of(inner, "is_correct"))
 
 

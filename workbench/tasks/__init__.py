@@ -11,11 +11,10 @@ from typing import Any
 
 from workbench.errors import InputError
 from workbench.tasks.claims import Claims
-from workbench.tasks.gsm8k import GSM8K
 from workbench.tasks.options import Options
 from workbench.tasks.own import OwnTask
+from workbench.tasks.published import GSM8K, TruthfulQA
 from workbench.tasks.sums import Sums
-from workbench.tasks.truthfulqa import TruthfulQA
 from workbench.tasks.verdicts import Verdicts
 from workbench.tasks.word_problems import WordProblems
 from workbench.types import Task

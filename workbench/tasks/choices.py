@@ -18,10 +18,10 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple, get_args
 
 from workbench.errors import InputError
-from workbench.tasks import data
 from workbench.tasks.generated import shuffled
 from workbench.tasks.options import Options
-from workbench.tasks.rows import Row, name_of, rows_of, text_of
+from workbench.tasks.published import published_file
+from workbench.tasks.rows import TableRow, check_distinct, read_rows
 from workbench.tiny.options import LETTERS
 from workbench.types import Item
 
@@ -158,7 +158,7 @@ def _named(name: str, kind: Kind, demonstrations: int) -> Choices:
 
 
 def _published(name: str, told: Published) -> Choices:
-    path = data.published_file(f"uncertainty/{told.file}")
+    path = published_file(f"uncertainty/{told.file}")
     items = {item.id: item for item in _read(path, told.kind)}
     if missing := [key for key in told.shown if key not in items]:
         raise InputError(
@@ -190,56 +190,49 @@ def _own(path: Path, kind: Kind, demonstrations: int) -> Choices:
 
 
 def _read(path: Path, kind: Kind) -> list[Item]:
-    places: dict[str, str] = {}
-    items = []
-    for number, row in enumerate(rows_of(path)):
-        item = _item(row, name_of(row, "id") or f"row {number}", kind)
-        if item.id in places:
-            raise InputError(
-                f"{row[0]}: id={item.id!r:.60} is that of {places[item.id]} too; give each row an "
-                "id of its own"
-            )
-        places[item.id] = row[0]
-        items.append(item)
-    return items
+    rows = read_rows(path)
+    ids = [row.key("id") or f"row {number}" for number, row in enumerate(rows)]
+    check_distinct(rows, "id", ids)
+    return [_item(row, key, kind) for row, key in zip(rows, ids, strict=True)]
 
 
-def _item(row: Row, key: str, kind: Kind) -> Item:
+def _item(row: TableRow, key: str, kind: Kind) -> Item:
     place, values = row
-    group = name_of(row, "subcategory") or name_of(row, "source") or ""
-    fields = {"question": text_of(row, "question"), "options": _options(row), "kind": kind}
+    group = row.key("subcategory") or row.key("source") or ""
+    fields = {"question": row.text("question"), "options": _options(row), "kind": kind}
     context = values.get("context")
     if context is not None and context != "":
-        fields["context"] = text_of(row, "context")
-    answer = text_of(row, "answer").strip()
+        fields["context"] = row.text("context")
+    answer = row.text("answer").strip()
     if answer not in LETTERS:
         raise InputError(f"{place}: answer={answer!r:.60} must be one of {', '.join(LETTERS)}")
     return Item(id=key, fields={**fields, "group": group}, answer=answer)
 
 
-def _options(row: Row) -> tuple[str, ...]:
+def _options(row: TableRow) -> tuple[str, ...]:
     place, values = row
     if "choices" not in values:
         letters = [name for name in values if name in set(string.ascii_uppercase)]
         if not letters:
-            text_of(row, "choices")
-        row = (place, {name: values[name] for name in letters})
+            row.text("choices")
+        row = TableRow(place, {name: values[name] for name in letters})
     elif isinstance(values["choices"], Mapping):
-        row = (f"{place}, choices", values["choices"])
+        row = TableRow(f"{place}, choices", values["choices"])
     else:
         raise InputError(
             f"{place}: choices={values['choices']!r:.60} must map A to F to texts, or leave it out "
             "and give columns A to F"
         )
-    if {*row[1]} != {*LETTERS}:
+    if {*row.cells} != {*LETTERS}:
+        names = ", ".join(map(str, row.cells))
         raise InputError(
-            f"{row[0]}: {len(row[1])} options ({', '.join(map(str, row[1])):.60}), must be the "
-            "six A to F; add or drop some, the last two are I don't know and None of the above"
+            f"{row.place}: {len(row.cells)} options ({names:.60}), must be "
+            "the six A to F; add or drop some, the last two are I don't know and None of the above"
         )
     return tuple(_option(row, letter) for letter in LETTERS)
 
 
-def _option(row: Row, letter: str) -> str:
-    value = row[1][letter]
+def _option(row: TableRow, letter: str) -> str:
+    value = row.cells[letter]
     # Numbers as they are printed: the published prompts show 12.0 as 12.0.
-    return str(value) if isinstance(value, int | float) else text_of(row, letter)
+    return str(value) if isinstance(value, int | float) else row.text(letter)

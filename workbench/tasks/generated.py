@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Literal
 
@@ -111,6 +111,19 @@ class Generated(ABC):
     def examples(self, item: Item) -> Iterator[Item]:
         """Worked examples for an item, always the same ones, from the training side."""
         return self.stream(random.Random(f"{self.name}-{item.id}"), held_out=False)
+
+
+class Fixed(Generated):
+    """A task whose items are all there, in random order: the test's and the examples'."""
+
+    @abstractmethod
+    def side(self, *, held_out: bool) -> Sequence[Item]:
+        """All items of one side of the split."""
+
+    def stream(self, rng: random.Random, *, held_out: bool) -> Iterator[Item]:
+        items = self.side(held_out=held_out)
+        for at in shuffled(len(items), rng):
+            yield items[at]
 
 
 class Worked(Generated):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +10,8 @@ from workbench import answers
 from workbench.answers.choices import LETTERS
 from workbench.answers.reading import expression
 from workbench.errors import InputError
-from workbench.tasks.generated import Generated, shuffled
-from workbench.tasks.rows import Row, name_of, rows_of, text_of
+from workbench.tasks.generated import Fixed
+from workbench.tasks.rows import TableRow, check_distinct, read_rows
 from workbench.tiny import stories
 from workbench.types import Grade, Item, Sampling
 
@@ -31,14 +30,14 @@ NEEDS: dict[answers.Style, str] = {
 }
 
 
-class OwnTask(Generated):
+class OwnTask(Fixed):
     """`item.fields`: `question` and, where its column is named, `solution`.
 
     A row's answer is kept as the grader reads it: "$1,080.00" is 1080, "true" the label "True".
 
     Args:
         source: a file, a pandas DataFrame, a Hugging Face `Dataset` or a list of dicts, see
-            `rows.table_of`.
+            `rows.read_table`.
         question, answer, id, solution: names of columns. Without `id` an item is "row 7" by its
             place (from 0); a `solution` is what worked examples show in place of the answer.
         style: what the answer is: a number or an expression ("gsm8k"), a letter ("choice"), a
@@ -67,8 +66,8 @@ class OwnTask(Generated):
         self.name = name or (Path(source).stem if isinstance(source, str | Path) else "own")
         self.reads, self.sampling = style, sampling or SAMPLING[style]
         self._columns, self._instruction = (question, answer, id, solution), instruction
-        self._rows = self._read(rows_of(source))
-        self._examples = () if examples is None else self._read(rows_of(examples, "examples"))
+        self._rows = self._read(read_rows(source))
+        self._examples = () if examples is None else self._read(read_rows(examples, "examples"))
         self.count = len(self._rows)
         asked = {item.fields["question"] for item in self._rows}
         if both := [row for item in self._examples if (row := item.fields["question"]) in asked]:
@@ -77,15 +76,14 @@ class OwnTask(Generated):
                 f"{both[0]!r:.80}: leave them out on one side, or their answers would be shown"
             )
 
-    def stream(self, rng: random.Random, *, held_out: bool) -> Iterator[Item]:
+    def side(self, *, held_out: bool) -> Sequence[Item]:
         rows = self._rows if held_out else self._examples
         if not rows:
             raise InputError(
                 f"{self.name} has no worked examples to show: give examples=, rows with the same "
                 "columns, or ask for shots=0"
             )
-        for at in shuffled(len(rows), rng):
-            yield rows[at] if held_out else replace(rows[at], id=f"example {rows[at].id}")
+        return rows if held_out else [replace(row, id=f"example {row.id}") for row in rows]
 
     def ask(self, item: Item) -> str:
         return stories.asked(self.question(item))
@@ -96,31 +94,22 @@ class OwnTask(Generated):
     def answer(self, item: Item) -> str:
         return f" {item.fields.get('solution') or _written(item.answer, self.reads)}"
 
-    def _read(self, rows: Sequence[Row]) -> tuple[Item, ...]:
-        places: dict[str, str] = {}
-        items = []
-        for number, row in enumerate(rows):
-            item = self._item(row, number)
-            if item.id in places:
-                raise InputError(
-                    f"{row[0]}: {self._columns[2]}={item.id!r:.60} is that of {places[item.id]} "
-                    "too; give each row an id of its own"
-                )
-            places[item.id] = row[0]
-            items.append(item)
-        return tuple(items)
+    def _read(self, rows: Sequence[TableRow]) -> tuple[Item, ...]:
+        items = tuple(self._item(row, number) for number, row in enumerate(rows))
+        check_distinct(rows, self._columns[2], [item.id for item in items])
+        return items
 
-    def _item(self, row: Row, number: int) -> Item:
+    def _item(self, row: TableRow, number: int) -> Item:
         question, answer, key, solution = self._columns
-        fields = {"question": text_of(row, question).strip()}
+        fields = {"question": row.text(question).strip()}
         if solution is not None:
-            fields["solution"] = text_of(row, solution).strip()
-        name = f"row {number}" if key is None else _told(row, key)
+            fields["solution"] = row.text(solution).strip()
+        name = f"row {number}" if key is None else row.text_or_number(key)
         return Item(id=name, fields=fields, answer=self._gold(row, answer))
 
-    def _gold(self, row: Row, column: str) -> str:
+    def _gold(self, row: TableRow, column: str) -> str:
         """The right answer as it is read, if a response can give it at all."""
-        gold = _told(row, column)
+        gold = row.text_or_number(column)
         try:
             response = _written(gold, self.reads)
             verdict = answers.grade(response, gold, self.reads, labels=self.labels)
@@ -129,16 +118,10 @@ class OwnTask(Generated):
         if not verdict.correct or verdict.extracted is None:
             one_of = ", ".join(label.strip() for label in self.labels)
             raise InputError(
-                f"{row[0]}: {column}={gold!r:.60} must be {NEEDS[self.reads]}{one_of} in the style "
-                f"{self.reads!r}; correct the row or give another style"
+                f"{row.place}: {column}={gold!r:.60} must be {NEEDS[self.reads]}{one_of} in the "
+                f"style {self.reads!r}; correct the row or give another style"
             )
         return verdict.extracted
-
-
-def _told(row: Row, column: str) -> str:
-    """A text or a number that every row must have, as text."""
-    number = None if isinstance(row[1].get(column), str) else name_of(row, column)
-    return number or text_of(row, column).strip()
 
 
 def _written(answer: str, style: answers.Style) -> str:

@@ -1,4 +1,10 @@
-"""Rows of a user's own: files, tables and lists, every value told by its place."""
+"""The one reader of users' data: files, frames and lists as rows that know where they stand.
+
+`read_rows` and `read_table` take .jsonl, .json, .csv, .tsv, .txt and .parquet files, pandas
+DataFrames, Hugging Face `Dataset`s and lists of dicts. They see to encodings (UTF-8, UTF-16 with
+its mark), separators, quotes, blank lines and missing values, and refuse a broken row by its line.
+A row's own methods refuse a missing or wrong value by the row's place and the column.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +15,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from workbench.errors import InputError
+from workbench.values import near, refuse
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Row = tuple[str, Mapping[str, Any]]
-"""Where a row stands, for messages, and its values."""
 
 LONGEST = 2**31 - 1
 """Characters of a CSV field; Python's own limit is 131,072."""
@@ -28,27 +32,81 @@ ENDINGS = (".jsonl", ".json", *DELIMITED, ".parquet")
 ONE_COLUMN = "\x1f"
 """The delimiter of a file that has one column: none that a text holds."""
 EXCEL = ["sep=", ""]
-"""Its first line, which says what parts the columns."""
+"""Its first line, which says what separates the columns."""
 SHAPES = 'a list of objects, {"data": [...]} with one such list, or columns {"text": [...], ...}'
 
 
-def rows_of(source: object, what: str = "source") -> list[Row]:
-    """The rows of `table_of`."""
-    return table_of(source, what)[0]
+class TableRow(NamedTuple):
+    """A row's cells by column, and where it stands: "claims.csv, row 3, line 5"."""
+
+    place: str
+    cells: Mapping[Any, Any]
+
+    def text(self, column: str) -> str:
+        """A text that every row must have.
+
+        Raises:
+            InputError: there is no such column, or no text in it.
+        """
+        if column not in self.cells:
+            known = [*map(str, self.cells)]
+            raise InputError(
+                f"{self.place}: no column {column!r} among {', '.join(known)}; add or rename it"
+                + near(column, known)
+            )
+        value = self.cells[column]
+        if not isinstance(value, str) or not value.strip():
+            raise InputError(
+                f"{self.place}: {column}={value!r:.60} must be a text that is not empty"
+            )
+        return value
+
+    def key(self, column: str) -> str | None:
+        """A text or number as text (12, 12.0 and "12.0" are one), None where there is none.
+
+        Raises:
+            InputError: it is a list or the like.
+        """
+        value = self.cells.get(column)
+        text = str(value).strip()
+        if not text or (not isinstance(value, str) and text in MISSING):
+            return None
+        if isinstance(value, Mapping | list | tuple | set):
+            raise InputError(f"{self.place}: {column}={value!r:.60} must be a text or a number")
+        return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
+
+    def text_or_number(self, column: str) -> str:
+        """A text, as it is but for spaces around it, or a number, that every row must have.
+
+        Raises:
+            InputError: there is no such column, or neither in it.
+        """
+        number = None if isinstance(self.cells.get(column), str) else self.key(column)
+        return number or self.text(column).strip()
 
 
-def table_of(source: object, what: str = "source") -> tuple[list[Row], pd.DataFrame]:
-    """Rows, and the same as a table: all columns in their order, values as they came in.
+class Table(NamedTuple):
+    """Rows, in which a missing value is None, in a text file ""; and the same as a DataFrame with
+    all columns in their order, values as they came in, index 0 to n - 1."""
+
+    rows: list[TableRow]
+    frame: pd.DataFrame
+
+
+def read_rows(source: object, what: str = "source") -> list[TableRow]:
+    """The rows of `read_table`."""
+    return read_table(source, what).rows
+
+
+def read_table(source: object, what: str = "source") -> Table:
+    """All rows of a file, a frame or a list.
 
     Args:
         source: a .jsonl, .json, .csv, .tsv, .txt or .parquet file, a pandas DataFrame, what has
             `to_pandas` (such as a Hugging Face `Dataset`), or a list of dicts. Columns of a text
-            file are parted by `,` `;` tab or `|`, whichever all its rows agree with; its values
+            file are separated by `,` `;` tab or `|`, whichever all its rows agree with; its values
             stay texts. A DataFrame's own index becomes a column.
-        what: what a list is called in messages.
-
-    Returns:
-        The rows, in which a missing value is None, in a text file ""; the table, index 0 to n - 1.
+        what: what a list or frame is called in messages.
 
     Raises:
         InputError: it is nothing of these, cannot be read, or holds no rows.
@@ -56,113 +114,104 @@ def table_of(source: object, what: str = "source") -> tuple[list[Row], pd.DataFr
     import pandas as pd
 
     if isinstance(source, str | Path):
-        path = Path(source).expanduser()
-        if path.suffix.lower() != ".parquet":
-            return _of_file(path)
-        source, what = _parquet(path), str(path)
-    elif callable(convert := getattr(source, "to_pandas", None)):
+        return _read_file(Path(source).expanduser())
+    if callable(convert := getattr(source, "to_pandas", None)):
         source = convert()
-    if isinstance(source, pd.DataFrame):
-        table = _indexed(source)
-        plain = table.astype(object).where(table.notna(), None)
-        values = plain.itertuples(index=False, name=None)
-        source = [dict(zip(table.columns, row, strict=True)) for row in values]
-    elif isinstance(source, Sequence):
-        table = _table(source)
+    if isinstance(source, pd.DataFrame) and len(source):
+        return _from_frame(source, what)
     if not isinstance(source, Sequence) or not source:
-        raise InputError(
-            f"{what}={source!r:.60}: give a {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]} file, a "
-            "DataFrame, one split of a Dataset or a list of dicts, with 1 row at least"
-        )
-    return [_named(f"{what}[{number}]", row) for number, row in enumerate(source)], table
+        files = f"a {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]} file"
+        kinds = "a DataFrame, one split of a Dataset or a list of dicts"
+        refuse(what, source, f"{files}, {kinds}, with 1 row at least")
+    return _from_objects((f"{what}[{number}]", row) for number, row in enumerate(source))
 
 
-def text_of(row: Row, column: str) -> str:
-    """A text that every row must have.
-
-    Raises:
-        InputError: there is no such column, or no text in it.
-    """
-    place, values = row
-    if column not in values:
-        known = ", ".join(map(str, values))
-        raise InputError(f"{place}: no column {column!r} among {known}; add or rename it")
-    value = values[column]
-    if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{place}: {column}={value!r:.60} must be a text that is not empty")
-    return value
-
-
-def name_of(row: Row, column: str) -> str | None:
-    """A text or number as text (12, 12.0 and "12.0" are one name), None where there is none.
+def check_distinct(rows: Sequence[TableRow], column: object, ids: Sequence[str]) -> None:
+    """Refuse ids of which two are the same.
 
     Raises:
-        InputError: it is a list or the like.
+        InputError: names both rows.
     """
-    value = row[1].get(column)
-    text = str(value).strip()
-    if not text or (not isinstance(value, str) and text in MISSING):
-        return None
-    if isinstance(value, Mapping | list | tuple | set):
-        raise InputError(f"{row[0]}: {column}={value!r:.60} must be a text or a number")
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
+    places: dict[str, str] = {}
+    for row, one in zip(rows, ids, strict=True):
+        if one in places:
+            raise InputError(
+                f"{row.place}: {column}={one!r:.60} is that of {places[one]} too; give each row "
+                "an id of its own"
+            )
+        places[one] = row.place
 
 
-def _of_file(path: Path) -> tuple[list[Row], pd.DataFrame]:
+def find_column(columns: Sequence[Any], wanted: str, where: str) -> Any | None:
+    """The column of that name, or the only one that differs in case, spaces, `_` and `-`.
+
+    Raises:
+        InputError: several differ from it in no more.
+    """
+
+    def plain(name: object) -> str:
+        return re.sub(r"[\s_-]+", "", str(name)).casefold()
+
+    matching = [column for column in columns if str(column) == wanted] or [
+        column for column in columns if plain(wanted) and plain(column) == plain(wanted)
+    ]
+    if len(matching) > 1:
+        names = listed(matching)
+        raise InputError(f"{where}: the columns {names} could all be {wanted}; rename one")
+    return matching[0] if matching else None
+
+
+def listed(columns: Sequence[Any]) -> str:
+    """Names of columns for a message."""
+    return ", ".join(f"{column!s:.40}" or "(a blank one)" for column in columns)
+
+
+def _from_objects(pairs: Iterator[tuple[str, Any]]) -> Table:
+    import pandas as pd
+
+    rows = [TableRow(place, row) for place, row in pairs]
+    for place, row in rows:
+        if not isinstance(row, Mapping):
+            raise InputError(f"{place}: {row!r:.60} must be an object that maps columns to values")
+    return Table(rows, pd.DataFrame([row.cells for row in rows], dtype=object))
+
+
+def _from_frame(source: pd.DataFrame, what: str) -> Table:
+    frame = source.reset_index(drop=True)
+    # A user's own index is the first column, if none already.
+    if not source.index.equals(frame.index) and not any(n in frame for n in source.index.names):
+        frame = source.reset_index(allow_duplicates=True)
+    plain = frame.astype(object).where(frame.notna(), None)
+    rows = (dict(zip(frame.columns, row, strict=True)) for row in plain.itertuples(False, None))
+    return Table([TableRow(f"{what}[{number}]", row) for number, row in enumerate(rows)], frame)
+
+
+def _read_file(path: Path) -> Table:
     import pandas as pd
 
     ending = path.suffix.lower()
     if ending not in ENDINGS:
         raise InputError(f"{path}: give a file whose name ends in {', '.join(ENDINGS)}")
     try:
-        text = _decoded(path.read_bytes())
-        if ending in DELIMITED:
-            header, cells = _records(text, ending)
-            found = [(place, dict(zip(header, values, strict=True))) for place, values in cells]
-            table = pd.DataFrame([row for _, row in cells], columns=pd.Index(header), dtype=object)
+        if ending == ".parquet":
+            table = _from_frame(pd.read_parquet(path), str(path))
+        elif ending in DELIMITED:
+            table = _of_delimited(_decoded(path.read_bytes()), ending, path)
         else:
-            found = list(_of_lines(text) if ending == ".jsonl" else _of_json(text))
-            table = _table([row for _, row in found])
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; give a file that can be read") from error
-    except ValueError as error:
-        raise InputError(f"{path}, {error}; correct the file") from error
-    except RecursionError as error:
-        raise InputError(f"{path}: JSON nested too deep to be read; correct the file") from error
-    if not found:
-        raise InputError(f"{path} holds no rows: give a file with 1 at least")
-    return [_named(f"{path}, {place}", row) for place, row in found], table
-
-
-def _named(place: str, row: object) -> Row:
-    if not isinstance(row, Mapping):
-        raise InputError(f"{place}: {row!r:.60} must be an object that maps columns to values")
-    return place, row
-
-
-def _table(rows: Sequence[object]) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame([row for row in rows if isinstance(row, Mapping)], dtype=object)
-
-
-def _indexed(frame: pd.DataFrame) -> pd.DataFrame:
-    """With an index 0 to n - 1; one that was the user's is the first column, if none already."""
-    bare = frame.reset_index(drop=True)
-    known = frame.index.equals(bare.index) or any(name in bare for name in frame.index.names)
-    return bare if known else frame.reset_index(allow_duplicates=True)
-
-
-def _parquet(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    try:
-        return pd.read_parquet(path)
+            pairs = (_of_lines if ending == ".jsonl" else _of_json)(_decoded(path.read_bytes()))
+            table = _from_objects((f"{path}, {place}", row) for place, row in pairs)
+    except InputError:  # a ValueError too
+        raise
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"{path}: {reason}; give a file that can be read") from error
     except ValueError as error:
-        raise InputError(f"{path}: {error}; correct the file") from error
+        raise InputError(f"{path}, {error}; correct the file") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: JSON nested too deep to be read; correct the file") from error
+    if not table.rows:
+        raise InputError(f"{path} holds no rows: give a file with 1 at least")
+    return table
 
 
 def _decoded(raw: bytes) -> str:
@@ -193,36 +242,41 @@ def _of_lines(text: str) -> Iterator[tuple[str, Any]]:
 
 def _of_json(text: str) -> Iterator[tuple[str, Any]]:
     try:
-        found = json.loads(text)
+        whole = json.loads(text)
     except json.JSONDecodeError as error:
         hint = ", or name it .jsonl if it has one object a line" if "Extra" in error.msg else ""
         raise ValueError(f"{error}{hint}") from error
-    rows = _of_object(found) if isinstance(found, Mapping) else found
+    rows = _of_object(whole) if isinstance(whole, Mapping) else whole
     if not isinstance(rows, list):
-        raise ValueError(f"which must be {SHAPES}; it is {found!r:.60}")  # noqa: TRY004
-    yield from ((f"row {number}", row) for number, row in enumerate(rows))
+        raise ValueError(f"which must be {SHAPES}; it is {whole!r:.60}")  # noqa: TRY004
+    return ((f"row {number}", row) for number, row in enumerate(rows))
 
 
-def _of_object(found: Mapping[str, Any]) -> object:
-    lists = {name: value for name, value in found.items() if isinstance(value, list)}
+def _of_object(whole: Mapping[str, Any]) -> object:
+    """The one list of rows that an object holds, or its columns as rows."""
+    lists = {name: value for name, value in whole.items() if isinstance(value, list)}
     tables = [rows for rows in lists.values() if rows and all(isinstance(r, Mapping) for r in rows)]
     lengths = {name: len(value) for name, value in lists.items()}
-    even = len(lists) == len(found) > 0 and len({*lengths.values()}) == 1
+    even = len(lists) == len(whole) > 0 and len({*lengths.values()}) == 1
     if len(tables) == 1 and (len(lists) == 1 or not even):
         return tables[0]
     if even and len(tables) < len(lists):
         return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
-    shape = f"with lists of the lengths {lengths}" if lists else f"with the keys {[*found]}"
+    shape = f"with lists of the lengths {lengths}" if lists else f"with the keys {[*whole]}"
     raise ValueError(f"which must be {SHAPES}; it is an object {shape:.200}")
 
 
-def _records(text: str, ending: str) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """The header, and the place and values of each row that is not blank."""
+def _of_delimited(text: str, ending: str, path: Path) -> Table:
+    import pandas as pd
+
     csv.field_size_limit(LONGEST)  # for a whole document in a field
-    by = _delimiter(text, ending)
+    usual = "\t" if ending == ".tsv" else ","
+    by = max((usual, *",;\t|"), key=lambda delimiter: _fit(text, delimiter))
+    by = by if _fit(text, by)[0] else ONE_COLUMN
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=by, strict=True)
     header: list[str] = []
-    rows: list[tuple[str, list[str]]] = []
+    rows: list[TableRow] = []
+    cells: list[list[str]] = []
     line = 1
     try:
         for values in reader:
@@ -234,20 +288,16 @@ def _records(text: str, ending: str) -> tuple[list[str], list[tuple[str, list[st
             elif len(values) != len(header):
                 raise ValueError(f"{place}: has more or fewer values than the header, by {by!r}")
             else:
-                rows.append((place, values))
+                cells.append(values)
+                named = dict(zip(header, values, strict=True))
+                rows.append(TableRow(f"{path}, {place}", named))
     except csv.Error as error:
         raise ValueError(f"row {len(rows)}, line {line}: {error}") from error
-    return header, rows
-
-
-def _delimiter(text: str, ending: str) -> str:
-    """What parts the header into several columns, then all rows into as many, then into most."""
-    usual = "\t" if ending == ".tsv" else ","
-    best = max((usual, *",;\t|"), key=lambda delimiter: _fit(text, delimiter))
-    return best if _fit(text, best)[0] else ONE_COLUMN
+    return Table(rows, pd.DataFrame(cells, columns=pd.Index(header), dtype=object))
 
 
 def _fit(text: str, delimiter: str) -> tuple[bool, bool, int]:
+    """Whether it makes several columns of the header, and as many of all rows; and how many."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     columns = 0
     try:
