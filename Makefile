@@ -6,6 +6,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # .venv or the active conda environment: install.py decides; asked once, and only when needed.
 BIN       = $(eval BIN := $(shell $(PYTHON) requirements/install.py --bin))$(BIN)
 WORKBENCH = "$(BIN)/workbench"
+BENCHMARK = "$(BIN)/python" -m benchmarks
 NOTEBOOKS = notebooks/*.ipynb notebooks/sweeps/*.ipynb
 SWEEP    ?= notebooks/sweeps/accuracy.yaml
 DEMO      = $(addprefix notebooks/,01_quickstart.ipynb 02_throughput.ipynb 03_accuracy.ipynb 05_icm.ipynb)
@@ -40,14 +41,14 @@ figures: setup ## run every notebook in place and refresh figures/
 	"$(BIN)/python" -m tools.notebooks refresh $(NOTEBOOKS)
 
 bench: setup ## measure the engines on this machine, and the time of demo and test
-	$(WORKBENCH) bench engine --commands
-	$(WORKBENCH) bench baseline
-	$(WORKBENCH) bench accuracy
-	$(WORKBENCH) bench uncertainty
-	$(WORKBENCH) bench diffusion
-	$(WORKBENCH) bench sweep
-	$(WORKBENCH) bench client
-	$(WORKBENCH) bench faults
+	$(BENCHMARK) engine --commands
+	$(BENCHMARK) baseline
+	$(BENCHMARK) accuracy
+	$(BENCHMARK) uncertainty
+	$(BENCHMARK) diffusion
+	$(BENCHMARK) sweep
+	$(BENCHMARK) client
+	$(BENCHMARK) faults
 
 real: setup ## a pretrained model (Gemma 3 270M from PyPI) in the notebooks, into runs/real
 	"$(BIN)/python" tools/real.py
@@ -55,9 +56,9 @@ real: setup ## a pretrained model (Gemma 3 270M from PyPI) in the notebooks, int
 bench-peers: setup ## measure against other projects, in an environment of their own
 	test -x .venv-peers/bin/lm_eval || \
 	  ($(PYTHON) -m venv .venv-peers && .venv-peers/bin/pip install --quiet "lm-eval[api]==0.4.13")
-	$(WORKBENCH) bench client --peers .venv-peers
-	$(WORKBENCH) bench accuracy --peers .venv-peers
-	$(WORKBENCH) bench diffusion --peers .venv-peers
+	$(BENCHMARK) client --peers .venv-peers
+	$(BENCHMARK) accuracy --peers .venv-peers
+	$(BENCHMARK) diffusion --peers .venv-peers
 
 ##@ Checks
 lint: setup ## style, types, and the hygiene of the notebooks

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from workbench.bench import skills
-from workbench.bench.engine import make_prompts
-from workbench.bench.table import Row, as_text, gain_row, ratio_row, share_row
+from benchmarks import skills
+from benchmarks.engine import make_prompts
+from benchmarks.table import Row, as_text, gain_row, ratio_row, share_row
 from workbench.engines.vllm import VLLMEngine
 from workbench.stats import difference, proportion
 from workbench.tiny import MODEL

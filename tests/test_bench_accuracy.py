@@ -1,10 +1,10 @@
-"""`workbench bench accuracy`: each part measures what it says, in small."""
+"""`python -m benchmarks accuracy`: each part measures what it says, in small."""
 
 from __future__ import annotations
 
 import pytest
 
-from workbench.bench import accuracy
+from benchmarks import accuracy
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
 

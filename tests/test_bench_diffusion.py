@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workbench.bench import batching, diffusion
+from benchmarks import batching, diffusion
 from workbench.engines.diffusion import unavailable
 from workbench.errors import InputError
 

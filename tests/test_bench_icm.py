@@ -8,9 +8,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from workbench.bench import icm, icm_cost
-from workbench.bench.synthetic import Synthetic, made_up
-from workbench.bench.table import Row
+from benchmarks import icm, icm_cost
+from benchmarks.synthetic import Synthetic, made_up
+from benchmarks.table import Row
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
 from workbench.icm import search

@@ -1,4 +1,4 @@
-"""`workbench bench uncertainty`: each part measures what it says, in small."""
+"""`python -m benchmarks uncertainty`: each part measures what it says, in small."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from workbench.bench import uncertainty
-from workbench.bench.injector import Faults
+from benchmarks import uncertainty
+from benchmarks.injector import Faults
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner, Result
 
-from workbench.bench.injector import Injector
+from benchmarks.injector import Injector
 from workbench.cli import app
 from workbench.cli.uncertainty import _options
 from workbench.errors import InputError

@@ -30,8 +30,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 from typer.testing import CliRunner
 
+from benchmarks import llada
 from workbench import Sampling
-from workbench.bench import llada
 from workbench.cli import app
 from workbench.engines import convert
 from workbench.engines.convert import convert_dcp

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import llada as published
 from workbench import Sampling, open_engine
-from workbench.bench import llada as published
 from workbench.engines.diffusion import Denoising, DiffusionEngine, Row, unavailable
 from workbench.engines.diffusion.commit import chosen, propose
 from workbench.engines.diffusion.lanes import Lanes

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.injector import Faults, Injector
 from workbench import Sampling
-from workbench.bench.injector import Faults, Injector
 from workbench.engines.draws import Draw
 from workbench.engines.remote import RemoteEngine
 from workbench.engines.vllm import VLLMEngine

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.engine import make_prompts, reference_logprobs
 from workbench import Sampling, open_engine
-from workbench.bench.engine import make_prompts, reference_logprobs
 from workbench.engines.resident import Resident
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError, StoreError, WorkbenchError

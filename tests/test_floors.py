@@ -44,7 +44,6 @@ FLOORS = {
     "plots": 5,
     "report": 5,
     "sweep": 5,
-    "bench": 6,
     "cli": 6,
     "__main__": 6,
 }
@@ -64,3 +63,12 @@ def test_imports_go_down(path: Path) -> None:
     for module in imported:
         if module.startswith("workbench."):
             assert FLOORS[room(module)] <= FLOORS[mine], f"{mine} must not import {module}"
+
+
+@pytest.mark.parametrize("beside", ["benchmarks", "tools"])
+def test_the_package_needs_nothing_beside_it(beside: str) -> None:
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert beside not in {name.split(".")[0] for name in names}, path

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from test_icm_search import ORDERS, Synthetic, claims_of, labels_of, shown_in, sums
 
-from workbench.bench.engine import reference_logprobs
+from benchmarks.engine import reference_logprobs
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
 from workbench.icm import Claim, Wording, compute_logprobs_batched, search

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.bench.synthetic import Synthetic
+from benchmarks.synthetic import Synthetic
 from workbench.errors import InputError
 from workbench.icm import search
 from workbench.icm.claim import Claim, Wording, wording_from

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from workbench.bench.injector import Faults, Injector
+from benchmarks.injector import Faults, Injector
 from workbench.errors import InputError
 
 Json = dict[str, Any]

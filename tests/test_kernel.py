@@ -13,7 +13,7 @@ from workbench.engines.vllm import unavailable
 START = """
 from workbench import Sampling
 from workbench.engines import open_engine
-from workbench.bench.engine import make_prompts
+from benchmarks.engine import make_prompts
 texts = make_prompts(400)
 engine = open_engine(store=store)
 """

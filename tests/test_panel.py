@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 from pandas.testing import assert_frame_equal
 
+from benchmarks.engine import make_prompts
+from benchmarks.injector import Faults, Injector
 from workbench import Sampling
-from workbench.bench.engine import make_prompts
-from workbench.bench.injector import Faults, Injector
 from workbench.engines.diffusion import DiffusionEngine
 from workbench.engines.remote import RemoteEngine
 from workbench.engines.transformers import TransformersEngine
@@ -496,7 +496,7 @@ def test_a_long_past_takes_little_room(monkeypatch: pytest.MonkeyPatch) -> None:
 START = """
 from workbench import Sampling
 from workbench.engines import open_engine
-from workbench.bench.engine import make_prompts
+from benchmarks.engine import make_prompts
 from workbench.panel import watch
 texts = make_prompts(3000)
 engine = open_engine(store=store)

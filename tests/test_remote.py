@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import trustme
 
+from benchmarks.injector import Faults, Injector
 from workbench import Sampling, open_engine
-from workbench.bench.injector import Faults, Injector
 from workbench.engines import kept
 from workbench.engines.remote import Estimate, RemoteEngine, wire
 from workbench.engines.remote.gate import Gate, RateLimit

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.injector import Injector
 from workbench import Sampling, open_engine
-from workbench.bench.injector import Injector
 from workbench.cli import app
 from workbench.engines.base import BaseEngine
 from workbench.engines.remote import RemoteEngine

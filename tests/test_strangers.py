@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 from stranger import Asked, Said, Stranger, choice, listing, plain, prompts_of, reply
 
+from benchmarks.injector import Faults, Injector
 from workbench import Sampling, open_engine
-from workbench.bench.injector import Faults, Injector
 from workbench.engines.remote import RemoteEngine, wire
 from workbench.engines.remote.faults import Refused
 from workbench.engines.remote.http import is_loopback, proxy_of

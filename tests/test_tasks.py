@@ -379,7 +379,7 @@ def chosen(task: Generated, engine: VLLMEngine, items: list[Item], shots: int) -
 
 
 def test_the_model_has_its_skills(plain: VLLMEngine) -> None:
-    """Far looser than `workbench tiny evaluate`, on few items: something is there at all."""
+    """Far looser than `python -m benchmarks skills`, on few items: something is there at all."""
     assert evaluate(Sums(), plain, count=200, shots=2).summary[0].low > 0.8
     words = evaluate(WordProblems(), plain, count=200)
     assert 0.5 < words.summary[0].value < 0.95

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks.injector import Faults, Injector
 from workbench import open_engine
-from workbench.bench.injector import Faults, Injector
 from workbench.comparison import load
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError

@@ -76,7 +76,7 @@ def main() -> int:
     OUT.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     folder = model()
-    bench = (BIN / "workbench", "bench", "real", folder, "--figure", OUT / "scores.png")
+    bench = (sys.executable, "-m", "benchmarks", "real", folder, "--figure", OUT / "scores.png")
     done = subprocess.run(
         [*map(str, bench), "--out", str(OUT / "scores.json")],
         cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False,

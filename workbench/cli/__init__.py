@@ -10,13 +10,11 @@ from typing import Annotated
 
 import typer
 
-from workbench.bench.cli import app as bench
-from workbench.bench.cli import show as show_rows
 from workbench.cli.convert import app as convert
 from workbench.cli.evaluate import compare_reports, evaluate_task
 from workbench.cli.icm import icm
 from workbench.cli.notebook import app as notebook
-from workbench.cli.options import Folder, Json, Model, Options, Out, StorePath, engine_options
+from workbench.cli.options import Folder, Json, Model, Options, StorePath, engine_options
 from workbench.cli.output import check_new, command_group, say, show, show_report, table
 from workbench.cli.report import report_page
 from workbench.cli.serve import app as serve
@@ -27,13 +25,12 @@ from workbench.cli.uncertainty import app as uncertainty
 __all__ = ["app"]
 
 app = command_group("A research workbench for large language models.")
-tiny = command_group("The embedded model: train and measure it.")
+tiny = command_group("The embedded model: train it.")
 app.command("eval")(evaluate_task)
 app.command("compare")(compare_reports)
 app.command("icm")(icm)
 app.command("report")(report_page)
 app.add_typer(notebook, name="notebook")
-app.add_typer(bench, name="bench")
 app.add_typer(convert, name="convert")
 app.add_typer(serve, name="serve")
 app.add_typer(slurm, name="slurm")
@@ -181,18 +178,4 @@ def tiny_train(
     figure.savefig(folder / "loss.png", dpi=120)
     typer.echo(f"{folder}: the model; loss.png: its loss")
     if not diffusion:
-        typer.echo(f"next: workbench tiny evaluate {folder}")
-
-
-@tiny.command("evaluate")
-def tiny_evaluate(
-    folder: Annotated[Path | None, typer.Argument(help="A model (default: the embedded).")] = None,
-    count: Annotated[int, typer.Option(min=100, help="Held-out items for each skill.")] = 1000,
-    out: Out = None,
-    as_json: Json = False,
-) -> None:
-    """Measure every skill of the embedded model against the bar that it must reach."""
-    from workbench.bench.skills import measure
-    from workbench.tiny import MODEL
-
-    show_rows(measure(folder or MODEL, count, say), out, as_json=as_json)
+        typer.echo(f"next: python -m benchmarks skills {folder}")

@@ -12,7 +12,6 @@ import typer
 from workbench.errors import InputError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-Out = Annotated[Path | None, typer.Option(help="Write the table here, as JSON.")]
 Model = Annotated[
     str | None, typer.Option(help="Hub name, folder or .gguf file (default: the embedded model).")
 ]

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from workbench.bench.table import Row, ratio_row
+from benchmarks.table import Row, ratio_row
 from workbench.engines import vllm
 from workbench.errors import EngineError
 from workbench.store import Store
@@ -175,7 +175,7 @@ def _interrupt(texts: list[str], folder: Path) -> Row:
 CHILD = """
 import sys
 from pathlib import Path
-from workbench.bench.engine import SAMPLING, make_prompts, _engine
+from benchmarks.engine import SAMPLING, make_prompts, _engine
 _engine(Path(sys.argv[1])).generate(make_prompts(int(sys.argv[2])), SAMPLING)
 """
 

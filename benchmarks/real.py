@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from workbench.bench.table import Row, ratio_row, share_row
+from benchmarks.table import Row, ratio_row, share_row
 from workbench.engines import open_engine
 from workbench.evaluation import accuracy, evaluate
 from workbench.icm import open_testbed, search

@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from workbench.bench.table import Row
+from benchmarks.table import Row
 from workbench.errors import InputError
 from workbench.nb.process import KERNEL
 from workbench.runs import project

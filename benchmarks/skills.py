@@ -9,7 +9,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.bench.table import Row, gain_row, share_row
+from benchmarks.table import Row, gain_row, share_row
 from workbench.evaluation import accuracy, accuracy_by, evaluate
 from workbench.stats import balanced_accuracy, calibration_error, difference, proportion
 from workbench.tasks import Claims, Options, Verdicts, WordProblems

@@ -1,4 +1,4 @@
-"""`workbench bench …`: measurements as tables, with the bounds that they must keep."""
+"""`python -m benchmarks NAME`: measurements as tables, with the bounds that they must keep."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
-from workbench.bench.table import Row, as_text
-from workbench.cli.options import Json, Out
+from benchmarks.table import Row, as_text
+from workbench.cli.options import Json
 from workbench.cli.output import command_group, say
 
+Out = Annotated[Path | None, typer.Option(help="Write the table here, as JSON.")]
 app = command_group("Measure speed, as ratios within one run.")
 
 
@@ -36,7 +37,7 @@ def engine(
     as_json: Json = False,
 ) -> None:
     """Our engine against bare vLLM, the store, resuming, interrupts, exactness, import time."""
-    from workbench.bench.engine import measure
+    from benchmarks.engine import measure
 
     show(measure(pairs, prompts, say, commands=commands), out, as_json=as_json)
 
@@ -49,7 +50,7 @@ def baseline(
     as_json: Json = False,
 ) -> None:
     """vLLM against transformers, and transformers in batches against one by one."""
-    from workbench.bench.baseline import measure
+    from benchmarks.baseline import measure
 
     show(measure(repeats, prompts, say), out, as_json=as_json)
 
@@ -65,7 +66,7 @@ def client(
     as_json: Json = False,
 ) -> None:
     """The remote engine against other clients of the same vLLM server."""
-    from workbench.bench.client import measure
+    from benchmarks.client import measure
 
     show(measure(repeats, prompts, say, peers), out, as_json=as_json)
 
@@ -79,7 +80,7 @@ def real(
     as_json: Json = False,
 ) -> None:
     """A pretrained model beside the embedded one: scores, exactness, speed."""
-    from workbench.bench.real import draw, measure
+    from benchmarks.real import draw, measure
 
     found = measure(model, say, repeats=repeats)
     if figure is not None:
@@ -95,7 +96,7 @@ def faults(
     as_json: Json = False,
 ) -> None:
     """The remote engine where servers fail, are full, are killed; and with a long queue."""
-    from workbench.bench.faults import measure
+    from benchmarks.faults import measure
 
     show(measure(requests, queued, say), out, as_json=as_json)
 
@@ -110,7 +111,7 @@ def icm(
     as_json: Json = False,
 ) -> None:
     """ICM: exactness, prompts and tokens saved, quality against its rivals, resuming."""
-    from workbench.bench.icm import measure
+    from benchmarks.icm import measure
 
     show(measure(part or (), say), out, as_json=as_json)
 
@@ -129,7 +130,7 @@ def accuracy(
     as_json: Json = False,
 ) -> None:
     """Grading, agents in batches against loops, what a vote gains, resuming; or against lm-eval."""
-    from workbench.bench import accuracy, harness
+    from benchmarks import accuracy, harness
 
     rows = harness.measure(peers, say) if peers else accuracy.measure(part or (), repeats, say)
     show(rows, out, as_json=as_json)
@@ -145,7 +146,7 @@ def uncertainty(
     as_json: Json = False,
 ) -> None:
     """Published tables, coverage over splits, a long queue, the embedded model's options."""
-    from workbench.bench.uncertainty import measure
+    from benchmarks.uncertainty import measure
 
     show(measure(part or (), say), out, as_json=as_json)
 
@@ -164,7 +165,7 @@ def diffusion(
     as_json: Json = False,
 ) -> None:
     """Masked diffusion: the same answers in any batch, continuous batching, its server."""
-    from workbench.bench import diffusion, harness
+    from benchmarks import diffusion, harness
 
     rows = harness.diffusion(peers, say) if peers else diffusion.measure(part or (), repeats, say)
     show(rows, out, as_json=as_json)
@@ -180,6 +181,24 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Sweeps: killed, stopped and resumed; their own time; one server against loading in each."""
-    from workbench.bench.sweep import measure
+    from benchmarks.sweep import measure
 
     show(measure(part or (), say), out, as_json=as_json)
+
+
+@app.command("skills")
+def skills(
+    folder: Annotated[Path | None, typer.Argument(help="A model (default: the embedded).")] = None,
+    count: Annotated[int, typer.Option(min=100, help="Held-out items for each skill.")] = 1000,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Measure every skill of the embedded model against the bar that it must reach."""
+    from benchmarks.skills import measure
+    from workbench.tiny import MODEL
+
+    show(measure(folder or MODEL, count, say), out, as_json=as_json)
+
+
+if __name__ == "__main__":
+    app()

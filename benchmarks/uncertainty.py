@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.bench.injector import Faults, Injector
-from workbench.bench.table import Row, share_row
+from benchmarks.injector import Faults, Injector
+from benchmarks.table import Row, share_row
 from workbench.engines.remote import RemoteEngine
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
@@ -147,7 +147,7 @@ def _coverage(say: Say, models: int | None = None, splits: int = 200) -> list[Ro
 # In a process of its own, so that its work and the server's are not done by one interpreter.
 CHILD = """
 import json, sys
-from workbench.bench.uncertainty import asked
+from benchmarks.uncertainty import asked
 print(json.dumps(asked(sys.argv[1], *map(int, sys.argv[2:]))))
 """
 

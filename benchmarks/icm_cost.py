@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from workbench.bench.synthetic import Synthetic, made_up
-from workbench.bench.table import Row, ratio_row
+from benchmarks.synthetic import Synthetic, made_up
+from benchmarks.table import Row, ratio_row
 from workbench.engines.vllm import VLLMEngine
 from workbench.icm import Claim, ICMReport, search
 from workbench.icm.journal import Journal

@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.bench.icm_cost import ALPHA, Say, embedded_engine, full, modes, passes, prompts, run
-from workbench.bench.table import Row
+from benchmarks.icm_cost import ALPHA, Say, embedded_engine, full, modes, passes, prompts, run
+from benchmarks.table import Row
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
 from workbench.icm import ICMReport
@@ -180,8 +180,8 @@ def _resumable(engine: VLLMEngine, path: Path, count: int, steps: int) -> ICMRep
 CHILD = """
 import sys
 from pathlib import Path
-from workbench.bench.icm import _resumable
-from workbench.bench.icm_cost import embedded_engine
+from benchmarks.icm import _resumable
+from benchmarks.icm_cost import embedded_engine
 _resumable(embedded_engine(), Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
 """
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.bench.table import Row, ratio_row
+from benchmarks.table import Row, ratio_row
 from workbench.errors import EngineError
 from workbench.tiny.memoriser import pairs
 

@@ -21,10 +21,10 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+from benchmarks.table import Row, gain_row, ratio_row
 from workbench.agents import MajorityVote, SelfRefine, advance
 from workbench.agents.program import Agent, Ask, Case, Program
 from workbench.answers import grade
-from workbench.bench.table import Row, gain_row, ratio_row
 from workbench.comparison import compare
 from workbench.engines import open_engine
 from workbench.engines.vllm import VLLMEngine
@@ -151,7 +151,7 @@ def _gain(engine: VLLMEngine, repeats: int, say: Say, count: int = 1000) -> list
 
 CHILD = """
 import sys
-from workbench.bench.accuracy import kept
+from benchmarks.accuracy import kept
 kept(sys.argv[1])
 """
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks import batching, llada
+from benchmarks.batching import CLIENTS, LENGTHS, SLOTS
+from benchmarks.table import Row as Line
+from benchmarks.table import ratio_row, share_row
 from workbench.batching import continuous, static
-from workbench.bench import batching, llada
-from workbench.bench.batching import CLIENTS, LENGTHS, SLOTS
-from workbench.bench.table import Row as Line
-from workbench.bench.table import ratio_row, share_row
 from workbench.engines.diffusion import Denoising, DiffusionEngine, Row
 from workbench.errors import InputError
 from workbench.evaluation import accuracy_by

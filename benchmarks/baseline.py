@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from workbench.bench.table import Row, ratio_row
+from benchmarks.table import Row, ratio_row
 from workbench.engines.transformers import TransformersEngine
 from workbench.evaluation import evaluate
 from workbench.runner import BATCHES, Load, open_both, versus

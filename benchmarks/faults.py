@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from workbench.bench.client import sums
-from workbench.bench.injector import Faults, Injector
-from workbench.bench.table import Row
+from benchmarks.client import sums
+from benchmarks.injector import Faults, Injector
+from benchmarks.table import Row
 from workbench.engines.remote import RemoteEngine
 from workbench.serving import serve
 from workbench.store import Store

@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.bench.batching import served
-from workbench.bench.table import Row
+from benchmarks.batching import served
+from benchmarks.table import Row
 from workbench.engines.remote import RemoteEngine
 from workbench.errors import InputError
 from workbench.evaluation import evaluate

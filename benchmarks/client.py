@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from workbench.bench.table import Row, ratio_row
+from benchmarks.table import Row, ratio_row
 from workbench.engines.remote import RemoteEngine
 from workbench.engines.vllm import VLLMEngine
 from workbench.serving import Server, serve
