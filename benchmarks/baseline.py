@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from benchmarks.table import Row, ratio_row
 from workbench.engines.transformers import TransformersEngine
 from workbench.evaluation import evaluate
-from workbench.runner import BATCHES, Load, open_both, versus
+from workbench.load import BATCHES, Load, open_both, versus
 from workbench.tasks import WordProblems
 from workbench.throughput import Throughput
 from workbench.types import Engine

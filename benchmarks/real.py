@@ -11,7 +11,7 @@ from benchmarks.table import Row, ratio_row, share_row
 from workbench.engines import open_engine
 from workbench.evaluation import accuracy, evaluate
 from workbench.icm import open_testbed, search
-from workbench.runner import Load, open_both, versus
+from workbench.load import Load, open_both, versus
 from workbench.stats import proportion
 from workbench.tasks import GSM8K, TruthfulQA, WordProblems
 from workbench.tasks.choices import open_choices

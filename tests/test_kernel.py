@@ -56,7 +56,7 @@ def test_stop_ends_a_long_cell_and_the_next_one_works(tmp_path: Any) -> None:
 EXPERIMENTS = """
 from workbench import open_engine
 from workbench.evaluation import evaluate
-from workbench.runner import Load, Runner
+from workbench.load import Load, Runner
 from workbench.tasks import WordProblems
 from workbench.throughput import Throughput
 engine = open_engine(store=store)

@@ -31,12 +31,12 @@ from workbench.engines.vllm import VLLMEngine, unavailable
 from workbench.errors import InputError, StoppedError
 from workbench.evaluation import evaluate
 from workbench.icm import Claim, search
+from workbench.load import Load, Runner
 from workbench.panel import Job, watch
 from workbench.panel.record import MOST, PIECES, Record
 from workbench.panel.summary import markup
 from workbench.panel.views import kind
 from workbench.progress import Progress, check, current, fact, one_bar
-from workbench.runner import Load, Runner
 from workbench.store import Store
 from workbench.throughput import Throughput
 from workbench.tiny import claims as tiny

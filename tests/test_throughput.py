@@ -21,9 +21,9 @@ from workbench.cli import app
 from workbench.engines.transformers import TransformersEngine, unavailable
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
+from workbench.load import Load, Runner, _free_share, open_both, versus
 from workbench.machine import ResourceMonitor
 from workbench.plots import new_figure, plot_speeds, plot_speedups
-from workbench.runner import Load, Runner, _what_is_left, open_both, versus
 from workbench.tasks.filler import filler
 from workbench.throughput import CALLS, Throughput, speedups, summarise
 
@@ -223,9 +223,9 @@ def test_the_baseline_on_a_gpu_leaves_room_for_vllm(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 * 2**30, 80 * 2**30))
     on_gpu: Any = SimpleNamespace(info=SimpleNamespace(device="cuda (some GPU)"))
-    assert _what_is_left(on_gpu) == {"gpu_memory_utilization": 0.56}
+    assert _free_share(on_gpu) == {"gpu_memory_utilization": 0.56}
     on_cpu: Any = SimpleNamespace(info=SimpleNamespace(device="cpu"))
-    assert _what_is_left(on_cpu) == {}
+    assert _free_share(on_cpu) == {}
 
 
 def test_bare_is_for_vllm_only(baseline: TransformersEngine) -> None:

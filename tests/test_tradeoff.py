@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from workbench.batching import Batching, Traffic, Way, continuous, static
-from workbench.canvas import denoised
+from workbench.denoising_trace import denoised
 from workbench.engines.diffusion import Denoising, DiffusionEngine, Row, unavailable
 from workbench.errors import InputError
 from workbench.plots import new_figure

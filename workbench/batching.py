@@ -6,15 +6,15 @@ them, and the model behind its own server, asked by clients one request after an
 
 from __future__ import annotations
 
-import asyncio
 import os
-import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
+from workbench import values
 from workbench.engines.diffusion import DiffusionEngine, Row
 from workbench.engines.diffusion.commit import propose
 from workbench.engines.diffusion.forward import forward
@@ -84,12 +84,13 @@ class Traffic:
     lengths: tuple[int, ...] = (32, 64, 96)
 
     def __post_init__(self) -> None:
-        if not _some(self.prompts):
-            raise InputError(f"prompts={self.prompts!r:.80}: give some texts, one at least")
-        if not _some(self.lengths) or not all(map(_whole, self.lengths)):
-            raise InputError(f"lengths={self.lengths!r:.80}: give whole numbers from 1")
-        if not _whole(self.requests):
-            raise InputError(f"requests={self.requests!r}: must be a whole number from 1")
+        if not values.texts("prompts", self.prompts):
+            values.refuse("prompts", self.prompts, "some texts, one at least")
+        if not self.lengths:
+            values.refuse("lengths", self.lengths, "some numbers, one at least")
+        for length in self.lengths:
+            values.whole("lengths", length, 1)
+        values.whole("requests", self.requests, 1)
 
     def asked(self) -> list[tuple[str, int]]:
         """Each request's prompt and length."""
@@ -118,12 +119,10 @@ class Way:
 
     def __post_init__(self) -> None:
         if self.how not in ("static", "continuous", "server"):
-            raise InputError(f'how={self.how!r}: give "static", "continuous" or "server"')
-        for name in ("batch_size", "clients"):
-            if not _whole(getattr(self, name)):
-                raise InputError(f"{name}={getattr(self, name)!r}: must be a whole number from 1")
-        if not isinstance(self.max_wait_time, int | float) or not 0 <= self.max_wait_time < 3600:
-            raise InputError(f"max_wait_time={self.max_wait_time!r}: must be seconds from 0")
+            values.refuse("how", self.how, '"static", "continuous" or "server"')
+        values.whole("batch_size", self.batch_size, 1)
+        values.whole("clients", self.clients, 1)
+        values.real("max_wait_time", self.max_wait_time, 0, 3600)
 
 
 class Batching:
@@ -148,12 +147,10 @@ class Batching:
     ) -> None:
         if not ways or len({*ways}) < len(ways):
             raise InputError(f"{len(ways)} ways: give one at least, and each once")
-        if not isinstance(repeats, int) or isinstance(repeats, bool) or repeats < 1:
-            raise InputError(f"repeats={repeats!r}: must be a whole number from 1")
         if engine.denoising.cache != "none" and any(way.how == "static" for way in ways):
             raise InputError(f"cache={engine.denoising.cache!r}: static batches take none")
         self._engine, self._traffic, self._ways = engine, traffic, tuple(ways)
-        self._repeats = repeats
+        self._repeats = values.whole("repeats", repeats, 1)
         self._done: dict[tuple[int, int], dict[str, Any]] = {}
 
     @property
@@ -214,20 +211,12 @@ class Batching:
         return rows, errors
 
 
-def _some(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
 def _quantile(values: Sequence[float], share: float) -> float:
     return values[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
 
 
 class _Clients:
-    """Clients in a thread of their own, for a notebook's thread may run an event loop already.
+    """Clients in threads, each asking one request after another.
 
     Attributes:
         waited: seconds that each answered request took.
@@ -235,59 +224,36 @@ class _Clients:
     """
 
     def __init__(
-        self, server: DiffusionServer, asked: Sequence[tuple[str, int]], clients: int
+        self, server: DiffusionServer, requests: Sequence[tuple[str, int]], clients: int
     ) -> None:
-        self._server, self._left, self._clients = server, iter(asked), clients
+        import openai
+
+        self._server, self._requests, self._clients = server, requests, clients
+        key = os.environ.get("WORKBENCH_API_KEY", "none").strip()
+        self._client = openai.OpenAI(base_url=server.url, api_key=key, max_retries=0, timeout=None)
         self.waited: list[float] = []
         self.errors: list[str] = []
-        self._broke: list[BaseException] = []
-        self._stop = threading.Event()
 
     def run(self) -> None:
         """Ask everything; Ctrl-C stops the clients too."""
-        thread = threading.Thread(target=self._work, daemon=True)
-        thread.start()
-        try:
-            while thread.is_alive():
-                thread.join(0.2)
-                check()
-        finally:
-            self._stop.set()
-        if self._broke:
-            raise self._broke[0]
-
-    def _work(self) -> None:
-        try:
-            asyncio.run(self._all())
-        except BaseException as error:  # noqa: BLE001  # raised where it is waited for
-            self._broke.append(error)
-
-    async def _all(self) -> None:
-        import aiohttp
-
-        key = os.environ.get("WORKBENCH_API_KEY")
-        async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=None),
-            headers={"Authorization": f"Bearer {key.strip()}"} if key else None,
-        ) as session:
-            await asyncio.gather(*(self._client(session) for _ in range(self._clients)))
-
-    async def _client(self, session: Any) -> None:
-        import aiohttp
-
-        for prompt, length in self._left:
-            if self._stop.is_set():
-                return
-            body = {"model": self._server.model, "prompt": prompt, "max_tokens": length}
-            start = time.perf_counter()
+        with self._client, ThreadPoolExecutor(self._clients) as pool:
+            left = [pool.submit(self._ask, *one) for one in self._requests]
             try:
-                async with session.post(f"{self._server.url}/completions", json=body) as reply:
-                    told = await reply.text()
-            except aiohttp.ClientError as error:
-                self.errors.append(f"{type(error).__name__}: {error}")
-                continue
-            if reply.status == 200:
-                self.waited.append(time.perf_counter() - start)
-            else:
-                self.errors.append(f"{reply.status}: {told:.300}")
+                while left:
+                    left = [*wait(left, timeout=0.2).not_done]
+                    check()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _ask(self, prompt: str, length: int) -> None:
+        import openai
+
+        start = time.perf_counter()
+        try:
+            self._client.completions.create(
+                model=self._server.model, prompt=prompt, max_tokens=length
+            )
+        except openai.OpenAIError as error:
+            self.errors.append(f"{type(error).__name__}: {error!s:.300}")
+        else:
+            self.waited.append(time.perf_counter() - start)

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from workbench import values
 from workbench.errors import EngineError, InputError
+from workbench.load import Load, Runner, local
 from workbench.machine import ResourceMonitor
 from workbench.progress import one_bar
-from workbench.runner import Load, Runner, local
 from workbench.runs import commit
 from workbench.tasks.filler import filler
 from workbench.types import Metric, Report, Sampling, Usage
@@ -52,8 +53,6 @@ class Throughput:
     ) -> None:
         if not runners or not loads:
             raise InputError("give at least one runner and one load")
-        if not isinstance(repeats, int) or repeats < 1:
-            raise InputError(f"repeats={repeats!r}: must be a whole number from 1")
         labels = [runner.label for runner in runners]
         if len(set(labels)) < len(labels):
             raise InputError(f"two runners are called the same: {labels}")
@@ -61,7 +60,7 @@ class Throughput:
         for load in self._loads:
             for runner in runners:
                 _check_fit(runner, load)
-        self._repeats, self._seed = repeats, seed
+        self._repeats, self._seed = values.whole("repeats", repeats, 1), seed
         self._done: dict[tuple[int, int, int], dict[str, Any]] = {}
         self._warm = False
 
@@ -143,11 +142,11 @@ class Throughput:
                 counts = runner.run(prompts, sampling)
             except EngineError as failed:
                 error = str(failed)
-        read = monitor.reading
+        reading = monitor.reading
         prompt, output, cached = counts
         if error is None and output != count * load.output_tokens:
             error = f"{output} answer tokens, not {count} × {load.output_tokens}"
-        rate = float("nan") if error else 1 / read.seconds
+        rate = float("nan") if error else 1 / reading.seconds
         return {
             "runner": runner.name,
             "batch": runner.batch,
@@ -155,15 +154,15 @@ class Throughput:
             **asdict(load),
             "repeat": repeat,
             "count": count,
-            "seconds": read.seconds,
+            "seconds": reading.seconds,
             "requests_per_s": count * rate,
             "output_tokens_per_s": output * rate,
             "total_tokens_per_s": (prompt + output) * rate,
             "cached": cached / prompt if prompt else 0.0,
-            "cpu": read.cpu,
-            "gpu": read.gpu,
-            "peak_memory_gib": read.peak_memory_bytes / 2**30,
-            "added_memory_gib": read.added_memory_bytes / 2**30,
+            "cpu": reading.cpu,
+            "gpu": reading.gpu,
+            "peak_memory_gib": reading.peak_memory_bytes / 2**30,
+            "added_memory_gib": reading.added_memory_bytes / 2**30,
             "error": error,
         }
 
@@ -179,11 +178,11 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
 
     keys = ["label", "runner", "batch", *asdict(Load())]
     found = []
-    for values, part in rows.groupby(keys, sort=False):
+    for group, part in rows.groupby(keys, sort=False):
         speed = part["output_tokens_per_s"]
         middle = part[["requests_per_s", "cached", "cpu", "gpu"]].astype(float).median()
         found.append(
-            dict(zip(keys, values, strict=True))
+            dict(zip(keys, group, strict=True))
             | {"n": speed.count(), "n_failed": part["error"].notna().sum()}
             | {"output_tokens_per_s": speed.median(), "low": speed.min(), "high": speed.max()}
             | middle.to_dict()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from workbench import values
 from workbench.agents import Case
 from workbench.engines.base import failure
 from workbench.engines.diffusion import Counts, Denoising, DiffusionEngine, Row
@@ -57,13 +58,12 @@ class TradeOff:
     ) -> None:
         if not settings or len({*map(str, settings)}) < len(settings):
             raise InputError(f"{len(settings)} settings: give one at least, and each once")
-        if not isinstance(repeats, int) or isinstance(repeats, bool) or repeats < 1:
-            raise InputError(f"repeats={repeats!r}: must be a whole number from 1")
         if not isinstance(engine, DiffusionEngine):
             raise InputError(
                 f'{engine!r:.80} is no diffusion engine: open one (engine="diffusion")'
             )
-        self._engine, self._settings, self._repeats = engine, tuple(settings), repeats
+        self._engine, self._settings = engine, tuple(settings)
+        self._repeats = values.whole("repeats", repeats, 1)
         self._cases, self._about = asked(task, engine, count=count, seed=seed, sampling=sampling)
         self._prompts = [engine.encode(str(case.prompt)) for case in self._cases]
         self._done: dict[tuple[int, int], tuple[dict[str, Any], list[dict[str, Any]]]] = {}

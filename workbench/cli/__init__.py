@@ -112,8 +112,8 @@ def throughput(  # noqa: PLR0917
     as_json: Json = False,
 ) -> None:
     """How many times faster is vLLM than transformers? Ctrl-C prints what was measured."""
+    from workbench.load import BATCHES, Load, open_both, versus
     from workbench.plots import new_figure, plot_speedups
-    from workbench.runner import BATCHES, Load, open_both, versus
     from workbench.throughput import Throughput
 
     load = Load(

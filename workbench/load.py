@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from workbench import values
 from workbench.engines import open_engine
 from workbench.engines.architecture import dummy_model
 from workbench.engines.local import LocalEngine
@@ -38,15 +39,12 @@ class Load:
 
     def __post_init__(self) -> None:
         for name in ("requests", "prompt_tokens", "output_tokens"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"{name}={value!r}: must be a whole number from 1")
-        if not isinstance(self.shared, int | float) or not 0 <= self.shared <= 1:
-            raise InputError(f"shared={self.shared!r}: must be a share from 0 to 1")
+            values.whole(name, getattr(self, name), 1)
+        values.real("shared", self.shared, 0, 1)
 
-    def vary(self, **values: Sequence[float]) -> list[Load]:
+    def vary(self, **choices: Sequence[float]) -> list[Load]:
         """This load with one thing changed at a time: `vary(prompt_tokens=(32, 512))`."""
-        changes: list[dict[str, Any]] = [{name: v} for name, vs in values.items() for v in vs]
+        changes: list[dict[str, Any]] = [{name: v} for name, vs in choices.items() for v in vs]
         return [replace(self, **change) for change in changes]
 
 
@@ -69,8 +67,7 @@ class Runner:
     def __post_init__(self) -> None:
         if local(self.engine).has_store:
             raise InputError(f"{self.name} would answer from its store: open it with store=None")
-        if not isinstance(self.batch, int) or isinstance(self.batch, bool) or self.batch < 0:
-            raise InputError(f"{self.name}: batch={self.batch!r} must be 0 (all) or more")
+        values.whole(f"{self.name}: batch", self.batch, 0)
         size = getattr(self.engine, "batch_size", self.batch)
         if self.batch > size:
             raise InputError(
@@ -141,7 +138,7 @@ def open_both(
     if batches:  # first, as it takes what it needs, and vLLM fills what it is allowed to
         common["batch_size"] = max(batches)
         baseline = open_engine(model, "transformers", store=None, **common)
-        chosen = {"dtype": baseline.info.dtype} | _what_is_left(baseline) | chosen
+        chosen = {"dtype": baseline.info.dtype} | _free_share(baseline) | chosen
     try:
         return open_engine(model, "vllm", store=None, **chosen), baseline
     except BaseException:
@@ -150,7 +147,7 @@ def open_both(
         raise
 
 
-def _what_is_left(baseline: Engine) -> dict[str, float]:
+def _free_share(baseline: Engine) -> dict[str, float]:
     """vLLM's share of a GPU that the baseline is on: most of what is free, as batches need some."""
     if not baseline.info.device.startswith("cuda"):
         return {}
