@@ -19,8 +19,8 @@ from workbench import Sampling, open_engine
 from workbench.engines.identity import deciding, variant
 from workbench.engines.vllm import unavailable
 from workbench.serving import Server, serve
-from workbench.serving.address import free_port
-from workbench.serving.process import finish, spawn
+from workbench.serving.access import free_port
+from workbench.serving.process import ServerProcess
 from workbench.tiny import MODEL
 from workbench.types import Completion
 
@@ -44,16 +44,16 @@ def plain_vllm(folder: Path, port: int, log: Path) -> Iterator[str]:
     line += ["--enforce-eager", "--dtype", "float32", "--kv-cache-memory-bytes", str(2**28)]
     line += ["--distributed-executor-backend", "uni", "--max-num-seqs", "64"]
     more = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
-    child = spawn(line, dict(os.environ) | more | {"VLLM_NO_USAGE_STATS": "1"}, log)
+    child = ServerProcess(line, dict(os.environ) | more | {"VLLM_NO_USAGE_STATS": "1"}, log)
     try:
         end = time.monotonic() + 240
         while not _healthy(port):
-            assert child.process.poll() is None, log.read_text()[-2000:]
+            assert child.alive, log.read_text()[-2000:]
             assert time.monotonic() < end, "it did not come up"
             time.sleep(0.3)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        finish(child)
+        child.finish()
 
 
 def _healthy(port: int) -> bool:

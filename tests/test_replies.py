@@ -7,12 +7,11 @@ from typing import Any
 import httpx
 import pytest
 
-from workbench import Sampling
-from workbench.engines.diffusion import Denoising, DiffusionEngine, unavailable
-from workbench.serving.batcher import News
+from workbench.engines.diffusion import DiffusionEngine, unavailable
+from workbench.serving.batcher import RowUpdate
 from workbench.serving.diffusion_server import serve_diffusion
-from workbench.serving.protocol import Ask
-from workbench.serving.replies import Reply, pieces, spelt
+from workbench.serving.protocol import ChatBody, CompletionBody
+from workbench.serving.replies import ReplyWriter, token_bytes, token_texts
 from workbench.tiny import MEMORY
 from workbench.tiny.memoriser import pairs
 from workbench.types import Completion, TokenLogprob
@@ -37,20 +36,10 @@ def told(tokenizer: Any, text: str, *, chat: bool) -> Any:
         finish_reason="stop",
         logprobs=tuple(TokenLogprob(token, -1.0, top) for token in ids),
     )
-    sampling = Sampling(max_tokens=64, logprobs=len(top))
-    ask = Ask(
-        chat=chat,
-        model="test",
-        prompts=("",),
-        seeds=(None,),
-        sampling=sampling,
-        max_tokens=None,
-        denoising=Denoising(),
-        stream=False,
-        include_usage=False,
-        warnings=(),
-    )
-    answer = Reply(ask, pieces(tokenizer)).whole([News(text, 1, row)])
+    chats = ChatBody.model_validate({"messages": [{"role": "user", "content": text}]})
+    request = chats if chat else CompletionBody.model_validate({"prompt": text})
+    writer = ReplyWriter(request, "test", [], token_texts(tokenizer))
+    answer = writer.whole([RowUpdate(text, 1, row)])
     return answer["choices"][0]["logprobs"]
 
 
@@ -71,17 +60,17 @@ def test_offsets_count_whole_characters(tokenizer: Any) -> None:
 
 
 def test_bytes_of_any_text_join_to_it(tokenizer: Any) -> None:
-    piece = pieces(tokenizer)
+    token_text = token_texts(tokenizer)
     for text in [text for pair in pairs() for text in pair]:
         ids = tokenizer.encode(text, add_special_tokens=False)
-        assert b"".join(piece(token).raw for token in ids).decode() == text
+        assert b"".join(token_text(token).raw for token in ids).decode() == text
 
 
 def test_special_tokens_have_no_bytes_in_the_text(tokenizer: Any) -> None:
-    piece = pieces(tokenizer)
-    end = piece(tokenizer.eos_token_id)
+    token_text = token_texts(tokenizer)
+    end = token_text(tokenizer.eos_token_id)
     assert (end.text, end.raw) == (tokenizer.eos_token, b"")
-    nobody = piece(len(tokenizer) + 1)
+    nobody = token_text(len(tokenizer) + 1)
     assert (nobody.text, nobody.raw) == ("", b"")
 
 
@@ -99,7 +88,7 @@ def test_special_tokens_have_no_bytes_in_the_text(tokenizer: Any) -> None:
     ],
 )
 def test_names_in_vocabularies(name: str, byte_level: bool, raw: bytes) -> None:
-    assert spelt(name, byte_level=byte_level) == raw
+    assert token_bytes(name, byte_level=byte_level) == raw
 
 
 def test_bytes_of_a_served_chat_join_to_its_content() -> None:

@@ -25,7 +25,7 @@ from workbench.engines.vllm import unavailable
 from workbench.errors import EngineError, InputError
 from workbench.serving import PRESETS, Server, serve
 from workbench.serving.presets import arguments, command, environment, refused_option, served
-from workbench.serving.process import open_log
+from workbench.serving.process import ServerProcess, open_log
 from workbench.serving.server import PortTakenError, _explain
 from workbench.tiny import MODEL
 
@@ -375,8 +375,12 @@ def test_why_it_ended(said: str, code: int, remedy: str, tmp_path: Path) -> None
     trace = 'Traceback (most recent call last):\n  File "x.py", line 1\n    x()\n'
     old = "address already in use\n"
     warning = prefix.replace("ERROR", "WARNING") + "Triton is not installed\n"
-    log.write_text(old + warning + prefix + said + "\n" + trace + said + "\n")
-    error = _explain(log, len(old), code)
+    log.write_text(old)
+    text = warning + prefix + said + "\n" + trace + said + "\n"
+    process = ServerProcess([sys.executable, "-c", f"print({text!r}, end='')"], os.environ, log)
+    assert process.exit_code(30) == 0
+    process.finish()
+    error = _explain(process.output(), code, log)
     assert isinstance(error, InputError if "wrong value" in remedy else EngineError)
     assert remedy in str(error)
     assert str(error).endswith(f"\n{said}")
@@ -384,9 +388,9 @@ def test_why_it_ended(said: str, code: int, remedy: str, tmp_path: Path) -> None
 
 
 def test_a_free_port_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    from workbench.serving.address import check_port, free_port
+    from workbench.serving.access import free_port
 
     port = free_port("127.0.0.1")
-    check_port("127.0.0.1", port)
+    assert free_port("127.0.0.1", port) == port
     with socket.create_server(("127.0.0.1", port)), pytest.raises(InputError, match="in use"):
-        check_port("127.0.0.1", port)
+        free_port("127.0.0.1", port)

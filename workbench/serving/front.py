@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import re
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -24,16 +26,23 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from workbench.errors import EngineError, InputError
-from workbench.serving.address import base_url, check_port, warn_if_open
-from workbench.serving.key import REFUSAL, accepts, from_environment
-from workbench.serving.worker import Worker
+from workbench.serving.access import (
+    CHALLENGE,
+    REFUSAL,
+    accepts,
+    base_url,
+    error_body,
+    free_port,
+    required_key,
+)
+from workbench.serving.process import ServerProcess, last_lines
 
 logger = logging.getLogger("workbench")
 
 TIMEOUT = 1800.0  # seconds for all workers to answer: many gigabytes may be read
 RESTART = 60.0  # seconds from one start of a worker to the next
 DRAIN = 30.0  # seconds that running requests have to finish in
-PATIENCE = 5.0  # seconds for a worker to tell of itself
+OWN_ANSWER = 5.0  # seconds for a worker's own health or statistics
 LARGEST = 2**22  # bytes of a request, as at a worker
 
 # About one connection and not about the message (RFC 9110, 7.6.1).
@@ -42,24 +51,62 @@ HOP |= {"proxy-connection", "transfer-encoding", "upgrade"}
 OURS = {"host", "content-length", "expect"}  # of a request: made anew, or dealt with
 UNASKED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")  # aiohttp would add them
 
-
-def _body(message: str, code: str | None, kind: str = "server_error") -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
-
-
-DIED = _body("the worker died before it had answered", "worker_died")
-NONE_UP = _body("no worker is up; they are started again", "no_worker")
+DIED = error_body("the worker died before it had answered", "server_error", "worker_died")
+NONE_UP = error_body("no worker is up; they are started again", "server_error", "no_worker")
 
 
-@web.middleware
-async def _refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """The errors of aiohttp itself in OpenAI's form."""
-    try:
-        return await handler(request)
-    except web.HTTPException as error:
-        message = f"{request.method} {request.path}: {error.text}"
-        body = _body(message, None, "invalid_request_error")
-        return web.json_response(body, status=error.status)
+class Worker:
+    """A process that serves, and how many requests it has from us."""
+
+    def __init__(
+        self, line: Sequence[str], variables: Mapping[str, str], log: Path, timeout: float
+    ) -> None:
+        self.url: str | None = None  # without the /v1, once it answers
+        self.in_flight = 0
+        self.started = 0.0
+        self.log, self._timeout = log, timeout
+        self._line, self._variables = line, variables
+        self._process: ServerProcess | None = None
+
+    @property
+    def up(self) -> bool:
+        """Whether it has answered, and its process runs at this moment."""
+        return self.url is not None and self._process is not None and self._process.alive
+
+    def end(self) -> None:
+        """End it with all its processes; blocks for some seconds at most."""
+        process, self._process, self.url = self._process, None, None
+        if process is not None:
+            process.finish()
+
+    async def start(self) -> None:
+        """Start it, and wait until it has printed its URL.
+
+        Raises:
+            EngineError: it could not be started, ended, or took too long.
+        """
+        self.started = time.monotonic()
+        try:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            process = ServerProcess(self._line, {**os.environ, **self._variables}, self.log)
+        except OSError as error:
+            raise EngineError(f"a worker could not be started: {error}") from error
+        self._process = process
+        while time.monotonic() - self.started < self._timeout:
+            code = process.exit_code()  # before reading: an ended one has written all
+            output = process.output()
+            if code is not None:
+                raise EngineError(
+                    f"a worker ended with code {code} before it answered ({self.log})\n"
+                    f"{last_lines(output)}"
+                )
+            if printed := re.search(r"^(https?://\S+)/v1\s*\n", output, re.MULTILINE):
+                self.url = printed[1]
+                logger.info("%s answers at %s", self.log.stem, self.url)
+                return
+            await asyncio.sleep(0.1)
+        late = f"a worker did not answer within timeout={self._timeout:g} s"
+        raise EngineError(f"{late}; see {self.log}")
 
 
 class Front:
@@ -94,9 +141,8 @@ class Front:
                 "a worker"
             )
         if port is not None:
-            check_port(host, port)
-        self._key = from_environment()
-        warn_if_open(host, self._key)
+            free_port(host, port)
+        self._key = required_key(host)
         self._host, self._port = host, port or 0
         self._workers = [
             Worker(line, variables, folder / f"worker-{i}.log", timeout)
@@ -124,8 +170,8 @@ class Front:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
 
-        def stop(impatient: bool) -> None:
-            if impatient or not task.cancelling():
+        def stop(at_once: bool) -> None:
+            if at_once or not task.cancelling():
                 task.cancel()
 
         loop.add_signal_handler(signal.SIGTERM, stop, False)  # two may come, as from Slurm
@@ -139,10 +185,17 @@ class Front:
         async with AsyncExitStack() as stack:  # what was begun is undone, wherever it fails
             stack.push_async_callback(self._end_workers)
             await asyncio.gather(*(worker.start() for worker in self._workers))
-            self._session = await stack.enter_async_context(_session())
+            session = aiohttp.ClientSession(
+                # A kept connection can be closed by the worker just as a request goes out on it.
+                connector=aiohttp.TCPConnector(limit=0, force_close=True),
+                timeout=aiohttp.ClientTimeout(total=None),
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+            self._session = await stack.enter_async_context(session)
             await self._listen(stack)
             for worker in self._workers:
-                stack.callback(asyncio.create_task(self._keep(worker)).cancel)
+                stack.callback(asyncio.create_task(self._restart_when_dead(worker)).cancel)
             self._stack = stack.pop_all()
         return self
 
@@ -152,8 +205,7 @@ class Front:
     async def _end_workers(self) -> None:
         await asyncio.gather(*(asyncio.to_thread(worker.end) for worker in self._workers))
 
-    async def _keep(self, worker: Worker) -> None:
-        """Start it again when it has died."""
+    async def _restart_when_dead(self, worker: Worker) -> None:
         while True:
             await asyncio.sleep(0.2)
             if worker.up:
@@ -167,7 +219,7 @@ class Front:
                 logger.warning("%s", error)
 
     async def _listen(self, stack: AsyncExitStack) -> None:
-        app = web.Application(client_max_size=LARGEST, middlewares=[_refuse, self._guard])
+        app = web.Application(client_max_size=LARGEST, middlewares=[_openai_errors, self._guard])
         app.router.add_get("/health", self._health)
         app.router.add_get("/batch/stats", self._stats)
         app.router.add_route("*", "/{path:.*}", self._forward)
@@ -193,7 +245,7 @@ class Front:
         """The key is asked for here, too: nothing of a stranger's reaches a worker."""
         if accepts(self._key, request.path, request.raw_headers):
             return await handler(request)
-        return web.json_response(REFUSAL, status=401, headers={"WWW-Authenticate": "Bearer"})
+        return web.json_response(REFUSAL, status=401, headers=CHALLENGE)
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
@@ -230,12 +282,12 @@ class Front:
             request.method,
             URL(f"{worker.url}{request.rel_url.raw_path_qs}", encoded=True),
             data=body or None,
-            headers=_kept(request.headers, HOP | OURS),
+            headers=_end_to_end(request.headers, HOP | OURS),
             skip_auto_headers=UNASKED,
             allow_redirects=False,
         ) as answer:
             reply = web.StreamResponse(
-                status=answer.status, reason=answer.reason, headers=_kept(answer.headers, HOP)
+                status=answer.status, reason=answer.reason, headers=_end_to_end(answer.headers, HOP)
             )
             piece = b""
             try:
@@ -247,23 +299,23 @@ class Front:
         return reply
 
     async def _health(self, request: web.Request) -> web.Response:
-        told = await self._ask_all(request)
+        answers = await self._ask_all(request)
         workers = [
             {"url": worker.url, "healthy": status == 200, "in_flight": worker.in_flight, "own": own}
-            for worker, (status, own) in zip(self._workers, told, strict=True)
+            for worker, (status, own) in zip(self._workers, answers, strict=True)
         ]
         ok = any(worker["healthy"] for worker in workers)
-        answer = {"status": "ok" if ok else "unavailable", "workers": workers}
-        return web.json_response(answer, status=200 if ok else 503)
+        body = {"status": "ok" if ok else "unavailable", "workers": workers}
+        return web.json_response(body, status=200 if ok else 503)
 
     async def _stats(self, request: web.Request) -> web.Response:
-        told = await self._ask_all(request)
-        status, own = min(told, key=lambda one: one[0])
-        if status >= 400 and own is not None:  # none has told: a refusal as it is
+        answers = await self._ask_all(request)
+        status, own = min(answers, key=lambda answer: answer[0])
+        if status >= 400 and own is not None:  # every worker refuses: its refusal as it is
             return web.json_response(own, status=status)
         loads = [worker.in_flight for worker in self._workers]
-        answer = {"workers": [own for _, own in told], "in_flight": loads}
-        return web.json_response(answer, status=status)
+        body = {"workers": [own for _, own in answers], "in_flight": loads}
+        return web.json_response(body, status=status)
 
     async def _ask_all(self, request: web.Request) -> list[tuple[int, Any]]:
         return await asyncio.gather(*(self._ask(worker, request) for worker in self._workers))
@@ -275,24 +327,25 @@ class Front:
                 f"{worker.url}{request.path}",
                 headers={k: v for k, v in request.headers.items() if k == "Authorization"},
                 skip_auto_headers=UNASKED,
-                timeout=aiohttp.ClientTimeout(total=PATIENCE),
+                timeout=aiohttp.ClientTimeout(total=OWN_ANSWER),
             ) as answer:
                 return answer.status, await answer.json(content_type=None)
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return 503, None
 
 
-def _session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        # A kept connection can be closed by the worker just as a request goes out on it.
-        connector=aiohttp.TCPConnector(limit=0, force_close=True),
-        timeout=aiohttp.ClientTimeout(total=None),
-        auto_decompress=False,
-        cookie_jar=aiohttp.DummyCookieJar(),
-    )
+@web.middleware
+async def _openai_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """The errors of aiohttp itself in OpenAI's form."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        message = f"{request.method} {request.path}: {error.text}"
+        body = error_body(message, "invalid_request_error")
+        return web.json_response(body, status=error.status)
 
 
-def _kept(headers: Mapping[str, str], dropped: set[str]) -> CIMultiDict[str]:
+def _end_to_end(headers: Mapping[str, str], dropped: set[str]) -> CIMultiDict[str]:
     named = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
     gone = dropped | named
     return CIMultiDict((name, text) for name, text in headers.items() if name.lower() not in gone)

@@ -15,8 +15,8 @@ from typing import Any
 from workbench.engines.folder import safe_format
 from workbench.engines.identity import variant
 
-TOLD = "WORKBENCH_SERVED"  # name, weights and options, of the process that starts this one
-GUARD = "workbench.serving.key.Guard"
+IDENTITY = "WORKBENCH_SERVED"  # name, weights and options, from the process that starts this one
+GUARD = "workbench.serving.access.KeyGuard"
 
 
 def main() -> None:
@@ -31,28 +31,24 @@ def main() -> None:
 
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("workbench").setLevel(logging.INFO)
-    told = json.loads(os.environ[TOLD])
+    identity = json.loads(os.environ[IDENTITY])
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args()
     engine = AsyncEngineArgs.from_cli_args(arguments)
     config: Any = engine.create_model_config()
-    revision = told["weights"] or getattr(config.hf_config, "_commit_hash", None)
-    names = [told["name"]]
+    revision = identity["weights"] or getattr(config.hf_config, "_commit_hash", None)
+    names = [identity["name"]]
     dtype = str(config.dtype).removeprefix("torch.")
     if current_platform.is_cpu():
-        found = fit(engine, _asked(), "server").options
-        dtype = found["dtype"]
-        sys.argv += [f"--{name.replace('_', '-')}={value}" for name, value in found.items()]
+        flags = (word.partition("=")[0] for word in sys.argv[1:] if word.startswith("--"))
+        asked_for = {flag.removeprefix("--").replace("-", "_") for flag in flags}
+        fitting = fit(engine, asked_for, "server").options
+        dtype = fitting["dtype"]
+        sys.argv += [f"--{name.replace('_', '-')}={value}" for name, value in fitting.items()]
     if revision:
-        names.append(f"{told['name']}@{variant(revision, dtype, told['options'])}")
+        names.append(f"{identity['name']}@{variant(revision, dtype, identity['options'])}")
     form = safe_format(arguments.model, arguments.load_format, arguments.revision)
     sys.argv += ["--load-format", form, "--served-model-name", *names, "--middleware", GUARD]
     entry.main()
-
-
-def _asked() -> set[str]:
-    """Names of the options on the command line."""
-    flags = (word.partition("=")[0] for word in sys.argv[1:] if word.startswith("--"))
-    return {flag.removeprefix("--").replace("-", "_") for flag in flags}
 
 
 if __name__ == "__main__":

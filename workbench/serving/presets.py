@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import json
 import logging
@@ -11,16 +10,17 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
+from workbench import values
 from workbench.engines.cpu import PASSIVE
 from workbench.engines.identity import deciding
 from workbench.engines.source import EMBEDDED, Source
 from workbench.errors import InputError
-from workbench.serving.key import from_environment
-from workbench.serving.launch import TOLD
+from workbench.serving.access import required_key
+from workbench.serving.launch import IDENTITY
 
 logger = logging.getLogger("workbench")
 
@@ -83,57 +83,41 @@ class Preset:
 
     def options(self) -> dict[str, Any]:
         """The settings as options of the server."""
-        return {
-            "tensor_parallel_size": self.tensor_parallel_size,
-            "max_num_seqs": self.max_num_seqs,
-            "max_num_batched_tokens": self.max_num_batched_tokens,
-            "gpu_memory_utilization": self.gpu_memory_utilization,
-        }
+        for_people = ("name", "description", "gpus")
+        return {name: value for name, value in asdict(self).items() if name not in for_people}
 
 
 # Sizes are those of Llama 3.1 in bfloat16, GB = 10^9 bytes. Each leaves room for one request of
 # its whole context (131,072 tokens), without which vLLM does not start. All this is reckoned from
 # shapes and data sheets, not measured.
-_ALL = (
+_PRESETS = (
     # Weights 16 GB on one card. Of 72 GB (0.9 × 80) some 52 are left for the KV cache; at 131 kB
     # a token that is 400,000 tokens, 780 for each of 512 requests. A step of 8,192 tokens takes
     # some 0.3 s: large enough to keep the card busy, short enough not to hold up others.
     Preset(
-        name="8b",
-        description="7 to 14 billion parameters, bfloat16",
-        gpus="1 × 80 GB or 1 × 141 GB",
-        tensor_parallel_size=1,
-        max_num_seqs=512,
-        max_num_batched_tokens=8192,
-        gpu_memory_utilization=0.9,
+        "8b", "7 to 14 billion parameters, bfloat16", "1 × 80 GB or 1 × 141 GB", 1, 512, 8192, 0.9
     ),
     # Weights 141 GB, 35 a card over four (two cards of 80 GB would be full of them). Of 72 GB some
     # 33 are left for the KV cache; at 82 kB a token and card that is 400,000 tokens, 1,570 for
     # each of 256 requests. Two cards of 141 GB do as well: tensor_parallel_size=2.
     Preset(
-        name="70b",
-        description="65 to 80 billion parameters, bfloat16",
-        gpus="4 × 80 GB (2 × 141 GB with tensor_parallel_size=2)",
-        tensor_parallel_size=4,
-        max_num_seqs=256,
-        max_num_batched_tokens=8192,
-        gpu_memory_utilization=0.9,
+        "70b",
+        "65 to 80 billion parameters, bfloat16",
+        "4 × 80 GB (2 × 141 GB with tensor_parallel_size=2)",
+        *(4, 256, 8192, 0.9),
     ),
     # bfloat16: weights 810 GB, 101 a card of 141 GB; FP8: 51 a card of 80 GB. Of 0.92 of a card
     # 26 or 20 GB are left; at 65 kB a token and card (one KV head each) that is 400,000 or
     # 300,000 tokens, 2,300 and more for each of 128 requests. Steps are of 4,096 tokens, since
     # 8,192 would hold up everybody for more than a second.
     Preset(
-        name="405b",
-        description="405 billion parameters: bfloat16 on 141 GB cards, an FP8 model on 80 GB cards",
-        gpus="8 × 141 GB (bfloat16) or 8 × 80 GB (FP8)",
-        tensor_parallel_size=8,
-        max_num_seqs=128,
-        max_num_batched_tokens=4096,
-        gpu_memory_utilization=0.92,
+        "405b",
+        "405 billion parameters: bfloat16 on 141 GB cards, an FP8 model on 80 GB cards",
+        "8 × 141 GB (bfloat16) or 8 × 80 GB (FP8)",
+        *(8, 128, 4096, 0.92),
     ),
 )
-PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _ALL})
+PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _PRESETS})
 
 
 def find_preset(name: str | None, options: Mapping[str, Any]) -> Preset | None:
@@ -148,17 +132,9 @@ def find_preset(name: str | None, options: Mapping[str, Any]) -> Preset | None:
     """
     if name is None:
         return None
-    if name not in PRESETS:
-        near = difflib.get_close_matches(str(name), PRESETS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"preset={name!r} is unknown; known: {', '.join(PRESETS)}{hint}")
-    preset = PRESETS[name]
-    parts = [
-        options.get("tensor_parallel_size", preset.tensor_parallel_size),
-        options.get("pipeline_parallel_size", 1),
-    ]
-    if not all(isinstance(part, int) and part >= 1 for part in parts):
-        raise InputError(f"tensor and pipeline parallel sizes {parts} must be whole numbers from 1")
+    preset = PRESETS[values.known("preset", name, PRESETS)]
+    sizes = {"tensor_parallel_size": preset.tensor_parallel_size, "pipeline_parallel_size": 1}
+    parts = [values.whole(way, options.get(way, size), 1) for way, size in sizes.items()]
     needed, there = parts[0] * parts[1], _count_gpus()
     if needed > there:
         raise InputError(
@@ -196,9 +172,9 @@ def arguments(source: Source, preset: Preset | None, options: Mapping[str, Any])
             raise InputError(f"option {name!r} cannot be set: {RESERVED[name]}")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise InputError(f"option {name!r} is not a name like 'max_model_len'")
-    given = (preset.options() if preset else {}) | own
-    split = any(given.get(f"{way}_parallel_size", 1) != 1 for way in ("tensor", "pipeline"))
-    return _defaults(small=source.small, split=split) | given
+    settings = (preset.options() if preset else {}) | own
+    split = any(settings.get(f"{way}_parallel_size", 1) != 1 for way in ("tensor", "pipeline"))
+    return _defaults(small=source.small, split=split) | settings
 
 
 def _defaults(*, small: bool, split: bool) -> dict[str, Any]:
@@ -206,8 +182,7 @@ def _defaults(*, small: bool, split: bool) -> dict[str, Any]:
         "disable_uvicorn_access_log": True,
         "enable_prompt_tokens_details": True,  # how much of a prompt was in the cache
     }
-    cpu = _is_cpu_build()
-    if cpu:
+    if _is_cpu_build():
         # As for the engine in this process (engines/vllm.py): small blocks share more of a
         # prefix, and half a prompt would end seeded requests.
         defaults |= {"block_size": 32, "enable_chunked_prefill": False, "enforce_eager": True}
@@ -231,7 +206,7 @@ def _is_cpu_build() -> bool:
 
 
 def served(source: Source, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What the server's process makes the model's names of: its name, weights and options.
+    """A served model's identity, of which its process makes its names: name, weights and options.
 
     A client has no other way to learn the revision, and a stored answer's key needs it. The weights
     are None where only the hub's commit can tell them from others.
@@ -248,8 +223,7 @@ def served(source: Source, options: Mapping[str, Any]) -> dict[str, Any]:
 def command(source: Source, host: str, port: int, options: Mapping[str, Any]) -> list[str]:
     """The command line that starts the server."""
     line = [sys.executable, "-P", "-m", MODULE, "--model", source.name]
-    line += ["--host", host, "--port", str(port)]
-    line.append("--enable-prefix-caching")
+    line += ["--host", host, "--port", str(port), "--enable-prefix-caching"]
     for name, value in options.items():
         line += _flag(name.replace("_", "-"), value)
     return line
@@ -267,13 +241,8 @@ def _flag(name: str, value: Any) -> list[str]:
     return [f"--{name}={value}"]  # one word: the value may begin with a dash
 
 
-def environment(options: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, str]:
-    """The child's environment; the key goes only here, never on the command line.
-
-    Args:
-        options: of the server.
-        told: what it is `served` as.
-    """
+def environment(options: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, str]:
+    """The child's environment; the key goes only here, never on the command line."""
     child = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     child |= {"PYTHONWARNINGS": "ignore"} | dict(os.environ)
     # An engine in this process may have set it for itself (engines/resident.py).
@@ -285,8 +254,8 @@ def environment(options: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str
         # vLLM has "uni" on a CPU only with this switch; the engine is a process all the same.
         child["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         child.setdefault("OMP_NUM_THREADS", "1")
-    child[TOLD] = json.dumps(told)
-    if key := from_environment():
+    child[IDENTITY] = json.dumps(identity)
+    if key := required_key():
         child["VLLM_API_KEY"] = key
     return child
 
@@ -302,9 +271,7 @@ def refused_option(text: str) -> InputError | None:
     known = {_name(flag) for flag in re.findall(r"--[a-z][\w-]*", usage)}
     if name.startswith("no_") and name[3:] in known:
         return InputError(f"option {name[3:]!r} cannot be False: leave it out")
-    near = difflib.get_close_matches(name, known, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return InputError(f"unknown option {name!r} for vLLM's server{hint}")
+    return InputError(f"unknown option {name!r} for vLLM's server{values.near(name, known)}")
 
 
 def _name(flag: str) -> str:

@@ -1,14 +1,14 @@
-"""The paths of the diffusion server; imported where one starts.
+"""The diffusion server's application: what each path does; imported where a server starts.
 
-The event loop waits for nothing but news: bodies are read and tokenised in a thread of their own,
-and the model's thread sends what it has.
+The event loop waits for nothing but updates of rows: bodies are read and tokenised in a thread of
+their own, and the model's thread sends what it has.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,22 +20,30 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from workbench.errors import InputError
-from workbench.serving.batcher import Batcher, ClosedError, FullError, News, Ticket
+from workbench.serving.batcher import (
+    Batcher,
+    ClosedError,
+    FullError,
+    QueuedRow,
+    RowUpdate,
+    ServerStats,
+)
 from workbench.serving.protocol import (
-    Ask,
-    Chat,
-    Detokenize,
-    Refusal,
-    Text,
-    Tokenize,
-    messages,
+    ApiError,
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    GenerationBody,
+    TextPrompt,
+    TokenizeBody,
     parse,
 )
-from workbench.serving.replies import DONE, Reply, event, pieces
+from workbench.serving.replies import DONE, ReplyWriter, event, token_texts
 
 if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
     from workbench.engines.diffusion import DiffusionEngine, Row
-    from workbench.serving.counts import Tally
 
 T = TypeVar("T")
 LARGEST = 2**22  # bytes of a body
@@ -43,17 +51,22 @@ STREAM = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies pas
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
-    """A request whose rows are on their way; news come with the index of the row."""
+class _Generation:
+    """A request whose rows are on their way; updates come with the index of the row."""
 
-    ask: Ask
-    reply: Reply
+    request: GenerationBody
+    writer: ReplyWriter
     count: int
-    news: asyncio.Queue[tuple[int, News]]
+    updates: asyncio.Queue[tuple[int, RowUpdate]]
+
+    async def body(self, write: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
+        """A body; one with the texts of many tokens is not made in the event loop."""
+        slow = self.request.likeliest() is not None
+        return await asyncio.to_thread(write, *args) if slow else write(*args)
 
 
-class Routes:
-    """What each path does.
+class DiffusionApp:
+    """The ASGI application; `inside` is how many requests it has.
 
     Args:
         names: of the model, the first its own.
@@ -64,172 +77,188 @@ class Routes:
         self,
         engine: DiffusionEngine,
         batcher: Batcher,
-        tally: Tally,
+        stats: ServerStats,
         names: Sequence[str],
         aliases: Sequence[str],
     ) -> None:
-        self._engine, self._batcher, self._tally, self._names = engine, batcher, tally, names
+        self._engine, self._batcher, self.stats, self.names = engine, batcher, stats, names
         self._known_names = [*names, *aliases]
         self._context = engine.info.context_length
         self._longest = max(map(len, engine.tokenizer.get_vocab()))  # characters of a token
         # One thread: a tokenizer is not safe to use from several.
-        self._desk = ThreadPoolExecutor(1, "workbench-desk")
-        self._piece = pieces(engine.tokenizer)
-        self.draining = False
+        self._tokenizing = ThreadPoolExecutor(1, "workbench-tokenizing")
+        self._token_text = token_texts(engine.tokenizer)
+        self.inside, self.draining = 0, False
+        self._routes = self._fastapi()
 
-    def app(self) -> FastAPI:
-        """The application, with its description at `/docs`."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, and take its rows out if its client has left."""
+        rows: list[QueuedRow] = []
+        scope.setdefault("state", {})["rows"] = rows
+        self.inside += 1  # before the look at `draining`, which another thread sets
+        try:
+            if self.draining and scope["method"] == "POST":
+                ended = ApiError(503, "the server is being ended; it takes no more requests")
+                response = await self._error(Request(scope), ended)
+                await response(scope, receive, send)
+            else:
+                await self._routes(scope, receive, send)
+        finally:
+            self._batcher.cancel(rows)
+            self.inside -= 1
+
+    def drain(self) -> None:
+        """Take no more requests for text."""
+        self._batcher.hurry()
+        self.draining = True
+
+    def close(self) -> None:
+        """End the thread of the tokenizer."""
+        self._tokenizing.shutdown(wait=False, cancel_futures=True)
+
+    def _fastapi(self) -> FastAPI:
+        """The paths, with their description at `/docs`."""
         app = FastAPI(
             title="workbench: masked diffusion",
             version="1",
             redoc_url=None,
             redirect_slashes=False,
         )
-        for path, route, body in (
-            ("/v1/chat/completions", self.chat, Chat),
-            ("/v1/completions", self.completions, Text),
-            ("/tokenize", self.tokenize, Tokenize),
-            ("/detokenize", self.detokenize, Detokenize),
+        for path, kind, work in (
+            ("/v1/chat/completions", ChatBody, self._generate),
+            ("/v1/completions", CompletionBody, self._generate),
+            ("/tokenize", TokenizeBody, self._tokenize),
+            ("/detokenize", DetokenizeBody, self._detokenize),
         ):
-            schema = {"application/json": {"schema": body.model_json_schema()}}
-            extra = {"requestBody": {"required": True, "content": schema}}
+            schema = {"application/json": {"schema": kind.model_json_schema()}}
             app.add_api_route(
-                path, route, methods=["POST"], response_model=None, openapi_extra=extra
+                path,
+                _endpoint(work, kind),
+                name=path,
+                methods=["POST"],
+                response_model=None,
+                openapi_extra={"requestBody": {"required": True, "content": schema}},
             )
-        app.add_api_route("/v1/models", self.models)
-        app.add_api_route("/batch/stats", self.stats)
-        app.add_api_route("/health", self.health, response_model=None)
-        probe = ["GET", "PUT"]
+        app.add_api_route("/v1/models", self._models)
+        app.add_api_route("/batch/stats", self._statistics)
+        app.add_api_route("/health", self._health, response_model=None)
         app.add_api_route(
-            "/", self.health, methods=probe, response_model=None, include_in_schema=False
+            "/", self._health, methods=["GET", "PUT"], response_model=None, include_in_schema=False
         )
-        for kind in (Refusal, InputError, FullError, ClosedError, HTTPException, Exception):
-            app.add_exception_handler(kind, self.refuse)
+        for error in (ApiError, InputError, FullError, ClosedError, HTTPException, Exception):
+            app.add_exception_handler(error, self._error)
         app.add_exception_handler(ClientDisconnect, _nobody)
         return app
 
-    async def chat(self, request: Request) -> Response:
-        """Answer a chat."""
-        return await self._generate(request, Chat)
-
-    async def completions(self, request: Request) -> Response:
-        """Continue one text or several."""
-        return await self._generate(request, Text)
-
-    async def tokenize(self, request: Request) -> dict[str, Any]:
-        """The tokens of a text, or of a chat up to where its answer begins."""
-        return await self._at_desk(self._tokenize, await _body(request))
-
-    async def detokenize(self, request: Request) -> dict[str, Any]:
-        """The text of tokens."""
-        return await self._at_desk(self._detokenize, await _body(request))
-
-    async def models(self) -> dict[str, Any]:
-        """The model, under all its names."""
-        card = {"object": "model", "created": 0, "owned_by": "workbench", "root": self._names[0]}
+    async def _models(self) -> dict[str, Any]:
+        card = {"object": "model", "created": 0, "owned_by": "workbench", "root": self.names[0]}
         card |= {"parent": None, "max_model_len": self._context}
-        return {"object": "list", "data": [{"id": name, **card} for name in self._names]}
+        return {"object": "list", "data": [{"id": name, **card} for name in self.names]}
 
-    async def health(self) -> Response:
-        """Whether requests are taken."""
+    async def _health(self) -> Response:
         status = "broken" if self._batcher.broken else "draining" if self.draining else "ok"
-        told = {
+        body = {
             "status": status,
-            "model": self._names[0],
+            "model": self.names[0],
             "live": self._batcher.live,
             "waiting": self._batcher.waiting,
         }
-        return JSONResponse(told, 200 if status == "ok" else 503)
+        return JSONResponse(body, 200 if status == "ok" else 503)
 
-    async def stats(self) -> dict[str, Any]:
-        """What has been done since the start."""
+    async def _statistics(self) -> dict[str, Any]:
         now = {"queue_length": self._batcher.waiting, "slots": self._batcher.slots}
-        return self._tally.view() | now
+        return self.stats.view() | now
 
-    async def _generate(self, request: Request, kind: type[Chat | Text]) -> Response:
-        self._tally.add("requests")
-        ask, rows = await self._at_desk(self._read, kind, await _body(request))
-        work = _Work(ask, Reply(ask, self._piece), len(rows), asyncio.Queue())
-        post = functools.partial(_post, asyncio.get_running_loop(), work.news)
-        tickets = [
-            Ticket(row, functools.partial(post, index), ask.stream)
-            for index, row in enumerate(rows)
+    async def _generate(self, request: Request, kind: type[GenerationBody]) -> Response:
+        self.stats.add("requests")
+        body = await _body(request)
+        generation, rows = await self._with_tokenizer(self._read, kind, body)
+        post = functools.partial(_post, asyncio.get_running_loop(), generation.updates)
+        stream = bool(generation.request.stream)
+        queued = [
+            QueuedRow(row, functools.partial(post, index), stream) for index, row in enumerate(rows)
         ]
-        self._batcher.submit(tickets)
-        request.state.tickets.extend(tickets)
-        if ask.stream:
-            return StreamingResponse(
-                self._events(work), media_type="text/event-stream", headers=STREAM
-            )
-        done = await _unless_gone(request, _all(work))
+        self._batcher.submit(queued)
+        request.state.rows.extend(queued)
+        if stream:
+            events = self._events(generation)
+            return StreamingResponse(events, media_type="text/event-stream", headers=STREAM)
+        done = await _unless_gone(request, _all_rows(generation))
         errors = [row.completion.error for row in done if row.completion and row.completion.error]
         if len(errors) == len(done):
-            raise Refusal(500, str(errors[0]))
+            raise ApiError(500, errors[0])
         for _ in errors:
-            self._tally.add_error("row_error")
-        return JSONResponse(await _made(ask, work.reply.whole, done))
+            self.stats.add_error("row_error")
+        return JSONResponse(await generation.body(generation.writer.whole, done))
 
-    async def _events(self, work: _Work) -> AsyncIterator[str]:
+    async def _events(self, generation: _Generation) -> AsyncIterator[str]:
         """The answer as its blocks are finished."""
-        ask, reply, told = work.ask, work.reply, [""] * work.count
-        if ask.chat:
-            yield event(reply.first(0))
-        done: dict[int, News] = {}
-        while len(done) < work.count:
-            index, news = await work.news.get()
-            row = news.completion
+        request, writer, sent = generation.request, generation.writer, [""] * generation.count
+        if request.chat:
+            yield event(writer.part(0, "", role="assistant"))
+        done: list[RowUpdate] = []
+        while len(done) < generation.count:
+            index, update = await generation.updates.get()
+            row = update.completion
             if row and row.error:
-                self._tally.add_error("row_error")
-                if work.count == 1:
-                    yield event(Refusal(500, row.error).body())
+                self.stats.add_error("row_error")
+                if generation.count == 1:
+                    yield event(ApiError(500, row.error).body)
                     return
-            if more := news.text[len(told[index]) :]:
-                told[index] = news.text
-                yield event(reply.part(index, more))
+            if more := update.text[len(sent[index]) :]:
+                sent[index] = update.text
+                yield event(writer.part(index, more))
             if row:
-                done[index] = news
-                chunk = await _made(ask, reply.last, index, row)
-                if len(done) == work.count:
-                    chunk |= reply.extras(done.values())
+                done.append(update)
+                chunk = await generation.body(writer.last, index, row)
+                if len(done) == generation.count:
+                    chunk |= writer.extras(done)
                 yield event(chunk)
-        if ask.include_usage:
-            yield event(reply.used(done.values()))
+        if request.include_usage:
+            yield event(writer.used(done))
         yield DONE
 
-    def close(self) -> None:
-        """End the desk's thread."""
-        self._desk.shutdown(wait=False, cancel_futures=True)
+    async def _with_tokenizer(self, work: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work, *args)
 
-    async def _at_desk(self, work: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._desk, work, *args)
+    def _read(self, kind: type[GenerationBody], raw: bytes) -> tuple[_Generation, list[Row]]:
+        """A request and its rows.
 
-    def _read(self, kind: type[Chat | Text], raw: bytes) -> tuple[Ask, list[Row]]:
-        ask = Ask.of(parse(kind, raw), self._known_names, self._engine.denoising)
-        if len(ask.prompts) > self._batcher.queue_size:
-            raise Refusal(
+        Raises:
+            ApiError, InputError: it cannot be done.
+        """
+        body = parse(kind, raw)
+        name, prompts, warnings = (
+            body.served_name(self._known_names),
+            body.prompts(),
+            body.warnings(),
+        )
+        sampling, denoising = body.sampling(), body.denoising(self._engine.denoising)
+        if len(prompts) > self._batcher.queue_size:
+            raise ApiError(
                 400,
-                f"prompt: {len(ask.prompts)} of them are more than the {self._batcher.queue_size} "
+                f"prompt: {len(prompts)} of them are more than the {self._batcher.queue_size} "
                 "that may wait; send them in several requests",
                 param="prompt",
             )
         rows = []
-        for prompt, seed in zip(ask.prompts, ask.seeds, strict=True):
-            if (least := self._least(prompt)) > self._context:  # before long work on it
-                raise ask.too_long(least, ask.max_tokens or 1, self._context, or_more=True)
+        for prompt, seed in zip(prompts, body.seeds(), strict=True):
+            if (least := self._least_tokens(prompt)) > self._context:  # before long work on it
+                size = f"{least} input tokens or more"
+                raise body.too_long(size, body.most or 1, self._context)
             ids = self._tokens(prompt)
-            sampling = ask.fit(len(ids), self._context)
-            rows.append(self._engine.row(ids, sampling, ask.denoising, seed))
-        return ask, rows
+            fitting = body.fit(sampling, len(ids), self._context)
+            rows.append(self._engine.row(ids, fitting, denoising, seed))
+        writer = ReplyWriter(body, name, warnings, self._token_text)
+        return _Generation(body, writer, len(rows), asyncio.Queue()), rows
 
-    def _least(self, prompt: Any) -> int:
-        """Tokens that a prompt has at least."""
-        if isinstance(prompt, str):
-            return len(prompt) // self._longest
-        if isinstance(prompt[0], int):
+    def _least_tokens(self, prompt: TextPrompt) -> int:
+        if not isinstance(prompt, str) and isinstance(prompt[0], int):
             return len(prompt)
-        return sum(len(message["content"]) for message in prompt) // self._longest
+        texts = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt]
+        return sum(map(len, texts)) // self._longest
 
-    def _tokens(self, prompt: Any) -> list[int]:
+    def _tokens(self, prompt: TextPrompt) -> list[int]:
         if isinstance(prompt, str):
             return self._engine.encode(prompt)
         if isinstance(prompt[0], int):
@@ -241,51 +270,60 @@ class Routes:
         most = len(self._engine.tokenizer) - 1
         for token in tokens:
             if not 0 <= token <= most:
-                raise Refusal(400, f"{param}: token {token} is not from 0 to {most}", param=param)
+                raise ApiError(400, f"{param}: token {token} is not from 0 to {most}", param=param)
         return tokens
 
-    def _tokenize(self, raw: bytes) -> dict[str, Any]:
-        body = parse(Tokenize, raw)
+    async def _tokenize(self, request: Request, kind: type[TokenizeBody]) -> Response:
+        body = parse(kind, await _body(request))
         if (body.prompt is None) == (body.messages is None):
-            raise Refusal(400, "give either prompt or messages", param="prompt")
-        ids = self._tokens(messages(body.messages) if body.messages else body.prompt)
-        return {"tokens": ids, "count": len(ids), "max_model_len": self._context}
+            raise ApiError(400, "give either prompt or messages", param="prompt")
+        prompt = [message.plain() for message in body.messages] if body.messages else body.prompt
+        ids = await self._with_tokenizer(self._tokens, prompt)
+        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": self._context})
 
-    def _detokenize(self, raw: bytes) -> dict[str, Any]:
-        tokens = self._known(parse(Detokenize, raw).tokens, "tokens")
-        return {"prompt": self._engine.tokenizer.decode(tokens)}
+    async def _detokenize(self, request: Request, kind: type[DetokenizeBody]) -> Response:
+        tokens = self._known(parse(kind, await _body(request)).tokens, "tokens")
+        text = await self._with_tokenizer(self._engine.tokenizer.decode, tokens)
+        return JSONResponse({"prompt": text})
 
-    async def refuse(self, request: Request, error: Exception) -> Response:
+    async def _error(self, request: Request, error: Exception) -> Response:
         """Any failure as an error of OpenAI's form."""
-        refusal = _refusal(request, error)
-        self._tally.add_error(refusal.kind)
-        return JSONResponse(refusal.body(), refusal.status, refusal.headers)
+        match error:
+            case ApiError():
+                refusal = error
+            case InputError():
+                refusal = ApiError.of(error)
+            case FullError():
+                wait = {"Retry-After": str(error.retry_after)}
+                refusal = ApiError(429, str(error), code="queue_full", headers=wait)
+            case ClosedError():
+                refusal = ApiError(503, str(error))
+            case HTTPException():
+                message = f"{error.detail}: {request.method} {request.url.path}"
+                refusal = ApiError(error.status_code, message, headers=error.headers)
+            case _:
+                refusal = ApiError(500, f"{type(error).__name__}: {error}")
+        self.stats.add_error(refusal.kind)
+        return JSONResponse(refusal.body, refusal.status, refusal.headers)
 
 
-def _refusal(request: Request, error: Exception) -> Refusal:
-    if isinstance(error, Refusal):
-        return error
-    if isinstance(error, InputError):
-        return Refusal.of(error)
-    if isinstance(error, FullError):
-        return Refusal(429, str(error), code="queue_full", retry_after=error.retry_after)
-    if isinstance(error, ClosedError):
-        return Refusal(503, str(error))
-    if isinstance(error, HTTPException):
-        told = f"{error.detail}: {request.method} {request.url.path}"
-        return Refusal(error.status_code, told, headers=error.headers)
-    return Refusal(500, f"{type(error).__name__}: {error}")
+def _endpoint(
+    work: Callable[..., Coroutine[Any, Any, Response]], kind: type
+) -> Callable[..., Coroutine[Any, Any, Response]]:
+    async def endpoint(request: Request) -> Response:
+        return await work(request, kind)
+
+    return endpoint
 
 
 async def _body(request: Request) -> bytes:
     """A request's body, unless it is so large that reading it would hold up everybody."""
-    parts, size = [], 0
+    body = bytearray()
     async for part in request.stream():
-        parts.append(part)
-        size += len(part)
-        if size > LARGEST:
-            raise Refusal(413, f"the body has more than {LARGEST} bytes: send several requests")
-    return b"".join(parts)
+        body += part
+        if len(body) > LARGEST:
+            raise ApiError(413, f"the body has more than {LARGEST} bytes: send several requests")
+    return bytes(body)
 
 
 async def _nobody(*_: object) -> Response:
@@ -294,19 +332,22 @@ async def _nobody(*_: object) -> Response:
 
 
 def _post(
-    loop: asyncio.AbstractEventLoop, to: asyncio.Queue[tuple[int, News]], index: int, news: News
+    loop: asyncio.AbstractEventLoop,
+    to: asyncio.Queue[tuple[int, RowUpdate]],
+    index: int,
+    update: RowUpdate,
 ) -> None:
     with suppress(RuntimeError):  # the loop has ended
-        loop.call_soon_threadsafe(to.put_nowait, (index, news))
+        loop.call_soon_threadsafe(to.put_nowait, (index, update))
 
 
-async def _all(work: _Work) -> list[News]:
-    """The last news of each row, in order."""
-    done = dict([await work.news.get() for _ in range(work.count)])
-    return [done[index] for index in range(work.count)]
+async def _all_rows(generation: _Generation) -> list[RowUpdate]:
+    """The last update of each row, in order."""
+    done = dict([await generation.updates.get() for _ in range(generation.count)])
+    return [done[index] for index in range(generation.count)]
 
 
-async def _unless_gone(request: Request, rows: Any) -> list[News]:
+async def _unless_gone(request: Request, rows: Any) -> list[RowUpdate]:
     """What is awaited, unless the client leaves before."""
 
     async def leaving() -> None:
@@ -323,10 +364,3 @@ async def _unless_gone(request: Request, rows: Any) -> list[News]:
     finally:
         waiting.cancel()
         left.cancel()
-
-
-async def _made(ask: Ask, make: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
-    """A body; one with the texts of many tokens is not made in the event loop."""
-    if ask.sampling.logprobs is None:
-        return make(*args)
-    return await asyncio.to_thread(make, *args)

@@ -1,30 +1,48 @@
-"""A vLLM server as a child process: started, awaited, restarted, and ended with all its own."""
+"""A vLLM server as a process of its own: started, awaited, restarted, and ended with all it has."""
 
 from __future__ import annotations
 
 import http.client
 import logging
+import os
 import signal
-import subprocess
+import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
+from workbench import values
 from workbench.engines.device import OUT_OF_MEMORY
+from workbench.engines.folder import check_adapters
 from workbench.engines.source import Source
-from workbench.errors import EngineError, InputError, WorkbenchError
+from workbench.engines.vllm import unavailable
+from workbench.errors import EngineError, EngineUnavailableError, InputError, WorkbenchError
 from workbench.progress import check
-from workbench.serving.address import base_url, check_port, reachable
-from workbench.serving.presets import command, environment, refused_option
-from workbench.serving.process import finish, last_lines, signal_group, spawn
+from workbench.runs import run_dir
+from workbench.serving.access import base_url, free_port, reachable, required_key
+from workbench.serving.presets import (
+    arguments,
+    command,
+    environment,
+    find_preset,
+    refused_option,
+    served,
+)
+from workbench.serving.process import ServerProcess, last_lines, open_log
 
 logger = logging.getLogger("workbench")
 
-NEWS = 10.0  # seconds between lines of our log while it loads
+TIMEOUT = 600.0
+TIMEOUT_PRESET = 1800.0  # hundreds of gigabytes are read first
+REPORT = 10.0  # seconds between lines of our log while it loads
+
+# Two servers may be started at once, from threads: the first import of transformers is not for two.
+_checking = threading.Lock()
 
 MISSING = (
     "is not a valid model identifier", "repositorynotfound", "couldn't connect to",
@@ -50,7 +68,7 @@ class Server:
         self,
         source: Source,
         options: Mapping[str, Any],
-        told: Mapping[str, Any],
+        identity: Mapping[str, Any],
         path: Path,
         *,
         host: str,
@@ -58,26 +76,26 @@ class Server:
         timeout: float,
     ) -> None:
         self.url = base_url(host, port)
-        self.model, self.log = str(told["name"]), path
+        self.model, self.log = str(identity["name"]), path
         self._line = command(source, host, port, options)
-        self._options, self._told = options, told
+        self._options, self._identity = options, identity
         self._host, self._port, self._timeout = host, port, timeout
         self._start()
 
     @property
     def pid(self) -> int:
         """Its process id, which is that of its process group too."""
-        return self._child.process.pid
+        return self._process.pid
 
     @property
     def alive(self) -> bool:
         """Whether its process runs."""
-        return self._child.process.poll() is None
+        return self._process.alive
 
     def kill(self) -> None:
         """End all its processes at once and unasked (SIGKILL), to test what follows."""
         if self._end.alive:
-            signal_group(self.pid, signal.SIGKILL)
+            self._process.kill()
             self._end()
 
     def close(self) -> None:
@@ -92,7 +110,7 @@ class Server:
             EngineError: it did not come up again.
         """
         self.close()
-        check_port(self._host, self._port)
+        free_port(self._host, self._port)
         self._start()
 
     def __enter__(self) -> Self:
@@ -105,32 +123,112 @@ class Server:
         return f"Server(url={self.url!r}, model={self.model!r})"
 
     def _start(self) -> None:
-        said = self.log.stat().st_size if self.log.exists() else 0  # a restart adds to the log
-        self._child = spawn(self._line, environment(self._options, self._told), self.log)
-        self._end = weakref.finalize(self, finish, self._child)
+        variables = environment(self._options, self._identity)
+        self._process = ServerProcess(self._line, variables, self.log)
+        self._end = weakref.finalize(self, self._process.finish)
         try:
-            self._wait(said)
+            self._wait()
         except BaseException:
             self.close()
             raise
 
-    def _wait(self, said: int) -> None:
-        begun, news = time.monotonic(), NEWS
+    def _wait(self) -> None:
+        begun, report = time.monotonic(), REPORT
         while (waited := time.monotonic() - begun) < self._timeout:
             check()
-            with suppress(subprocess.TimeoutExpired):
-                code = self._child.process.wait(0.2)
-                raise _explain(self.log, said, code)
+            if (code := self._process.exit_code(0.2)) is not None:
+                raise _explain(self._process.output(), code, self.log)
             if _answers(self._host, self._port) and _listens(self.pid, self._port):
                 logger.info("%r answers after %.0f s", self, waited)
                 return
-            if waited > news:
+            if waited > report:
                 logger.info("%s is loading for %.0f s (%s)", self.model, waited, self.log)
-                news += NEWS
+                report += REPORT
         raise EngineError(
             f"the server did not answer within timeout={self._timeout:g} s; give it longer, or "
             f"see {self.log} for what it is doing"
         )
+
+
+def serve(
+    model: str | None = None,
+    preset: str | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    log: str | Path | None = None,
+    timeout: float | None = None,
+    **options: Any,
+) -> Server:
+    """Start a vLLM server and wait until it answers.
+
+    A key in the environment variable `WORKBENCH_API_KEY` is asked of every client, at every path
+    but `/health`.
+
+    Args:
+        model: hub name or local folder; None is the embedded model.
+        preset: settings for models of a size: "8b", "70b", "405b" (see `PRESETS`).
+        host: where it listens; the default is reached from this machine only.
+        port: None is a free one.
+        log: the file for its output, which is added to; None is a new one in `runs/serve/`.
+        timeout: seconds to wait for it; None is 600, or 1800 with a preset.
+        options: flags of vLLM's server in snake case, which win over the preset: True is
+            `--flag`, False `--no-flag`, None leaves a default of ours out.
+
+    Raises:
+        InputError: an unknown preset or option, a port that is taken, too few GPUs, a folder that
+            is broken or has pickles for weights.
+        EngineUnavailableError: vLLM is not installed here.
+        EngineError: it ended, or did not answer in time; quotes what vLLM said.
+    """
+    if reason := unavailable():
+        raise EngineUnavailableError(f"no server can run here: {reason}. Install with `make setup`")
+    settings_of_size = find_preset(preset, options)
+    source = Source.find(model)
+    source.check_causal()
+    settings = arguments(source, settings_of_size, options)
+    own_tokenizer = {"tokenizer", "skip_tokenizer_init", "config"} & settings.keys()
+    with _checking:
+        source.check(settings, tokenizer=not own_tokenizer, whole=True)
+    check_adapters(settings.get("lora_modules"))
+    if timeout is None:
+        timeout = TIMEOUT_PRESET if settings_of_size else TIMEOUT
+    timeout = values.real("timeout", timeout, 0, float("inf"), above=True)
+    if port is not None:
+        free_port(host, port)
+    required_key(host)
+    identity, path = served(source, settings), _log_file(log)
+
+    def start() -> Server:
+        at = free_port(host) if port is None else port
+        return Server(source, settings, identity, path, host=host, port=at, timeout=timeout)
+
+    try:
+        return start()
+    except PortTakenError:  # between our looking and its taking
+        if port is not None:
+            raise
+        return start()
+
+
+def _log_file(path: str | Path | None) -> Path:
+    """An empty file or the caller's own, ready to be added to."""
+    if path is not None:
+        file = Path(path).expanduser()
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            open_log(file).close()
+        except OSError as error:
+            raise InputError(f"log={str(path)!r} cannot be written: {error}") from error
+        return file
+    folder, name = run_dir() / "serve", time.strftime("%Y%m%d-%H%M%S-")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, unique = tempfile.mkstemp(".log", name, folder)
+    except OSError:  # the project is read-only
+        handle, unique = tempfile.mkstemp(".log", "workbench-serve-")
+    os.close(handle)
+    return Path(unique)
 
 
 def _answers(host: str, port: int) -> bool:
@@ -147,20 +245,19 @@ def _listens(pid: int, port: int) -> bool:
     """Whether it is ours that answers, and not another server that took the port."""
     psutil: Any = import_module("psutil")
     try:
-        here = psutil.Process(pid)
-        family = [here, *here.children(recursive=True)]
-        found = [at for one in family for at in one.net_connections("tcp")]
-    except psutil.Error:  # a system that does not tell
+        parent = psutil.Process(pid)
+        family = [parent, *parent.children(recursive=True)]
+        sockets = [at for process in family for at in process.net_connections("tcp")]
+    except psutil.Error:  # a system that does not show them
         return True
-    return any(at.status == "LISTEN" and at.laddr.port == port for at in found)
+    return any(at.status == "LISTEN" and at.laddr.port == port for at in sockets)
 
 
-def _explain(path: Path, said: int, code: int) -> Exception:
-    """Why a server ended before it answered, from what its log has since byte `said`."""
-    text = path.read_bytes()[said:].decode(errors="replace")
-    if wrong := refused_option(text):
+def _explain(output: str, code: int, path: Path) -> Exception:
+    """Why a server ended before it answered, from what it wrote to its log at `path`."""
+    if wrong := refused_option(output):
         return wrong
-    low, remedy = text.lower(), "see the whole log"
+    low, remedy = output.lower(), "see the whole log"
     kind: type[WorkbenchError] = EngineError
     if "address already in use" in low:
         kind, remedy = PortTakenError, "the port is taken: give another port=…, or none"
@@ -170,4 +267,4 @@ def _explain(path: Path, said: int, code: int) -> Exception:
         kind, remedy = InputError, "an option has a wrong value, or does not fit the model"
     elif any(words in low for words in MISSING):
         remedy = "the model was not found: check its name, the network, and HF_TOKEN if it is gated"
-    return kind(f"the server ended with code {code}; {remedy} ({path})\n{last_lines(text)}")
+    return kind(f"the server ended with code {code}; {remedy} ({path})\n{last_lines(output)}")

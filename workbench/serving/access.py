@@ -1,0 +1,132 @@
+"""Who reaches a server: where it listens, and the key that it asks its clients for."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import ExitStack
+from typing import Any
+
+from workbench import values
+from workbench.errors import InputError
+
+logger = logging.getLogger("workbench")
+
+OPEN = ("/health",)  # paths that ask for no key
+CHALLENGE = {"WWW-Authenticate": "Bearer"}  # the header of a refusal
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Message, Receive, Send], Awaitable[None]]
+
+
+def reachable(host: str) -> str:
+    """The address at which this machine finds a server that listens at `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+
+
+def base_url(host: str, port: int) -> str:
+    """The base URL, for this machine, of the OpenAI interface of a server that listens there."""
+    here = reachable(host)
+    return f"http://{f'[{here}]' if ':' in here else here}:{port}/v1"
+
+
+def bound_socket(host: str, port: int | None = None) -> socket.socket:
+    """A socket for a server; a port of None is a free one.
+
+    Raises:
+        InputError: `port` is no port number, or taken; `host` is no address of this machine.
+    """
+    number = values.optional("port", port, values.whole, 1, 2**16 - 1) or 0
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
+        with ExitStack() as stack:
+            bound = stack.enter_context(socket.socket(family))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+            stack.pop_all()
+            return bound
+    except OSError as error:
+        raise InputError(
+            f"port={port} of host={host!r} cannot be used: {error}; give another, or leave it out "
+            "for a free one"
+        ) from error
+
+
+def free_port(host: str, port: int | None = None) -> int:
+    """`port`, or one that nobody has at this moment.
+
+    Raises:
+        InputError: as for `bound_socket`.
+    """
+    with bound_socket(host, port) as probe:
+        return int(probe.getsockname()[1])
+
+
+def required_key(host: str = "127.0.0.1") -> str | None:
+    """The key of this environment's servers, if there is one; warns if `host` is open without."""
+    names = ("WORKBENCH_API_KEY", "VLLM_API_KEY")
+    key = next((key for name in names if (key := os.environ.get(name, "").strip())), None)
+    if key is None and host not in {"127.0.0.1", "localhost", "::1"}:
+        logger.warning(
+            "host=%r without a key: anybody who reaches it can use the model; set "
+            "WORKBENCH_API_KEY to ask for one",
+            host,
+        )
+    return key
+
+
+def accepts(key: str | None, path: str, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a request may pass; keys are compared in a time that does not depend on them."""
+    if key is None or path in OPEN:
+        return True
+    sent = next((value for name, value in headers if name.lower() == b"authorization"), b"")
+    scheme, _, token = sent.partition(b" ")
+    same = hmac.compare_digest(token.strip(), key.encode())
+    return same and scheme.lower() == b"bearer"
+
+
+def error_body(
+    message: str, kind: str, code: str | None = None, param: str | None = None
+) -> dict[str, Any]:
+    """An error as OpenAI writes it."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+REFUSAL = error_body(
+    "a key is needed: send the header Authorization: Bearer KEY",
+    "authentication_error",
+    "invalid_api_key",
+)
+
+
+class KeyGuard:
+    """An ASGI application around another, which lets in whoever has the environment's key.
+
+    vLLM itself asks for its key below `/v1` and at few other paths only.
+
+    Args:
+        refused: called for each request without the key.
+    """
+
+    def __init__(self, app: Application, refused: Callable[[], None] | None = None) -> None:
+        self._app, self._key, self._refused = app, required_key(), refused
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        from starlette.responses import JSONResponse
+
+        kind = scope["type"]
+        if kind == "lifespan" or accepts(self._key, scope["path"], scope["headers"]):
+            await self._app(scope, receive, send)
+            return
+        if self._refused:
+            self._refused()
+        if kind == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await JSONResponse(REFUSAL, 401, CHALLENGE)(scope, receive, send)
