@@ -35,13 +35,14 @@ Say = Callable[[str], None]
 QUEUE = """
 import asyncio, json, resource, sys, threading, time
 from workbench import Sampling
-from workbench.engines.remote import RemoteEngine, loop
+from workbench.engines.remote import RemoteEngine
+from workbench.engines.remote.http import background_loop
 url, count = sys.argv[1], int(sys.argv[2])
 most, done = 0, False
 def watch():
     global most
     while not done:
-        most = max(most, len(asyncio.all_tasks(loop.background())))
+        most = max(most, len(asyncio.all_tasks(background_loop())))
         time.sleep(0.05)
 with RemoteEngine(None, None, "benchmark", {"base_url": url}) as engine:
     threading.Thread(target=watch, daemon=True).start()

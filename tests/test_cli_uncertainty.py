@@ -97,8 +97,8 @@ def test_what_cannot_be_done_is_told(mine: Path, tmp_path: Path) -> None:
         (["run", "--alpha", "2"], "alpha=2.0"),
         (["run", "--task", str(mine), "--kind", "rc", "--api-base", "http://127.0.0.1:9/v1"],
          "127.0.0.1:9"),
-        (["run", "--task", str(mine), "--api-base", "http://127.0.0.1:9/v1", "-o", "patience=0.1"],
-         "127.0.0.1:9"),
+        (["run", "--task", str(mine), "--api-base", "http://127.0.0.1:9/v1",
+          "-o", "outage_timeout=0.1"], "127.0.0.1:9"),
     ):  # fmt: skip
         done = run(*command)
         assert done.exit_code != 0

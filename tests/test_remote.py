@@ -20,15 +20,15 @@ from benchmarks.injector import Faults, Injector
 from workbench import Sampling, open_engine
 from workbench.engines import kept
 from workbench.engines.remote import Estimate, RemoteEngine, wire
-from workbench.engines.remote.gate import Gate, RateLimit
 from workbench.engines.remote.labels import from_top
+from workbench.engines.remote.retry import ConcurrencyLimit, RateLimit
 from workbench.errors import EngineError, EngineUnavailableError, InputError
 from workbench.store import Store
 from workbench.types import Message
 
 PROMPTS = [f"question {i}" for i in range(200)]
 SHORT = Sampling(max_tokens=8)
-HASTY: dict[str, Any] = {"attempts": 12, "timeout": 1.5, "patience": 30.0}
+HASTY: dict[str, Any] = {"attempts": 12, "timeout": 1.5, "outage_timeout": 30.0}
 
 
 def fake(*faults: Faults, **options: Any) -> Injector:
@@ -216,6 +216,32 @@ def test_a_certificate_of_ones_own(
             assert texts(engine, ["hello"]) == ["answer to hello"]
 
 
+def test_a_fatal_error_is_shown_by_ipython() -> None:
+    """Which shows nothing of an error with a group among its contexts."""
+    faults = Faults(poison="question 5", poison_status=401)
+    with fake(faults) as server, remote(server.url) as engine:
+        with pytest.raises(EngineError, match="HTTP 401") as caught:
+            engine.generate(PROMPTS, SHORT)
+    chain, link = [], caught.value.__cause__ or caught.value.__context__
+    while link is not None:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    assert not any(isinstance(one, BaseExceptionGroup) for one in [caught.value, *chain])
+
+
+def test_to_ask_whether_a_server_is_promising_changes_nothing() -> None:
+    with fake() as server, remote(server.url) as engine:
+        (endpoint,) = engine._endpoints
+        assert endpoint.promising
+        endpoint.failed()
+        assert not endpoint.promising
+        endpoint._tried_at -= 10
+        assert endpoint.promising
+        assert endpoint.promising
+        endpoint.enter(1)  # the request that finds out
+        assert not endpoint.promising
+
+
 def test_options() -> None:
     for options, said in (
         ({"max_concurency": 8}, "did you mean 'max_concurrency'"),
@@ -275,7 +301,7 @@ def test_a_server_that_went_away_is_waited_for() -> None:
 
 def test_a_server_that_is_gone_for_good_ends_the_call(tmp_path: Path) -> None:
     store = Store(tmp_path / "store.sqlite")
-    options = {"prompts_per_request": 1, "patience": 0.5}
+    options = {"prompts_per_request": 1, "outage_timeout": 0.5}
     with fake(latency=0.02) as server, remote(server.url, store, **options) as engine:
         stream = engine.stream(PROMPTS, SHORT)
         next(stream)
@@ -357,7 +383,7 @@ def test_the_engine_is_usable_after_a_call_that_ended_early() -> None:
         next(stream)
         stream.close()
         assert texts(engine, PROMPTS[10:40]) == [f"answer to {p}" for p in PROMPTS[10:40]]
-        assert engine._endpoints[0].gate.busy == engine._endpoints[0].prompts == 0
+        assert engine._endpoints[0].limit.busy == engine._endpoints[0].prompts == 0
 
 
 def test_what_arrived_is_kept_when_the_reader_leaves(tmp_path: Path) -> None:
@@ -382,7 +408,7 @@ def test_a_proxy_that_gives_up_on_one_prompt(status: int) -> None:
 
 
 def test_a_server_that_is_back_is_used_again() -> None:
-    with fake() as server, remote(server.url, patience=0.3) as engine:
+    with fake() as server, remote(server.url, outage_timeout=0.3) as engine:
         server.stop()
         with pytest.raises(EngineError, match="nothing but failures"):
             engine.generate(PROMPTS[:4], SHORT)
@@ -396,7 +422,7 @@ def test_a_server_that_refuses_the_key_leaves_the_others() -> None:
         assert texts(engine) == [f"answer to {p}" for p in PROMPTS]
 
 
-def test_a_wait_that_is_longer_than_the_patience() -> None:
+def test_a_wait_that_is_longer_than_the_budget() -> None:
     faults = Faults(rate_429=1.0, retry_after=7200)
     with fake(faults) as server, remote(server.url, prompts_per_request=1) as engine:
         with pytest.raises(EngineError, match="asks to wait 7200 s"):
@@ -446,14 +472,14 @@ def test_nothing_is_left_for_the_server_to_fill_in() -> None:
 def test_reasoning_is_kept_apart_from_the_answer() -> None:
     message = {"content": "42", "reasoning": "6 times 7"}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    row = wire.read(choice, SHORT, wire.Usage(5, 3))
+    row = wire.read(choice, SHORT, wire.TokenCounts(5, 3))
     assert (row.text, row.reasoning, row.completion_tokens) == ("42", "6 times 7", 3)
     assert kept.load(kept.dump(row)).reasoning == "6 times 7"
     cut = {**choice, "message": {"content": None, "reasoning": "6 ti"}, "finish_reason": "length"}
-    row = wire.read(cut, SHORT, wire.Usage())
+    row = wire.read(cut, SHORT, wire.TokenCounts())
     assert (row.text, row.reasoning, row.finish_reason) == ("", "6 ti", "length")
     refused = {**choice, "message": {"content": None, "refusal": "I will not"}}
-    assert "I will not" in str(wire.read(refused, SHORT, wire.Usage()).error)
+    assert "I will not" in str(wire.read(refused, SHORT, wire.TokenCounts()).error)
 
 
 def test_a_key_within_an_answer_is_text_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -470,30 +496,30 @@ def test_names_with_an_at_sign() -> None:
 
 def test_rate_limits_are_kept() -> None:
     async def spend() -> float:
-        gate = RateLimit(requests_per_minute=1200, tokens_per_minute=60_000).open()
+        limit = RateLimit(1200, 60_000)
         started = time.monotonic()
         for _ in range(240):  # 200 at once, then 20 a second
-            await gate.wait(1)
+            await limit.wait(1)
         return time.monotonic() - started
 
     assert 1.9 < asyncio.run(spend()) < 4
 
 
-def test_the_gate_grows_only_when_it_is_used_and_cuts_once() -> None:
-    gate = Gate(most=100, start=10)
+def test_the_limit_grows_only_when_it_is_used_and_is_cut_once() -> None:
+    limit = ConcurrencyLimit(most=100, start=10)
     for _ in range(40):  # idle rounds
-        gate.enter()
-        gate.succeeded(1.0)
-        gate.leave()
-    assert gate.limit == 10
+        limit.enter()
+        limit.succeeded(1.0)
+        limit.leave()
+    assert limit.limit == 10
     for _ in range(10):
-        gate.enter()
+        limit.enter()
     for _ in range(20):
-        gate.succeeded(1.0)
-    assert gate.limit == 20
+        limit.succeeded(1.0)
+    assert limit.limit == 20
     for _ in range(5):
-        gate.refused()
-    assert gate.limit == 16
+        limit.overloaded()
+    assert limit.limit == 16
 
 
 def test_labels_from_the_likeliest_tokens() -> None:

@@ -24,9 +24,8 @@ from stranger import Asked, Said, Stranger, choice, listing, plain, prompts_of, 
 from benchmarks.injector import Faults, Injector
 from workbench import Sampling, open_engine
 from workbench.engines.remote import RemoteEngine, wire
-from workbench.engines.remote.faults import Refused
-from workbench.engines.remote.http import is_loopback, proxy_of
-from workbench.engines.remote.secrets import Redactor
+from workbench.engines.remote.http import Redactor, is_loopback, proxy_of
+from workbench.engines.remote.retry import RejectedError
 from workbench.errors import EngineError, EngineUnavailableError, InputError
 from workbench.serving.check import check
 from workbench.store import Store
@@ -34,7 +33,7 @@ from workbench.types import Completion, Message
 
 SHORT = Sampling(max_tokens=8)
 CHAT: list[list[Message]] = [[{"role": "user", "content": "hello"}]]
-QUICK: dict[str, Any] = {"attempts": 2, "timeout": 5.0, "patience": 5.0}
+QUICK: dict[str, Any] = {"attempts": 2, "timeout": 5.0, "outage_timeout": 5.0}
 
 
 def remote(url: str | list[str], store: Store | None = None, **options: Any) -> RemoteEngine:
@@ -150,7 +149,7 @@ def message(content: object, **more: Any) -> dict[str, Any]:
     ],
 )
 def test_content_in_parts(content: object, text: str, reasoning: str | None) -> None:
-    row = wire.read(message(content), SHORT, wire.Usage())
+    row = wire.read(message(content), SHORT, wire.TokenCounts())
     assert (row.text, row.reasoning, row.error) == (text, reasoning, None)
 
 
@@ -169,7 +168,7 @@ def test_content_that_is_no_text_is_malformed(content: object) -> None:
     "odd", [{"effort": "high"}, [{"summary": [{"text": "hm"}]}], 3, [[[]]], {"text": None}]
 )
 def test_thoughts_in_odd_forms_cost_no_answer(odd: object) -> None:
-    row = wire.read(message("42", reasoning=odd), SHORT, wire.Usage())
+    row = wire.read(message("42", reasoning=odd), SHORT, wire.TokenCounts())
     assert (row.text, row.error) == ("42", None)
 
 
@@ -187,11 +186,11 @@ def test_thoughts_in_odd_forms_cost_no_answer(odd: object) -> None:
 )  # fmt: skip
 def test_how_answers_end(reason: object, finish: str) -> None:
     notes: list[str] = []
-    row = wire.read(choice("text", finish_reason=reason), SHORT, wire.Usage(), notes.append)
+    row = wire.read(choice("text", finish_reason=reason), SHORT, wire.TokenCounts(), notes.append)
     assert (row.finish_reason, row.text) == (finish, "text")  # and what there was is kept
     assert (row.error is None) == (finish != "error")
     assert bool(notes) == (reason in (None, "", "whatever", 7))
-    empty = wire.read(choice("", finish_reason=reason), SHORT, wire.Usage())
+    empty = wire.read(choice("", finish_reason=reason), SHORT, wire.TokenCounts())
     known = reason not in (None, "", "whatever", 7) and finish != "error"
     assert (empty.error is None) == known
 
@@ -234,7 +233,7 @@ def test_good_counts_are_counted() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.5, True, "x", None, 1e9])
 def test_a_log_probability_that_is_none_fails_its_row(value: object) -> None:
     told = {"tokens": ["a"], "token_logprobs": [value], "top_logprobs": None}
-    with pytest.raises(Refused, match="log-prob"):
+    with pytest.raises(RejectedError, match="log-prob"):
         wire.logprobs(choice("a", logprobs=told))
 
 
@@ -422,8 +421,8 @@ def test_nothing_but_429_ends_after_a_stated_time(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("workbench.engines.remote.dispatch.LONG", 0.5)
-    said = r"for \d+ s it has answered nothing but HTTP 429: Daily quota is used up.*patience="
-    with Stranger(busy(None)) as server, remote(server.url, patience=2.0) as engine:
+    said = r"for \d+ s it has answered nothing but HTTP 429: Daily quota is used up.*outage_"
+    with Stranger(busy(None)) as server, remote(server.url, outage_timeout=2.0) as engine:
         start = time.monotonic()
         with pytest.raises(EngineError, match=said):
             engine.generate([f"q{i}" for i in range(20)], SHORT)

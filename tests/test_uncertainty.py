@@ -156,7 +156,7 @@ def test_a_lost_server_costs_no_other_model() -> None:
         Injector(vllm=False, tops=lambda _: tops, model="good") as server,
         Injector(vllm=False, tops=lambda _: tops, model="lost") as other,
         remote(server) as good,
-        remote(other, patience=0.2, attempts=1) as lost,
+        remote(other, outage_timeout=0.2, attempts=1) as lost,
     ):
         other.stop()
         task = Choices("own", "qa", items(6))

@@ -179,9 +179,8 @@ class LabelRow:
 class EngineInfo:
     """What answers, precisely enough to load the same again.
 
-    `moves` tells of each time that a run went on elsewhere because an engine was lost; `notes` of
-    what is odd about the answers or where they come from, each once. A `context_length` of 0 is
-    unknown.
+    `failovers` has each time that a run went on elsewhere because an engine was lost; `notes` what
+    is odd about the answers or where they come from, each once. A `context_length` of 0 is unknown.
     """
 
     engine: str
@@ -192,7 +191,7 @@ class EngineInfo:
     context_length: int
     versions: Mapping[str, str]
     why: str
-    moves: tuple[str, ...] = ()
+    failovers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 

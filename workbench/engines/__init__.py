@@ -68,7 +68,7 @@ def open_engine(
         engine: "vllm" (in this process), "remote" (an OpenAI-compatible server), "transformers"
             (the baseline, in padded batches), "diffusion" (a model of the LLaDA family), or
             "auto": the first of the others that works here. If it is lost in mid-run, "auto" goes
-            on with the next one that has the same model and revision; `info.moves` tells.
+            on with the next one that has the same model and revision; `info.failovers` tells.
         base_url: the server's URL, or several to spread over; default `WORKBENCH_BASE_URL`.
         store: "default" keeps responses in the user's cache folder, a path in that file, None
             nowhere.

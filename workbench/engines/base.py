@@ -367,12 +367,12 @@ class BaseEngine(ABC):
                 continue
             new = following.info
             if following.variant and (new.model, following.variant) == (lost.model, self.variant):
-                move = f"{lost.engine} was lost ({gone}); went on with {new.engine}"
-                self._info = replace(new, moves=(*lost.moves, move))
+                failover = f"{lost.engine} was lost ({gone}); went on with {new.engine}"
+                self._info = replace(new, failovers=(*lost.failovers, failover))
                 self._successor = following
                 if from_ is not self:
                     from_.close()
-                log.warning("%s", move)
+                log.warning("%s", failover)
                 return
             other = f"{new.model} {following.variant or new.revision}"
             reasons.append(f"{new.engine} has {other}, not {lost.model} {self.variant}")

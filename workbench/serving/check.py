@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit, urlunsplit
 
-from workbench.engines.remote import RemoteEngine, loop
+from workbench.engines.remote import RemoteEngine
 from workbench.engines.remote.endpoint import check_url
-from workbench.engines.remote.http import Http, is_loopback
-from workbench.engines.remote.secrets import api_key
+from workbench.engines.remote.http import HttpClient, api_key, is_loopback, run_coroutine
 from workbench.errors import WorkbenchError
 from workbench.types import Completion, Message, Prompt, Sampling
 
@@ -51,7 +50,7 @@ def check(url: str, model: str | None = None) -> Iterator[Finding]:
         InputError: no URL, or no such model.
         EngineUnavailableError: no server answers there.
     """
-    options = {"base_url": url, "attempts": 2, "timeout": 120.0, "patience": 10.0}
+    options = {"base_url": url, "attempts": 2, "timeout": 120.0, "outage_timeout": 10.0}
     with RemoteEngine(model, None, "check", options) as engine:
         info = engine.info
         version = info.versions.get("vllm")
@@ -72,7 +71,7 @@ def _key(url: str) -> Finding:
     if api_key(check_url(url)) is None:
         here = is_loopback(urlsplit(check_url(url)).hostname)
         return Finding("key", here, "none is set: whoever reaches the server can use it", remedy)
-    found = loop.run(_open_paths(check_url(url)))
+    found = run_coroutine(_open_paths(check_url(url)))
     if not found:
         return Finding("key", True, f"asked for at all of {len(PATHS)} paths tried")
     remedy = "vLLM itself guards /v1 only: start it with `workbench serve vllm`, or behind a proxy"
@@ -81,7 +80,7 @@ def _key(url: str) -> Finding:
 
 async def _open_paths(url: str) -> list[str]:
     """Those of the paths that answer a request without a key."""
-    http = Http(url, "aiohttp", 4, PATIENCE, key=None, headers={})
+    http = HttpClient(url, "aiohttp", 4, PATIENCE, key=None, headers={})
     root = urlunsplit((*urlsplit(url)[:2], "", "", ""))
     found = []
     try:

@@ -7,27 +7,32 @@ import json
 import re
 import ssl
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
-from workbench.engines.remote.faults import (
-    AWAY,
-    TOO_MANY,
-    Broken,
-    Down,
-    Fatal,
-    Fault,
-    Refused,
-    from_status,
+from workbench.engines.remote.http import (
+    HttpClient,
+    HttpReply,
+    Redactor,
+    Transport,
+    api_key,
+    header_values,
+    is_loopback,
 )
-from workbench.engines.remote.gate import Gate
-from workbench.engines.remote.http import Http, Transport, is_loopback
-from workbench.engines.remote.secrets import Redactor, api_key, header_values
+from workbench.engines.remote.retry import (
+    TOO_MANY,
+    ConcurrencyLimit,
+    FatalError,
+    RejectedError,
+    RequestError,
+    RetryableError,
+    UnreachableError,
+    error_of_status,
+)
 from workbench.errors import InputError
 
-PLAIN = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")  # of one that speaks HTTP
+NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")  # of a server that speaks HTTP
 REST = 5.0  # seconds after which a server that failed is tried again
 # Seconds without an answer after which a server may be another: before a call, and within one.
 IDLE, LULL = 0.2, 30.0
@@ -45,7 +50,7 @@ REMEDIES = {
 
 
 class Endpoint:
-    """A base URL with its connections, its gate, and what is known of it.
+    """A base URL with its connections, its limit, and what is known of it.
 
     Args:
         url: such as `http://127.0.0.1:8000/v1`; a query is sent with every request.
@@ -53,6 +58,13 @@ class Endpoint:
         most: maximum of concurrent requests.
         timeout: seconds for one attempt.
         headers: names of headers, with the environment variables that hold their values.
+
+    Attributes:
+        multi: it takes several prompts in one request; None is not known yet.
+        batch: the same for chats.
+        exact: it gives log-probabilities of token ids named to it.
+        tokenizes: it has /tokenize, as far as is known.
+        absent: why it has no part yet; it is asked again.
     """
 
     def __init__(
@@ -65,77 +77,63 @@ class Endpoint:
     ) -> None:
         self.url = check_url(url)
         self.shown = _shown(self.url)
-        self.gate = Gate(most)
+        self.limit = ConcurrencyLimit(most)
         self.prompts = 0  # in flight
-        self.multi: bool | None = None  # several prompts in one request; None: not tried yet
-        self.batch: bool | None = None  # the same for chats
-        self.tokenizes = True  # it has /tokenize, as far as is known
+        self.multi: bool | None = None
+        self.batch: bool | None = None
+        self.exact: bool | None = None
+        self.tokenizes = True
         self.vllm = False
-        self.exact: bool | None = None  # it gives log-probabilities of token ids named to it
-        self.absent: str | None = None  # why it has no part yet; it is asked again
-        self.failed_look: tuple[float, Fault] | None = None  # when, and what came of it
-        self.answered = 0.0  # when it answered last, on the monotonic clock
+        self.absent: str | None = None
         self.looking = asyncio.Lock()  # one look at what it serves is enough
+        self.failed_look: tuple[float, RequestError] | None = None  # when, and what came of it
+        self.answered = 0.0  # when it answered last, on the monotonic clock
         self._suspect: float | None = None  # since when it may have been started anew
         self._gone = False
         self._failures = 0  # since it answered
-        self._failing_since = self._failed_at = self._begun = 0.0
+        self._failing_since = self._tried_at = 0.0
         self._rest_until = 0.0  # until when it wants no request
         self._busy_since: float | None = None  # nothing but "too many requests" since then
-        self._in_flight: list[float] = []  # when they were sent
         self._timeout = timeout
         self._limit_name = "max_tokens"
         key, values = api_key(self.url), header_values(headers or {})
         self.has_key = key is not None
         query = [value for _, value in parse_qsl(urlsplit(self.url).query)]
-        self._secret = Redactor([*([key] if key else []), *values.values(), *query])
+        self.clean = Redactor([key or "", *values.values(), *query]).clean
         self.paid = bool(key or values) and not is_loopback(urlsplit(self.url).hostname)
-        self._http = Http(self.url, transport, most, timeout, key=key, headers=values)
+        self._http = HttpClient(self.url, transport, most, timeout, key=key, headers=values)
 
     async def generate(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """`post` of a body with `max_tokens`, by the name that this server has for it.
 
         Raises:
-            Fault: there is no reply.
+            RequestError: there is no reply.
         """
         if "/chat" not in path:  # has one name only
-            return await self._advised(path, body)
+            return await self.post(path, body)
         name = self._limit_name
         try:
-            return await self._advised(path, _renamed(body, name))
-        except Refused as fault:
+            return await self.post(path, _renamed(body, name))
+        except RejectedError as error:
             other = OTHER_NAME[name]
-            if not _wants(other, instead_of=name, said=str(fault)):
+            if not _wants(other, instead_of=name, message=str(error)):
                 raise
-        reply = await self._advised(path, _renamed(body, other))
+        reply = await self.post(path, _renamed(body, other))
         self._limit_name = other
         return reply
-
-    async def _advised(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """`post`, with what to do where a setting is refused."""
-        try:
-            return await self.post(path, body)
-        except Refused as fault:
-            said = str(fault)
-            for name, remedy in REMEDIES.items():
-                named = re.search(rf"(?<!\w){name}(?!\w)", said)
-                if name in body and named and re.search(UNKNOWN, said, re.IGNORECASE):
-                    fault.args = (f"{said}. This server does not take it: {remedy}",)
-                    break
-            raise
 
     async def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The reply to a request; `path` is below the URL, or "//…" below the server's root.
 
         Raises:
-            Fault: there is none.
+            RequestError: there is none.
         """
         sent = time.monotonic()
-        reply = await self._send("POST", path, body)
+        reply = self._json(await self._fetch("POST", path, body))
         if not isinstance(reply, dict):
-            raise Broken(f"the reply is no JSON object: {self.clean(repr(reply))}")
+            raise RetryableError(f"the reply is no JSON object: {self.clean(repr(reply))}")
         if isinstance(reply.get("error"), dict):  # some proxies say so under HTTP 200
-            raise Broken(self.clean(str(reply["error"].get("message"))))
+            raise RetryableError(self.clean(str(reply["error"].get("message"))))
         self._works(sent)
         return reply
 
@@ -143,24 +141,24 @@ class Endpoint:
         """The JSON at `path`.
 
         Raises:
-            Fault: there is none.
+            RequestError: there is none.
         """
-        return await self._send("GET", path, None)
+        return self._json(await self._fetch("GET", path))
 
     async def text(self, path: str) -> str:
         """The text at `path`.
 
         Raises:
-            Fault: there is none.
+            RequestError: there is none.
         """
-        return (await self._raw("GET", path, None)).decode(errors="replace")
+        return (await self._fetch("GET", path)).decode(errors="replace")
 
     async def lives(self, since: float) -> bool:
         """Whether it has answered since then, or does so when it is asked what it serves."""
         if self.answered <= since:
             try:
                 await self.get("/models")
-            except Fault:
+            except RequestError:
                 return self.answered > since
         return True
 
@@ -168,87 +166,102 @@ class Endpoint:
         """Close the connections; what is collected unclosed does so too."""
         self._http.close()
 
-    async def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
-        data = await self._raw(method, path, body)
+    def _json(self, data: bytes) -> Any:
         try:
             return json.loads(data)
         except (ValueError, RecursionError):
             text = data[:10_000].decode(errors="replace")
             kind = "a web page" if "<html" in text[:500].lower() else "no JSON"
-            raise Broken(f"the reply is {kind}: {self.clean(text)!r}") from None
+            raise RetryableError(f"the reply is {kind}: {self.clean(text)!r}") from None
 
-    async def _raw(self, method: str, path: str, body: Mapping[str, Any] | None) -> bytes:
+    async def _fetch(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
+        """The body of a good reply; notes what a failure says about the server."""
+        sent = time.monotonic()
         try:
-            return await self._exchange(method, self._address(path), body)
-        except Fault as fault:
-            if isinstance(fault, Down):
+            reply = await self._exchange(method, path, body)
+            if 200 <= reply.status < 300:
+                return reply.body
+            had_answered = self.answered > 0
+            if reply.status < 500 and reply.status not in TOO_MANY:  # it lives, but not for this
+                self._works(sent)
+            words = _with_remedy(self.clean(_message(reply.body)), body or {})
+            raise error_of_status(reply.status, words, reply.headers, has_answered=had_answered)
+        except RequestError as error:
+            if isinstance(error, UnreachableError) or error.status == 504:
                 self.suspect(gone=True)
             if self._http.proxy is not None:
-                fault.args = (f"{fault} (through the proxy {self._http.proxy})",)
+                error.args = (f"{error} (through the proxy {self._http.proxy})",)
             raise
 
-    def _address(self, path: str) -> str:
+    async def _exchange(self, method: str, path: str, body: Mapping[str, Any] | None) -> HttpReply:
         scheme, place, base, query, _ = urlsplit(self.url)
         whole = path[1:] if path.startswith("//") else base + path
-        return urlunsplit((scheme, place, whole, query, ""))
-
-    async def _exchange(self, method: str, url: str, body: Mapping[str, Any] | None) -> bytes:
-        sent = time.monotonic()
+        url = urlunsplit((scheme, place, whole, query, ""))
         try:
             content = None if body is None else _dumped(body)
         except UnicodeEncodeError as error:
-            raise Refused(f"the prompt is no valid text: {error.reason}") from None
+            raise RejectedError(f"the prompt is no valid text: {error.reason}") from None
         except ValueError as error:
-            raise Refused(f"the request cannot be written as JSON: {error}") from None
+            raise RejectedError(f"the request cannot be written as JSON: {error}") from None
         try:
             async with asyncio.timeout(self._timeout):
-                reply = await self._http.send(method, url, content)
+                return await self._http.send(method, url, content)
         except TimeoutError:
             self.suspect()
-            raise Broken(f"no answer within {self._timeout:g} s") from None
-        except Fault:
+            raise RetryableError(f"no answer within {self._timeout:g} s") from None
+        except RequestError:
             raise
         except Exception as error:  # noqa: BLE001  # of three libraries, on whatever a server sends
-            raise self._unreached(error) from None
-        if 200 <= reply.status < 300:
-            return reply.body
-        working = self.answered > 0
-        if reply.status < 500 and reply.status not in TOO_MANY:  # it lives, but does not do this
-            self._works(sent)
-        elif reply.status in (*AWAY, 504):
-            self.suspect(gone=True)
-        said = self.clean(_said(reply.body))
-        raise from_status(reply.status, said, reply.headers, working=working)
+            raise self._connection_error(error) from None
 
-    def _unreached(self, error: Exception) -> Fault:
-        """A connection that could not be made, or broke: told by what lies underneath."""
+    def _connection_error(self, error: Exception) -> RequestError:
+        """A connection that could not be made, or broke: by what lies underneath."""
         import aiohttp
         import httpx2
 
-        causes = _causes(error)
+        causes: list[BaseException] = [error]
+        while (following := causes[-1].__cause__ or causes[-1].__context__) and len(causes) < 20:
+            causes.append(following)
         text = self.clean(str(causes[-1]) or type(causes[-1]).__name__)
         if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
-            return Fatal(
+            return FatalError(
                 f"its TLS certificate is not trusted here ({text}). Set SSL_CERT_FILE to a file "
                 "with the certificate of the server, or of who signed it"
             )
-        if any(word in text for word in PLAIN):
-            return Fatal(f"it does not speak TLS ({text}): give its URL with http://")
+        if any(word in text for word in NO_TLS):
+            return FatalError(f"it does not speak TLS ({text}): give its URL with http://")
         self.suspect()
         if any(isinstance(c, aiohttp.ClientConnectorError | httpx2.ConnectError) for c in causes):
-            return Down(text)
-        return Broken(f"{type(causes[-1]).__name__}: {text}")
+            return UnreachableError(text)
+        return RetryableError(f"{type(causes[-1]).__name__}: {text}")
 
-    def clean(self, text: str) -> str:
-        """A server's words without our secrets, on one line, not too many."""
-        return self._secret.clean(text)
+    def as_request_error(self, error: Exception) -> RequestError:
+        """Whatever was raised on what it sent, without secrets."""
+        if not isinstance(error, RequestError):
+            error = RetryableError(f"its answer cannot be read ({type(error).__name__}: {error})")
+        error.args = (self.clean(str(error)),)
+        return error
+
+    def several(self, *, chats: bool) -> bool | None:
+        """Whether it takes several texts, or chats, in one request."""
+        return self.batch if chats else self.multi
 
     def begin(self) -> None:
         """A call begins: what failed before it does not count."""
-        self._failures, self._begun = 0, time.monotonic()
-        self._busy_since, self._rest_until = None, 0.0
-        if self._begun - self.answered > IDLE:
+        self._failures, self._busy_since, self._rest_until = 0, None, 0.0
+        if time.monotonic() - self.answered > IDLE:
             self.suspect(gone=True)
+
+    def enter(self, prompts: int) -> None:
+        """Take a slot for a request."""
+        self.limit.enter()
+        self.prompts += prompts
+        self._tried_at = time.monotonic()
+
+    def leave(self, prompts: int) -> None:
+        """Give it back."""
+        self.limit.leave()
+        self.prompts -= prompts
 
     def suspect(self, *, gone: bool = False) -> None:
         """It may have been started anew, with another model; `gone`: its process was not there."""
@@ -262,7 +275,7 @@ class Endpoint:
     @property
     def doubtful(self) -> bool:
         """Whether to look first if it still serves what it did: after it was away, or idle."""
-        idle = not self._in_flight and time.monotonic() - self.answered > LULL
+        idle = not self.limit.in_flight and time.monotonic() - self.answered > LULL
         return self._suspect is not None or idle
 
     def _works(self, sent: float) -> None:
@@ -272,19 +285,15 @@ class Endpoint:
 
     def failed(self) -> None:
         """Note a failure."""
-        self._failed_at = time.monotonic()
+        self._tried_at = time.monotonic()
         if not self._failures:
-            self._failing_since = self._failed_at
+            self._failing_since = self._tried_at
         self._failures += 1
 
-    def hopeful(self) -> bool:
+    @property
+    def promising(self) -> bool:
         """It works as far as is known, or it is time that one request finds out."""
-        now = time.monotonic()
-        if self._failures and now - self._failed_at < REST:
-            return False
-        if self._failures:
-            self._failed_at = now
-        return True
+        return not self._failures or time.monotonic() - self._tried_at >= REST
 
     def rest(self, seconds: float) -> None:
         """It asks to be left alone for so long."""
@@ -295,29 +304,19 @@ class Endpoint:
         """It is to be left alone."""
         return time.monotonic() < self._rest_until
 
-    def busy_for(self) -> float:
-        """Seconds in which nothing came but "too many requests", with this one."""
+    def overloaded(self) -> float:
+        """Note "too many requests": seconds in which nothing else came."""
+        self.limit.overloaded()
         now = time.monotonic()
         if self._busy_since is None:
             self._busy_since = now
         return now - self._busy_since
 
-    def dead(self, patience: float, least: int) -> bool:
+    def dead(self, seconds: float, least: int) -> bool:
         """Nothing but failures for so long, so many, and nothing older is under way."""
-        if self._failures < least or time.monotonic() - self._failing_since <= patience:
+        if self._failures < least or time.monotonic() - self._failing_since <= seconds:
             return False
-        return all(sent > self._failing_since for sent in self._in_flight)
-
-    @contextmanager
-    def sending(self, started: float) -> Iterator[None]:
-        """Around a request, from when it was sent."""
-        self.gate.sent += 1
-        self._in_flight.append(started)
-        try:
-            yield
-        finally:
-            self.gate.sent -= 1
-            self._in_flight.remove(started)
+        return all(sent > self._failing_since for sent in self.limit.in_flight)
 
     def __repr__(self) -> str:
         return f"<endpoint {self.shown}>"
@@ -358,12 +357,25 @@ def _renamed(body: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {name if key == "max_tokens" else key: value for key, value in body.items()}
 
 
-def _wants(name: str, *, instead_of: str, said: str) -> bool:
+def _names(message: str, name: str) -> bool:
+    return re.search(rf"(?<!\w){name}(?!\w)", message) is not None
+
+
+def _refuses(message: str, name: str) -> bool:
+    return _names(message, name) and re.search(UNKNOWN, message, re.IGNORECASE) is not None
+
+
+def _wants(name: str, *, instead_of: str, message: str) -> bool:
     """Whether a refusal is about what the limit on tokens is called."""
-    if re.search(rf"(?<!\w){name}(?!\w)", said):
-        return True
-    refused = re.search(rf"(?<!\w){instead_of}(?!\w)", said)
-    return bool(refused and re.search(UNKNOWN, said, re.IGNORECASE))
+    return _names(message, name) or _refuses(message, instead_of)
+
+
+def _with_remedy(message: str, body: Mapping[str, Any]) -> str:
+    """What to do where a server refuses a setting."""
+    for name, remedy in REMEDIES.items():
+        if name in body and _refuses(message, name):
+            return f"{message}. This server does not take it: {remedy}"
+    return message
 
 
 def _dumped(body: Mapping[str, Any]) -> bytes:
@@ -371,21 +383,14 @@ def _dumped(body: Mapping[str, Any]) -> bytes:
     return text.encode()
 
 
-def _causes(error: BaseException) -> list[BaseException]:
-    causes = [error]
-    while (following := causes[-1].__cause__ or causes[-1].__context__) and len(causes) < 20:
-        causes.append(following)
-    return causes
-
-
-def _said(body: bytes) -> str:
+def _message(body: bytes) -> str:
     """What a server says of an error: the message within, else the text."""
     text = body[:10_000].decode(errors="replace")
     try:
         reply = json.loads(text)
         error = reply.get("error", reply)
-        said = error if isinstance(error, str) else error.get("message") or error.get("detail")
+        message = error if isinstance(error, str) else error.get("message") or error.get("detail")
         code = error.get("code") if isinstance(error, dict) else None
     except (ValueError, AttributeError, RecursionError):
         return text
-    return f"{said or reply} ({code})" if isinstance(code, str) else f"{said or reply}"
+    return f"{message or reply} ({code})" if isinstance(code, str) else f"{message or reply}"

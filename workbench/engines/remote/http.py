@@ -1,39 +1,100 @@
-"""HTTP to one server: the SDK's clients underneath, bodies of a bounded size, nothing followed.
+"""HTTP to one server: the SDK's clients underneath, bounded bodies, keys that are never shown.
 
-What the SDK itself does for each request takes as long as all the rest, so that its headers are
-made once and requests go to its HTTP client directly.
+The SDK's own work for a request takes as long as all the rest: its headers are made once, and
+requests go to its HTTP client directly. A notebook's event loop is running already, so that all
+network work has a loop of its own in a daemon thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
+import os
+import re
+import threading
 import time
 import urllib.request
 import weakref
 import zlib
-from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Any, Literal, TypeVar
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
-from workbench.engines.remote import loop
-from workbench.engines.remote.faults import Broken, Fatal
+from workbench import progress
+from workbench.engines.remote.retry import FatalError, RetryableError
+from workbench.errors import InputError
 
 # Its INFO lines, one a request, would show a URL's query and bury our one line a call.
 logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 Transport = Literal["aiohttp", "threads"]
+T = TypeVar("T")
 CONNECT = 20.0  # seconds to make a connection
 LARGEST = 64 * 2**20  # bytes of a body, decompressed
+TOO_LARGE = f"its answer has more than {LARGEST >> 20} MB"
 REDIRECTS = 5  # on one server, that keep the method
-WRAPPED = 32 + zlib.MAX_WBITS  # a header of gzip or zlib, whichever is there
+OPENAI = "api.openai.com"
+KEYS = ("WORKBENCH_API_KEY", "OPENAI_API_KEY")
+SHORT = 8  # characters below which a key may be part of a word, such as "test" of "latest"
+SEARCHED, SHOWN = 10_000, 300  # characters of a server's words that are redacted, and repeated
+ENTITIES = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}  # of HTML
+THREAD = "workbench-loop"
+_lock = threading.RLock()  # a finalizer may ask while somebody does
+_loop: asyncio.AbstractEventLoop | None = None
+
+
+def background_loop() -> asyncio.AbstractEventLoop:
+    """The loop, begun when it is first needed."""
+    global _loop  # noqa: PLW0603  # one for the process
+    with _lock:
+        if _loop is None:
+            _loop = asyncio.new_event_loop()
+            threading.Thread(target=_loop.run_forever, name=THREAD, daemon=True).start()
+        return _loop
+
+
+def start_coroutine(work: Coroutine[Any, Any, T]) -> Future[T]:
+    """Begin `work` in the background; the future cancels it."""
+    return asyncio.run_coroutine_threadsafe(work, background_loop())
+
+
+def run_coroutine(work: Coroutine[Any, Any, T]) -> T:
+    """Do `work` in the background and wait for it; an interrupt cancels it."""
+    future = start_coroutine(work)
+    try:
+        while not wait([future], timeout=0.5).done:
+            progress.check()
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+def _close_in_background(close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Wherever this is called: the garbage collector may be at work in the loop itself."""
+    future = start_coroutine(close())
+    if threading.current_thread().name != THREAD:
+        with contextlib.suppress(Exception):
+            future.result(timeout=1.0)
+
+
+def _forget_loop() -> None:
+    """A fork has the loop, but not the thread that runs it."""
+    global _loop, _lock
+    _loop, _lock = None, threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_loop)
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class HttpReply:
     """A whole response; header names are in lower case."""
 
     status: int
@@ -41,7 +102,7 @@ class Reply:
     body: bytes
 
 
-class Http:
+class HttpClient:
     """Connections to the server of a base URL.
 
     Args:
@@ -64,33 +125,40 @@ class Http:
         headers: Mapping[str, str],
     ) -> None:
         import httpx2
+        import openai
 
-        self._timeout = timeout
         self.proxy = proxy_of(url)
-        limits = httpx2.Limits(max_connections=most + 8, max_keepalive_connections=most + 8)
-        common: dict[str, Any] = {
-            "limits": limits,
+        connections = most + 8
+        options: dict[str, Any] = {
+            "limits": httpx2.Limits(
+                max_connections=connections, max_keepalive_connections=connections
+            ),
             "timeout": httpx2.Timeout(timeout, connect=CONNECT),
             "follow_redirects": False,
         }
         if self.proxy is None:  # also where the environment names one: httpx2 knows no loopback
-            common["mounts"] = {urlunsplit((*urlsplit(url)[:2], "", "", "")): None}
-        sent = _headers(url, key, headers)
+            options["mounts"] = {_origin(url): None}
+        sent = httpx2.Headers(_headers(url, key, headers))
+        close: Callable[[], Coroutine[Any, Any, None]]
         if transport == "aiohttp":
-            self._once = self._aiohttp(common, sent)
+            client = openai.DefaultAioHttpClient(**options)
+            self._once, close = _by_aiohttp(client, sent), client.aclose
         else:
-            self._once = self._threads(common, sent, most + 8)
+            self._once, close = _by_threads(
+                openai.DefaultHttpxClient(**options), sent, timeout, connections
+            )
+        self._finalizer = weakref.finalize(self, _close_in_background, close)
 
     def close(self) -> None:
         """Close the connections; what is collected unclosed does so too."""
         self._finalizer()
 
-    async def send(self, method: str, url: str, content: bytes | None) -> Reply:
+    async def send(self, method: str, url: str, content: bytes | None) -> HttpReply:
         """The response to a request; a redirect is followed only on the same server.
 
         Raises:
-            Fatal: it redirects to another server.
-            Broken: the body is too large, or not compressed as it says.
+            FatalError: it redirects to another server.
+            RetryableError: the body is too large, or not compressed as it says.
             Exception: whatever the libraries underneath raise.
         """
         for _ in range(REDIRECTS):
@@ -99,105 +167,97 @@ class Http:
             if reply.status not in (301, 302, 303, 307, 308) or target is None:
                 return reply
             target = urljoin(url, target)
-            if urlsplit(target)[:2] != urlsplit(url)[:2]:
-                place = urlunsplit((*urlsplit(target)[:2], "", "", "")).rpartition("@")[2]
-                raise Fatal(
-                    f"it redirects to {place}, another server, which was not sent anything: if you "
-                    "trust it, give its URL as base_url"
+            if _origin(target) != _origin(url):
+                raise FatalError(
+                    f"it redirects to {_origin(target).rpartition('@')[2]}, another server, which "
+                    "was not sent anything: if you trust it, give its URL as base_url"
                 )
             if method != "GET" and reply.status not in (307, 308):
-                raise Fatal(f"HTTP {reply.status}: it redirects to {urlsplit(target).path!r}")
+                raise FatalError(f"HTTP {reply.status}: it redirects to {urlsplit(target).path!r}")
             url = target
-        raise Broken(f"it redirects without end ({REDIRECTS} times)")
-
-    def _aiohttp(
-        self, common: dict[str, Any], headers: Mapping[str, str]
-    ) -> Callable[[str, str, bytes | None], Awaitable[Reply]]:
-        import httpx2
-        import openai
-
-        http = openai.DefaultAioHttpClient(**common)
-        sent = httpx2.Headers(headers)
-        urls: dict[str, httpx2.URL] = {}
-
-        async def once(method: str, url: str, content: bytes | None) -> Reply:
-            place = urls.get(url) or urls.setdefault(url, httpx2.URL(url))
-            request = http.build_request(method, place, headers=sent, content=content)
-            response = await http.send(request, stream=True)
-            try:
-                body = _Body(response.headers)
-                async for chunk in response.aiter_raw():
-                    body.add(chunk)
-                return Reply(response.status_code, dict(response.headers), body.whole())
-            finally:
-                await response.aclose()
-
-        self._finalizer = weakref.finalize(self, loop.finish, http.aclose)
-        return once
-
-    def _threads(
-        self, common: dict[str, Any], headers: Mapping[str, str], threads: int
-    ) -> Callable[[str, str, bytes | None], Awaitable[Reply]]:
-        import openai
-
-        http = openai.DefaultHttpxClient(**common)
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="workbench")
-        timeout = self._timeout
-
-        def wait(method: str, url: str, content: bytes | None) -> Reply:
-            end = time.monotonic() + timeout  # of a thread that nobody waits for any more
-            request = http.build_request(method, url, headers=dict(headers), content=content)
-            response = http.send(request, stream=True)
-            try:
-                body = _Body(response.headers)
-                for chunk in response.iter_raw():
-                    body.add(chunk)
-                    if time.monotonic() > end:
-                        raise TimeoutError
-                return Reply(response.status_code, dict(response.headers), body.whole())
-            finally:
-                response.close()
-
-        async def once(method: str, url: str, content: bytes | None) -> Reply:
-            return await asyncio.get_running_loop().run_in_executor(
-                pool, wait, method, url, content
-            )
-
-        async def close() -> None:
-            pool.shutdown(wait=False, cancel_futures=True)
-            http.close()
-
-        self._finalizer = weakref.finalize(self, loop.finish, close)
-        return once
+        raise RetryableError(f"it redirects without end ({REDIRECTS} times)")
 
 
-class _Body:
-    """A body as it arrives: decompressed, and never more than the largest."""
+_Exchange = Callable[[str, str, bytes | None], Awaitable[HttpReply]]
 
-    def __init__(self, headers: Mapping[str, str]) -> None:
-        self._kind = headers.get("content-encoding", "identity").strip().lower()
-        if self._kind not in ("", "identity", "gzip", "x-gzip", "deflate"):
-            raise Broken(f"its answer is compressed as {self._kind!r:.40}, which was not asked for")
-        wrapped = self._kind not in ("", "identity")
-        self._unpack = zlib.decompressobj(WRAPPED) if wrapped else None
-        self._parts: list[bytes] = []
-        self._size = 0
 
-    def add(self, chunk: bytes) -> None:
-        if self._unpack is not None:
-            try:
-                chunk = self._unpack.decompress(chunk, LARGEST - self._size + 1)
-            except zlib.error as error:
-                raise Broken(f"its answer is not the {self._kind} that it says: {error}") from None
-        self._parts.append(chunk)
-        self._size += len(chunk)
-        if self._size > LARGEST:
-            raise Broken(f"its answer has more than {LARGEST >> 20} MB")
+def _by_aiohttp(client: Any, headers: Any) -> _Exchange:
+    import httpx2
 
-    def whole(self) -> bytes:
-        if self._unpack is not None and self._size and not self._unpack.eof:
-            raise Broken(f"its answer ends in the middle of the {self._kind}")
-        return b"".join(self._parts)
+    parsed = lru_cache(64)(httpx2.URL)
+
+    async def exchange(method: str, url: str, content: bytes | None) -> HttpReply:
+        request = client.build_request(method, parsed(url), headers=headers, content=content)
+        response = await client.send(request, stream=True)
+        try:
+            body = bytearray()
+            async for chunk in response.aiter_raw():
+                _extend(body, chunk)
+            return _reply(response, body)
+        finally:
+            await response.aclose()
+
+    return exchange
+
+
+def _by_threads(
+    client: Any, headers: Any, timeout: float, threads: int
+) -> tuple[_Exchange, Callable[[], Coroutine[Any, Any, None]]]:
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="workbench")
+
+    def block(method: str, url: str, content: bytes | None) -> HttpReply:
+        end = time.monotonic() + timeout  # of a thread that nobody waits for any more
+        request = client.build_request(method, url, headers=headers, content=content)
+        response = client.send(request, stream=True)
+        try:
+            body = bytearray()
+            for chunk in response.iter_raw():
+                _extend(body, chunk)
+                if time.monotonic() > end:
+                    raise TimeoutError
+            return _reply(response, body)
+        finally:
+            response.close()
+
+    async def exchange(method: str, url: str, content: bytes | None) -> HttpReply:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(pool, block, method, url, content)
+
+    async def close() -> None:
+        pool.shutdown(wait=False, cancel_futures=True)
+        client.close()
+
+    return exchange, close
+
+
+def _extend(body: bytearray, chunk: bytes) -> None:
+    body += chunk
+    if len(body) > LARGEST:
+        raise RetryableError(TOO_LARGE)
+
+
+def _reply(response: Any, body: bytearray) -> HttpReply:
+    """The response, decompressed to no more than the largest body."""
+    headers = dict(response.headers)
+    packed, encoding = bytes(body), headers.get("content-encoding", "").strip().lower()
+    if not packed or encoding in ("", "identity"):
+        return HttpReply(response.status_code, headers, packed)
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise RetryableError(f"its answer is compressed as {encoding!r:.40}, unasked")
+    unpacker = zlib.decompressobj(32 + zlib.MAX_WBITS)  # with gzip's header or zlib's
+    try:
+        unpacked = unpacker.decompress(packed, LARGEST + 1)
+    except zlib.error as error:
+        raise RetryableError(f"its answer is not the {encoding} that it says: {error}") from None
+    if len(unpacked) > LARGEST:
+        raise RetryableError(TOO_LARGE)
+    if not unpacker.eof:
+        raise RetryableError(f"its answer ends in the middle of the {encoding}")
+    return HttpReply(response.status_code, headers, unpacked)
+
+
+def _origin(url: str) -> str:
+    return urlunsplit((*urlsplit(url)[:2], "", "", ""))
 
 
 def _headers(url: str, key: str | None, more: Mapping[str, str]) -> dict[str, str]:
@@ -205,10 +265,12 @@ def _headers(url: str, key: str | None, more: Mapping[str, str]) -> dict[str, st
     import openai
 
     client = openai.AsyncOpenAI(base_url=url, api_key=key or "none", max_retries=0)
-    given = {**client.default_headers, **(client.auth_headers if key else {})}
-    plain = {k: v for k, v in given.items() if isinstance(v, str)}
-    if key is None:
-        plain = {k: v for k, v in plain.items() if k.lower() != "authorization"}
+    defaults = {**client.default_headers, **(client.auth_headers if key else {})}
+    plain = {
+        name: value
+        for name, value in defaults.items()
+        if isinstance(value, str) and (key or name.lower() != "authorization")
+    }
     return plain | {"Accept-Encoding": "identity"} | dict(more)
 
 
@@ -233,3 +295,89 @@ def proxy_of(url: str) -> str | None:
     named = urllib.request.getproxies()
     proxy = named.get(parts.scheme) or named.get("all")
     return proxy and proxy.rpartition("@")[2].rpartition("://")[2]
+
+
+def _environment() -> Mapping[str, str | None]:
+    """The environment, over a `.env` file."""
+    from dotenv import dotenv_values, find_dotenv
+
+    return {**dotenv_values(find_dotenv(usecwd=True)), **os.environ}
+
+
+def api_key(url: str) -> str | None:
+    """The key for a server: never OpenAI's for another one.
+
+    Raises:
+        InputError: it has characters that no key has.
+    """
+    environment = _environment()
+    names = KEYS if urlsplit(url).hostname == OPENAI else KEYS[:1]
+    key = next((value.strip() for name in names if (value := environment.get(name))), "")
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(f"the key in {' or '.join(names)} has characters that no key has")
+    return key or None
+
+
+def header_values(headers: Mapping[str, str]) -> dict[str, str]:
+    """HTTP headers with the values of the environment variables that are named for them.
+
+    Raises:
+        InputError: a variable is not set. What was given is not repeated: it may be the secret.
+    """
+    environment = _environment()
+    values = {name: (environment.get(at) or "").strip() for name, at in headers.items()}
+    for name, value in values.items():
+        if not value:
+            raise InputError(
+                f"headers: {name!r} is not the name of an environment variable that is set. Give "
+                "the NAME of a variable (or of a line in .env) that holds the value, such as "
+                '{"api-key": "AZURE_OPENAI_API_KEY"}; the value itself would end up in a notebook'
+            )
+        if not (value.isascii() and value.isprintable()):
+            raise InputError(f"headers: the value for {name!r} has characters that no header has")
+    return values
+
+
+class Redactor:
+    """Takes secrets out of a server's words, escaped for JSON, HTML or URLs or not.
+
+    Only of what goes into an error or a log: an answer is never changed.
+    """
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        longest_first = sorted(set(secrets) - {""}, key=len, reverse=True)
+        patterns = "|".join(map(_pattern, longest_first))
+        self._pattern = re.compile(patterns, re.IGNORECASE) if patterns else None
+
+    def clean(self, text: str) -> str:
+        """The words without secrets, on one line, not too many."""
+        text = " ".join(text[:SEARCHED].split())
+        if self._pattern is not None:
+            text = self._pattern.sub("…", text)
+        return text[:SHOWN]
+
+
+def _pattern(secret: str) -> str:
+    pattern = "".join(map(_escaped, secret))
+    if len(secret) < SHORT:
+        return rf"(?<![A-Za-z0-9]){pattern}(?![A-Za-z0-9])"
+    return pattern
+
+
+def _escaped(one: str) -> str:
+    """A character as it is, or escaped in one of the usual ways."""
+    code = ord(one)
+    forms = [
+        re.escape(one),
+        f"%{code:02x}",
+        rf"\\{{1,8}}u{code:04x}",
+        f"&#0*{code};",
+        f"&#x0*{code:x};",
+    ]
+    if not one.isalnum():
+        forms.append(r"\\{1,8}" + re.escape(one))
+    if one in ENTITIES:
+        forms.append(f"&{ENTITIES[one]};")
+    if one == " ":
+        forms.append(r"\+")
+    return f"(?:{'|'.join(forms)})"

@@ -5,29 +5,32 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 from workbench.engines.remote.http import Transport
+from workbench.engines.remote.retry import RetryBudget
 from workbench.engines.source import check_options
 from workbench.errors import InputError
-from workbench.types import Prompt
+from workbench.values import optional, real, refuse, text, whole
 
-CHARACTERS = 4  # of a prompt, in a token: for estimates
+MOST = 1e9  # seconds, or of a rate limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RemoteOptions:
+class RemoteOptions(RetryBudget):
     """How a server is used; the defaults suit a vLLM server and a paid API.
 
     Attributes:
-        max_concurrency: requests in the air at the most, for each server.
+        max_concurrency: requests at once at the most, for each server.
         prompts_per_request: how many prompts go together where the server takes several.
         requests_per_minute, tokens_per_minute: limits of a paid API.
         timeout: seconds for one attempt.
         attempts: how often a request is tried that fails by itself.
         total_timeout: seconds for a request with all its attempts.
-        patience: seconds for which servers may be down, or answer nothing but "too many requests"
-            (beyond the wait that they ask for), before the call ends or continues without them.
+        outage_timeout: seconds for which servers may be down, or answer nothing but "too many
+            requests" (beyond the wait that they ask for), before the call ends or continues
+            without them.
         transport: "aiohttp", or "threads" where that misbehaves.
         chat_template, chat_template_kwargs, fold_system: see `ChatOptions`; a template of the
             caller's is for vLLM servers that trust one (`--trust-request-chat-template`).
@@ -42,9 +45,6 @@ class RemoteOptions:
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     timeout: float = 600.0
-    attempts: int = 10
-    total_timeout: float = 3600.0
-    patience: float = 120.0
     transport: Transport = "aiohttp"
     chat_template: str | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
@@ -65,32 +65,7 @@ class RemoteOptions:
                 "environment or in a .env file, as WORKBENCH_API_KEY"
             )
         check_options(options, [field.name for field in fields(cls)], "remote")
-        made = cls(**options)
-        size = made.prompts_per_request
-        for name, holds, need in (
-            ("max_concurrency", _positive(made.max_concurrency, int), "a whole number from 1"),
-            ("prompts_per_request", size == "auto" or _positive(size, int), '"auto" or from 1'),
-            ("attempts", _positive(made.attempts, int), "a whole number from 1"),
-            (
-                "revision",
-                made.revision is None or (isinstance(made.revision, str) and bool(made.revision)),
-                "a text that is not empty",
-            ),
-            ("transport", made.transport in ("aiohttp", "threads"), '"aiohttp" or "threads"'),
-            *(
-                (name, _positive(getattr(made, name)), "above 0")
-                for name in ("timeout", "total_timeout", "patience")
-            ),
-            *(
-                (name, getattr(made, name) is None or _positive(getattr(made, name)), "above 0")
-                for name in ("requests_per_minute", "tokens_per_minute")
-            ),
-        ):
-            if not holds:
-                raise InputError(f"{name}={getattr(made, name)!r}: must be {need}")
-        if made.headers is not None and not _is_texts(made.headers):
-            raise InputError('headers must be a dictionary such as {"api-key": "NAME_OF_VARIABLE"}')
-        return made
+        return cls(**{name: _checked(name, value) for name, value in options.items()})
 
     @property
     def size(self) -> int | None:
@@ -98,16 +73,29 @@ class RemoteOptions:
         return self.prompts_per_request if isinstance(self.prompts_per_request, int) else None
 
 
-def _positive(value: object, kind: type | tuple[type, ...] = (int, float)) -> bool:
-    number = isinstance(value, kind) and not isinstance(value, bool)
-    return number and 0 < value < float("inf")  # type: ignore[operator]
+def _checked(name: str, value: Any) -> Any:
+    positive = partial(real, above=True)
+    match name:
+        case "max_concurrency" | "attempts":
+            return whole(name, value, 1)
+        case "prompts_per_request" if value != "auto":
+            return whole(name, value, 1)
+        case "timeout" | "total_timeout" | "outage_timeout":
+            return positive(name, value, 0, MOST)
+        case "requests_per_minute" | "tokens_per_minute":
+            return optional(name, value, positive, 0, MOST)
+        case "revision":
+            return optional(name, value, text)
+        case "transport" if value not in ("aiohttp", "threads"):
+            refuse(name, value, '"aiohttp" or "threads"')
+        case "headers" if value is not None and not _is_header_map(value):
+            raise InputError('headers must be a dictionary such as {"api-key": "NAME_OF_VARIABLE"}')
+    return value
 
 
-def _is_texts(value: object) -> bool:
+def _is_header_map(value: object) -> bool:
     """Whether it names headers and variables; it is not shown: it may hold a secret."""
-    if not isinstance(value, Mapping):
-        return False
-    return all(
+    return isinstance(value, Mapping) and all(
         isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9-]+", name) and isinstance(at, str)
         for name, at in value.items()
     )
@@ -135,9 +123,3 @@ class Estimate:
             f"at most {self.completion_tokens:,} completion tokens"
         )
         return text + (f", {self.minutes:.1f} minutes at the rate limits" if self.minutes else "")
-
-
-def about(prompt: Prompt) -> int:
-    """About how many tokens a prompt has."""
-    texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
-    return 1 + sum(map(len, texts)) // CHARACTERS

@@ -1,0 +1,421 @@
+"""What servers serve, and what makes several, or one after it was away, the same: never a name.
+
+A revision that they tell vouches for the weights. Where there is none, a fingerprint does: the
+log-probabilities of the likeliest next tokens after a few fixed prompts, as text and as chat
+(which shows the chat template too). Batches change them a little, other weights, number formats
+and templates a lot, so it is compared within a tolerance. Where not even that can be had, names
+must do and nothing is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import Any
+
+from workbench.engines.chat import ChatOptions
+from workbench.engines.remote import wire
+from workbench.engines.remote.endpoint import Endpoint
+from workbench.engines.remote.labels import gives_named_logprobs
+from workbench.engines.remote.retry import (
+    AGAIN,
+    FatalError,
+    RequestError,
+    RetryableError,
+    UnreachableError,
+)
+from workbench.errors import EngineUnavailableError, InputError
+from workbench.store import Store, digest
+from workbench.types import Prompt, Sampling
+from workbench.values import near
+
+log = logging.getLogger("workbench")
+COLD = 60.0  # seconds for the first answers of a server
+METRICS = 3.0  # seconds for a page of counters
+HITS = "vllm:prefix_cache_hits_total"
+OURS = r"[0-9a-f]{12}-[a-z]+\d+(-[0-9a-f]{8})?"  # a revision as `identity.variant` makes it
+NO_LIST = (403, 404, 405, 501)  # a server without /models, or not for this key
+LONGEST = 2**40  # tokens of a context, above which it is none
+
+PROMPTS: tuple[Prompt, ...] = (
+    "1, 2, 3, 4,",
+    "The capital of France is",
+    "def add(a, b):\n    return",
+    "Question: What is 7 + 5?\nAnswer:",
+    [{"role": "user", "content": "What is 7 + 5?"}],
+)
+SAMPLING = Sampling(max_tokens=4, logprobs=5)
+TOLERANCE = 0.03  # of a log-probability. CPU: 0 by batches, 0.1 by bfloat16 instead of float32
+LEAST = 2  # tokens that a position must list, to tell anything
+TRIES = 5
+LONGEST_WAIT = 5.0  # seconds for a server that is busy
+SEVERAL = "Several servers must have the same model"
+OTHER = "it serves the model with other weights or options"
+
+# For each prompt: at each position the token and the likeliest, with log-probabilities.
+Position = tuple[int | str, dict[str, float]]
+Fingerprint = list[list[Position] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that a server lists; `revision` and `root` are "" where it does not tell them.
+
+    `workbench serve` lists a model under `name@revision` too. `names` are all of the same model.
+    """
+
+    name: str
+    revision: str = ""
+    root: str = ""
+    context_length: int = 0
+    names: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.revision or self.root or 'no revision told'})"
+
+
+class Identity:
+    """The model that a call's servers must have.
+
+    Args:
+        revision: the user's own word for the weights, which needs no fingerprint; or None.
+        chats: what the caller decided about chats.
+    """
+
+    served: ServedModel
+
+    def __init__(self, revision: str | None, chats: ChatOptions) -> None:
+        self._revision = revision
+        self._fingerprint: Fingerprint | None = None
+        self.dialect = wire.Dialect(chats=chats)
+
+    async def establish(self, endpoints: Sequence[Endpoint], model: str | None) -> ServedModel:
+        """Find the model that the servers have; those that do not answer now are absent.
+
+        Raises:
+            InputError: the model is not among those listed, or servers differ in it.
+            EngineUnavailableError: no server answers as one should.
+        """
+        looks = await asyncio.gather(*(_first_look(endpoint, model) for endpoint in endpoints))
+        there = [(e, s) for e, s in zip(endpoints, looks, strict=True) if s is not None]
+        if there:
+            first, self.served = there[0]
+            self.dialect = replace(self.dialect, model=self.served.name, vllm=first.vllm)
+            for endpoint, served in there:
+                if why := self._unlike(served):
+                    why = endpoint.clean(why)
+                    raise InputError(f"{endpoint.shown}: {why} like {first.shown}. {SEVERAL}")
+            if not (self._revision or self.served.revision):
+                await self._compare([endpoint for endpoint, _ in there])
+        absent = [e for e in endpoints if e.absent is not None]
+        if len(absent) == len(endpoints):
+            raise EngineUnavailableError("; ".join(f"{e.shown}: {e.absent}" for e in absent))
+        for endpoint in absent:
+            log.warning("%s is left out until it answers: %s", endpoint.shown, endpoint.absent)
+        return self.served
+
+    async def _compare(self, there: Sequence[Endpoint]) -> None:
+        """Take the fingerprints of all servers; one that cannot be asked is absent.
+
+        Raises:
+            InputError: they differ.
+        """
+        taken = await asyncio.gather(
+            *(take_fingerprint(endpoint, self.dialect) for endpoint in there),
+            return_exceptions=True,
+        )
+        pairs = list(zip(there, taken, strict=True))
+        prints = [(e, one) for e, one in pairs if not isinstance(one, BaseException)]
+        for endpoint, error in pairs:
+            # One that is busy or broken now may be worked with all the same, but without a store.
+            if isinstance(error, RequestError):
+                if prints or isinstance(error, UnreachableError | FatalError):
+                    endpoint.absent = explain(endpoint, error)
+            elif isinstance(error, BaseException):
+                raise error
+        for endpoint, one in prints:
+            self._fingerprint = prints[0][1]
+            if not same(self._fingerprint, one):
+                raise InputError(f"{endpoint.shown}: {OTHER} than {prints[0][0].shown}. {SEVERAL}")
+
+    def _unlike(self, served: ServedModel) -> str | None:
+        """Why what a server lists is another model; its path counts where nothing better does."""
+        ours = self.served
+        if (ours.name, ours.revision) == (served.name, served.revision):
+            vouched = ours.revision or self._revision or self._fingerprint is not None
+            if vouched or ours.root == served.root:
+                return None
+        return f"it serves {served}, not {ours}"
+
+    async def check(self, endpoint: Endpoint) -> None:
+        """Whether a server has this model now.
+
+        Raises:
+            FatalError: it has another.
+            RequestError: it does not answer.
+        """
+        try:
+            served = await look(endpoint, self.served.name)
+        except InputError as error:
+            raise FatalError(str(error)) from None
+        if why := self._unlike(served):
+            raise FatalError(f"{why}, as when this engine was opened: open it again")
+        if self._fingerprint is None:
+            return
+        for _ in range(3):  # a batch with others' requests may change it a little
+            now = await take_fingerprint(endpoint, self.dialect, like=self._fingerprint)
+            if same(self._fingerprint, now):
+                return
+        raise FatalError(f"{OTHER} than when this engine was opened: open it again")
+
+    def fingerprint(self, first: Endpoint, store: Store | None) -> str | None:
+        """A name for the weights as they answer, None where that is not known.
+
+        It is the same for all fingerprints that are the same, as far as the store remembers.
+        """
+        if (ours := self._fingerprint) is None:
+            return None
+
+        def add(stored: Any) -> list[Fingerprint]:
+            known: list[Fingerprint] = list(stored or [])
+            return known if any(same(one, ours) for one in known) else [*known, ours]
+
+        known = [ours]
+        if store is not None:
+            known = store.update(digest("fingerprint", first.url, self.served.name), add)
+        oldest = next(one for one in known if same(one, ours))
+        if len(known) > 1 and oldest is known[-1]:
+            log.info("%s answers unlike before: answers stored then are left aside", first.shown)
+        return f"fingerprint {digest(oldest).hex()[:12]}"
+
+
+async def _first_look(endpoint: Endpoint, model: str | None) -> ServedModel | None:
+    """What a server serves; None leaves the reason in `absent`."""
+    try:
+        served = await look(endpoint, model)
+        if not endpoint.vllm:
+            endpoint.exact = await gives_named_logprobs(endpoint, served.name)
+            endpoint.vllm = bool(endpoint.exact)  # by another name, as behind a gateway
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001  # whatever a server sends
+        endpoint.absent = explain(endpoint, endpoint.as_request_error(error))
+        return None
+    return served
+
+
+async def look(endpoint: Endpoint, model: str | None) -> ServedModel:
+    """The model as a server lists it now.
+
+    Raises:
+        RequestError: it does not answer as it should.
+        InputError: the model is not among those listed, or there are several and none is named.
+    """
+    try:
+        listed = await _models(endpoint)
+    except RequestError as error:
+        if model is None or error.status not in NO_LIST:
+            raise
+        return ServedModel(model, names=(model,))
+    roots = {str(card["id"]): card.get("root") for card in listed}
+    revisions = _revisions(roots)
+    names = [name for name in roots if name.rpartition("@")[0] not in revisions]
+    serves = endpoint.clean(", ".join(names))
+    if model is None and len(names) != 1:
+        raise InputError(f"{endpoint.shown} serves {serves}: choose one as model=…")
+    name = names[0] if model is None else model
+    if name not in roots:
+        hint = endpoint.clean(near(name, names))
+        raise InputError(f"{endpoint.shown} has no {name!r}{hint}; it serves {serves}")
+    root = "" if not isinstance(roots[name], str) else str(roots[name])
+    length = next(card.get("max_model_len") for card in listed if str(card["id"]) == name)
+    return ServedModel(
+        name=name,
+        revision=revisions.get(name, ""),
+        root=root,
+        context_length=length if type(length) is int and 0 < length < LONGEST else 0,
+        names=(name, *(one for one in roots if root and roots[one] == root)),
+    )
+
+
+async def _models(endpoint: Endpoint) -> Sequence[Mapping[str, Any]]:
+    reply = await endpoint.get("/models")
+    listed = reply.get("data") if isinstance(reply, dict) else None
+    if not isinstance(listed, list) or not all(isinstance(m, dict) and "id" in m for m in listed):
+        raise RetryableError("its /models lists no models")
+    if not listed:
+        raise RetryableError("it serves no model")
+    if not endpoint.vllm and any(model.get("owned_by") == "vllm" for model in listed):
+        endpoint.vllm = True
+        endpoint.limit.open()
+    return listed
+
+
+def _revisions(roots: Mapping[str, object]) -> dict[str, str]:
+    """What `name@revision` vouches for: the same model by its root, or in the form of ours."""
+    revisions: dict[str, list[str]] = {}
+    for one, root in roots.items():
+        name, at, revision = one.rpartition("@")
+        rooted = bool(root) and roots.get(name) == root
+        if at and name in roots and (rooted or re.fullmatch(OURS, revision)):
+            revisions.setdefault(name, []).append(revision)
+    return {name: several[0] for name, several in revisions.items() if len(several) == 1}
+
+
+def explain(endpoint: Endpoint, error: RequestError) -> str:
+    """A failure of the first request, with what to do about it."""
+    if error.status in (401, 403):
+        had = "refuses the key in" if endpoint.has_key else "wants a key: put it in"
+        return f"it {had} WORKBENCH_API_KEY (environment or .env file). It says: {error}"
+    if error.status == 404:
+        return (
+            f"no OpenAI-compatible server at this path ({error}); most end in /v1. Where it only "
+            "does not list its models, name one as model=…"
+        )
+    if isinstance(error, RetryableError):
+        return f"no OpenAI-compatible server answers there: {error}"
+    if isinstance(error, FatalError):
+        return str(error)
+    return (
+        f"it cannot be reached ({error}): is it running, and the port right? "
+        "`workbench serve vllm` starts a server"
+    )
+
+
+async def find_several(endpoints: Sequence[Endpoint], model: str, *, chats: bool) -> None:
+    """Find out, once for each server, whether it takes several prompts in one request."""
+    talk = [{"role": "user", "content": "1"}]
+    path = wire.CHAT_BATCH if chats else wire.TEXTS
+    body = {"model": model, "max_tokens": 1}
+    body |= {"messages": [talk, talk]} if chats else {"prompt": ["1", "2"]}
+
+    async def find(endpoint: Endpoint) -> None:
+        several = False
+        if endpoint.vllm or not chats:
+            try:
+                async with asyncio.timeout(COLD):
+                    several = len((await endpoint.post(path, body))["choices"]) == 2
+            except (*AGAIN, TimeoutError, *wire.ODD_JSON):
+                return  # not today
+            except RequestError as error:
+                log.info("%s takes one prompt a request: %s", endpoint.shown, error)
+        setattr(endpoint, "batch" if chats else "multi", several)
+
+    await asyncio.gather(*(find(e) for e in endpoints if e.several(chats=chats) is None))
+
+
+async def version(endpoint: Endpoint) -> str:
+    """vLLM's own, "" where there is none."""
+    if endpoint.vllm:
+        with contextlib.suppress(RequestError, AttributeError):
+            return str((await endpoint.get("//version")).get("version", ""))[:40]
+    return ""
+
+
+async def prefix_cache_hits(endpoints: Sequence[Endpoint]) -> float | None:
+    """Prompt tokens that the servers have found in their prefix caches since they started."""
+    try:
+        async with asyncio.timeout(METRICS):
+            pages = await asyncio.gather(*(endpoint.text("//metrics") for endpoint in endpoints))
+        lines = [line for page in pages for line in page.splitlines() if line.startswith(HITS)]
+        total = sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+    except (RequestError, TimeoutError, ValueError, IndexError):
+        return None
+    return total if lines and 0 <= total < LONGEST else None
+
+
+async def take_fingerprint(
+    endpoint: Endpoint, dialect: wire.Dialect, like: Fingerprint | None = None
+) -> Fingerprint | None:
+    """What the server answers, None in the place of a path that it does not have.
+
+    None as a whole where it gives no log-probabilities at all.
+
+    Args:
+        endpoint: the server.
+        dialect: the model's name, and how it is asked.
+        like: an earlier one; only what that has is asked for, and must be answered.
+
+    Raises:
+        FatalError: nothing can be asked there.
+        RequestError: it does not answer now.
+    """
+    places = [i for i in range(len(PROMPTS)) if like is None or like[i] is not None]
+    try:
+        async with asyncio.timeout(COLD):
+            answers = await asyncio.gather(
+                *(_positions(endpoint, dialect, PROMPTS[i]) for i in places), return_exceptions=True
+            )
+    except TimeoutError:
+        raise RetryableError(f"no answer to a fingerprint within {COLD:g} s") from None
+    errors = [one for one in answers if isinstance(one, BaseException)]
+    # A path that is not there, or always breaks, is no obstacle the first time.
+    lacking = FatalError if like is not None else (FatalError, RetryableError)
+    worse = [one for one in errors if not isinstance(one, lacking)]
+    if worse or (errors and (len(errors) == len(answers) or like is not None)):
+        raise (worse or errors)[0]
+    taken: Fingerprint = [None] * len(PROMPTS)
+    for i, answer in zip(places, answers, strict=True):
+        taken[i] = None if isinstance(answer, BaseException) else answer
+    return taken if any(one is not None for one in taken) else None
+
+
+async def _positions(
+    endpoint: Endpoint, dialect: wire.Dialect, prompt: Prompt
+) -> list[Position] | None:
+    path, body = wire.request([prompt], SAMPLING, dialect)
+    for attempt in range(1, TRIES + 1):
+        try:
+            (choice,) = wire.choices_in_order(await endpoint.generate(path, body), 1)
+            tokens = [] if choice is None else wire.logprobs(choice)
+            positions = [(t.token_id, {str(name): p for name, p in t.top}) for t in tokens]
+            return positions if positions and len(positions[0][1]) >= LEAST else None
+        except AGAIN as error:
+            wait = error.retry_after or 0.2 * attempt
+            if attempt == TRIES or wait > LONGEST_WAIT:
+                raise
+            await asyncio.sleep(wait)
+        except FatalError:
+            raise
+        except (RequestError, *wire.ODD_JSON):
+            break
+    return None
+
+
+def same(one: Fingerprint | None, other: Fingerprint | None) -> bool:
+    """Whether two fingerprints are of the same weights, as far as they show."""
+    if one is None or other is None:
+        return one is other
+    return all(_alike(a, b) for a, b in zip_longest(one, other))
+
+
+def _alike(one: Sequence[Any] | None, other: Sequence[Any] | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    for (token, top), (another, likewise) in zip(one, other, strict=False):
+        if not _close(top, likewise):
+            return False
+        if token != another:  # of two as likely: what follows belongs to different texts
+            pair = [top.get(str(name), -math.inf) for name in (token, another)]
+            return bool(min(pair) > max(pair) - 2 * TOLERANCE)
+    return len(one) == len(other)
+
+
+def _close(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """Equal within the tolerance; a token that only one lists must be about its least likely."""
+    if not one or not other:
+        return not one and not other
+    if any(abs(one[token] - other[token]) > TOLERANCE for token in one.keys() & other.keys()):
+        return False
+    return all(
+        value <= min(listed.values()) + TOLERANCE
+        for listing, listed in ((one, other), (other, one))
+        for token, value in listing.items()
+        if token not in listed
+    )

@@ -1,0 +1,247 @@
+"""When to ask a server again, and how much at once: errors by what to do, budgets, limits.
+
+Concurrency adapts by additive increase and multiplicative decrease: the limit grows only while it
+is used up, doubling until the first "too many requests" and by a twentieth afterwards; it is cut
+once in a cool-down. Failures that say nothing about load change nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import math
+import random
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from aiolimiter import AsyncLimiter
+
+TOO_MANY = (429, 529)
+CONFIGURATION = (401, 402, 403, 404, 405)  # as wrong for the next request as for this one
+PASSING = (408, 409, 425)
+AWAY = (502, 503)
+FIRST_WAIT, LONGEST_WAIT = 0.25, 10.0  # seconds before a request is sent again
+START = 10  # requests at once
+SATURATED = 0.8  # of the limit in use, at the least, for the limit to grow
+OVERSHOT, CUT = 0.8, 0.85  # what is left of the limit: after doubling, and after that
+COOL_DOWN = 2.0  # as a multiple of what a request takes: the cut must have had its effect
+LEAST, MOST = 0.2, 15.0  # seconds of it; never what a server asks for: that would freeze the limit
+BURST = 10.0  # seconds' worth of a minute's limit that may go at once
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a job has no result: an error that ends there, as data."""
+
+    reason: str
+
+
+class RequestError(Exception):
+    """A request was not answered.
+
+    Attributes:
+        status: HTTP's, where it came with one.
+        retry_after: seconds that the server asks to wait, if it says.
+    """
+
+    def __init__(
+        self, message: str, *, status: int | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+
+
+class RejectedError(RequestError):
+    """The server will not do this request, however often it is asked."""
+
+
+class RetryableError(RequestError):
+    """This answer is unusable (an error inside, half a body, no JSON, too late): ask again."""
+
+
+class RateLimitedError(RequestError):
+    """Too many requests."""
+
+
+class UnreachableError(RequestError):
+    """The server cannot be reached, or is starting: ask again, for as long as the budget lasts."""
+
+
+class FatalError(RequestError):
+    """No request can succeed there (a wrong key, an unknown model)."""
+
+
+AGAIN = (RetryableError, RateLimitedError, UnreachableError)  # what may be asked again
+
+
+def error_of_status(
+    status: int, text: str, headers: Mapping[str, str], *, has_answered: bool
+) -> RequestError:
+    """The error that an HTTP status stands for.
+
+    Args:
+        status: of the response.
+        text: what the server said.
+        headers: of the response, for how long to wait.
+        has_answered: before, so that 403 is about the request.
+    """
+    kind: type[RequestError] = RejectedError
+    if status in TOO_MANY and "insufficient_quota" not in text:
+        kind = RateLimitedError
+    elif status == 403 and has_answered:
+        kind = RejectedError
+    elif status in CONFIGURATION or status in TOO_MANY:
+        kind = FatalError
+    elif status in AWAY:
+        kind = UnreachableError
+    elif status in PASSING or status >= 500:
+        kind = RetryableError
+    message = f"HTTP {status}: {text}" if text else f"HTTP {status}"
+    wait = _retry_after(headers) if kind in (RateLimitedError, UnreachableError) else None
+    return kind(message, status=status, retry_after=wait)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks to wait, given in seconds, in milliseconds or as a date."""
+    text = headers.get("retry-after", "").strip()
+    try:
+        if "retry-after-ms" in headers:
+            seconds = float(headers["retry-after-ms"]) / 1000
+        elif not text or text[0].isdigit():
+            seconds = float(text or "nan")
+        else:
+            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+    except (ValueError, TypeError, ArithmeticError, OSError):
+        return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryBudget:
+    """When to give up: on a request by attempts and seconds, on servers by seconds.
+
+    Too many requests, and a server that is away, do not count as attempts.
+    """
+
+    attempts: int = 10
+    total_timeout: float = 3600.0
+    outage_timeout: float = 120.0
+
+
+def backoff(failures: int) -> float:
+    """Seconds to wait after so many failures: doubling, with jitter."""
+    doubled: float = FIRST_WAIT * 2 ** min(failures - 1, 20)
+    return min(LONGEST_WAIT, doubled) * random.uniform(0.5, 1.0)
+
+
+class ConcurrencyLimit:
+    """How many requests a server gets at once; use it from one event loop only."""
+
+    def __init__(self, most: int, start: int = START) -> None:
+        self.limit = float(min(start, most))
+        self.busy = 0
+        self.peak = 0  # most at once, ever
+        self.in_flight: list[float] = []  # when they were sent that do not wait to be sent again
+        self._most = most
+        self._doubling = True
+        self._cut_at = -MOST
+        self._seconds = 1.0  # what a request takes, about
+        self._clean = 0  # answers since the round began
+        self._used = 0  # most at once since then
+
+    @property
+    def free(self) -> bool:
+        """Whether one more request may go."""
+        return self.busy < int(self.limit)
+
+    @property
+    def allowed(self) -> int:
+        """How many requests the server may have."""
+        return max(1, int(self.limit))
+
+    def open(self) -> None:
+        """Begin at the most: for a server that queues what it cannot run yet."""
+        self.limit = float(self._most)
+
+    def enter(self) -> None:
+        """Take a slot; it is kept while a request waits to be sent again."""
+        self.busy += 1
+        self.peak = max(self.peak, self.busy)
+        self._used = max(self._used, self.busy)
+
+    def leave(self) -> None:
+        """Give the slot back."""
+        self.busy -= 1
+
+    async def room(self) -> None:
+        """Wait until one more may be sent: the limit may be below the slots that are taken."""
+        while len(self.in_flight) >= self.allowed:  # noqa: ASYNC110  # the limit changes, too
+            await asyncio.sleep(min(0.05, max(0.001, self._seconds / 10)))
+
+    @contextmanager
+    def sending(self, started: float) -> Iterator[None]:
+        """Around a request, from when it was sent."""
+        self.in_flight.append(started)
+        try:
+            yield
+        finally:
+            self.in_flight.remove(started)
+
+    def succeeded(self, seconds: float) -> None:
+        """A request was answered at its first attempt: after a round of them, try more."""
+        self._seconds += (seconds - self._seconds) / 10
+        self._clean += 1
+        if self._clean < self.limit:
+            return
+        if self._used >= SATURATED * int(self.limit):
+            grown = self.limit * 2 if self._doubling else self.limit + max(1, self.limit / 20)
+            self.limit = min(grown, float(self._most))
+        self._begin_round()
+
+    def overloaded(self) -> None:
+        """The server had too many requests."""
+        now = time.monotonic()
+        if now - self._cut_at >= min(MOST, max(LEAST, COOL_DOWN * self._seconds)):
+            self._cut_at = now
+            self.limit = max(1.0, self.limit * (OVERSHOT if self._doubling else CUT))
+        self._doubling = False
+        self._begin_round()
+
+    def _begin_round(self) -> None:
+        self._clean, self._used = 0, self.busy
+
+
+class RateLimit:
+    """Requests and tokens that may be sent in a minute; None is no limit."""
+
+    def __init__(self, requests: float | None, tokens: float | None) -> None:
+        self._a_minute = (requests, tokens)
+        self._requests, self._tokens = map(_limiter, self._a_minute)
+
+    def minutes(self, requests: int, tokens: int) -> float:
+        """The least time that so much takes; 0 without limits."""
+        pairs = zip((requests, tokens), self._a_minute, strict=True)
+        return max(count / (limit or math.inf) for count, limit in pairs)
+
+    def __bool__(self) -> bool:
+        return any(self._a_minute)
+
+    async def wait(self, tokens: int) -> None:
+        """Wait for one request of about so many tokens."""
+        if self._requests is not None:
+            await self._requests.acquire()
+        if self._tokens is not None:
+            part = max(1.0, self._tokens.max_rate / 10)  # equal parts: none is put off for long
+            for paid in range(0, tokens, int(part)):
+                await self._tokens.acquire(min(part, tokens - paid))
+
+
+def _limiter(a_minute: float | None) -> AsyncLimiter | None:
+    """One that lets no more than a few seconds' worth go at once, and at least one."""
+    if a_minute is None:
+        return None
+    burst = max(1.0, a_minute * BURST / 60)
+    return AsyncLimiter(burst, burst * 60 / a_minute)
