@@ -32,10 +32,15 @@ from workbench.errors import InputError, StoppedError
 from workbench.evaluation import evaluate
 from workbench.icm import Claim, search
 from workbench.load import Load, Runner
-from workbench.panel import Job, watch
-from workbench.panel.record import MOST, PIECES, Record
-from workbench.panel.summary import markup
-from workbench.panel.views import kind
+from workbench.panel import (
+    MAX_SAMPLES,
+    MAX_SPEEDS,
+    WatchedCall,
+    _ended,
+    _History,
+    chosen_view,
+    watch,
+)  # fmt: skip
 from workbench.progress import Progress, check, current, fact, one_bar
 from workbench.store import Store
 from workbench.throughput import Throughput
@@ -53,14 +58,14 @@ def _off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKBENCH_PROGRESS", "off")
 
 
-def reached(job: Job[Any], rows: int = 1) -> None:
+def reached(job: WatchedCall[Any], rows: int = 1) -> None:
     """Wait until so many rows are there, which are not all."""
     while job.state == "running" and int(job.summary()["requests"].iloc[0]) < rows:
         job.wait(0.01)
     assert job.state == "running"
 
 
-def stop(job: Job[Any]) -> float:
+def stop(job: WatchedCall[Any]) -> float:
     """Stop it; the seconds until it has ended."""
     start = time.perf_counter()
     job.stop()
@@ -256,10 +261,10 @@ def test_what_a_function_raises_is_raised() -> None:
             job.result()
     assert job.state == "failed"
     assert repr(job) == "<job refuse: failed>"
-    table, plain = markup(job._record)
-    assert "this &lt;b&gt;value&lt;/b&gt; is none" in table
-    assert "InputError: this <b>value</b> is none" in plain
-    assert "hush" not in table + plain
+    shown = _ended(job)
+    assert "this &lt;b&gt;value&lt;/b&gt; is none" in shown["text/html"]
+    assert "InputError: this <b>value</b> is none" in shown["text/plain"]
+    assert "hush" not in str(shown)
 
 
 def test_a_result_that_is_not_there_yet() -> None:
@@ -290,7 +295,7 @@ def test_await_gives_the_same_and_leaves_the_loop_free() -> None:
 
 
 def test_a_cancelled_await_stops_the_job() -> None:
-    async def main() -> Job[None]:
+    async def main() -> WatchedCall[None]:
         job = watch(for_ever)
 
         async def wait() -> None:
@@ -322,7 +327,7 @@ def test_ctrl_c_in_result_stops_the_job(kept: VLLMEngine, tmp_path: Path) -> Non
 
 
 def test_a_job_in_a_job_is_stopped_with_it() -> None:
-    inner: list[Job[None]] = []
+    inner: list[WatchedCall[None]] = []
 
     def outer() -> None:
         inner.append(watch(for_ever))
@@ -369,7 +374,7 @@ def test_nobody_watches_and_nothing_changes() -> None:
     assert current() is None
 
 
-def lines(work: Callable[[], Job[Any]], capsys: pytest.CaptureFixture[str]) -> list[str]:
+def lines(work: Callable[[], WatchedCall[Any]], capsys: pytest.CaptureFixture[str]) -> list[str]:
     job = work()
     capsys.readouterr()
     job.wait()
@@ -439,7 +444,7 @@ def test_the_surroundings_choose_the_view(
         monkeypatch.setenv(name, value)
     shell = type("Shell", (), {"kernel": None})() if in_kernel else None
     monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
-    assert kind() == wanted
+    assert chosen_view() == wanted
 
 
 def test_an_unknown_view_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -476,20 +481,14 @@ def test_progress_is_told_from_many_threads() -> None:
     assert state.facts == {f"fact {number}": 999 for number in range(8)}
 
 
-def test_a_long_past_takes_little_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    record = Record("work", Progress())
-    for _ in range(40_000):
-        now[0] += 0.25
-        record.progress.add(Usage(prompt_tokens=25))
-        record.look()
-    record.end("done")
-    record.look()
-    assert 200 < len(record.samples) <= MOST
-    assert record.samples[-1].seconds == 10_000
-    speeds = record.speeds()
-    assert 60 < len(speeds) <= PIECES
+def test_a_long_past_takes_little_room() -> None:
+    history = _History()
+    for step in range(1, 40_001):
+        history.add(0.25 * step, 25 * step, None, last=step == 40_000)
+    assert 200 < len(history.samples) <= MAX_SAMPLES
+    assert history.samples[-1][0] == 10_000
+    speeds = history.speeds()
+    assert 60 < len(speeds) <= MAX_SPEEDS
     assert {round(speed) for _, speed in speeds} == {100}
 
 
