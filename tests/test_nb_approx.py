@@ -6,8 +6,10 @@ import contextlib
 import copy
 import json
 import math
+import os
 import subprocess
 import sys
+import tomllib
 import xml.etree.ElementTree as ET
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +23,7 @@ from tools.notebooks.lint import lint
 from tools.notebooks.refresh import refresh
 from workbench.errors import NotebookError
 from workbench.nb import approx
-from workbench.nb.bundle import MIME, differences, digest, read
+from workbench.nb.tolerance import MIME, differences, digest, read_table
 from workbench.nb.validate import validate
 
 if TYPE_CHECKING:
@@ -147,12 +149,12 @@ _CASES: dict[str, tuple[str, tuple[str, ...], Edit | None, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-def _run(path: Path, *plugin: str) -> list[str]:
+def _run(path: Path, *plugin: str, mode: str = "--nbval") -> list[str]:
     """What nbval says of each cell: nothing of one that passes."""
     report = path.with_suffix(".xml")
     command = [
         *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugin, "-c", "no.ini"),
-        *("--color=no", "--nbval", "--nbval-kernel-name=workbench", "--nbval-cell-timeout=60"),
+        *("--color=no", mode, "--nbval-kernel-name=workbench", "--nbval-cell-timeout=60"),
         *(f"--junit-xml={report}", str(path)),
     ]
     Path("no.ini").write_text("[pytest]\n")
@@ -185,9 +187,51 @@ def test_a_table_is_compared_within_its_tolerances(case: str, told: dict[str, st
 
 def test_nbval_alone_compares_to_the_letter(repo: Path) -> None:
     cells = [_cell(_CASES[case][0], *_CASES[case][1]) for case in ("the same", "near")]
-    _, same, near = _run(_notebook(repo / "alone.ipynb", *cells))
+    path = _notebook(repo / "alone.ipynb", *cells)
+    _, same, near = _run(path, "-p", "no:workbench.nb.plugin")
     assert same == ""
     assert "Cell outputs differ" in near
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pyproject.toml declares to pytest, as an installation of it would."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    points = project["project"]["entry-points"]["pytest11"]
+    assert points == {"workbench.nb.plugin": "workbench.nb.plugin"}
+    info = tmp_path / "site" / "probe-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: probe\nVersion: 1\n")
+    lines = [f"{name} = {module}" for name, module in points.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[pytest11]", *lines]))
+    path = os.pathsep.join([str(info.parent), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", path)
+
+
+@pytest.mark.usefixtures("installed")
+def test_an_installed_plugin_has_plain_nbval_compare_tables(repo: Path) -> None:
+    near = _cell("# NBVAL_CHECK_OUTPUT\n" + _CASES["near"][0], _SAME)
+    far = _cell("# NBVAL_CHECK_OUTPUT\n" + _CASES["far"][0], _SAME)
+    unmarked = _cell(_CASES["far"][0], _SAME)  # which --nbval-lax does not compare
+    path = _notebook(repo / "installed.ipynb", near, far, unmarked)
+    for more in ((), ("-p", "workbench.nb.plugin")):
+        _, passes, fails, left = _run(path, *more, mode="--nbval-lax")
+        assert (passes, left) == ("", "")
+        assert "column 'share': stored 0.5, new 0.56" in fails
+
+
+@pytest.mark.usefixtures("installed")
+def test_an_installed_plugin_is_nothing_to_other_tests(tmp_path: Path) -> None:
+    code = """\
+import sys
+def test_it(pytestconfig):
+    assert pytestconfig.pluginmanager.get_plugin("workbench.nb.plugin")
+    assert not {"nbval", "nbformat", "pandas", "workbench.nb.validate"} & {*sys.modules}
+"""
+    (tmp_path / "test_it.py").write_text(code)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:nbval", "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, str(tmp_path)], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_validate_knows_tolerances(repo: Path) -> None:
@@ -236,7 +280,7 @@ def test_a_table_shows_as_pandas_shows_it() -> None:
     # As the notebook's file has it: JSON, and texts as lists of lines.
     stored = json.loads(json.dumps(data, allow_nan=False))
     stored["text/html"] = stored["text/html"].splitlines(keepends=True)
-    index, n, x = read(stored)
+    index, n, x = read_table(stored)
     assert (index.cells, n.cells, x.cells) == (["a", "b"], [1, 2], [0.5, None])
     assert (n.tolerance, x.tolerance) == ("none", "± 0.1")
 
@@ -244,7 +288,7 @@ def test_a_table_shows_as_pandas_shows_it() -> None:
 def test_levels_flags_and_numpy_figures_are_read() -> None:
     table = pd.DataFrame({"k": ["a", "b"], "x": [1.0, 2.0], "ok": [True, None]}).set_index("k")
     wide = pd.concat({"one": table, "two": table[["x"]].astype("float32")}, axis=1)
-    index, x, ok, again = read(approx(wide, relative={("two", "x"): 0.1}).data)
+    index, x, ok, again = read_table(approx(wide, relative={("two", "x"): 0.1}).data)
     assert (index.name, index.cells) == ("k", ["a", "b"])
     assert [one.name for one in (x, ok, again)] == ["one, x", "one, ok", "two, x"]
     assert (ok.cells, again.cells, again.relative) == (["True", None], [1.0, 2.0], 0.1)

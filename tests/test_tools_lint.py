@@ -13,7 +13,7 @@ from tools.notebooks.__main__ import main
 from tools.notebooks.lint import absolute_paths, lint
 from workbench.cli.notebook import app
 from workbench.errors import NotebookError
-from workbench.nb.bundle import MIME
+from workbench.nb.tolerance import MIME
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from tools.notebooks.assertion import can_fail
 from tools.notebooks.lint import WIDGET_VIEW
 from workbench.errors import NotebookError
-from workbench.nb.bundle import MIME, read
 from workbench.nb.notebook import PARAMETERS_TAG, RAISES, SKIP, Cell, joined, load, statements
+from workbench.nb.tolerance import MIME, read_table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -139,7 +139,7 @@ def _output_lack(output: dict[str, Any]) -> str:
 
 def _vague(data: dict[str, Any]) -> str:
     try:
-        columns = [column for column in read(data) if column.tolerance != "none"]
+        columns = [column for column in read_table(data) if column.tolerance != "none"]
     except NotebookError as error:
         return str(error)
     vague = columns and all(column.vague for column in columns)

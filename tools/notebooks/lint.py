@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import NotebookError
-from workbench.nb.bundle import MIME, read
 from workbench.nb.notebook import PARAMETERS_TAG, RAISES, SKIP, Notebook, joined, load, statements
 from workbench.nb.parameters import faults
 from workbench.nb.process import KERNEL
+from workbench.nb.tolerance import MIME, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -184,7 +184,7 @@ def _approx(notebook: Notebook) -> _Faults:
 
 def _untrue(data: dict[str, Any]) -> Iterator[str]:
     try:
-        columns = read(data)
+        columns = read_table(data)
     except NotebookError as error:
         yield str(error)
         return

@@ -15,8 +15,7 @@ from workbench.cli.output import command_group, fail, say, table
 from workbench.errors import InputError, NotebookError
 from workbench.nb.notebook import find, load
 from workbench.nb.parameters import Text, faults
-from workbench.nb.process import TIMEOUT
-from workbench.nb.validate import CELL_TIMEOUT
+from workbench.nb.process import CELL_TIMEOUT, TIMEOUT
 
 app = command_group("Run, check and validate notebooks.")
 

@@ -1,10 +1,9 @@
-"""Notebooks: run, refresh, validate and check them; a notebook itself needs `approx` and `expect`.
+"""Notebooks: run, validate and check them; a notebook itself needs `approx` and `expect`.
 
-Importing this package costs nothing: papermill, nbformat, pandas and typer are imported by the
+Importing this package costs nothing: papermill, nbformat, pandas and nbval are imported by the
 modules that use them.
 """
 
-from workbench.nb.approx import approx
-from workbench.nb.expect import expect
+from workbench.nb.tolerance import approx, expect
 
 __all__ = ["approx", "expect"]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 KERNEL = "workbench"
 RUN_DIR = "WORKBENCH_RUN_DIR"
 TIMEOUT = 900.0
+CELL_TIMEOUT = 300.0
 # nbclient gives a kernel 5 s to leave by itself.
 _GRACE = 10.0
 PATIENCE = 3600.0

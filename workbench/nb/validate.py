@@ -1,34 +1,51 @@
-"""Validate notebooks: nbval compares every stored output with what the cells show now.
+"""Validate notebooks: each is run once more, and what it shows compared with what is stored.
 
-One pytest in a child process, strict, without the repository's own pytest settings; `plugin` lists
-where the verdict differs from nbval's own. The kernel is the one named `workbench`, with its
-environment variables: `--nbval-kernel-name` says so, since `--nbval-current-env` would win over it
-and start a bare interpreter.
+One pytest in a child process, strict, without the repository's own pytest settings, with nbval,
+`plugin`, and this module as a plugin that has nbval judge a notebook as Jupyter runs and shows it:
+
+- a cell fails as soon as its kernel dies, and those after it at once;
+- a cell fails if the kernel says that it failed, whether an error was shown or not, and one that is
+  marked as raising fails if it does not;
+- a cell tagged `skip-execution` is skipped;
+- a semicolon at the end hides the value, and `_` and `Out` have those before;
+- `clear_output` and updates of a display change what a cell shows, up to the cell's end.
+
+The kernel is the one named `workbench`, with its environment variables: `--nbval-kernel-name` says
+so, since `--nbval-current-env` would win over it and start a bare interpreter.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
 import tempfile
+import time
 import xml.etree.ElementTree as ET
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from queue import Empty
+from typing import TYPE_CHECKING, Any
+
+import nbformat
+import nbval.plugin
+from nbval.kernel import RunningKernel
+from nbval.plugin import IPyNbCell
 
 from workbench.errors import NotebookError
-from workbench.nb.notebook import find, load
-from workbench.nb.process import KERNEL, RUN_DIR, environment, require_kernel
+from workbench.nb.notebook import SKIP, find, load
+from workbench.nb.process import CELL_TIMEOUT, KERNEL, RUN_DIR, environment, require_kernel
 from workbench.progress import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    import pytest
 
-CELL_TIMEOUT = 300.0
-DIED = "died"
-"""Property of a cell in pytest's report: the kernel died in it; its value is the cell's index."""
+_DIED = "died"  # property of a cell in pytest's report: its value is the cell's index
+_SLICE = 1.0  # seconds
+_OUTPUTS = {"stream", "display_data", "execute_result", "error"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +72,7 @@ class Validation:
 
 
 def validate(
-    paths: Iterable[str | Path],
-    *,
-    cell_timeout: float = CELL_TIMEOUT,
-    jobs: int = 1,
+    paths: Iterable[str | Path], *, cell_timeout: float = CELL_TIMEOUT, jobs: int = 1
 ) -> Validation:
     """Run notebooks and compare what they say with what is stored.
 
@@ -73,29 +87,27 @@ def validate(
     """
     if jobs > 1 and find_spec("xdist") is None:
         raise NotebookError(f"jobs={jobs}: needs `pip install pytest-xdist`, or give jobs=1")
-    found = find(paths)
-    for path in found:
+    notebooks = find(paths)
+    for path in notebooks:
+        load(path)
         if re.search(r"\[|::", str(path.resolve())):
             raise NotebookError(f"{path}: nbval takes no path with [ or ::, rename it")
-    for path in found:
-        load(path)
     require_kernel()
-    with counted(len(found), "validate", "notebook"), tempfile.TemporaryDirectory() as folder:
+    with counted(len(notebooks), "validate", "notebook"), tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        code = _run_pytest(found, Path(folder), report, cell_timeout, jobs)
-        cases = _cases(report)
-    notebooks = (_validated(path, cases.get(path.resolve(), [])) for path in found)
-    return Validation(code, tuple(notebooks))
+        code = _run_pytest(notebooks, report, cell_timeout, jobs)
+        cases: dict[Path, list[ET.Element]] = {path.resolve(): [] for path in notebooks}
+        for case in ET.parse(report).iter("testcase") if report.exists() else ():
+            cases.setdefault(Path(case.get("file", "")).resolve(), []).append(case)
+    return Validation(code, tuple(_validated(path, cases[path.resolve()]) for path in notebooks))
 
 
-def _run_pytest(
-    paths: list[Path], folder: Path, report: Path, cell_timeout: float, jobs: int
-) -> int:
-    settings = folder / "pytest.ini"
+def _run_pytest(paths: list[Path], report: Path, cell_timeout: float, jobs: int) -> int:
+    settings = report.parent / "pytest.ini"
     settings.write_text("[pytest]\njunit_family = xunit1\n", encoding="utf-8")
     command = [
-        *(sys.executable, "-m", "pytest", "-q", "--tb=short"),
-        *("-p", "no:cacheprovider", "-p", "workbench.nb.plugin"),
+        *(sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"),
+        *("-p", "workbench.nb.plugin", "-p", "workbench.nb.validate"),
         *("-c", str(settings), f"--rootdir={Path.cwd()}"),
         *("--nbval", f"--nbval-kernel-name={KERNEL}", f"--nbval-cell-timeout={cell_timeout}"),
         f"--junit-xml={report}",
@@ -108,20 +120,132 @@ def _run_pytest(
         env.setdefault("OMP_NUM_THREADS", "1")
     env["WORKBENCH_PROGRESS"] = "off"
     # What the notebooks write while they are validated is nobody's result.
-    env[RUN_DIR] = str(folder)
+    env[RUN_DIR] = str(report.parent)
     return subprocess.run(command, env=env, check=False).returncode
-
-
-def _cases(report: Path) -> dict[Path, list[ET.Element]]:
-    """The cells of each file that nbval took."""
-    cases: dict[Path, list[ET.Element]] = {}
-    for case in ET.parse(report).iter("testcase") if report.exists() else ():
-        cases.setdefault(Path(case.get("file", "")).resolve(), []).append(case)
-    return cases
 
 
 def _validated(path: Path, cases: list[ET.Element]) -> Validated:
     bad = (case.find("failure") is not None or case.find("error") is not None for case in cases)
     notes = (note for case in cases for note in case.iter("property"))
-    died = next((int(note.get("value", "")) for note in notes if note.get("name") == DIED), None)
+    died = next((int(note.get("value", "")) for note in notes if note.get("name") == _DIED), None)
     return Validated(path, len(cases), sum(bad), died)
+
+
+def pytest_configure() -> None:
+    """Have nbval take our kernels, and know one more tag."""
+    nbval.plugin.RunningKernel = _Kernel
+    nbval.plugin.metadata_tags[SKIP] = "skip"
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Make a cell of nbval's, which makes them under a fixed name, one of ours."""
+    if isinstance(item, IPyNbCell):
+        item.__class__ = _Cell
+
+
+class _DiedError(Exception):
+    """The kernel is not there any more."""
+
+
+class _Kernel(RunningKernel):
+    """Knows which cell it was asked last, what it replied (empty: nothing), and where it died."""
+
+    asked = ""
+    reply: dict[str, Any]
+    died = ""
+
+    def execute_cell_input(self, cell_input: str, allow_stdin: bool | None = None) -> str:
+        self.reply = {}
+        # With history, unlike nbval's: else a semicolon hides no value, and `_` has none.
+        self.asked = self.kc.execute(cell_input, allow_stdin=allow_stdin, stop_on_error=False)
+        return self.asked
+
+    def get_message(self, stream: str, timeout: float | None = None) -> dict[str, Any]:
+        end = time.monotonic() + (math.inf if timeout is None else timeout)
+        while True:
+            left = max(0.0, end - time.monotonic())
+            try:
+                message: dict[str, Any] = super().get_message(stream, min(left, _SLICE))
+            except Empty:
+                if not self.is_alive():
+                    raise _DiedError from None
+                if left <= _SLICE:
+                    raise
+            else:
+                if stream == "shell":
+                    self.reply = message["content"]
+                return message
+
+
+class _Cell(IPyNbCell):
+    """What a cell shows at its end, and the kernel's own word on how it ended."""
+
+    clears: bool  # before the next output
+    places: dict[str, list[int]]  # of each display's outputs
+
+    def runtest(self) -> None:
+        kernel = self.parent.kernel
+        self.clears, self.places = False, {}
+        self.parent.get_kernel_message = self._message
+        if not (self.options["skip"] or self.parent.timed_out or kernel.is_alive()):
+            self._dead()
+        try:
+            super().runtest()
+        except _DiedError:
+            self._dead()
+        self._check(kernel.reply)
+
+    def _dead(self) -> None:
+        kernel = self.parent.kernel
+        if kernel.died:
+            self.raise_cell_error(f"not run: the kernel died in {kernel.died}")
+        kernel.died = self.name
+        index = next(i for i, cell in enumerate(self.parent.nb.cells) if cell is self.cell)
+        self.user_properties.append((_DIED, index))
+        self.raise_cell_error("the kernel died")
+
+    def _check(self, reply: dict[str, Any]) -> None:
+        """Of what nbval passes, fail what the kernel's own word is against."""
+        if not reply:
+            self.raise_cell_error("its time was up")
+        raised, meant = reply["status"] == "error", self.options["check_exception"]
+        if raised and not meant:
+            self.raise_cell_error(f"{reply['ename']}: {reply['evalue']}")
+        if meant and not raised:
+            self.raise_cell_error("it is marked as raising, and raised nothing")
+
+    def _message(self, timeout: float | None = None, stream: str = "iopub") -> dict[str, Any]:
+        """The next message that nbval has to see."""
+        kernel = self.parent.kernel
+        while True:
+            message: dict[str, Any] = kernel.get_message(stream, timeout)
+            own = message["parent_header"].get("msg_id") == kernel.asked
+            if not (own and self._applied(message["msg_type"], message["content"])):
+                return message
+
+    def _applied(self, kind: str, content: dict[str, Any]) -> bool:
+        """Apply what a message does to the outputs so far; whether it does nothing else."""
+        if kind == "clear_output":
+            self.clears = True
+        if self.clears and (kind in _OUTPUTS or not content.get("wait", True)):
+            self.test_outputs.clear()
+            self.clears, self.places = False, {}
+        if place := (content.get("transient") or {}).get("display_id"):
+            shown = self.places.setdefault(place, [])
+            for index in shown:
+                self.test_outputs[index].update(data=content["data"], metadata=content["metadata"])
+            if kind in _OUTPUTS:
+                shown.append(len(self.test_outputs))
+        return kind in {"clear_output", "update_display_data"}
+
+    def compare_outputs(
+        self, test: list[Any] | None, ref: list[Any] | None, skip_compare: Any = None
+    ) -> bool:
+        """Compare with an error that the kernel only printed, as a run puts it into the copy."""
+        reply, fresh = self.parent.kernel.reply, list(test or ())
+        raised = reply.get("status") == "error" and self.options["check_exception"]
+        if raised and not any("ename" in output for output in fresh):
+            error = {"ename": reply["ename"], "evalue": reply["evalue"], "traceback": []}
+            fresh.append(nbformat.v4.new_output("error", **error))  # type: ignore[no-untyped-call]
+        same: bool = super().compare_outputs(fresh, ref, skip_compare)
+        return same
