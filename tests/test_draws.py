@@ -15,8 +15,8 @@ import pytest
 
 from benchmarks.injector import Faults, Injector
 from workbench import Sampling
-from workbench.engines.draws import Draw
 from workbench.engines.remote import RemoteEngine
+from workbench.engines.requests import ResumableDraw
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError
 from workbench.store import Store, digest
@@ -137,7 +137,7 @@ def test_threads_of_one_call_draw_apart(tmp_path: Path) -> None:
     numbers = []
 
     def draw() -> None:
-        one = Draw(store, CALL)
+        one = ResumableDraw(store, CALL)
         numbers.append(one.number)
         time.sleep(0.1)
         one.end(store, finished=True)
@@ -148,7 +148,7 @@ def test_threads_of_one_call_draw_apart(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(numbers) == [0, 1, 2, 3]
-    assert Draw(None, CALL).number == 0  # without a store there is nothing to tell apart
+    assert ResumableDraw(None, CALL).number == 0  # without a store there is nothing to tell apart
 
 
 def test_answers_of_another_format_are_not_read(

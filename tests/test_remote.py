@@ -8,6 +8,7 @@ import signal
 import ssl
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,7 @@ import pytest
 import trustme
 
 from benchmarks.injector import Faults, Injector
-from workbench import Sampling, open_engine
-from workbench.engines import kept
+from workbench import Sampling, open_engine, store
 from workbench.engines.remote import Estimate, RemoteEngine, wire
 from workbench.engines.remote.labels import from_top
 from workbench.engines.remote.retry import ConcurrencyLimit, RateLimit
@@ -474,7 +474,8 @@ def test_reasoning_is_kept_apart_from_the_answer() -> None:
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     row = wire.read(choice, SHORT, wire.TokenCounts(5, 3))
     assert (row.text, row.reasoning, row.completion_tokens) == ("42", "6 times 7", 3)
-    assert kept.load(kept.dump(row)).reasoning == "6 times 7"
+    assert replace(row, from_store=True) == store.load(store.dump(row))
+    assert row.reasoning == "6 times 7"
     cut = {**choice, "message": {"content": None, "reasoning": "6 ti"}, "finish_reason": "length"}
     row = wire.read(cut, SHORT, wire.TokenCounts())
     assert (row.text, row.reasoning, row.finish_reason) == ("", "6 ti", "length")

@@ -15,8 +15,8 @@ from stranger import Asked, Said, Stranger, choice, plain, prompts_of, reply
 
 from workbench import Completion, Sampling, open_engine
 from workbench.batching import Traffic
-from workbench.engines.checks import misshapen
 from workbench.engines.diffusion import Denoising, DiffusionEngine
+from workbench.engines.requests import misshapen
 from workbench.engines.transformers import TransformersEngine
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError

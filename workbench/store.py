@@ -21,6 +21,7 @@ from typing import Any, NoReturn, TypeVar
 from platformdirs import user_cache_path
 
 from workbench.errors import StoreError
+from workbench.types import Completion, LabelRow, TokenLogprob
 
 APPLICATION_ID = 0x576B4263  # "WkBc": marks a file as ours
 VERSION = 1
@@ -202,3 +203,39 @@ def open_store(store: str | Path | None) -> Store | None:
     if store is None:
         return None
     return Store(default_path() if store == "default" else Path(store).expanduser())
+
+
+def dump(row: Completion | LabelRow) -> Any:
+    """What the store keeps of an answer: of label scores, a list, with bounds where they differ."""
+    if isinstance(row, LabelRow):
+        return row.logprobs if row.upper is None else [row.logprobs, row.upper]
+    return {
+        "text": row.text,
+        "finish": row.finish_reason,
+        "ids": row.token_ids,
+        "logprobs": row.logprobs and [(t.token_id, t.logprob, t.top) for t in row.logprobs],
+        "prompt": row.prompt_tokens,
+        "completion": row.completion_tokens,
+    } | ({"reasoning": row.reasoning} if row.reasoning else {})
+
+
+def load(value: Any) -> Completion | LabelRow:
+    """An answer again, of what the store kept of it; the index of label scores is not known."""
+    if not isinstance(value, dict):
+        scores, upper = value if isinstance(value[0], list | tuple) else (value, value)
+        return LabelRow(0, tuple(scores), upper=tuple(upper))
+    logprobs, ids = value["logprobs"], value["ids"]
+    if logprobs is not None:
+        logprobs = tuple(
+            TokenLogprob(i, p, tuple((j, q) for j, q in top)) for i, p, top in logprobs
+        )
+    return Completion(
+        text=value["text"],
+        finish_reason=value["finish"],
+        token_ids=None if ids is None else tuple(ids),
+        logprobs=logprobs,
+        prompt_tokens=value["prompt"],
+        completion_tokens=value["completion"],
+        reasoning=value.get("reasoning"),
+        from_store=True,
+    )

@@ -11,7 +11,7 @@ from numbers import Number
 from typing import Any
 
 from workbench.agents.program import Agent, Answer, Ask, Call, Case, Program, Score
-from workbench.engines.checks import check_labels, check_prompts
+from workbench.engines.requests import check_labels, check_prompts
 from workbench.errors import EngineError, InputError
 from workbench.progress import fact
 from workbench.store import digest

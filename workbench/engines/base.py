@@ -7,21 +7,27 @@ turns prompts and labels into rows of log-probabilities. Both may yield failures
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Self, TypeVar
+from contextlib import closing
+from dataclasses import replace
+from operator import itemgetter
+from typing import Any, Self
 
-from workbench.engines.checks import check_errors, check_labels, check_prompts
-from workbench.engines.draws import Draw
-from workbench.engines.kept import bounds, dump, load, value
+from workbench.engines.requests import (
+    Request,
+    ResumableDraw,
+    check_errors,
+    check_labels,
+    check_prompts,
+    plan,
+    texts,
+)
 from workbench.errors import EngineError, EngineGoneError, InputError, WorkbenchError
 from workbench.progress import UsageTracker, check
-from workbench.store import BATCH, Store, digest
+from workbench.store import BATCH, Store, digest, dump, load
 from workbench.types import (
     Completion,
     EngineInfo,
@@ -36,26 +42,13 @@ from workbench.types import (
 log = logging.getLogger("workbench")
 GREEDY = Sampling()
 FORMAT = 3  # of a stored answer's key: whatever changes what a key means makes it another number
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One sample to compute: `seed` is already this sample's own."""
-
-    key: bytes
-    prompt: Prompt
-    sampling: Sampling
-    seed: int | None
 
 
 class BaseEngine(ABC):
     """Implements the `Engine` protocol over `_complete` and `_score`.
 
     Args:
-        info: what answers.
         identity: all that decides an answer beside the request.
-        store: where answers are kept.
         variant: a short name for that (`identity.variant`), by which the same model behind
             another engine is known; "" where it is not known.
     """
@@ -69,9 +62,9 @@ class BaseEngine(ABC):
         self._store = store
         self._tracker = UsageTracker(info)
         self._closed = False
-        self._successors: list[Callable[[], BaseEngine]] = []
+        self._successors: Iterator[Callable[[], BaseEngine]] = iter(())
         self._successor: BaseEngine | None = None  # in charge once this engine is lost
-        self._moving = threading.Lock()
+        self._changing = threading.Lock()
         self._unfetched: list[tuple[Request, Completion]] = []
 
     @abstractmethod
@@ -81,7 +74,7 @@ class BaseEngine(ABC):
 
     @abstractmethod
     def _score(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> Iterator[list[LabelRow]]:
-        """Rows in any order; `index` counts within `prompts`."""
+        """Rows in any order; `index` is the place in `prompts`."""
 
     @abstractmethod
     def _free(self) -> None:
@@ -104,8 +97,8 @@ class BaseEngine(ABC):
             self._note(f"the store is off: {why}")
 
     def _note(self, what: str) -> None:
-        """Say something about the answers, once: in the log and in `info`."""
-        with self._moving:
+        """Say something about the answers once, in the log and in `info`."""
+        with self._changing:
             if what in self._info.notes:
                 return
             self._info = replace(self._info, notes=(*self._info.notes, what))
@@ -170,8 +163,7 @@ class BaseEngine(ABC):
             EngineError: some failed; its `results` holds all rows.
         """
         check_errors(errors)
-        finished = dict(self.stream(prompts, sampling))
-        rows = [finished[index] for index in range(len(prompts))]
+        rows = [row for _, row in sorted(self.stream(prompts, sampling), key=itemgetter(0))]
         if errors == "raise":
             _raise_failures([row.error for row in rows], rows)
         return rows
@@ -197,66 +189,40 @@ class BaseEngine(ABC):
         base = hashlib.sha256(self._identity + digest(sampling.canonical()))
         draw = None
         if sampling.temperature > 0 and sampling.seed is None:
-            asked = digest(base.hexdigest(), sampling.n, _texts(prompts))
-            draw = Draw(self._store, asked)
-            base.update(asked + f"draw {draw.number}/".encode())
-        slots: dict[bytes, list[tuple[int, int]]] = {}
+            call = digest(base.hexdigest(), sampling.n, texts(prompts))
+            draw = ResumableDraw(self._store, call)
+            base.update(call + f"draw {draw.number}/".encode())
+        places: dict[bytes, list[tuple[int, int]]] = {}  # (prompt index, sample index)
         requests: dict[bytes, Request] = {}
-        for request, index, sample in _plan(prompts, sampling, base):
-            slots.setdefault(request.key, []).append((index, sample))
+        for request, index, sample in plan(prompts, sampling, base):
+            places.setdefault(request.key, []).append((index, sample))
             requests[request.key] = request
-        failed: set[bytes] = set()
+        rows: dict[int, dict[int, Completion]] = {}
+        failed = False
+
+        def work(engine: BaseEngine, keys: list[bytes]) -> Iterator[list[Any]]:
+            return engine._complete([requests[key] for key in keys])
+
         try:
-            yield from self._deliver(requests, slots, failed, sampling.n)
+            with closing(self._answered("generate", list(requests), work)) as answers:
+                for key, completion in answers:
+                    failed |= completion.error is not None
+                    for index, sample in places.pop(key):
+                        rows.setdefault(index, {})[sample] = completion
+                        if len(rows[index]) == sampling.n:
+                            yield index, _gather(rows.pop(index))
         finally:
+            self._rescue()
             if draw is not None:
-                draw.end(None if self._closed else self._store, finished=not slots and not failed)
-
-    def _deliver(
-        self,
-        requests: dict[bytes, Request],
-        slots: dict[bytes, list[tuple[int, int]]],
-        failed: set[bytes],
-        n: int,
-    ) -> Generator[tuple[int, Completion], None, None]:
-        """Yield answers as they come; takes those that came out of `requests` and `slots`."""
-        open_rows: dict[int, dict[int, Completion]] = {}
-
-        def deliver(key: bytes, completion: Completion) -> Iterator[tuple[int, Completion]]:
-            for index, sample in slots.pop(key):
-                row = open_rows.setdefault(index, {})
-                row[sample] = completion
-                if len(row) == n:
-                    yield index, _gather(open_rows.pop(index))
-
-        with self._tracker.call("generate", len(requests)) as call:
-            for found in self._stored([*requests]):
-                call.add_stored(len(found))
-                for key, value in found.items():
-                    del requests[key]
-                    yield from deliver(key, load(value))
-            work = self._carry(
-                lambda engine: engine._complete([*requests.values()]) if requests else iter(())
-            )
-            try:
-                for batch in work:
-                    self._keep((r.key, dump(c)) for r, c in batch if c.error is None)
-                    call.add([completion for _, completion in batch])
-                    failed.update(request.key for request, answer in batch if answer.error)
-                    for request, completion in batch:
-                        del requests[request.key]
-                        yield from deliver(request.key, completion)
-                    check()
-            finally:
-                work.close()
-                self._rescue()
+                finished = not places and not failed
+                draw.end(None if self._closed else self._store, finished=finished)
 
     def _rescue(self) -> None:
         """Keep answers that had arrived when the reader left or was interrupted."""
         engine = self._successor or self
-        batch, engine._unfetched = engine._unfetched, []
-        if batch and not self._closed:
-            self._keep((r.key, dump(c)) for r, c in batch if c.error is None)
+        rows, engine._unfetched = engine._unfetched, []
+        if rows and not self._closed:
+            self._keep((request.key, dump(row)) for request, row in rows if row.error is None)
 
     def label_logprobs(
         self, prompts: Sequence[Prompt], labels: Sequence[str], *, errors: Errors = "raise"
@@ -308,74 +274,85 @@ class BaseEngine(ABC):
         self._check_open()
         keys = [digest(self._identity.hex(), "labels", p, list(labels)) for p in prompts]
         unique = dict(zip(keys, prompts, strict=True))  # equal prompts are scored once
-        waiting: dict[bytes, list[int]] = {}
+        places: dict[bytes, list[int]] = {}
         for index, key in enumerate(keys):
-            waiting.setdefault(key, []).append(index)
-        with self._tracker.call("label_logprobs", len(unique)) as call:
-            for found in self._stored([*unique]):
-                call.add_stored(len(found))
-                for key, kept in found.items():
-                    scores, upper = bounds(kept)
-                    row = LabelRow(0, tuple(scores), upper=tuple(upper))
-                    yield from (replace(row, index=index) for index in waiting.pop(key))
-            asked: list[bytes] = []
+            places.setdefault(key, []).append(index)
 
-            def work(engine: BaseEngine) -> Iterator[list[LabelRow]]:
-                asked[:] = list(waiting)
-                return engine._score([unique[key] for key in asked], labels) if asked else iter(())
+        def work(engine: BaseEngine, keys: list[bytes]) -> Iterator[list[LabelRow]]:
+            return engine._score([unique[key] for key in keys], labels)
 
-            batches = self._carry(work)
-            try:
+        with closing(self._answered("label_logprobs", list(unique), work)) as rows:
+            for key, row in rows:
+                yield from (replace(row, index=index) for index in places.pop(key))
+
+    def _answered(
+        self,
+        what: str,
+        keys: list[bytes],
+        work: Callable[[BaseEngine, list[bytes]], Iterator[list[Any]]],
+    ) -> Generator[tuple[bytes, Any], None, None]:
+        """Each key with its row: what the store has first, then what is computed and kept."""
+        waiting = dict.fromkeys(keys)
+        with self._tracker.call(what, len(keys)) as call:
+            for stored in self._stored(keys):
+                call.add_stored(len(stored))
+                for key, value in stored.items():
+                    del waiting[key]
+                    yield key, load(value)
+
+            def rest(engine: BaseEngine) -> Iterator[list[Any]]:
+                keys[:] = waiting
+                return work(engine, [*keys]) if keys else iter(())
+
+            with closing(self._fail_over(rest)) as batches:
                 for batch in batches:
-                    call.add(batch)
-                    self._keep((asked[row.index], value(row)) for row in batch if row.logprobs)
-                    for row in batch:
-                        places = waiting.pop(asked[row.index])
-                        yield from (replace(row, index=index) for index in places)
+                    rows = [_keyed(answer, keys) for answer in batch]
+                    self._keep((key, dump(row)) for key, row in rows if row.error is None)
+                    call.add([row for _, row in rows])
+                    for key, row in rows:
+                        del waiting[key]
+                        yield key, row
                     check()
-            finally:
-                batches.close()
 
     def followed_by(self, successors: Iterable[Callable[[], BaseEngine]]) -> None:
         """What may go on with a run if this engine dies in the middle, in this order."""
-        self._successors = [*successors]
+        self._successors = iter([*successors])  # none is tried twice
 
-    def _carry(
-        self, work: Callable[[BaseEngine], Iterator[list[T]]]
-    ) -> Generator[list[T], None, None]:
-        """Do `work` with the engine in charge; where that dies, the next one does the rest."""
+    def _fail_over(
+        self, work: Callable[[BaseEngine], Iterator[list[Any]]]
+    ) -> Generator[list[Any], None, None]:
+        """Do `work` with the engine in charge; where that is lost, the next one does the rest."""
         while True:
             engine = self._successor or self
             try:
                 yield from work(engine)
             except EngineGoneError as gone:
-                with self._moving:
-                    if (self._successor or self) is engine:  # or another thread has moved
-                        self._move(engine, gone)
+                with self._changing:
+                    if (self._successor or self) is engine:  # or another thread has changed it
+                        self._succeed(engine, gone)
             else:
                 return
 
-    def _move(self, from_: BaseEngine, gone: EngineGoneError) -> None:
+    def _succeed(self, lost: BaseEngine, gone: EngineGoneError) -> None:
         """Put the next engine in charge that has the same model, or let `gone` stand."""
-        lost = self._info
-        reasons = []
-        while self._successors:
+        before, reasons = self._info, []
+        for open_next in self._successors:
             try:
-                following = self._successors.pop(0)()
+                following = open_next()
             except WorkbenchError as error:
                 reasons.append(str(error))
                 continue
             new = following.info
-            if following.variant and (new.model, following.variant) == (lost.model, self.variant):
-                failover = f"{lost.engine} was lost ({gone}); went on with {new.engine}"
-                self._info = replace(new, failovers=(*lost.failovers, failover))
+            if following.variant and (new.model, following.variant) == (before.model, self.variant):
+                failover = f"{before.engine} was lost ({gone}); went on with {new.engine}"
+                self._info = replace(new, failovers=(*before.failovers, failover))
                 self._successor = following
-                if from_ is not self:
-                    from_.close()
+                if lost is not self:
+                    lost.close()
                 log.warning("%s", failover)
                 return
             other = f"{new.model} {following.variant or new.revision}"
-            reasons.append(f"{new.engine} has {other}, not {lost.model} {self.variant}")
+            reasons.append(f"{new.engine} has {other}, not {before.model} {self.variant}")
             following.close()
         also = f". Nothing else could go on: {'; '.join(reasons)}" if reasons else ""
         raise EngineGoneError(f"{gone}{also}") from gone
@@ -391,32 +368,11 @@ class BaseEngine(ABC):
             self._store.put(rows)
 
 
-def _plan(
-    prompts: Sequence[Prompt], sampling: Sampling, base: Any
-) -> Iterator[tuple[Request, int, int]]:
-    """(request, prompt index, sample index) for every sample; `base` is the beginning of keys.
-
-    Greedy duplicates share one key, so they are computed once. The k-th copy of a prompt that is
-    sampled takes the sample indices from k·n on, so that copies differ as samples do.
-    """
-    single = replace(sampling, n=1, seed=None)
-    copies: Counter[str] = Counter()
-    for index, (prompt, text) in enumerate(zip(prompts, _texts(prompts), strict=True)):
-        first = 0
-        if sampling.temperature > 0:
-            first = copies[text] * sampling.n
-            copies[text] += 1
-        for sample in range(sampling.n):
-            seed = None
-            if sampling.seed is not None and sampling.temperature > 0:
-                seed = int.from_bytes(digest(sampling.seed, text, first + sample)[:7], "big")
-            key = base.copy()
-            key.update(f"{seed}/{first + sample}/{text}".encode("utf-8", "surrogatepass"))
-            yield Request(key.digest(), prompt, single, seed), index, sample
-
-
-def _texts(prompts: Sequence[Prompt]) -> list[str]:
-    return [json.dumps(prompt, sort_keys=True, ensure_ascii=False) for prompt in prompts]
+def _keyed(answer: Any, keys: Sequence[bytes]) -> tuple[bytes, Any]:
+    if isinstance(answer, LabelRow):
+        return keys[answer.index], answer
+    request, completion = answer
+    return request.key, completion
 
 
 def _gather(row: dict[int, Completion]) -> Completion:

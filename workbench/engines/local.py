@@ -9,11 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from workbench.engines.base import BaseEngine, Request, failure
+from workbench.engines.base import BaseEngine, failure
 from workbench.engines.chat import ChatOptions, RefusedChatError, chat_text
 from workbench.engines.labels import LabelTree, Node, Tokens
 from workbench.engines.pieces import Pieces, PieceTokenizer, without_second_bos
 from workbench.engines.rendering import rendered
+from workbench.engines.requests import Request
 from workbench.engines.thinking import Channels, Thinking, thinking_of
 from workbench.errors import InputError
 from workbench.types import Completion, EngineInfo, LabelRow, Message, Prompt

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from workbench.engines.base import Request, failure
+from workbench.engines.base import failure
 from workbench.engines.batching import START, BatchSize, check_batch_size
 from workbench.engines.building import building
 from workbench.engines.chat import CHAT, ChatOptions
@@ -24,6 +24,7 @@ from workbench.engines.folder import explained
 from workbench.engines.identity import deciding, variant
 from workbench.engines.labels import Node, Tokens
 from workbench.engines.local import LocalEngine, label_row, versions
+from workbench.engines.requests import Request
 from workbench.engines.resident import prepare
 from workbench.engines.source import Source, check_options
 from workbench.engines.tensors import check_tensors, silent

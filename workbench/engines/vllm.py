@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.engines.base import Request, failure
+from workbench.engines.base import failure
 from workbench.engines.chat import CHAT, ChatOptions
-from workbench.engines.checks import misshapen
 from workbench.engines.folder import check_adapter, safe_format
 from workbench.engines.identity import deciding, variant
 from workbench.engines.labels import LabelTree, Node
 from workbench.engines.local import LocalEngine, label_row, versions
+from workbench.engines.requests import Request, misshapen
 from workbench.engines.resident import Inbox, Resident, prepare, refusals
 from workbench.engines.source import Source, check_options
 from workbench.errors import EngineUnavailableError, InputError

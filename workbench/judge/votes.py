@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from workbench.engines.checks import CUT
+from workbench.engines.requests import CUT
 from workbench.errors import InputError
 from workbench.judge.templates import Template, normal
 from workbench.types import Completion, Engine, Prompt, Sampling

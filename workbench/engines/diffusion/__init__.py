@@ -9,7 +9,6 @@ from dataclasses import asdict, fields, replace
 from itertools import islice
 from typing import Any
 
-from workbench.engines.base import Request
 from workbench.engines.chat import CHAT, ChatOptions
 from workbench.engines.device import collect, find_device, shown
 from workbench.engines.diffusion.checkpoint import read
@@ -21,6 +20,7 @@ from workbench.engines.diffusion.row import Row
 from workbench.engines.identity import deciding, variant
 from workbench.engines.labels import LabelTree
 from workbench.engines.local import LocalEngine, versions
+from workbench.engines.requests import Request
 from workbench.engines.resident import prepare
 from workbench.engines.source import EMBEDDED_DIFFUSION, Source, check_options
 from workbench.engines.transformers import unavailable

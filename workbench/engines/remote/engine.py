@@ -13,9 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from workbench.engines.base import BaseEngine, Request, failure
+from workbench.engines.base import BaseEngine, failure
 from workbench.engines.chat import CHAT, ChatOptions, is_prefill, with_remedy
-from workbench.engines.checks import check_prompts
 from workbench.engines.remote import wire
 from workbench.engines.remote.dispatch import Dispatcher, Plan, Traffic, estimated_tokens
 from workbench.engines.remote.endpoint import Endpoint
@@ -24,6 +23,7 @@ from workbench.engines.remote.identity import Identity, find_several, prefix_cac
 from workbench.engines.remote.labels import LabelScorer, bos_doubled, gives_named_logprobs
 from workbench.engines.remote.options import Estimate, RemoteOptions
 from workbench.engines.remote.retry import Failure, RateLimit, RejectedError
+from workbench.engines.requests import Request, check_prompts
 from workbench.errors import InputError
 from workbench.store import Store
 from workbench.types import Completion, EngineInfo, LabelRow, Prompt, Sampling, Usage

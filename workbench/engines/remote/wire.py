@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeVar, cast
 
 from workbench.engines.base import failure
 from workbench.engines.chat import ChatOptions, is_prefill
-from workbench.engines.checks import misshapen
 from workbench.engines.remote.retry import Failure, RejectedError, RetryableError
+from workbench.engines.requests import misshapen
 from workbench.errors import InputError
 from workbench.types import Completion, Message, Prompt, Sampling, TokenLogprob
 

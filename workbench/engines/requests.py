@@ -1,0 +1,225 @@
+"""A call's requests: what is refused before any work, keys and seeds of samples, draws that resume.
+
+Sampling without a seed: a call that was cut short resumes, a finished one is never replayed.
+"The same call" is one with the same prompts in the same order and the same sampling, to the same
+engine. After it ended early (an interrupt, a kill, failed rows) the next such call resumes it.
+After it finished, or while it runs elsewhere, the next such call draws anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any
+
+from workbench.errors import InputError
+from workbench.machine import born
+from workbench.store import Store, digest
+from workbench.types import Prompt, Sampling
+
+CUT = "cut off before it had the form asked for"
+CUT_SHORT = CUT + ": raise max_tokens (it was {})"
+PATTERN_SECONDS = 1.0  # for a pattern, of which some take forever on half an answer
+HOST = socket.gethostname()
+_running: set[tuple[str, int]] = set()  # calls of this process
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One sample to compute: `seed` is already this sample's own."""
+
+    key: bytes
+    prompt: Prompt
+    sampling: Sampling
+    seed: int | None
+
+
+def plan(
+    prompts: Sequence[Prompt], sampling: Sampling, base: Any
+) -> Iterator[tuple[Request, int, int]]:
+    """(request, prompt index, sample index) for every sample; `base` is the beginning of keys.
+
+    Greedy duplicates share one key, so they are computed once. The k-th copy of a prompt that is
+    sampled takes the sample indices from k·n on, so that copies differ as samples do.
+    """
+    single = replace(sampling, n=1, seed=None)
+    copies: Counter[str] = Counter()
+    for index, (prompt, text) in enumerate(zip(prompts, texts(prompts), strict=True)):
+        first = 0
+        if sampling.temperature > 0:
+            first = copies[text] * sampling.n
+            copies[text] += 1
+        for sample in range(sampling.n):
+            seed = None
+            if sampling.seed is not None and sampling.temperature > 0:
+                seed = int.from_bytes(digest(sampling.seed, text, first + sample)[:7], "big")
+            key = base.copy()
+            key.update(f"{seed}/{first + sample}/{text}".encode("utf-8", "surrogatepass"))
+            yield Request(key.digest(), prompt, single, seed), index, sample
+
+
+def texts(prompts: Sequence[Prompt]) -> list[str]:
+    return [json.dumps(prompt, sort_keys=True, ensure_ascii=False) for prompt in prompts]
+
+
+class ResumableDraw:
+    """One drawing of a call's answers.
+
+    Attributes:
+        number: tells its answers from those of the other drawings of the same call.
+
+    Args:
+        store: where the answers are kept; None has nothing to resume.
+        call: digest of engine, sampling and prompts.
+    """
+
+    def __init__(self, store: Store | None, call: bytes) -> None:
+        self._key = digest("draw", call.hex())
+        self.number = 0
+        if store is not None:
+            try:
+                store.update(self._key, self._begin)
+            except BaseException:
+                _running.discard(self._mark)
+                raise
+
+    @property
+    def _mark(self) -> tuple[str, int]:
+        return self._key.hex(), self.number
+
+    def end(self, store: Store | None, *, finished: bool) -> None:
+        """The call is over: for good, or to be resumed (as where the store is closed, and None)."""
+        _running.discard(self._mark)
+
+        def note(state: Any) -> Any:
+            state["open"].pop(str(self.number), None)
+            if not finished:
+                state["open"][str(self.number)] = None
+            return state
+
+        if store is not None:
+            store.update(self._key, note)
+
+    def _begin(self, state: Any) -> Any:
+        """Take the first drawing that was cut short, or a new one."""
+        state = state or {"next": 0, "open": {}}
+        free = [n for n, owner in state["open"].items() if not self._is_running(int(n), owner)]
+        self.number = int(free[0]) if free else state["next"]
+        state["next"] = max(state["next"], self.number + 1)
+        state["open"][str(self.number)] = _process(os.getpid())
+        _running.add(self._mark)  # before another thread can see it
+        return state
+
+    def _is_running(self, number: int, owner: list[Any] | None) -> bool:
+        if owner is None:
+            return False
+        pid, started, host = owner
+        if host != HOST:  # nobody here can know
+            return True
+        found = _process(pid)
+        if found is None or found[1] != started:
+            return False
+        return bool(pid != os.getpid() or (self._key.hex(), number) in _running)
+
+
+def _process(pid: int) -> list[Any] | None:
+    """A process by its id, start and host, as ids are used again; None where there is none."""
+    psutil: Any = import_module("psutil")
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return [pid, born(pid), HOST]
+    return None
+
+
+def check_errors(errors: object) -> None:
+    if errors not in ("raise", "return"):
+        raise InputError(f'errors={errors!r} must be "raise" or "return"')
+
+
+def check_prompts(prompts: Sequence[Prompt]) -> None:
+    """Refuse prompts that are unusable as a whole.
+
+    Raises:
+        InputError: not a list, empty, an empty or malformed prompt, or texts mixed with chats.
+    """
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+        raise InputError(f"prompts={prompts!r:.80} must be a list of prompts: [prompt]")
+    if not prompts:
+        raise InputError("prompts is empty: give at least one prompt")
+    for index, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            if not prompt:
+                raise InputError(f"prompt {index} is empty: a model needs some text to continue")
+        else:
+            _check_chat(index, prompt)
+    if len({isinstance(prompt, str) for prompt in prompts}) == 2:
+        raise InputError(
+            "prompts mixes texts and chats: make two calls, or write the texts as "
+            '[{"role": "user", "content": text}]'
+        )
+
+
+def _check_chat(index: int, prompt: object) -> None:
+    need = 'a non-empty text or a list of {"role": ..., "content": ...}'
+    if not isinstance(prompt, Sequence) or not prompt:
+        raise InputError(f"prompt {index} is {prompt!r:.80}: must be {need}")
+    for message in prompt:
+        if not isinstance(message, dict) or not all(
+            isinstance(message.get(name), str) for name in ("role", "content")
+        ):
+            raise InputError(f"prompt {index} holds {message!r:.80}: must be {need}")
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    if isinstance(labels, str) or not isinstance(labels, Sequence) or not labels:
+        raise InputError(f"labels={labels!r:.80} must be a non-empty list of texts")
+    for label in labels:
+        if not isinstance(label, str) or not label:
+            raise InputError(f"label {label!r} must be a non-empty text")
+    twice = [label for label, count in Counter(labels).items() if count > 1]
+    if twice:
+        raise InputError(f"label {twice[0]!r} is given twice: each label must differ")
+
+
+def misshapen(sampling: Sampling, text: str, finish: str) -> str | None:
+    """Why an answer is not the structured output that was asked for, None where it is.
+
+    Only what an engine cannot be trusted with: an answer that ended by itself has its form.
+    """
+    if sampling.choices is not None and text in sampling.choices:
+        longer = any(one != text and one.startswith(text) for one in sampling.choices)
+        return CUT_SHORT.format(sampling.max_tokens) if longer and finish == "length" else None
+    if finish == "length" or (sampling.stop and sampling.json_schema is not None):
+        whole = sampling.choices is None and _whole(sampling, text)
+        if whole:
+            return None
+        if finish != "length":
+            return f"{CUT}: a stop text ended it; leave `stop` out"
+        return CUT_SHORT.format(sampling.max_tokens)
+    if sampling.choices is not None:
+        return f"{text!r:.200} is none of the choices"
+    return None
+
+
+def _whole(sampling: Sampling, text: str) -> bool:
+    """Whether an answer that was cut has its form all the same."""
+    if sampling.regex is not None:
+        regex: Any = import_module("regex")  # of transformers; the standard one has no timeout
+        try:
+            return regex.fullmatch(sampling.regex, text, timeout=PATTERN_SECONDS) is not None
+        except (regex.error, TimeoutError):
+            return False
+    if sampling.json_schema is not None:
+        try:
+            number = isinstance(json.loads(text), int | float)  # more digits might have followed
+        except (ValueError, RecursionError):
+            return False
+        return not number
+    return True
