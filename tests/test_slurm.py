@@ -20,11 +20,11 @@ from typer.testing import CliRunner
 
 from workbench.cli.slurm import app
 from workbench.errors import EngineError, EngineUnavailableError, InputError
-from workbench.serving.slurm import Job, command, script, submit, tunnel
+from workbench.serving.slurm import SlurmJob, command, script, submit, tunnel
 
 KEY = "a-key-for-tests"
 RIGHT: dict[str, Any] = {"account": "lab", "gpus": 1, "mem": "1G", "time": "10"}
-JOB = Job("lab", 2, "64G", "1-02:03:04", name="test")
+JOB = SlurmJob("lab", 2, "64G", "1-02:03:04", name="test")
 parent = typer.Typer()
 parent.add_typer(app, name="slurm")
 
@@ -70,7 +70,7 @@ def until(holds: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def write(folder: Path, *arguments: str, job: Job = JOB, **options: Any) -> str:
+def write(folder: Path, *arguments: str, job: SlurmJob = JOB, **options: Any) -> str:
     (folder / "server.py").write_text(SERVER)
     line = [sys.executable, str(folder / "server.py"), *arguments]
     given: dict[str, Any] = {"model": "some/model", "folder": folder} | options
@@ -240,7 +240,7 @@ def test_a_virtual_environment(tmp_path: Path) -> None:
     (tmp_path / "my env" / "bin").mkdir(parents=True)
     activate = 'MARK="$NOT_SET"venv; export MARK'  # as real ones do
     (tmp_path / "my env" / "bin" / "activate").write_text(activate)
-    job = Job("lab", 1, "1G", "5", environment=str(tmp_path / "my env"), name="test")
+    job = SlurmJob("lab", 1, "1G", "5", environment=str(tmp_path / "my env"), name="test")
     with started(tmp_path, write(tmp_path, job=job)):
         assert read(tmp_path / "told")["mark"] == "venv"
 
@@ -248,7 +248,7 @@ def test_a_virtual_environment(tmp_path: Path) -> None:
 def test_a_conda_environment(tmp_path: Path) -> None:
     hook = "echo 'conda() { export MARK=\"$NOT_SET$*\"; }'"
     variables = tool(tmp_path, "conda", hook)
-    job = Job("lab", 1, "1G", "5", environment="my env", name="test")
+    job = SlurmJob("lab", 1, "1G", "5", environment="my env", name="test")
     with started(tmp_path, write(tmp_path, job=job), CONDA_EXE="conda", **variables):
         assert read(tmp_path / "told")["mark"] == "activate my env"
 
@@ -259,7 +259,7 @@ def test_a_container(tmp_path: Path, image: str) -> None:
     variables = tool(
         tmp_path, "srun", note + 'while [[ $1 == --* ]]; do shift; done; exec "$@"'
     ) | tool(tmp_path, "apptainer", note + 'until [[ $1 == *.sif ]]; do shift; done; exec "${@:2}"')
-    job = Job("lab", 1, "1G", "5", cpus=3, container=image, name="test")
+    job = SlurmJob("lab", 1, "1G", "5", cpus=3, container=image, name="test")
     with started(tmp_path, write(tmp_path, "x y", job=job, model="/a b/model"), **variables):
         assert read(tmp_path / "told")["arguments"] == ["x y"]
     given = (tmp_path / "given").read_text().splitlines()
@@ -274,7 +274,7 @@ def test_a_container(tmp_path: Path, image: str) -> None:
 
 
 def test_what_slurm_is_asked_for(tmp_path: Path) -> None:
-    job = Job("lab", 2, "64G", "1-02:03:04", partition="a,b", cpus=8, name="x")
+    job = SlurmJob("lab", 2, "64G", "1-02:03:04", partition="a,b", cpus=8, name="x")
     asked = [line for line in write(tmp_path, job=job).splitlines() if line.startswith("#SBATCH")]
     assert [line.removeprefix("#SBATCH --") for line in asked] == [
         "job-name=x", "account=lab", "partition=a,b", "nodes=1", "ntasks=1", "gres=gpu:2",
@@ -297,7 +297,7 @@ def test_what_slurm_is_asked_for(tmp_path: Path) -> None:
     ids=str,
 )
 def test_bash_accepts_it(tmp_path: Path, more: dict[str, Any], port: int | None) -> None:
-    text = write(tmp_path, *HOSTILE, job=Job("lab", 1, "1G", "5", **more), port=port)
+    text = write(tmp_path, *HOSTILE, job=SlurmJob("lab", 1, "1G", "5", **more), port=port)
     done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -318,7 +318,7 @@ def test_bash_accepts_it(tmp_path: Path, more: dict[str, Any], port: int | None)
 )  # fmt: skip
 def test_what_a_job_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
-        Job(**(RIGHT | wrong))
+        SlurmJob(**(RIGHT | wrong))
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_the_command_writes_the_script(tmp_path: Path, monkeypatch: pytest.Monke
     given = ["--model", "some/model", "--gpus", "2", "--port", "8000", "-o", "batch_size=4"]
     printed = call(*given)
     assert printed.exit_code == 0, printed.output
-    job = Job("lab", 2, "64G", "04:00:00")
+    job = SlurmJob("lab", 2, "64G", "04:00:00")
     line = command("diffusion", "some/model", 2, {"batch_size": "4"})
     folder = tmp_path / "runs" / "slurm"
     assert printed.stdout == script(job, line, model="some/model", folder=folder, port=8000)

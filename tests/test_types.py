@@ -21,7 +21,7 @@ from workbench.engines.transformers import TransformersEngine
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
 from workbench.icm import Wording
-from workbench.serving.slurm import Job
+from workbench.serving.slurm import SlurmJob
 from workbench.sweep import Draw, Grid, Random
 from workbench.types import Engine, Usage
 
@@ -134,7 +134,7 @@ def test_any_setting_of_denoising_is_taken_or_named(name: str) -> None:
         (lambda: Traffic(("a",), lengths=5), "lengths"),  # type: ignore[arg-type]
         (lambda: Traffic(np.array(["a", "b"])), "prompts"),  # type: ignore[arg-type]
         (lambda: Wording(chat=None), "chat"),  # type: ignore[arg-type]
-        (lambda: Job("a", 1, "4G", "1:00:00", container=5), "container"),  # type: ignore[arg-type]
+        (lambda: SlurmJob("a", 1, "4G", "1:00:00", container=5), "container"),  # type: ignore[arg-type]
         (lambda: Draw(1, 10**400), "high"),
         (lambda: Random(2, ["a"]), "of="),  # type: ignore[arg-type]
         (lambda: Grid(product=["a"]), "product"),  # type: ignore[arg-type]

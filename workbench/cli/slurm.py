@@ -61,7 +61,7 @@ def serve(  # noqa: PLR0917  # a command's arguments are its options
     from workbench.runs import run_dir
     from workbench.serving import slurm
 
-    job = slurm.Job(
+    job = slurm.SlurmJob(
         account, gpus, mem, time, partition, container=container, environment=environment
     )
     here = submit or folder is None

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from workbench.engines.remote import RemoteEngine
 from workbench.engines.remote.endpoint import check_url
 from workbench.engines.remote.http import HttpClient, api_key, is_loopback, run_coroutine
-from workbench.errors import WorkbenchError
-from workbench.types import Completion, Message, Prompt, Sampling
+from workbench.errors import EngineError, WorkbenchError
+from workbench.types import Completion, Prompt, Sampling
 
-ONE = Sampling(max_tokens=1)
 TEXT = "The quick brown fox jumps over the lazy dog. "
 REPEATS = 5
-PATIENCE = 10.0  # seconds for an answer without a key
+OWN_ANSWER = 10.0  # seconds for an answer without a key
 CLOSED = (401, 403, 404, 405, 501)  # the key is asked for, or there is nothing
 PATHS = {
     "/v1/models": "GET", "/v1/completions": "POST", "/v1/chat/completions": "POST",
@@ -30,7 +30,7 @@ PATHS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ServerCheck:
     """One thing that was tried: whether it works, what was seen, what to change if not."""
 
     what: str
@@ -39,7 +39,7 @@ class Finding:
     remedy: str = ""
 
 
-def check(url: str, model: str | None = None) -> Iterator[Finding]:
+def check(url: str, model: str | None = None) -> Iterator[ServerCheck]:
     """Try everything that the remote engine can use; yields as it goes.
 
     Args:
@@ -54,35 +54,37 @@ def check(url: str, model: str | None = None) -> Iterator[Finding]:
     with RemoteEngine(model, None, "check", options) as engine:
         info = engine.info
         version = info.versions.get("vllm")
-        yield Finding(
+        yield ServerCheck(
             "model",
             True,
             f"{info.model} ({f'vLLM {version}' if version else 'not vLLM'}, context "
-            f"{info.context_length or 'not told'}, revision {info.revision})",
+            f"{info.context_length or 'not known'}, revision {info.revision})",
         )
-        for what, attempt, remedy in _trials(engine):
-            yield _tried(what, attempt, remedy)
-    yield _key(url)
+        for what, (attempt, remedy) in TRIALS.items():
+            try:
+                yield ServerCheck(what, True, attempt(engine))
+            except WorkbenchError as error:
+                yield ServerCheck(what, False, str(error)[:100], remedy)
+    yield _key(check_url(url))
 
 
-def _key(url: str) -> Finding:
+def _key(url: str) -> ServerCheck:
     """Which paths answer without the key."""
     remedy = "set WORKBENCH_API_KEY where the server starts (`workbench serve`), and here"
-    if api_key(check_url(url)) is None:
-        here = is_loopback(urlsplit(check_url(url)).hostname)
-        return Finding("key", here, "none is set: whoever reaches the server can use it", remedy)
-    found = run_coroutine(_open_paths(check_url(url)))
-    if not found:
-        return Finding("key", True, f"asked for at all of {len(PATHS)} paths tried")
-    remedy = "vLLM itself guards /v1 only: start it with `workbench serve vllm`, or behind a proxy"
-    return Finding("key", False, f"open without it: {', '.join(found)}", remedy)
+    if api_key(url) is None:
+        local = is_loopback(urlsplit(url).hostname)
+        seen = "none is set: whoever reaches the server can use it"
+        return ServerCheck("key", local, seen, remedy)
+    if open_paths := run_coroutine(_open_paths(url)):
+        remedy = "vLLM itself guards /v1 only: start it with `workbench serve vllm`, or use a proxy"
+        return ServerCheck("key", False, f"open without it: {', '.join(open_paths)}", remedy)
+    return ServerCheck("key", True, f"asked for at all of {len(PATHS)} paths tried")
 
 
 async def _open_paths(url: str) -> list[str]:
-    """Those of the paths that answer a request without a key."""
-    http = HttpClient(url, "aiohttp", 4, PATIENCE, key=None, headers={})
+    http = HttpClient(url, "aiohttp", 4, OWN_ANSWER, key=None, headers={})
     root = urlunsplit((*urlsplit(url)[:2], "", "", ""))
-    found = []
+    open_paths = []
     try:
         for path, method in PATHS.items():
             place = url + path[3:] if path.startswith("/v1/") else root + path
@@ -91,115 +93,99 @@ async def _open_paths(url: str) -> list[str]:
             except Exception:  # noqa: BLE001  # no answer is no open door
                 continue
             if reply.status not in CLOSED:
-                found.append(path)
+                open_paths.append(path)
     finally:
         http.close()
-    return found
+    return open_paths
 
 
-def _trials(engine: RemoteEngine) -> Iterator[tuple[str, Callable[[], str], str]]:
-    """(what is tried, how: returns what was seen, the remedy)."""
-    yield "completion", lambda: _completion(engine), "serve a model with /v1/completions"
-    yield "chat", lambda: _chat(engine), "give the server a chat template (--chat-template FILE)"
-    yield "logprobs", lambda: _logprobs(engine), "labels and uncertainty need them: use vLLM"
-    yield "label log-probabilities", lambda: _labels(engine), "exact ones need vLLM 0.27 or newer"
-    yield "prompts in one request", lambda: _several(engine), "many times slower without: use vLLM"
-    several_chats = "faster with vLLM, which has /v1/chat/completions/batch"
-    yield "chats in one request", lambda: _several(engine, chats=True), several_chats
-    yield (
-        "structured output",
-        lambda: _structured(engine),
-        "use vLLM; without, answers are read from free text",
-    )
-    yield "prefix caching", lambda: _prefix(engine), "start the server with --enable-prefix-caching"
-    yield "latency", lambda: _latency(engine), "a nearer server"
+def _ask(engine: RemoteEngine, prompt: Prompt, **settings: Any) -> Completion:
+    sampling = Sampling(**{"max_tokens": 1, **settings})
+    (row,) = engine.generate([prompt], sampling, errors="return")
+    if row.error is not None:
+        raise EngineError(row.error)
+    return row
 
 
-def _tried(what: str, attempt: Callable[[], str], remedy: str) -> Finding:
-    try:
-        return Finding(what, True, attempt())
-    except (WorkbenchError, _MissingError) as error:
-        return Finding(what, False, str(error)[:100], remedy)
-
-
-class _MissingError(Exception):
-    """It answered, but without what was asked for."""
+def _seconds(engine: RemoteEngine, prompt: str) -> float:
+    start = time.perf_counter()
+    _ask(engine, prompt)
+    return time.perf_counter() - start
 
 
 def _completion(engine: RemoteEngine) -> str:
-    row = _one(engine, TEXT, Sampling(max_tokens=8))
+    row = _ask(engine, TEXT, max_tokens=8)
     return f"{row.text[:30]!r}, {'with' if row.token_ids else 'without'} token ids"
 
 
 def _chat(engine: RemoteEngine) -> str:
-    row = _one(engine, _talk("Say yes."), Sampling(max_tokens=8))
-    return repr(row.text[:30]) + (", reasoning kept apart" if row.reasoning else "")
+    row = _ask(engine, [{"role": "user", "content": "Say yes."}], max_tokens=8)
+    return repr(row.text[:30]) + (", reasoning apart" if row.reasoning else "")
 
 
 def _logprobs(engine: RemoteEngine) -> str:
-    row = _one(engine, TEXT, Sampling(max_tokens=1, logprobs=5))
+    row = _ask(engine, TEXT, logprobs=5)
     if not row.logprobs:
-        raise _MissingError("the answer came without")
+        raise EngineError("the answer came without")
     return f"{len(row.logprobs[0].top)} likeliest at each token"
 
 
 def _labels(engine: RemoteEngine) -> str:
     scores = engine.label_logprobs([TEXT], [" Yes", " No"], errors="return")
     if scores.errors[0] is not None:
-        raise _MissingError(scores.errors[0])
+        raise EngineError(scores.errors[0])
     if scores.missing.any():
-        raise _MissingError("only those among the 20 likeliest tokens, others as a bound")
+        raise EngineError("only those among the 20 likeliest tokens, others as a bound")
     yes, no = scores.logprobs[0]
     return f"exact: Yes {yes:.2f}, No {no:.2f}"
 
 
 def _several(engine: RemoteEngine, *, chats: bool = False) -> str:
     if not engine.takes_several(chats=chats):
-        raise _MissingError("one at a time")
+        raise EngineError("one at a time")
     return "taken"
 
 
 def _structured(engine: RemoteEngine) -> str:
-    row = _one(engine, TEXT, Sampling(max_tokens=16, choices=("left", "right")))
-    return f"kept to choices: {row.text!r}"
+    row = _ask(engine, TEXT, max_tokens=16, choices=("left", "right"))
+    return f"held to choices: {row.text!r}"
 
 
 def _prefix(engine: RemoteEngine) -> str:
-    """The same long beginning again: told by the server's counter, else by the time it takes."""
+    """The same long beginning again: seen by the server's counter, else by the time it takes."""
     length = min(1000, (engine.info.context_length or 2000) // 2)
     stem = f"{time.time_ns()} " + TEXT * (length // len(TEXT) + 1)
     before = engine.usage
     first = _seconds(engine, stem + "first")
     again = statistics.median(_seconds(engine, f"{stem}again {i}") for i in range(3))
-    used = engine.usage.since(before)
-    if used.cache_hit_rate is None:
-        if again < 0.7 * first:
-            return f"{first / again:.1f} times faster the second time"
-        raise _MissingError(f"not seen: {first:.3f} s, then {again:.3f} s")
-    if used.cache_hit_rate < 0.2:
-        raise _MissingError(f"{used.cache_hit_rate:.0%} of a repeated prompt were cached")
-    return f"{used.cache_hit_rate:.0%} of four prompts with one beginning were cached"
+    rate = engine.usage.since(before).cache_hit_rate
+    if rate is not None and rate >= 0.2:
+        return f"{rate:.0%} of four prompts with one beginning were cached"
+    if rate is not None:
+        raise EngineError(f"{rate:.0%} of a repeated prompt were cached")
+    if again < 0.7 * first:
+        return f"{first / again:.1f} times faster the second time"
+    raise EngineError(f"not seen: {first:.3f} s, then {again:.3f} s")
 
 
 def _latency(engine: RemoteEngine) -> str:
     times = [_seconds(engine, f"{i} {TEXT}") for i in range(REPEATS)]
-    return (
-        f"{1000 * statistics.median(times):.0f} ms for a prompt and one token (median of {REPEATS})"
-    )
+    milliseconds = 1000 * statistics.median(times)
+    return f"{milliseconds:.0f} ms for a prompt and one token (median of {REPEATS})"
 
 
-def _seconds(engine: RemoteEngine, prompt: str) -> float:
-    start = time.perf_counter()
-    _one(engine, prompt, ONE)
-    return time.perf_counter() - start
-
-
-def _one(engine: RemoteEngine, prompt: Prompt, sampling: Sampling) -> Completion:
-    (row,) = engine.generate([prompt], sampling, errors="return")
-    if row.error is not None:
-        raise _MissingError(row.error)
-    return row
-
-
-def _talk(text: str) -> list[Message]:
-    return [{"role": "user", "content": text}]
+# How each thing is tried, and the remedy.
+TRIALS = {
+    "completion": (_completion, "serve a model with /v1/completions"),
+    "chat": (_chat, "give the server a chat template (--chat-template FILE)"),
+    "logprobs": (_logprobs, "labels and uncertainty need them: use vLLM"),
+    "label log-probabilities": (_labels, "exact ones need vLLM 0.27 or newer"),
+    "prompts in one request": (_several, "many times slower without: use vLLM"),
+    "chats in one request": (
+        lambda engine: _several(engine, chats=True),
+        "faster with vLLM, which has /v1/chat/completions/batch",
+    ),
+    "structured output": (_structured, "use vLLM; without, answers are read from free text"),
+    "prefix caching": (_prefix, "start the server with --enable-prefix-caching"),
+    "latency": (_latency, "a nearer server"),
+}

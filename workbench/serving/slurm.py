@@ -1,6 +1,6 @@
 """A model server as a job of a Slurm cluster: the script that starts it, and its submission.
 
-While the server answers, and only then, a readiness file in the job's folder tells where. The
+While the server answers, and only then, a readiness file in the job's folder says where. The
 key is never in the script: it comes from the job's environment or from a file of the user's own.
 """
 
@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench import values
 from workbench.errors import EngineError, EngineUnavailableError, InputError
 
 TEMPLATE = Path(__file__).with_name("slurm.sh")
@@ -22,6 +23,7 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 TIMES = r"\d+|\d+:[0-5]\d:[0-5]\d|\d+-([01]?\d|2[0-3]):[0-5]\d:[0-5]\d"
 FOLDER = r"[A-Za-z0-9_./@+=-]+"  # in it, sbatch gives a meaning to % and blanks
 
+FLAGS = {"diffusion": ("batch_size", "max_wait_time"), "vllm": ("preset", "timeout")}
 RESERVED = {
     "api_key": "set WORKBENCH_API_KEY in the job's environment, or give a key file",
     "host": "it follows from whether there is a key",
@@ -32,7 +34,7 @@ RESERVED = {
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class SlurmJob:
     """What is asked of the cluster: one node, for one server.
 
     Attributes:
@@ -46,6 +48,9 @@ class Job:
             for apptainer.
         environment: a conda environment's name, or a virtual environment's folder (with a slash).
         name: the job's name, which is in the names of its files too.
+
+    Raises:
+        InputError: a value that Slurm or the shell would take for something else.
     """
 
     account: str
@@ -59,38 +64,33 @@ class Job:
     name: str = "workbench-serve"
 
     def __post_init__(self) -> None:
-        """Refuse what Slurm or the shell would take for something else."""
-        _check("account", self.account, NAME, "a name")
-        _check("name", self.name, NAME, "a name")
-        _check("mem", self.mem, r"[1-9]\d*[KMGT]", "a size such as 64G")
-        _check("time", self.time, TIMES, "D-HH:MM:SS, HH:MM:SS, or a number of minutes")
+        _match("account", self.account, NAME, "a name")
+        _match("name", self.name, NAME, "a name")
+        _match("mem", self.mem, r"[1-9]\d*[KMGT]", "a size such as 64G")
+        _match("time", self.time, TIMES, "D-HH:MM:SS, HH:MM:SS, or a number of minutes")
         if not re.search("[1-9]", self.time):
-            raise InputError(f"time={self.time!r} would be no limit at all: give one")
+            values.refuse("time", self.time, "a limit above 0")
+        values.whole("gpus", self.gpus, 1)
+        values.optional("cpus", self.cpus, values.whole, 1)
         if self.partition is not None:
-            _check("partition", self.partition, f"{NAME}(,{NAME})*", "a name")
-        for what, count in (("gpus", self.gpus), ("cpus", self.cpus)):
-            if count is not None and (not isinstance(count, int) or count < 1):
-                raise InputError(f"{what}={count!r} must be a whole number from 1")
+            _match("partition", self.partition, f"{NAME}(,{NAME})*", "a name")
+        values.optional("container", self.container, _one_line)
+        values.optional("environment", self.environment, _one_line)
         if self.container is not None and self.environment is not None:
             raise InputError(
                 f"container={self.container!r} and environment={self.environment!r}: give one; a "
                 "container has its own environment"
             )
-        for what, text in (("container", self.container), ("environment", self.environment)):
-            if text is not None:
-                _check_word(what, text)
 
 
-def _check(what: str, value: object, pattern: str, meaning: str) -> None:
+def _match(name: str, value: object, pattern: str, need: str) -> None:
     if not isinstance(value, str) or not re.fullmatch(pattern, value, re.ASCII):
-        raise InputError(f"{what}={value!r} must be {meaning}")
+        values.refuse(name, value, need)
 
 
-def _check_word(what: str, text: object) -> None:
-    if not isinstance(text, str) or not text or not text.isprintable() or text.startswith("-"):
-        raise InputError(
-            f"{what}={text!r} must be a text of one line that does not begin with a dash"
-        )
+def _one_line(name: str, value: object) -> None:
+    if not isinstance(value, str) or not value.isprintable() or value[:1] in {"", "-"}:
+        values.refuse(name, value, "a text of one line that does not begin with a dash")
 
 
 def command(
@@ -107,31 +107,27 @@ def command(
     Raises:
         InputError: an unknown kind, a model or an option that cannot be passed on.
     """
-    if kind not in ("diffusion", "vllm"):
-        raise InputError(f'kind={kind!r} must be "diffusion" or "vllm"')
-    if model is not None:
-        _check_word("model", model)
-    given = {name.replace("-", "_"): value for name, value in (options or {}).items()}
-    for name in given:
-        _check("option", name, r"[a-z][a-z0-9_]*", "a name like batch_size")
+    flags = FLAGS[values.known("kind", kind, FLAGS)]
+    values.optional("model", model, _one_line)
+    settings = {name.replace("-", "_"): value for name, value in (options or {}).items()}
+    for name in settings:
+        _match("option", name, r"[a-z][a-z0-9_]*", "a name like batch_size")
         if name in RESERVED:
             raise InputError(f"option {name!r} cannot be set: {RESERVED[name]}")
     line = ["workbench", "serve", kind]
-    if kind == "vllm":
-        line += [f"--{name}={given.pop(name)}" for name in ("preset", "timeout") if name in given]
-        if gpus > 1 and not any(word.startswith("--preset") for word in line):
-            given = {"tensor_parallel_size": str(gpus)} | given
-        line += [f"--option={name}={value}" for name, value in given.items()]
-        return line if model is None else [*line, model]
-    line += [] if model is None else ["--model-path", model]
-    line += ["--num_gpus", str(gpus)] if gpus > 1 else []
-    flags = [name for name in ("batch_size", "max_wait_time") if name in given]
-    line += [f"--{name.replace('_', '-')}={given.pop(name)}" for name in flags]
-    return line + [f"--option={name}={value}" for name, value in given.items()]
+    if kind == "diffusion":
+        line += [] if model is None else ["--model-path", model]
+        line += ["--num_gpus", str(gpus)] if gpus > 1 else []
+    elif gpus > 1 and "preset" not in settings:
+        settings = {"tensor_parallel_size": str(gpus)} | settings
+    given_flags = [name for name in flags if name in settings]
+    line += [f"--{name.replace('_', '-')}={settings.pop(name)}" for name in given_flags]
+    line += [f"--option={name}={value}" for name, value in settings.items()]
+    return line if model is None or kind == "diffusion" else [*line, model]
 
 
 def script(
-    job: Job,
+    job: SlurmJob,
     line: Sequence[str],
     *,
     model: str | None,
@@ -153,33 +149,13 @@ def script(
     Raises:
         InputError: a value that could mean something else to Slurm or to the shell.
     """
-    _check("folder", str(folder), FOLDER, "a path of letters, digits, and _ . / @ + = -")
-    if port is not None and (not isinstance(port, int) or not 0 < port < 2**16):
-        raise InputError(f"port={port!r} must be a whole number from 1 to 65535, or None")
-    if key_file is not None:
-        _check_word("key_file", str(key_file))
+    _match("folder", str(folder), FOLDER, "a path of letters, digits, and _ . / @ + = -")
+    values.optional("port", port, values.whole, 1, 2**16 - 1)
+    values.optional("key_file", key_file and str(key_file), _one_line)
     for word in line:
         if not word.isprintable():
-            raise InputError(f"the argument {word!r} must be of one line, without control codes")
-    values = {
-        "port": "" if port is None else str(port),
-        "key_file": "" if key_file is None else str(key_file),
-        "model": json.dumps(model),
-        "ready": f"{folder}/{job.name}",
-    }
-    serve = [f"  {part}" for part in [*_container(job, model), shlex.join(line)]]
-    settings = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
-    settings += ["serve=(", *serve, ")", *_activation(job)]
-    directives = [f"#SBATCH --{setting}" for setting in _settings(job, folder)]
-    text = TEMPLATE.read_text(encoding="utf-8")
-    for place, lines in (("# (directives)", directives), ("# (settings)", settings)):
-        before, _, after = text.partition(place)
-        text = before + "\n".join(lines) + after
-    return text
-
-
-def _settings(job: Job, folder: Path) -> list[str]:
-    settings = {
+            values.refuse("argument", word, "of one line, without control codes")
+    requests = {
         "job-name": job.name,
         "account": job.account,
         "partition": job.partition,
@@ -192,10 +168,21 @@ def _settings(job: Job, folder: Path) -> list[str]:
         "output": f"{folder}/{job.name}-%j.log",
         "signal": "B:TERM@60",  # to the script, before the time is up
     }
-    return [f"{name}={value}" for name, value in settings.items() if value is not None]
+    directives = [f"#SBATCH --{name}={value}" for name, value in requests.items() if value]
+    variables = {
+        "port": str(port or ""),
+        "key_file": str(key_file or ""),
+        "model": json.dumps(model),
+        "ready": f"{folder}/{job.name}",
+    }
+    settings = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
+    settings += ["serve=(", *_container(job, model), shlex.join(line), ")", *_activation(job)]
+    text = TEMPLATE.read_text(encoding="utf-8")
+    text = text.replace("# (directives)", "\n".join(directives), 1)
+    return text.replace("# (settings)", "\n".join(settings), 1)
 
 
-def _activation(job: Job) -> list[str]:
+def _activation(job: SlurmJob) -> list[str]:
     if job.environment is None:
         return []
     quoted = shlex.quote(job.environment)
@@ -204,7 +191,7 @@ def _activation(job: Job) -> list[str]:
     return ["set +u  # activation reads variables that are not set", *lines, "set -u"]
 
 
-def _container(job: Job, model: str | None) -> list[str]:
+def _container(job: SlurmJob, model: str | None) -> list[str]:
     """What runs the server in an image that sees this folder, the user's home and the model."""
     if job.container is None:
         return []
