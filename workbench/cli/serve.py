@@ -132,7 +132,7 @@ def _spread(  # noqa: PLR0917
 ) -> None:
     """A worker on each GPU, and one port before them."""
     from workbench.runs import run_dir
-    from workbench.serving.front import Front
+    from workbench.serving.balancer import LoadBalancer
 
     line = [sys.executable, "-m", "workbench", "serve", "diffusion"]
     line += ["--batch-size", str(batch_size), "--max-wait-time", str(max_wait_time)]
@@ -141,7 +141,7 @@ def _spread(  # noqa: PLR0917
     folder = run_dir() / "serve" / time.strftime(f"%Y%m%d-%H%M%S-{os.getpid()}")
     environments = [{"CUDA_VISIBLE_DEVICES": name} for name in gpus]
     say(f"starting {len(gpus)} workers; their logs: {folder} …")
-    Front([line] * len(gpus), environments, folder=Path(folder), host=host, port=port).run()
+    LoadBalancer(line, environments, folder=Path(folder), host=host, port=port).run()
 
 
 def _gpus(count: int, *, on_cpu: bool) -> list[str]:

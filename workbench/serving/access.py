@@ -6,22 +6,20 @@ import hmac
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench import values
 from workbench.errors import InputError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 logger = logging.getLogger("workbench")
 
 OPEN = ("/health",)  # paths that ask for no key
 CHALLENGE = {"WWW-Authenticate": "Bearer"}  # the header of a refusal
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 def reachable(host: str) -> str:
@@ -113,10 +111,10 @@ class KeyGuard:
         refused: called for each request without the key.
     """
 
-    def __init__(self, app: Application, refused: Callable[[], None] | None = None) -> None:
+    def __init__(self, app: ASGIApp, refused: Callable[[], None] | None = None) -> None:
         self._app, self._key, self._refused = app, required_key(), refused
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         from starlette.responses import JSONResponse
 

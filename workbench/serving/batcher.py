@@ -1,7 +1,7 @@
 """One thread owns the model and runs it over the rows of all requests, each at its own step.
 
 It sleeps until rows wait: from idle it starts when the batch is full or the oldest row has waited
-long enough; from then on rows join and leave at every step. It knows nothing of HTTP.
+long enough; from then on rows join and leave at every step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench import values
 from workbench.engines.base import failure
-from workbench.errors import WorkbenchError
+from workbench.serving.protocol import ApiError
 from workbench.types import Completion
 
 if TYPE_CHECKING:
@@ -29,18 +29,6 @@ LATEST_RETRY = 60  # seconds that a client is asked to wait at most
 MOST_FAILURES = 2  # of the model in a row
 JOIN = 10.0  # seconds for the running step when all ends
 WAITS = 4096  # the latest, for quantiles
-
-
-class ClosedError(WorkbenchError):
-    """No more rows are taken."""
-
-
-class FullError(WorkbenchError):
-    """Too many rows wait; `retry_after` is a guess of when to come again, in seconds."""
-
-    def __init__(self, waiting: int, retry_after: int) -> None:
-        super().__init__(f"{waiting} rows wait already; come again in {retry_after} s")
-        self.retry_after = retry_after
 
 
 class ServerStats:
@@ -84,16 +72,13 @@ class ServerStats:
         with self._lock:
             counts, waits = self._counts.copy(), sorted(self._waits)
             errors, fill = sorted(self._errors.items()), sorted(self._fill.items())
-        last = len(waits) - 1
-        quantiles = {"p50": len(waits) // 2, "p95": int(0.95 * len(waits))}
+        at = {"p50": len(waits) // 2, "p95": int(0.95 * len(waits))}
         forwards, tokens = counts["forwards"], counts["tokens"]
         return {
             **{name: counts[name] for name in ("requests", "batches", "cancelled")},
             "errors": dict(errors),
             "fill": {str(rows): times for rows, times in fill if times},
-            "wait_seconds": {
-                name: waits[min(last, at)] if waits else None for name, at in quantiles.items()
-            },
+            "wait_seconds": {name: waits[i] if waits else None for name, i in at.items()},
             "forwards": forwards,
             "tokens_committed": counts["committed"],
             "tokens_committed_per_forward": counts["committed"] / forwards if forwards else None,
@@ -113,29 +98,21 @@ class RowUpdate:
 
 @dataclass(eq=False, slots=True)
 class QueuedRow:
-    """A row on its way.
-
-    Attributes:
-        row: what is denoised.
-        deliver: takes the row's updates, in the model's thread.
-        streams: there is an update at each block, and not only at the end.
-        gone: it is done or cancelled; the batcher's own.
-    """
+    """A row on its way; `deliver` takes its updates, in the model's thread."""
 
     row: Row
     deliver: Callable[[RowUpdate], None]
-    streams: bool = False
+    streams: bool = False  # there is an update at each block, and not only at the end
     arrived: float = field(default_factory=time.monotonic)
-    gone: bool = False
+    gone: bool = False  # done or cancelled
 
 
 class Batcher:
-    """The queue before the model, and the thread that runs it.
+    """The queue before the model, and the thread that runs it; see `serve_diffusion`.
 
-    Args:
-        batch_size: rows at once.
-        max_wait_time: seconds that a row waits for others where nothing runs.
-        queue_size: most rows that wait.
+    Attributes:
+        waiting: rows that have no slot yet, in order of arrival.
+        live: rows being denoised; only the model's thread changes it.
         stats: where all is counted.
 
     Raises:
@@ -143,23 +120,17 @@ class Batcher:
     """
 
     def __init__(
-        self,
-        engine: DiffusionEngine,
-        *,
-        batch_size: int,
-        max_wait_time: float,
-        queue_size: int,
-        stats: ServerStats,
+        self, engine: DiffusionEngine, *, batch_size: int, max_wait_time: float, queue_size: int
     ) -> None:
         self._max_wait = values.real("max_wait_time", max_wait_time, 0, LONGEST_WAIT)
         self._denoiser: Denoiser | None = engine.denoiser(batch_size)
         self.queue_size = max(values.whole("queue_size", queue_size, 1), batch_size)
-        self._engine, self._stats, self._slots = engine, stats, batch_size
+        self._engine, self._slots, self.stats = engine, batch_size, ServerStats()
         self._failures = 0  # of the model, in a row
         self._changed = threading.Condition()
-        self._waiting: dict[QueuedRow, None] = {}  # in order of arrival
+        self.waiting: dict[QueuedRow, None] = {}
+        self.live: dict[Row, QueuedRow] = {}
         self._leaving: list[QueuedRow] = []
-        self._live: dict[Row, QueuedRow] = {}  # only the model's thread changes it
         self._hurried = self._closed = False
         self._busy = 0.0  # seconds in the model
         self._finished = 0  # rows
@@ -172,16 +143,6 @@ class Batcher:
         return self._failures >= MOST_FAILURES
 
     @property
-    def live(self) -> int:
-        """Rows being denoised."""
-        return len(self._live)
-
-    @property
-    def waiting(self) -> int:
-        """Rows that have no slot yet."""
-        return len(self._waiting)
-
-    @property
     def slots(self) -> int:
         """Rows at once; fewer than asked for once memory ran out."""
         denoiser = self._denoiser
@@ -191,18 +152,20 @@ class Batcher:
         """Queue rows, all or none.
 
         Raises:
-            FullError: too many wait already.
-            ClosedError: nothing is taken any more.
+            ApiError: too many wait already, with a guess of when to come again; or nothing is taken
+                any more.
         """
         with self._changed:
             if self._closed or self.broken:
                 why = "the model fails: start the server again" if self.broken else "it is closed"
-                raise ClosedError(f"nothing is taken any more; {why}")
-            if len(self._waiting) + len(rows) > self.queue_size:
+                raise ApiError(503, f"nothing is taken any more; {why}")
+            if len(self.waiting) + len(rows) > self.queue_size:
                 pace = self._busy / self._finished if self._finished else 0.0  # seconds a row
-                guess = math.ceil(pace * len(self._waiting))
-                raise FullError(len(self._waiting), max(1, min(LATEST_RETRY, guess)))
-            self._waiting.update(dict.fromkeys(rows))
+                seconds = max(1, min(LATEST_RETRY, math.ceil(pace * len(self.waiting))))
+                message = f"{len(self.waiting)} rows wait already; come again in {seconds} s"
+                wait = {"Retry-After": str(seconds)}
+                raise ApiError(429, message, code="queue_full", headers=wait)
+            self.waiting.update(dict.fromkeys(rows))
             self._changed.notify()
 
     def cancel(self, rows: Iterable[QueuedRow]) -> None:
@@ -212,9 +175,9 @@ class Batcher:
                 if queued.gone:
                     continue
                 queued.gone = True
-                self._stats.add("cancelled")
-                if queued in self._waiting:
-                    del self._waiting[queued]
+                self.stats.add("cancelled")
+                if queued in self.waiting:
+                    del self.waiting[queued]
                 else:
                     self._leaving.append(queued)
 
@@ -230,7 +193,7 @@ class Batcher:
             self._closed = True
             self._changed.notify()
         self._thread.join(JOIN)
-        self._fail([*self._live.copy().values(), *self._waiting], "the server was closed")
+        self._fail([*self.live.copy().values(), *self.waiting], "the server was closed")
         self._denoiser = None
 
     def _run(self) -> None:
@@ -239,36 +202,36 @@ class Batcher:
                 self._step()
             except Exception as error:
                 self._failures += 1
-                logger.exception("the model failed; its %d rows are given up", len(self._live))
-                lost = [*self._live.values()]
-                self._live.clear()
+                logger.exception("the model failed; its %d rows are given up", len(self.live))
+                lost = [*self.live.values()]
+                self.live.clear()
                 self._denoiser = None  # nobody knows what state it is in
                 self._fail(lost, f"the model failed: {error}")
 
     def _wait(self) -> bool:
         """Sleep until there is something to do; False once closed."""
         with self._changed:
-            while not (self._closed or self._live or self._seconds_to_start() <= 0):
+            while not (self._closed or self.live or self._seconds_to_start() <= 0):
                 self._changed.wait(min(self._seconds_to_start(), threading.TIMEOUT_MAX))
             return not self._closed
 
     def _seconds_to_start(self) -> float:
         """How long the oldest row may still wait for others; infinite without rows."""
-        if not self._waiting:
+        if not self.waiting:
             return math.inf
-        if self._hurried or len(self._waiting) >= self.slots:
+        if self._hurried or len(self.waiting) >= self.slots:
             return 0.0
-        return next(iter(self._waiting)).arrived + self._max_wait - time.monotonic()
+        return next(iter(self.waiting)).arrived + self._max_wait - time.monotonic()
 
     def _step(self) -> None:
         """One step of the model, with those who leave before it and those who join."""
         with self._changed:
             for queued in self._leaving:
-                if self._live.pop(queued.row, None) and self._denoiser:
+                if self.live.pop(queued.row, None) and self._denoiser:
                     self._denoiser.remove(queued.row)
             self._leaving.clear()
             joining = self._admit()
-        if not self._live:
+        if not self.live:
             return
         denoiser = self._denoiser = self._denoiser or self._engine.denoiser(self._slots)
         for row in joining:
@@ -277,31 +240,31 @@ class Batcher:
         ended = denoiser.step()
         self._busy += time.monotonic() - begun
         self._failures = 0
-        self._stats.add_step(before, denoiser.counts)
+        self.stats.add_step(before, denoiser.counts)
         for row in ended:
             self._report(row, denoiser)
 
     def _admit(self) -> list[Row]:
         """The rows that have a slot from now on, in order; one at least where nothing runs."""
-        if not self._live:
+        if not self.live:
             if self._seconds_to_start() > 0:  # the last ones have just left
                 return []
-            self._stats.add("batches")
+            self.stats.add("batches")
         joining, now = [], time.monotonic()
-        free = self.slots - sum(row.lanes for row in self._live)
-        for queued in [*self._waiting]:
+        free = self.slots - sum(row.lanes for row in self.live)
+        for queued in [*self.waiting]:
             free -= queued.row.lanes
-            if free < 0 and self._live:
+            if free < 0 and self.live:
                 break
-            del self._waiting[queued]
-            self._live[queued.row] = queued
-            self._stats.add_wait(now - queued.arrived)
+            del self.waiting[queued]
+            self.live[queued.row] = queued
+            self.stats.add_wait(now - queued.arrived)
             joining.append(queued.row)
         return joining
 
     def _report(self, row: Row, denoiser: Denoiser) -> None:
         """Deliver the update of a row whose block has ended."""
-        queued = self._live[row]
+        queued = self.live[row]
         if not (row.done or queued.streams):
             return
         try:
@@ -314,7 +277,7 @@ class Batcher:
         if completion is None:
             queued.deliver(RowUpdate(text, row.forwards))
         else:
-            del self._live[row]
+            del self.live[row]
             self._finished += 1
             self._end(queued, RowUpdate(text, row.forwards, completion))
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from workbench.serving.access import KeyGuard, base_url, bound_socket, required_key
-from workbench.serving.batcher import Batcher, ServerStats
+from workbench.serving.batcher import Batcher
 
 if TYPE_CHECKING:
     import socket
@@ -159,16 +159,12 @@ def serve_diffusion(
     """
     from workbench.serving.routes import DiffusionApp
 
-    listener, stats = bound_socket(host, port), ServerStats()
+    listener = bound_socket(host, port)
     try:
         listener.listen(BACKLOG)  # what comes before the event loop runs waits there
         required_key(host)
         batcher = Batcher(
-            engine,
-            batch_size=batch_size,
-            max_wait_time=max_wait_time,
-            queue_size=queue_size,
-            stats=stats,
+            engine, batch_size=batch_size, max_wait_time=max_wait_time, queue_size=queue_size
         )
     except BaseException:
         listener.close()
@@ -177,7 +173,7 @@ def serve_diffusion(
     model = engine.info.model
     shown = name or (Path(model).name if Path(model).is_dir() else model)
     names = (shown, f"{shown}@{engine.variant}") if engine.variant else (shown,)
-    app = DiffusionApp(engine, batcher, stats, names, [model, *aliases])
+    app = DiffusionApp(engine, batcher, names, [model, *aliases])
     return DiffusionServer(app, batcher, listener, host)
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -71,6 +72,7 @@ class Preset:
         max_num_seqs: requests that run at once.
         max_num_batched_tokens: tokens in one step; longer prompts go in parts.
         gpu_memory_utilization: share of each card that vLLM takes (weights, work, KV cache).
+        why: how the sizes were reckoned.
     """
 
     name: str
@@ -80,52 +82,25 @@ class Preset:
     max_num_seqs: int
     max_num_batched_tokens: int
     gpu_memory_utilization: float
+    why: str
 
     def options(self) -> dict[str, Any]:
         """The settings as options of the server."""
-        for_people = ("name", "description", "gpus")
+        for_people = {"name", "description", "gpus", "why"}
         return {name: value for name, value in asdict(self).items() if name not in for_people}
 
 
 # Sizes are those of Llama 3.1 in bfloat16, GB = 10^9 bytes. Each leaves room for one request of
 # its whole context (131,072 tokens), without which vLLM does not start. All this is reckoned from
 # shapes and data sheets, not measured.
-_PRESETS = (
-    # Weights 16 GB on one card. Of 72 GB (0.9 × 80) some 52 are left for the KV cache; at 131 kB
-    # a token that is 400,000 tokens, 780 for each of 512 requests. A step of 8,192 tokens takes
-    # some 0.3 s: large enough to keep the card busy, short enough not to hold up others.
-    Preset(
-        "8b", "7 to 14 billion parameters, bfloat16", "1 × 80 GB or 1 × 141 GB", 1, 512, 8192, 0.9
-    ),
-    # Weights 141 GB, 35 a card over four (two cards of 80 GB would be full of them). Of 72 GB some
-    # 33 are left for the KV cache; at 82 kB a token and card that is 400,000 tokens, 1,570 for
-    # each of 256 requests. Two cards of 141 GB do as well: tensor_parallel_size=2.
-    Preset(
-        "70b",
-        "65 to 80 billion parameters, bfloat16",
-        "4 × 80 GB (2 × 141 GB with tensor_parallel_size=2)",
-        *(4, 256, 8192, 0.9),
-    ),
-    # bfloat16: weights 810 GB, 101 a card of 141 GB; FP8: 51 a card of 80 GB. Of 0.92 of a card
-    # 26 or 20 GB are left; at 65 kB a token and card (one KV head each) that is 400,000 or
-    # 300,000 tokens, 2,300 and more for each of 128 requests. Steps are of 4,096 tokens, since
-    # 8,192 would hold up everybody for more than a second.
-    Preset(
-        "405b",
-        "405 billion parameters: bfloat16 on 141 GB cards, an FP8 model on 80 GB cards",
-        "8 × 141 GB (bfloat16) or 8 × 80 GB (FP8)",
-        *(8, 128, 4096, 0.92),
-    ),
+_SIZES = json.loads(Path(__file__).with_name("presets.json").read_text(encoding="utf-8"))
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {name: Preset(name, **settings) for name, settings in _SIZES.items()}
 )
-PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _PRESETS})
 
 
 def find_preset(name: str | None, options: Mapping[str, Any]) -> Preset | None:
-    """The preset of that name, if this machine can hold it.
-
-    Args:
-        name: None for none.
-        options: the caller's own; its `tensor_parallel_size` counts instead of the preset's.
+    """The preset of that name, if this machine can hold it with these options over it.
 
     Raises:
         InputError: there is no such preset, or it needs more GPUs than there are.
@@ -146,18 +121,17 @@ def find_preset(name: str | None, options: Mapping[str, Any]) -> Preset | None:
 
 def _count_gpus() -> int:
     """GPUs that a child of ours would see; asked without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
-        done = subprocess.run(
+        listing = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=60
-        )
+        ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return 0
-    there = sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+    there = sum(line.startswith("GPU ") for line in listing.splitlines())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return there
-    named = [part for part in visible.split(",") if part.strip() not in ("", "-1")]
-    return min(there, len(named))
+    return min(there, sum(part.strip() not in {"", "-1"} for part in visible.split(",")))
 
 
 def arguments(source: Source, preset: Preset | None, options: Mapping[str, Any]) -> dict[str, Any]:

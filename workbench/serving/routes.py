@@ -7,11 +7,10 @@ their own, and the model's thread sends what it has.
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -20,14 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from workbench.errors import InputError
-from workbench.serving.batcher import (
-    Batcher,
-    ClosedError,
-    FullError,
-    QueuedRow,
-    RowUpdate,
-    ServerStats,
-)
+from workbench.serving.batcher import Batcher, QueuedRow, RowUpdate
 from workbench.serving.protocol import (
     ApiError,
     ChatBody,
@@ -46,23 +38,10 @@ if TYPE_CHECKING:
     from workbench.engines.diffusion import DiffusionEngine, Row
 
 T = TypeVar("T")
+Updates = asyncio.Queue[tuple[int, RowUpdate]]  # with the index of the row
+LOOK = 0.2  # seconds from one look at whether the client is there to the next
 LARGEST = 2**22  # bytes of a body
 STREAM = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies pass it on at once
-
-
-@dataclass(frozen=True, slots=True)
-class _Generation:
-    """A request whose rows are on their way; updates come with the index of the row."""
-
-    request: GenerationBody
-    writer: ReplyWriter
-    count: int
-    updates: asyncio.Queue[tuple[int, RowUpdate]]
-
-    async def body(self, write: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
-        """A body; one with the texts of many tokens is not made in the event loop."""
-        slow = self.request.likeliest() is not None
-        return await asyncio.to_thread(write, *args) if slow else write(*args)
 
 
 class DiffusionApp:
@@ -77,11 +56,11 @@ class DiffusionApp:
         self,
         engine: DiffusionEngine,
         batcher: Batcher,
-        stats: ServerStats,
         names: Sequence[str],
         aliases: Sequence[str],
     ) -> None:
-        self._engine, self._batcher, self.stats, self.names = engine, batcher, stats, names
+        self._engine, self._batcher, self.names = engine, batcher, names
+        self.stats = batcher.stats
         self._known_names = [*names, *aliases]
         self._context = engine.info.context_length
         self._longest = max(map(len, engine.tokenizer.get_vocab()))  # characters of a token
@@ -145,7 +124,7 @@ class DiffusionApp:
         app.add_api_route(
             "/", self._health, methods=["GET", "PUT"], response_model=None, include_in_schema=False
         )
-        for error in (ApiError, InputError, FullError, ClosedError, HTTPException, Exception):
+        for error in (ApiError, InputError, HTTPException, Exception):
             app.add_exception_handler(error, self._error)
         app.add_exception_handler(ClientDisconnect, _nobody)
         return app
@@ -160,49 +139,48 @@ class DiffusionApp:
         body = {
             "status": status,
             "model": self.names[0],
-            "live": self._batcher.live,
-            "waiting": self._batcher.waiting,
+            "live": len(self._batcher.live),
+            "waiting": len(self._batcher.waiting),
         }
         return JSONResponse(body, 200 if status == "ok" else 503)
 
     async def _statistics(self) -> dict[str, Any]:
-        now = {"queue_length": self._batcher.waiting, "slots": self._batcher.slots}
+        now = {"queue_length": len(self._batcher.waiting), "slots": self._batcher.slots}
         return self.stats.view() | now
 
     async def _generate(self, request: Request, kind: type[GenerationBody]) -> Response:
         self.stats.add("requests")
-        body = await _body(request)
-        generation, rows = await self._with_tokenizer(self._read, kind, body)
-        post = functools.partial(_post, asyncio.get_running_loop(), generation.updates)
-        stream = bool(generation.request.stream)
-        queued = [
-            QueuedRow(row, functools.partial(post, index), stream) for index, row in enumerate(rows)
-        ]
+        body, writer, rows = await self._with_tokenizer(self._read, kind, await _body(request))
+        updates: Updates = asyncio.Queue()
+        post, stream = partial(_post, asyncio.get_running_loop(), updates), bool(body.stream)
+        queued = [QueuedRow(row, partial(post, index), stream) for index, row in enumerate(rows)]
         self._batcher.submit(queued)
         request.state.rows.extend(queued)
         if stream:
-            events = self._events(generation)
+            events = self._events(body, writer, updates, len(rows))
             return StreamingResponse(events, media_type="text/event-stream", headers=STREAM)
-        done = await _unless_gone(request, _all_rows(generation))
+        done = await _all_rows(request, updates, len(rows))
         errors = [row.completion.error for row in done if row.completion and row.completion.error]
         if len(errors) == len(done):
             raise ApiError(500, errors[0])
         for _ in errors:
             self.stats.add_error("row_error")
-        return JSONResponse(await generation.body(generation.writer.whole, done))
+        return JSONResponse(await _written(body, writer.whole, done))
 
-    async def _events(self, generation: _Generation) -> AsyncIterator[str]:
+    async def _events(
+        self, request: GenerationBody, writer: ReplyWriter, updates: Updates, count: int
+    ) -> AsyncIterator[str]:
         """The answer as its blocks are finished."""
-        request, writer, sent = generation.request, generation.writer, [""] * generation.count
         if request.chat:
             yield event(writer.part(0, "", role="assistant"))
         done: list[RowUpdate] = []
-        while len(done) < generation.count:
-            index, update = await generation.updates.get()
+        sent = [""] * count
+        while len(done) < count:
+            index, update = await updates.get()
             row = update.completion
             if row and row.error:
                 self.stats.add_error("row_error")
-                if generation.count == 1:
+                if count == 1:
                     yield event(ApiError(500, row.error).body)
                     return
             if more := update.text[len(sent[index]) :]:
@@ -210,8 +188,8 @@ class DiffusionApp:
                 yield event(writer.part(index, more))
             if row:
                 done.append(update)
-                chunk = await generation.body(writer.last, index, row)
-                if len(done) == generation.count:
+                chunk = await _written(request, writer.last, index, row)
+                if len(done) == count:
                     chunk |= writer.extras(done)
                 yield event(chunk)
         if request.include_usage:
@@ -221,8 +199,10 @@ class DiffusionApp:
     async def _with_tokenizer(self, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work, *args)
 
-    def _read(self, kind: type[GenerationBody], raw: bytes) -> tuple[_Generation, list[Row]]:
-        """A request and its rows.
+    def _read(
+        self, kind: type[GenerationBody], raw: bytes
+    ) -> tuple[GenerationBody, ReplyWriter, list[Row]]:
+        """A request, what writes its answer, and its rows.
 
         Raises:
             ApiError, InputError: it cannot be done.
@@ -249,8 +229,7 @@ class DiffusionApp:
             ids = self._tokens(prompt)
             fitting = body.fit(sampling, len(ids), self._context)
             rows.append(self._engine.row(ids, fitting, denoising, seed))
-        writer = ReplyWriter(body, name, warnings, self._token_text)
-        return _Generation(body, writer, len(rows), asyncio.Queue()), rows
+        return body, ReplyWriter(body, name, warnings, self._token_text), rows
 
     def _least_tokens(self, prompt: TextPrompt) -> int:
         if not isinstance(prompt, str) and isinstance(prompt[0], int):
@@ -288,21 +267,15 @@ class DiffusionApp:
 
     async def _error(self, request: Request, error: Exception) -> Response:
         """Any failure as an error of OpenAI's form."""
-        match error:
-            case ApiError():
-                refusal = error
-            case InputError():
-                refusal = ApiError.of(error)
-            case FullError():
-                wait = {"Retry-After": str(error.retry_after)}
-                refusal = ApiError(429, str(error), code="queue_full", headers=wait)
-            case ClosedError():
-                refusal = ApiError(503, str(error))
-            case HTTPException():
-                message = f"{error.detail}: {request.method} {request.url.path}"
-                refusal = ApiError(error.status_code, message, headers=error.headers)
-            case _:
-                refusal = ApiError(500, f"{type(error).__name__}: {error}")
+        if isinstance(error, ApiError):
+            refusal = error
+        elif isinstance(error, InputError):
+            refusal = ApiError.of(error)
+        elif isinstance(error, HTTPException):
+            message = f"{error.detail}: {request.method} {request.url.path}"
+            refusal = ApiError(error.status_code, message, headers=error.headers)
+        else:
+            refusal = ApiError(500, f"{type(error).__name__}: {error}")
         self.stats.add_error(refusal.kind)
         return JSONResponse(refusal.body, refusal.status, refusal.headers)
 
@@ -331,36 +304,27 @@ async def _nobody(*_: object) -> Response:
     return Response(status_code=499)
 
 
-def _post(
-    loop: asyncio.AbstractEventLoop,
-    to: asyncio.Queue[tuple[int, RowUpdate]],
-    index: int,
-    update: RowUpdate,
-) -> None:
+def _post(loop: asyncio.AbstractEventLoop, to: Updates, index: int, update: RowUpdate) -> None:
     with suppress(RuntimeError):  # the loop has ended
         loop.call_soon_threadsafe(to.put_nowait, (index, update))
 
 
-async def _all_rows(generation: _Generation) -> list[RowUpdate]:
-    """The last update of each row, in order."""
-    done = dict([await generation.updates.get() for _ in range(generation.count)])
-    return [done[index] for index in range(generation.count)]
+async def _all_rows(request: Request, updates: Updates, count: int) -> list[RowUpdate]:
+    """The last update of each row, in order, unless the client leaves before."""
+    done: dict[int, RowUpdate] = {}
+    while len(done) < count:
+        try:
+            index, update = await asyncio.wait_for(updates.get(), LOOK)
+            done[index] = update
+        except TimeoutError:
+            if await request.is_disconnected():
+                raise ClientDisconnect from None
+    return [done[index] for index in range(count)]
 
 
-async def _unless_gone(request: Request, rows: Any) -> list[RowUpdate]:
-    """What is awaited, unless the client leaves before."""
-
-    async def leaving() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    waiting = asyncio.ensure_future(rows)
-    left = asyncio.ensure_future(leaving())
-    try:
-        await asyncio.wait({waiting, left}, return_when=asyncio.FIRST_COMPLETED)
-        if not waiting.done():
-            raise ClientDisconnect
-        return list(waiting.result())
-    finally:
-        waiting.cancel()
-        left.cancel()
+async def _written(
+    request: GenerationBody, write: Callable[..., dict[str, Any]], *args: Any
+) -> dict[str, Any]:
+    """A body; one with the texts of many tokens is not made in the event loop."""
+    slow = request.likeliest() is not None
+    return await asyncio.to_thread(write, *args) if slow else write(*args)

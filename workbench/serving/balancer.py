@@ -14,10 +14,10 @@ import os
 import re
 import signal
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -109,12 +109,12 @@ class Worker:
         raise EngineError(f"{late}; see {self.log}")
 
 
-class Front:
-    """One port for several workers, within `async with`; `run()` is all of it for a command."""
+class LoadBalancer:
+    """One port for several workers of one kind."""
 
     def __init__(
         self,
-        commands: Sequence[Sequence[str]],
+        line: Sequence[str],
         environments: Sequence[Mapping[str, str]],
         *,
         folder: Path,
@@ -125,7 +125,7 @@ class Front:
         """Nothing starts yet.
 
         Args:
-            commands: the command line of each worker, which chooses a port of its own.
+            line: the command line of a worker, which chooses a port of its own.
             environments: what each has beside our own variables, such as CUDA_VISIBLE_DEVICES.
             folder: for the workers' logs (`worker-0.log` and so on), which are added to.
             host: where it listens; the default is reached from this machine only.
@@ -133,20 +133,17 @@ class Front:
             timeout: seconds for a worker to answer.
 
         Raises:
-            InputError: no workers, not one environment for each, or a port that is taken.
+            InputError: no workers, or a port that is taken.
         """
-        if not commands or len(commands) != len(environments):
-            raise InputError(
-                f"{len(commands)} commands with {len(environments)} environments: give one of each "
-                "a worker"
-            )
+        if not environments:
+            raise InputError("environments=(): give one for each worker, {} adds nothing to ours")
         if port is not None:
             free_port(host, port)
         self._key = required_key(host)
         self._host, self._port = host, port or 0
         self._workers = [
             Worker(line, variables, folder / f"worker-{i}.log", timeout)
-            for i, (line, variables) in enumerate(zip(commands, environments, strict=True))
+            for i, variables in enumerate(environments)
         ]
         self._turn = 0
 
@@ -177,11 +174,17 @@ class Front:
         loop.add_signal_handler(signal.SIGTERM, stop, False)  # two may come, as from Slurm
         loop.add_signal_handler(signal.SIGINT, stop, True)
         with suppress(asyncio.CancelledError):
-            async with self:
+            async with self.serving():
                 print(self.url, flush=True)
                 await loop.create_future()
 
-    async def __aenter__(self) -> Self:
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Within it the workers answer, and this port.
+
+        Raises:
+            EngineError, InputError: as for `run`.
+        """
         async with AsyncExitStack() as stack:  # what was begun is undone, wherever it fails
             stack.push_async_callback(self._end_workers)
             await asyncio.gather(*(worker.start() for worker in self._workers))
@@ -196,11 +199,7 @@ class Front:
             await self._listen(stack)
             for worker in self._workers:
                 stack.callback(asyncio.create_task(self._restart_when_dead(worker)).cancel)
-            self._stack = stack.pop_all()
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self._stack.aclose()
+            yield
 
     async def _end_workers(self) -> None:
         await asyncio.gather(*(asyncio.to_thread(worker.end) for worker in self._workers))

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from workbench.errors import EngineError, InputError
-from workbench.serving.front import Front
+from workbench.serving.balancer import LoadBalancer
 
 # It ends a held request when a file appears, and tells of a client that left with another.
 WORKER = """
@@ -88,12 +88,13 @@ asyncio.run(main())
 FRONT = """
 import sys
 from pathlib import Path
-from workbench.serving import front
+from workbench.serving import balancer
 
-here, front.RESTART, front.DRAIN = Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
+here = Path(sys.argv[1])
+balancer.RESTART, balancer.DRAIN = map(float, sys.argv[2:])
 command = [sys.executable, str(here / "worker.py")]
 environments = [{"NAME": name} for name in "ab"]
-front.Front([command, command], environments, folder=here / "logs").run()
+balancer.LoadBalancer(command, environments, folder=here / "logs").run()
 """
 
 
@@ -381,13 +382,14 @@ def test_nothing_survives_a_killed_front(tmp_path: Path) -> None:
 GOOD = "print('http://127.0.0.1:1/v1', flush=True); import time; time.sleep(600)"
 
 
-def make(folder: Path, program: str, **options: Any) -> Front:
-    commands = [[sys.executable, "-c", text] for text in (GOOD, program)]
-    return Front(commands, [{}, {}], folder=folder, **options)
+def make(folder: Path, program: str, **options: Any) -> LoadBalancer:
+    line = [sys.executable, "-c", "import os; exec(os.environ['PROGRAM'])"]
+    environments = [{"PROGRAM": text} for text in (GOOD, program)]
+    return LoadBalancer(line, environments, folder=folder, **options)
 
 
-async def enter(front: Front) -> None:
-    async with front:
+async def enter(front: LoadBalancer) -> None:
+    async with front.serving():
         pass
 
 
@@ -413,7 +415,7 @@ def test_a_worker_that_does_not_come_up(program: str, message: str, tmp_path: Pa
 def test_a_command_that_is_not_there(tmp_path: Path) -> None:
     before = children()
     with pytest.raises(EngineError, match="nowhere"):
-        asyncio.run(enter(Front([["/nowhere/at-all"]], [{}], folder=tmp_path)))
+        asyncio.run(enter(LoadBalancer(["/nowhere/at-all"], [{}], folder=tmp_path)))
     assert children() == before
 
 
@@ -431,15 +433,13 @@ def test_a_signal_while_workers_load(tmp_path: Path) -> None:
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="0 commands"):
-        Front([], [], folder=tmp_path)
-    with pytest.raises(InputError, match="1 commands with 2 environments"):
-        Front([["true"]], [{}, {}], folder=tmp_path)
+    with pytest.raises(InputError, match="give one for each worker"):
+        LoadBalancer(["true"], [], folder=tmp_path)
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
         pytest.raises(InputError, match="cannot be used"),
     ):
-        Front([["true"]], [{}], folder=tmp_path, port=taken.getsockname()[1])
+        LoadBalancer(["true"], [{}], folder=tmp_path, port=taken.getsockname()[1])
 
 
 def test_a_port_taken_while_workers_load(tmp_path: Path) -> None:
