@@ -25,7 +25,7 @@ from workbench.errors import EngineError, InputError
 from workbench.icm import ICMReport
 from workbench.icm.claim import Wording
 from workbench.icm.compare import paired
-from workbench.icm.orders import Order
+from workbench.icm.predictability import Order
 from workbench.icm.study import ICMStudy, study
 from workbench.icm.testbeds import open_testbed
 from workbench.types import Metric

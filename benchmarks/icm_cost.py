@@ -14,10 +14,9 @@ from benchmarks.synthetic import Synthetic, made_up
 from benchmarks.table import Row, ratio_row
 from workbench.engines.vllm import VLLMEngine
 from workbench.icm import Claim, ICMReport, search
-from workbench.icm.journal import Journal
-from workbench.icm.oracle import Cost, Oracle
-from workbench.icm.orders import ORDERS, Order, Reference, Tree
-from workbench.icm.settings import Step
+from workbench.icm.annealing import Step
+from workbench.icm.predictability import ORDERS, Order, Reference, Tree
+from workbench.icm.scorer import Cost, Scorer
 from workbench.icm.testbeds import Testbed, open_testbed
 from workbench.tiny import arithmetic
 from workbench.types import Engine
@@ -69,7 +68,7 @@ def passes(engine: VLLMEngine, say: Say, count: int = 128, seeds: int = 3) -> li
 
 def one_pass(engine: VLLMEngine, bed: Testbed, order: type[Reference]) -> Cost:
     """What a leave-one-out pass over golden labels costs from an empty prefix cache."""
-    oracle = Oracle(engine, bed.claims, bed.wording, Journal(None, {}))
+    oracle = Scorer(engine, bed.claims, bed.wording)
     engine.llm.reset_prefix_cache()
     order(oracle).all(tuple(claim.gold for claim in bed.claims))
     return oracle.cost

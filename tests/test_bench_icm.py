@@ -14,7 +14,7 @@ from benchmarks.table import Row
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
 from workbench.icm import search
-from workbench.icm.consistency import pairs, violated
+from workbench.icm.claim import relations, violated
 from workbench.types import Engine
 
 LABELS = (" True", " False")
@@ -114,7 +114,7 @@ def test_a_full_pool_begins_with_consistent_labels_by_chance() -> None:
         labels = icm_cost._labels(bed.claims, 0)
         assert len(labels) == 40
         assert set(Counter(claim.group for claim in bed.claims).values()) <= sizes
-        assert not violated(pairs(bed.claims), tuple(labels))
+        assert not violated(relations(bed.claims), tuple(labels))
         assert labels != icm_cost._labels(bed.claims, 1)
         right = sum(a is claim.gold for a, claim in zip(labels, bed.claims, strict=True))
         assert 8 < right < 36

@@ -19,9 +19,9 @@ from benchmarks.engine import reference_logprobs
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
 from workbench.icm import Claim, Wording, compute_logprobs_batched, search
-from workbench.icm.consistency import Pair, pairs, violated
-from workbench.icm.objective import energy, temperature
-from workbench.icm.orders import Order
+from workbench.icm.annealing import temperature
+from workbench.icm.claim import Relation, relations, violated
+from workbench.icm.predictability import Order, energy
 from workbench.types import Errors, LabelScores, Prompt
 
 # Rules and numbers.
@@ -34,13 +34,13 @@ def test_what_goes_together() -> None:
         "asymmetry": {(True, True), (False, False)},
     }
     for kind, wrong in broken.items():
-        pair = Pair(1, 0, kind)  # type: ignore[arg-type]
+        pair = Relation(1, 0, kind)  # type: ignore[arg-type]
         for labels in product((True, False, None), repeat=2):
             assert pair.holds(labels) is (labels not in wrong), (kind, labels)
         for a, b in pair.repairs:
             assert pair.holds((b, a))
-    assert Pair(0, 1, "implication").repairs == ((False, False), (True, True))
-    assert Pair(0, 1, "contradiction").repairs == ((False, True), (True, False))
+    assert Relation(0, 1, "implication").repairs == ((False, False), (True, True))
+    assert Relation(0, 1, "contradiction").repairs == ((False, True), (True, False))
 
 
 def test_who_is_related() -> None:
@@ -49,42 +49,58 @@ def test_who_is_related() -> None:
         ("s", "A>B"), ("s", "B>A"), ("s", "A>C"), ("s", "A>B"),
     ]  # fmt: skip
     claims = [Claim(f"c{i}", group, key) for i, (group, key) in enumerate(keys)]
-    found = pairs(claims)
+    found = relations(claims)
     assert found == (
-        Pair(0, 1, "contradiction"), Pair(0, 4, "implication"), Pair(1, 4, "contradiction"),
-        Pair(5, 6, "asymmetry"), Pair(5, 7, "contradiction"), Pair(5, 8, "implication"),
-        Pair(6, 7, "contradiction"), Pair(6, 8, "asymmetry"), Pair(7, 8, "contradiction"),
-    )  # fmt: skip
-    assert pairs([replace(c, gold=i % 3 == 0) for i, c in enumerate(claims)]) == found
-    assert pairs(claims, "none") == ()
+        Relation(0, 1, "contradiction"),
+        Relation(0, 4, "implication"),
+        Relation(1, 4, "contradiction"),
+        Relation(5, 6, "asymmetry"),
+        Relation(5, 7, "contradiction"),
+        Relation(5, 8, "implication"),
+        Relation(6, 7, "contradiction"),
+        Relation(6, 8, "asymmetry"),
+        Relation(7, 8, "contradiction"),
+    )
+    assert relations([replace(c, gold=i % 3 == 0) for i, c in enumerate(claims)]) == found
+    assert relations(claims, "none") == ()
     labels = (True, True, True, True, False, False, False, None, False)
     assert violated(found, labels) == [found[0], found[1], found[3], found[7]]
 
 
 def test_gold_as_the_key_is_for_replication_only() -> None:
     claims = [Claim(f"c{i}", "q", None, gold) for i, gold in enumerate((True, False, True))]
-    assert pairs(claims, "gold_key_replication") == (
-        Pair(0, 1, "contradiction"), Pair(0, 2, "implication"), Pair(1, 2, "contradiction"),
-    )  # fmt: skip
+    assert relations(claims, "gold_key_replication") == (
+        Relation(0, 1, "contradiction"),
+        Relation(0, 2, "implication"),
+        Relation(1, 2, "contradiction"),
+    )
     claims[1] = replace(claims[1], gold=None)
     with pytest.raises(InputError, match="needs gold labels, and claim 1 has none"):
-        pairs(claims, "gold_key_replication")
+        relations(claims, "gold_key_replication")
     compared = [
         Claim(f"d{i}", "r", key, gold)
         for i, (key, gold) in enumerate([("A>B", True), ("B>A", False), ("A>B", True), ("A", True)])
     ]
-    assert pairs(compared, "gold_key_replication") == (
-        Pair(0, 1, "asymmetry"), Pair(0, 2, "implication"), Pair(0, 3, "contradiction"),
-        Pair(1, 2, "asymmetry"), Pair(1, 3, "contradiction"), Pair(2, 3, "contradiction"),
-    )  # fmt: skip
+    assert relations(compared, "gold_key_replication") == (
+        Relation(0, 1, "asymmetry"),
+        Relation(0, 2, "implication"),
+        Relation(0, 3, "contradiction"),
+        Relation(1, 2, "asymmetry"),
+        Relation(1, 3, "contradiction"),
+        Relation(2, 3, "contradiction"),
+    )
     compared = [replace(claim, gold=not claim.gold) for claim in compared[:2]]
-    assert pairs(compared, "gold_key_replication") == (Pair(0, 1, "asymmetry"),)
+    assert relations(compared, "gold_key_replication") == (Relation(0, 1, "asymmetry"),)
 
 
 def test_energy_by_hand() -> None:
     labels = (True, False, None, True)
     scores = {0: (-0.1, -2.5), 1: (-1.0, -0.5), 3: (-2.0, -0.25)}
-    related = [Pair(0, 3, "contradiction"), Pair(0, 1, "implication"), Pair(0, 2, "asymmetry")]
+    related = [
+        Relation(0, 3, "contradiction"),
+        Relation(0, 1, "implication"),
+        Relation(0, 2, "asymmetry"),
+    ]
     # log-odds of the labels 2.4, 0.5, -1.75; two pairs are broken
     assert energy(labels, scores, related, 6.0) == pytest.approx(6 * 1.15 / 3 - 2, abs=1e-12)
     found = energy(labels, scores, related[1:], 6.0, "log_prob")
@@ -194,11 +210,11 @@ def changed(**fields: Any) -> list[Claim]:
         ("claim", "1 at least"),
         ({"a": FEW[0]}, "1 at least"),
         (iter(FEW), "1 at least"),
-        (["claim"], r"claims\[0\]='claim' must be"),
+        (["claim"], r"claims\[0\]='claim': must be a workbench"),
         ([*FEW, FEW[2]], r"claims\[2\] and \[8\] are the same claim 'c002'"),
         ([*FEW, Claim("c002", "elsewhere")], r"claims\[2\] and \[8\] are the same"),
-        (changed(text=""), r"claims\[3\].text='' must not be empty"),
-        (changed(text=" \n"), r"claims\[3\].text=.* must not be empty"),
+        (changed(text=""), r"claims\[3\].text='': must be a text that is not empty"),
+        (changed(text=" \n"), r"claims\[3\].text=.*: must be more than spaces"),
         (changed(text=5), r"claims\[3\].text=5"),
         (changed(gold="yes"), r"claims\[3\].gold='yes'"),
         (changed(gold=1), r"claims\[3\].gold=1"),

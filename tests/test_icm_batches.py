@@ -21,10 +21,10 @@ from test_icm_search import Synthetic, assert_same, claims_of, labels_of
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
 from workbench.icm import Claim, ICMReport, search
-from workbench.icm.batches import label_all, split
-from workbench.icm.consistency import pairs, violated
-from workbench.icm.objective import energy
+from workbench.icm.claim import relations, violated
+from workbench.icm.predictability import energy
 from workbench.icm.salience import salience, stands_out
+from workbench.icm.search import label_all, split
 from workbench.icm.testbeds import embedded
 from workbench.plots.icm import plot_salience
 
@@ -98,7 +98,7 @@ def test_each_batch_has_the_labels_before_it(order: str) -> None:
             others = [i for i in part if i != place]
             prompt = "\n\n".join([*solved(report, given + others), texts[place]])
             assert scores[place] == pytest.approx(engine.row(prompt))
-    related = pairs(CLAIMS)
+    related = relations(CLAIMS)
     total = energy(report.labels, scores, related, 20.0)
     assert report.energy == pytest.approx(total)
     assert report.cost.prompts == len(engine.asked) == report.usage.requests
@@ -129,7 +129,9 @@ def test_claims_that_are_not_accepted_are_labelled_too() -> None:
     assert f"{left} claims have no label" in part.notes[-1]
     there = {i: label for i, label in enumerate(part.labels) if label is not None}
     assert {i: report.labels[i] for i in there} == there
-    new = [p for p in violated(pairs(CLAIMS), report.labels) if not {p.first, p.second} <= {*there}]
+    new = [
+        p for p in violated(relations(CLAIMS), report.labels) if not {p.first, p.second} <= {*there}
+    ]
     assert not new
     some |= {"consistency": "none", "order": "exact", "n_iterations": 0}
     report = label_all(CLAIMS, engine, **some)
@@ -297,7 +299,7 @@ def test_broken_rules_count_and_so_does_the_first_batch_alone() -> None:
     first = report.provenance["batches"][0]
     table = salience(report, Synthetic(CLAIMS)).set_index("labels")
     claims = [CLAIMS[i] for i in first]
-    related = pairs(claims)
+    related = relations(claims)
     for name, labels in (
         ("found", tuple(report.labels[i] for i in first)),
         ("all true", (True,) * 16),

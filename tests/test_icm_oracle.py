@@ -17,7 +17,7 @@ from test_icm_search import LINES, Synthetic, energies_of, labels_of, moves_of, 
 
 from workbench.engines.vllm import VLLMEngine
 from workbench.icm import Claim, Wording, search
-from workbench.icm.orders import Order
+from workbench.icm.predictability import Order
 from workbench.types import Errors, LabelScores, Prompt
 
 FOLDER = Path(os.environ.get("WORKBENCH_DATA", "none")) / "icm_oracle"

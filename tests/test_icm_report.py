@@ -34,8 +34,8 @@ from test_icm_search import (
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
 from workbench.icm import Claim, Step, Wording, search
-from workbench.icm.objective import temperature
-from workbench.icm.orders import Order
+from workbench.icm.annealing import temperature
+from workbench.icm.predictability import Order
 from workbench.store import Store
 from workbench.types import Errors, LabelScores, Prompt
 

@@ -25,10 +25,8 @@ from workbench.engines.remote import RemoteEngine
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
 from workbench.icm import Claim, Wording, bootstrap, evaluate_labels, salience, search
-from workbench.icm.journal import Journal
-from workbench.icm.oracle import Oracle
-from workbench.icm.orders import Order, Reference
-from workbench.icm.room import Room
+from workbench.icm.predictability import Order, Reference
+from workbench.icm.scorer import ContextFit, Scorer
 from workbench.serving import Server
 from workbench.tiny import MODEL
 from workbench.types import Completion, Errors, Prompt, Sampling
@@ -110,19 +108,19 @@ def test_free_share_out_depends_on_seed_and_text_alone() -> None:
     engine = Synthetic(claims, context=30)
     shown = range(1, 40)
 
-    def kept(room: Room, known: list[Claim], labelled: list[int] | range) -> set[str]:
-        return {known[i].text for i in room.kept(labelled, claims[0].text)}
+    def kept(room: ContextFit, known: list[Claim], labelled: list[int] | range) -> set[str]:
+        return {known[i].text for i in room.select(labelled, claims[0].text)}
 
-    first = kept(Room(engine, claims, WORDING), claims, shown)
+    first = kept(ContextFit(engine, claims, WORDING), claims, shown)
     assert len(first) == 13
-    assert kept(Room(engine, claims[::-1], WORDING), claims[::-1], range(39)) == first
-    assert kept(Room(engine, claims, WORDING, seed=1), claims, shown) != first
-    fewer = Room(engine, claims[:30], WORDING)
+    assert kept(ContextFit(engine, claims[::-1], WORDING), claims[::-1], range(39)) == first
+    assert kept(ContextFit(engine, claims, WORDING, seed=1), claims, shown) != first
+    fewer = ContextFit(engine, claims[:30], WORDING)
     assert kept(fewer, claims, range(1, 30)) >= {text for text in first if text < "c030"}
     seen = {
         index
         for seed in range(30)
-        for index in Room(engine, claims, WORDING, seed).kept(shown, "c000")
+        for index in ContextFit(engine, claims, WORDING, seed).select(shown, "c000")
     }
     assert seen == {*shown}
 
@@ -136,7 +134,7 @@ def test_no_length_is_favoured(scheme: str) -> None:
     length = [len(claim.text.split()) for claim in claims]
     means = []
     for seed in range(20):
-        kept = Room(engine, claims, WORDING, seed).kept(range(1, 200), claims[0].text)
+        kept = ContextFit(engine, claims, WORDING, seed).select(range(1, 200), claims[0].text)
         means.append(statistics.fmean(length[i] for i in kept))
     assert statistics.fmean(means) == pytest.approx(statistics.fmean(length), rel=0.08)
 
@@ -244,7 +242,7 @@ def test_a_server_fits_prompts_as_the_model_in_this_process(
     claims = sums(240, 1)
     claims[5] = replace(claims[5], text="7" * 3000)
     with RemoteEngine(None, None, "test", {"base_url": server.url}) as remote:
-        here, there = (Oracle(e, claims, LINES, Journal(None, {})) for e in (plain, remote))
+        here, there = (Scorer(e, claims, LINES) for e in (plain, remote))
         assert [*here.unfit] == [*there.unfit] == [5]
         labels = tuple(bool(claim.gold) for claim in claims)
         for target in (0, 7, 239):
@@ -260,12 +258,12 @@ def test_sums_of_pieces_are_those_of_prompts(plain: VLLMEngine, words: Wording) 
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     claims = sums(300, 2)
-    room = Room(plain, claims, words)
+    room = ContextFit(plain, claims, words)
     end = len(tokenizer(words.labels[0] + words.after).input_ids)
     longest = max(len(tokenizer(label).input_ids) for label in words.labels)
     spare = []
     for target in range(0, 300, 13):
-        kept = room.kept([i for i in range(300) if i != target], claims[target].text)
+        kept = room.select([i for i in range(300) if i != target], claims[target].text)
         assert 100 < len(kept) < 299
         text = "".join(words.solved(claims[i], i % 2 == 0) for i in kept) + claims[target].text
         spare.append(plain.info.context_length - longest - len(tokenizer(text).input_ids))
@@ -281,8 +279,8 @@ def test_what_is_shown_beside_test_claims(plain: VLLMEngine) -> None:
     assert facts["labelled"] == 230
     assert 100 < facts["demonstrations_least"] <= facts["demonstrations"]
     assert facts["demonstrations"] <= facts["demonstrations_most"] < 230
-    room = Room(plain, claims[:230], LINES, more=[claim.text for claim in test])
-    kept = [room.kept(range(230), claim.text) for claim in test]
+    room = ContextFit(plain, claims[:230], LINES, more=[claim.text for claim in test])
+    kept = [room.select(range(230), claim.text) for claim in test]
     assert facts["demonstrations"] == statistics.fmean(map(len, kept))
     prompts = [
         "".join(LINES.solved(*shown[i]) for i in some) + claim.text
@@ -300,9 +298,9 @@ def test_a_claim_that_does_not_fit_does_not_decide_what_is_long() -> None:
     far = Claim("far" + " and" * 60, "far")
     found = []
     for claims in ([*short, *long], [*short, *long, far]):
-        room = Room(Synthetic(claims, context=22), claims, WORDING)
+        room = ContextFit(Synthetic(claims, context=22), claims, WORDING)
         others = ([i for i in range(9) if i != one] for one in range(9))
-        found.append([room.kept(shown, claims[i].text) for i, shown in enumerate(others)])
+        found.append([room.select(shown, claims[i].text) for i, shown in enumerate(others)])
     assert found[0] == found[1]
     assert min(map(len, found[0])) < 8
 
@@ -315,9 +313,7 @@ def test_labels_are_compared_after_what_the_search_showed(seed: int) -> None:
     shown = []
     for pass_over in (
         lambda: salience(report, engine),
-        lambda: Reference(Oracle(engine, claims, WORDING, Journal(None, {}), seed=seed)).all(
-            report.labels
-        ),
+        lambda: Reference(Scorer(engine, claims, WORDING, seed=seed)).all(report.labels),
     ):
         engine.asked.clear()
         pass_over()

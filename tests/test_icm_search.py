@@ -21,8 +21,8 @@ from workbench import Sampling
 from workbench.engines.remote import RemoteEngine
 from workbench.engines.vllm import VLLMEngine
 from workbench.icm import Claim, ICMReport, Step, Wording, search
-from workbench.icm.objective import Objective, Schedule
-from workbench.icm.orders import Order, by_halves
+from workbench.icm.annealing import Schedule
+from workbench.icm.predictability import Objective, Order, by_halves
 from workbench.serving import Server
 from workbench.tiny import MODEL
 from workbench.tiny import claims as tiny

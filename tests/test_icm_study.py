@@ -30,8 +30,7 @@ from workbench.icm import (
     search,
     study,
 )
-from workbench.icm.bootstrap import _mended
-from workbench.icm.claim import Labelled
+from workbench.icm.claim import Labelled, consistent_labels, relations, violated
 from workbench.icm.compare import (
     _accuracy,
     agreement,
@@ -42,7 +41,6 @@ from workbench.icm.compare import (
     seed_notes,
     verdicts,
 )
-from workbench.icm.consistency import pairs, violated
 from workbench.icm.testbeds import Testbed, embedded
 from workbench.stats import mcnemar, paired_shares, proportion
 from workbench.types import (
@@ -283,9 +281,9 @@ def test_mended_labels_are_the_likeliest_consistent_ones(answers: Sequence[str |
     changed = 0
     for _ in range(60):
         claims = keyed(*rng.choices(answers, k=7), size=rng.choice([2, 3, 4, 7]))
-        related = pairs(claims)
+        related = relations(claims)
         odds = [rng.uniform(-3, 3) for _ in claims]
-        labels = _mended(dict(enumerate(odds)), related)
+        labels = consistent_labels(dict(enumerate(odds)), related)
         assert not violated(related, labels)
         free = [
             labels for labels in product([False, True], repeat=7) if not violated(related, labels)
@@ -299,11 +297,11 @@ def test_mended_labels_are_the_likeliest_consistent_ones(answers: Sequence[str |
 
 def test_mending_ends() -> None:
     # Pair by pair it goes round in a circle: the likelier of two, then what it implies, and again.
-    related = pairs(keyed("a", "a", "b"))
-    assert _mended({0: 5.0, 1: -4.0, 2: 3.0}, related) == (False, False, True)
+    related = relations(keyed("a", "a", "b"))
+    assert consistent_labels({0: 5.0, 1: -4.0, 2: 3.0}, related) == (False, False, True)
     # Each of two comparisons wants one that is true, and the group just one: no labels would do.
-    related = pairs(keyed("A>B", "B>A", "C>D", "D>C"))
-    labels = _mended({0: 1.0, 1: 2.0, 2: -3.0, 3: 1.5}, related)
+    related = relations(keyed("A>B", "B>A", "C>D", "D>C"))
+    labels = consistent_labels({0: 1.0, 1: 2.0, 2: -3.0, 3: 1.5}, related)
     assert labels == (False, True, False, False)
     assert len(violated(related, labels)) == 1
     assert all(violated(related, one) for one in product([False, True], repeat=4))
@@ -343,17 +341,17 @@ def test_each_round_asks_each_claim_after_all_others() -> None:
     done = bootstrap(claims, engine, rounds=20)
     first, *rounds = engine.calls
     assert len(rounds) == done.rounds
-    related, texts = pairs(claims), [claim.text for claim in claims]
+    related, texts = relations(claims), [claim.text for claim in claims]
     odds = {texts.index(prompt): rule(prompt) for prompt in first}
     middle = (sorted(odds.values())[3] + sorted(odds.values())[4]) / 2
-    labels = _mended({i: value - middle for i, value in odds.items()}, related)
+    labels = consistent_labels({i: value - middle for i, value in odds.items()}, related)
     for number, prompts in enumerate(rounds, 1):
         asked = [said(prompt) for prompt in prompts]
         assert sorted(query for _, query in asked) == texts
         known = dict(zip(texts, labels, strict=True))
         for shown, query in asked:
             assert shown == {text: label for text, label in known.items() if text != query}
-        new = _mended({texts.index(said(p)[1]): rule(p) for p in prompts}, related)
+        new = consistent_labels({texts.index(said(p)[1]): rule(p) for p in prompts}, related)
         assert (new == labels) is (number == len(rounds) and done.settled)
         labels = new
     assert done.labels == labels
@@ -376,7 +374,7 @@ def test_bootstrapping_embedded_claims(plain: VLLMEngine) -> None:
     done = bootstrap(bed.claims, plain, wording=bed.wording)
     used = plain.usage.since(before)
     assert done.settled
-    assert not violated(pairs(bed.claims), done.labels)
+    assert not violated(relations(bed.claims), done.labels)
     right = [label is claim.gold for label, claim in zip(done.labels, bed.claims, strict=True)]
     assert sum(right) > 34
     assert done.cost.prompts == used.requests == 40 * (1 + done.rounds)

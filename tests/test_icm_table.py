@@ -504,7 +504,7 @@ def test_values_go_out_as_they_came(tmp_path: Path) -> None:
     save_table(odd, tmp_path / "t.jsonl")
     assert json.loads((tmp_path / "t.jsonl").read_text())["half"] == "\ud83d"
     assert read_table(save_table(odd, tmp_path / "t.csv"))[1]["half"].tolist() == ["\\ud83d"]
-    with pytest.raises(InputError, match="half a character"):
+    with pytest.raises(InputError, match="whole characters"):
         read_claims([{"text": "so \ud83d"}, {"text": "not"}])
 
 

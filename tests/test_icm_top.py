@@ -15,7 +15,7 @@ from workbench.engines.remote import RemoteEngine
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
 from workbench.icm import search
-from workbench.icm.top import NEITHER, compute_top_logprobs
+from workbench.icm.scorer import NEITHER, compute_top_logprobs
 from workbench.serving import Server
 from workbench.types import Completion, Errors, Prompt, TokenLogprob
 

@@ -132,7 +132,7 @@ def _opened(
 
     What a seed draws depends on no other seed: it is drawn from a pool that is always the same.
     """
-    from workbench.icm.batches import split
+    from workbench.icm.search import split
     from workbench.icm.testbeds import TESTBEDS, open_testbed
 
     count = limit or batch_size
@@ -222,8 +222,8 @@ def _label(
     bed: Testbed, engine: Engine, options: dict[str, Any], out: Path | None, *, as_json: bool
 ) -> None:
     """Label all claims at each seed; keep each seed's labels as soon as they are there."""
-    from workbench.icm.batches import label_all, over
     from workbench.icm.compare import agreement
+    from workbench.icm.search import label_all, over
     from workbench.icm.table import check_columns
 
     check_columns(bed)

@@ -1,16 +1,14 @@
 """Internal Coherence Maximization: labels that a model gives by itself (arXiv 2506.10139)."""
 
-from workbench.icm.batches import label_all
-from workbench.icm.bootstrap import bootstrap
+from workbench.icm.annealing import Step
 from workbench.icm.claim import Claim, Labelled, Wording, wording_from
 from workbench.icm.compare import join
 from workbench.icm.evaluate import evaluate_chat, evaluate_labels
-from workbench.icm.oracle import compute_logprobs_batched
 from workbench.icm.report import ICMReport
 from workbench.icm.salience import salience, stands_out
-from workbench.icm.search import search
-from workbench.icm.settings import Step
-from workbench.icm.study import METHODS, ICMStudy, study
+from workbench.icm.scorer import compute_logprobs_batched
+from workbench.icm.search import label_all, search
+from workbench.icm.study import METHODS, ICMStudy, bootstrap, study
 from workbench.icm.table import joined, save_table
 from workbench.icm.testbeds import Testbed, comparisons, open_testbed, read_claims
 

@@ -1,4 +1,4 @@
-"""The search itself: algorithm 1 of Wen et al. 2025, step by step as the published code does it."""
+"""Simulated annealing over labels: algorithm 1 of Wen et al. 2025, as published."""
 
 from __future__ import annotations
 
@@ -7,24 +7,107 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
+from workbench import values
 from workbench.errors import InputError
-from workbench.icm.bootstrap import _mended
-from workbench.icm.claim import Claim, Labels
-from workbench.icm.consistency import Pair, violated
+from workbench.icm.claim import Claim, Labels, Relation, Rule, consistent_labels, violated
 from workbench.icm.journal import Journal
-from workbench.icm.objective import collapsed, energy, temperature
-from workbench.icm.orders import Reference, Scores, Tree
-from workbench.icm.report import Result
-from workbench.icm.settings import Settings, Step
+from workbench.icm.predictability import (
+    Objective,
+    Order,
+    Reference,
+    Scores,
+    Tree,
+    collapsed,
+    energy,
+)
+from workbench.icm.scorer import ScoreKind
 from workbench.progress import fact, one_bar
 
 log = logging.getLogger("workbench")
 
+Schedule = Literal["paper", "code"]
+
+HOT, COLD = 10.0, 0.01
 NEAR = 100  # weight of a claim without a label beside a labelled one of its group; others have 1
 ROUNDS = 10  # of repairs, at most
 SURE = 1e6  # log-odds of a label that is not to change
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What decides a search, beside claims and model; see `search`.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+
+    alpha: float = 50.0
+    n_seeds: int | Sequence[bool] = 8
+    n_iterations: int = 1500
+    schedule: Schedule = "paper"
+    order: Order = "tree"
+    consistency: Rule = "auto"
+    objective: Objective = "log_odds"
+    scores: ScoreKind = "exact"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least = {"n_iterations": 0, "seed": 0}
+        labels = self.n_seeds
+        if isinstance(labels, Sequence) and not isinstance(labels, str):
+            if not labels or not all(isinstance(label, bool) for label in labels):
+                values.refuse("n_seeds", labels, "a whole number or labels, True and False")
+            object.__setattr__(self, "n_seeds", tuple(labels))
+        else:
+            at_least["n_seeds"] = 1
+        for name, least in at_least.items():
+            object.__setattr__(self, name, values.whole(name, getattr(self, name), least))
+        if not isinstance(self.alpha, int | float) or not 0 < self.alpha < math.inf:
+            values.refuse("alpha", self.alpha, "a number above 0")
+        for name, kind in (
+            ("schedule", Schedule),
+            ("order", Order),
+            ("objective", Objective),
+            ("scores", ScoreKind),
+        ):
+            if getattr(self, name) not in get_args(kind):
+                values.refuse(name, getattr(self, name), f"one of {', '.join(get_args(kind))}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Where a search stands after an iteration.
+
+    Attributes:
+        pool: labelled claims.
+        tried, accepted: proposals that would change a label, and those that did.
+        prompt_tokens, computed_tokens: of all prompts asked, and what the model ran over of them.
+        saved_tokens: what asking everything anew without a cache would have cost beyond that.
+    """
+
+    iteration: int
+    pool: int
+    energy: float
+    temperature: float
+    tried: int
+    accepted: int
+    prompt_tokens: int
+    computed_tokens: int
+    saved_tokens: int
+
+    @property
+    def cache_hit_rate(self) -> float:
+        """Share of the asked prompts' tokens that the model did not have to run over."""
+        return 1 - self.computed_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+
+def temperature(schedule: Schedule, iteration: int, accepted: int) -> float:
+    """The temperature at an iteration (from 1) after so many accepted moves."""
+    slow = 0.99 * math.log(iteration) if schedule == "paper" else 2 * math.log(1 + accepted)
+    return max(COLD, HOT / (1 + slow))
 
 
 class Annealing:
@@ -33,29 +116,29 @@ class Annealing:
     def __init__(
         self,
         claims: Sequence[Claim],
-        related: Sequence[Pair],
+        related: Sequence[Relation],
         settings: Settings,
         *,
         order: Reference,
         journal: Journal,
+        predicted: bool,
         on_step: Callable[[Step], object] | None,
-        everyone: bool = False,
     ) -> None:
         self._claims, self._related, self._settings = claims, related, settings
         self._order, self._journal, self._on_step = order, journal, on_step
-        self._everyone, self._predicted = everyone, 0
-        self._fitting = order.oracle.fitting()
-        self._history: list[dict[str, Any]] = []
+        self._fitting = order.scorer.fitting()
+        self._predicted = predicted
+        self.history: list[dict[str, Any]] = []
         self._tried = self._accepted = 0
         self._start = time.perf_counter()
 
-    def run(self) -> Result:
+    def run(self) -> None:
+        """From the first labels to the last iteration."""
         settings = self._settings
         with one_bar(settings.n_iterations, "icm", "iteration") as bar:
-            self._labels = self._seeds()
-            self._scores = self._order.all(self._labels)
-            self._energy = self._value(self._labels, self._scores)
-            start = self._repaired(self._labels, 0, self._energy)
+            labels = self._first_labels()
+            scores = self._order.all(labels)
+            start = self._repair(labels, 0, self._value(labels, scores))
             self._take(start, self._order.all(start), 0, None)
             for iteration in range(1, settings.n_iterations + 1):
                 if self._order.remembers and self._settled():
@@ -63,84 +146,67 @@ class Annealing:
                     break
                 self._iterate(iteration)
                 self._show(iteration, bar)
-            return self._result()
 
-    def _result(self) -> Result:
-        """The end, with one pass over the final labels in the claims' own order."""
-        oracle, alpha = self._order.oracle, self._settings.alpha
-        labels = self._labels = self._completed()
-        scores = self._scores
-        if isinstance(self._order, Tree) or self._predicted:
-            scores = Reference(oracle).all(labels)
-        total = self._value(labels, scores)
-        predictability = (total + len(violated(self._related, labels))) / alpha
-        return Result(
-            labels,
-            scores,
-            self._related,
-            total,
-            predictability,
-            self._history,
-            oracle.cost,
-            self._notes(),
-            oracle.unfit,
-        )
+    def result(self, *, everyone: bool) -> tuple[Labels, Scores, list[str]]:
+        """Labels, their scores in the claims' own order, and what a reader has to know."""
+        labels, scores = self._labels, self._scores
+        left = [i for i in self._fitting if labels[i] is None] if everyone else []
+        if left:
+            odds = {i: 0.0 if y is None else SURE if y else -SURE for i, y in enumerate(labels)}
+            odds |= {i: _odds(self._order.one(labels, i)) for i in left}
+            best = consistent_labels(odds, self._related)
+            labels = _with(labels, {index: best[index] for index in left})
+        if left or isinstance(self._order, Tree):
+            scores = Reference(self._order.scorer).all(labels)
+        return labels, scores, self._notes(labels, len(left))
 
-    def _completed(self) -> Labels:
-        """With `everyone`, claims that were not accepted have what the found labels predict."""
-        labels, left = self._labels, [i for i in self._fitting if self._labels[i] is None]
-        if not self._everyone or not left:
-            return labels
-        odds = {i: 0.0 if y is None else SURE if y else -SURE for i, y in enumerate(labels)}
-        for index in left:
-            true, false = self._order.one(labels, index)
-            odds[index] = true - false
-        best, self._predicted = _mended(odds, self._related), len(left)
-        return _with(labels, {index: best[index] for index in left})
-
-    def _notes(self) -> list[str]:
-        """What a reader has to know."""
-        claims, labels = self._claims, self._labels
+    def _notes(self, labels: Labels, predicted: int) -> list[str]:
         notes = []
         if self._settings.consistency == "gold_key_replication":
             notes.append(
                 "consistency was judged by the gold labels: they leaked into this search, and its "
                 "accuracy is not that of an unsupervised one"
             )
-        if len({claim.gold for claim in claims} - {None}) == 1:
+        if len({claim.gold for claim in self._claims} - {None}) == 1:
             notes.append("all gold labels are the same: accuracy tells nothing of discrimination")
-        found = [label for label in labels if label is not None]
-        if len({*found}) == 1:
+        there = [label for label in labels if label is not None]
+        if len({*there}) == 1:
             notes.append("the search has given all claims the same label")
-        elif collapsed(share := sum(found) / len(found)):
+        elif collapsed(share := sum(there) / len(there)):
             notes.append(
                 f"{share:.0%} of the labels found are True: nearly all claims have the same"
             )
-        if self._predicted:
+        if predicted:
             notes.append(
-                f"{self._predicted} claims were not accepted by the search: they have the labels "
+                f"{predicted} claims were not accepted by the search: they have the labels "
                 "that those found predict; a lower alpha or more n_iterations accepts more"
             )
         if left := sum(labels[index] is None for index in self._fitting):
-            remedy = "give more n_iterations or a lower alpha"
-            notes.append(f"{left} claims have no label: {remedy}")
-        return notes + self._order.oracle.notes()
+            notes.append(f"{left} claims have no label: give more n_iterations or a lower alpha")
+        return notes + self._order.scorer.notes()
 
     def _random(self, what: str, *place: int) -> random.Random:
         return random.Random(f"{self._settings.seed}/{what}/{'/'.join(map(str, place))}")
 
-    def _seeds(self) -> Labels:
-        given = self._settings.n_seeds
+    def _first_labels(self) -> Labels:
+        """At random, as given or, after labels that are given, as these predict."""
+        there, count, given = self._fitting, len(self._claims), self._settings.n_seeds
+        if self._predicted:
+            scorer = self._order.scorer
+            prompts = [scorer.prompt((None,) * count, (), index) for index in there]
+            odds = dict.fromkeys(range(count), 0.0)
+            odds |= zip(there, map(_odds, scorer.score(prompts)), strict=True)
+            given = consistent_labels(odds, self._related)
         if isinstance(given, int):
-            count = min(given, len(self._fitting))
-            drawn = [index < (count + 1) // 2 for index in range(count)]
+            number = min(given, len(there))
+            drawn = [index < (number + 1) // 2 for index in range(number)]
             self._random("seeds").shuffle(drawn)
-            first = dict(zip(self._fitting, drawn, strict=False))
+            first = dict(zip(there, drawn, strict=False))
         else:
-            first = {i: given[i] for i in self._fitting if i < len(given)}
+            first = {i: given[i] for i in there if i < len(given)}
             if not first:
                 raise InputError("n_seeds: none of the claims that have a label fits the context")
-        return tuple(map(first.get, range(len(self._claims))))
+        return tuple(map(first.get, range(count)))
 
     def _value(self, labels: Labels, scores: Scores) -> float:
         chosen = self._settings
@@ -153,51 +219,49 @@ class Annealing:
         )
 
     def _iterate(self, iteration: int) -> None:
-        target = self._drawn(iteration)
+        target = self._draw(iteration)
         true, false = self._order.one(self._labels, target)
         if self._labels[target] is (true > false):
             return
         changed = _with(self._labels, {target: true > false})
-        candidate = self._repaired(changed, iteration, -math.inf)
+        candidate = self._repair(changed, iteration, -math.inf)
         scores = self._order.all(candidate)
         gain = self._value(candidate, scores) - self._energy
         heat = temperature(self._settings.schedule, iteration, self._accepted)
         chance = self._random("accept", iteration).random()
-        accepted = gain >= 0 or chance < math.exp(gain / heat)
         self._tried += 1
-        if accepted:
+        if gain >= 0 or chance < math.exp(gain / heat):
             self._accepted += 1
             self._take(candidate, scores, iteration, target)
         else:
             self._note(iteration, target, self._energy + gain, accepted=False)
 
-    def _drawn(self, iteration: int) -> int:
+    def _draw(self, iteration: int) -> int:
         """A claim by chance, most likely one without a label beside a labelled one of its group."""
         claims, labels, there = self._claims, self._labels, self._fitting
         begun = {claims[i].group for i in there if labels[i] is not None}
         weights = [NEAR if labels[i] is None and claims[i].group in begun else 1 for i in there]
         return self._random("draw", iteration).choices(there, weights)[0]
 
-    def _repaired(self, labels: Labels, iteration: int, least: float) -> Labels:
-        """The labels with violated pairs mended one by one, as the published code does it.
+    def _repair(self, labels: Labels, iteration: int, least: float) -> Labels:
+        """The labels with violated relations repaired one by one, as the published code does it.
 
-        A mended pair is kept where the energy does not fall below the best so far, `least` at
-        first; once one was kept, all rounds are used.
+        A repair is kept where the energy does not fall below the best so far, `least` at first;
+        once one was kept, all rounds are used.
         """
-        best, kept = least, False
+        best, repaired = least, False
         for number in range(ROUNDS):
-            open_pairs = violated(self._related, labels)
-            if not open_pairs:
+            if not (broken := violated(self._related, labels)):
                 break
-            self._random("repair", iteration, number).shuffle(open_pairs)
-            for pair in open_pairs:
-                options = [_with(labels, {pair.first: a, pair.second: b}) for a, b in pair.repairs]
-                values = [self._value(option, self._order.all(option)) for option in options]
-                if max(values) >= best:
-                    best, kept = max(values), True
-                    labels = options[values.index(best)]
+            self._random("repair", iteration, number).shuffle(broken)
+            for one in broken:
+                options = [_with(labels, {one.first: a, one.second: b}) for a, b in one.repairs]
+                energies = [self._value(option, self._order.all(option)) for option in options]
+                if max(energies) >= best:
+                    best, repaired = max(energies), True
+                    labels = options[energies.index(best)]
                     break
-            if not kept:
+            if not repaired:
                 break
         return labels
 
@@ -213,22 +277,20 @@ class Annealing:
         )
 
     def _note(self, iteration: int, target: int | None, value: float, *, accepted: bool) -> None:
-        cost = self._order.oracle.cost
+        cost, heat = self._order.scorer.cost, max(1, iteration)
         right = [
             label == claim.gold
             for claim, label in zip(self._claims, self._labels, strict=True)
             if label is not None and claim.gold is not None
         ]
-        self._history.append(
+        self.history.append(
             {
                 "iteration": iteration,
                 "claim": -1 if target is None else target,
                 "energy": value,
                 "accepted": accepted,
                 "pool": len(self._scores),
-                "temperature": temperature(
-                    self._settings.schedule, max(1, iteration), self._accepted
-                ),
+                "temperature": temperature(self._settings.schedule, heat, self._accepted),
                 "inconsistencies": len(violated(self._related, self._labels)),
                 "label_accuracy": sum(right) / len(right) if right else math.nan,
                 "prompts": cost.prompts,
@@ -239,7 +301,7 @@ class Annealing:
         )
 
     def _show(self, iteration: int, bar: Any) -> None:
-        cost = self._order.oracle.cost
+        cost = self._order.scorer.cost
         step = Step(
             iteration=iteration,
             pool=len(self._scores),
@@ -249,7 +311,7 @@ class Annealing:
             accepted=self._accepted,
             prompt_tokens=cost.prompt_tokens,
             computed_tokens=cost.computed_tokens,
-            saved_tokens=self._order.spared + cost.prompt_tokens - cost.computed_tokens,
+            saved_tokens=self._order.saved_tokens + cost.prompt_tokens - cost.computed_tokens,
         )
         bar.set_postfix_str(
             f"pool {step.pool}, energy {step.energy:.2f}, T {step.temperature:.2f}, accepted "
@@ -265,8 +327,9 @@ class Annealing:
             self._on_step(step)
 
 
+def _odds(score: tuple[float, float]) -> float:
+    return score[0] - score[1]
+
+
 def _with(labels: Labels, changes: dict[int, bool]) -> Labels:
-    new = list(labels)
-    for index, label in changes.items():
-        new[index] = label
-    return tuple(new)
+    return tuple(changes.get(index, label) for index, label in enumerate(labels))

@@ -1,12 +1,18 @@
-"""Claims to be labelled true or false, and how they are put to a model."""
+"""Claims to be labelled true or false, how they are put to a model, and which exclude each other.
+
+Consistency is that of Wen et al. 2025, section 2.3. Its rules see the groups and the answer keys
+and nothing else, so gold labels cannot leak into them.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import combinations
+from typing import Any, Literal
 
+from workbench import values
 from workbench.errors import InputError
 
 COLUMNS = r"\{(text|question|choice|first|second)\}"
@@ -14,6 +20,9 @@ COLUMNS = r"\{(text|question|choice|first|second)\}"
 
 Labels = tuple[bool | None, ...]
 """A label for each claim, in the claims' order; None where there is none yet."""
+
+Rule = Literal["auto", "none", "gold_key_replication"]
+RULES: tuple[Rule, ...] = ("auto", "none", "gold_key_replication")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +109,17 @@ def wording_from(
     Raises:
         InputError: there are not two different labels, or the template names no column.
     """
-    changed: dict[str, Any] = {}
+    changed: dict[str, Any] = {
+        name: text.replace(r"\n", "\n").replace(r"\t", "\t")
+        for name, text in (("after", after), ("template", template))
+        if text is not None
+    }
     if labels is not None:
         words = tuple(word.strip() for word in labels.split(","))
         if not _two_words(words):
             raise InputError(f"labels={labels!r}: give two different words, such as Yes,No")
-        chat = Wording().chat.replace("True or False", " or ".join(words))
-        changed |= {"labels": tuple(f" {word}" for word in words), "chat_labels": words}
-        changed |= {"chat": chat}
-    for name, text in (("after", after), ("template", template)):
-        if text is not None:
-            changed[name] = text.replace(r"\n", "\n").replace(r"\t", "\t")
+        changed["labels"], changed["chat_labels"] = tuple(f" {word}" for word in words), words
+        changed["chat"] = Wording().chat.replace("True or False", " or ".join(words))
     return Wording(**changed)
 
 
@@ -124,24 +133,129 @@ def check_claims(claims: Sequence[Claim], what: str = "claims") -> tuple[Claim, 
         raise InputError(f"{what}={claims!r:.80}: give a list of Claim, 1 at least")
     first: dict[str, int] = {}
     for index, claim in enumerate(claims):
+        where = f"{what}[{index}]"
         if not isinstance(claim, Claim):
-            raise InputError(f"{what}[{index}]={claim!r:.80} must be a workbench.icm.Claim")
-        if not isinstance(claim.text, str) or not claim.text.strip():
-            raise InputError(f"{what}[{index}].text={claim.text!r} must not be empty")
-        if not claim.text.isascii() and re.search("[\ud800-\udfff]", claim.text):
-            raise InputError(f"{what}[{index}].text={claim.text!r:.80} has half a character")
+            values.refuse(where, claim, "a workbench.icm.Claim")
+        if not values.text(f"{where}.text", claim.text).strip():
+            values.refuse(f"{where}.text", claim.text, "more than spaces")
         if not isinstance(claim.group, str):
-            raise InputError(f"{what}[{index}].group={claim.group!r:.80} must be a text")
+            values.refuse(f"{where}.group", claim.group, "a text")
         if not isinstance(claim.answer_key, str | None):
+            values.refuse(f"{where}.answer_key", claim.answer_key, "a text or None")
+        if not isinstance(claim.gold, bool | None):
+            values.refuse(f"{where}.gold", claim.gold, "True, False or None")
+        if (known := first.setdefault(claim.text, index)) != index:
             raise InputError(
-                f"{what}[{index}].answer_key={claim.answer_key!r:.80} must be a text or None"
+                f"{what}[{known}] and [{index}] are the same claim {claim.text!r:.80}: leave one "
+                "out, or each would tell the label of the other"
             )
-        if claim.gold is not None and not isinstance(claim.gold, bool):
-            raise InputError(f"{what}[{index}].gold={claim.gold!r} must be True, False or None")
-        if claim.text in first:
-            raise InputError(
-                f"{what}[{first[claim.text]}] and [{index}] are the same claim {claim.text!r:.80}: "
-                "leave one out, or each would tell the label of the other"
-            )
-        first[claim.text] = index
     return tuple(claims)
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """Two claims, by index, whose labels depend on each other.
+
+    - contradiction: different answers to one question are not both true;
+    - implication: the same answer is true both times or false both times;
+    - asymmetry: of "A is better than B" and "B is better than A" just one is true.
+    """
+
+    first: int
+    second: int
+    kind: Literal["contradiction", "implication", "asymmetry"]
+
+    def holds(self, labels: Labels) -> bool:
+        """Whether these labels go together; a claim without a label goes with anything."""
+        a, b = labels[self.first], labels[self.second]
+        if a is None or b is None:
+            return True
+        if self.kind == "implication":
+            return a == b
+        return not (a and b) and (self.kind == "contradiction" or a != b)
+
+    @property
+    def repairs(self) -> tuple[tuple[bool, bool], tuple[bool, bool]]:
+        """The two ways that the published code tries to make both labels go together."""
+        if self.kind == "implication":
+            return (False, False), (True, True)
+        return (False, True), (True, False)
+
+
+def relations(claims: Sequence[Claim], rule: Rule = "auto") -> tuple[Relation, ...]:
+    """All relations between claims by a rule.
+
+    Args:
+        rule: "auto" reads the answer keys; "none" relates nothing; "gold_key_replication" takes
+            the *gold label* as the key, as the published code does: A or B on TruthfulQA, A>B or
+            B>A of comparisons, which are claims with ">" in their answer key. It leaks the truth
+            into the search and is there to replicate numbers, not to make new ones.
+
+    Raises:
+        InputError: an unknown rule, or gold labels are wanted as keys and one is missing.
+    """
+    if rule not in RULES:
+        raise InputError(f"consistency={rule!r}: give one of {', '.join(RULES)}")
+    keys = [claim.answer_key for claim in claims]
+    if rule == "gold_key_replication":
+        golds = [claim.gold for claim in claims]
+        if None in golds:
+            at = golds.index(None)
+            raise InputError(f"consistency={rule!r} needs gold labels, and claim {at} has none")
+        by_gold = {False: ("B", "A"), True: ("B>A", "A>B")}
+        keys = [by_gold[">" in (claim.answer_key or "")][bool(claim.gold)] for claim in claims]
+    members: dict[str, list[tuple[int, str]]] = {}
+    for index, (claim, key) in enumerate(zip(claims, keys, strict=True)):
+        if key is not None and rule != "none":
+            members.setdefault(claim.group, []).append((index, key))
+    return tuple(
+        Relation(a, b, _kind(key, other))
+        for group in members.values()
+        for (a, key), (b, other) in combinations(group, 2)
+    )
+
+
+def _kind(key: str, other: str) -> Literal["contradiction", "implication", "asymmetry"]:
+    if key == other:
+        return "implication"
+    better, sign, worse = key.partition(">")
+    return "asymmetry" if sign and other == f"{worse}>{better}" else "contradiction"
+
+
+def violated(related: Sequence[Relation], labels: Labels) -> list[Relation]:
+    """The relations whose labels do not go together."""
+    return [one for one in related if not one.holds(labels)]
+
+
+def consistent_labels(odds: Mapping[int, float], related: Sequence[Relation]) -> tuple[bool, ...]:
+    """The labels with the greatest sum of log-odds of those that violate no relation.
+
+    All claims of a group are related, so that at most one answer is true in it. Where that cannot
+    do, as with two pairs of comparisons in one group, the fewest relations are violated.
+    """
+    labels = [odds[index] > 0 for index in range(len(odds))]
+    start: dict[int, int] = {}
+    groups: dict[int, list[Relation]] = {}
+    for one in related:  # those of the first claim of a group come first
+        start[one.second] = start.setdefault(one.first, one.first)
+        groups.setdefault(start[one.first], []).append(one)
+    for inside in groups.values():
+        for index, label in _likeliest(odds, inside).items():
+            labels[index] = label
+    return tuple(labels)
+
+
+def _likeliest(odds: Mapping[int, float], inside: Sequence[Relation]) -> dict[int, bool]:
+    """The labels of one group: the claims of one answer are true, or none is."""
+    alike = {index: {index} for one in inside for index in (one.first, one.second)}
+    for one in inside:
+        if one.kind == "implication":
+            alike[one.first].add(one.second)
+            alike[one.second].add(one.first)
+    either = [{one.first, one.second} for one in inside if one.kind == "asymmetry"]
+
+    def worth(true: set[int]) -> tuple[int, float]:
+        return -sum(true.isdisjoint(ends) for ends in either), sum(odds[i] for i in true)
+
+    best = max([set[int](), *alike.values()], key=worth)
+    return {index: index in best for index in alike}

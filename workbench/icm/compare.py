@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import InputError
 from workbench.icm.claim import Labelled
-from workbench.icm.objective import collapsed
+from workbench.icm.predictability import collapsed
 from workbench.stats import Z, mcnemar, mean, paired_shares, proportion
 from workbench.types import Metric
 

@@ -10,9 +10,8 @@ from typing import Any
 from workbench.errors import EngineError, InputError
 from workbench.evaluation import accuracy
 from workbench.icm.claim import Claim, Labelled, Wording, check_claims
-from workbench.icm.journal import Journal
-from workbench.icm.oracle import Oracle
 from workbench.icm.report import ICMReport
+from workbench.icm.scorer import Scorer
 from workbench.runs import commit
 from workbench.types import Engine, LabelScores, Prompt, Report, Usage
 
@@ -35,9 +34,9 @@ def evaluate_labels(
 
     Returns:
         A `Report` with "test accuracy" and the share judged True, one row a test claim. Where not
-        all demonstrations fit into the context, `room.Room` says which are shown; the provenance
-        has the mean, the least and the most of a prompt. A test claim that does not fit even alone
-        is a row that failed.
+        all demonstrations fit into the context, `scorer.ContextFit` says which are shown; the
+        provenance has the mean, the least and the most of a prompt. A test claim that does not fit
+        even alone is a row that failed.
 
     Raises:
         InputError: no test claims, one of them is among the labelled ones, or a label is missing.
@@ -57,9 +56,9 @@ def evaluate_labels(
     before, prompts = engine.usage, [claim.text for claim in test]
     settings: dict[str, Any] = {"demonstrations": 0, "labelled": len(claims)}
     if claims:
-        oracle = Oracle(engine, claims, wording, Journal(None, {}), prompts)
-        prompts = [oracle.prompt(labels, range(len(claims)), text) for text in prompts]
-        counts = oracle.shown_counts
+        scorer = Scorer(engine, claims, wording, more=prompts)
+        prompts = [scorer.prompt(labels, range(len(claims)), text) for text in prompts]
+        counts = scorer.shown_counts
         settings |= {
             "demonstrations": counts.mean,
             "demonstrations_least": counts.least,

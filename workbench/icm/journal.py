@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import deque
-from collections.abc import Mapping
-from contextlib import suppress
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,15 +20,14 @@ from filelock import FileLock, Timeout
 from workbench.errors import InputError
 from workbench.files import write_whole
 
-# Digests in a header, and what a reader knows them as.
-UNSEEN = {
+log = logging.getLogger("workbench")
+
+LARGEST = 1e18  # above which a number is no score and no cost
+DIGESTS = {
     "claims": "claims, groups or words (another file, --limit or --batch-size)",
     "after": "labels of the batches before it (another --k or --batch-size)",
 }
-
-log = logging.getLogger("workbench")
-
-MOST = 1e18  # above which a number is no score and no cost
+"""Digests in a header, and what a reader knows them as."""
 
 
 class Journal:
@@ -45,73 +44,67 @@ class Journal:
         InputError: the file is no journal, belongs to another search, or is in use.
     """
 
-    def __init__(self, path: str | Path | None, header: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: str | Path | None = None, header: Mapping[str, Any] | None = None
+    ) -> None:
         self._file: TextIO | None = None
-        self._lock: FileLock | None = None
-        self._asked: dict[str, deque[dict[str, Any]]] = {}
+        self._answers: dict[str, deque[dict[str, Any]]] = defaultdict(deque)
         self._moves = 0
         if path is None:
             return
         target = Path(path).expanduser()
-        head = json.loads(json.dumps({"workbench": "icm", **header}))  # as it comes back
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(target.resolve())
-            kept = self._read(target, head) if target.exists() else b""
-            self._file = target.open("a", encoding="utf-8")
-            self._file.truncate(len(kept))
-        except OSError as error:
-            self.close()
-            raise InputError(f"checkpoint={str(path)!r} cannot be written: {error}") from error
-        except InputError:
-            self.close()
-            raise
-        if not kept:
-            self._write(head)
+        head = json.loads(json.dumps({"workbench": "icm", **(header or {})}))  # as it comes back
+        with ExitStack() as opened:
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                opened.enter_context(_locked(target.resolve()))
+                known = self._read(target, head) if target.exists() else b""
+                self._file = opened.enter_context(target.open("a", encoding="utf-8"))
+                self._file.truncate(len(known))
+            except OSError as error:
+                raise InputError(f"checkpoint={str(path)!r} cannot be written: {error}") from error
+            if not known:
+                self._write(head)
+            self._opened = opened.pop_all()
 
     def _read(self, path: Path, head: Mapping[str, Any]) -> bytes:
         """Take what stands there; returns its whole lines, which are what the file begins with."""
         data = path.read_bytes()
         first, *lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True) or [b""]
-        if not first:
-            if data and not json.dumps(head).encode().startswith(data):
-                raise InputError(f"checkpoint {path} is no journal of a search: name another file")
-            return b""
-        _check_header(path, _parsed(first), head)
-        good, bad = [first], dict[int, bytes]()
-        for number, line in enumerate(lines, 2):
-            if self._take(_parsed(line)):
-                good.append(line)
-            else:
-                bad[number] = line
-        if bad:
+        if first:
+            _check_header(path, _parsed(first), head)
+        elif not json.dumps(head).encode().startswith(data):
+            raise InputError(f"checkpoint {path} is no journal of a search: name another file")
+        good = [self._take(_parsed(line)) for line in lines]
+        if not all(good):
+            broken = [number for number, usable in enumerate(good) if not usable]
             aside = path.with_name(f"{path.name}.broken")
             with aside.open("ab") as file:
-                file.writelines(bad.values())
-            write_whole(path, b"".join(good))
+                file.writelines(lines[number] for number in broken)
+            lines = [line for line, usable in zip(lines, good, strict=True) if usable]
+            write_whole(path, b"".join([first, *lines]))
             log.warning(
                 "checkpoint %s: moved broken lines to %s: %s; what was asked there is asked again",
-                path, aside.name, ", ".join(map(str, bad)),
+                path, aside.name, ", ".join(str(number + 2) for number in broken),
             )  # fmt: skip
-        return b"".join(good)
+        return b"".join([first, *lines])
 
     def _take(self, line: object) -> bool:
-        """Keep what a line says, if it says something."""
-        if not isinstance(line, dict):
-            return False
-        if isinstance(line.get("move"), dict):
-            self._moves += 1
-            return True
-        rows, cost = line.get("scores"), line.get("cost")
-        good = isinstance(line.get("asked"), str) and isinstance(rows, list) and _numbers(cost, 4)
-        if not good or not all(_numbers(row, 2) for row in rows or ()):
-            return False
-        self._asked.setdefault(line["asked"], deque()).append(line)
+        """Keep what a line says; returns whether it says something."""
+        match line:
+            case {"move": dict()}:
+                self._moves += 1
+            case {"asked": str(asked), "scores": list(rows), "cost": cost} if _numbers(
+                cost, 4
+            ) and all(_numbers(row, 2) for row in rows):
+                self._answers[asked].append({"scores": rows, "cost": cost})
+            case _:
+                return False
         return True
 
     def answer(self, asked: str) -> dict[str, Any] | None:
         """What the model answered when the search asked this before, if it did."""
-        known = self._asked.get(asked)
+        known = self._answers.get(asked)
         return known.popleft() if known else None
 
     def add(self, asked: str, answer: Mapping[str, Any]) -> None:
@@ -122,8 +115,8 @@ class Journal:
         """An accepted move, and all labels after it."""
         if self._moves:  # it stands there already
             self._moves -= 1
-            return
-        self._write({"move": facts})
+        else:
+            self._write({"move": facts})
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if self._file is not None:
@@ -133,15 +126,11 @@ class Journal:
     def close(self) -> None:
         """Close the file; the journal stays."""
         if self._file is not None:
-            self._file.close()
-        if self._lock is not None:
-            with suppress(OSError):  # Windows removes nothing that is open
-                Path(self._lock.lock_file).unlink(missing_ok=True)
-            self._lock.release()
-            self._lock = None
+            self._opened.close()
 
 
-def _locked(path: Path) -> FileLock:
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
     lock = FileLock(path.with_name(f"{path.name}.lock"), blocking=False)
     try:
         lock.acquire()
@@ -149,32 +138,35 @@ def _locked(path: Path) -> FileLock:
         raise InputError(
             f"checkpoint {path}: another search is at work on it; wait for it, or name another file"
         ) from None
-    return lock
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes nothing that is open
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def _parsed(line: bytes) -> object:
-    try:
+    with suppress(ValueError):
         return json.loads(line)
-    except ValueError:
-        return None
+    return None
 
 
 def _numbers(value: object, count: int) -> bool:
     if not isinstance(value, list) or len(value) != count:
         return False
-    return all(type(one) in (int, float) and abs(one) < MOST for one in value)  # NaN is not
+    return all(type(one) in (int, float) and abs(one) < LARGEST for one in value)  # NaN is not
 
 
 def _check_header(path: Path, first: object, head: Mapping[str, Any]) -> None:
     if not isinstance(first, dict) or first.get("workbench") != "icm":
         raise InputError(f"checkpoint {path} is no journal of a search: name another file")
-    differ = [k for k in {**head, **first} if head.get(k) != first.get(k)]
-    if differ:
-        name = differ[0]
-        how = f"its {name} is {first.get(name)!r}, here it is {head.get(name)!r}"
-        if name in UNSEEN:
-            how = f"its {UNSEEN[name]} are others than here"
-        raise InputError(
-            f"checkpoint {path} is of another search: {how}; name another file or folder, or "
-            "remove it to begin again"
-        )
+    for name in {**head, **first}:
+        if head.get(name) != first.get(name):
+            how = f"its {name} is {first.get(name)!r}, here it is {head.get(name)!r}"
+            if name in DIGESTS:
+                how = f"its {DIGESTS[name]} are others than here"
+            raise InputError(
+                f"checkpoint {path} is of another search: {how}; name another file or folder, or "
+                "remove it to begin again"
+            )

@@ -8,35 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.icm.claim import Claim, Labelled, Labels
-from workbench.icm.consistency import Pair, violated
-from workbench.icm.oracle import Cost, Score
-from workbench.icm.orders import Scores
-from workbench.icm.table import save_table
+from workbench.icm.claim import Claim, Labelled, Labels, relations, violated
+from workbench.icm.predictability import Scores, energy
+from workbench.icm.scorer import Cost, TrueFalse
+from workbench.icm.table import save_table, with_table
+from workbench.icm.testbeds import Testbed
 from workbench.runs import commit
 from workbench.stats import proportion
 from workbench.types import Engine, Metric, Report, Usage
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """Where a search ended: `scores` are those of the final labels in the claims' own order.
-
-    `unfit` are claims, by index, that were not asked about, each with the reason.
-    """
-
-    labels: Labels
-    scores: Scores
-    related: Sequence[Pair]
-    energy: float
-    predictability: float
-    history: Sequence[Mapping[str, Any]]
-    cost: Cost
-    notes: Sequence[str]
-    unfit: Mapping[int, str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +52,7 @@ class ICMReport(Report):
         pairs = zip(self.claims, self.labels, strict=True)
         return [(claim, label) for claim, label in pairs if label is not None]
 
-    def scores(self) -> dict[int, Score]:
+    def scores(self) -> dict[int, TrueFalse]:
         """Log-probabilities of true and false, in nats, of the labelled claims by index."""
         values = self.rows[["logprob_true", "logprob_false"]].to_numpy(float)
         pairs = zip(self.labels, values, strict=True)
@@ -94,35 +76,53 @@ class ICMReport(Report):
 
 
 def make_report(
-    claims: Sequence[Claim],
-    result: Result,
+    source: Sequence[Claim] | Testbed,
+    labels: Labels,
+    scores: Scores,
     engine: Engine,
-    usage: Usage,
     settings: Mapping[str, Any],
+    *,
+    usage: Usage,
+    history: Sequence[Mapping[str, Any]],
+    cost: Cost,
+    notes: Sequence[str],
+    unfit: Mapping[int, str],
 ) -> ICMReport:
-    """The report of a search that has ended."""
+    """The report of a search that has ended.
+
+    Args:
+        labels, scores: the final ones, in the claims' own order.
+        unfit: claims, by index, that were not asked about, each with the reason.
+    """
     import pandas as pd
 
-    rows = pd.DataFrame([_row(i, claim, result) for i, claim in enumerate(claims)])
+    claims = source.claims if isinstance(source, Testbed) else tuple(source)
+    related = relations(claims, settings["consistency"])
+    broken = len(violated(related, labels))
+    total = energy(labels, scores, related, settings["alpha"], settings["objective"])
+    rows = pd.DataFrame(
+        [_row(i, claim, labels[i], scores.get(i), unfit.get(i)) for i, claim in enumerate(claims)]
+    ).astype({"label": "boolean", "gold": "boolean"})
     if any(claim.id is not None for claim in claims):
         rows["id"] = rows["id"].astype(str)
-    rows["label"] = rows["label"].astype("boolean")
-    rows["gold"] = rows["gold"].astype("boolean")
+    summary = _summary(rows)
+    if related:
+        summary.append(proportion("inconsistent pairs", broken, len(related)))
     provenance = {
         **settings,
         "claims": len(claims),
-        "energy": result.energy,
-        "predictability": result.predictability,
-        "cost": asdict(result.cost),
-        "notes": list(result.notes),
+        "energy": total,
+        "predictability": (total + broken) / settings["alpha"],
+        "cost": asdict(cost),
+        "notes": list(notes),
         "engine": asdict(engine.info),
         "commit": commit(),
     }
-    summary = tuple(_summary(claims, result))
-    return ICMReport(
-        summary, rows, usage, provenance, tuple(claims), result.labels, result.energy,
-        pd.DataFrame(result.history), result.cost, tuple(result.notes),
+    report = ICMReport(
+        tuple(summary), rows, usage, provenance, claims, labels, total, pd.DataFrame(history),
+        cost, tuple(notes),
     )  # fmt: skip
+    return with_table(source, report) if isinstance(source, Testbed) else report
 
 
 def said_by(what: str, notes: Mapping[int, Sequence[str]]) -> list[str]:
@@ -140,10 +140,11 @@ def said_by(what: str, notes: Mapping[int, Sequence[str]]) -> list[str]:
     ]
 
 
-def _row(index: int, claim: Claim, result: Result) -> dict[str, Any]:
-    label = result.labels[index]
-    true, false = result.scores.get(index, (math.nan, math.nan))
-    reason = result.unfit.get(index, "the search ended before it came to this claim")
+def _row(
+    index: int, claim: Claim, label: bool | None, score: TrueFalse | None, unfit: str | None
+) -> dict[str, Any]:
+    true, false = score or (math.nan, math.nan)
+    reason = unfit or "the search ended before it came to this claim"
     return {
         "id": index if claim.id is None else claim.id,
         "text": claim.text,
@@ -159,22 +160,16 @@ def _row(index: int, claim: Claim, result: Result) -> dict[str, Any]:
     }
 
 
-def _summary(claims: Sequence[Claim], result: Result) -> list[Metric]:
-    there = [index for index, label in enumerate(result.labels) if label is not None]
-    left = len(claims) - len(there)
-    agreed = sum((result.scores[i][0] > result.scores[i][1]) is result.labels[i] for i in there)
-    metrics = [
-        proportion("labels that the others predict", agreed, len(there), n_failed=left),
-        proportion(
-            "labels True", sum(bool(result.labels[i]) for i in there), len(there), n_failed=left
-        ),
-    ]
-    if result.related:
-        broken = len(violated(result.related, result.labels))
-        metrics.append(proportion("inconsistent pairs", broken, len(result.related)))
-    gold = [i for i in there if claims[i].gold is not None]
-    if gold:
-        right = sum(claims[i].gold is result.labels[i] for i in gold)
-        missing = len(claims) - len(gold)
-        metrics.insert(0, proportion("label accuracy", right, len(gold), n_failed=missing))
+def _summary(rows: pd.DataFrame) -> list[Metric]:
+    there = rows[rows["label"].notna()]
+    n, left = len(there), len(rows) - len(there)
+    known = there[there["gold"].notna()]
+    metrics = []
+    if len(known):
+        right = int((known["label"] == known["gold"]).sum())
+        missing = len(rows) - len(known)
+        metrics.append(proportion("label accuracy", right, len(known), n_failed=missing))
+    agreed, true = (int(there[name].sum()) for name in ("predicted", "label"))
+    metrics.append(proportion("labels that the others predict", agreed, n, n_failed=left))
+    metrics.append(proportion("labels True", true, n, n_failed=left))
     return metrics

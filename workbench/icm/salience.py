@@ -12,13 +12,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import InputError
-from workbench.icm.claim import Wording
-from workbench.icm.consistency import Pair, pairs, violated
-from workbench.icm.journal import Journal
-from workbench.icm.objective import collapsed, energy
-from workbench.icm.oracle import Oracle
-from workbench.icm.orders import Reference, Scores
+from workbench.icm.claim import Relation, Wording, relations, violated
+from workbench.icm.predictability import Reference, Scores, collapsed, energy
 from workbench.icm.report import ICMReport
+from workbench.icm.scorer import Scorer
 from workbench.progress import one_bar
 from workbench.stats import difference
 from workbench.types import Engine
@@ -61,8 +58,8 @@ def salience(report: ICMReport, engine: Engine, *, seed: int = 0) -> pd.DataFram
     claims = [report.claims[index] for index in there]
     wording = Wording(**report.provenance["wording"])
     chosen = {name: report.provenance[name] for name in ("seed", "scores")}
-    order = Reference(Oracle(engine, claims, wording, Journal(None, {}), **chosen))
-    related = pairs(claims, report.provenance["consistency"])
+    order = Reference(Scorer(engine, claims, wording, **chosen))
+    related = relations(claims, report.provenance["consistency"])
     known, found = report.scores(), [bool(report.labels[index]) for index in there]
     values = {"found": _values(report, found, {i: known[j] for i, j in enumerate(there)}, related)}
     others = _others(found, seed)
@@ -85,7 +82,7 @@ def _others(found: Sequence[bool], seed: int) -> list[tuple[str, list[bool]]]:
 
 
 def _values(
-    report: ICMReport, labels: Sequence[bool], scores: Scores, related: Sequence[Pair]
+    report: ICMReport, labels: Sequence[bool], scores: Scores, related: Sequence[Relation]
 ) -> NDArray[np.float64]:
     """What each claim adds to the energy if there were just this one, and the violated pairs."""
     import numpy as np

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
-from workbench.icm.batches import label_all
-from workbench.icm.bootstrap import bootstrap
-from workbench.icm.claim import Labelled
+from workbench.icm.annealing import Step
+from workbench.icm.claim import (
+    Claim,
+    Labelled,
+    Labels,
+    Rule,
+    Wording,
+    check_claims,
+    consistent_labels,
+    relations,
+)
 from workbench.icm.compare import AUROC, ONCE, discrimination, method_table, seed_notes, verdicts
-from workbench.icm.consistency import pairs
 from workbench.icm.evaluate import evaluate_chat, evaluate_labels
-from workbench.icm.oracle import Cost
+from workbench.icm.predictability import by_halves
 from workbench.icm.report import ICMReport, said_by
-from workbench.icm.search import search
-from workbench.icm.settings import Settings, Step
+from workbench.icm.scorer import Cost, Scorer
+from workbench.icm.search import checked_settings, label_all, search
 from workbench.icm.testbeds import Testbed
 from workbench.progress import one_bar
 from workbench.runs import commit
@@ -60,6 +68,65 @@ class ICMStudy(Report):
             part = folder / f"search-{found.provenance['seed']}"
             part.mkdir()
             found._write(part)
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrapped:
+    """The labels, after how many rounds, at what cost; `settled` if a last one changed nothing.
+
+    A claim that does not fit into the context has no label, as in a search.
+    """
+
+    labels: Labels
+    rounds: int
+    settled: bool
+    cost: Cost
+
+
+def bootstrap(
+    claims: Sequence[Claim],
+    engine: Engine,
+    *,
+    rounds: int = 10,
+    consistency: Rule = "auto",
+    wording: Wording | None = None,
+) -> Bootstrapped:
+    """Label claims from what the model says without examples, then from all labels at once.
+
+    It is the cheapest rival of a search. At first the half of the claims with the greater log-odds
+    is true. In each round every claim is judged after all others with their labels, and takes what
+    is likelier. After each, claims that exclude each other take the labels that go together and are
+    likeliest.
+
+    Raises:
+        InputError: as `search`.
+        EngineError: a claim could not be scored.
+    """
+    known = check_claims(claims)
+    related = relations(known, consistency)
+    scorer = Scorer(engine, known, wording or Wording())
+    there = scorer.fitting()
+    if scorer.unfit:
+        fitting = [known[index] for index in there]
+        done = bootstrap(fitting, engine, rounds=rounds, consistency=consistency, wording=wording)
+        labels_of = dict(zip(there, done.labels, strict=True))
+        return replace(done, labels=tuple(map(labels_of.get, range(len(known)))))
+
+    def log_odds(labels: Labels, queries: Sequence[tuple[int, Sequence[int]]]) -> dict[int, float]:
+        scores = scorer.score([scorer.prompt(labels, others, i) for i, others in queries])
+        both = zip(queries, scores, strict=True)
+        return {index: true - false for (index, _), (true, false) in both}
+
+    odds = log_odds((None,) * len(known), [(index, ()) for index in there])
+    middle = median(odds.values())
+    labels = consistent_labels({i: value - middle for i, value in odds.items()}, related)
+    done_rounds, settled = 0, False
+    with one_bar(rounds, "bootstrapping", "round") as bar:
+        while done_rounds < rounds and not settled:
+            new = consistent_labels(log_odds(labels, [*by_halves(there)]), related)
+            settled, labels, done_rounds = new == labels, new, done_rounds + 1
+            bar.update(1)
+    return Bootstrapped(labels, done_rounds, settled, scorer.cost)
 
 
 def study(
@@ -138,12 +205,9 @@ def _check(
     unknown = sorted({*methods} - {*METHODS})
     if unknown or not methods:
         raise InputError(f"methods={unknown or methods!r}: give some of {', '.join(METHODS)}")
-    known = {field.name for field in fields(Settings)} - {"seed"}
-    if wrong := sorted({*settings} - known):
-        raise InputError(f"{wrong[0]!r} is no setting of a search; there are {sorted(known)}")
     for seed in seeds:
-        checked = Settings(**settings, seed=seed)
-    pairs(testbed.claims, checked.consistency)
+        checked = checked_settings({**settings, "seed": seed})
+    relations(testbed.claims, checked.consistency)
 
 
 def _possible(

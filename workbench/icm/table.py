@@ -15,7 +15,7 @@ from workbench.icm.claim import Claim, Labels
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workbench.icm.orders import Scores
+    from workbench.icm.predictability import Scores
     from workbench.icm.report import ICMReport
     from workbench.icm.testbeds import Testbed
 
@@ -76,9 +76,9 @@ def joined(
     return pd.concat([testbed.table, added], axis=1)
 
 
-def with_table(testbed: Testbed | None, report: ICMReport) -> ICMReport:
+def with_table(testbed: Testbed, report: ICMReport) -> ICMReport:
     """The report with the rows of the user's file, if its claims are of one."""
-    if testbed is None or testbed.table is None:
+    if testbed.table is None:
         return report
     table = joined(testbed, report.claims, report.labels, report.scores())
     for claim, reason in zip(report.claims, report.rows["error"], strict=True):
