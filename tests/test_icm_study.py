@@ -181,7 +181,7 @@ def test_labels_of_a_search_are_shown_in_its_own_wording(plain: VLLMEngine) -> N
         ([(Claim("b", "1"), None)], [Claim("a", "1")], r"\(Claim.* must be a claim with its label"),
         ([(Claim("b", "1"), "False")], [Claim("a", "1")], "must be a claim with its label"),
         ([Claim("b", "1")], [Claim("a", "1")], r"Claim\(.*must be a claim with its label"),
-        ([("b", True)], [Claim("a", "1")], r"claims\[0\]='b' must be a workbench"),
+        ([("b", True)], [Claim("a", "1")], r"claims\[0\]='b': must be a workbench"),
     ],
 )
 def test_what_cannot_be_evaluated(shown: Any, test: Any, message: str) -> None:
@@ -850,7 +850,7 @@ def test_a_study_in_batches_labels_all_claims(plain: VLLMEngine, tmp_path: Path)
         ({"seed": 3}, "'seed' is no setting of a search"),
         ({"alpha": -1}, "alpha=-1: must be"),
         ({"n_iterations": 2.5}, "n_iterations=2.5: must be"),
-        ({"order": "uid"}, "order='uid': give one of reference, exact, tree"),
+        ({"order": "uid"}, "order='uid': must be one of reference, exact, tree"),
         ({"consistency": "all"}, "consistency='all': give one of"),
         ({"seeds": []}, r"seeds=\[\]: give different ones, 1 at least"),
         ({"seeds": [1, 1]}, r"seeds=\[1, 1\]: give different ones"),

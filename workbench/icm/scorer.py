@@ -314,7 +314,7 @@ class Scorer:
         notes, shown = list[str](), self.shown_counts
         if self.unfit:
             notes.append(
-                "left out, as the model's context does not hold them: "
+                "left out, as the context does not hold them: "
                 f"{len(self.unfit)} of {len(self._texts)} claims"
             )
         if shown.least < shown.of:

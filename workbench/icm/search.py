@@ -212,16 +212,16 @@ def label_all(
     )  # fmt: skip
 
 
-def checked_settings(given: Mapping[str, Any]) -> Settings:
-    """The settings of a search.
+def checked_settings(given: Mapping[str, Any], **own: Any) -> Settings:
+    """The settings of a search out of those given, and others that cannot be given.
 
     Raises:
         InputError: a name is none of theirs, or a value is out of its range.
     """
-    names = {field.name for field in fields(Settings)}
+    names = {field.name for field in fields(Settings)} - own.keys()
     if unknown := sorted({*given} - names):
         raise InputError(f"{unknown[0]!r} is no setting of a search; there are {sorted(names)}")
-    return Settings(**given)
+    return Settings(**given, **own)
 
 
 @contextmanager

@@ -206,7 +206,7 @@ def _check(
     if unknown or not methods:
         raise InputError(f"methods={unknown or methods!r}: give some of {', '.join(METHODS)}")
     for seed in seeds:
-        checked = checked_settings({**settings, "seed": seed})
+        checked = checked_settings(settings, seed=seed)
     relations(testbed.claims, checked.consistency)
 
 
