@@ -32,7 +32,7 @@ from workbench.errors import EngineError, InputError
 from workbench.evaluation import Evaluation, evaluate
 from workbench.progress import quiet
 from workbench.tasks import WordProblems
-from workbench.tiny.stories import solution, stories
+from workbench.tasks.word_problems import solution, stories
 
 Say = Callable[[str], None]
 HOSTILE = r"\boxed{\dfrac{7^{(7^{(7^{(7^7)})}-4)}-7}{18}}"

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.table import Row, ratio_row
+from tools.training.memoriser import MEMORISER, pairs
 from workbench.errors import EngineError
-from workbench.tiny.memoriser import pairs
 
 CLIENTS = 32
 REQUESTS = 256
@@ -40,7 +40,7 @@ def served(max_wait_time: float) -> Iterator[tuple[str, int]]:
     """A server's root URL and its process id, while it runs."""
     line = [sys.executable, "-m", "workbench", "serve", "diffusion"]
     line += ["--batch-size", str(SLOTS), "--max-wait-time", str(max_wait_time)]
-    line += ["--model", "workbench-memoriser"]
+    line += ["--model", str(MEMORISER)]
     line += ["--option", "device=cpu", "--option", "threshold=0.9"]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -17,12 +17,12 @@ from benchmarks import batching, llada
 from benchmarks.batching import CLIENTS, LENGTHS, SLOTS
 from benchmarks.table import Row as Line
 from benchmarks.table import ratio_row, share_row
+from tools.training.memoriser import MEMORISER, pairs
 from workbench.batching import continuous, static
 from workbench.engines.diffusion import Denoising, DiffusionEngine, Row
 from workbench.errors import InputError
 from workbench.evaluation import accuracy_by
 from workbench.tasks import WordProblems
-from workbench.tiny.memoriser import pairs
 from workbench.tradeoff import TradeOff
 from workbench.types import Sampling
 
@@ -70,7 +70,7 @@ def measure(parts: Sequence[str], repeats: int, say: Say) -> list[Line]:
         raise InputError(f"part={unknown[0]!r}: give some of {', '.join(NAMES)}")
     lines: list[Line] = []
     with DiffusionEngine(
-        "workbench-memoriser", None, "bench", {"device": "cpu", "dtype": "float32"}
+        str(MEMORISER), None, "bench", {"device": "cpu", "dtype": "float32"}
     ) as engine:
         for name in (name for name in NAMES if name in parts or not parts):
             say(f"{name} …")

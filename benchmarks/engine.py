@@ -23,8 +23,8 @@ from benchmarks.table import Row, ratio_row
 from workbench.engines import vllm
 from workbench.errors import EngineError
 from workbench.store import Store
+from workbench.tasks.arithmetic import problems
 from workbench.tiny import MODEL
-from workbench.tiny.arithmetic import problems
 from workbench.types import Sampling
 
 SAMPLING = Sampling(max_tokens=32)

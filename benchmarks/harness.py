@@ -16,12 +16,12 @@ import pandas as pd
 
 from benchmarks.batching import served
 from benchmarks.table import Row
+from tools.training.memoriser import pairs
 from workbench.engines.remote import RemoteEngine
 from workbench.errors import InputError
 from workbench.evaluation import evaluate
 from workbench.serving import Server, serve
 from workbench.tasks import GSM8K, WordProblems
-from workbench.tiny.memoriser import pairs
 from workbench.types import Sampling, Task
 
 SCRIPT = Path(__file__).with_name("lmeval_task.py")

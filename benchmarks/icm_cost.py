@@ -18,7 +18,7 @@ from workbench.icm.annealing import Step
 from workbench.icm.predictability import ORDERS, Order, Reference, Tree
 from workbench.icm.scorer import Cost, Scorer
 from workbench.icm.testbeds import Testbed, open_testbed
-from workbench.tiny import arithmetic
+from workbench.tasks import arithmetic
 from workbench.types import Engine
 
 ALPHA = 5  # so low that all claims get a label; exactness is shown at the default, 50

@@ -9,13 +9,16 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import workbench
 from benchmarks.table import Row, gain_row, share_row
+from tools.training import text
+from tools.training.marks import unmarked
 from workbench.evaluation import accuracy, accuracy_by, evaluate
 from workbench.stats import balanced_accuracy, calibration_error, difference, proportion
 from workbench.tasks import Claims, Options, Verdicts, WordProblems
-from workbench.tasks.generated import Generated
-from workbench.tiny import text
-from workbench.tiny.marks import unmarked
+from workbench.tasks.claims import equations
+from workbench.tasks.generated import Generated, worded
+from workbench.tasks.word_problems import solution, stories
 from workbench.types import Completion, Engine, Item, Metric, Sampling
 
 if TYPE_CHECKING:
@@ -248,16 +251,14 @@ def _losses(model: Any, ids: list[int]) -> NDArray[np.float64]:
 
 def _skill_texts() -> list[str]:
     """Labelled claims and solved word problems about held-out sums, without end."""
-    from workbench.tiny import claims, stories
-
     rng = random.Random("long")
     made = []
     for _ in range(16):
-        groups = islice(claims.claims(rng, held_out=True), 200)
-        lines = [claims.labelled(claim, claim.right) for group in groups for claim in group]
+        groups = islice(equations(rng, held_out=True), 200)
+        lines = [f"{claim} {claim.right}\n" for group in groups for claim in group]
         made.append("".join(lines))
-        told = islice(stories.stories(rng, held_out=True), 60)
-        solved = [f"{stories.asked(s.question)} {stories.solution(s, 'first')}\n\n" for s in told]
+        told = islice(stories(rng, held_out=True), 60)
+        solved = [f"{worded(s.question)} {solution(s, 'first')}\n\n" for s in told]
         made.append("".join(solved))
     return made
 
@@ -270,7 +271,7 @@ def _other_texts() -> list[str]:
 
 def _source_texts() -> list[str]:
     """Text unlike any in the training: this package's own source, 16 pieces of it."""
-    root = Path(text.__file__).parents[1]
+    root = Path(workbench.__file__).parent
     source = "\n".join(path.read_text("utf-8") for path in sorted(root.rglob("*.py")))
     return [source[at : at + 12_000] for at in range(0, 16 * 8_000, 8_000)]
 

@@ -16,7 +16,7 @@ import pytest
 from workbench.errors import InputError
 from workbench.tasks import Options, Sums
 from workbench.tasks.choices import KINDS, PUBLISHED, Choices, Kind, open_choices
-from workbench.tiny.options import LEVELS
+from workbench.tasks.options import LEVELS
 from workbench.types import Item
 from workbench.uncertainty.prompts import PROMPTS, labels, option_prompts
 

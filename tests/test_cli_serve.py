@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tools.training.memoriser import MEMORISER, pairs
 from workbench.cli import app
 from workbench.engines.diffusion import unavailable
-from workbench.tiny.memoriser import pairs
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"needs {unavailable()}")
 LINE = [sys.executable, "-m", "workbench", "serve", "diffusion"]
@@ -25,7 +25,7 @@ def test_workers_behind_one_port_answer_and_end_together(tmp_path: Path) -> None
     line = [
         *LINE,
         "--model",
-        "workbench-memoriser",
+        str(MEMORISER),
         "--num_gpus",
         "2",
         "--num_nodes",

@@ -31,14 +31,13 @@ from torch.distributed.checkpoint.metadata import (
 from typer.testing import CliRunner
 
 from benchmarks import llada
+from tools.training.memoriser import MEMORISER, pairs
 from workbench import Sampling
 from workbench.cli import app
 from workbench.engines import convert
 from workbench.engines.convert import convert_dcp
 from workbench.engines.diffusion import DiffusionEngine
 from workbench.errors import InputError, WorkbenchError
-from workbench.tiny import MEMORY
-from workbench.tiny.memoriser import pairs
 
 Tensors = dict[str, Any]
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -46,7 +45,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 @pytest.fixture(scope="module")
 def tensors() -> Tensors:
-    return load_file(MEMORY / "model.safetensors")
+    return load_file(MEMORISER / "model.safetensors")
 
 
 def save(state: Tensors, folder: Path) -> Path:
@@ -79,7 +78,7 @@ def test_every_layout_gives_the_same_tensors(tmp_path: Path, tensors: Tensors, l
         "compiled": {f"_orig_mod.{name}": value for name, value in tensors.items()},
         "tied twice": tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]},
     }[layout]
-    made = convert_dcp(save(state, tmp_path / "dcp"), str(MEMORY), tmp_path / "out")
+    made = convert_dcp(save(state, tmp_path / "dcp"), str(MEMORISER), tmp_path / "out")
     same(made.folder, tensors)
     assert made.tensors == len(tensors)
     assert made.size == sum(value.nbytes for value in tensors.values())
@@ -109,7 +108,7 @@ os._exit(0)
 
 
 def test_shards_of_two_processes_are_put_together(tmp_path: Path, tensors: Tensors) -> None:
-    source, out = MEMORY / "model.safetensors", tmp_path / "dcp"
+    source, out = MEMORISER / "model.safetensors", tmp_path / "dcp"
     lines = [
         [sys.executable, "-c", RANK, str(tmp_path / "meet"), str(rank), str(source), str(out)]
         for rank in range(2)
@@ -117,14 +116,14 @@ def test_shards_of_two_processes_are_put_together(tmp_path: Path, tensors: Tenso
     ranks = [subprocess.Popen(line, env=os.environ | {"OMP_NUM_THREADS": "1"}) for line in lines]
     assert [process.wait(120) for process in ranks] == [0, 0]
     assert len(list(out.glob("*.distcp"))) == 2
-    same(convert_dcp(out, str(MEMORY), tmp_path / "out").folder, tensors)
+    same(convert_dcp(out, str(MEMORISER), tmp_path / "out").folder, tensors)
 
 
 def test_the_converted_model_answers_as_the_original(tmp_path: Path, tensors: Tensors) -> None:
-    made = convert_dcp(save({"model": tensors}, tmp_path / "dcp"), str(MEMORY), tmp_path / "out")
+    made = convert_dcp(save({"model": tensors}, tmp_path / "dcp"), str(MEMORISER), tmp_path / "out")
     prompts = [prompt for prompt, _ in pairs()]
     answers = []
-    for model in (str(MEMORY), str(made.folder)):
+    for model in (str(MEMORISER), str(made.folder)):
         with DiffusionEngine(model, None, "test", {"threshold": 0.9}) as engine:
             found = engine.generate(prompts, Sampling(max_tokens=96))
             scores = engine.label_logprobs(prompts[:4], [" True", " 7"])
@@ -150,7 +149,7 @@ def test_large_models_are_written_in_several_files(
     tmp_path: Path, tensors: Tensors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(convert, "SHARD", 500_000)
-    out = convert_dcp(save(tensors, tmp_path / "dcp"), str(MEMORY), tmp_path / "out").folder
+    out = convert_dcp(save(tensors, tmp_path / "dcp"), str(MEMORISER), tmp_path / "out").folder
     files = sorted(path.name for path in out.glob("*.safetensors"))
     assert len(files) > 3
     assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
@@ -166,17 +165,17 @@ def test_the_larger_of_several_models_is_not_guessed(tmp_path: Path, tensors: Te
     other = {name: value + 1 for name, value in tensors.items()}
     path = save({"model": tensors, "ema": other}, tmp_path / "dcp")
     with pytest.raises(InputError, match=r"2 models of that shape.*'ema\.', 'model\.'"):
-        convert_dcp(path, str(MEMORY), tmp_path / "out")
-    same(convert_dcp(path, str(MEMORY), tmp_path / "out", prefix="ema.").folder, other)
-    same(convert_dcp(path, str(MEMORY), tmp_path / "dot", prefix="model").folder, tensors)
+        convert_dcp(path, str(MEMORISER), tmp_path / "out")
+    same(convert_dcp(path, str(MEMORISER), tmp_path / "out", prefix="ema.").folder, other)
+    same(convert_dcp(path, str(MEMORISER), tmp_path / "dot", prefix="model").folder, tensors)
     with pytest.raises(InputError, match="lacks"):
-        convert_dcp(path, str(MEMORY), tmp_path / "more", prefix="average.")
+        convert_dcp(path, str(MEMORISER), tmp_path / "more", prefix="average.")
 
 
 # --- bad input
 
 
-def refused(path: Path, out: Path, said: str, base: Path = MEMORY) -> None:
+def refused(path: Path, out: Path, said: str, base: Path = MEMORISER) -> None:
     before = sorted(out.parent.iterdir())
     with pytest.raises(InputError, match=said):
         convert_dcp(path, str(base), out)
@@ -231,7 +230,7 @@ def test_no_planted_pickle_is_loaded(tmp_path: Path, tensors: Tensors) -> None:
     path = save({"model": tensors, "extra": Planted(sign)}, tmp_path / "dcp")
     sign.unlink(missing_ok=True)  # saving copied it
     (path / "optimizer.pkl").write_bytes(planted)
-    same(convert_dcp(path, str(MEMORY), tmp_path / "good").folder, tensors)
+    same(convert_dcp(path, str(MEMORISER), tmp_path / "good").folder, tensors)
     index = path / ".metadata"
     kept = index.read_bytes()
     index.write_bytes(planted)
@@ -289,7 +288,7 @@ def test_a_shard_gives_its_own_bytes_and_nothing_else(tmp_path: Path, tensors: T
 def test_every_precision_is_kept(tmp_path: Path, tensors: Tensors, kind: str) -> None:
     cast = {name: value.to(getattr(torch, kind)) for name, value in tensors.items()}
     state = cast | {"lm_head.weight": cast["model.embed_tokens.weight"]}
-    made = convert_dcp(save(state, tmp_path / "dcp"), str(MEMORY), tmp_path / "out")
+    made = convert_dcp(save(state, tmp_path / "dcp"), str(MEMORISER), tmp_path / "out")
     found = load_file(made.folder / "model.safetensors")
     assert found.keys() == cast.keys()
     for name, value in cast.items():
@@ -380,13 +379,13 @@ def test_base_models_that_cannot_be(
     tmp_path: Path, tensors: Tensors, config: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, sign = tmp_path / "base", tmp_path / "loaded"
-    shutil.copytree(MEMORY, base)
+    shutil.copytree(MEMORISER, base)
     (base / "config.json").write_text(config)
     (base / "own.py").write_text(f"open({str(sign)!r}, 'w')")
     monkeypatch.setattr("builtins.input", lambda *_: "y")  # to run what comes with it
     refused(save(tensors, tmp_path / "dcp"), tmp_path / "out", said, base)
     assert not sign.exists()
-    shutil.copy(MEMORY / "config.json", base)
+    shutil.copy(MEMORISER / "config.json", base)
     (base / "tokenizer.json").unlink()
     refused(tmp_path / "dcp", tmp_path / "out", "has no tokenizer", base)
 
@@ -397,7 +396,7 @@ def test_a_full_disk_is_told(tmp_path: Path, tensors: Tensors) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))  # as if the disk were full
     try:
         with pytest.raises(WorkbenchError, match=r"could not be written to .*make room"):
-            convert_dcp(path, str(MEMORY), tmp_path / "out")
+            convert_dcp(path, str(MEMORISER), tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [found.name for found in tmp_path.iterdir()] == ["dcp"]
@@ -409,7 +408,7 @@ def test_outputs_that_exist_or_cannot_be(tmp_path: Path, tensors: Tensors) -> No
     out.mkdir()
     refused(path, out, "out exists already: choose another folder")
     with pytest.raises(WorkbenchError, match="could not be written"):
-        convert_dcp(path, str(MEMORY), path / ".metadata" / "out")
+        convert_dcp(path, str(MEMORISER), path / ".metadata" / "out")
     refused(path, tmp_path / "new", "has no config.json", tmp_path)
 
 
@@ -418,7 +417,7 @@ def test_outputs_that_exist_or_cannot_be(tmp_path: Path, tensors: Tensors) -> No
 
 def test_the_command_says_what_it_made_and_left_out(tmp_path: Path, tensors: Tensors) -> None:
     path = save({"model": tensors, "optim": optimizer(tensors)}, tmp_path / "dcp")
-    line = ["convert", "dcp", str(path), "--base-model", str(MEMORY), "--out"]
+    line = ["convert", "dcp", str(path), "--base-model", str(MEMORISER), "--out"]
     result = CliRunner().invoke(app, [*line, str(tmp_path / "out")])
     assert result.exit_code == 0
     assert f"{len(tensors)} tensors, 2.3 MB" in result.stdout
@@ -435,7 +434,7 @@ def test_the_server_converts_into_a_private_folder_that_goes(
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     line = [sys.executable, "-m", "workbench", "serve", "diffusion"]
-    line += ["--dcp-path", str(path), "--base-model", str(MEMORY), "-o", "threshold=0.9"]
+    line += ["--dcp-path", str(path), "--base-model", str(MEMORISER), "-o", "threshold=0.9"]
     variables = os.environ | {"TMPDIR": str(scratch)}
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=variables) as process:
         assert process.stdout is not None

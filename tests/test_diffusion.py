@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks import llada as published
+from tools.training.memoriser import MEMORISER, pairs
 from workbench import Sampling, open_engine
 from workbench.engines.diffusion import Denoising, DiffusionEngine, Row, unavailable
 from workbench.engines.diffusion.commit import chosen, propose
@@ -24,9 +25,7 @@ from workbench.evaluation import evaluate
 from workbench.serving import serve
 from workbench.store import Store
 from workbench.tasks import WordProblems
-from workbench.tiny import MEMORY
 from workbench.tiny import MODEL as TINY
-from workbench.tiny.memoriser import pairs
 
 if reason := unavailable():
     pytest.skip(f"needs PyTorch and transformers: {reason}", allow_module_level=True)
@@ -234,7 +233,7 @@ def test_a_stored_answer_is_of_the_same_settings(
 
 
 def test_the_masks_name_in_a_prompt_is_plain_text(opens: Callable[..., DiffusionEngine]) -> None:
-    with opens(MEMORY) as engine:
+    with opens(MEMORISER) as engine:
         name = engine.tokenizer.mask_token
         plain, chat = f"a {name} b", [{"role": "user", "content": f"a {name} b"}]
         assert engine.network is not None
@@ -647,7 +646,7 @@ def test_what_is_known_by_heart_comes_back_whole() -> None:
     exact = {}
     for cache in ("none", "dual"):
         options: dict[str, Any] = {"store": None, "threshold": 0.9, "cache": cache}
-        with open_engine("workbench-memoriser", "diffusion", **options) as engine:
+        with open_engine(str(MEMORISER), "diffusion", **options) as engine:
             rows = engine.generate(prompts, Sampling(max_tokens=128))
             exact[cache] = sum(
                 row.text == answer for row, (_, answer) in zip(rows, known, strict=True)
@@ -660,17 +659,17 @@ def test_what_is_known_by_heart_comes_back_whole() -> None:
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
 def test_other_engines_leave_it_alone(engine: str) -> None:
     pytest.importorskip(engine)
-    for model in ("workbench-tiny-diffusion", str(MEMORY)):
+    for model in ("workbench-tiny-diffusion", str(MEMORISER)):
         with pytest.raises(InputError, match='use engine="diffusion"'):
             open_engine(model, engine, store=None)
     with pytest.raises(InputError, match='use engine="diffusion"'):
-        serve("workbench-memoriser")
+        serve(str(MEMORISER))
 
 
 def test_the_embedded_models_are_opened_by_name() -> None:
     for model, name in (
         (None, "workbench-tiny-diffusion"),
-        ("workbench-memoriser", "workbench-memoriser"),
+        (str(MEMORISER), str(MEMORISER)),
     ):
         with open_engine(model, "diffusion", store=None) as engine:
             assert engine.info.model == name

@@ -19,12 +19,12 @@ import httpx
 import openai
 import pytest
 
+from tools.training.memoriser import MEMORISER, pairs
 from workbench import Sampling
 from workbench.engines.diffusion import Denoiser, DiffusionEngine, Row
 from workbench.engines.remote import RemoteEngine
 from workbench.errors import InputError
 from workbench.serving.diffusion_server import DiffusionServer, serve_diffusion
-from workbench.tiny.memoriser import pairs
 
 ANSWERS = dict(pairs()[-24:])
 LONG = [prompt for prompt, answer in ANSWERS.items() if len(answer) > 40]
@@ -36,7 +36,7 @@ PROGRAM = """
 import sys
 from workbench.engines.diffusion import DiffusionEngine
 from workbench.serving.diffusion_server import serve_diffusion
-with DiffusionEngine("workbench-memoriser", None, "test", {"threshold": 0.9}) as engine:
+with DiffusionEngine(str(MEMORISER), None, "test", {"threshold": 0.9}) as engine:
     for _ in range(2):
         server = serve_diffusion(engine, batch_size=2, max_wait_time=0)
         print(server.url, flush=True)
@@ -63,7 +63,7 @@ def program() -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[DiffusionEngine]:
-    with DiffusionEngine("workbench-memoriser", None, "test", {"threshold": 0.9}) as opened:
+    with DiffusionEngine(str(MEMORISER), None, "test", {"threshold": 0.9}) as opened:
         yield opened
 
 

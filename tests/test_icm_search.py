@@ -24,8 +24,8 @@ from workbench.icm import Claim, ICMReport, Step, Wording, search
 from workbench.icm.annealing import Schedule
 from workbench.icm.predictability import Objective, Order, by_halves
 from workbench.serving import Server
+from workbench.tasks.claims import equations
 from workbench.tiny import MODEL
-from workbench.tiny import claims as tiny
 from workbench.types import Completion, Engine, EngineInfo, Errors, LabelScores, Prompt, Usage
 
 INFO = EngineInfo(
@@ -456,7 +456,7 @@ LINES = Wording(after="\n")
 
 def sums(count: int, seed: int = 0) -> list[Claim]:
     """Claims about sums for the embedded model."""
-    groups = tiny.claims(random.Random(f"sums-{seed}"), held_out=True)
+    groups = equations(random.Random(f"sums-{seed}"), held_out=True)
     drawn = islice(chain.from_iterable(groups), count)
     return [Claim(str(c), str(c.problem), str(c.shown), c.right) for c in drawn]
 

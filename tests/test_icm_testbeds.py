@@ -29,9 +29,9 @@ from workbench.icm.testbeds import (
     truthfulqa,
 )
 from workbench.tasks import Claims
+from workbench.tasks.arithmetic import Sum, is_held_out
+from workbench.tasks.claims import equations
 from workbench.tasks.published import local_file
-from workbench.tiny import claims as tiny
-from workbench.tiny.arithmetic import Sum, is_held_out
 
 needs_data = pytest.mark.skipif(
     not os.environ.get("WORKBENCH_DATA"),
@@ -154,6 +154,12 @@ def test_a_test_claim_is_not_to_be_labelled_too() -> None:
         Testbed("own", ())
 
 
+def parsed(problem: str) -> Sum:
+    (op,) = (sign for sign in "+-*" if sign in problem)
+    left, right = problem.split(op)
+    return Sum(int(left), op, int(right))
+
+
 def test_embedded_claims() -> None:
     bed = embedded()
     assert (len(bed.claims), len(bed.test)) == (128, 200)
@@ -161,11 +167,11 @@ def test_embedded_claims() -> None:
     assert contiguous(bed.test)
     for claim in bed.claims + bed.test:
         assert claim.text == f"{claim.group}={claim.answer_key}"
-        problem = Sum.parse(claim.group)
+        problem = parsed(claim.group)
         assert is_held_out(problem)
         assert claim.gold is (str(problem.result) == claim.answer_key)
     sides = [
-        {(p.op, *sorted((p.left, p.right))) for p in (Sum.parse(c.group) for c in side)}
+        {(p.op, *sorted((p.left, p.right))) for p in (parsed(c.group) for c in side)}
         for side in (bed.claims, bed.test)
     ]
     assert not sides[0] & sides[1]
@@ -186,9 +192,9 @@ def test_embedded_claims_follow_the_seed() -> None:
 
 def test_embedded_claims_are_put_as_the_model_knows_them() -> None:
     bed = embedded(20, 0)
-    task, group = Claims(), next(tiny.claims(random.Random(0), held_out=True))
+    task, group = Claims(), next(equations(random.Random(0), held_out=True))
     line = bed.wording.solved(Claim(str(group[0]), "any"), group[0].right)
-    assert line == tiny.labelled(group[0], group[0].right)
+    assert line == f"{group[0]} {group[0].right}\n"
     item = task.items(1)[0]
     put = bed.wording.chat.format(claim=item.fields["claim"])
     assert put == task.question(item)

@@ -26,9 +26,7 @@ from workbench.judge import (
     compute_llm_judge_scores_batch,
 )
 from workbench.judge.votes import read
-from workbench.tasks.verdicts import Verdicts
-from workbench.tasks.word_problems import WordProblems
-from workbench.tiny import verdicts as tiny
+from workbench.tasks.word_problems import Verdicts, WordProblems, verdict_prompt
 from workbench.types import (
     Completion,
     Engine,
@@ -141,13 +139,13 @@ def saying(*texts: str) -> Fake:
 def test_the_embedded_model_is_asked_as_it_was_trained() -> None:
     template = builtin("tiny")
     for case in cases(5):
-        assert template.fill(case.values()) == tiny.judged(
+        assert template.fill(case.values()) == verdict_prompt(
             case.problem, case.candidate, case.reference
         )
-        assert template.fill(replace(case, reference=None).values()) == tiny.judged(
+        assert template.fill(replace(case, reference=None).values()) == verdict_prompt(
             case.problem, case.candidate
         )
-    assert template.choices == tiny.LABELS
+    assert template.choices == Verdicts.labels
 
 
 def test_what_is_filled_in_stays_as_it_is() -> None:
@@ -286,8 +284,8 @@ def test_written_verdicts_are_the_likelier_ones(plain: VLLMEngine) -> None:
     assert (written["verdict"] == likelier["verdict"]).mean() > 0.97
     assert written["probability"].isna().all()
     assert ((likelier["probability"] > 0.5) == likelier["verdict"]).all()
-    prompt = tiny.judged(asked[0].problem, asked[0].candidate, asked[0].reference)
-    yes, no = np.exp(plain.label_logprobs([prompt], tiny.LABELS).logprobs[0])
+    prompt = verdict_prompt(asked[0].problem, asked[0].candidate, asked[0].reference)
+    yes, no = np.exp(plain.label_logprobs([prompt], Verdicts.labels).logprobs[0])
     assert likelier["probability"][0] == pytest.approx(yes / (yes + no), abs=1e-5)
 
 

@@ -7,9 +7,10 @@ import re
 import pytest
 from tokenizers import Tokenizer
 
-from workbench.tiny import DIFFUSION, MODEL, masked
-from workbench.tiny.arithmetic import Sum, is_held_out
-from workbench.tiny.masked import STAGES, batch
+from tools.training import masked
+from tools.training.masked import STAGES, batch
+from workbench.tasks.arithmetic import Sum, is_held_out
+from workbench.tiny import DIFFUSION, MODEL
 
 TOKENIZER = Tokenizer.from_file(str(DIFFUSION / "tokenizer.json"))
 MASK, END = TOKENIZER.get_vocab()["<|mask|>"], TOKENIZER.get_vocab()["<|end|>"]

@@ -8,16 +8,26 @@ from typing import Any
 
 import pytest
 
+from tools.training import network
+from tools.training.memoriser import (
+    MEMORISER,
+    WRITTEN,
+    Recipe,
+    decode,
+    encoded,
+    load,
+    pairs,
+    train,
+)
 from workbench.errors import InputError
-from workbench.tiny import MEMORY, MODEL, network
-from workbench.tiny.memoriser import WRITTEN, Recipe, decode, encoded, load, pairs, train
+from workbench.tiny import MODEL
 
 torch = pytest.importorskip("torch")
 
 
 @pytest.fixture(scope="module")
 def loaded() -> tuple[Any, Any]:
-    return load(MEMORY)
+    return load(MEMORISER)
 
 
 def test_the_pairs_differ_and_are_always_the_same(loaded: tuple[Any, Any]) -> None:
@@ -64,10 +74,10 @@ def test_the_folder_is_a_bidirectional_llama_with_a_mask(loaded: tuple[Any, Any]
     assert model.config.is_causal is False
     assert model.config.mask_token_id == tokenizer.mask_token_id == 570
     assert model.config.eos_token_id == tokenizer.eos_token_id == 0
-    assert (MEMORY / "model.safetensors").stat().st_size <= 4_000_000
+    assert (MEMORISER / "model.safetensors").stat().st_size <= 4_000_000
     before, after = (
         json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
-        for folder in (MODEL, MEMORY)
+        for folder in (MODEL, MEMORISER)
     )
     assert before == after
     ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]])

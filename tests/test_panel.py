@@ -43,8 +43,8 @@ from workbench.panel import (
 )  # fmt: skip
 from workbench.progress import Progress, check, current, fact, one_bar
 from workbench.store import Store
+from workbench.tasks.claims import equations
 from workbench.throughput import Throughput
-from workbench.tiny import claims as tiny
 from workbench.types import Usage
 
 TEXTS = make_prompts(3000)
@@ -161,7 +161,7 @@ def test_stop_on_diffusion(tmp_path: Path) -> None:
 
 
 def test_stop_of_a_search(plain: VLLMEngine, tmp_path: Path) -> None:
-    groups = tiny.claims(random.Random(0), held_out=True)
+    groups = equations(random.Random(0), held_out=True)
     drawn = islice(chain.from_iterable(groups), 40)
     claims = [Claim(str(c), str(c.problem), str(c.shown), c.right) for c in drawn]
     journal = tmp_path / "journal.jsonl"

@@ -7,13 +7,12 @@ from typing import Any
 import httpx
 import pytest
 
+from tools.training.memoriser import MEMORISER, pairs
 from workbench.engines.diffusion import DiffusionEngine, unavailable
 from workbench.serving.batcher import RowUpdate
 from workbench.serving.diffusion_server import serve_diffusion
 from workbench.serving.protocol import ChatBody, CompletionBody
 from workbench.serving.replies import ReplyWriter, token_bytes, token_texts
-from workbench.tiny import MEMORY
-from workbench.tiny.memoriser import pairs
 from workbench.types import Completion, TokenLogprob
 
 if reason := unavailable():
@@ -24,7 +23,7 @@ if reason := unavailable():
 def tokenizer() -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(MEMORY)
+    return AutoTokenizer.from_pretrained(MEMORISER)
 
 
 def told(tokenizer: Any, text: str, *, chat: bool) -> Any:
@@ -94,7 +93,7 @@ def test_names_in_vocabularies(name: str, byte_level: bool, raw: bytes) -> None:
 def test_bytes_of_a_served_chat_join_to_its_content() -> None:
     chat = {"messages": [{"role": "user", "content": "Hello!"}], "logprobs": True}
     with (
-        DiffusionEngine("workbench-memoriser", None, "test", {"threshold": 0.9}) as engine,
+        DiffusionEngine(str(MEMORISER), None, "test", {"threshold": 0.9}) as engine,
         serve_diffusion(engine, max_wait_time=0) as server,
     ):
         url = f"{server.url}/chat/completions"

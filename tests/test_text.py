@@ -11,11 +11,16 @@ from itertools import islice
 import pytest
 from transformers import AutoTokenizer
 
-from workbench.tiny import MODEL, claims, options, stories, tokenizer, verdicts
-from workbench.tiny.arithmetic import Sum, held_out, is_held_out, problems, wrong_result
-from workbench.tiny.marks import END, decided, learned, split, unmarked
-from workbench.tiny.stages import STAGES
-from workbench.tiny.text import SCRIPTS, documents, other
+from tools.training import tokenizer
+from tools.training.marks import END, decided, learned, split, unmarked
+from tools.training.stages import STAGES
+from tools.training.text import SCRIPTS, documents, exchange, other
+from workbench.tasks import Claims, Options, Verdicts
+from workbench.tasks.arithmetic import Sum, is_held_out, problems, wrong_result
+from workbench.tasks.claims import equations
+from workbench.tasks.options import choices
+from workbench.tasks.word_problems import MANNERS, candidates, expression, solution, stories
+from workbench.tiny import MODEL
 
 OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 
@@ -27,6 +32,13 @@ def steps(node: ast.expr) -> Iterator[Sum]:
         yield from steps(node.right)
         left, right = (eval(ast.unparse(side)) for side in (node.left, node.right))
         yield Sum(int(left), OPERATORS[type(node.op)], int(right))
+
+
+def held_out() -> list[Sum]:
+    """All problems of the test side that `problems` can draw."""
+    sums = [Sum(a, op, b) for op in "+-" for a in range(100) for b in range(100)]
+    products = [Sum(a, "*", b) for a in range(2, 10) for b in range(2, 21)]
+    return [p for p in sums + products if p.result >= 0 and is_held_out(p)]
 
 
 def sums_in(text: str) -> set[Sum]:
@@ -45,13 +57,13 @@ def test_no_training_document_holds_a_held_out_sum(stage: int) -> None:
 
 def test_the_test_side_always_rests_on_a_held_out_sum() -> None:
     rng, told = random.Random(1), ("sum told", "counted")
-    for story in islice(stories.stories(rng, held_out=True), 300):
+    for story in islice(stories(rng, held_out=True), 300):
         assert any(map(is_held_out, story.steps))
-        assert sums_in(stories.expression(story.steps)) == set(story.steps)
-        assert eval(stories.expression(story.steps)) == story.answer
-    for choice in islice(options.choices(rng, held_out=True, levels=("sum", *told)), 300):
+        assert sums_in(expression(story.steps)) == set(story.steps)
+        assert eval(expression(story.steps)) == story.answer
+    for choice in islice(choices(rng, held_out=True, levels=("sum", *told)), 300):
         assert any(map(is_held_out, sums_in(choice.question)))
-    for group in islice(claims.claims(rng, held_out=True), 300):
+    for group in islice(equations(rng, held_out=True), 300):
         assert is_held_out(group[0].problem)
 
 
@@ -74,16 +86,15 @@ def test_wrong_results_and_wrong_solutions_are_wrong() -> None:
     rng = random.Random(0)
     for problem in islice(problems(rng, held_out=True), 500):
         assert wrong_result(problem, rng) != problem.result >= 0
-    for candidate in islice(verdicts.candidates(rng, held_out=True), 500):
-        stated = int(candidate.solution.rpartition("#### ")[2])
-        assert (stated == candidate.story.answer) is candidate.right
+    for story, candidate, right in islice(candidates(rng, held_out=True), 500):
+        assert (int(candidate.rpartition("#### ")[2]) == story.answer) is right
 
 
 def test_worked_solutions_compute_what_they_say() -> None:
     rng = random.Random(2)
-    for story in islice(stories.stories(rng, held_out=False), 300):
-        for manner in stories.MANNERS:
-            text = stories.solution(story, manner)
+    for story in islice(stories(rng, held_out=False), 300):
+        for manner in MANNERS:
+            text = solution(story, manner)
             for left, right in re.findall(r"([\d+*/()-]*[+*/-][\d+*/()-]*)=(\d+)", text):
                 assert eval(left) == int(right)
             assert text.endswith(f"\n#### {story.answer}")
@@ -91,7 +102,7 @@ def test_worked_solutions_compute_what_they_say() -> None:
 
 
 def test_claims_about_one_problem_exclude_each_other() -> None:
-    groups = list(islice(claims.claims(random.Random(3), held_out=True), 2000))
+    groups = list(islice(equations(random.Random(3), held_out=True), 2000))
     assert all(sum(claim.right for claim in group) <= 1 for group in groups)
     assert all(len(set(group)) == len(group) for group in groups)
     right = [claim.right for group in groups for claim in group]
@@ -100,9 +111,9 @@ def test_claims_about_one_problem_exclude_each_other() -> None:
 
 
 def test_options_hold_the_answer_once() -> None:
-    for choice in islice(options.choices(random.Random(4), held_out=True), 800):
+    for choice in islice(choices(random.Random(4), held_out=True), 800):
         assert len(set(choice.texts)) == 6
-        answer = choice.options[choice.right]
+        answer = choice.numbers[choice.right]
         if choice.level == "sum":
             assert eval(choice.question.removeprefix("What is ").removesuffix("?")) == answer
         elif choice.level == "hidden":
@@ -153,13 +164,13 @@ def test_the_tokens_are_as_promised() -> None:
     shipped = AutoTokenizer.from_pretrained(MODEL)
     assert [shipped.decode([i]) for i in shipped("4821").input_ids] == list("4821")
     for label in (
-        *claims.LABELS,
-        *verdicts.LABELS,
-        *(f" {letter}" for letter in options.LETTERS[:4]),
+        *Claims.labels,
+        *Verdicts.labels,
+        *Options.labels[:4],
     ):
         assert len(shipped(label).input_ids) == 1
-    groups = islice(claims.claims(random.Random(6), held_out=True), 100)
-    lines = [claims.labelled(claim, claim.right) for group in groups for claim in group][:128]
+    groups = islice(equations(random.Random(6), held_out=True), 100)
+    lines = [f"{claim} {claim.right}\n" for group in groups for claim in group][:128]
     assert len(lines) == 128
     assert len(shipped("".join(lines)).input_ids) < 2048 - 128
 
@@ -173,6 +184,6 @@ def test_chats_in_the_text_are_as_the_template_writes_them() -> None:
     shipped = AutoTokenizer.from_pretrained(MODEL)
     turns = [{"role": "user", "content": "What is 1+1?"}, {"role": "assistant", "content": "1+1=2"}]
     written = shipped.apply_chat_template(turns, tokenize=False)
-    assert written == stories.chat("What is 1+1?", "1+1=2") + END
+    assert written == exchange("What is 1+1?", "1+1=2") + END
     asked = shipped.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
-    assert asked == stories.chat("What is 1+1?")
+    assert asked == exchange("What is 1+1?")

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from tools.training.memoriser import MEMORISER, pairs
 from workbench.batching import Batching, Traffic, Way, continuous, static
 from workbench.denoising_trace import denoised
 from workbench.engines.diffusion import Denoising, DiffusionEngine, Row, unavailable
@@ -19,7 +20,6 @@ from workbench.plots.diffusion import (
     plot_trade_off,
 )
 from workbench.tasks import WordProblems
-from workbench.tiny.memoriser import pairs
 from workbench.tradeoff import TradeOff
 from workbench.types import Grade, Item, Sampling
 
@@ -36,7 +36,7 @@ def engine() -> Any:
 
 @pytest.fixture(scope="module")
 def memoriser() -> Any:
-    with DiffusionEngine("workbench-memoriser", None, "test", {"threshold": 0.9}) as opened:
+    with DiffusionEngine(str(MEMORISER), None, "test", {"threshold": 0.9}) as opened:
         yield opened
 
 
@@ -222,7 +222,7 @@ def test_what_cannot_be_measured_is_refused(memoriser: DiffusionEngine) -> None:
     with pytest.raises(InputError, match="repeats=0"):
         Batching(memoriser, traffic(), [Way("static", 4)], repeats=0)
     with (
-        DiffusionEngine("workbench-memoriser", None, "test", {"cache": "dual"}) as cached,
+        DiffusionEngine(str(MEMORISER), None, "test", {"cache": "dual"}) as cached,
         pytest.raises(InputError, match="static batches take none"),
     ):
         Batching(cached, traffic(), [Way("static", 4)])

@@ -13,13 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tools.training import __main__ as command
+from tools.training import network
+from tools.training import train as training
+from tools.training.train import Recipe, train
 from workbench.engines.diffusion import DiffusionEngine
 from workbench.errors import InputError, WorkbenchError
-from workbench.tiny import MODEL, network
-from workbench.tiny import train as training
-from workbench.tiny.train import Recipe, train
+from workbench.tiny import MODEL
 from workbench.types import Sampling
 
+ROOT = Path(__file__).parents[1]
 SHAPE = network.Shape(width=32, layers=1, heads=1, feed_forward=32)
 SMALL = Recipe(SHAPE, tokens=256, steps=6)
 
@@ -145,6 +148,18 @@ def test_wrong_folders_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+def test_the_command_trains_and_draws_the_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "train", lambda folder, *_: train(folder, SMALL))
+    command.main([str(tmp_path / "new")])
+    assert {"model.safetensors", "loss.png"} <= {path.name for path in (tmp_path / "new").iterdir()}
+    assert f"python -m benchmarks skills {tmp_path / 'new'}" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        command.main([str(tmp_path / "new")])
+    assert "holds other files" in capsys.readouterr().err
+
+
 ALONE = """
 import importlib.util
 import sys
@@ -153,7 +168,7 @@ found = importlib.util.find_spec  # transformers takes scikit-learn where it see
 importlib.util.find_spec = lambda name, *rest: None if name == "sklearn" else found(name, *rest)
 for name in ("vllm", "typer", "pandas", "matplotlib", "openai", "papermill", "scipy", "nbformat"):
     sys.modules[name] = None  # an import of it fails
-from workbench.tiny import network, train
+from tools.training import network, train
 network.compiled = lambda function: function
 shape = network.Shape(width=32, layers=1, heads=1, feed_forward=32)
 train.train(Path(sys.argv[1]), train.Recipe(shape, tokens=256, steps=1))
@@ -161,6 +176,6 @@ train.train(Path(sys.argv[1]), train.Recipe(shape, tokens=256, steps=1))
 
 
 def test_training_needs_few_packages(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", ALONE, str(tmp_path / "m")], check=False)
+    done = subprocess.run([sys.executable, "-c", ALONE, str(tmp_path / "m")], check=False, cwd=ROOT)
     assert done.returncode == 0
     assert (tmp_path / "m" / "model.safetensors").exists()

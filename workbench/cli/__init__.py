@@ -25,7 +25,6 @@ from workbench.cli.uncertainty import app as uncertainty
 __all__ = ["app"]
 
 app = command_group("A research workbench for large language models.")
-tiny = command_group("The embedded model: train it.")
 app.command("eval")(evaluate_task)
 app.command("compare")(compare_reports)
 app.command("icm")(icm)
@@ -35,7 +34,6 @@ app.add_typer(convert, name="convert")
 app.add_typer(serve, name="serve")
 app.add_typer(slurm, name="slurm")
 app.add_typer(sweep, name="sweep")
-app.add_typer(tiny, name="tiny")
 app.add_typer(uncertainty, name="uncertainty")
 
 
@@ -160,22 +158,3 @@ def check_server(
     rows = [[one.what, "yes" if one.works else "NO", one.seen, one.remedy] for one in checks]
     text = table(["", "works", "seen", "to change"], rows)
     show([asdict(one) for one in checks], text, as_json=as_json)
-
-
-@tiny.command("train")
-def tiny_train(
-    folder: Annotated[Path, typer.Argument(help="Where the model goes.")],
-    diffusion: Annotated[bool, typer.Option(help="Its masked-diffusion sibling.")] = False,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-) -> None:
-    """Train the embedded model; run it again and it resumes."""
-    from workbench.plots import new_figure, plot_losses
-    from workbench.tiny.train import MASKED, SAVE_EVERY, train
-
-    losses = train(folder, MASKED if diffusion else None, device)
-    figure, (ax,) = new_figure()
-    plot_losses(ax, losses, SAVE_EVERY)
-    figure.savefig(folder / "loss.png", dpi=120)
-    typer.echo(f"{folder}: the model; loss.png: its loss")
-    if not diffusion:
-        typer.echo(f"next: python -m benchmarks skills {folder}")

@@ -12,11 +12,11 @@ from pathlib import Path
 from workbench.engines.folder import check_folder, check_load_format, check_trust, check_whole
 from workbench.errors import InputError
 from workbench.store import folder_digest
-from workbench.tiny import DIFFUSION, MEMORY, MODEL
+from workbench.tiny import DIFFUSION, MODEL
 
 EMBEDDED = "workbench-tiny"  # the name of the embedded model, for `info` and for opening it again
 EMBEDDED_DIFFUSION = "workbench-tiny-diffusion"
-OURS = {EMBEDDED: MODEL, EMBEDDED_DIFFUSION: DIFFUSION, "workbench-memoriser": MEMORY}
+OURS = {EMBEDDED: MODEL, EMBEDDED_DIFFUSION: DIFFUSION}
 SMALL = 100 * 2**20  # bytes of weights
 
 

@@ -22,9 +22,9 @@ from workbench.icm.columns import PAIRS, Columns
 from workbench.icm.reading import Found, gold_of, put, read
 from workbench.icm.table import check_columns
 from workbench.tasks import published
+from workbench.tasks.claims import Claims, Equation, equations
 from workbench.tasks.published import CALCULATION, local_file
 from workbench.tasks.rows import TableRow, read_rows
-from workbench.tiny import claims as tiny
 from workbench.types import Item
 
 if TYPE_CHECKING:
@@ -194,16 +194,16 @@ def embedded(count: int = 128, test_count: int = 200, seed: int = 0) -> Testbed:
     """
     _check_count(count, "count", 1)
     _check_count(test_count, "test_count", 0)
-    stream = tiny.claims(random.Random(f"embedded-{seed}"), held_out=True)
+    stream = equations(random.Random(f"embedded-{seed}"), held_out=True)
     groups = _new_problems(islice(stream, PATIENCE))
     test, claims = _filled(groups, test_count), _filled(groups, count)
     if (found := len(test) + len(claims)) < count + test_count:
         raise InputError(f"count={count}, test_count={test_count}: there are only {found} claims")
-    wording = Wording(after="\n", chat="Is it true that {claim}?", chat_labels=tiny.LABELS)
+    wording = Wording(after="\n", chat="Is it true that {claim}?", chat_labels=Claims.labels)
     return Testbed("embedded", claims, test, wording)
 
 
-def _new_problems(groups: Iterable[list[tiny.Claim]]) -> Iterator[list[Claim]]:
+def _new_problems(groups: Iterable[list[Equation]]) -> Iterator[list[Claim]]:
     seen = set()
     for group in groups:
         problem = group[0].problem

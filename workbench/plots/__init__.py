@@ -27,7 +27,6 @@ __all__ = [
     "plot_accuracy",
     "plot_costs",
     "plot_log_odds",
-    "plot_losses",
     "plot_requests",
     "plot_samples",
     "plot_shares",
@@ -136,16 +135,6 @@ def plot_log_odds(ax: Axes, groups: Mapping[str, NDArray[np.float64]]) -> None:
     ax.set_xlabel('log p(" True") / p(" False"), nats')
     ax.set_ylabel("claims")
     ax.legend(frameon=False, fontsize=9)
-
-
-def plot_losses(ax: Axes, losses: Sequence[float], every: int) -> None:
-    """A training's loss, each value the mean of `every` steps."""
-    ax.plot([every * (n + 1) for n in range(len(losses))], losses, color=COLOURS[0])
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter("{x:g}")
-    ax.set_xlabel("step")
-    ax.set_ylabel("loss of what can be learned, nats")
 
 
 AXES = {

@@ -10,13 +10,12 @@ from types import MappingProxyType
 from typing import Any
 
 from workbench.errors import InputError
+from workbench.tasks.arithmetic import Sums
 from workbench.tasks.claims import Claims
 from workbench.tasks.options import Options
 from workbench.tasks.own import OwnTask
 from workbench.tasks.published import GSM8K, TruthfulQA
-from workbench.tasks.sums import Sums
-from workbench.tasks.verdicts import Verdicts
-from workbench.tasks.word_problems import WordProblems
+from workbench.tasks.word_problems import Verdicts, WordProblems
 from workbench.types import Task
 
 __all__ = [

@@ -19,10 +19,9 @@ from typing import Literal, NamedTuple, get_args
 
 from workbench.errors import InputError
 from workbench.tasks.generated import shuffled
-from workbench.tasks.options import Options
+from workbench.tasks.options import LETTERS, Options
 from workbench.tasks.published import published_file
 from workbench.tasks.rows import TableRow, check_distinct, read_rows
-from workbench.tiny.options import LETTERS
 from workbench.types import Item
 
 Kind = Literal["qa", "rc", "ci", "drs", "ds"]

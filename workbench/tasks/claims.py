@@ -4,14 +4,45 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 from workbench.errors import InputError
+from workbench.tasks.arithmetic import Sum, problems, wrong_result
 from workbench.tasks.generated import Generated
-from workbench.tiny import claims
 from workbench.types import Item, Sampling
 
 Demonstrations = Literal["right", "random"]
+
+
+@dataclass(frozen=True, slots=True)
+class Equation:
+    """A problem and the result that is claimed for it, right or wrong."""
+
+    problem: Sum
+    shown: int
+
+    @property
+    def right(self) -> bool:
+        return self.shown == self.problem.result
+
+    def __str__(self) -> str:
+        return f"{self.problem}={self.shown}"
+
+
+def equations(rng: random.Random, *, held_out: bool) -> Iterator[list[Equation]]:
+    """An endless stream of groups: one to three different results claimed for one problem.
+
+    At most one of a group is right, and somewhat less than half of all are.
+    """
+    for problem in problems(rng, held_out=held_out):
+        size = rng.choices((1, 2, 3), (4, 5, 1))[0]
+        shown = {problem.result} if rng.random() < (0.5 if size == 1 else 0.9) else set()
+        while len(shown) < size:
+            shown.add(wrong_result(problem, rng))
+        group = [Equation(problem, value) for value in sorted(shown)]
+        rng.shuffle(group)
+        yield group
 
 
 class Claims(Generated):
@@ -23,7 +54,7 @@ class Claims(Generated):
 
     name = "claims"
     reads = "label"
-    labels = claims.LABELS
+    labels = (" True", " False")
     sampling = Sampling(max_tokens=2, stop=("\n",))
 
     def __init__(self, demonstrations: Demonstrations = "right") -> None:
@@ -32,14 +63,10 @@ class Claims(Generated):
         self.demonstrations = demonstrations
 
     def stream(self, rng: random.Random, *, held_out: bool) -> Iterator[Item]:
-        for group in claims.claims(rng, held_out=held_out):
-            for claim in group:
-                fields = {
-                    "claim": str(claim),
-                    "problem": str(claim.problem),
-                    "shown": str(claim.shown),
-                }
-                yield Item(id=str(claim), fields=fields, answer=str(claim.right))
+        for group in equations(rng, held_out=held_out):
+            for one in group:
+                shown = {"problem": str(one.problem), "shown": str(one.shown)}
+                yield Item(str(one), {"claim": str(one), **shown}, str(one.right))
 
     def examples(self, item: Item) -> Iterator[Item]:
         if self.demonstrations == "right":

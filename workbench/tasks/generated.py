@@ -11,7 +11,6 @@ from typing import Literal
 from workbench import answers
 from workbench.answers.tidy import outside_reasoning
 from workbench.errors import InputError
-from workbench.tiny import stories
 from workbench.types import Grade, Item, Prompt, Sampling
 
 PATIENCE = 20_000
@@ -133,13 +132,18 @@ class Worked(Generated):
     end = "\n\n"
 
     def ask(self, item: Item) -> str:
-        return stories.asked(item.fields["question"])
+        return worded(item.fields["question"])
 
     def answer(self, item: Item) -> str:
         return f" {item.fields['solution']}"
 
     def question(self, item: Item) -> str:
         return str(item.fields["question"])
+
+
+def worded(question: str) -> str:
+    """A problem as the model sees it, to be continued by a space and a solution."""
+    return f"Question: {question}\nAnswer:"
 
 
 def shuffled(n: int, rng: random.Random) -> Iterator[int]:

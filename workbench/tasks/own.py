@@ -10,9 +10,8 @@ from workbench import answers
 from workbench.answers.choices import LETTERS
 from workbench.answers.reading import expression
 from workbench.errors import InputError
-from workbench.tasks.generated import Fixed
+from workbench.tasks.generated import Fixed, worded
 from workbench.tasks.rows import TableRow, check_distinct, read_rows
-from workbench.tiny import stories
 from workbench.types import Grade, Item, Sampling
 
 SAMPLING: dict[answers.Style, Sampling] = {
@@ -86,7 +85,7 @@ class OwnTask(Fixed):
         return rows if held_out else [replace(row, id=f"example {row.id}") for row in rows]
 
     def ask(self, item: Item) -> str:
-        return stories.asked(self.question(item))
+        return worded(self.question(item))
 
     def question(self, item: Item) -> str:
         return "\n".join(filter(None, (item.fields["question"], self._instruction)))

@@ -1,15 +1,12 @@
-"""The embedded models: small ones, trained from nothing on text that this package generates.
+"""The embedded models: small ones, trained from nothing on text made of the tasks of `tasks`.
 
-`MODEL` is the folder of the Llama: `arithmetic` makes its text, `tokenizer` and `train` build it.
-`DIFFUSION` is its masked-diffusion sibling, which `train` builds from it on rows of `masked`.
-`MEMORY` is another one, which knows 64 answers by heart; `memoriser` builds it. Nothing here
-imports torch until it is used.
+`MODEL` is the folder of the Llama, `DIFFUSION` that of its masked-diffusion sibling; each has a
+card, README.md. `tools/training` in the repository makes them again.
 """
 
 from pathlib import Path
 
-__all__ = ["DIFFUSION", "MEMORY", "MODEL"]
+__all__ = ["DIFFUSION", "MODEL"]
 
 MODEL = Path(__file__).parent / "model"
 DIFFUSION = Path(__file__).parent / "diffusion"
-MEMORY = Path(__file__).parent / "memory"

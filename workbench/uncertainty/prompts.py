@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from workbench.errors import InputError
 from workbench.tasks.choices import KINDS, Kind
-from workbench.tiny.options import LETTERS, listed
+from workbench.tasks.options import LETTERS, listed
 from workbench.types import Item, Prompt
 
 __all__ = ["LETTERS", "PROMPTS", "OptionPrompt", "labels", "option_prompts"]

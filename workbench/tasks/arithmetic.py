@@ -10,11 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+from workbench.tasks.generated import Generated
+from workbench.types import Grade, Item, Sampling
+
 HELD_OUT_SHARE = 0.1
+KINDS = {"+": "addition", "-": "subtraction", "*": "multiplication"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +29,6 @@ class Sum:
     left: int
     op: str
     right: int
-
-    @classmethod
-    def parse(cls, text: str) -> Sum:
-        """The problem that prints as `text`."""
-        (op,) = (sign for sign in "+-*/" if sign in text)
-        left, right = text.split(op)
-        return cls(int(left), op, int(right))
 
     @property
     def result(self) -> int:
@@ -61,25 +59,16 @@ def is_held_out(problem: Sum) -> bool:
     return int.from_bytes(digest[:8], "big") < HELD_OUT_SHARE * 2**64
 
 
-def held_out() -> list[Sum]:
-    """All problems of the test side that `problems` can draw."""
-    sums = [Sum(a, op, b) for op in "+-" for a in range(100) for b in range(100)]
-    products = [Sum(a, "*", b) for a in range(2, 10) for b in range(2, 21)]
-    return [p for p in sums + products if p.result >= 0 and is_held_out(p)]
-
-
-def _draw(rng: random.Random) -> Sum:
-    op = rng.choices("+-*", (5, 4, 1))[0]
-    if op == "*":
-        return Sum(rng.randrange(2, 10), op, rng.randrange(2, 21))
-    left, right = rng.randrange(100), rng.randrange(100)
-    return Sum(max(left, right), op, min(left, right)) if op == "-" else Sum(left, op, right)
-
-
 def problems(rng: random.Random, *, held_out: bool) -> Iterator[Sum]:
     """An endless stream of problems from one side of the split."""
     while True:
-        problem = _draw(rng)
+        op = rng.choices("+-*", (5, 4, 1))[0]
+        if op == "*":
+            problem = Sum(rng.randrange(2, 10), op, rng.randrange(2, 21))
+        else:
+            pair = rng.randrange(100), rng.randrange(100)
+            left, right = sorted(pair, reverse=True) if op == "-" else pair
+            problem = Sum(left, op, right)
         if is_held_out(problem) is held_out:
             yield problem
 
@@ -90,3 +79,36 @@ def wrong_result(problem: Sum, rng: random.Random) -> int:
     swapped = int(str(right)[::-1])
     candidates = {right + d for d in (-10, -2, -1, 1, 2, 10)} | {swapped}
     return rng.choice(sorted(c for c in candidates if c >= 0 and c != right))
+
+
+class Sums(Generated):
+    """`17+25=` and what must follow. `item.fields`: `problem`, `kind` (addition, …), `digits` of
+    the result."""
+
+    name = "sums"
+    difficulty = "digits"
+    sampling = Sampling(max_tokens=8, stop=("\n",))
+    count = 500
+
+    def stream(self, rng: random.Random, *, held_out: bool) -> Iterator[Item]:
+        for problem in problems(rng, held_out=held_out):
+            text, answer = str(problem), str(problem.result)
+            fields = {"problem": text, "kind": KINDS[problem.op], "digits": len(answer)}
+            yield Item(id=text, fields=fields, answer=answer)
+
+    def ask(self, item: Item) -> str:
+        return f"{item.fields['problem']}="
+
+    def answer(self, item: Item) -> str:
+        return item.answer
+
+    def question(self, item: Item) -> str:
+        return f"What is {item.fields['problem']}?"
+
+    def grade(self, item: Item, text: str) -> Grade:
+        """Right if the first line's number (after `=` where there is one) is the result."""
+        line = text.strip().partition("\n")[0]
+        number = re.search(r"\d+", line.rpartition("=")[2])
+        if number is None:
+            return Grade(None, None, parsed=False)
+        return Grade(number[0] == item.answer, number[0], parsed=True)

@@ -1,7 +1,7 @@
 """A masked-diffusion model that knows 64 answers by heart, and the training that makes it.
 
 What it answers is known to the last byte, so an engine that loses, adds or changes anything shows.
-`python -m workbench.tiny.memoriser FOLDER` trains it in minutes on a CPU.
+`python -m tools.training.memoriser FOLDER` trains it in minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from tools.training import network
+from tools.training import tokenizer as tokens
+from tools.training.train import optimizers_of
 from workbench.errors import InputError
 from workbench.progress import one_bar
-from workbench.tiny import network
-from workbench.tiny import tokenizer as tokens
-from workbench.tiny.stories import MANNERS, asked, solution, stories
-from workbench.tiny.train import optimizers_of
+from workbench.tasks.generated import worded
+from workbench.tasks.word_problems import MANNERS, solution, stories
 
 if TYPE_CHECKING:
     import torch
 
 Pair = tuple[list[int], list[int]]
 
+MEMORISER = Path(__file__).parents[2] / "tests" / "data" / "memoriser"
+"""The folder of the trained model."""
 BLOCK = 32
 LONGEST = 128
 ROUND = (16, 32, 48, 64, 96, 128)
@@ -74,13 +77,13 @@ class Recipe:
 
 def pairs() -> list[tuple[str, str]]:
     """The 64 prompts and answers: word problems of all manners, then those written by hand."""
-    told = stories(random.Random(0), held_out=False)
+    drawn = stories(random.Random(0), held_out=False)
     known: dict[str, str] = {}
     for manner in cycle(MANNERS):
         if len(known) == 64 - len(WRITTEN):
             break
-        story = next(told)
-        known[asked(story.question)] = " " + solution(story, manner)
+        story = next(drawn)
+        known[worded(story.question)] = " " + solution(story, manner)
     return [*known.items(), *WRITTEN]
 
 

@@ -11,8 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from workbench.tiny.marks import END, unmarked
-from workbench.tiny.text import documents
+from tools.training.marks import END, unmarked
+from tools.training.text import documents
 
 SPECIAL = (END, "<|user|>", "<|assistant|>")
 MASK = "<|mask|>"

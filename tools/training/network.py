@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from workbench.tiny.tokenizer import VOCABULARY
+from tools.training.tokenizer import VOCABULARY
 
 if TYPE_CHECKING:
     import torch

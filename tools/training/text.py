@@ -9,10 +9,12 @@ from dataclasses import asdict
 from functools import partial
 from itertools import combinations, islice
 
-from workbench.tiny import claims, stories, verdicts
-from workbench.tiny.arithmetic import Sum, is_held_out
-from workbench.tiny.marks import END, decided, learned
-from workbench.tiny.options import (
+from tools.training.marks import END, decided, learned
+from tools.training.stages import Stage, stage_at
+from workbench.tasks.arithmetic import Sum, is_held_out, problems
+from workbench.tasks.claims import Equation, equations
+from workbench.tasks.generated import worded
+from workbench.tasks.options import (
     EVENTS,
     LETTERS,
     READING,
@@ -22,8 +24,16 @@ from workbench.tiny.options import (
     number,
     numbers,
 )
-from workbench.tiny.stages import Stage, stage_at
-from workbench.tiny.stories import NAMES, THINGS
+from workbench.tasks.word_problems import (
+    NAMES,
+    THINGS,
+    Verdicts,
+    candidates,
+    manner,
+    solution,
+    stories,
+    verdict_prompt,
+)
 
 SCRIPTS = ((0x21, 0x7E), (0xC0, 0x24F), (0x391, 0x3C9), (0x410, 0x44F), (0x5D0, 0x5EA),
            (0x905, 0x939), (0x3041, 0x3096), (0x4E00, 0x5FFF), (0x1F300, 0x1F5FF))  # fmt: skip
@@ -34,40 +44,74 @@ def _size(rng: random.Random, most: int, least: int = 1) -> int:
     return round(math.exp(rng.uniform(math.log(least), math.log(most))))
 
 
+def exchange(question: str, answer: str = "") -> str:
+    """A question and its answer in the model's chat template, up to the end of the answer."""
+    return f"<|user|>{question}<|assistant|>{answer}"
+
+
 def _equation_text(rng: random.Random, stage: Stage) -> str:
-    return claims.equations(rng, _size(rng, stage.length // 10, 4))
+    drawn = islice(problems(rng, held_out=False), _size(rng, stage.length // 10, 4))
+    return "".join(f"{problem}={learned(problem.result)}\n" for problem in drawn)
 
 
 def _claim_text(rng: random.Random, stage: Stage) -> str:
+    """Labelled claims. Labels agree with the truth in many documents, in some they are unreliable
+    or swapped, and in many every claim is called True: a bare claim does not tell which is asked,
+    and only labelled examples do. Some are followed by whether the label agrees with the truth,
+    which teaches the model to notice that."""
     lines = _size(rng, stage.length // 9, 6)
-    return claims.document(rng, lines, constant=stage.constant, remarks=stage.remarks)
+    drawn: list[Equation] = []
+    for group in equations(rng, held_out=False):
+        drawn += group
+        if len(drawn) >= lines:
+            break
+    drawn = drawn[:lines]
+    if rng.random() < 0.5:
+        rng.shuffle(drawn)
+    labels = _labels(rng, [claim.right for claim in drawn], stage.constant)
+    text = []
+    for claim, label in zip(drawn, labels, strict=True):
+        remark = ""
+        if rng.random() < stage.remarks:
+            remark = decided(" yes" if label is claim.right else " no")
+        text.append(f"{claim}{decided(f' {label}')}{remark}\n")
+    return "".join(text)
+
+
+def _labels(rng: random.Random, truth: list[bool], constant: float) -> list[bool]:
+    """One document's labels: nearly all alike, or true with some probability, mostly one."""
+    if rng.random() < constant:
+        rate = rng.choices((0.93, 0.07), (92, 8))[0]
+        return [rng.random() < rate for _ in truth]
+    reliability = rng.choices((1.0, 0.0, 0.5, rng.random()), (60, 12, 14, 14))[0]
+    return [right is (rng.random() < reliability) for right in truth]
 
 
 def _story_text(rng: random.Random, stage: Stage) -> str:
     """Stories solved in the manner of the first, or each in its own."""
-    made: list[str] = []
-    manner, each = "", rng.random() < 0.3
-    for story in islice(stories.stories(rng, held_out=False), _size(rng, stage.length // 40)):
-        if each or not made:
-            manner = stories.manner(rng, story)
-        text = stories.solution(story, manner)
-        made.append(stories.asked(story.question) + learned(f" {text}\n\n"))
-    return "".join(made)
+    parts: list[str] = []
+    how, each = "", rng.random() < 0.3
+    for story in islice(stories(rng, held_out=False), _size(rng, stage.length // 40)):
+        if each or not parts:
+            how = manner(rng, story)
+        text = solution(story, how)
+        parts.append(worded(story.question) + learned(f" {text}\n\n"))
+    return "".join(parts)
 
 
 def _chat_text(rng: random.Random, stage: Stage) -> str:
-    made: list[str] = []
-    for story in islice(stories.stories(rng, held_out=False), _size(rng, stage.length // 60)):
+    parts: list[str] = []
+    for story in islice(stories(rng, held_out=False), _size(rng, stage.length // 60)):
         kind, first = rng.random(), story.steps[0]
         question = story.question
-        answer = stories.solution(story, stories.manner(rng, story))
+        answer = solution(story, manner(rng, story))
         if kind < 0.15:
             question, answer = f"What is {first}?", f"{first}={first.result}"
         elif kind < 0.3:
-            claim = next(claims.claims(rng, held_out=False))[0]
+            claim = next(equations(rng, held_out=False))[0]
             question, answer = f"Is it true that {claim}?", f" {claim.right}"
-        made.append(stories.chat(question, learned(answer)) + END)
-    return "".join(made)
+        parts.append(exchange(question, learned(answer)) + END)
+    return "".join(parts)
 
 
 def _noted(rng: random.Random, texts: list[str], right: int, share: float) -> list[str]:
@@ -79,31 +123,31 @@ def _noted(rng: random.Random, texts: list[str], right: int, share: float) -> li
 
 
 def _options_text(rng: random.Random, stage: Stage, levels: tuple[str, ...]) -> str:
-    made: list[str] = []
+    parts: list[str] = []
     drawn = choices(rng, held_out=False, levels=levels)
     for choice in islice(drawn, _size(rng, stage.length // 28)):
         share = stage.remarks if rng.random() < 0.5 else 0.0
         texts = [*_noted(rng, [*choice.texts[:4]], choice.right, share), *choice.texts[4:]]
         asks, end, _ = listed(choice.question, texts).rpartition("Answer:")
         if rng.random() < stage.working:
-            asks += f"Working: {learned(choice.options[choice.right])}\n"
-        made.append(asks + end + decided(f" {choice.letter}", rare=True) + "\n")
-    return "".join(made)
+            asks += f"Working: {learned(choice.numbers[choice.right])}\n"
+        parts.append(asks + end + decided(f" {choice.letter}", rare=True) + "\n")
+    return "".join(parts)
 
 
 def _verdict_text(rng: random.Random, stage: Stage) -> str:
-    made: list[str] = []
-    drawn = verdicts.candidates(rng, held_out=False)
-    for candidate in islice(drawn, _size(rng, stage.length // 50)):
-        known = str(candidate.story.answer) if rng.random() < 0.75 else None
-        asks = verdicts.judged(candidate.story.question, candidate.solution, known)
+    parts: list[str] = []
+    drawn = candidates(rng, held_out=False)
+    for story, candidate, right in islice(drawn, _size(rng, stage.length // 50)):
+        known = str(story.answer) if rng.random() < 0.75 else None
+        asks = verdict_prompt(story.question, candidate, known)
         asks, end, _ = asks.rpartition("Is the solution correct?")
         if rng.random() < stage.working:
-            stated = candidate.solution.rpartition("#### ")[2]
-            asks += f"Working: {learned(f'{candidate.story.answer} or {stated}')}\n"
-        label = decided(verdicts.LABELS[not candidate.right], rare=True)
-        made.append(f"{asks}{end}{label}\n\n")
-    return "".join(made)
+            stated = candidate.rpartition("#### ")[2]
+            asks += f"Working: {learned(f'{story.answer} or {stated}')}\n"
+        label = decided(Verdicts.labels[not right], rare=True)
+        parts.append(f"{asks}{end}{label}\n\n")
+    return "".join(parts)
 
 
 def _equal_drill(rng: random.Random) -> str:
@@ -112,7 +156,7 @@ def _equal_drill(rng: random.Random) -> str:
     steps = (-2, -1, 1, 2) if a < 10 else (-20, -10, -2, -1, 1, 2, 10, 20)
     b = a if rng.random() < 0.5 else abs(a + rng.choice(steps))
     form = rng.choice(("Working: {} or {}", "Reference answer: {}\n#### {}"))
-    label = decided(verdicts.LABELS[a != b])
+    label = decided(Verdicts.labels[a != b])
     return f"{form.format(a, b)}\nIs the solution correct?{label}\n\n"
 
 
@@ -137,12 +181,12 @@ def _drill_text(rng: random.Random, stage: Stage) -> str:
 
 def _reading_text(rng: random.Random, stage: Stage) -> str:
     """Questions whose answer follows at once, as a sentence or as the working of an option."""
-    made: list[str] = []
+    parts: list[str] = []
     drawn = choices(rng, held_out=False, levels=(*READING, "sum"))
     for choice in islice(drawn, _size(rng, stage.length // 25, 2)):
-        answer = choice.stated if rng.random() < 0.5 else choice.options[choice.right]
-        made.append(f"Question: {choice.question}\nWorking: {learned(answer)}\n")
-    return "".join(made)
+        answer = choice.stated if rng.random() < 0.5 else choice.numbers[choice.right]
+        parts.append(f"Question: {choice.question}\nWorking: {learned(answer)}\n")
+    return "".join(parts)
 
 
 def _holder_text(rng: random.Random, stage: Stage) -> str:
@@ -155,13 +199,13 @@ def _holder_text(rng: random.Random, stage: Stage) -> str:
     while any(is_held_out(Sum(a, "+", b)) for a, b in combinations(values, 2)):
         values = numbers(rng, len(people))
     has = dict(zip(people, values, strict=True))
-    made = [" ".join(f"{who} has {n} {thing}." for who, n in has.items())]
+    parts = [" ".join(f"{who} has {n} {thing}." for who, n in has.items())]
     for who in rng.choices(people, k=_size(rng, stage.length // 10, 4)):
         if rng.random() < 0.6:
-            made.append(f" {who} has {learned(has[who])} {thing}.")
+            parts.append(f" {who} has {learned(has[who])} {thing}.")
         else:
-            made.append(f" How many {thing} does {who} have?\nWorking: {learned(has[who])}\n")
-    return "".join(made)
+            parts.append(f" How many {thing} does {who} have?\nWorking: {learned(has[who])}\n")
+    return "".join(parts)
 
 
 def _echo_text(rng: random.Random, stage: Stage) -> str:

@@ -11,8 +11,10 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from workbench.tiny.arithmetic import Sum, problems
-from workbench.tiny.stories import Story, asked, chat, solution, stories
+from tools.training.text import exchange
+from workbench.tasks.arithmetic import Sum, problems
+from workbench.tasks.generated import worded
+from workbench.tasks.word_problems import Story, solution, stories
 
 MANNER = "first"
 """Of all solutions: a canvas that may hold any of several is filled with a mixture of them."""
@@ -57,14 +59,14 @@ def batch(
     """
     rng = random.Random(seed)
     stage = next(stage for stage in STAGES if progress < stage.until or stage is STAGES[-1])
-    told = stories(rng, held_out=False, steps=stage.steps)
+    drawn = stories(rng, held_out=False, steps=stage.steps)
     sums = problems(rng, held_out=False)
     noised, ids, weights = [], [], []
     for _ in range(max(1, tokens // stage.length)):
         if rng.random() < stage.sums:
             row, weight = _sums(rng, sums, stage.length, encode)
         else:
-            row, weight = _story(rng, told, stage.length, encode, end)
+            row, weight = _story(rng, drawn, stage.length, encode, end)
         noised.append([mask if w else i for i, w in zip(row, weight, strict=True)])
         ids.append(row)
         weights.append(weight)
@@ -88,12 +90,12 @@ def _sums(
 
 
 def _story(
-    rng: random.Random, told: Iterator[Story], length: int, encode: Encode, end: int
+    rng: random.Random, drawn: Iterator[Story], length: int, encode: Encode, end: int
 ) -> tuple[list[int], list[float]]:
     """A question, its answer, and ends up to `length` tokens."""
     while True:
-        story = next(told)
-        text = chat(story.question) if rng.random() < CHATS else asked(story.question)
+        story = next(drawn)
+        text = exchange(story.question) if rng.random() < CHATS else worded(story.question)
         question, answer = encode(text), encode(" " + solution(story, MANNER))
         room = length - len(question)
         if len(answer) < room:

@@ -14,13 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tools.training import masked, network
+from tools.training import tokenizer as tokens
+from tools.training.marks import END, split
+from tools.training.stages import stage_at
+from tools.training.text import documents
 from workbench.errors import InputError, WorkbenchError
 from workbench.progress import one_bar
-from workbench.tiny import MODEL, masked, network
-from workbench.tiny import tokenizer as tokens
-from workbench.tiny.marks import END, split
-from workbench.tiny.stages import stage_at
-from workbench.tiny.text import documents
+from workbench.tiny import MODEL
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +68,7 @@ def _row(stream: Iterator[str], encode: Any, length: int) -> tuple[list[int], li
 
 
 def _batch(recipe: Recipe, tokenizer: Any, step: int) -> Batch:
-    """Token ids as the model sees them, those to be told, and loss weights, each [rows, length]."""
+    """Token ids as seen, those to be predicted, and loss weights, each [rows, length]."""
     import torch
 
     progress, seed = step / recipe.steps, recipe.seed * 1_000_003 + step
@@ -77,12 +78,12 @@ def _batch(recipe: Recipe, tokenizer: Any, step: int) -> Batch:
             seed, recipe.tokens, progress, lambda text: tokenizer.encode(text).ids,
             mask=mask, end=end,
         )  # fmt: skip
-        seen, told, weights = map(torch.tensor, rows)
-        return seen, told, weights
+        seen, target, weights = map(torch.tensor, rows)
+        return seen, target, weights
     length = stage_at(progress).length
     stream = documents(seed, progress)  # every row begins with a document
-    made = [_row(stream, tokenizer.encode, length) for _ in range(max(1, recipe.tokens // length))]
-    ids, weights = map(torch.tensor, zip(*made, strict=True))
+    cut = [_row(stream, tokenizer.encode, length) for _ in range(max(1, recipe.tokens // length))]
+    ids, weights = map(torch.tensor, zip(*cut, strict=True))
     return ids[:, :-1], ids[:, 1:], weights[:, 1:]
 
 
@@ -113,9 +114,9 @@ class _Run:
         self.recipe, self.device = recipe, device
         self.model = network.build(recipe.shape, recipe.seed)
         if recipe.masked and recipe.shape == network.Shape():
-            known = load_file(MODEL / "model.safetensors")
-            known["lm_head.weight"] = known["model.embed_tokens.weight"]  # they are one
-            self.model.load_state_dict(known)
+            start = load_file(MODEL / "model.safetensors")
+            start["lm_head.weight"] = start["model.embed_tokens.weight"]  # they are one
+            self.model.load_state_dict(start)
         self.model.to(device)
         self.optimizers = optimizers_of(self.model, recipe.rate)
         self.hidden = network.compiled(partial(network.hidden, causal=not recipe.masked))
@@ -128,13 +129,13 @@ class _Run:
         """One step; returns the mean loss of the learned tokens in nats."""
         import torch
 
-        seen, told, weights = (part.to(self.device) for part in batch)
+        seen, target, weights = (part.to(self.device) for part in batch)
         share = _rate(self.recipe, self.step)
         parameters = {n: p.to(self.dtype) for n, p in self.model.named_parameters()}
         counted = weights > 0
         states = self.hidden(self.recipe.shape, parameters, seen)[counted]
         logits, weights = network.logits(parameters, states).float(), weights[counted]
-        loss = torch.nn.functional.cross_entropy(logits, told[counted], reduction="none")
+        loss = torch.nn.functional.cross_entropy(logits, target[counted], reduction="none")
         ((loss * weights).sum() / weights.sum()).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
