@@ -18,7 +18,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from workbench.cli.slurm import app
+from workbench.cli.servers import slurm
 from workbench.errors import EngineError, EngineUnavailableError, InputError
 from workbench.serving.slurm import SlurmJob, command, script, submit, tunnel
 
@@ -26,7 +26,7 @@ KEY = "a-key-for-tests"
 RIGHT: dict[str, Any] = {"account": "lab", "gpus": 1, "mem": "1G", "time": "10"}
 JOB = SlurmJob("lab", 2, "64G", "1-02:03:04", name="test")
 parent = typer.Typer()
-parent.add_typer(app, name="slurm")
+parent.add_typer(slurm, name="slurm")
 
 # Healthy once a file is there; ends with code 3 if another one is.
 SERVER = """

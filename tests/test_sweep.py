@@ -121,7 +121,7 @@ def test_ctrl_c_and_kill_9_cost_nothing_that_is_done(points: Path) -> None:
             out, told = process.communicate(timeout=60)
         assert process.returncode == {2: 130, 9: -9, 15: 143}[number], (out, told)
         if number == signal.SIGINT:
-            assert b"run it again and it goes on" in told
+            assert b"run it again and it resumes" in told
     found = run(Sweep.read("mine.yaml"), points / "runs", jobs=2)
     assert found.states == {"done": 6}
     assert sorted(tallied(points).values()) == [1, 1, 1, 2, 2, 2]  # three were interrupted

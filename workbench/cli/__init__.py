@@ -5,30 +5,38 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
-from workbench.cli.convert import app as convert
+from workbench.cli import options
 from workbench.cli.evaluate import compare_reports, evaluate_task
 from workbench.cli.icm import icm
 from workbench.cli.notebook import app as notebook
-from workbench.cli.options import Folder, Json, Model, Options, StorePath, engine_options
-from workbench.cli.output import check_new, command_group, say, show, show_report, table
-from workbench.cli.report import report_page
-from workbench.cli.serve import app as serve
-from workbench.cli.slurm import app as slurm
+from workbench.cli.output import (
+    check_new,
+    clean_exit,
+    command_group,
+    fail,
+    show,
+    show_report,
+    table,
+)  # fmt: skip
+from workbench.cli.servers import check_server, serve, slurm
 from workbench.cli.sweep import app as sweep
 from workbench.cli.uncertainty import app as uncertainty
 
 __all__ = ["app"]
 
 app = command_group("A research workbench for large language models.")
+convert = command_group("Make a model folder from a training checkpoint or a GGUF file.")
 app.command("eval")(evaluate_task)
 app.command("compare")(compare_reports)
+app.command("check-server")(check_server)
 app.command("icm")(icm)
-app.command("report")(report_page)
 app.add_typer(notebook, name="notebook")
 app.add_typer(convert, name="convert")
 app.add_typer(serve, name="serve")
@@ -39,7 +47,7 @@ app.add_typer(uncertainty, name="uncertainty")
 
 @app.callback()
 def main(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log each call.")] = False,
+    verbose: Annotated[bool, Option("--verbose", "-v", help="Log each call.")] = False,
 ) -> None:
     """Set up logging for all commands."""
     if verbose:
@@ -48,38 +56,54 @@ def main(
 
 
 @app.command()
-def info(as_json: Json = False) -> None:
+def info(as_json: options.Json = False) -> None:
     """Versions, devices, and which engines can run here and why not."""
     from workbench.engines import ENGINES, unavailable
     from workbench.machine import describe
 
     engines = {name: unavailable(name) or "can run here" for name in ENGINES}
     facts = describe() | {"engines": engines}
-    lines: list[str] = []
-    for group, values in facts.items():
-        lines += [group, *(f"  {name:<14} {value}" for name, value in values.items())]
-    show(facts, "\n".join(lines), as_json=as_json)
+    rows = [(name, *pair) for name, values in facts.items() for pair in values.items()]
+    show(facts, table(["", "name", "value"], rows), as_json=as_json)
 
 
 @app.command()
-def generate(  # noqa: PLR0917  # a command's arguments are its options
-    source: Annotated[Path, typer.Argument(help='JSONL: {"prompt": text} or {"messages": [...]}.')],
-    out: Annotated[Path, typer.Argument(help="JSONL: the same rows, completed.")],
-    model: Model = None,
-    max_tokens: Annotated[int, typer.Option(min=1)] = 256,
-    temperature: Annotated[float, typer.Option(min=0)] = 0.0,
-    seed: Annotated[int | None, typer.Option()] = None,
-    store: StorePath = "default",
-    option: Options = None,
-    as_json: Json = False,
+def report(
+    run: Annotated[
+        Path,
+        Argument(
+            help="A folder of a sweep, a saved report or executed notebooks; or one notebook."
+        ),
+    ],
+    out: Annotated[
+        Path | None, Option(metavar="FILE.html", help="The page (default: in the folder).")
+    ] = None,
 ) -> None:
-    """Complete the prompts of a JSONL file; run it again and it goes on where it stopped."""
+    """One HTML page with the numbers, the figures, what failed and where it all comes from."""
+    from workbench.report import render
+
+    typer.echo(render(run, out))
+
+
+@app.command()
+def generate(
+    source: Annotated[Path, Argument(help='JSONL: {"prompt": text} or {"messages": [...]}.')],
+    out: Annotated[Path, Argument(help="JSONL: the same rows, completed.")],
+    model: options.Model = None,
+    max_tokens: Annotated[int, Option(min=1)] = 256,
+    temperature: Annotated[float, Option(min=0)] = 0.0,
+    seed: Annotated[int | None, Option()] = None,
+    store: options.StorePath = "default",
+    option: options.Options = None,
+    as_json: options.Json = False,
+) -> None:
+    """Complete the prompts of a JSONL file; run it again and it resumes where it stopped."""
     from workbench.batch import generate_file
     from workbench.types import Sampling
 
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    kept = None if store == "none" else store
-    result = generate_file(source, out, sampling, model=model, store=kept, **engine_options(option))
+    arguments = options.engine_options(option)
+    result = generate_file(source, out, sampling, model=model, store=store, **arguments)
     text = (
         f"{result.rows} rows in {out}: {result.already_there} were there, {result.failed} failed, "
         f"{result.usage.computed_tokens} tokens computed in {result.usage.seconds:.1f} s"
@@ -90,28 +114,28 @@ def generate(  # noqa: PLR0917  # a command's arguments are its options
 
 
 @app.command()
-def throughput(  # noqa: PLR0917
-    model: Model = None,
+def throughput(
+    model: options.Model = None,
     architecture: Annotated[
         str | None,
-        typer.Option(help="Random weights in these shapes: llama-1b, llama-8b, llama-70b, a file."),
+        Option(help="Random weights in these shapes: llama-1b, llama-8b, llama-70b, a file."),
     ] = None,
     batch: Annotated[
-        list[int] | None, typer.Option(min=1, help="Batch of the baseline (default 1, 8, 16, 32).")
+        list[int] | None, Option(min=1, help="Batch of the baseline (default 1, 8, 16, 32).")
     ] = None,
-    baseline: Annotated[bool, typer.Option(help="Measure transformers too.")] = True,
-    requests: Annotated[int, typer.Option(min=1)] = 256,
-    prompt_tokens: Annotated[int, typer.Option(min=1)] = 128,
-    output_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    shared: Annotated[float, typer.Option(min=0, max=1, help="Share of a common prefix.")] = 0.0,
-    repeats: Annotated[int, typer.Option(min=1)] = 3,
-    option: Options = None,
-    out: Folder = None,
-    as_json: Json = False,
+    baseline: Annotated[bool, Option(help="Measure transformers too.")] = True,
+    requests: Annotated[int, Option(min=1)] = 256,
+    prompt_tokens: Annotated[int, Option(min=1)] = 128,
+    output_tokens: Annotated[int, Option(min=1)] = 64,
+    shared: Annotated[float, Option(min=0, max=1, help="Share of a common prefix.")] = 0.0,
+    repeats: Annotated[int, Option(min=1)] = 3,
+    option: options.Options = None,
+    out: options.Folder = None,
+    as_json: options.Json = False,
 ) -> None:
     """How many times faster is vLLM than transformers? Ctrl-C prints what was measured."""
     from workbench.load import BATCHES, Load, open_both, versus
-    from workbench.plots import new_figure, plot_speedups
+    from workbench.plots import plot_speedups
     from workbench.throughput import Throughput
 
     load = Load(
@@ -119,42 +143,60 @@ def throughput(  # noqa: PLR0917
     )
     check_new(out)
     batches = (batch or BATCHES) if baseline else ()
+    engines = open_both(model, architecture, batches, options.engine_options(option))
+    stopped = False
     with ExitStack() as stack:
-        engines = open_both(model, architecture, batches, engine_options(option))
         for engine in filter(None, engines):
             stack.enter_context(engine)
         measured = Throughput(versus(*engines, batches), [load], repeats=repeats)
-        stopped = False
         try:
             measured.run()
         except KeyboardInterrupt:
             stopped = True
             if measured.rows.empty:
-                say("stopped before anything was measured")
-                raise typer.Exit(130) from None
-        report = measured.report()
-    figure, (ax,) = new_figure()
-    faster = [metric for metric in report.summary if " over " in metric.name]
-    if faster:
-        plot_speedups(ax, faster)
-    show_report(report, [], figure, out, as_json=as_json)
+                fail("stopped before anything was measured", 130)
+        result = measured.report()
+    faster = [metric for metric in result.summary if " over " in metric.name]
+    draw = partial(plot_speedups, metrics=faster) if faster else None
+    show_report(result, draw, out, as_json=as_json)
     if stopped:
-        say("stopped: this is what was measured")
-        raise typer.Exit(130)
+        fail("stopped: this is what was measured", 130)
 
 
-@app.command("check-server")
-def check_server(
-    url: Annotated[str, typer.Argument(help="Such as http://127.0.0.1:8000/v1.")],
-    model: Annotated[
-        str | None, typer.Option(help="A served name (default: the only one).")
+@convert.command()
+def dcp(
+    path: Annotated[Path, Argument(help="The folder with .metadata and the shards.")],
+    base_model: Annotated[
+        str, Option(help="Hub name or folder whose configuration and tokenizer it has.")
+    ],
+    out: Annotated[Path, Option(help="A new folder.")],
+    prefix: Annotated[
+        str | None, Option(help="Of the names, where the checkpoint holds several models.")
     ] = None,
-    as_json: Json = False,
 ) -> None:
-    """What works at a server, and what to change where something is missing."""
-    from workbench.serving.check import check
+    """Turn a folder of torch.distributed.checkpoint into Hugging Face safetensors."""
+    from workbench.engines.convert import convert_dcp
 
-    checks = list(check(url, model))
-    rows = [[one.what, "yes" if one.works else "NO", one.seen, one.remedy] for one in checks]
-    text = table(["", "works", "seen", "to change"], rows)
-    show([asdict(one) for one in checks], text, as_json=as_json)
+    with clean_exit():
+        result = convert_dcp(path, base_model, out, prefix=prefix)
+    typer.echo(f"{result.folder}: {result.tensors} tensors, {result.size / 1e6:,.1f} MB")
+    if result.left_out:
+        first = ", ".join(result.left_out[:3]) + ", …" * (len(result.left_out) > 3)
+        typer.echo(f"left out: {len(result.left_out)} other tensors ({first})")
+
+
+@convert.command()
+def gguf(
+    file: Annotated[Path, Argument(help="The .gguf file.")],
+    out: Annotated[Path, Option(help="A new folder.")],
+    tokenizer: Annotated[
+        str | None, Option(help="Hub name or folder of a tokenizer, instead of the file's.")
+    ] = None,
+) -> None:
+    """Turn a GGUF file into Hugging Face safetensors in bfloat16, and try it."""
+    from workbench.engines.gguf import convert_gguf
+
+    with clean_exit():
+        result = convert_gguf(file, out, tokenizer=tokenizer)
+    typer.echo(f"{result.folder}: {result.tensors} tensors, {result.size / 1e6:,.1f} MB")
+    typer.echo(f"the same first tokens in: {result.checked}")

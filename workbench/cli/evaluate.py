@@ -6,76 +6,66 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count as numbers
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from workbench.cli.options import (
-    EngineName,
-    Folder,
-    Json,
-    Model,
-    Options,
-    StorePath,
-    engine_options,
-    pairs,
-)
-from workbench.cli.output import check_new, say, show, show_report, table
+from workbench.cli import options
+from workbench.cli.output import check_new, say, show_frame, show_report
 from workbench.errors import InputError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from workbench.types import Report, Task
 
-Style = Literal["completion", "chat"]
 
-
-def evaluate_task(  # noqa: PLR0917  # a command's arguments are its options
-    task: Annotated[str, typer.Option(help="By name, such as word_problems or gsm8k; or a file.")],
-    model: Model = None,
-    engine: EngineName = "auto",
+def evaluate_task(
+    task: Annotated[str, Option(help="By name, such as word_problems or gsm8k; or a file.")],
+    model: options.Model = None,
+    engine: options.EngineName = "auto",
     agent: Annotated[
-        str, typer.Option(help='standard, majority_vote, best_of_n, self_refine, or "all".')
+        str, Option(help='standard, majority_vote, best_of_n, self_refine, or "all".')
     ] = "standard",
-    count: Annotated[int | None, typer.Option(min=1, help="Items (default: the task's).")] = None,
-    num_runs: Annotated[int, typer.Option(min=1, help="Times that all is done.")] = 1,
-    shots: Annotated[int, typer.Option(min=0, help="Solved examples before each item.")] = 0,
-    chat: Annotated[bool, typer.Option(help="Through the model's chat template.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Chooses the items.")] = 0,
-    batch_size: Annotated[
-        str | None, typer.Option(metavar="N|auto", help="Prompts at once.")
-    ] = None,
+    count: Annotated[int | None, Option(min=1, help="Items (default: the task's).")] = None,
+    num_runs: Annotated[int, Option(min=1, help="Times that all is done.")] = 1,
+    shots: Annotated[int, Option(min=0, help="Solved examples before each item.")] = 0,
+    chat: options.Chat = False,
+    seed: options.Seed = 0,
+    batch_size: Annotated[str | None, Option(metavar="N|auto", help="Prompts at once.")] = None,
     column: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Of a file: question, answer, style, labels, …"),
+        Option(metavar="NAME=VALUE", help="Of a file: question, answer, style, labels, …"),
     ] = None,
-    store: StorePath = "default",
-    option: Options = None,
+    store: options.StorePath = "default",
+    option: options.Options = None,
     name: Annotated[
-        str | None, typer.Option(help="Keep the reports in runs/eval/NAME; go on with them.")
+        str | None, Option(help="Keep the reports in runs/eval/NAME; resume from them.")
     ] = None,
-    out: Folder = None,
-    as_json: Json = False,
+    out: options.Folder = None,
+    as_json: options.Json = False,
 ) -> None:
-    """How accurate is a model on a task, and what does an agent add? Run again, it goes on."""
+    """How accurate is a model on a task, and what does an agent add? Run again, it resumes."""
     from workbench.agents import AGENTS
     from workbench.engines import open_engine
     from workbench.runs import run_dir
-    from workbench.suite import run_suite
+    from workbench.suite import Style, run_suite
     from workbench.tasks import open_task
 
     check_new(out)
-    chosen = open_task(task, **_columns(column))
+    columns: dict[str, Any] = dict(options.pairs(column, "--column"))
+    if "labels" in columns:
+        columns["labels"] = columns["labels"].split(",")
+    chosen = open_task(task, **columns)
     agents = [*AGENTS] if agent == "all" else [agent]
     styles: list[Style] = ["chat" if chat else "completion"]
     if agent == "all" and not chat:
         styles = ["completion", "chat"]
-    options = engine_options(option)
-    options |= _batch(batch_size, engine)
-    folder = run_dir() / "eval" / name if name else None
     settings: dict[str, Any] = {"count": count, "num_runs": num_runs, "seed": seed, "shots": shots}
-    kept = None if store == "none" else store
-    with open_engine(model, engine, store=kept, **options) as opened:
-        reports = run_suite(chosen, opened, agents, styles, folder=folder, **settings)
+    settings["folder"] = folder = run_dir() / "eval" / name if name else None
+    arguments = options.engine_options(option) | _batch(batch_size, engine)
+    with open_engine(model, engine, store=store, **arguments) as opened:
+        reports = run_suite(chosen, opened, agents, styles, **settings)
     if len(reports) == 1:
         _show_one(chosen, next(iter(reports.values())), out, as_json=as_json)
     else:
@@ -96,20 +86,22 @@ def _batch(size: str | None, engine: str) -> dict[str, Any]:
 
 def _show_one(task: Task, report: Report, out: Path | None, *, as_json: bool) -> None:
     from workbench.evaluation import accuracy_by
-    from workbench.plots import new_figure, plot_accuracy
+    from workbench.plots import plot_accuracy
 
     groups = accuracy_by(report.rows, task.difficulty) if task.difficulty else []
-    figure, (ax,) = new_figure()
-    plot_accuracy(ax, [*report.summary, *groups])
-    ax.set_title(f"{task.name}, {report.provenance['engine']['model']}", fontsize=10)
     named = [replace(one, name=f"{task.difficulty} {one.name}") for one in groups]
-    show_report(report, named, figure, out, as_json=as_json)
+
+    def draw(ax: Axes) -> None:
+        plot_accuracy(ax, [*report.summary, *groups])
+        ax.set_title(f"{task.name}, {report.provenance['engine']['model']}", fontsize=10)
+
+    show_report(report, draw, out, as_json=as_json, more=named)
 
 
 def compare_reports(
-    folders: Annotated[list[Path], typer.Argument(help="Saved reports; the first is compared to.")],
-    out: Folder = None,
-    as_json: Json = False,
+    folders: Annotated[list[Path], Argument(help="Saved reports; the first is compared to.")],
+    out: options.Folder = None,
+    as_json: options.Json = False,
 ) -> None:
     """Saved evaluations side by side, each against the first, on the items both answered."""
     from workbench.comparison import load
@@ -126,24 +118,16 @@ def _show_all(reports: Mapping[str, Report], out: Path | None, *, as_json: bool)
     from workbench.files import whole_folder
     from workbench.plots import new_figure, plot_accuracy
 
-    found = comparison(reports)
-    cells = [[_cell(value) for value in row] for row in found.itertuples(index=False)]
-    headers = [str(name).replace("_", " ") for name in found.columns]
-    show(found, table(headers, cells), as_json=as_json)
+    frame = comparison(reports)
+    show_frame(frame, as_json=as_json)
     if out is None:
         return
     figure, (ax,) = new_figure()
     plot_accuracy(ax, [replace(r.summary[0], name=name) for name, r in reports.items()])
     with whole_folder(out) as part:
-        found.to_csv(part / "comparison.csv", index=False)
+        frame.to_csv(part / "comparison.csv", index=False)
         figure.savefig(part / "figure.png", dpi=150, bbox_inches="tight")
     say(f"table and figure are in {out}")
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return "" if value != value else f"{value:.4g}"  # noqa: PLR0124  # NaN
-    return str(value)
 
 
 def _name(folder: Path, folders: list[Path]) -> str:
@@ -152,10 +136,3 @@ def _name(folder: Path, folders: list[Path]) -> str:
     ends = [one.resolve().parts for one in folders]
     length = next(n for n in numbers(1) if sum(end[-n:] == parts[-n:] for end in ends) == 1)
     return "/".join(parts[-length:])
-
-
-def _columns(texts: list[str] | None) -> dict[str, Any]:
-    columns: dict[str, Any] = dict(pairs(texts, "--column"))
-    if "labels" in columns:
-        columns["labels"] = columns["labels"].split(",")
-    return columns

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 from typer.core import TyperCommand
 
 from workbench.cli.options import Json, pairs
@@ -19,8 +20,8 @@ from workbench.nb.process import CELL_TIMEOUT, TIMEOUT
 
 app = command_group("Run, check and validate notebooks.")
 
-Paths = Annotated[list[Path], typer.Argument(help="Notebooks, or folders of them.")]
-Seconds = Annotated[float, typer.Option(help="Seconds for one notebook.", min=1)]
+Paths = Annotated[list[Path], Argument(help="Notebooks, or folders of them.")]
+Seconds = Annotated[float, Option(help="Seconds for one notebook.", min=1)]
 
 
 class _Pairs(TyperCommand):
@@ -50,10 +51,10 @@ def _value_of(name: str, value: str | None) -> str:
 @app.command("run", cls=_Pairs)
 def run_command(
     paths: Paths,
-    out: Annotated[Path, typer.Option(help="Folder for copies, figures and results.")],
+    out: Annotated[Path, Option(help="Folder for copies, figures and results.")],
     parameter: Annotated[
         list[str] | None,
-        typer.Option("-p", "--parameter", metavar="NAME VALUE", help="Set a parameter."),
+        Option("-p", "--parameter", metavar="NAME VALUE", help="Set a parameter."),
     ] = None,
     timeout: Seconds = TIMEOUT,
     as_json: Json = False,
@@ -85,10 +86,8 @@ def check(paths: Paths) -> None:
 @app.command()
 def validate(
     paths: Paths,
-    cell_timeout: Annotated[
-        float, typer.Option(help="Seconds for one cell.", min=1)
-    ] = CELL_TIMEOUT,
-    jobs: Annotated[int, typer.Option(help="Notebooks at a time.", min=1)] = 1,
+    cell_timeout: Annotated[float, Option(help="Seconds for one cell.", min=1)] = CELL_TIMEOUT,
+    jobs: Annotated[int, Option(help="Notebooks at a time.", min=1)] = 1,
 ) -> None:
     """Run notebooks through nbval and compare every stored output."""
     from workbench.nb.validate import validate as compare

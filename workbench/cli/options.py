@@ -7,26 +7,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
 from workbench.errors import InputError
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+def _no_store(value: str) -> str | None:
+    return None if value == "none" else value
+
+
+Json = Annotated[bool, Option("--json", help="Print JSON instead of text.")]
 Model = Annotated[
-    str | None, typer.Option(help="Hub name, folder or .gguf file (default: the embedded model).")
+    str | None, Option(help="Hub name, folder or .gguf file (default: the embedded model).")
 ]
+ServedModel = Annotated[
+    str | None,
+    Option("--model-path", "--model", help="Hub name or folder (default: an embedded model)."),
+]
+EngineName = Annotated[str, Option(help='"auto", "vllm", "remote", "transformers" or "diffusion".')]
 StorePath = Annotated[
-    str, typer.Option(help='Response store: "default", a path, or "none" for no store.')
+    str | None,
+    Option(help='Response store: "default", a path, or "none" for no store.', callback=_no_store),
 ]
 Options = Annotated[
     list[str] | None,
-    typer.Option("--option", "-o", metavar="NAME=VALUE", help="An engine argument, as JSON."),
+    Option("--option", "-o", metavar="NAME=VALUE", help="An engine argument, as JSON."),
 ]
-EngineName = Annotated[
-    str, typer.Option(help='"auto", "vllm", "remote", "transformers" or "diffusion".')
-]
+Chat = Annotated[bool, Option(help="Through the model's chat template.")]
+Seed = Annotated[int, Option(min=0, help="Chooses the items.")]
 Folder = Annotated[
-    Path | None, typer.Option("--out", help="A new folder for the report: numbers, rows, figure.")
+    Path | None, Option("--out", help="A new folder for the report: numbers, rows, figure.")
 ]
 
 

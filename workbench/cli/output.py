@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,8 @@ from typer.core import TyperGroup
 from workbench.errors import InputError, WorkbenchError
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from workbench.types import Metric, Report
@@ -68,7 +71,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
     Args:
         headers: One word a column.
-        rows: One value a column; text is set to the left, all else to the right.
+        rows: One value a column; text is set to the left, numbers to the right.
     """
     from rich.console import Console
     from rich.table import Table
@@ -79,40 +82,58 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     for header, to_left in zip(headers, left, strict=True):
         grid.add_column(Text(header), justify="left" if to_left else "right", no_wrap=True)
     for row in rows:
-        grid.add_row(*(Text(str(value).expandtabs()) for value in row))
+        grid.add_row(*(Text(_cell(value)) for value in row))
     console = Console(file=io.StringIO(), width=sys.maxsize, color_system=None)
     with console.capture() as capture:
         console.print(grid)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
-def show_report(
-    report: Report, more: list[Metric], figure: Figure, out: Path | None, *, as_json: bool
-) -> None:
-    """Print a report's headline numbers, and keep it where asked."""
-    show_metrics([*report.summary, *more], as_json=as_json)
-    if out is not None:
-        save(report, out, figure)
-        say(f"summary, rows and figure are in {out}")
+def _cell(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value).expandtabs()
+    if math.isnan(value):
+        return "–"
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 
-def show_metrics(metrics: list[Metric], *, as_json: bool) -> None:
+def show_frame(frame: pd.DataFrame, *, as_json: bool) -> None:
+    """Print a data frame."""
+    headers = [str(name).replace("_", " ") for name in frame.columns]
+    show(frame, table(headers, [*frame.itertuples(index=False)]), as_json=as_json)
+
+
+def show_metrics(metrics: Sequence[Metric], *, as_json: bool) -> None:
     """Print numbers with their intervals, one a line."""
-    rows = [
-        [m.name, *(f"{x:.4g}" for x in (m.value, m.low, m.high)), m.n, m.n_failed, m.n_unparsed]
-        for m in metrics
-    ]
+    rows = [[m.name, m.value, m.low, m.high, m.n, m.n_failed, m.n_unparsed] for m in metrics]
     text = table(["", "value", "low", "high", "n", "failed", "unparsed"], rows)
     show([asdict(metric) for metric in metrics], text, as_json=as_json)
 
 
+def show_report(
+    report: Report, draw: Callable[[Axes], None] | None, out: Path | None, *,
+    as_json: bool, more: Sequence[Metric] = (),
+) -> None:  # fmt: skip
+    """Print a report's headline numbers, and keep it with its figure where asked."""
+    from workbench.plots import new_figure
+
+    show_metrics([*report.summary, *more], as_json=as_json)
+    if out is not None:
+        figure, (ax,) = new_figure()
+        if draw is not None:
+            draw(ax)
+        save(report, out, figure)
+        say(f"summary, rows and figure are in {out}")
+
+
 def check_new(folder: Path | None) -> None:
     """Refuse a folder that is there or cannot be made: before the work and not after it."""
-    if folder is not None and folder.exists():
+    if folder is None:
+        return
+    if folder.exists():
         raise InputError(f"{folder} exists already: choose another folder for this report")
     try:
-        if folder is not None:
-            folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error}; choose another folder") from error
 

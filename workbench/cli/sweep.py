@@ -9,31 +9,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from workbench.cli.options import Json
-from workbench.cli.output import clean_exit, command_group, say, show, table
+from workbench.cli.output import clean_exit, command_group, fail, say, show, table
 from workbench.errors import InputError
 
 if TYPE_CHECKING:
     from workbench.sweep import Results
 
 app = command_group("Run a notebook for every point of a grid.")
-Place = Annotated[
-    Path | None, typer.Option("--out", help="Folder of the results (default: runs/NAME).")
-]
+Place = Annotated[Path | None, Option("--out", help="Folder of the results (default: runs/NAME).")]
 
 
 @app.command("run")
-def run_sweep(  # noqa: PLR0917  # a command's arguments are its options
-    sweep: Annotated[Path, typer.Argument(help="A YAML file; see notebooks/sweeps/.")],
+def run_sweep(
+    sweep: Annotated[Path, Argument(help="A YAML file; see notebooks/sweeps/.")],
     out: Place = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Points at a time.")] = 1,
+    jobs: Annotated[int, Option(min=1, help="Points at a time.")] = 1,
     timeout: Annotated[
-        float | None, typer.Option(min=1, help="Seconds for a point (default: the file's).")
+        float | None, Option(min=1, help="Seconds for a point (default: the file's).")
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Leave alone what is done or failed.")] = True,
-    retry_failed: Annotated[bool, typer.Option(help="Run failed points again.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Only tell what would run.")] = False,
+    resume: Annotated[bool, Option(help="Leave alone what is done or failed.")] = True,
+    retry_failed: Annotated[bool, Option(help="Run failed points again.")] = False,
+    dry_run: Annotated[bool, Option(help="Only tell what would run.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run what is not done yet; non-zero unless all points are done. Ctrl-C keeps what is."""
@@ -61,8 +60,7 @@ def run_sweep(  # noqa: PLR0917  # a command's arguments are its options
     except KeyboardInterrupt:
         with contextlib.suppress(InputError):  # nothing was begun
             say(", ".join(f"{n} {state}" for state, n in read_results(folder).states.items()))
-        say("stopped: run it again and it goes on")
-        raise typer.Exit(130) from None
+        fail("stopped: run it again and it resumes", 130)
     _show(found, as_json=as_json)
     say(f"the table is {folder / 'results.csv'}; as a page: workbench report {folder}")
     if found.states.get("done", 0) < len(found.table):
@@ -71,7 +69,7 @@ def run_sweep(  # noqa: PLR0917  # a command's arguments are its options
 
 @app.command("show")
 def show_sweep(
-    sweep: Annotated[Path, typer.Argument(help="A sweep's YAML file, or the folder it ran in.")],
+    sweep: Annotated[Path, Argument(help="A sweep's YAML file, or the folder it ran in.")],
     out: Place = None,
     as_json: Json = False,
 ) -> None:
@@ -90,24 +88,21 @@ def show_sweep(
 
 
 def _show(found: Results, *, as_json: bool) -> None:
-    from workbench.sweep.grid import brief
+    from workbench.sweep.grid import DETAIL, brief
 
-    rows = [{name: _valid(value) for name, value in row.items()} for row in found.rows]
+    def cell(name: str, value: object) -> object:
+        if isinstance(value, float) and name not in found.varied:
+            return value
+        return brief("" if value is None else value, DETAIL if name == "detail" else 40)
+
     columns = [str(name) for name in found.shown.columns]
-    cells = [[_cell(name, row[name], found) for name in columns] for row in found.rows]
+    cells = [[cell(name, row[name]) for name in columns] for row in found.rows]
+    # JSON has no NaN and no infinity: they are the texts "nan", "inf" and "-inf".
+    rows = [
+        {name: str(x) if isinstance(x, float) and not math.isfinite(x) else x
+         for name, x in row.items()}
+        for row in found.rows
+    ]  # fmt: skip
     show(rows, table([brief(name) for name in columns], cells), as_json=as_json)
     for note in found.notes if not as_json else ():
         say(note)
-
-
-def _valid(value: object) -> object:
-    """JSON has no NaN and no infinity: they are the texts "nan", "inf" and "-inf"."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _cell(column: str, value: object, found: Results) -> str:
-    from workbench.sweep.grid import DETAIL, brief
-
-    if isinstance(value, float) and column not in found.varied:
-        return f"{value:.4g}"
-    return brief("" if value is None else value, DETAIL if column == "detail" else 40)

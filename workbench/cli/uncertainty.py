@@ -7,59 +7,58 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer import Argument, Option
 
-from workbench.cli.options import EngineName, Folder, Json, Options, StorePath, engine_options
+from workbench.cli import options
 from workbench.cli.output import check_new, command_group, save, say, show_report, table
 from workbench.errors import InputError
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from workbench.tasks.choices import Choices
-    from workbench.types import Engine, Report
+    from workbench.types import Report
 
 app = command_group("How sure is a model, and can it be believed?")
-Alpha = Annotated[float, typer.Option(help="Share of sets that may lack the right answer.")]
+Alpha = Annotated[float, Option(help="Share of sets that may lack the right answer.")]
 RuleName = Annotated[
-    Literal["ye2024", "exact"], typer.Option(help="As published, or split conformal to the letter.")
+    Literal["ye2024", "exact"], Option(help="As published, or split conformal to the letter.")
 ]
 
 
 @app.command("run")
-def run(  # noqa: PLR0917  # a command's arguments are its options
+def run(
     task: Annotated[
         list[str] | None,
-        typer.Option(help="options, mmlu, cosmosqa, … or a file; may be given again."),
+        Option(help="options, mmlu, cosmosqa, … or a file; may be given again."),
     ] = None,
     model: Annotated[
-        list[str] | None, typer.Option(help="May be given again (default: the embedded model).")
+        list[str] | None, Option(help="May be given again (default: the embedded model).")
     ] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="base, shared, task; may be given again.")
+        list[str] | None, Option(help="base, shared, task; may be given again.")
     ] = None,
-    engine: EngineName = "auto",
-    api_base: Annotated[str | None, typer.Option(help="A server's URL, …/v1.")] = None,
+    engine: options.EngineName = "auto",
+    api_base: Annotated[str | None, Option(help="A server's URL, …/v1.")] = None,
     max_workers: Annotated[
-        int | None, typer.Option(min=1, help="Requests in the air, to a server.")
+        int | None, Option(min=1, help="Requests at a time, to a server.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Prompts together.")] = None,
-    sample_size: Annotated[int | None, typer.Option(min=1, help="Items of each task.")] = None,
-    demonstrations: Annotated[int, typer.Option(min=0, help="Worked examples shown.")] = 0,
+    batch_size: Annotated[int | None, Option(min=1, help="Prompts together.")] = None,
+    sample_size: Annotated[int | None, Option(min=1, help="Items of each task.")] = None,
+    demonstrations: Annotated[int, Option(min=0, help="Worked examples shown.")] = 0,
     kind: Annotated[
         Literal["qa", "rc", "ci", "drs", "ds"],
-        typer.Option(help="Of a file; all but qa have a context."),
+        Option(help="Of a file; all but qa have a context."),
     ] = "qa",
-    chat: Annotated[bool, typer.Option(help="Through the model's chat template.")] = False,
-    use_threads: Annotated[bool, typer.Option(help="Ask a server through threads.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Chooses the items.")] = 0,
+    chat: options.Chat = False,
+    use_threads: Annotated[bool, Option(help="Ask a server through threads.")] = False,
+    seed: options.Seed = 0,
     alpha: Alpha = 0.1,
     rule: RuleName = "ye2024",
-    store: StorePath = "default",
-    option: Options = None,
-    out: Annotated[Path | None, typer.Option(help="A new folder for the answers.")] = None,
-    as_json: Json = False,
+    store: options.StorePath = "default",
+    option: options.Options = None,
+    out: Annotated[Path | None, Option(help="A new folder for the answers.")] = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Ask for the probabilities of six options and score them. Run again, it goes on."""
+    """Ask for the probabilities of six options and score them. Run again, it resumes."""
     from workbench.tasks.choices import open_choices
     from workbench.uncertainty.conformal import check_settings
     from workbench.uncertainty.report import score_options
@@ -71,16 +70,17 @@ def run(  # noqa: PLR0917  # a command's arguments are its options
         for name in task or ["options"]
     ]
     shown = all(one.demonstrations for one in tasks)
-    asked: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "prompts": prompt or (["base", "shared", "task"] if shown else ["base"]),
         "count": sample_size, "seed": seed, "chat": chat,
     }  # fmt: skip
     served = api_base is not None or engine == "remote"
-    options = engine_options(option) | _options(max_workers, batch_size, use_threads, served=served)
-    opened = "remote" if served else engine
-    kept = None if store == "none" else store
-    opening = {"engine": opened, "base_url": api_base, "store": kept, **options}
-    report = _elicited(tasks, model or [None], opening, asked, together=served)
+    arguments: dict[str, Any] = {
+        "engine": "remote" if served else engine, "base_url": api_base, "store": store,
+        **options.engine_options(option),
+        **_options(max_workers, batch_size, use_threads, served=served),
+    }  # fmt: skip
+    report = _elicited(tasks, model or [None], arguments, settings, together=served)
     if out is not None:  # before they are scored, which few answers may be too few for
         save(report, out)
         say(f"the answers are in {out}; score them again: workbench uncertainty score {out}")
@@ -89,11 +89,11 @@ def run(  # noqa: PLR0917  # a command's arguments are its options
 
 @app.command("score")
 def score(
-    folders: Annotated[list[Path], typer.Argument(help="What `run --out` has saved.")],
+    folders: Annotated[list[Path], Argument(help="What `run --out` has saved.")],
     alpha: Alpha = 0.1,
     rule: RuleName = "ye2024",
-    out: Folder = None,
-    as_json: Json = False,
+    out: options.Folder = None,
+    as_json: options.Json = False,
 ) -> None:
     """Score saved answers, with no model: several folders make one table."""
     from workbench.comparison import load
@@ -115,16 +115,13 @@ def _options(
                 "remote with WORKBENCH_BASE_URL set"
             )
         return {} if batch is None else {"max_num_seqs": batch}
-    given = {
-        "max_concurrency": workers,
-        "prompts_per_request": batch,
-        "transport": "threads" if threads else None,
-    }
-    return {name: value for name, value in given.items() if value is not None}
+    transport = "threads" if threads else None
+    flags = {"max_concurrency": workers, "prompts_per_request": batch, "transport": transport}
+    return {name: value for name, value in flags.items() if value is not None}
 
 
 def _elicited(
-    tasks: list[Choices], models: list[Any], opening: dict[str, Any], asked: dict[str, Any],
+    tasks: list[Choices], models: list[Any], arguments: dict[str, Any], settings: dict[str, Any],
     *, together: bool,
 ) -> Report:  # fmt: skip
     """Models of servers at the same time, others in turn, as each fills the machine."""
@@ -134,27 +131,17 @@ def _elicited(
     reports = []
     for group in [models] if together else [[model] for model in models]:
         with ExitStack() as stack:
-            engines: list[Engine] = [
-                stack.enter_context(open_engine(model, **opening)) for model in group
-            ]
-            reports.append(elicit(tasks, engines, **asked))
+            engines = [stack.enter_context(open_engine(model, **arguments)) for model in group]
+            reports.append(elicit(tasks, engines, **settings))
     return joined(reports)
 
 
 def _show(scored: Report, out: Path | None, *, as_json: bool) -> None:
-    from workbench.plots import new_figure
     from workbench.plots.uncertainty import plot_certainty
     from workbench.uncertainty.report import certainty, paper_table
 
     if not as_json and len(scored.rows[["model", "task"]].drop_duplicates()) > 1:
         for measure in ("accuracy", "set size", "coverage", "UAcc"):
-            typer.echo(f"{measure}\n{_text(paper_table(scored, measure))}\n")
-    figure, (ax,) = new_figure()
-    plot_certainty(ax, certainty(scored))
-    show_report(scored, [], figure, out, as_json=as_json)
-
-
-def _text(wide: pd.DataFrame) -> str:
-
-    rows = [[name, *(f"{value:.4g}" for value in row)] for name, *row in wide.itertuples()]
-    return table(["", *map(str, wide.columns)], rows)
+            wide = paper_table(scored, measure)
+            typer.echo(f"{measure}\n{table(['', *wide.columns], [*wide.itertuples()])}\n")
+    show_report(scored, lambda ax: plot_certainty(ax, certainty(scored)), out, as_json=as_json)

@@ -1,0 +1,238 @@
+"""`workbench serve`, `slurm` and `check-server`: models behind OpenAI's interface."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+from workbench.cli.options import Json, Options, ServedModel, engine_options, pairs
+from workbench.cli.output import clean_exit, command_group, say, show, table
+from workbench.errors import EngineError, InputError
+
+serve = command_group("Start a model server.")
+slurm = command_group("Model servers as jobs of a Slurm cluster.")
+Host = Annotated[str, Option(help="Where it listens.")]
+Port = Annotated[int | None, Option(help="Default: a free one.")]
+
+
+@serve.command()
+def vllm(
+    model: Annotated[
+        str | None, Argument(help="Hub name or local folder (default: the embedded model).")
+    ] = None,
+    preset: Annotated[str | None, Option(help="Settings by size: 8b, 70b, 405b.")] = None,
+    host: Host = "127.0.0.1",
+    port: Port = None,
+    timeout: Annotated[float | None, Option(help="Seconds to wait until it answers.")] = None,
+    option: Options = None,
+) -> None:
+    """Start a vLLM server, print its URL when it answers, and end it with Ctrl-C."""
+    from workbench.serving import serve
+
+    say("starting; a small model takes half a minute, a large one many …")
+    given = engine_options(option)
+    with serve(model, preset, host=host, port=port, timeout=timeout, **given) as server:
+        typer.echo(server.url)
+        say(f"serves {server.model}; its log: {server.log}; Ctrl-C ends it")
+        say(f"use it: export WORKBENCH_BASE_URL={server.url}")
+        with contextlib.suppress(KeyboardInterrupt):
+            while server.alive:
+                time.sleep(0.5)
+            raise EngineError(f"the server has ended by itself; its log: {server.log}")
+    say("ended")
+
+
+@serve.command()
+def diffusion(
+    model: ServedModel = None,
+    dcp_path: Annotated[
+        Path | None,
+        Option(help="Instead: a folder of torch.distributed.checkpoint, to be converted."),
+    ] = None,
+    base_model: Annotated[
+        str | None, Option(help="With --dcp-path: whose configuration and tokenizer it has.")
+    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = None,
+    batch_size: Annotated[int, Option(min=1, help="Rows denoised at once, a GPU.")] = 8,
+    max_wait_time: Annotated[
+        float, Option(min=0, help="Seconds to wait for a full batch where nothing runs.")
+    ] = 0.1,
+    num_gpus: Annotated[
+        int, Option("--num-gpus", "--num_gpus", min=1, help="A worker each, one port.")
+    ] = 1,
+    num_nodes: Annotated[int, Option("--num-nodes", "--num_nodes", help="Only 1.")] = 1,
+    option: Options = None,
+) -> None:
+    """Start a batch server of a masked-diffusion model; SIGTERM or Ctrl-C lets requests finish."""
+    if num_nodes != 1:
+        raise InputError(f"--num-nodes {num_nodes}: start one server a node and spread over them")
+    given = engine_options(option)
+    if "batch_size" in given:
+        raise InputError("--option batch_size: give --batch-size")
+    with _converted(model, dcp_path, base_model) as found:
+        if num_gpus > 1:
+            line = [sys.executable, "-m", "workbench", "serve", "diffusion"]
+            line += ["--batch-size", str(batch_size), "--max-wait-time", str(max_wait_time)]
+            line += ["--model-path", found] if found is not None else []
+            line += [f"--option={pair}" for pair in option or ()]
+            _spread(line, _gpus(num_gpus, on_cpu=given.get("device") == "cpu"), host, port)
+            return
+        from workbench.engines.diffusion import DiffusionEngine
+        from workbench.serving.diffusion_server import serve_diffusion
+
+        say("loading …")
+        with DiffusionEngine(found, None, "served", given) as engine:
+            settings: dict[str, Any] = {"batch_size": batch_size, "max_wait_time": max_wait_time}
+            settings["aliases"] = [] if found is None else [found]
+            with serve_diffusion(engine, host=host, port=port, **settings) as server:
+                typer.echo(server.url)
+                say(f"serves {server.model} on {engine.info.device}; Ctrl-C ends it")
+                code = server.run()
+    raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def _converted(
+    model: str | None, dcp_path: Path | None, base_model: str | None
+) -> Iterator[str | None]:
+    """The model to load: as it is named, or a checkpoint made into one, in a private folder."""
+    if dcp_path is None and base_model is None:
+        yield model
+        return
+    if dcp_path is None or base_model is None or model is not None:
+        raise InputError("--dcp-path and --base-model go together, and without --model-path")
+    from workbench.engines.convert import convert_dcp
+
+    with clean_exit(), TemporaryDirectory(prefix="workbench-dcp-") as folder:
+        made = convert_dcp(dcp_path, base_model, Path(folder) / dcp_path.resolve().name)
+        say(f"converted {made.tensors} tensors of {dcp_path}")
+        yield str(made.folder)
+
+
+def _spread(line: list[str], gpus: list[str], host: str, port: int | None) -> None:
+    """A worker on each GPU, and one port before them."""
+    from workbench.runs import run_dir
+    from workbench.serving.balancer import LoadBalancer
+
+    folder = run_dir() / "serve" / time.strftime(f"%Y%m%d-%H%M%S-{os.getpid()}")
+    environments = [{"CUDA_VISIBLE_DEVICES": name} for name in gpus]
+    say(f"starting {len(gpus)} workers; their logs: {folder} …")
+    LoadBalancer(line, environments, folder=Path(folder), host=host, port=port).run()
+
+
+def _gpus(count: int, *, on_cpu: bool) -> list[str]:
+    """The names of so many GPUs; on a CPU, if that is asked for, the workers share it."""
+    import torch
+
+    if on_cpu:
+        return [""] * count
+    if torch.cuda.device_count() < count:
+        raise InputError(
+            f"--num-gpus {count}: this machine shows {torch.cuda.device_count()} GPUs; give fewer, "
+            "or --option device=cpu"
+        )
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = named.split(",") if named else map(str, range(count))
+    return [name.strip() for name in names][:count]
+
+
+@slurm.command("serve")
+def submit_server(
+    account: Annotated[str, Option(help="Who pays.")],
+    model: ServedModel = None,
+    kind: Annotated[str, Option(help='"diffusion" or "vllm".')] = "diffusion",
+    gpus: Annotated[int, Option(help="GPUs of one node.")] = 1,
+    mem: Annotated[str, Option(help="Memory, such as 64G.")] = "64G",
+    time: Annotated[str, Option(help="D-HH:MM:SS, HH:MM:SS, or minutes.")] = "04:00:00",
+    partition: Annotated[str | None, Option(help="Default: the cluster's.")] = None,
+    container: Annotated[
+        str | None, Option(help="An image for srun (pyxis), or a .sif file for apptainer.")
+    ] = None,
+    environment: Annotated[
+        str | None, Option(help="A conda environment's name, or a folder of Python's venv.")
+    ] = None,
+    port: Annotated[int | None, Option(help="Default: a free one of the node.")] = None,
+    key_file: Annotated[
+        Path | None,
+        Option(help="Holds the API key, mode 600 (default: the job's WORKBENCH_API_KEY)."),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        Option("--option", "-o", metavar="NAME=VALUE", help="A setting of the server."),
+    ] = None,
+    folder: Annotated[
+        Path | None, Option(help="On the cluster, of log and readiness file (default: runs/slurm).")
+    ] = None,
+    out: Annotated[
+        Path | None, Option(help="A new file for the script (default: it is printed).")
+    ] = None,
+    submit: Annotated[bool, Option("--submit", help="Run it, and print the job's id.")] = False,
+) -> None:
+    """Write the script that serves a model on a cluster, and submit it if asked."""
+    from workbench.runs import run_dir
+    from workbench.serving import slurm as cluster
+
+    job = cluster.SlurmJob(
+        account, gpus, mem, time, partition, container=container, environment=environment
+    )
+    here = submit or folder is None
+    folder = (folder or run_dir() / "slurm").absolute()
+    command = cluster.command(kind, model, gpus, pairs(option, "--option"))
+    key = _private(key_file)
+    text = cluster.script(job, command, model=model, folder=folder, port=port, key_file=key)
+    if here:  # Slurm would not, and the job would end without a word
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        say(f"{folder} must be there when the job starts")
+    if out is not None:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(text)
+    elif not submit:
+        typer.echo(text, nl=False)
+    login = "LOGIN"
+    if submit:
+        identity = cluster.submit(text)
+        typer.echo(identity)
+        say(f"when it answers there is {folder}/{job.name}-{identity}.json")
+        login = f"{getpass.getuser()}@{socket.gethostname()}"
+    with_key = key is not None or bool(os.environ.get("WORKBENCH_API_KEY"))
+    say("then, from your machine (the job's log has these lines filled in):")
+    for line in cluster.tunnel(port, with_key=with_key, login=login):
+        say(f"  {line}")
+
+
+def _private(file: Path | None) -> Path | None:
+    """A key file's full path; its mode is checked now if it is here, and by the job anyway."""
+    if file is None:
+        return None
+    path = file.expanduser().absolute()
+    if path.exists() and path.stat().st_mode & 0o777 not in (0o600, 0o400):
+        raise InputError(f"key file {path} is not for you alone: chmod 600 {path}")
+    return path
+
+
+def check_server(
+    url: Annotated[str, Argument(help="Such as http://127.0.0.1:8000/v1.")],
+    model: Annotated[str | None, Option(help="A served name (default: the only one).")] = None,
+    as_json: Json = False,
+) -> None:
+    """What works at a server, and what to change where something is missing."""
+    from workbench.serving.check import check
+
+    checks = list(check(url, model))
+    rows = [[one.what, "yes" if one.works else "NO", one.seen, one.remedy] for one in checks]
+    text = table(["", "works", "seen", "to change"], rows)
+    show([asdict(one) for one in checks], text, as_json=as_json)
