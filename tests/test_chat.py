@@ -14,9 +14,8 @@ from typing import Any, cast
 import pytest
 
 from workbench import Sampling, open_engine
-from workbench.engines.chat import ChatOptions, chat_text
-from workbench.engines.pieces import Pieces
-from workbench.engines.thinking import Thinking, thinking_of
+from workbench.engines.chat import ChatOptions, Thinking, chat_text, thinking_of
+from workbench.engines.tokens import SegmentedPrompt
 from workbench.errors import InputError
 from workbench.serving import Server, serve
 from workbench.tasks import open_task
@@ -227,7 +226,11 @@ def test_a_bos_that_is_there_is_not_doubled(opened: Any) -> None:
 
 def test_pieces_have_one_bos(folder: Path) -> None:
     with open_engine(str(folder), engine="transformers", store=None) as engine:
-        texts = [Pieces(["<|user|>", "Jack"]), Pieces(["<|user|>Jack", " has"]), Pieces(["Jack"])]
+        texts = [
+            SegmentedPrompt(["<|user|>", "Jack"]),
+            SegmentedPrompt(["<|user|>Jack", " has"]),
+            SegmentedPrompt(["Jack"]),
+        ]
         ids = cast("Any", engine)._tokens(texts)
     assert [row.count(1) for row in ids] == [1, 1, 1]
 
@@ -260,7 +263,7 @@ def test_thinking_that_the_prompt_began(folder: Path) -> None:
             tokenizer(text, add_special_tokens=False).input_ids for text in (prompt, answer)
         )
         row = Completion(text=answer, finish_reason="stop", token_ids=tuple(made))
-        done = marks.part(row, ids, tokenizer, stop, begun=marks.begun(prompt))
+        done = marks.split(row, ids, tokenizer, stop, is_open=marks.leaves_open(prompt))
         return done.reasoning, done.text
 
     assert parted("a<think>", "b</think>c") == ("b", "c")
@@ -284,7 +287,7 @@ def test_answers_in_channels_and_gemmas_label() -> None:
         assert kind is not None
         made = tokenizer(answer, add_special_tokens=False).input_ids
         row = Completion(text=answer, finish_reason="stop", token_ids=tuple(made))
-        done = kind.part(row, [1], tokenizer, stop)
+        done = kind.split(row, [1], tokenizer, stop)
         return done.reasoning, done.text
 
     harmony = ["<|channel|>", "<|message|>", "<|start|>", "<|return|>"]

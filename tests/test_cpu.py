@@ -197,7 +197,7 @@ def test_the_callers_own_cache_stands(free: Any) -> None:
 
 
 def test_threads_do_not_spin() -> None:
-    code = "from workbench.engines.resident import prepare; prepare(); import os; import torch; "
+    code = "from workbench.engines.device import prepare; prepare(); import os; import torch; "
     code += "print(os.environ['OMP_WAIT_POLICY'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "passive"

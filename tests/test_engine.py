@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks.engine import make_prompts, reference_logprobs
 from workbench import Sampling, open_engine
-from workbench.engines.resident import Resident
+from workbench.engines.shared_llm import SharedLLM
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError, StoreError, WorkbenchError
 from workbench.store import Store
@@ -354,7 +354,7 @@ def test_models_come_and_go(tmp_path: Path) -> None:
     with open_engine(load_format="dummy", max_model_len=128, **options) as dummy:
         assert dummy.info.context_length == 128
         assert dummy.generate(["1+1="], sampling)[0].completion_tokens > 0
-    assert Resident._here is None
+    assert SharedLLM._here is None
 
 
 def test_adapters_change_the_answers_and_their_keys(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from test_engine import _adapter
 
 from workbench import Sampling
-from workbench.engines import rendering
+from workbench.engines import chat
 from workbench.engines.diffusion import DiffusionEngine
 from workbench.engines.folder import check_folder, safe_format
 from workbench.engines.transformers import TransformersEngine
@@ -301,7 +301,7 @@ def test_random_weights_need_no_file(copied: Callable[..., Path]) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(rendering, "PATIENCE", 0.5)
+    monkeypatch.setattr(chat, "TEMPLATE_SECONDS", 0.5)
     yield
     for thread in threading.enumerate():
         if thread.name == "chat template":

@@ -19,7 +19,7 @@ import pytest
 
 from workbench import Sampling, open_engine
 from workbench.engines.architecture import Architecture, dummy_model
-from workbench.engines.batching import BatchSize
+from workbench.engines.decoding import BatchSize
 from workbench.engines.transformers import TransformersEngine, unavailable
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, EngineUnavailableError, InputError

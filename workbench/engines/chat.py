@@ -1,18 +1,36 @@
-"""Chats: how messages become the text that a model reads, in process and behind servers alike."""
+"""Chats: messages become the text that a model reads; its thinking is parted from the answer."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+import ctypes
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
+from workbench import values
+from workbench.engines.decoding import added_text
 from workbench.errors import InputError
-from workbench.types import Message
+from workbench.types import Completion, Message
 
 SYSTEM = ("system", "developer")
 REMEDY = "fold_system=True puts the system message before the first user turn"
+TEMPLATE_SECONDS = 5.0  # for one chat
+T = TypeVar("T")
+LABEL = "thought\n"  # what Gemma 4 calls its thinking, within the marks
+# Of DeepSeek, Qwen, GLM and most others; Mistral; Seed; Cohere; MiniMax; EXAONE; Gemma 4.
+MARKS = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<mm:think>", "</mm:think>"),
+    ("<thought>", "</thought>"),
+    ("<|channel>", "<channel|>"),
+)
+CHANNELS = ("<|channel|>", "<|message|>", "<|end|>")  # of gpt-oss
 
 
 class RefusedChatError(InputError):
@@ -34,6 +52,14 @@ class ChatOptions:
     chat_template_kwargs: Mapping[str, Any] | None = None
     fold_system: bool = False
 
+    def __post_init__(self) -> None:
+        if self.chat_template is not None:
+            object.__setattr__(self, "chat_template", _template(self.chat_template))
+        name = "chat_template_kwargs"
+        kwargs = values.optional(name, self.chat_template_kwargs, values.json_object)
+        object.__setattr__(self, name, kwargs or None)
+        values.flag("fold_system", self.fold_system)
+
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
         """Those among an engine's options, checked; a template's file is read.
@@ -41,21 +67,7 @@ class ChatOptions:
         Raises:
             InputError: a wrong value, or a file that is not there.
         """
-        given = {name: options[name] for name in CHAT if options.get(name) is not None}
-        if "chat_template" in given:
-            given["chat_template"] = _template(given["chat_template"])
-        kwargs = given.get("chat_template_kwargs", {})
-        if not isinstance(kwargs, dict) or not _is_json(kwargs):
-            raise InputError(
-                f"chat_template_kwargs={kwargs!r:.80}: must be a dictionary of JSON values"
-            )
-        if kwargs:
-            given["chat_template_kwargs"] = json.loads(
-                json.dumps(kwargs)
-            )  # the caller's may change
-        if not isinstance(given.get("fold_system", False), bool):
-            raise InputError(f"fold_system={given['fold_system']!r}: must be True or False")
-        return cls(**given)
+        return cls(**{name: options[name] for name in CHAT if options.get(name) is not None})
 
     @property
     def given(self) -> dict[str, Any]:
@@ -109,9 +121,8 @@ def chat_text(tokenizer: Any, chat: Sequence[Message], options: ChatOptions) -> 
             **(options.chat_template_kwargs or {}),
         )
     except Exception as error:  # a template is a program of whoever made it
-        said = " ".join(f"the chat template refuses this chat: {error}".split())
-        said = with_remedy(said, messages)
-        raise RefusedChatError(said) from error
+        reason = " ".join(f"the chat template refuses this chat: {error}".split())
+        raise RefusedChatError(with_remedy(reason, messages)) from error
     for message in messages:
         if message["role"] in SYSTEM and message["content"].strip() not in text:
             raise RefusedChatError(f"the chat template leaves the system message out; {REMEDY}")
@@ -140,8 +151,134 @@ def _template(given: object) -> str:
         ) from error
 
 
-def _is_json(value: object) -> bool:
+def rendered(render: Callable[[T], str], chats: Iterable[T]) -> list[str]:
+    """`render` of each chat; a template is a program of whoever made the model, and may not end.
+
+    It runs in a thread of its own, that is stopped then.
+
+    Raises:
+        TimeoutError: one took longer than `TEMPLATE_SECONDS`.
+    """
+    texts: list[str] = []
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for chat in chats:
+                texts.append(render(chat))  # noqa: PERF401  # what is done so far is watched
+        except BaseException as error:  # noqa: BLE001  # raised again where it is awaited
+            failed.append(error)
+
+    thread = threading.Thread(target=work, name="chat template", daemon=True)
+    thread.start()
+    done, since = 0, time.monotonic()
     try:
-        return bool(json.dumps(value))
-    except (TypeError, ValueError):
-        return False
+        while thread.is_alive():
+            thread.join(0.1)
+            if len(texts) > done:
+                done, since = len(texts), time.monotonic()
+            elif thread.is_alive() and time.monotonic() - since > TEMPLATE_SECONDS:
+                raise TimeoutError(f"it did not end within {TEMPLATE_SECONDS:g} s")
+    finally:  # Ctrl-C, or it took too long: it is Python, so an exception ends it
+        if thread.is_alive() and thread.ident is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
+            )
+    if failed:
+        raise failed[0]
+    return texts
+
+
+def thinking_of(tokenizer: Any) -> Thinking | Channels | None:
+    """How a model marks its thinking, by its vocabulary; None for one that does not."""
+    known = tokenizer.get_vocab()
+    if all(mark in known for mark in CHANNELS):
+        return Channels(*(known[mark] for mark in CHANNELS))
+    for start, end in MARKS:
+        if start in known and end in known:
+            return Thinking(known[start], known[end], start, end)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """The tokens around a model's thinking."""
+
+    start: int
+    end: int
+    opening: str
+    closing: str
+
+    def leaves_open(self, text: str) -> bool:
+        """Whether a text, such as a prompt's end, leaves the thinking open."""
+        return text.rfind(self.opening) > text.rfind(self.closing)
+
+    def split(
+        self,
+        completion: Completion,
+        prompt: Sequence[int],
+        tokenizer: Any,
+        stop: Sequence[str],
+        *,
+        is_open: bool = False,
+    ) -> Completion:
+        """The answer to a chat, with its thinking in `reasoning`.
+
+        Args:
+            prompt: token ids.
+            stop: texts that end an answer.
+            is_open: the prompt ends within the thinking, as some templates have it.
+        """
+        ids = [*(completion.token_ids or ())]
+        if completion.error or not (is_open or self.start in ids or self.end in ids):
+            return completion
+        close = ids.index(self.end) if self.end in ids else len(ids)
+        opened = ids.index(self.start) if self.start in ids[:close] else None
+        before, first = ([], 0) if opened is None else (ids[:opened], opened + 1)
+        reasoning = added_text(tokenizer, prompt, ids[first:close])
+        answer = added_text(tokenizer, prompt, before) if before else ""
+        answer += added_text(tokenizer, ids[:close], ids[close + 1 :])
+        return _with(completion, answer, reasoning.removeprefix(LABEL), stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """The tokens of answers in channels: before a name, a message, and after it."""
+
+    start: int
+    message: int
+    end: int
+
+    def split(
+        self, completion: Completion, prompt: Sequence[int], tokenizer: Any, stop: Sequence[str]
+    ) -> Completion:
+        """As `Thinking.split`; what is in other channels, or in none, is thinking."""
+        ids = [*(completion.token_ids or ())]
+        if completion.error or self.start not in ids:
+            return completion
+        answer, thoughts = "", list[str]()
+        for name, message in self._messages(ids, tokenizer):
+            text = added_text(tokenizer, prompt, message)
+            if name.startswith("final"):
+                answer += text
+            else:
+                thoughts.append(text)
+        return _with(completion, answer, "\n".join(thoughts), stop)
+
+    def _messages(self, ids: list[int], tokenizer: Any) -> Iterator[tuple[str, list[int]]]:
+        """(channel's name, tokens of its message) one after the other."""
+        starts = [at for at, token in enumerate(ids) if token == self.start]
+        for start, after in zip(starts, [*starts[1:], len(ids)], strict=True):
+            part = ids[start + 1 : after]
+            if self.message in part:
+                cut = part.index(self.message)
+                text = part[cut + 1 :]
+                ended = text.index(self.end) if self.end in text else len(text)
+                yield tokenizer.decode(part[:cut]).strip(), text[:ended]
+
+
+def _with(completion: Completion, answer: str, reasoning: str, stop: Sequence[str]) -> Completion:
+    ends = [at for text in stop if (at := answer.find(text)) >= 0]
+    return replace(
+        completion, text=answer[: min(ends)] if ends else answer, reasoning=reasoning or None
+    )

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.engines.building import shape_only
 from workbench.engines.dcp import Checkpoint
+from workbench.engines.device import shape_only
 from workbench.engines.diffusion.checkpoint import PLAIN, describe, llama_name
 from workbench.errors import InputError, WorkbenchError
 from workbench.files import whole_folder

@@ -1,17 +1,39 @@
-"""The device that a model of PyTorch runs on, and how many tokens it may hold there."""
+"""PyTorch in this process: how it starts, its device and memory, models built one at a time."""
 
 from __future__ import annotations
 
 import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import RLock
 from typing import Any
 
+from workbench import values
+from workbench.engines.cpu import PASSIVE
 from workbench.errors import EngineUnavailableError, InputError
 
+BUILDING = RLock()
+# Set where the user has not: one process (an interrupt must reach the model), quiet start.
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "TOKENIZERS_PARALLELISM": "false",
+    **PASSIVE,
+}
 # How the libraries underneath say that memory ran out.
 OUT_OF_MEMORY = (
     "out of memory", "available memory", "free memory", "can't allocate", "cannot allocate",
     "not enough memory", "kv cache is needed", "alloc_failed",
 )  # fmt: skip
+
+
+def prepare() -> None:
+    """Set vLLM's environment; call it before anything imports vLLM or torch."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def find_device(name: object) -> Any:
@@ -63,12 +85,39 @@ def context_length(longest: int, asked: object) -> int:
     """
     if asked is None:
         return longest
-    if not isinstance(asked, int) or isinstance(asked, bool) or not 1 <= asked <= longest:
-        raise InputError(f"max_model_len={asked!r}: this model holds 1 to {longest} tokens")
-    return asked
+    return values.whole("max_model_len", asked, 1, longest)
 
 
 def memory_ran_out(error: BaseException) -> bool:
     """Whether an exception of the libraries underneath says so."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)
+
+
+@contextmanager
+def building() -> Iterator[None]:
+    """Build a model of transformers alone, and leave PyTorch's number format as it was.
+
+    While it builds one, it sets that format: two threads at once would leave that of one of them.
+    """
+    import torch
+
+    with BUILDING:
+        before = torch.get_default_dtype()
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+def shape_only(config: Any) -> Any:
+    """The model of a configuration without its numbers.
+
+    Raises:
+        Exception: transformers' own, in as many kinds as there are models.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with building(), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from workbench.engines.building import shape_only
 from workbench.engines.cpu import STEP, Need, Room, fast_dtype, find_room, use_threads, weights_size
+from workbench.engines.device import shape_only
 from workbench.machine import free_memory
 
 log = logging.getLogger("workbench")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workbench.engines.building import shape_only
+from workbench.engines.device import shape_only
 from workbench.errors import InputError
 
 Tensors = Mapping[str, tuple[int, ...]]  # shapes by name

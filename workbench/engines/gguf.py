@@ -19,10 +19,10 @@ from typing import Any
 
 from workbench.engines.agreement import agreement
 from workbench.engines.convert import Converted, shapes_of, some, write
+from workbench.engines.device import prepare
 from workbench.engines.gguf_config import ROPE, configuration
 from workbench.engines.gguf_file import GGUFFile
 from workbench.engines.gguf_tokenizer import check_tokenizer, end_tokens, write_tokenizer
-from workbench.engines.resident import prepare
 from workbench.engines.transformers import unavailable
 from workbench.errors import InputError, WorkbenchError
 from workbench.files import whole_folder, write_whole

@@ -1,25 +1,47 @@
-"""What engines share that run in this process: tokens, the context's length, rows of labels."""
+"""What engines share that run in this process: the model's place, tokens, identity."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import math
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+from workbench import values
 from workbench.engines.base import BaseEngine, failure
-from workbench.engines.chat import ChatOptions, RefusedChatError, chat_text
-from workbench.engines.labels import LabelTree, Node, Tokens
-from workbench.engines.pieces import Pieces, PieceTokenizer, without_second_bos
-from workbench.engines.rendering import rendered
+from workbench.engines.chat import (
+    Channels,
+    ChatOptions,
+    RefusedChatError,
+    Thinking,
+    chat_text,
+    rendered,
+    thinking_of,
+)
+from workbench.engines.folder import check_folder, check_load_format, check_trust, check_whole
+from workbench.engines.identity import variant
 from workbench.engines.requests import Request
-from workbench.engines.thinking import Channels, Thinking, thinking_of
+from workbench.engines.tokens import (
+    LabelTree,
+    Node,
+    SegmentedPrompt,
+    SegmentTokenizer,
+    without_second_bos,
+)
 from workbench.errors import InputError
+from workbench.store import Store, digest, folder_digest
+from workbench.tiny import DIFFUSION, MODEL
 from workbench.types import Completion, EngineInfo, LabelRow, Message, Prompt
 
-PATIENT_WITH = 3  # chats that do not end, after which the template is given up
+EMBEDDED = "workbench-tiny"  # the name of the embedded model, for `info` and for opening it again
+EMBEDDED_DIFFUSION = "workbench-tiny-diffusion"
+OURS = {EMBEDDED: MODEL, EMBEDDED_DIFFUSION: DIFFUSION}
+SMALL = 100 * 2**20  # bytes of weights
+MOST_ENDLESS = 3  # chats that do not end, after which the template is given up
 
 
 class _PromptError(InputError):
@@ -27,13 +49,45 @@ class _PromptError(InputError):
 
 
 class LocalEngine(BaseEngine):
-    """An engine that has the model's tokenizer; set `_tokenizer` and `_info` before use."""
+    """An engine that has the model's tokenizer; set the four below before `__init__`."""
 
     _tokenizer: Any
-    _info: EngineInfo
     _vocabulary: int  # rows of the embedding: no token may be above
     _chats: ChatOptions
+    _weights: str  # of `Source.weights`
     _endless: int = 0  # chats of which the template found no end
+
+    def __init__(
+        self,
+        source: Source,
+        store: Store | None,
+        commit: str | None,
+        *,
+        decisive: Mapping[str, Any],
+        identity: Mapping[str, Any],
+        **about: Any,
+    ) -> None:
+        """Set the engine up once its model is loaded.
+
+        Args:
+            commit: what a hub name stood for when the model was loaded, if that is known.
+            decisive: the options that are `deciding`.
+            identity: what decides an answer beside weights, number format and chat template.
+            about: further fields of `EngineInfo`.
+        """
+        revision = self._weights if source.folder else commit
+        shown = revision[:12] if revision else "not known"
+        info = EngineInfo(model=source.shown, revision=shown, **about)
+        whole = {
+            "weights": [self._weights, revision],
+            "dtype": info.dtype,
+            "template": digest(getattr(self._tokenizer, "chat_template", None)).hex(),
+            **identity,
+        }
+        name = variant(revision, info.dtype, decisive) if revision else ""
+        super().__init__(info, whole, store, name)
+        if not revision:
+            self._store_nothing(f"no commit of {source.shown} is known to know its weights by")
 
     @property
     def tokenizer(self) -> Any:
@@ -46,12 +100,12 @@ class LocalEngine(BaseEngine):
         return bool(self._chats.chat_template or getattr(self._tokenizer, "chat_template", None))
 
     @cached_property
-    def _of_pieces(self) -> PieceTokenizer:
-        return PieceTokenizer(self._tokenizer)
+    def _segment_tokenizer(self) -> SegmentTokenizer:
+        return SegmentTokenizer(self._tokenizer)
 
     def _tokens(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        if all(isinstance(prompt, Pieces) for prompt in prompts):
-            return self._of_pieces(cast("Sequence[Pieces]", prompts))
+        if all(isinstance(prompt, SegmentedPrompt) for prompt in prompts):
+            return self._segment_tokenizer(cast("Sequence[SegmentedPrompt]", prompts))
         if isinstance(prompts[0], str):
             return self._encoded(cast("Sequence[str]", prompts))
         if not self.has_chat:
@@ -69,14 +123,10 @@ class LocalEngine(BaseEngine):
         """
         try:
             return [*self._tokens(prompts)]
-        except _PromptError:  # then each alone, which takes longer
-            return [self._one(prompt) for prompt in prompts]
-
-    def _one(self, prompt: Prompt) -> list[int] | str:
-        try:
-            return self._tokens([prompt])[0]
         except _PromptError as error:
-            return str(error)
+            if len(prompts) == 1:
+                return [str(error)]
+            return [self._each([prompt])[0] for prompt in prompts]  # alone, which takes longer
 
     def _encoded(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
         """Tokens of each text.
@@ -85,20 +135,19 @@ class LocalEngine(BaseEngine):
             InputError: one holds half a character (a lone surrogate), which no text has.
         """
         try:
-            found = self._tokenizer(list(texts), add_special_tokens=special, verbose=False)
+            rows = self._tokenizer(list(texts), add_special_tokens=special, verbose=False).input_ids
         except TypeError as error:
             for text in texts:
                 try:
                     text.encode()
                 except UnicodeEncodeError as reason:
-                    said = f"{text!r:.80} is no valid text: {reason.reason}"
-                    raise _PromptError(said) from error
+                    refusal = f"{text!r:.80} is no valid text: {reason.reason}"
+                    raise _PromptError(refusal) from error
             raise
-        rows = list(found.input_ids)
-        return without_second_bos(self._tokenizer, texts, rows) if special else rows
+        return without_second_bos(self._tokenizer, texts, rows) if special else list(rows)
 
     def _chat_texts(self, prompts: Sequence[Prompt]) -> list[str]:
-        if self._endless >= PATIENT_WITH:
+        if self._endless >= MOST_ENDLESS:
             raise _PromptError(f"the chat template of {self.info.model} never ends: it is broken")
         try:
             return rendered(self._chat_text, prompts)
@@ -116,19 +165,21 @@ class LocalEngine(BaseEngine):
     def _thinking(self) -> Thinking | Channels | None:
         return thinking_of(self._tokenizer)
 
-    def _parted(self, request: Request, row: Completion, prompt: Sequence[int]) -> Completion:
+    def _without_thinking(
+        self, request: Request, row: Completion, prompt: Sequence[int]
+    ) -> Completion:
         """An answer to a chat without its thinking, which is kept beside it.
 
         Structured output has its form from the first token: all of it is the answer.
         """
-        asked, marks = request.sampling, self._thinking
-        structured = asked.choices or asked.regex or asked.json_schema
+        sampling, marks = request.sampling, self._thinking
+        structured = sampling.choices or sampling.regex or sampling.json_schema
         if marks is None or structured or isinstance(request.prompt, str):
             return row
         if isinstance(marks, Channels):
-            return marks.part(row, prompt, self._tokenizer, asked.stop)
-        begun = marks.start in prompt and marks.begun(self._end_of(request.prompt))
-        return marks.part(row, prompt, self._tokenizer, asked.stop, begun=begun)
+            return marks.split(row, prompt, self._tokenizer, sampling.stop)
+        is_open = marks.start in prompt and marks.leaves_open(self._end_of(request.prompt))
+        return marks.split(row, prompt, self._tokenizer, sampling.stop, is_open=is_open)
 
     def _end_of(self, prompt: Prompt) -> str:
         """What a chat's text has after the last message that is not the model's own."""
@@ -188,18 +239,112 @@ def _length(tokens: Sequence[int] | str) -> int:
     return 0 if isinstance(tokens, str) else len(tokens)
 
 
-def label_row(
-    index: int,
-    tree: LabelTree,
-    scores: Mapping[tuple[Tokens, int], float],
-    prompt_tokens: int,
-    cached_tokens: int | None = 0,
-) -> LabelRow:
-    """A prompt's row once all its nodes are scored; NaN anywhere is a failure, never a value."""
-    if any(math.isnan(score) for score in scores.values()):
-        reason = "the model's log-probabilities are not numbers"
-        return LabelRow(index, None, prompt_tokens, cached_tokens, reason)
-    return LabelRow(index, tree.total(scores), prompt_tokens, cached_tokens)
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model's place; `name` is what the library underneath loads.
+
+    Attributes:
+        folder: where it lies here, None for a name on the hub.
+        shown: its name for people, which opens the same again.
+    """
+
+    name: str
+    folder: Path | None
+    shown: str
+
+    @classmethod
+    def find(cls, model: str | None, default: str = EMBEDDED) -> Source:
+        """Where `model` is; None is an embedded one. A GGUF file is converted, once.
+
+        Raises:
+            InputError: a folder that is not there, or one without a model; a broken GGUF file.
+            WorkbenchError: a GGUF file's folder cannot be written, or is not the same everywhere.
+        """
+        model = default if model is None else model
+        if model in OURS:
+            return cls(str(OURS[model]), OURS[model], model)
+        if model.lower().endswith(".gguf") and not (Path(model) / "config.json").exists():
+            from workbench.engines.gguf import converted
+
+            file = Path(model).expanduser()
+            folder = converted(file)
+            return cls(str(folder), folder, str(file.resolve()))
+        here = _folder(model)
+        name = str(here or model)
+        return cls(name, here, name)
+
+    @property
+    def small(self) -> bool:
+        """Whether it is of the embedded model's kind, and best run like it."""
+        files = list(self.folder.glob("*.safetensors")) if self.folder else []
+        return bool(files) and sum(file.stat().st_size for file in files) < SMALL
+
+    def check_causal(self) -> None:
+        """Refuse a folder with a masked-diffusion model, of which others would make nonsense.
+
+        Raises:
+            InputError: names the engine for it.
+        """
+        if self.folder is None:
+            return
+        config: object = None
+        with suppress(OSError, ValueError):  # who loads it says that it is broken
+            config = json.loads((self.folder / "config.json").read_text("utf-8"))
+        kind = config if isinstance(config, dict) else {}
+        if kind.get("is_causal") is False or kind.get("model_type") == "llada":
+            raise InputError(
+                f'model {self.shown!r} is a masked-diffusion model: use engine="diffusion"'
+            )
+
+    def check(
+        self, options: Mapping[str, object], *, tokenizer: bool = True, whole: bool = False
+    ) -> None:
+        """Refuse a folder that is broken or unsafe to load, before a library sees it.
+
+        Args:
+            options: of the engine; of these `load_format` and `trust_remote_code` count.
+            tokenizer: whether it must have one of its own.
+            whole: whether to look for each tensor too, as vLLM does not.
+
+        Raises:
+            InputError: names the folder and what is wrong with it.
+        """
+        check_trust(options.get("trust_remote_code", False))
+        form = options.get("load_format") or "auto"
+        check_load_format(form)
+        if self.folder is not None and (self.folder / "config.json").is_file():
+            tokenizer = tokenizer and not options.get("trust_remote_code")
+            check_folder(self.folder, load_format=form, tokenizer=tokenizer)
+            if whole:
+                check_whole(self.folder, form)
+
+    def weights(self) -> str:
+        """What tells its weights from others: a digest of the folder, or the hub's name."""
+        return folder_digest(self.folder) if self.folder else self.name
+
+
+def _folder(name: str) -> Path | None:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise InputError(f"model folder {name!r} has no config.json: not a Hugging Face model")
+        return path.resolve()
+    if path.exists() or path.is_absolute() or name.startswith(("./", "../", "~")):
+        raise InputError(f"model folder {name!r} does not exist")
+    return None
+
+
+def check_options(options: Iterable[str], known: Iterable[str], engine: str) -> None:
+    """Refuse an option that the engine does not have.
+
+    Raises:
+        InputError: names it and the nearest known one.
+    """
+    names = list(known)
+    for name in options:
+        if name not in names:
+            hint = values.near(name, names)
+            raise InputError(f"unknown option {name!r} for the {engine} engine{hint}")
 
 
 def versions(*packages: str) -> dict[str, str]:

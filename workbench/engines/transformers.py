@@ -10,29 +10,33 @@ import importlib.util
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+from workbench import values
 from workbench.engines.base import failure
-from workbench.engines.batching import START, BatchSize, check_batch_size
-from workbench.engines.building import building
 from workbench.engines.chat import CHAT, ChatOptions
 from workbench.engines.cpu import fast_dtype, use_threads, weights_size
-from workbench.engines.decoding import Decoding, padded
-from workbench.engines.device import collect, context_length, find_device, memory_ran_out, shown
+from workbench.engines.decoding import START, BatchSize, Decoding, padded
+from workbench.engines.device import (
+    building,
+    collect,
+    context_length,
+    find_device,
+    memory_ran_out,
+    prepare,
+    shown,
+)
 from workbench.engines.folder import explained
-from workbench.engines.identity import deciding, variant
-from workbench.engines.labels import Node, Tokens
-from workbench.engines.local import LocalEngine, label_row, versions
+from workbench.engines.identity import deciding
+from workbench.engines.local import LocalEngine, Source, check_options, versions
 from workbench.engines.requests import Request
-from workbench.engines.resident import prepare
-from workbench.engines.source import Source, check_options
 from workbench.engines.tensors import check_tensors, silent
+from workbench.engines.tokens import LabelCollector, Node
 from workbench.errors import EngineError, InputError, WorkbenchError
 from workbench.machine import free_memory
 from workbench.progress import check
-from workbench.store import Store, digest
-from workbench.types import Completion, EngineInfo, LabelRow, Prompt
+from workbench.store import Store
+from workbench.types import Completion, LabelRow, Prompt
 
 OPTIONS = (
     "attn_implementation", "batch_size", "device", "dtype", "load_format", "max_model_len",
@@ -60,15 +64,6 @@ def unavailable() -> str | None:
     return None
 
 
-@dataclass(slots=True)
-class _Scores:
-    """A prompt's label scores so far."""
-
-    tokens: int = 0
-    nodes: int = 0
-    at: dict[tuple[Tokens, int], float] = field(default_factory=dict)
-
-
 class TransformersEngine(LocalEngine):
     """`AutoModelForCausalLM` behind the `Engine` protocol.
 
@@ -92,8 +87,8 @@ class TransformersEngine(LocalEngine):
     ) -> None:
         check_options(options, OPTIONS, "transformers")
         self._chats = ChatOptions.of(options)
-        self._size = check_batch_size(options.get("batch_size", "auto"))
-        self._found = START if self._size == "auto" else self._size
+        self._size = _batch_size(options.get("batch_size", "auto"))
+        self._best = START if self._size == "auto" else self._size
         prepare()
         self._device = find_device(options.get("device"))
         source = Source.find(model)
@@ -106,37 +101,28 @@ class TransformersEngine(LocalEngine):
         text = config.get_text_config()
         self._vocabulary = int(self._model.get_input_embeddings().num_embeddings)
         longest = int(getattr(text, "max_position_embeddings", 0) or 2**20)
-        weights = source.weights()
-        revision = weights if source.folder else getattr(config, "_commit_hash", None)
-        info = EngineInfo(
+        self._weights = source.weights()
+        context = context_length(longest, options.get("max_model_len"))
+        decisive = deciding({k: v for k, v in options.items() if k in DECIDING} | self._chats.given)
+        super().__init__(
+            source,
+            store,
+            getattr(config, "_commit_hash", None),
+            decisive=decisive,
+            # A baseline must not answer with what it is compared to.
+            identity={"engine": "transformers", "options": decisive, "context": context},
             engine="transformers",
-            model=source.shown,
-            revision=revision[:12] if revision else "not known",
             device=shown(self._device),
             dtype=str(self._model.dtype).removeprefix("torch."),
-            context_length=context_length(longest, options.get("max_model_len")),
+            context_length=context,
             versions=versions("transformers", "torch"),
             why=why,
         )
-        given = {k: v for k, v in options.items() if k in DECIDING}
-        decisive = deciding(given | self._chats.given)
-        identity = {
-            "engine": info.engine,  # a baseline must not answer with what it is compared to
-            "weights": [weights, revision],
-            "dtype": info.dtype,
-            "template": digest(getattr(self._tokenizer, "chat_template", None)).hex(),
-            "options": decisive,
-            "context": info.context_length,
-        }
-        known = variant(revision, info.dtype, decisive) if revision else ""
-        super().__init__(info, identity, store, known)
-        if not revision:
-            self._store_nothing(f"no commit of {source.shown} is known to know its weights by")
 
     @property
     def batch_size(self) -> int:
         """Rows a batch: as asked for, or the best that the latest call found."""
-        return self._found
+        return self._best
 
     def _free(self) -> None:
         with self._lock:
@@ -156,7 +142,7 @@ class TransformersEngine(LocalEngine):
             tokens = sum(row.prompt_tokens + row.completion_tokens for row in rows)
             jobs = zip(batch, rows, strict=True)
             return [
-                (request, self._parted(request, row, ids)) for (request, ids), row in jobs
+                (request, self._without_thinking(request, row, ids)) for (request, ids), row in jobs
             ], tokens
 
         def fail(job: tuple[Request, list[int]], reason: str) -> list[Answer]:
@@ -174,19 +160,13 @@ class TransformersEngine(LocalEngine):
         if refused:
             yield refused
         jobs.sort(key=lambda job: -len(job[2]))
-        partial: dict[int, _Scores] = {}
+        collector = LabelCollector(tree)
         failed: set[int] = set()
 
         def run(batch: Sequence[LabelJob]) -> tuple[list[LabelRow], int]:
-            rows = []
-            for (index, node, ids), values in zip(batch, self._next_logprobs(batch), strict=True):
-                mine = partial.setdefault(index, _Scores())
-                mine.tokens += len(ids)
-                mine.nodes += 1
-                keys = [(node.prefix, child) for child in node.children]
-                mine.at.update(zip(keys, values, strict=True))
-                if mine.nodes == len(tree.nodes):
-                    rows.append(label_row(index, tree, partial.pop(index).at, mine.tokens))
+            rows: list[LabelRow] = []
+            for (index, node, ids), scores in zip(batch, self._next_logprobs(batch), strict=True):
+                rows += collector.add(index, node, scores, len(ids))
             return rows, sum(len(ids) for _, _, ids in batch)
 
         def fail(job: LabelJob, reason: str) -> list[LabelRow]:
@@ -257,8 +237,8 @@ class TransformersEngine(LocalEngine):
             at += rows
             yield results
         if size.auto and jobs:
-            self._found = size.best
-            size.tell()
+            self._best = size.best
+            size.log()
 
     def _free_bytes(self) -> float:
         if self._device.type == "cuda":
@@ -279,6 +259,15 @@ class TransformersEngine(LocalEngine):
         kept = 2 * config.num_hidden_layers * kv_heads * head * width
         layer = width * (width + 4 * config.hidden_size + 4 * inner)
         return int(item * (kept + layer) + 16 * config.vocab_size)
+
+
+def _batch_size(size: object) -> int | Literal["auto"]:
+    if size == "auto":
+        return "auto"
+    try:
+        return values.whole("batch_size", size, 1)
+    except InputError:
+        values.refuse("batch_size", size, '"auto" or a whole number from 1')
 
 
 def _memory_reason(error: Exception) -> str:

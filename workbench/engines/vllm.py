@@ -14,17 +14,17 @@ from typing import Any
 
 from workbench.engines.base import failure
 from workbench.engines.chat import CHAT, ChatOptions
+from workbench.engines.device import prepare
 from workbench.engines.folder import check_adapter, safe_format
-from workbench.engines.identity import deciding, variant
-from workbench.engines.labels import LabelTree, Node
-from workbench.engines.local import LocalEngine, label_row, versions
+from workbench.engines.identity import deciding
+from workbench.engines.local import LocalEngine, Source, check_options, versions
 from workbench.engines.requests import Request, misshapen
-from workbench.engines.resident import Inbox, Resident, prepare, refusals
-from workbench.engines.source import Source, check_options
+from workbench.engines.shared_llm import Inbox, SharedLLM, refusals
+from workbench.engines.tokens import LabelCollector, Node
 from workbench.errors import EngineUnavailableError, InputError
 from workbench.progress import fact
 from workbench.store import Store, digest, folder_digest
-from workbench.types import Completion, EngineInfo, LabelRow, Prompt, Sampling, TokenLogprob
+from workbench.types import Completion, LabelRow, Prompt, Sampling, TokenLogprob
 
 MAX_LABEL_IDS = 128  # vLLM's limit on logprob_token_ids
 WINDOW = 4  # requests in the engine, as a multiple of what it runs at once
@@ -77,45 +77,37 @@ class VLLMEngine(LocalEngine):
         arguments = {**_defaults(small=source.small), **chosen, "model": source.name}
         if adapter is not None:
             arguments["enable_lora"] = True
-        revision = chosen.get("revision")
-        arguments["load_format"] = safe_format(source.name, arguments.get("load_format"), revision)
-        weights = source.weights()
-        signature = digest(weights, repr(arguments), deciding(chosen)).hex()
-        self._resident = Resident.acquire(self, arguments, signature)
-        config = self._resident.llm.llm_engine.vllm_config
-        self._tokenizer = self._resident.llm.get_tokenizer()
-        self._vocabulary = int(config.model_config.get_vocab_size())
+        form, revision = arguments.get("load_format"), chosen.get("revision")
+        arguments["load_format"] = safe_format(source.name, form, revision)
+        self._weights = source.weights()
+        signature = digest(self._weights, repr(arguments), deciding(chosen)).hex()
+        self._shared = SharedLLM.acquire(self, arguments, signature)
+        self._tokenizer = self._shared.llm.get_tokenizer()
+        config = self._shared.llm.llm_engine.vllm_config
+        model_config = config.model_config
+        self._vocabulary = int(model_config.get_vocab_size())
         self._window: int = WINDOW * config.scheduler_config.max_num_seqs
-        revision = weights if source.folder else _commit(config)
-        info = EngineInfo(
+        decisive = deciding(chosen | self._chats.given | ({"adapter": adapted} if adapted else {}))
+        super().__init__(
+            source,
+            store,
+            getattr(model_config.hf_config, "_commit_hash", None),
+            decisive=decisive,
+            identity={"options": decisive, "context": model_config.max_model_len},
             engine="vllm",
-            model=source.shown,
-            revision=revision[:12] if revision else "not known",
             device=_device(config),
-            dtype=str(config.model_config.dtype).removeprefix("torch."),
-            context_length=config.model_config.max_model_len,
+            dtype=str(model_config.dtype).removeprefix("torch."),
+            context_length=model_config.max_model_len,
             versions={"vllm": _version()} | versions("torch", "transformers"),
             why=why,
         )
-        decisive = deciding(chosen | self._chats.given | ({"adapter": adapted} if adapted else {}))
-        identity = {
-            "weights": [weights, revision],
-            "dtype": info.dtype,
-            "template": digest(getattr(self._tokenizer, "chat_template", None)).hex(),
-            "options": decisive,
-            "context": info.context_length,
-        }
-        known = variant(revision, info.dtype, decisive) if revision else ""
-        super().__init__(info, identity, store, known)
-        if not revision:
-            self._store_nothing(f"no commit of {source.shown} is known to know its weights by")
-        if self._resident.note:
-            self._note(self._resident.note)
+        if self._shared.note:
+            self._note(self._shared.note)
 
     @property
     def llm(self) -> Any:
         """The `vllm.LLM` itself, for what this interface does not cover."""
-        return self._resident.llm
+        return self._shared.llm
 
     def bare(self, prompts: Sequence[str], sampling: Sampling) -> list[Any]:
         """vLLM's own outputs of `LLM.generate`, nothing of ours around it: for measuring us.
@@ -123,23 +115,27 @@ class VLLMEngine(LocalEngine):
         Raises:
             EngineError: vLLM failed.
         """
-        return self._resident.bare(prompts, _params(sampling, sampling.seed), self._lora)
+        return self._shared.bare(prompts, _params(sampling, sampling.seed), self._lora)
 
     def _free(self) -> None:
-        self._resident.release(self)
+        self._shared.release(self)
 
     def _complete(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Completion]]]:
         fit, refused = self._jobs(requests)
         if refused:
             yield refused
         fit.sort(key=lambda job: job[1])  # requests that share a prefix travel together
-        shared = _Params()
-        jobs = ((request, ids, shared.of(request)) for request, ids in fit)
+        common = _params(fit[0][0].sampling, None) if fit else None  # where no seed tells apart
+        jobs = (
+            (one, ids, common if one.seed is None else _params(one.sampling, one.seed))
+            for one, ids in fit
+        )
         for batch in self._run(jobs):
-            yield [
-                (one, self._parted(one, _completion(output, one.sampling), output.prompt_token_ids))
-                for one, output in batch
-            ]
+            yield [(request, self._answer(request, output)) for request, output in batch]
+
+    def _answer(self, request: Request, output: Any) -> Completion:
+        row = _completion(output, request.sampling)
+        return self._without_thinking(request, row, output.prompt_token_ids)
 
     def _score(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> Iterator[list[LabelRow]]:
         tree, jobs, refused = self._label_jobs(prompts, labels, MAX_LABEL_IDS)
@@ -147,14 +143,13 @@ class VLLMEngine(LocalEngine):
             yield refused
         jobs.sort(key=lambda job: job[2])
         params = {node: _node_params(node) for node in tree.nodes}
-        partial: dict[int, list[tuple[Node, Any]]] = {}
+        collector = LabelCollector(tree)
         for batch in self._run(((index, node), ids, params[node]) for index, node, ids in jobs):
-            rows = []
+            rows: list[LabelRow] = []
             for (index, node), output in batch:
-                parts = partial.setdefault(index, [])
-                parts.append((node, output))
-                if len(parts) == len(tree.nodes):
-                    rows.append(_label_row(index, partial.pop(index), tree))
+                cached = output.num_cached_tokens or 0
+                sent = len(output.prompt_token_ids)
+                rows += collector.add(index, node, _node_scores(node, output), sent, cached)
             yield rows
 
     def _run(self, jobs: Iterator[tuple[Any, list[int], Any]]) -> Iterator[list[tuple[Any, Any]]]:
@@ -164,49 +159,43 @@ class VLLMEngine(LocalEngine):
             while True:
                 while len(keys) < self._window and (job := next(jobs, None)):
                     key, ids, params = job
-                    keys[self._resident.send(inbox, ids, params, self._lora)] = key
-                    if self._resident.interrupted:
+                    keys[self._shared.send(inbox, ids, params, self._lora)] = key
+                    if self._shared.interrupted:
                         raise KeyboardInterrupt
                 if not keys:
                     return
                 fact("in the engine", len(keys))
-                outputs = self._resident.take(inbox)
+                outputs = self._shared.take(inbox)
                 if outputs:
                     yield [(keys.pop(output.request_id), output) for output in outputs]
-                if self._resident.interrupted:
+                if self._shared.interrupted:
                     raise KeyboardInterrupt
         finally:
-            self._resident.abort(inbox)
+            self._shared.abort(inbox)
             fact("in the engine", None)
 
 
-class _Params:
-    """vLLM's sampling parameters, made once where no seed tells them apart."""
-
-    def __init__(self) -> None:
-        self._shared: Any = None
-
-    def of(self, request: Request) -> Any:
-        if request.seed is not None:
-            return _params(request.sampling, request.seed)
-        if self._shared is None:
-            self._shared = _params(request.sampling, None)
-        return self._shared
-
-
 def _params(sampling: Sampling, seed: int | None) -> Any:
+    from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
     _check_counts(sampling.json_schema)
-    structure = None
-    if sampling.choices is not None:
-        structure = StructuredOutputsParams(choice=list(sampling.choices))
-    elif sampling.regex is not None:
-        structure = StructuredOutputsParams(regex=sampling.regex)
-    elif sampling.json_schema is not None:
-        structure = StructuredOutputsParams(json=dict(sampling.json_schema))
+    choices = sampling.choices and list(sampling.choices)
+    forms = {"choice": choices, "regex": sampling.regex, "json": sampling.json_schema}
+    form: dict[str, Any] = {name: value for name, value in forms.items() if value is not None}
     with refusals():
-        return _made(sampling, seed, structure)
+        return SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k or 0,
+            min_p=sampling.min_p or 0.0,
+            seed=seed,
+            ignore_eos=sampling.ignore_eos,
+            stop=list(sampling.stop) or None,
+            logprobs=sampling.logprobs,
+            structured_outputs=StructuredOutputsParams(**form) if form else None,
+        )
 
 
 def _check_counts(schema: object) -> None:
@@ -219,23 +208,6 @@ def _check_counts(schema: object) -> None:
     elif isinstance(schema, list):
         for value in schema:
             _check_counts(value)
-
-
-def _made(sampling: Sampling, seed: int | None, structure: Any) -> Any:
-    from vllm import SamplingParams
-
-    return SamplingParams(
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k or 0,
-        min_p=sampling.min_p or 0.0,
-        seed=seed,
-        ignore_eos=sampling.ignore_eos,
-        stop=list(sampling.stop) or None,
-        logprobs=sampling.logprobs,
-        structured_outputs=structure,
-    )
 
 
 def _node_params(node: Node) -> Any:
@@ -276,18 +248,11 @@ def _token_logprob(token: int, at: Mapping[int, Any], count: int) -> TokenLogpro
     return TokenLogprob(token, at[token].logprob, tuple(top[:count]))
 
 
-def _label_row(index: int, parts: list[tuple[Node, Any]], tree: LabelTree) -> LabelRow:
-    prompt = sum(len(output.prompt_token_ids) for _, output in parts)
-    cached = sum(output.num_cached_tokens or 0 for _, output in parts)
-    scores: dict[tuple[tuple[int, ...], int], float] = {}
-    for node, output in parts:
-        at = output.outputs[0].logprobs
-        if not at:
-            reason = f"vLLM ended the request: {output.outputs[0].finish_reason}"
-            return LabelRow(index, None, prompt, cached, reason)
-        for child in node.children:
-            scores[node.prefix, child] = at[0][child].logprob
-    return label_row(index, tree, scores, prompt, cached)
+def _node_scores(node: Node, output: Any) -> list[float] | str:
+    answer = output.outputs[0]
+    if not answer.logprobs:
+        return f"vLLM ended the request: {answer.finish_reason}"
+    return [answer.logprobs[0][child].logprob for child in node.children]
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -350,12 +315,6 @@ def _lora(adapter: object, adapted: str | None) -> Any:
 
     path = Path(str(adapter)).expanduser().resolve()
     return LoRARequest(adapted, int(adapted[:15], 16) + 1, str(path))
-
-
-def _commit(config: Any) -> str | None:
-    """The commit that a hub name stood for when the model was loaded."""
-    commit: str | None = getattr(config.model_config.hf_config, "_commit_hash", None)
-    return commit
 
 
 def _device(config: Any) -> str:

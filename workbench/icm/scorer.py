@@ -12,7 +12,7 @@ from operator import add
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from workbench.engines.pieces import Pieces
+from workbench.engines.tokens import SegmentedPrompt
 from workbench.errors import EngineError, InputError
 from workbench.icm.claim import Claim, Labelled, Labels, Wording
 from workbench.icm.journal import Journal
@@ -338,7 +338,7 @@ class Scorer:
         if self._fit.fits(text):
             self._counts[len(shown), len(chosen)] += 1
         labels += self._given
-        return Pieces([*(self._solved[i][bool(labels[i])] for i in chosen), text])
+        return SegmentedPrompt([*(self._solved[i][bool(labels[i])] for i in chosen), text])
 
     def score(self, prompts: list[str]) -> list[TrueFalse]:
         """The scores of whole prompts: from the journal, or else from the engine.

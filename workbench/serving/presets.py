@@ -18,7 +18,7 @@ from typing import Any
 from workbench import values
 from workbench.engines.cpu import PASSIVE
 from workbench.engines.identity import deciding
-from workbench.engines.source import EMBEDDED, Source
+from workbench.engines.local import EMBEDDED, Source
 from workbench.errors import InputError
 from workbench.serving.access import required_key
 from workbench.serving.launch import IDENTITY

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from workbench.engines import URL
-from workbench.engines.source import OURS, Source
+from workbench.engines.local import OURS, Source
 from workbench.errors import InputError, NotebookError
 from workbench.nb.injected import source_of
 from workbench.nb.notebook import Notebook, load

@@ -10,22 +10,20 @@ from itertools import islice
 from typing import Any
 
 from workbench.engines.chat import CHAT, ChatOptions
-from workbench.engines.device import collect, find_device, shown
+from workbench.engines.device import collect, find_device, prepare, shown
 from workbench.engines.diffusion.checkpoint import read
 from workbench.engines.diffusion.denoiser import Counts, Denoiser, check_slots
 from workbench.engines.diffusion.denoising import Denoising
 from workbench.engines.diffusion.likelihood import bounds
 from workbench.engines.diffusion.network import Network
 from workbench.engines.diffusion.row import Row
-from workbench.engines.identity import deciding, variant
-from workbench.engines.labels import LabelTree
-from workbench.engines.local import LocalEngine, versions
+from workbench.engines.identity import deciding
+from workbench.engines.local import EMBEDDED_DIFFUSION, LocalEngine, Source, check_options, versions
 from workbench.engines.requests import Request
-from workbench.engines.resident import prepare
-from workbench.engines.source import EMBEDDED_DIFFUSION, Source, check_options
+from workbench.engines.tokens import LabelTree
 from workbench.engines.transformers import unavailable
-from workbench.store import Store, digest
-from workbench.types import Completion, EngineInfo, LabelRow, Message, Prompt, Sampling
+from workbench.store import Store
+from workbench.types import Completion, LabelRow, Message, Prompt, Sampling
 
 __all__ = ["Counts", "Denoiser", "Denoising", "DiffusionEngine", "Row", "unavailable"]
 
@@ -78,34 +76,27 @@ class DiffusionEngine(LocalEngine):
         self._mask_spelt = self._tokenizer(
             self._mask_name or "", add_special_tokens=False, split_special_tokens=True
         ).input_ids
-        weights = source.weights()
-        revision = network.revision or (weights if source.folder else None)
-        info = EngineInfo(
+        self._weights = source.weights()
+        own = {k: v for k, v in options.items() if k not in ("batch_size", "device", *CHAT)}
+        super().__init__(
+            source,
+            store,
+            network.revision,
+            decisive=deciding(own | self._chats.given),
+            identity={
+                "engine": "diffusion",
+                # The room that is left decides a canvas, and so an answer.
+                "options": [options.get("load_format"), network.mask, network.context],
+                "denoising": asdict(self.denoising),
+                "chats": self._chats.given,
+            },
             engine="diffusion",
-            model=source.shown,
-            revision=revision[:12] if revision else "not known",
             device=shown(device),
             dtype=str(network.model.dtype).removeprefix("torch."),
             context_length=network.context,
             versions=versions("transformers", "torch"),
             why=why,
         )
-        identity = {
-            "engine": info.engine,
-            "weights": [weights, revision],
-            "dtype": info.dtype,
-            "template": digest(getattr(self._tokenizer, "chat_template", None)).hex(),
-            # The room that is left decides a canvas, and so an answer.
-            "options": [options.get("load_format"), network.mask, network.context],
-            "denoising": asdict(self.denoising),
-            "chats": self._chats.given,
-        }
-        own = {k: v for k, v in options.items() if k not in ("batch_size", "device", *CHAT)}
-        own |= self._chats.given
-        known = variant(revision, info.dtype, deciding(own)) if revision else ""
-        super().__init__(info, identity, store, known)
-        if not revision:
-            self._store_nothing(f"no commit of {source.shown} is known to know its weights by")
 
     @property
     def batch_size(self) -> int:
@@ -189,7 +180,7 @@ class DiffusionEngine(LocalEngine):
             done = [row for row in denoiser.step() if row.done]
             if done:
                 rows = [(asked.pop(row), row.completion(), row.prompt) for row in done]
-                yield [(one, self._parted(one, answer, ids)) for one, answer, ids in rows]
+                yield [(one, self._without_thinking(one, answer, ids)) for one, answer, ids in rows]
 
     def _row(self, request: Request, ids: Sequence[int]) -> Row:
         sampling, seed = request.sampling, request.seed

@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.engines.building import building
-from workbench.engines.device import context_length, memory_ran_out
+from workbench.engines.device import building, context_length, memory_ran_out
 from workbench.engines.diffusion.network import Network
 from workbench.engines.folder import check_folder, explained
-from workbench.engines.source import Source
+from workbench.engines.local import Source
 from workbench.engines.tensors import KINDS, check_tensors, silent
 from workbench.errors import EngineError, InputError, WorkbenchError
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from workbench import values
-from workbench.engines.source import check_options
+from workbench.engines.local import check_options
 from workbench.errors import InputError
 
 Cache = Literal["none", "prefix", "dual"]

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.engines.labels import LabelTree, Node, Tokens
 from workbench.engines.remote import wire
 from workbench.engines.remote.dispatch import Plan, estimated_tokens
 from workbench.engines.remote.endpoint import Endpoint
@@ -26,6 +25,7 @@ from workbench.engines.remote.retry import (
     RequestError,
     RetryableError,
 )
+from workbench.engines.tokens import LabelTree, Node, Tokens
 from workbench.errors import EngineError, InputError
 from workbench.types import LabelRow, Prompt, Sampling
 

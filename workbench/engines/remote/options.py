@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
+from workbench.engines.local import check_options
 from workbench.engines.remote.http import Transport
 from workbench.engines.remote.retry import RetryBudget
-from workbench.engines.source import check_options
 from workbench.errors import InputError
 from workbench.values import optional, real, refuse, text, whole
 

@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from workbench.engines.cpu import PASSIVE
 from workbench.engines.device import memory_ran_out
 from workbench.engines.fitting import fit
 from workbench.engines.folder import explained
@@ -27,16 +26,6 @@ from workbench.errors import EngineError, EngineGoneError, InputError, Workbench
 from workbench.progress import stopping
 
 log = logging.getLogger("workbench")
-
-# Set where the user has not: one process (an interrupt must reach the model), quiet start.
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-    "TOKENIZERS_PARALLELISM": "false",
-    **PASSIVE,
-}
 
 
 class Inbox:
@@ -47,10 +36,10 @@ class Inbox:
         self.finished: list[Any] = []
 
 
-class Resident:
+class SharedLLM:
     """A loaded model and the callers that share it."""
 
-    _here: Resident | None = None  # at most one in a process: two would not fit
+    _here: SharedLLM | None = None  # at most one in a process: two would not fit
 
     def __init__(self, arguments: Mapping[str, Any], signature: str) -> None:
         self.signature = signature
@@ -62,7 +51,7 @@ class Resident:
         self.llm: Any = self._load(arguments)
 
     @classmethod
-    def acquire(cls, user: object, arguments: Mapping[str, Any], signature: str) -> Resident:
+    def acquire(cls, user: object, arguments: Mapping[str, Any], signature: str) -> SharedLLM:
         """The model in this process if it is the same one, else load it and free the other."""
         here = cls._here
         if here is not None and here.signature == signature:
@@ -181,8 +170,8 @@ class Resident:
                 llm.llm_engine.engine_core.shutdown()
             del llm
             _clean_up()
-            if Resident._here is self:
-                Resident._here = None
+            if SharedLLM._here is self:
+                SharedLLM._here = None
 
     def _open(self) -> Any:
         if self.llm is None:
@@ -241,12 +230,6 @@ def refusals() -> Iterator[None]:
 
 def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
-
-
-def prepare() -> None:
-    """Set vLLM's environment; call it before anything imports vLLM or torch."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
 
 
 def _clean_up() -> None:
