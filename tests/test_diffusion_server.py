@@ -36,7 +36,7 @@ PROGRAM = """
 import sys
 from workbench.engines.diffusion import DiffusionEngine
 from workbench.serving.diffusion_server import serve_diffusion
-with DiffusionEngine(str(MEMORISER), None, "test", {"threshold": 0.9}) as engine:
+with DiffusionEngine(sys.argv[1], None, "test", {"threshold": 0.9}) as engine:
     for _ in range(2):
         server = serve_diffusion(engine, batch_size=2, max_wait_time=0)
         print(server.url, flush=True)
@@ -55,7 +55,7 @@ for line in urllib.request.urlopen(request):
 @pytest.fixture(scope="module", autouse=True)
 def program() -> Iterator[subprocess.Popen[str]]:
     """A server in a process of its own, loading while the other tests run."""
-    line = [sys.executable, "-c", PROGRAM]
+    line = [sys.executable, "-c", PROGRAM, str(MEMORISER)]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
         yield process
         process.kill()

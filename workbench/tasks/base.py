@@ -1,0 +1,161 @@
+"""What all tasks share: held-out items by seed, worked examples from the training side."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Literal
+
+from workbench import answers, values
+from workbench.answers.tidy import outside_reasoning
+from workbench.errors import InputError
+from workbench.types import Grade, Item, Prompt, Sampling
+
+MOST_REPEATED = 20_000
+"""How many draws in a row may bring nothing new before there are no more items."""
+
+
+class BaseTask(ABC):
+    """A task whose items are drawn from a stream, with no end where they are made up.
+
+    A task with `labels` is asked for the likeliest of them (`engine.label_logprobs`) or for text.
+
+    `reads` is the style in which `workbench.answers` reads a response; `end` separates a worked
+    example from what follows.
+    """
+
+    name: str
+    split = "test"
+    difficulty = ""
+    reads: answers.Style = "gsm8k"
+    labels: tuple[str, ...] = ()
+    end = "\n"
+    sampling = Sampling(max_tokens=160, stop=("\n\n",))
+    count = 1000
+
+    @abstractmethod
+    def stream(self, rng: random.Random, *, held_out: bool) -> Iterator[Item]:
+        """Items from one side of the split, in an order that `rng` decides."""
+
+    @abstractmethod
+    def ask(self, item: Item) -> str:
+        """The item as the model sees it, up to where its answer begins."""
+
+    def solved(self, item: Item) -> str:
+        """A worked example."""
+        return f"{self.ask(item)}{self.answer(item)}{self.end}"
+
+    def answer(self, item: Item) -> str:
+        """What follows `ask`, with its leading space: as a right answer is written."""
+        return f" {item.answer}"
+
+    def question(self, item: Item) -> str:
+        """The item as a person says it in a chat."""
+        return self.ask(item)
+
+    def grade(self, item: Item, text: str) -> Grade:
+        """Read an answer; what cannot be read is not parsed rather than wrong."""
+        if self.reads == "gsm8k":  # what comes after an end is no part of the answer
+            text = outside_reasoning(text)
+            for stop in filter(str.strip, (*self.sampling.stop, "\nQuestion:")):
+                text = text.partition(stop)[0]
+        return answers.grade(text, item.answer, self.reads, labels=self.labels)
+
+    def items(self, count: int | None = None, seed: int = 0) -> list[Item]:
+        """`count` different held-out items, the same for the same seed.
+
+        Raises:
+            InputError: `count` is below 1, or there are not so many different ones.
+        """
+        count = self.count if count is None else count
+        rng = random.Random(f"{self.name}-{seed}")
+        return first_items(self.stream(rng, held_out=True), count, self.name)
+
+    def prompt(
+        self, item: Item, shots: int = 0, style: Literal["completion", "chat"] = "completion"
+    ) -> Prompt:
+        """The item after `shots` worked examples, which no two items share.
+
+        In a chat the examples are earlier exchanges.
+
+        Raises:
+            InputError: `shots` is no whole number from 0, or there is no such style.
+        """
+        shots = values.whole("shots", shots, 0)
+        if style not in {"completion", "chat"}:
+            values.refuse("style", style, '"completion" or "chat"')
+        examples = list(islice(self.examples(item), shots))
+        if style == "completion":
+            return "".join(map(self.solved, examples)) + self.ask(item)
+        turns = []
+        for example in examples:
+            turns += [{"role": "user", "content": self.question(example)}]
+            turns += [{"role": "assistant", "content": self.answer(example)}]
+        return [*turns, {"role": "user", "content": self.question(item)}]
+
+    def examples(self, item: Item) -> Iterator[Item]:
+        """WordTask examples for an item, always the same ones, from the training side."""
+        return self.stream(random.Random(f"{self.name}-{item.id}"), held_out=False)
+
+
+class FixedTask(BaseTask):
+    """A task whose items are all there: they are drawn in random order."""
+
+    @abstractmethod
+    def side(self, *, held_out: bool) -> Sequence[Item]:
+        """All items of one side of the split."""
+
+    def stream(self, rng: random.Random, *, held_out: bool) -> Iterator[Item]:
+        yield from shuffled(self.side(held_out=held_out), rng)
+
+
+class WordTask(BaseTask):
+    """Problems in words: `question`, `steps`, and a `solution` whose last line is `#### N`."""
+
+    difficulty = "steps"
+    end = "\n\n"
+
+    def ask(self, item: Item) -> str:
+        return worded(item.fields["question"])
+
+    def answer(self, item: Item) -> str:
+        return f" {item.fields['solution']}"
+
+    def question(self, item: Item) -> str:
+        return str(item.fields["question"])
+
+
+def worded(question: str) -> str:
+    """A problem as the model sees it, to be continued by a space and a solution."""
+    return f"Question: {question}\nAnswer:"
+
+
+def first_items(stream: Iterable[Item], count: int, name: str) -> list[Item]:
+    """The first `count` items of a stream that differ.
+
+    Raises:
+        InputError: `count` is below 1, or there are not so many.
+    """
+    count = values.whole("count", count, 1)
+    items: dict[str, Item] = {}
+    repeated = 0
+    for item in stream:
+        repeated = repeated + 1 if item.id in items else 0
+        items.setdefault(item.id, item)
+        if len(items) == count:
+            return list(items.values())
+        if repeated == MOST_REPEATED:
+            break
+    about = "about " if repeated else ""
+    raise InputError(f"count={count}: {name} has {about}{len(items)} items, ask for fewer")
+
+
+def shuffled(items: Sequence[Item], rng: random.Random) -> Iterator[Item]:
+    """Items in random order, as far as they are asked for (Fisher and Yates's shuffle)."""
+    moved: dict[int, int] = {}
+    for at in range(len(items)):
+        other = rng.randrange(at, len(items))
+        yield items[moved.get(other, other)]
+        moved[other] = moved.pop(at, at)
