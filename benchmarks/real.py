@@ -14,7 +14,7 @@ from workbench.icm import open_testbed, search
 from workbench.load import Load, open_both, versus
 from workbench.stats import proportion
 from workbench.tasks import GSM8K, TruthfulQA, WordProblems
-from workbench.tasks.choices import open_choices
+from workbench.tasks.multiple_choice import open_choices
 from workbench.throughput import Throughput
 from workbench.types import Engine, Metric
 from workbench.uncertainty.elicit import elicit

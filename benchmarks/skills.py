@@ -16,8 +16,8 @@ from tools.training.marks import unmarked
 from workbench.evaluation import accuracy, accuracy_by, evaluate
 from workbench.stats import balanced_accuracy, calibration_error, difference, proportion
 from workbench.tasks import Claims, Options, Verdicts, WordProblems
+from workbench.tasks.base import BaseTask, worded
 from workbench.tasks.claims import equations
-from workbench.tasks.generated import Generated, worded
 from workbench.tasks.word_problems import solution, stories
 from workbench.types import Completion, Engine, Item, Metric, Sampling
 
@@ -81,7 +81,7 @@ def _gain(votes: Sequence[bool], greedy: pd.DataFrame) -> Metric:
     return difference("… majority over greedy", np.array(votes)[answered], right)
 
 
-def _vote(task: Generated, item: Item, answer: Completion) -> bool:
+def _vote(task: BaseTask, item: Item, answer: Completion) -> bool:
     """Whether the commonest of the answers that could be read is right; ties go to the first."""
     grades = [task.grade(item, sample.text) for sample in answer.samples if not sample.error]
     counts = Counter(grade.extracted for grade in grades if grade.parsed)
@@ -89,7 +89,7 @@ def _vote(task: Generated, item: Item, answer: Completion) -> bool:
 
 
 def _choose(
-    task: Generated, engine: Engine, items: Sequence[Item], shots: int = 0
+    task: BaseTask, engine: Engine, items: Sequence[Item], shots: int = 0
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Log-probabilities of the task's labels [n, m], and whether the likeliest is right [n]."""
     import numpy as np

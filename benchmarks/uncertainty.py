@@ -24,8 +24,8 @@ from benchmarks.table import Row, share_row
 from workbench.engines.remote import RemoteEngine
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
-from workbench.tasks.choices import Choices, open_choices
-from workbench.tasks.published import local_file
+from workbench.tasks.multiple_choice import MultipleChoice, open_choices
+from workbench.tasks.published import published_file
 from workbench.types import Engine, Item, Metric
 from workbench.uncertainty.calibration import Method, calibration_report, rescaled
 from workbench.uncertainty.choices import LETTERS
@@ -68,7 +68,7 @@ def _tables(say: Say) -> tuple[dict[str, NDArray[Any]], NDArray[Any], pd.DataFra
     import pandas as pd
 
     try:
-        logits, table = local_file(LOGITS), local_file(TABLE)
+        logits, table = published_file(LOGITS), published_file(TABLE)
     except InputError as error:
         say(f"left out: {error}")
         return None
@@ -162,10 +162,10 @@ def asked(url: str, count: int, concurrency: int) -> dict[str, float]:
     import pandas as pd
 
     made = [_item(number) for number in range(count + EXAMPLES)]
-    task = Choices("made up", "qa", made[EXAMPLES:], made[:EXAMPLES])
+    task = MultipleChoice("made up", "qa", made[EXAMPLES:], made[:EXAMPLES])
     options = {"base_url": url, "max_concurrency": concurrency}
     with RemoteEngine(None, None, "benchmark", options) as engine:
-        elicit([Choices("warm-up", "qa", task.demonstrations)], [engine], ["base"])
+        elicit([MultipleChoice("warm-up", "qa", task.demonstrations)], [engine], ["base"])
         start, busy = time.perf_counter(), time.process_time()
         rows = elicit([task], [engine]).rows
         seconds, cpu = time.perf_counter() - start, time.process_time() - busy

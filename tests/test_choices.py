@@ -15,7 +15,7 @@ import pytest
 
 from workbench.errors import InputError
 from workbench.tasks import Options, Sums
-from workbench.tasks.choices import KINDS, PUBLISHED, Choices, Kind, open_choices
+from workbench.tasks.multiple_choice import KINDS, PUBLISHED, Kind, MultipleChoice, open_choices
 from workbench.tasks.options import LEVELS
 from workbench.types import Item
 from workbench.uncertainty.prompts import PROMPTS, labels, option_prompts
@@ -45,7 +45,7 @@ def published(
     monkeypatch.setenv("WORKBENCH_DATA", str(folder))
 
 
-def own(folder: Path, rows: object, **arguments: Any) -> Choices:
+def own(folder: Path, rows: object, **arguments: Any) -> MultipleChoice:
     path = folder / "mine.json"
     path.write_text(rows if isinstance(rows, str) else json.dumps(rows))
     return open_choices(path, **arguments)
@@ -103,7 +103,7 @@ def test_items_in_random_order_by_seed(tmp_path: Path) -> None:
     assert task.items(7, seed=1) != task.items(7)
     with pytest.raises(InputError, match="count=41: mine has 40 items, ask for fewer"):
         task.items(41)
-    with pytest.raises(InputError, match="count=0: ask for 1"):
+    with pytest.raises(InputError, match="count=0: must be a whole number from 1"):
         task.items(0)
 
 
@@ -177,12 +177,14 @@ def test_the_embedded_task() -> None:
     ("name", "near"), [("mmul", "mmlu"), ("HellaSwag", "hellaswag"), ("halueval", "halueval_di")]
 )
 def test_an_unknown_name(name: str, near: str) -> None:
-    with pytest.raises(InputError, match=rf"no task '{name}'.*did you mean '{near}.*Known: option"):
+    with pytest.raises(
+        InputError, match=rf"no task of six options '{name}'.*did you mean '{near}.*Known: option"
+    ):
         open_choices(name)
 
 
 def test_arguments_that_cannot_be(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="kind='QA': give one of qa, rc, ci, drs, ds"):
+    with pytest.raises(InputError, match=r"no kind 'QA', did you mean 'qa'.*Known: qa, rc, ci"):
         open_choices("options", kind="QA")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="demonstrations=-1: must be a whole number"):
         open_choices("options", demonstrations=-1)
@@ -209,7 +211,7 @@ SEVEN = row(1)["choices"] | {"G": "g"}
         ([row(1, choices=SEVEN)], r"row 0, choices: 7 options \(A, B, C, D, E, F, G\), must be"),
         ([row(1, choices={})], r"row 0, choices: 0 options \(\), must be"),
         ([flat(1, G="g")], r"row 0: 7 options \(A, B, C, D, E, F, G\)"),
-        ([row(1, choices=list("abcdef"))], r"row 0: choices=\['a', .* must map A to F"),
+        ([row(1, choices=list("abcdef"))], r"row 0: choices=\['a', .* must be six texts by A to F"),
         ([row(1, choices=SEVEN | {"A": " "})], "7 options"),
         ([row(1, choices=row(1)["choices"] | {"B": " "})], "row 0, choices: B=' ' must be a text"),
         ([row(1, choices=row(1)["choices"] | {"B": None})], "row 0, choices: B=None must be"),
@@ -258,9 +260,7 @@ def test_published_files_that_are_not_whole(
 
 def opened(cache: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Open MMLU in a new process with the hub's cache in `cache` and no data folder."""
-    program = (
-        "from workbench.tasks.choices import open_choices; print(open_choices('mmlu').items(1)[0])"
-    )
+    program = "from workbench.tasks import open_choices; print(open_choices('mmlu').items(1)[0])"
     kept = {key: value for key, value in os.environ.items() if key != "WORKBENCH_DATA"}
     return subprocess.run(
         [sys.executable, "-c", program],

@@ -21,7 +21,7 @@ from workbench.icm import search
 from workbench.icm.claim import Claim, Wording, wording_from
 from workbench.icm.table import ADDED, check_columns, joined, save_table
 from workbench.icm.testbeds import Testbed, comparisons, embedded, open_testbed, read_claims
-from workbench.tasks.published import local_file
+from workbench.tasks.published import published_file
 from workbench.tasks.rows import read_table
 from workbench.types import Engine
 
@@ -269,7 +269,7 @@ def test_published_pairs() -> None:
 @pytest.mark.parametrize("side", ["train", "test"])
 def test_published_data_is_read_as_it_is(side: str) -> None:
     try:
-        path = local_file(f"truthfulqa/{side}.json")
+        path = published_file(f"truthfulqa/{side}.json")
     except InputError as error:
         pytest.skip(str(error))
     rows = json.loads(path.read_text())

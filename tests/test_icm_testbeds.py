@@ -31,7 +31,7 @@ from workbench.icm.testbeds import (
 from workbench.tasks import Claims
 from workbench.tasks.arithmetic import Sum, is_held_out
 from workbench.tasks.claims import equations
-from workbench.tasks.published import local_file
+from workbench.tasks.published import published_file
 
 needs_data = pytest.mark.skipif(
     not os.environ.get("WORKBENCH_DATA"),
@@ -257,7 +257,7 @@ def test_gsm8k_as_published() -> None:
 @needs_data
 def test_gsm8k_keys_tell_the_truth() -> None:
     """The published verdicts are those of comparing our keys with the true answers."""
-    lines = local_file("gsm8k/test.jsonl").read_bytes().splitlines()
+    lines = published_file("gsm8k/test.jsonl").read_bytes().splitlines()
     answers = [json.loads(line)["answer"].rpartition("#### ")[2] for line in lines]
     for claim in gsm8k().claims + gsm8k().test:
         true = answers[int(claim.group.removeprefix("gsm8k-test-"))].replace(",", "")

@@ -19,7 +19,8 @@ from workbench.comparison import load
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
 from workbench.tasks import Options
-from workbench.tasks.choices import Choices, open_choices
+from workbench.tasks.multiple_choice import MultipleChoice as Choices
+from workbench.tasks.multiple_choice import open_choices
 from workbench.types import Engine, Item, Report, Usage
 from workbench.uncertainty.choices import LETTERS
 from workbench.uncertainty.conformal import conformal_report
@@ -268,7 +269,10 @@ def test_both_transports_ask_the_same() -> None:
         ({"prompts": ["base", "base"]}, "2 are called 'base'"),
         ({"prompts": ["polite"]}, "prompt='polite'"),
         ({"tasks": [Choices("none", "qa", [])]}, "task none has no items"),
-        ({"tasks": [Choices("twice", "qa", items(2) + items(2))]}, "ids of twice: 2 are called"),
+        (
+            {"tasks": [Choices("twice", "qa", items(2) + items(2))]},
+            "ids of twice: 2 are called",
+        ),
         ({"count": 0}, "count=0"),
         ({"prompts": "base"}, "prompts='base': give a list"),
         ({"tasks": "options"}, "tasks='options': give a list"),
@@ -289,7 +293,11 @@ def test_both_transports_ask_the_same() -> None:
     ],
 )
 def test_what_cannot_be_asked(arguments: dict[str, Any], said: str, plain: VLLMEngine) -> None:
-    given = {"tasks": [Choices("own", "qa", items(3))], "engines": [plain], "prompts": ["base"]}
+    given = {
+        "tasks": [Choices("own", "qa", items(3))],
+        "engines": [plain],
+        "prompts": ["base"],
+    }
     with pytest.raises(InputError, match=said):
         elicit(**{**given, **arguments})
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tools.training.text import exchange
 from workbench.tasks.arithmetic import Sum, problems
-from workbench.tasks.generated import worded
+from workbench.tasks.base import worded
 from workbench.tasks.word_problems import Story, solution, stories
 
 MANNER = "first"

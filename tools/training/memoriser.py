@@ -22,7 +22,7 @@ from tools.training import tokenizer as tokens
 from tools.training.train import optimizers_of
 from workbench.errors import InputError
 from workbench.progress import one_bar
-from workbench.tasks.generated import worded
+from workbench.tasks.base import worded
 from workbench.tasks.word_problems import MANNERS, solution, stories
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from workbench.cli.output import check_new, command_group, save, say, show_repor
 from workbench.errors import InputError
 
 if TYPE_CHECKING:
-    from workbench.tasks.choices import Choices
+    from workbench.tasks import MultipleChoice
     from workbench.types import Report
 
 app = command_group("How sure is a model, and can it be believed?")
@@ -59,7 +59,7 @@ def run(
     as_json: options.Json = False,
 ) -> None:
     """Ask for the probabilities of six options and score them. Run again, it resumes."""
-    from workbench.tasks.choices import open_choices
+    from workbench.tasks import open_choices
     from workbench.uncertainty.conformal import check_settings
     from workbench.uncertainty.report import score_options
 
@@ -121,7 +121,8 @@ def _options(
 
 
 def _elicited(
-    tasks: list[Choices], models: list[Any], arguments: dict[str, Any], settings: dict[str, Any],
+    tasks: list[MultipleChoice], models: list[Any], arguments: dict[str, Any],
+    settings: dict[str, Any],
     *, together: bool,
 ) -> Report:  # fmt: skip
     """Models of servers at the same time, others in turn, as each fills the machine."""

@@ -21,9 +21,9 @@ from workbench.icm.claim import Claim, Wording, check_claims
 from workbench.icm.columns import PAIRS, Columns
 from workbench.icm.reading import Found, gold_of, put, read
 from workbench.icm.table import check_columns
-from workbench.tasks import published
+from workbench.tasks import TruthfulQA
 from workbench.tasks.claims import Claims, Equation, equations
-from workbench.tasks.published import CALCULATION, local_file
+from workbench.tasks.published import CALCULATION, published_file
 from workbench.tasks.rows import TableRow, read_rows
 from workbench.types import Item
 
@@ -221,9 +221,11 @@ def truthfulqa() -> Testbed:
     Raises:
         InputError: the files are not in `$WORKBENCH_DATA`, or are broken.
     """
-    rows = published.truthfulqa("train")
+    rows = TruthfulQA().side(held_out=False)
     asked = {row.fields["question"] for row in rows}
-    held_out = (row for row in published.truthfulqa("test") if row.fields["question"] not in asked)
+    held_out = (
+        row for row in TruthfulQA().side(held_out=True) if row.fields["question"] not in asked
+    )
     return Testbed("truthfulqa", _different(map(_answer, rows)), _different(map(_answer, held_out)))
 
 
@@ -248,7 +250,7 @@ def gsm8k() -> Testbed:
         InputError: the file is not in `$WORKBENCH_DATA`, or is broken.
     """
     sides: tuple[list[Claim], list[Claim]] = ([], [])
-    for number, row in enumerate(read_rows(local_file("gsm8k/model_solutions_6b.jsonl"))):
+    for number, row in enumerate(read_rows(published_file("gsm8k/model_solutions_6b.jsonl"))):
         for how in ("6b_finetuning", "6b_verification"):
             sides[number % 3 == 2].append(_solution(row, how, f"gsm8k-test-{number}"))
     return Testbed("gsm8k", _different(sides[0]), _different(sides[1]))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from workbench import values
 from workbench.errors import InputError
 from workbench.tasks.arithmetic import Sums
 from workbench.tasks.claims import Claims
+from workbench.tasks.multiple_choice import MultipleChoice, open_choices
 from workbench.tasks.options import Options
 from workbench.tasks.own import OwnTask
 from workbench.tasks.published import GSM8K, TruthfulQA
+from workbench.tasks.rows import is_path
 from workbench.tasks.word_problems import Verdicts, WordProblems
 from workbench.types import Task
 
@@ -22,12 +23,14 @@ __all__ = [
     "GSM8K",
     "TASKS",
     "Claims",
+    "MultipleChoice",
     "Options",
     "OwnTask",
     "Sums",
     "TruthfulQA",
     "Verdicts",
     "WordProblems",
+    "open_choices",
     "open_task",
 ]
 
@@ -57,17 +60,14 @@ def open_task(name: object, /, **columns: Any) -> Task:
         InputError: there is none of that name, it takes no arguments, or the file is not what it
             should be.
     """
-    if isinstance(name, str) and name in TASKS:
-        if columns:
-            raise InputError(f"{', '.join(columns)}: only a file takes these, not the task {name}")
-        return TASKS[name]()
-    if not isinstance(name, str) or re.search(r"[/\\.]", str(name)):
-        known = [*inspect.signature(OwnTask).parameters][1:]
-        if unknown := sorted({*columns} - {*known}):
-            raise InputError(f"{unknown[0]!r} is nothing a file has; known: {', '.join(known)}")
+    if not isinstance(name, str) or is_path(name):
+        for column in columns:
+            values.known(
+                "argument for a file", column, [*inspect.signature(OwnTask).parameters][1:]
+            )
         return OwnTask(name, **columns)
-    near = difflib.get_close_matches(name.lower(), TASKS, n=1, cutoff=0.0)
-    raise InputError(
-        f"no task {name!r}, did you mean {near[0]!r}? Known: {', '.join(TASKS)}, or give the path "
-        "of a .jsonl, .json or .csv file, or a DataFrame"
-    )
+    otherwise = ", or give the path of a .jsonl, .json or .csv file, or a DataFrame"
+    task = TASKS[values.known("task", name, TASKS, otherwise)]
+    if columns:
+        raise InputError(f"{', '.join(columns)}: only a file takes these, not the task {name}")
+    return task()

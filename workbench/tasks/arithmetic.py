@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from workbench.tasks.generated import Generated
+from workbench.tasks.base import BaseTask
 from workbench.types import Grade, Item, Sampling
 
 HELD_OUT_SHARE = 0.1
@@ -81,7 +81,7 @@ def wrong_result(problem: Sum, rng: random.Random) -> int:
     return rng.choice(sorted(c for c in candidates if c >= 0 and c != right))
 
 
-class Sums(Generated):
+class Sums(BaseTask):
     """`17+25=` and what must follow. `item.fields`: `problem`, `kind` (addition, …), `digits` of
     the result."""
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from workbench.errors import InputError
 from workbench.tasks.arithmetic import Sum, problems, wrong_result
-from workbench.tasks.generated import Generated
+from workbench.tasks.base import BaseTask
 from workbench.types import Item, Sampling
 
 Demonstrations = Literal["right", "random"]
@@ -45,7 +45,7 @@ def equations(rng: random.Random, *, held_out: bool) -> Iterator[list[Equation]]
         yield group
 
 
-class Claims(Generated):
+class Claims(BaseTask):
     """`item.fields`: `claim`, `problem` (claims about one problem exclude each other), `shown`.
 
     Args:

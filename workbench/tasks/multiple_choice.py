@@ -196,10 +196,9 @@ def _options(row: TableRow) -> tuple[str, ...]:
             f"{options.place}: {len(options.cells)} options ({names:.60}), must be the six A to F; "
             "add or drop some, the last two are I don't know and None of the above"
         )
-    # Numbers as they are printed: the published prompts show 12.0 as 12.0.
-    return tuple(
-        str(cell)
-        if isinstance(cell := options.cells[letter], int | float)
-        else options.text(letter)
-        for letter in LETTERS
-    )
+    texts = []
+    for letter in LETTERS:
+        cell = options.cells[letter]
+        # Numbers as they are printed: the published prompts show 12.0 as 12.0.
+        texts.append(str(cell) if isinstance(cell, int | float) else options.text(letter))
+    return tuple(texts)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from workbench.tasks.arithmetic import Sum, is_held_out, problems
-from workbench.tasks.generated import Generated
+from workbench.tasks.base import BaseTask
 from workbench.tasks.word_problems import NAMES, THINGS
 from workbench.types import Item, Sampling
 
@@ -46,7 +46,7 @@ class Choice:
         return LETTERS[self.right]
 
 
-class Options(Generated):
+class Options(BaseTask):
     """`item.fields`: `question`, `options` (six texts), `level` (`LEVELS`, easy first)."""
 
     name = "options"

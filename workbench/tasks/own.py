@@ -10,9 +10,9 @@ from workbench import answers
 from workbench.answers.choices import LETTERS
 from workbench.answers.reading import expression
 from workbench.errors import InputError
-from workbench.tasks.generated import Fixed, worded
+from workbench.tasks.base import FixedTask, worded
 from workbench.tasks.rows import TableRow, check_distinct, read_rows
-from workbench.types import Grade, Item, Sampling
+from workbench.types import Item, Sampling
 
 SAMPLING: dict[answers.Style, Sampling] = {
     "gsm8k": Sampling(max_tokens=400, stop=("\nQuestion:",)),
@@ -29,7 +29,7 @@ NEEDS: dict[answers.Style, str] = {
 }
 
 
-class OwnTask(Fixed):
+class OwnTask(FixedTask):
     """`item.fields`: `question` and, where its column is named, `solution`.
 
     A row's answer is kept as the grader reads it: "$1,080.00" is 1080, "true" the label "True".
@@ -65,24 +65,25 @@ class OwnTask(Fixed):
         self.name = name or (Path(source).stem if isinstance(source, str | Path) else "own")
         self.reads, self.sampling = style, sampling or SAMPLING[style]
         self._columns, self._instruction = (question, answer, id, solution), instruction
-        self._rows = self._read(read_rows(source))
+        self._items = self._read(read_rows(source))
         self._examples = () if examples is None else self._read(read_rows(examples, "examples"))
-        self.count = len(self._rows)
-        asked = {item.fields["question"] for item in self._rows}
-        if both := [row for item in self._examples if (row := item.fields["question"]) in asked]:
+        self.count = len(self._items)
+        asked = {item.fields["question"] for item in self._items}
+        if both := [text for item in self._examples if (text := item.fields["question"]) in asked]:
             raise InputError(
                 f"{self.name}: {len(both)} questions of examples are asked too, such as "
                 f"{both[0]!r:.80}: leave them out on one side, or their answers would be shown"
             )
 
     def side(self, *, held_out: bool) -> Sequence[Item]:
-        rows = self._rows if held_out else self._examples
-        if not rows:
+        if held_out:
+            return self._items
+        if not self._examples:
             raise InputError(
                 f"{self.name} has no worked examples to show: give examples=, rows with the same "
                 "columns, or ask for shots=0"
             )
-        return rows if held_out else [replace(row, id=f"example {row.id}") for row in rows]
+        return [replace(one, id=f"example {one.id}") for one in self._examples]
 
     def ask(self, item: Item) -> str:
         return worded(self.question(item))
@@ -93,8 +94,8 @@ class OwnTask(Fixed):
     def answer(self, item: Item) -> str:
         return f" {item.fields.get('solution') or _written(item.answer, self.reads)}"
 
-    def _read(self, rows: Sequence[TableRow]) -> tuple[Item, ...]:
-        items = tuple(self._item(row, number) for number, row in enumerate(rows))
+    def _read(self, rows: Sequence[TableRow]) -> Sequence[Item]:
+        items = [self._item(row, number) for number, row in enumerate(rows)]
         check_distinct(rows, self._columns[2], [item.id for item in items])
         return items
 
@@ -113,13 +114,11 @@ class OwnTask(Fixed):
             response = _written(gold, self.reads)
             verdict = answers.grade(response, gold, self.reads, labels=self.labels)
         except InputError:
-            verdict = Grade(None, None, parsed=False)
-        if not verdict.correct or verdict.extracted is None:
-            one_of = ", ".join(label.strip() for label in self.labels)
-            raise InputError(
-                f"{row.place}: {column}={gold!r:.60} must be {NEEDS[self.reads]}{one_of} in the "
-                f"style {self.reads!r}; correct the row or give another style"
-            )
+            verdict = None
+        if verdict is None or not verdict.correct or verdict.extracted is None:
+            need = NEEDS[self.reads] + ", ".join(label.strip() for label in self.labels)
+            style = f"in the style {self.reads!r}; correct the row or give another style"
+            row.refuse(column, f"{need} {style}")
         return verdict.extracted
 
 

@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from workbench.errors import InputError
 from workbench.values import near, refuse
@@ -42,12 +42,8 @@ class TableRow(NamedTuple):
     place: str
     cells: Mapping[Any, Any]
 
-    def text(self, column: str) -> str:
-        """A text that every row must have.
-
-        Raises:
-            InputError: there is no such column, or no text in it.
-        """
+    def refuse(self, column: str, need: str) -> NoReturn:
+        """Say what a value must be, or that its column is missing."""
         if column not in self.cells:
             known = [*map(str, self.cells)]
             raise InputError(
@@ -55,10 +51,17 @@ class TableRow(NamedTuple):
                 + near(column, known)
             )
         value = self.cells[column]
+        raise InputError(f"{self.place}: {column}={value!r:.60} must be {need}")
+
+    def text(self, column: str) -> str:
+        """A text that every row must have.
+
+        Raises:
+            InputError: there is no such column, or no text in it.
+        """
+        value = self.cells.get(column)
         if not isinstance(value, str) or not value.strip():
-            raise InputError(
-                f"{self.place}: {column}={value!r:.60} must be a text that is not empty"
-            )
+            self.refuse(column, "a text that is not empty")
         return value
 
     def key(self, column: str) -> str | None:
@@ -72,7 +75,7 @@ class TableRow(NamedTuple):
         if not text or (not isinstance(value, str) and text in MISSING):
             return None
         if isinstance(value, Mapping | list | tuple | set):
-            raise InputError(f"{self.place}: {column}={value!r:.60} must be a text or a number")
+            self.refuse(column, "a text or a number")
         return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
 
     def text_or_number(self, column: str) -> str:
@@ -124,6 +127,11 @@ def read_table(source: object, what: str = "source") -> Table:
         kinds = "a DataFrame, one split of a Dataset or a list of dicts"
         refuse(what, source, f"{files}, {kinds}, with 1 row at least")
     return _from_objects((f"{what}[{number}]", row) for number, row in enumerate(source))
+
+
+def is_path(source: object) -> bool:
+    """Whether it names a file rather than something of ours: a `Path`, or with a dot or slash."""
+    return isinstance(source, Path) or bool(re.search(r"[/\\.]", str(source)))
 
 
 def check_distinct(rows: Sequence[TableRow], column: object, ids: Sequence[str]) -> None:

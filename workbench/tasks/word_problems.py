@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from workbench.errors import InputError
 from workbench.tasks.arithmetic import Sum, is_held_out, wrong_result
-from workbench.tasks.generated import Generated, Worked
+from workbench.tasks.base import BaseTask, WordTask
 from workbench.types import Item, Sampling
 
 STEPS = (1, 2, 3, 4)
@@ -55,7 +55,7 @@ def verdict_prompt(question: str, solution: str, reference: str | None = None) -
     return f"Problem: {question}\n{known}Solution: {solution}\nIs the solution correct?"
 
 
-class WordProblems(Worked):
+class WordProblems(WordTask):
     """`item.fields`: `question`, `steps`, `solution` (step by step, for examples).
 
     Args:
@@ -82,7 +82,7 @@ class WordProblems(Worked):
             yield Item(story.question, {"question": story.question, **solved}, str(story.answer))
 
 
-class Verdicts(Generated):
+class Verdicts(BaseTask):
     """Is a solution correct? `item.fields`: `problem`, `reference` (the right answer), `candidate`
     (a solution).
 

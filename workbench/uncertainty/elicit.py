@@ -17,7 +17,7 @@ from workbench.errors import EngineError, InputError
 from workbench.progress import bars
 from workbench.runs import commit
 from workbench.stats import mean, proportion
-from workbench.tasks.choices import Choices
+from workbench.tasks.multiple_choice import MultipleChoice
 from workbench.types import Engine, Item, LabelRow, Metric, Prompt, Report, Usage
 from workbench.uncertainty.choices import LETTERS
 from workbench.uncertainty.prompts import PROMPTS, OptionPrompt, labels, option_prompts
@@ -59,11 +59,13 @@ def elicit_options(
     Raises:
         InputError: no items, or one that cannot be asked like this.
     """
-    return elicit([Choices(task, "qa", items, demonstrations)], [engine], [prompt], chat=chat)
+    return elicit(
+        [MultipleChoice(task, "qa", items, demonstrations)], [engine], [prompt], chat=chat
+    )
 
 
 def elicit(
-    tasks: Sequence[Choices], engines: Sequence[Engine],
+    tasks: Sequence[MultipleChoice], engines: Sequence[Engine],
     prompts: Sequence[OptionPrompt] = PROMPTS, *,
     count: int | None = None, seed: int = 0, chat: bool = False,
 ) -> Report:  # fmt: skip
@@ -92,7 +94,7 @@ def elicit(
         if isinstance(listed, str) or not isinstance(listed, Sequence):
             raise InputError(f"{what}={listed!r:.60}: give a list of them")
     for task in tasks:
-        if not isinstance(task, Choices):
+        if not isinstance(task, MultipleChoice):
             raise InputError(f"tasks: {task!r:.60} is none of `open_choices`")
     models = [engine.info.model for engine in engines]
     names = [task.name for task in tasks]
@@ -151,7 +153,7 @@ def _check_different(what: str, given: Sequence[str]) -> None:
 
 
 def _questions(
-    tasks: Sequence[Choices], prompts: Sequence[OptionPrompt], count: int | None, seed: int,
+    tasks: Sequence[MultipleChoice], prompts: Sequence[OptionPrompt], count: int | None, seed: int,
     *, chat: bool,
 ) -> list[_Question]:  # fmt: skip
     found = []

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Literal, get_args
 
 from workbench.errors import InputError
-from workbench.tasks.choices import KINDS, Kind
+from workbench.tasks.multiple_choice import KINDS, Kind
 from workbench.tasks.options import LETTERS, listed
 from workbench.types import Item, Prompt
 
@@ -61,7 +61,7 @@ def option_prompts(
     """A prompt for each item, to be continued by one of `labels`.
 
     Args:
-        items: of `tasks.choices` or `tasks.Options`; an item without `kind` is "qa".
+        items: of `tasks.open_choices` or `tasks.Options`; an item without `kind` is "qa".
         prompt: "base", or with an instruction: "shared" by all or for the kind of "task". These
             two announce examples, so that they need `demonstrations`.
         demonstrations: worked examples, the same before every item.
