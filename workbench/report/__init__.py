@@ -11,7 +11,7 @@ from pathlib import Path
 from workbench.errors import InputError
 from workbench.files import write_whole
 from workbench.report.notebooks import one_notebook, several_notebooks
-from workbench.report.page import Part, made
+from workbench.report.page import Part, page
 from workbench.report.saved import saved_report
 from workbench.report.sweeps import sweep_report
 
@@ -48,7 +48,11 @@ def render(path: str | Path, out: str | Path | None = None) -> Path:
         raise InputError(f"{target}: give a file that ends in .html, in a folder that is there")
     folder = place if place.is_dir() else place.parent
     title = place.resolve().name
-    _write(target, made(title, parts(place), folder))
+    text = page(title, parts(place), folder)
+    try:
+        write_whole(target, text.encode(errors="replace"))
+    except OSError as error:
+        raise InputError(f"the page could not be written to {target}: {error}") from error
     return target
 
 
@@ -59,16 +63,9 @@ def _parts(place: Path) -> Callable[[Path], list[Part]]:
     for pattern, parts in KINDS.items() if place.is_dir() else ():
         if any(place.glob(pattern)):
             return parts
-    inner = {found.parent for pattern in KINDS for found in place.glob(f"*/{pattern}")}
+    inner = {path.parent for pattern in KINDS for path in place.glob(f"*/{pattern}")}
     hint = f"; {min(inner)} holds one" if inner else ""
     raise InputError(
         f"{place} is no folder of a sweep, a saved report or executed notebooks, nor a notebook"
         f"{hint}: give one of these"
     )
-
-
-def _write(target: Path, text: str) -> None:
-    try:
-        write_whole(target, text.encode(errors="replace"))
-    except OSError as error:
-        raise InputError(f"the page could not be written to {target}: {error}") from error

@@ -11,9 +11,9 @@ from typing import Any
 
 from workbench.errors import InputError, NotebookError
 from workbench.nb.notebook import Cell, Notebook, joined, load
-from workbench.report.page import LIMIT, Part, facts, frame, heading, image, paragraph, table
+from workbench.report.page import MAX_OUTPUT, Part, facts, frame, heading, image, paragraph, table
 
-KEPT = 10_000  # characters that stay of a text that is cut
+CUT_TO = 10_000  # characters that stay of a text that is cut
 MARKUP = 300_000  # characters of HTML, each of which is looked at
 ROWS = 20
 KINDS = ("text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/latex",
@@ -37,7 +37,7 @@ def several_notebooks(folder: Path) -> list[Part]:
         InputError: a notebook is broken.
     """
     books = [_load(path) for path in sorted(folder.glob("*.ipynb"))]
-    lines = [(book.path.name, *_ended(book)) for book in books]
+    lines = [(book.path.name, *_progress(book)) for book in books]
     parts = [
         heading(folder.resolve().name, 1),
         table(["notebook", "cells run", "cells", "what went wrong"], lines, bad="what went wrong"),
@@ -64,7 +64,7 @@ def _load(path: Path) -> Notebook:
         raise InputError(str(error)) from error
 
 
-def _ended(book: Notebook) -> tuple[int, int, str]:
+def _progress(book: Notebook) -> tuple[int, int, str]:
     """How many cells ran of how many, and the first error."""
     faults = [
         f"cell {cell.index}: {output['ename']}: {output['evalue']}"
@@ -79,15 +79,15 @@ def _ended(book: Notebook) -> tuple[int, int, str]:
 
 def _notebook(book: Notebook) -> Iterator[Part]:
     """Its text and outputs; and with which parameters it ran."""
-    told = book.metadata.get("papermill", {})
-    given = told.get("parameters") if isinstance(told, Mapping) else None
+    papermill = book.metadata.get("papermill", {})
+    parameters = papermill.get("parameters") if isinstance(papermill, Mapping) else None
     v4: Any = import_module("nbformat.v4")
-    if isinstance(given, Mapping) and given:
-        yield facts({str(name): json.dumps(value) for name, value in given.items()})
+    if isinstance(parameters, Mapping) and parameters:
+        yield facts({str(name): json.dumps(value) for name, value in parameters.items()})
     for one in book.cells:
         if one.kind == "markdown":
             yield from _text(book, one, v4)
-        outputs = [made for output in one.outputs for made in _outputs(output, v4)]
+        outputs = [part for output in one.outputs for part in _outputs(output, v4)]
         if outputs:
             yield v4.new_code_cell(outputs=outputs)
 
@@ -96,8 +96,8 @@ def _text(book: Notebook, one: Cell, v4: Any) -> Iterator[Part]:
     source, note = _cut(one.source)
     text = v4.new_markdown_cell(source)
     if "attachment:" in one.source:  # rare, and not a part of `Cell`
-        there = json.loads(book.path.read_text(encoding="utf-8"))["cells"][one.index]
-        text["attachments"] = there.get("attachments", {})
+        cell = json.loads(book.path.read_text(encoding="utf-8"))["cells"][one.index]
+        text["attachments"] = cell.get("attachments", {})
     yield text
     if note:
         yield paragraph(note, "note")
@@ -107,7 +107,7 @@ def _outputs(output: Mapping[str, Any], v4: Any) -> Iterator[Part]:
     """An output as far as a page can show it, without what would run."""
     kind = output["output_type"]
     if kind == "stream":
-        text, note = _cut(_settled(joined(output["text"])))
+        text, note = _cut(_terminal_text(joined(output["text"])))
         if text.strip():
             yield v4.new_output("stream", name=output["name"], text=text)
     elif kind == "error":
@@ -129,7 +129,7 @@ def _shown(data: Mapping[str, Any], about: Mapping[str, Any], v4: Any) -> tuple[
         text = joined(data[kind])
         if kind == "text/html" and RUNS.search(text):
             note = "a script is left out: this page runs none"
-        most = MARKUP if kind in ("text/html", "text/markdown") else LIMIT
+        most = MARKUP if kind in ("text/html", "text/markdown") else MAX_OUTPUT
         if len(text) > most and kind != "text/plain":
             note = f"{kind} of {len(text):,} characters is left out of this page"
             continue
@@ -142,7 +142,7 @@ def _shown(data: Mapping[str, Any], about: Mapping[str, Any], v4: Any) -> tuple[
     return None, note
 
 
-def _settled(text: str) -> str:
+def _terminal_text(text: str) -> str:
     """What a terminal would show where a progress bar wrote over its lines."""
     if "\r" not in text:
         return text
@@ -150,9 +150,9 @@ def _settled(text: str) -> str:
 
 
 def _cut(text: str) -> tuple[str, str]:
-    if len(text) <= LIMIT:
+    if len(text) <= MAX_OUTPUT:
         return text, ""
-    return text[:KEPT], f"cut: the first {KEPT:,} of {len(text):,} characters"
+    return text[:CUT_TO], f"cut: the first {CUT_TO:,} of {len(text):,} characters"
 
 
 def _table_of(path: Path) -> list[Part]:

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Part = Any  # a cell of nbformat, which is typed in part
-LIMIT = 1_000_000  # characters of an output that a page takes
-PAGE = 30_000_000  # characters of all of them
-LONG = 300  # characters of a value in a table
+MAX_OUTPUT = 1_000_000  # characters of an output that a page takes
+MAX_PAGE = 30_000_000  # characters of all of them
+MAX_VALUE = 300  # characters of a value in a table
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 TAGS = {
     "a", "abbr", "b", "blockquote", "br", "caption", "code", "dd", "del", "details", "div", "dl",
@@ -61,28 +61,30 @@ def paragraph(text: str, kind: str = "") -> Part:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], bad: str = "") -> Part:
     """A table; numbers stand to the right, and the column `bad` in a colour."""
-    found = [_column([*values]) for values in zip(*rows, strict=True)] or [("", [])] * len(columns)
-    classes = [f"{kind} bad" if name == bad else kind
-               for name, (kind, _) in zip(columns, found, strict=True)]  # fmt: skip
+    cells = [_column(values) for values in zip(*rows, strict=True)] or [("", ())] * len(columns)
+    classes = [
+        kind + " bad" * (name == bad) for name, (kind, _) in zip(columns, cells, strict=True)
+    ]
 
     def line(tag: str, values: Iterable[str]) -> str:
-        cells = zip(classes, values, strict=True)
-        inner = "".join(f'<{tag} class="{kind}">{value}</{tag}>' for kind, value in cells)
+        pairs = zip(classes, map(html.escape, values), strict=True)
+        inner = "".join(f'<{tag} class="{kind}">{value}</{tag}>' for kind, value in pairs)
         return f"<tr>{inner}</tr>"
 
-    head = line("th", map(html.escape, columns))
-    body = "".join(line("td", row) for row in zip(*(texts for _, texts in found), strict=True))
-    text = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+    head = f"<thead>{line('th', columns)}</thead>" if any(columns) else ""
+    body = "".join(line("td", row) for row in zip(*(texts for _, texts in cells), strict=True))
+    text = f"<table>{head}<tbody>{body}</tbody></table>"
     return cell("text/html", f'<div class="wide">{text}</div>')
 
 
-def _column(values: Sequence[object]) -> tuple[str, list[str]]:
-    """A column's class, and its values as escaped texts; the numbers with the same decimals."""
+def _column(values: Sequence[object]) -> tuple[str, Sequence[str]]:
+    """A column's class, and its values as texts; the numbers with the same decimals."""
     known = [value for value in values if not _missing(value)]
     if known and all(isinstance(v, Real) and not isinstance(v, bool) for v in known):
         form = _form([float(value) for value in known])  # type: ignore[arg-type]
         return "n", ["" if _missing(value) else form(value) for value in values]
-    texts = [_shown(value) for value in values]
+    texts = ["" if _missing(value) else str(value) for value in values]
+    texts = [text if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]} …" for text in texts]
     return "long" if max(map(len, texts), default=0) > 30 else "", texts
 
 
@@ -108,11 +110,7 @@ def frame(data: pd.DataFrame, most: int) -> list[Part]:
 
 def facts(values: Mapping[str, object]) -> Part:
     """Names with their values, two columns without a head."""
-    lines = "".join(
-        f'<tr><th>{html.escape(name)}</th><td class="{kind.strip("n")}">{text}</td></tr>'
-        for name, (kind, (text,)) in ((name, _column([one])) for name, one in values.items())
-    )
-    return cell("text/html", f'<div class="wide"><table><tbody>{lines}</tbody></table></div>')
+    return table(["", ""], [(name, *_column([value])[1]) for name, value in values.items()])
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
@@ -131,7 +129,7 @@ def image(path: Path) -> Part:
     kinds = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
     kind = kinds.get(path.suffix.lower())
     size = path.stat().st_size
-    if kind is None or size > LIMIT:
+    if kind is None or size > MAX_OUTPUT:
         return paragraph(f"{path.name}, {size:,} bytes, is left out of this page", "note")
     return _picture(kind, path.read_bytes())
 
@@ -149,7 +147,7 @@ def _picture(kind: str, data: bytes) -> Part:
     return cell(kind, base64.b64encode(data).decode(), **wide)
 
 
-def made(title: str, parts: Iterable[Part], folder: Path) -> str:
+def page(title: str, parts: Iterable[Part], folder: Path) -> str:
     """The page as one HTML text, the same for the same parts.
 
     Args:
@@ -186,12 +184,12 @@ def made(title: str, parts: Iterable[Part], folder: Path) -> str:
 
 
 def _fitting(parts: Iterable[Part]) -> Iterator[Part]:
-    """As many parts as a browser can bear."""
-    left = PAGE
+    """As many parts as a browser can show."""
+    left = MAX_PAGE
     for part in parts:
         left -= len(json.dumps(part))
         if left < 0:
-            yield paragraph(f"The rest is left out: the page has {PAGE:,} characters.", "note")
+            yield paragraph(f"The rest is left out: the page has {MAX_PAGE:,} characters.", "note")
             return
         yield part
 
@@ -228,9 +226,3 @@ def _missing(value: object) -> bool:
     import pandas as pd
 
     return pd.isna(value) is True  # type: ignore[call-overload]
-
-
-def _shown(value: object) -> str:
-    """A value as escaped text, shortened."""
-    text = "" if _missing(value) else str(value)
-    return html.escape(text if len(text) <= LONG else f"{text[:LONG]} …")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from workbench.comparison import load
 from workbench.errors import InputError
 from workbench.evaluation import Evaluation
 from workbench.report.page import Part, facts, flat, frame, heading, image, paragraph, table
-from workbench.types import Metric, Report, Usage
+from workbench.types import Report, Usage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,8 @@ def saved_report(folder: Path) -> list[Part]:
         InputError: a file of the report is missing or broken.
     """
     report = _load(folder)
-    parts = [heading(folder.resolve().name, 1), _headline(report.summary)]
+    columns = ["metric", "value", "low", "high", "n", "failed", "unparsed"]
+    parts = [heading(folder.resolve().name, 1), table(columns, map(astuple, report.summary))]
     if (folder / "figure.png").is_file():
         parts += [heading("Figure"), image(folder / "figure.png")]
     parts += [*_failures(report.rows), heading("Rows"), *frame(report.rows, ROWS)]
@@ -49,13 +50,6 @@ def _load(folder: Path) -> Report:
     return report
 
 
-def _headline(summary: Sequence[Metric]) -> Part:
-    return table(
-        ["metric", "value", "low", "high", "n", "failed", "unparsed"],
-        [(m.name, m.value, m.low, m.high, m.n, m.n_failed, m.n_unparsed) for m in summary],
-    )
-
-
 def _failures(rows: pd.DataFrame) -> list[Part]:
     """Each reason once, with how many rows it cost."""
     if "error" not in rows or not rows["error"].notna().any():
@@ -63,11 +57,11 @@ def _failures(rows: pd.DataFrame) -> list[Part]:
     failed = rows[rows["error"].notna()]
     reasons = failed["error"].astype(str).value_counts()
     names = failed["id"].astype(str) if "id" in failed else failed.index.astype(str).to_series()
+    items = names.groupby(failed["error"].astype(str).to_numpy()).unique().to_dict()
     lines = []
     for reason, count in reasons.head(REASONS).items():
-        items = names[(failed["error"].astype(str) == reason).to_numpy()].unique()
-        more = f" and {len(items) - 3} more" if len(items) > 3 else ""
-        lines.append((count, reason, ", ".join(items[:3]) + more))
+        first, more = items[reason][:3], len(items[reason]) - 3
+        lines.append((count, reason, ", ".join(first) + f" and {more} more" * (more > 0)))
     parts = [
         heading("Failures"),
         paragraph(f"{len(failed):,} of {len(rows):,} rows have no answer.", "about"),
@@ -79,8 +73,9 @@ def _failures(rows: pd.DataFrame) -> list[Part]:
 
 
 def _cost(usage: Usage) -> dict[str, object]:
-    told = {name.replace("_", " "): value for name, value in asdict(usage).items()}
     rate = usage.cache_hit_rate
-    told["computed tokens"] = usage.computed_tokens
-    told["prefix-cache hit rate"] = "not known" if rate is None else f"{rate:.1%}"
-    return told
+    return {
+        **{name.replace("_", " "): value for name, value in asdict(usage).items()},
+        "computed tokens": usage.computed_tokens,
+        "prefix-cache hit rate": "not known" if rate is None else f"{rate:.1%}",
+    }

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,89 +18,77 @@ REPEATS = ("seed", "run", "repeat")  # parameters that are averaged over, not co
 PLACES = ("machine", "version", "versions", "commit")
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What `sweep.json` says."""
-
-    name: str
-    notebook: str
-    varied: tuple[str, ...]
-    fixed: dict[str, Any]
-    metrics: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
 def sweep_report(folder: Path) -> list[Part]:
     """How the points ended, figures, the table with the failed ones first, and where they ran.
 
     Raises:
         InputError: a file of the sweep is missing or broken.
     """
-    told, points = _read(folder)
+    about, points = _read(folder)
     ended = points["state"].value_counts()
     count = f"{len(points):,} point{'s' if len(points) > 1 else ''}"
     parts = [
-        heading(told.name, 1),
-        paragraph(f"{count} of {told.notebook}", "about"),
-        *(paragraph(note) for note in told.notes),
+        heading(about["name"], 1),
+        paragraph(f"{count} of {about['notebook']}", "about"),
+        *(paragraph(note) for note in about["notes"]),
         table(["state", "points"], ended.items()),
         heading("Figures"),
-        *_figures(told, points),
+        *_figures(about, points),
         heading("Points"),
-        *_points(told, points),
+        *_points(about, points),
     ]
-    if told.fixed:
-        parts += [heading("The same in all points"), facts(told.fixed)]
+    if about["fixed"]:
+        parts += [heading("The same in all points"), facts(about["fixed"])]
     places = {name: _counted(points[name]) for name in PLACES if name in points}
     return [*parts, heading("Provenance"), facts(places)] if places else parts
 
 
-def _read(folder: Path) -> tuple[Told, pd.DataFrame]:
+def _read(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     import pandas as pd
 
     try:
-        found = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
-        told = Told(
-            name=str(found["name"]),
-            notebook=str(found["notebook"]),
-            varied=tuple(map(str, found["parameters"]["varied"])),
-            fixed=dict(found["parameters"]["fixed"]),
-            metrics=tuple(map(str, found["metrics"])),
-            notes=tuple(map(str, found["notes"])),
-        )
+        sweep = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+        about: dict[str, Any] = {
+            "name": str(sweep["name"]),
+            "notebook": str(sweep["notebook"]),
+            "fixed": dict(sweep["parameters"]["fixed"]),
+            "varied": [*map(str, sweep["parameters"]["varied"])],
+            "metrics": [*map(str, sweep["metrics"])],
+            "notes": [*map(str, sweep["notes"])],
+        }
         points = pd.read_parquet(folder / "results.parquet")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{folder} holds no whole sweep ({type(error).__name__}: {error}): run it again; what "
             "is done is not done twice"
         ) from error
-    missing = [name for name in ("state", *told.varied) if name not in points]
+    missing = [name for name in ("state", *about["varied"]) if name not in points]
     if missing or points.empty:
         lack = f"has no column {missing[0]!r}" if missing else "has no points"
         raise InputError(f"{folder / 'results.parquet'} {lack}: run the sweep again")
-    return told, points
+    return about, points
 
 
-def _figures(told: Told, points: pd.DataFrame) -> list[Part]:
+def _figures(about: Mapping[str, Any], points: pd.DataFrame) -> list[Part]:
     """Of each metric lines, a heat map where two parameters vary, and a Pareto front."""
     from workbench.plots.points import finite
 
     parts: list[Part] = []
-    for metric in told.metrics:
+    for metric in about["metrics"]:
         parts.append(heading(metric, 3))
         if finite(points, metric).notna().any():
-            parts += _pictures(told, points, metric)
+            parts += _pictures(about, points, metric)
         else:
             parts.append(paragraph("No finished point has a number.", "about"))
     return parts or [paragraph("No point has a metric yet, so there is nothing to draw.", "about")]
 
 
-def _pictures(told: Told, points: pd.DataFrame, metric: str) -> list[Part]:
+def _pictures(about: Mapping[str, Any], points: pd.DataFrame, metric: str) -> list[Part]:
     from workbench.plots import new_figure
     from workbench.plots.points import finite
     from workbench.plots.sweep import plot_heat, plot_lines, plot_pareto
 
-    compared = _compared(told.varied, points)
+    compared = _compared(about["varied"], points)
     by = compared[1] if len(compared) > 1 else None
     front = metric != "seconds" and finite(points, "seconds").notna().any()
     parts: list[Part] = []
@@ -112,12 +99,12 @@ def _pictures(told: Told, points: pd.DataFrame, metric: str) -> list[Part]:
         if by:
             plot_heat(axes[1], points, x, by, metric)
         parts.append(drawn(figure))
-        over = [name for name in told.varied if name not in (x, by)]
+        over = [name for name in about["varied"] if name not in (x, by)]
         if over:
             parts.append(paragraph(f"averaged over {', '.join(over)}", "note"))
     if front:
         figure, axes = new_figure(1, height=3.8)
-        plot_pareto(axes[0], points, "seconds", metric, told.varied)
+        plot_pareto(axes[0], points, "seconds", metric, about["varied"])
         parts.append(drawn(figure))
     return parts
 
@@ -131,11 +118,11 @@ def _compared(varied: Sequence[str], points: pd.DataFrame) -> list[str]:
     return [*dict.fromkeys([*numeric[:1], *mine])]
 
 
-def _points(told: Told, points: pd.DataFrame) -> list[Part]:
+def _points(about: Mapping[str, Any], points: pd.DataFrame) -> list[Part]:
     """One row a point, those that have failed and why on top."""
     first = points.assign(_done=points["state"] == "done").sort_values("_done", kind="stable")
     why = ["detail"] if "detail" in points and points["detail"].fillna("").ne("").any() else []
-    metrics = [name for name in told.metrics if name in points]
+    metrics = [name for name in about["metrics"] if name in points]
     ends = [name + end for name in metrics for end in (".low", ".high") if name + end in points]
     counts = [
         name + end for name in metrics for end in (".n_failed", ".n_unparsed")
@@ -143,7 +130,7 @@ def _points(told: Told, points: pd.DataFrame) -> list[Part]:
     ]  # fmt: skip
     measured = [name for name in points.columns if name in {*metrics, *ends, *counts}]
     rest = [name for name in ("seconds",) if name in points and name not in metrics]
-    columns = ["state", *why, *told.varied, *measured, *rest]
+    columns = ["state", *why, *about["varied"], *measured, *rest]
     shown = first[columns].head(POINTS)
     parts = [table(columns, shown.itertuples(index=False, name=None), bad="detail")]
     if len(points) > POINTS:
