@@ -609,6 +609,8 @@ def test_a_key_is_asked_for_and_never_shown(
         assert known.models.list().data[0].id == server.model
         sloppy = {"Authorization": "bearer  open-sesame"}
         assert httpx.get(f"{server.url}/models", headers=sloppy).status_code == 200
+        stats = httpx.get(server.url.removesuffix("/v1") + "/batch/stats", headers=sloppy).json()
+        assert stats["errors"] == {"authentication_error": 18}
         assert "sesam" not in repr(server) + repr(vars(server)) + caplog.text
     with pytest.raises(InputError, match="batch_size"):
         serve_diffusion(engine, batch_size=0)

@@ -16,6 +16,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,27 +56,27 @@ DIED = error_body("the worker died before it had answered", "server_error", "wor
 NONE_UP = error_body("no worker is up; they are started again", "server_error", "no_worker")
 
 
+@dataclass(eq=False, slots=True)
 class Worker:
-    """A process that serves, and how many requests it has from us."""
+    """A process that serves, its URL (without `/v1`) once it answers, its requests from us."""
 
-    def __init__(
-        self, line: Sequence[str], variables: Mapping[str, str], log: Path, timeout: float
-    ) -> None:
-        self.url: str | None = None  # without the /v1, once it answers
-        self.in_flight = 0
-        self.started = 0.0
-        self.log, self._timeout = log, timeout
-        self._line, self._variables = line, variables
-        self._process: ServerProcess | None = None
+    line: Sequence[str]
+    variables: Mapping[str, str]
+    log: Path
+    timeout: float
+    url: str | None = None
+    in_flight: int = 0
+    started: float = 0.0
+    process: ServerProcess | None = None
 
     @property
     def up(self) -> bool:
         """Whether it has answered, and its process runs at this moment."""
-        return self.url is not None and self._process is not None and self._process.alive
+        return self.url is not None and self.process is not None and self.process.alive
 
     def end(self) -> None:
         """End it with all its processes; blocks for some seconds at most."""
-        process, self._process, self.url = self._process, None, None
+        process, self.process, self.url = self.process, None, None
         if process is not None:
             process.finish()
 
@@ -88,11 +89,11 @@ class Worker:
         self.started = time.monotonic()
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
-            process = ServerProcess(self._line, {**os.environ, **self._variables}, self.log)
+            process = ServerProcess(self.line, {**os.environ, **self.variables}, self.log)
         except OSError as error:
             raise EngineError(f"a worker could not be started: {error}") from error
-        self._process = process
-        while time.monotonic() - self.started < self._timeout:
+        self.process = process
+        while time.monotonic() - self.started < self.timeout:
             code = process.exit_code()  # before reading: an ended one has written all
             output = process.output()
             if code is not None:
@@ -105,7 +106,7 @@ class Worker:
                 logger.info("%s answers at %s", self.log.stem, self.url)
                 return
             await asyncio.sleep(0.1)
-        late = f"a worker did not answer within timeout={self._timeout:g} s"
+        late = f"a worker did not answer within timeout={self.timeout:g} s"
         raise EngineError(f"{late}; see {self.log}")
 
 

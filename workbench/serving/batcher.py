@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from workbench.engines.diffusion import Counts, Denoiser, DiffusionEngine, Row
 
 logger = logging.getLogger("workbench")
-LONGEST_WAIT = 1e6  # seconds that rows may be told to wait for others
+LONGEST_WAIT = 1e6  # seconds that a row may wait for others
 LATEST_RETRY = 60  # seconds that a client is asked to wait at most
 MOST_FAILURES = 2  # of the model in a row
 JOIN = 10.0  # seconds for the running step when all ends
@@ -96,7 +96,7 @@ class RowUpdate:
     completion: Completion | None = None
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class QueuedRow:
     """A row on its way; `deliver` takes its updates, in the model's thread."""
 
@@ -104,7 +104,6 @@ class QueuedRow:
     deliver: Callable[[RowUpdate], None]
     streams: bool = False  # there is an update at each block, and not only at the end
     arrived: float = field(default_factory=time.monotonic)
-    gone: bool = False  # done or cancelled
 
 
 class Batcher:
@@ -130,7 +129,7 @@ class Batcher:
         self._changed = threading.Condition()
         self.waiting: dict[QueuedRow, None] = {}
         self.live: dict[Row, QueuedRow] = {}
-        self._leaving: list[QueuedRow] = []
+        self._leaving: list[Row] = []
         self._hurried = self._closed = False
         self._busy = 0.0  # seconds in the model
         self._finished = 0  # rows
@@ -172,14 +171,13 @@ class Batcher:
         """Take rows out at the next step; those that are done stay as they are."""
         with self._changed:
             for queued in rows:
-                if queued.gone:
-                    continue
-                queued.gone = True
-                self.stats.add("cancelled")
                 if queued in self.waiting:
                     del self.waiting[queued]
+                elif queued.row in self.live:
+                    self._leaving.append(queued.row)
                 else:
-                    self._leaving.append(queued)
+                    continue
+                self.stats.add("cancelled")
 
     def hurry(self) -> None:
         """Wait for no more rows to come: start with what is there."""
@@ -226,9 +224,9 @@ class Batcher:
     def _step(self) -> None:
         """One step of the model, with those who leave before it and those who join."""
         with self._changed:
-            for queued in self._leaving:
-                if self.live.pop(queued.row, None) and self._denoiser:
-                    self._denoiser.remove(queued.row)
+            for row in self._leaving:
+                if self.live.pop(row, None) and self._denoiser:
+                    self._denoiser.remove(row)
             self._leaving.clear()
             joining = self._admit()
         if not self.live:
@@ -274,21 +272,12 @@ class Batcher:
             logger.exception("the text of a row cannot be made")
             denoiser.remove(row)
             text, completion = "", failure(f"its text cannot be made: {error}", len(row.prompt))
-        if completion is None:
-            queued.deliver(RowUpdate(text, row.forwards))
-        else:
+        if completion is not None:
             del self.live[row]
             self._finished += 1
-            self._end(queued, RowUpdate(text, row.forwards, completion))
+        queued.deliver(RowUpdate(text, row.forwards, completion))
 
     def _fail(self, rows: Iterable[QueuedRow], reason: str) -> None:
         for queued in rows:
             lost = failure(reason, len(queued.row.prompt))
-            self._end(queued, RowUpdate("", queued.row.forwards, lost))
-
-    def _end(self, queued: QueuedRow, update: RowUpdate) -> None:
-        with self._changed:
-            if queued.gone:
-                return
-            queued.gone = True
-        queued.deliver(update)
+            queued.deliver(RowUpdate("", queued.row.forwards, lost))

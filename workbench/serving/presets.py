@@ -219,7 +219,7 @@ def environment(options: Mapping[str, Any], identity: Mapping[str, Any]) -> dict
     """The child's environment; the key goes only here, never on the command line."""
     child = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     child |= {"PYTHONWARNINGS": "ignore"} | dict(os.environ)
-    # An engine in this process may have set it for itself (engines/resident.py).
+    # An engine in this process may have set it for itself.
     child.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     if _is_cpu_build():
         child = PASSIVE | child
