@@ -29,7 +29,7 @@ from packaging.specifiers import SpecifierSet
 
 from tools.notebooks.lint import WIDGET_VIEW
 from workbench.engines.vllm import unavailable
-from workbench.nb.process import KERNEL
+from workbench.nb.execution import KERNEL
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page, Playwright

@@ -171,7 +171,7 @@ def told(repo: Path) -> dict[str, str]:
     """What is said of each case, all of them cells of one notebook."""
     cells = [_cell(new, *stored, edit=edit) for new, stored, edit, _ in _CASES.values()]
     path = _notebook(repo / "cases.ipynb", *cells)
-    setup, *said = _run(path, "-p", "workbench.nb.plugin")
+    setup, *said = _run(path, "-p", "workbench.nb.tolerance")
     assert setup == ""
     return dict(zip(_CASES, said, strict=True))
 
@@ -188,7 +188,7 @@ def test_a_table_is_compared_within_its_tolerances(case: str, told: dict[str, st
 def test_nbval_alone_compares_to_the_letter(repo: Path) -> None:
     cells = [_cell(_CASES[case][0], *_CASES[case][1]) for case in ("the same", "near")]
     path = _notebook(repo / "alone.ipynb", *cells)
-    _, same, near = _run(path, "-p", "no:workbench.nb.plugin")
+    _, same, near = _run(path, "-p", "no:workbench.nb.tolerance")
     assert same == ""
     assert "Cell outputs differ" in near
 
@@ -198,7 +198,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What pyproject.toml declares to pytest, as an installation of it would."""
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
     points = project["project"]["entry-points"]["pytest11"]
-    assert points == {"workbench.nb.plugin": "workbench.nb.plugin"}
+    assert points == {"workbench.nb.tolerance": "workbench.nb.tolerance"}
     info = tmp_path / "site" / "probe-1.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: probe\nVersion: 1\n")
@@ -214,7 +214,7 @@ def test_an_installed_plugin_has_plain_nbval_compare_tables(repo: Path) -> None:
     far = _cell("# NBVAL_CHECK_OUTPUT\n" + _CASES["far"][0], _SAME)
     unmarked = _cell(_CASES["far"][0], _SAME)  # which --nbval-lax does not compare
     path = _notebook(repo / "installed.ipynb", near, far, unmarked)
-    for more in ((), ("-p", "workbench.nb.plugin")):
+    for more in ((), ("-p", "workbench.nb.tolerance")):
         _, passes, fails, left = _run(path, *more, mode="--nbval-lax")
         assert (passes, left) == ("", "")
         assert "column 'share': stored 0.5, new 0.56" in fails
@@ -225,7 +225,7 @@ def test_an_installed_plugin_is_nothing_to_other_tests(tmp_path: Path) -> None:
     code = """\
 import sys
 def test_it(pytestconfig):
-    assert pytestconfig.pluginmanager.get_plugin("workbench.nb.plugin")
+    assert pytestconfig.pluginmanager.get_plugin("workbench.nb.tolerance")
     assert not {"nbval", "nbformat", "pandas", "workbench.nb.validate"} & {*sys.modules}
 """
     (tmp_path / "test_it.py").write_text(code)

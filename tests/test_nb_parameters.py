@@ -44,7 +44,8 @@ def test_a_type_comes_from_the_default_where_none_is_stated(tmp_path: Path) -> N
     [
         ("int | str", "7", 7), ("str | int", "7", 7), ("int | str", "'7'", "7"),
         ("int | str", "seven", "seven"), ("object", "7", 7), ("object", "seven", "seven"),
-        ("object", '"7"', "7"), ("object", '{"a": [true, null]}', {"a": [True, None]}),
+        ("object", '"7"', "7"), ("typing.Any", '"7"', "7"), ("'object'", "'a'", "a"),
+        ("object", '{"a": [true, null]}', {"a": [True, None]}),
         ("str | None", "None", None), ("str | None", '"quoted"', '"quoted"'), ("str", "7", "7"),
         ("float | None", "1", 1.0), ("int | float", "1", 1), ("tuple[int, ...]", "[1, 2]", (1, 2)),
         ("list[tuple[int, float]]", "[[1, 2]]", [(1, 2.0)]), ("Optional[int]", "null", None),
@@ -64,7 +65,7 @@ def test_a_text_is_the_first_alternative_that_fits(
 
 def test_only_near_names_are_suggested(tmp_path: Path) -> None:
     notebook = notebook_of(tmp_path, UNTYPED)
-    with pytest.raises(NotebookError, match="'alfa'; did you mean 'alpha'"):
+    with pytest.raises(NotebookError, match="'alfa', did you mean 'alpha'"):
         resolve(notebook, {"alfa": 1})
     with pytest.raises(NotebookError, match="'sigma'; it has alpha, n, names, model, flag, text"):
         resolve(notebook, {"sigma": 1})

@@ -173,7 +173,7 @@ def test_what_cannot_be_run_is_refused(repo: Path) -> None:
     with pytest.raises(NotebookError, match="is no notebook"):
         run(["none.ipynb"], "out")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("workbench.nb.process.KERNEL", "absent")
+        patch.setattr("workbench.nb.execution.KERNEL", "absent")
         with pytest.raises(NotebookError, match="no Jupyter kernel 'absent'"):
             run([path], "out")
 

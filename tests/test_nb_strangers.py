@@ -18,8 +18,8 @@ import pytest
 
 from tools.notebooks.refresh import refresh
 from workbench.errors import InputError, NotebookError
-from workbench.nb.injected import injected, prepared
-from workbench.nb.notebook import load
+from workbench.nb.literals import injected
+from workbench.nb.notebook import load, prepared
 from workbench.nb.run import run
 from workbench.nb.validate import validate
 from workbench.sweep import Grid, Sweep
@@ -247,7 +247,7 @@ def test_a_value_that_no_cell_can_say_is_refused(place: Path) -> None:
             run([path], "never", {"model": value}, say=lambda _: None)
     assert not (place / "never").exists()
     assert injected({"n": float("inf")}) == '# Parameters\nn = float("inf")'
-    assert "injected-parameters" not in prepared(path, {})
+    assert "injected-parameters" not in prepared(path)
 
 
 def test_another_language_is_refused_by_its_name(tmp_path: Path) -> None:

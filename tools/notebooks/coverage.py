@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tools.notebooks.assertion import can_fail
-from tools.notebooks.lint import WIDGET_VIEW
+from tools.notebooks.lint import WIDGET_VIEW, vague
 from workbench.errors import NotebookError
 from workbench.nb.notebook import PARAMETERS_TAG, RAISES, SKIP, Cell, joined, load, statements
 from workbench.nb.tolerance import MIME, read_table
@@ -142,8 +142,8 @@ def _vague(data: dict[str, Any]) -> str:
         columns = [column for column in read_table(data) if column.tolerance != "none"]
     except NotebookError as error:
         return str(error)
-    vague = columns and all(column.vague for column in columns)
-    return "every tolerance is as wide as its column, so that no figure could fail" if vague else ""
+    empty = columns and all(map(vague, columns))
+    return "every tolerance is as wide as its column, so that no figure could fail" if empty else ""
 
 
 def _options(cell: Cell) -> dict[str, bool]:

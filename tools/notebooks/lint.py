@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import NotebookError
+from workbench.nb.execution import KERNEL
 from workbench.nb.notebook import PARAMETERS_TAG, RAISES, SKIP, Notebook, joined, load, statements
 from workbench.nb.parameters import faults
-from workbench.nb.process import KERNEL
-from workbench.nb.tolerance import MIME, read_table
+from workbench.nb.tolerance import MIME, Column, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -82,10 +82,10 @@ def _title(notebook: Notebook) -> _Faults:
 
 def _parameters(notebook: Notebook) -> _Faults:
     yield from faults(notebook)
-    cell = notebook.parameters
-    if cell is None:
+    if not notebook.parameters:
         yield None, f"no code cell is tagged `{PARAMETERS_TAG}`, so that no value can be set"
         return
+    cell = notebook.parameters[0]
     body = statements(cell.source) or []
     lines = tokenize.generate_tokens(io.StringIO(cell.source).readline) if body else ()
     commented = {
@@ -189,8 +189,18 @@ def _untrue(data: dict[str, Any]) -> Iterator[str]:
         yield str(error)
         return
     for column in columns:
-        if column.vague:
+        if vague(column):
             yield f"column {column.name!r}: no figure of it can leave {column.tolerance}; narrow it"
+
+
+def vague(column: Column) -> bool:
+    """Whether the tolerance is as wide as the figures themselves, so that none can fail."""
+    figures = [value for value in column.cells if isinstance(value, int | float)]
+    if column.relative is not None:
+        return column.relative >= 1
+    if column.within is None or not figures:
+        return False
+    return column.within >= max(figures) - min(figures) + max(map(abs, figures))
 
 
 _RULES: dict[str, Callable[[Notebook], _Faults]] = {

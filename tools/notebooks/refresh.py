@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from tools.notebooks.lint import WIDGET_VIEW
 from workbench.files import write_whole
+from workbench.nb.execution import KERNEL, TIMEOUT, Status, execute, require_kernel
 from workbench.nb.notebook import INJECTED_TAG, find, load, read_notebook
-from workbench.nb.process import KERNEL, TIMEOUT, execute, require_kernel
 from workbench.nb.tolerance import MIME, differences, paired
-from workbench.nb.verdict import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

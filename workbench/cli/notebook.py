@@ -14,9 +14,9 @@ from typer.core import TyperCommand
 from workbench.cli.options import Json, pairs
 from workbench.cli.output import command_group, fail, say, table
 from workbench.errors import InputError, NotebookError
+from workbench.nb.execution import CELL_TIMEOUT, TIMEOUT
 from workbench.nb.notebook import find, load
 from workbench.nb.parameters import Text, faults
-from workbench.nb.process import CELL_TIMEOUT, TIMEOUT
 
 app = command_group("Run, check and validate notebooks.")
 

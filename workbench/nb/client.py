@@ -1,27 +1,53 @@
-"""papermill's client for a kernel, with what it and nbclient do not do right.
+"""The child process: one notebook executed with papermill; the exit code says how it ended.
 
-There is an end to a cell's output, errors that IPython does not show are in the copy, and a
-notebook may end itself.
+It is started by its path, so that nothing of the parent's state reaches it. The order comes as a
+pickle on stdin, which the parent then holds open: its end is the parent's end. papermill reads and
+writes the copy and keeps its records. Its client for a kernel is put right here: there is an end to
+a cell's output, errors that IPython does not show are in the copy, and a notebook may end itself.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
+import os
+import pickle
 import re
+import signal
+import sys
+import threading
 import time
 from collections import Counter
 from queue import Empty
 from typing import Any
 
+if __name__ == "__main__":
+    # A check of web addresses that nothing here needs, and that takes 1 to 2 s to be loaded.
+    sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
+
 import nbformat
-from nbclient.exceptions import CellExecutionComplete, CellExecutionError
+import psutil
+from nbclient.exceptions import CellExecutionComplete, CellExecutionError, DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import NotebookExecutionManager
+from papermill.exceptions import PapermillExecutionError
+from papermill.execute import (
+    prepare_notebook_metadata,
+    raise_for_execution_errors,
+    remove_error_markers,
+)
+from papermill.iorw import load_notebook_node
 
-from workbench.nb.child import CUT, RAISED
+from workbench.nb.execution import CUT, FAILED, INTERRUPTED, KILLED, OK, RAISED
+from workbench.nb.notebook import SKIP
 
-LIMIT = 10 * 2**20  # bytes kept of a cell's output: a picture fits, an endless log does not
-MANY = 1000  # outputs
-PATIENCE = 5.0  # seconds for a reply to follow the end of a cell
+_ENDS = ("", "0", "None", "False")  # codes of a SystemExit that is no failure
+_GRACE = 10.0
+_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: what a notebook forks stays a child of ours (Linux)
+_LIMIT = 10 * 2**20  # bytes kept of a cell's output: a picture fits, an endless log does not
+_MANY = 1000  # outputs
+_REPLY_WAIT = 5.0  # seconds for a reply to follow the end of a cell
 new_output: Any = nbformat.v4.new_output
 
 
@@ -63,7 +89,7 @@ class Client(PapermillNotebookClient):
             try:
                 return await self._replies(timeout=max(0.0, min(1.0, end - time.monotonic())))
             except Empty:
-                if self._ended and time.monotonic() - self._ended[0] > PATIENCE:
+                if self._ended and time.monotonic() - self._ended[0] > _REPLY_WAIT:
                     return _lost(self._ended[1])
                 if time.monotonic() >= end:
                     raise
@@ -106,21 +132,21 @@ class Client(PapermillNotebookClient):
         place = self._widget(msg) or self
         kept = [] if place.clear_before_next_output else getattr(place, "outputs", outs)
         size, mine = _size(msg["content"]), (cell_index, id(place))
-        if self._sizes[mine] + size > LIMIT and len(kept) != self._full.get(mine):
+        if self._sizes[mine] + size > _LIMIT and len(kept) != self._full.get(mine):
             self._sizes[mine] = sum(map(_size, kept))
         before = self._sizes[mine]
-        if before + size <= LIMIT or msg["msg_type"] == "error":
+        if before + size <= _LIMIT or msg["msg_type"] == "error":
             self._sizes[mine] += size
             return msg
         said = mine in self._full and kept
         # Of very many outputs none becomes shorter, and to count them each time would take hours.
-        self._full[mine] = len(kept) if len(kept) > MANY else -1
+        self._full[mine] = len(kept) if len(kept) > _MANY else -1
         if said:
             return None
-        text = msg["content"].get("text", "")[: LIMIT - before]
+        text = msg["content"].get("text", "")[: _LIMIT - before]
         self._sizes[mine] += len(text)
         header = {**msg["header"], "msg_type": "stream"}
-        text += f"\n{CUT}it is longer than {LIMIT >> 20} MiB\n"
+        text += f"\n{CUT}it is longer than {_LIMIT >> 20} MiB\n"
         cut = {"name": msg["content"].get("name", "stdout"), "text": text}
         return {**msg, "header": header, "msg_type": "stream", "content": cut}
 
@@ -174,3 +200,72 @@ def _show(*, cell: Any, execute_reply: Any, **_: Any) -> None:
         content = execute_reply["content"]
         error = {"ename": content.get("ename", "Error"), "evalue": content.get("evalue", "")}
         cell.outputs.append(new_output("error", **error, traceback=content.get("traceback", [])))
+
+
+def _execute(source: str, output: str, kernel: str) -> int:
+    """Run the prepared notebook at `output`, in place; `source` is where it comes from."""
+    notebook = prepare_notebook_metadata(load_notebook_node(output), source, output)
+    notebook = remove_error_markers(notebook)
+    stored = [
+        (cell, cell.outputs, cell.execution_count)
+        for cell in notebook.cells
+        if cell.cell_type == "code" and SKIP in cell.metadata.tags
+    ]
+    manager = NotebookExecutionManager(notebook, output_path=output, progress_bar=False)
+    manager.notebook_start()
+    for cell, outputs, count in stored:
+        cell.outputs, cell.execution_count = outputs, count
+    try:
+        # The outputs of a cell may take longer to be read than it took to run.
+        Client(manager, kernel_name=kernel, iopub_timeout=600).execute()
+    finally:
+        manager.notebook_complete()
+    failed = [cell for cell in notebook.cells if cell.metadata.papermill["exception"]]
+    ends = [out for cell in failed[-1:] for out in cell.outputs if out.get("ename") == "SystemExit"]
+    if not failed or any(out.evalue in _ENDS for out in ends):
+        return OK
+    with contextlib.suppress(PapermillExecutionError):
+        raise_for_execution_errors(notebook, output)  # marks the place in the copy
+    return FAILED
+
+
+def _follow_parent() -> None:
+    # os.read, not sys.stdin: a thread that holds stdin's lock at exit aborts the interpreter.
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(_GRACE)
+    _end_family()  # it is stuck where no signal reaches it
+    os._exit(INTERRUPTED)
+
+
+def _end_family() -> None:
+    """Kill what the notebook has left running."""
+    for left in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            left.kill()
+
+
+def main() -> int:
+    """Run the ordered notebook and return the exit code."""
+    try:
+        order = pickle.load(sys.stdin.buffer)
+    except EOFError:  # it was not needed
+        return OK
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_SUBREAPER, 1)
+    os.chdir(order["folder"])
+    os.environ.update(order["variables"])
+    try:
+        return _execute(*order["notebook"])
+    except DeadKernelError:
+        return KILLED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    finally:
+        _end_family()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

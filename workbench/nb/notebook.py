@@ -53,6 +53,11 @@ class Cell:
         return self.has_code and SKIP not in self.tags
 
     @property
+    def errors(self) -> list[dict[str, Any]]:
+        """The errors that it shows."""
+        return [output for output in self.outputs if output["output_type"] == "error"]
+
+    @property
     def has_code(self) -> bool:
         """Whether it is a code cell that is not empty."""
         return self.kind == "code" and bool(self.source.strip())
@@ -73,10 +78,9 @@ class Notebook:
         return tuple(cell for cell in self.cells if cell.has_code)
 
     @property
-    def parameters(self) -> Cell | None:
-        """The first cell tagged `parameters`, which is the one that papermill takes."""
-        tagged = (c for c in self.cells if c.kind == "code" and PARAMETERS_TAG in c.tags)
-        return next(tagged, None)
+    def parameters(self) -> tuple[Cell, ...]:
+        """The code cells tagged `parameters`, of which papermill takes the first."""
+        return tuple(c for c in self.cells if c.kind == "code" and PARAMETERS_TAG in c.tags)
 
 
 def find(paths: Iterable[str | Path]) -> list[Path]:
@@ -143,6 +147,42 @@ def read_notebook(path: str | Path) -> dict[str, Any]:
         message = str(wrong).splitlines()[0]
         raise NotebookError(f"{path} is not a valid notebook: {message}; repair or restore it")
     return data
+
+
+def prepared(path: Path, parameters: str = "") -> str:
+    """The text of a notebook that is ready to run: nothing of an earlier run, and these values.
+
+    Args:
+        path: The notebook, which is left alone.
+        parameters: The source of a cell that sets values; it replaces one that an earlier run has
+            put in, which stays without.
+
+    Raises:
+        NotebookError: the cell would not be the same in the file.
+    """
+    nbformat: Any = import_module("nbformat")
+    notebook = nbformat.v4.upgrade(nbformat.from_dict(read_notebook(path)))
+    notebook.metadata.pop("papermill", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+    if parameters:
+        cells = [cell for cell in notebook.cells if not _is_injected(cell)]
+        place = next(i for i, cell in enumerate(cells) if _is_tagged(cell, PARAMETERS_TAG))
+        cell = nbformat.v4.new_code_cell(parameters, metadata={"tags": [INJECTED_TAG]})
+        notebook.cells = [*cells[: place + 1], cell, *cells[place + 1 :]]
+    text: str = nbformat.writes(notebook)
+    written = [joined(c["source"]) for c in json.loads(text)["cells"] if _is_injected(c)]
+    if parameters and written != [parameters]:
+        raise NotebookError(f"{path}: {parameters!r:.200} cannot be given unchanged")
+    return text
+
+
+def _is_tagged(cell: dict[str, Any], tag: str) -> bool:
+    return cell["cell_type"] == "code" and tag in cell["metadata"].get("tags", ())
+
+
+def _is_injected(cell: dict[str, Any]) -> bool:
+    return _is_tagged(cell, INJECTED_TAG) and not _is_tagged(cell, PARAMETERS_TAG)
 
 
 def _name_cells(data: dict[str, Any]) -> None:

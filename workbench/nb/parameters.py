@@ -7,17 +7,16 @@ anything runs (papermill only warns), and so is one from which the cell computes
 from __future__ import annotations
 
 import ast
-import difflib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from workbench.errors import NotebookError
-from workbench.nb.injected import injected
-from workbench.nb.notebook import PARAMETERS_TAG, Notebook, statements
-from workbench.nb.typetext import MisfitError, fit, read, spelled, type_of
-
-LATE = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+from workbench.nb.literals import MisfitError, fit, injected, read, type_of
+from workbench.nb.notebook import PARAMETERS_TAG, Cell, Notebook, statements
+from workbench.values import near
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,46 +26,26 @@ class Text:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """One that the cell sets; `value` is its default."""
-
-    name: str
-    type: ast.expr
-    value: ast.expr | None
-
-
 def faults(notebook: Notebook) -> Iterator[tuple[int, str]]:
     """What keeps values from a notebook, or makes them count for nothing, each with its cell."""
-    tagged = [
-        cell for cell in notebook.cells if cell.kind == "code" and PARAMETERS_TAG in cell.tags
-    ]
-    for cell in tagged[1:]:
+    for cell in notebook.parameters[1:]:
         yield cell.index, f"a second cell tagged `{PARAMETERS_TAG}`; papermill takes the first"
-    for cell in tagged[:1]:
-        body = statements(cell.source)
-        if body is None:
+    for cell in notebook.parameters[:1]:
+        if statements(cell.source) is None:
             yield cell.index, "the parameters cell is not plain Python"
-        for node in body or ():
-            if isinstance(node, ast.AnnAssign) and node.value and _misfit(node):
-                yield cell.index, f"`{ast.unparse(node)}`: the value is not of its type"
-        for name in _parameters(body or []):
-            for other in _computed(body or [], {name}):
-                yield (
-                    cell.index,
-                    f"{other!r} is computed from {name!r} before that is given; compute it below",
-                )
-
-
-def _misfit(node: ast.AnnAssign) -> bool:
-    try:
-        fit(ast.literal_eval(node.value or ast.Constant(None)), node.annotation)
-    except MisfitError:
-        return True
-    except ValueError:
-        # A computed default or a type that only Python can judge.
-        return False
-    return False
+        for node in (body := _body(cell)):
+            # A computed default, or a type that only Python can judge, is none of ours.
+            with suppress(ValueError):
+                if isinstance(node, ast.AnnAssign) and node.value is not None:
+                    value = ast.literal_eval(node.value)
+                    try:
+                        fit(value, node.annotation)
+                    except MisfitError:
+                        yield cell.index, f"`{ast.unparse(node)}`: the value is not of its type"
+        for name in _parameters(body):
+            for other in _computed(body, {name}):
+                fault = f"{other!r} is computed from {name!r} before that is given"
+                yield cell.index, f"{fault}; compute it below"
 
 
 def resolve(notebook: Notebook, given: Mapping[str, object]) -> dict[str, object]:
@@ -84,164 +63,44 @@ def resolve(notebook: Notebook, given: Mapping[str, object]) -> dict[str, object
         NotebookError: A name is unknown, a value does not fit its type or cannot be written into a
             notebook, or a default that is not given is computed from one that is.
     """
-    if not given:
-        return {}
-    cell = notebook.parameters
-    body = (statements(cell.source) if cell is not None else None) or []
-    known = _parameters(body)
-    values = {}
+    body = _body(*notebook.parameters[:1])
+    known, values = _parameters(body), dict[str, object]()
     for name, value in given.items():
         if name not in known:
-            raise NotebookError(f"{notebook.path} has no parameter {name!r}; {_near(name, known)}")
-        values[name] = _value(notebook, known[name], value)
+            there = f"; it has {', '.join(known)}"
+            none = "; it has none; tag a cell of plain assignments `parameters`"
+            remedy = near(name, known) or there if known else none
+            raise NotebookError(f"{notebook.path} has no parameter {name!r}{remedy}")
+        values[name] = _checked(f"{notebook.path}: {name}", known[name][0], value, notebook.path)
     for other, name in _computed(body, {*given}).items():
         raise NotebookError(
             f"{notebook.path}: {other!r} is computed from {name!r} in the parameters cell, before "
             f"{name!r} is given, and would stay as it is: give {other!r} too, or compute it below"
         )
-    _check_last(notebook, values)
+    for cell in notebook.parameters[1:]:
+        for name in _parameters(_body(cell)).keys() & values.keys():
+            raise NotebookError(
+                f"{notebook.path}: {name!r} is set again in cell {cell.index}, a second one "
+                f"tagged `{PARAMETERS_TAG}`; keep one"
+            )
     injected(values)
     return values
 
 
-def _check_last(notebook: Notebook, values: Mapping[str, object]) -> None:
-    """Refuse a value that a second parameters cell would set back."""
-    tagged = [cell for cell in notebook.code if PARAMETERS_TAG in cell.tags]
-    for cell in tagged[1:]:
-        for name in _parameters(statements(cell.source) or []):
-            if name in values:
-                raise NotebookError(
-                    f"{notebook.path}: {name!r} is set again in cell {cell.index}, a second one "
-                    f"tagged `{PARAMETERS_TAG}`; keep one"
-                )
-
-
-def _near(name: str, known: Mapping[str, object]) -> str:
-    if not known:
-        return "it has none; tag a cell of plain assignments `parameters`"
-    if near := difflib.get_close_matches(name, known, n=1):
-        return f"did you mean {near[0]!r}?"
-    return f"it has {', '.join(known)}"
-
-
-def default(notebook: Notebook, name: str) -> object:
-    """What a parameter is if it is not given; None where it is computed, or there is no such."""
-    cell = notebook.parameters
-    found = _parameters((statements(cell.source) if cell else None) or []).get(name)
-    try:
-        return ast.literal_eval(found.value) if found and found.value else None
-    except ValueError:
-        return None
-
-
-def _parameters(body: list[ast.stmt]) -> dict[str, Parameter]:
-    """What a cell sets by name, with or without a type; of a name set twice, the last counts."""
-    found = []
-    for node in body:
-        match node:
-            case ast.AnnAssign(target=ast.Name(id=name), annotation=kind, value=value):
-                found.append(Parameter(name, kind, value))
-            case ast.Assign(targets=targets, value=value):
-                pairs = (pair for target in targets for pair in _pairs(target, value))
-                found += [Parameter(name, type_of(value), value) for name, value in pairs]
-    return {one.name: one for one in found}
-
-
-def _pairs(target: ast.expr, value: ast.expr | None) -> Iterator[tuple[str, ast.expr | None]]:
-    match target, value:
-        case ast.Name(id=name), _:
-            yield name, value
-        case (
-            (ast.Tuple(elts=names) | ast.List(elts=names)),
-            (ast.Tuple(elts=values) | ast.List(elts=values)),
-        ) if len(names) == len(values):
-            for part, one in zip(names, values, strict=True):
-                yield from _pairs(part, one)
-        case ((ast.Tuple(elts=names) | ast.List(elts=names)), _):
-            for part in names:
-                yield from _pairs(part, None)
-
-
-def _computed(body: list[ast.stmt], given: set[str]) -> dict[str, str]:
-    """Names that keep a value made from the default of a given one, each with that one."""
-    moved = {name: name for name in given}
-    found = {}
-    for node in body:
-        read_now, read_later = _reads(node)
-        now = next((moved[name] for name in read_now if name in moved), None)
-        later = next((moved[name] for name in read_later if name in moved), None)
-        for name in _sets(node, {*_parameters(body)}) - given:
-            if now:
-                found[name] = now
-            if now or later:
-                moved[name] = now or later or ""
-    return found
-
-
-def _sets(node: ast.stmt, known: set[str]) -> set[str]:
-    """What a statement binds, changes or seeds."""
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return {node.name}
-    names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and _is_stored(n)}
-    for part in ast.walk(node):
-        call = isinstance(part, ast.Call)
-        inside = part.func if isinstance(part, ast.Call) else part
-        if call and "seed" in ast.unparse(inside).rpartition(".")[2]:
-            names.add(ast.unparse(inside))
-        if not isinstance(inside, ast.Attribute | ast.Subscript):
-            continue
-        root: ast.expr = inside
-        while isinstance(root, ast.Attribute | ast.Subscript):
-            root = root.value
-        if isinstance(root, ast.Name) and root.id in known and (call or _is_stored(inside)):
-            names.add(root.id)
-        elif not call and _is_stored(inside):
-            names.add(ast.unparse(inside))
-    return names
-
-
-def _is_stored(node: ast.Name | ast.Attribute | ast.Subscript) -> bool:
-    return isinstance(node.ctx, ast.Store)
-
-
-def _reads(node: ast.AST) -> tuple[set[str], set[str]]:
-    """Names that a statement reads at once, and those that it reads when a function is called."""
-    if isinstance(node, ast.Name):
-        return ({node.id} if isinstance(node.ctx, ast.Load) else set()), set()
-    now, later, bound = set[str](), set[str](), set[str]()
-    for part in ast.iter_child_nodes(node):
-        found = _reads(part)
-        inner = node.body if isinstance(node, LATE) else ()
-        if part is inner or (isinstance(inner, list) and part in inner):
-            later |= found[0] | found[1]
-        else:
-            now |= found[0]
-            later |= found[1]
-    if isinstance(node, LATE):
-        later -= {arg.arg for arg in ast.walk(node.args) if isinstance(arg, ast.arg)}
-    if isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
-        targets = [n for one in node.generators for n in ast.walk(one.target)]
-        bound = {n.id for n in targets if isinstance(n, ast.Name)}
-        now = (now - bound) | _reads(node.generators[0].iter)[0]
-    return now, later
-
-
-def _value(notebook: Notebook, parameter: Parameter, value: object) -> object:
-    shown, kind = f"{notebook.path}: {parameter.name}", parameter.type
+def _checked(name: str, kind: ast.expr, value: object, notebook: Path) -> object:
     try:
         if not isinstance(value, Text):
             return fit(value, kind)
-        found = read(value.text, kind)
-        try:
-            return fit(_from_here(found, notebook.path.parent), kind)
-        except MisfitError:  # of a Literal
-            return found
+        typed = read(value.text, kind)
+        with suppress(MisfitError):  # a Literal that names a file stays one
+            return fit(_from_here(typed, notebook.parent), kind)
     except ValueError as error:
         if isinstance(error, MisfitError) and not isinstance(value, Text):
             raise NotebookError(
-                f"{shown}={value!r:.100} is not of the type {spelled(kind)}; give one"
+                f"{name}={value!r:.100} is not of the type {ast.unparse(kind)}; give one"
             ) from None
-        raise NotebookError(f"{shown} cannot be set: {error}; give another value") from error
+        raise NotebookError(f"{name} cannot be set: {error}; give another value") from error
+    return typed
 
 
 def _from_here(value: object, home: Path) -> object:
@@ -266,3 +125,104 @@ def _is_path(text: str) -> bool:
         return named or (path / "config.json").exists()  # a model's folder
     except (OSError, ValueError):
         return False
+
+
+def default(notebook: Notebook, name: str) -> object:
+    """What a parameter is if it is not given; None where it is computed, or there is no such."""
+    _, value = _parameters(_body(*notebook.parameters[:1])).get(name, (None, None))
+    try:
+        return ast.literal_eval(value) if value else None
+    except ValueError:
+        return None
+
+
+def _body(*cells: Cell) -> list[ast.stmt]:
+    return [node for cell in cells for node in statements(cell.source) or ()]
+
+
+def _parameters(body: list[ast.stmt]) -> dict[str, tuple[ast.expr, ast.expr | None]]:
+    """The types and defaults that a cell sets by name; of a name set twice, the last counts."""
+    types = dict[str, tuple[ast.expr, ast.expr | None]]()
+    for node in body:
+        match node:
+            case ast.AnnAssign(target=ast.Name(id=name), annotation=kind, value=value):
+                types[name] = kind, value
+            case ast.Assign(targets=targets, value=value):
+                pairs = (pair for target in targets for pair in _pairs(target, value))
+                types |= {name: (type_of(one), one) for name, one in pairs}
+    return types
+
+
+def _pairs(target: ast.expr, value: ast.expr | None) -> Iterator[tuple[str, ast.expr | None]]:
+    match target:
+        case ast.Name(id=name):
+            yield name, value
+        case ast.Tuple(elts=names) | ast.List(elts=names):
+            values = value.elts if isinstance(value, ast.Tuple | ast.List) else []
+            each = values if len(values) == len(names) else [None] * len(names)
+            for part, one in zip(names, each, strict=True):
+                yield from _pairs(part, one)
+
+
+def _computed(body: list[ast.stmt], given: set[str]) -> dict[str, str]:
+    """Names that keep a value made from the default of a given one, each with that one."""
+    moved, stale, known = {name: name for name in given}, dict[str, str](), {*_parameters(body)}
+    for node in body:
+        now, later = (
+            next((moved[name] for name in names if name in moved), None) for names in _reads(node)
+        )
+        for name in _sets(node, known) - given:
+            if now:
+                stale[name] = now
+            if now or later:
+                moved[name] = now or later or ""
+    return stale
+
+
+def _sets(node: ast.stmt, known: set[str]) -> set[str]:
+    """What a statement binds, changes or seeds."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {node.name}
+    names = set[str]()
+    for part in ast.walk(node):
+        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+            names.add(part.id)
+        called = isinstance(part, ast.Call)
+        target = part.func if isinstance(part, ast.Call) else part
+        if called and "seed" in ast.unparse(target).rpartition(".")[2]:
+            names.add(ast.unparse(target))
+        if not isinstance(target, ast.Attribute | ast.Subscript):
+            continue
+        root: ast.expr = target
+        while isinstance(root, ast.Attribute | ast.Subscript):
+            root = root.value
+        stored = isinstance(target.ctx, ast.Store)
+        if isinstance(root, ast.Name) and root.id in known and (called or stored):
+            names.add(root.id)
+        elif stored and not called:
+            names.add(ast.unparse(target))
+    return names
+
+
+def _reads(node: ast.AST) -> tuple[set[str], set[str]]:
+    """Names that a statement reads at once, and those that it reads when a function is called."""
+    now, later = set[str](), set[str]()
+    called: list[Any] = []
+    match node:
+        case ast.Name(id=name, ctx=ast.Load()):
+            now.add(name)
+        case ast.Lambda(body=value):
+            called = [value]
+        case ast.FunctionDef(body=body) | ast.AsyncFunctionDef(body=body):
+            called = body
+    for part in ast.iter_child_nodes(node):
+        part_now, part_later = _reads(part)
+        (later if part in called else now).update(part_now)
+        later |= part_later
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        later -= {arg.arg for arg in ast.walk(node.args) if isinstance(arg, ast.arg)}
+    if isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+        targets = [one for each in node.generators for one in ast.walk(each.target)]
+        now -= {one.id for one in targets if isinstance(one, ast.Name)}
+        now |= _reads(node.generators[0].iter)[0]
+    return now, later

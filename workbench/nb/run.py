@@ -5,13 +5,14 @@ Parameters are checked against every notebook before the first one runs.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workbench.errors import NotebookError
+from workbench.nb.execution import TIMEOUT, execute, require_kernel
 from workbench.nb.notebook import find, load
 from workbench.nb.parameters import resolve
-from workbench.nb.process import TIMEOUT, execute, require_kernel
 from workbench.progress import counted
 
 if TYPE_CHECKING:
@@ -58,13 +59,16 @@ def run(
         raise NotebookError(f"{out} is no folder; choose one for the copies")
     # An earlier run's, to which these would be added.
     (out / "metrics.json").resolve().unlink(missing_ok=True)
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     try:
         with counted(len(plan), "run", "notebook") as step:
             for number, (path, values) in enumerate(plan.items(), start=1):
                 say(f"[{number}/{len(plan)}] {path}")
-                rows.append(_run_one(path, out, values, timeout))
-                say(f"[{number}/{len(plan)}] {path}: {_brief(rows[-1])}")
+                row = _run_one(path, out, values, timeout)
+                rows.append(row)
+                ended = f"{row['status']}, {row['executed']}/{row['cells']} cells"
+                detail = f", {row['detail']}" if row["detail"] else ""
+                say(f"[{number}/{len(plan)}] {path}: {ended}, {row['seconds']} s{detail}")
                 step()
     finally:
         say(_closing(rows, out))
@@ -84,21 +88,12 @@ def _plan(
     return {path: resolve(load(path), parameters) for path in paths}
 
 
-def _run_one(path: Path, out: Path, values: dict[str, object], timeout: float) -> dict[str, object]:
-    before = _figures(out)
-    output = out / path.name
+def _run_one(path: Path, out: Path, values: dict[str, object], timeout: float) -> dict[str, Any]:
+    before, output = _figures(out), out / path.name
     outcome = execute(path, output, run_dir=out, parameters=values, timeout=timeout)
-    after = _figures(out)
-    return {
-        "notebook": path.stem,
-        "status": outcome.status,
-        "seconds": outcome.seconds,
-        "cells": outcome.cells,
-        "executed": outcome.executed,
-        "figures": [str(f) for f, stamp in after.items() if before.get(f) != stamp],
-        "detail": outcome.detail,
-        "output": str(output) if output.exists() else "",
-    }
+    figures = [str(f) for f, stamp in _figures(out).items() if before.get(f) != stamp]
+    shown = str(output) if output.exists() else ""
+    return {"notebook": path.stem, **asdict(outcome), "figures": figures, "output": shown}
 
 
 def _figures(out: Path) -> dict[Path, tuple[int, int]]:
@@ -107,41 +102,24 @@ def _figures(out: Path) -> dict[Path, tuple[int, int]]:
     return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
 
 
-def _brief(row: dict[str, object]) -> str:
-    text = f"{row['status']}, {row['executed']}/{row['cells']} cells, {row['seconds']} s"
-    return f"{text}, {row['detail']}" if row["detail"] else text
-
-
-def _closing(rows: list[dict[str, object]], out: Path) -> str:
+def _closing(rows: list[dict[str, Any]], out: Path) -> str:
     if not rows:
         return "no notebook finished"
     import pandas as pd
 
-    shown = [(r["status"], r["seconds"], f"{r['executed']}/{r['cells']}", _count(r)) for r in rows]
-    names = [r["notebook"] for r in rows]
-    headers = ["status", "seconds", "cells", "figures"]
-    lines = [pd.DataFrame(shown, names, headers).to_string()]
+    shown = [
+        (row["status"], row["seconds"], f"{row['executed']}/{row['cells']}", len(row["figures"]))
+        for row in rows
+    ]
+    names = [row["notebook"] for row in rows]
+    lines = [pd.DataFrame(shown, names, ["status", "seconds", "cells", "figures"]).to_string()]
     for row in rows:
         results = out / "results" / f"{row['notebook']}.csv"
-        figures = row["figures"]
-        assert isinstance(figures, list)
-        written = [row["output"], *figures, *([results] if results.exists() else [])]
-        lines.extend(str(path) for path in written if path)
+        lines += filter(None, [row["output"], *row["figures"]])
         if results.exists():
-            lines += ["", f"results of {row['notebook']}", _table_of(results)]
+            try:
+                table = pd.read_csv(results).to_string(index=False)
+            except ValueError as error:  # empty, or no table
+                table = f"{results} cannot be read: {error}"
+            lines += [str(results), "", f"results of {row['notebook']}", table]
     return "\n".join(lines)
-
-
-def _table_of(results: Path) -> str:
-    import pandas as pd
-
-    try:
-        frame = pd.read_csv(results)
-    except ValueError as error:  # empty, or no table
-        return f"{results} cannot be read: {error}"
-    return frame.to_string(index=False)
-
-
-def _count(row: dict[str, object]) -> int:
-    figures = row["figures"]
-    return len(figures) if isinstance(figures, list) else 0

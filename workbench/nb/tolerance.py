@@ -6,14 +6,19 @@ stated only, so that nbval can compare it on every machine, or raises an Asserti
 A cell that ends in `approx(table, within={"accuracy": 0.05})` shows the table as pandas does, and
 stores one JSON value beside it: the columns with their tolerances, the index first, and a digest
 of them and the text, so that neither can be changed without the other.
+
+The module is a pytest plugin, found by its entry point, that has nbval compare such tables within
+their tolerances. It does nothing where nbval judges no notebook, and changes no other verdict.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 import numbers
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, SupportsFloat
@@ -178,16 +183,6 @@ class Column:
             return f"± {100 * self.relative:g} %"
         return "none" if self.within is None else f"± {self.within:g}"
 
-    @property
-    def vague(self) -> bool:
-        """Whether the tolerance is as wide as the figures themselves, so that none can fail."""
-        figures = [value for value in self.cells if isinstance(value, int | float)]
-        if self.relative is not None:
-            return self.relative >= 1
-        if self.within is None or not figures:
-            return False
-        return self.within >= max(figures) - min(figures) + max(map(abs, figures))
-
     def holds(self, row: int, new: float | str | None) -> bool:
         """Whether a new value is near enough to the one of this row."""
         old = self.cells[row]
@@ -268,3 +263,35 @@ def differences(stored: Mapping[str, Any], fresh: Mapping[str, Any]) -> list[str
         for row, value in enumerate(new.cells)
         if not old.holds(row, value)
     ]
+
+
+def pytest_itemcollected(item: Any) -> None:
+    """Have the tables of a notebook's cell compared first, and the rest as nbval does."""
+    nbval = sys.modules.get("nbval.plugin")
+    if nbval is not None and isinstance(item, nbval.IPyNbCell):
+        item.compare_outputs = functools.partial(_compare_outputs, item)
+
+
+def _compare_outputs(
+    item: Any, test: list[Any] | None, ref: list[Any] | None, skip_compare: Any = None
+) -> bool:
+    """Compare the tables, then the rest with each new table taken for the stored one."""
+    fresh, stored = list(test or ()), list(ref or ())
+    counts = [sum(MIME in output.get("data", ()) for output in side) for side in (stored, fresh)]
+    wrong: list[str] = []
+    if counts[0] != counts[1]:
+        wrong.append(f"tables with tolerances: stored {counts[0]}, new {counts[1]}")
+    for place, old in paired(stored, fresh):
+        wrong += differences(old["data"], fresh[place]["data"])
+        fresh[place] = _as_stored(fresh[place], old["data"])
+    same: bool = type(item).compare_outputs(item, fresh, stored, skip_compare)
+    # nbval joins the lines, and not all that it puts there are text.
+    item.comparison_traceback = [*wrong, *map(str, item.comparison_traceback)]
+    return same and not wrong
+
+
+def _as_stored(output: Any, stored: dict[str, Any]) -> Any:
+    """The output with the stored table; what else it has, or lacks, is left as it is."""
+    table = {mime: stored[mime] for mime in (*SHOWN, MIME) if mime in stored}
+    data = {mime: table.get(mime, value) for mime, value in output["data"].items()}
+    return type(output)({**output, "data": data})

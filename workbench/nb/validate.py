@@ -1,7 +1,7 @@
 """Validate notebooks: each is run once more, and what it shows compared with what is stored.
 
-One pytest in a child process, strict, without the repository's own pytest settings, with nbval,
-`plugin`, and this module as a plugin that has nbval judge a notebook as Jupyter runs and shows it:
+One pytest in a child process, strict, without the repository's own pytest settings, with nbval and
+two plugins: `tolerance`, and this module, which has nbval judge as Jupyter runs and shows cells:
 
 - a cell fails as soon as its kernel dies, and those after it at once;
 - a cell fails if the kernel says that it failed, whether an error was shown or not, and one that is
@@ -36,8 +36,8 @@ from nbval.kernel import RunningKernel
 from nbval.plugin import IPyNbCell
 
 from workbench.errors import NotebookError
+from workbench.nb.execution import CELL_TIMEOUT, KERNEL, RUN_DIR, environment, require_kernel
 from workbench.nb.notebook import SKIP, find, load
-from workbench.nb.process import CELL_TIMEOUT, KERNEL, RUN_DIR, environment, require_kernel
 from workbench.progress import counted
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _run_pytest(paths: list[Path], report: Path, cell_timeout: float, jobs: int)
     settings.write_text("[pytest]\njunit_family = xunit1\n", encoding="utf-8")
     command = [
         *(sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"),
-        *("-p", "workbench.nb.plugin", "-p", "workbench.nb.validate"),
+        *("-p", "workbench.nb.tolerance", "-p", "workbench.nb.validate"),
         *("-c", str(settings), f"--rootdir={Path.cwd()}"),
         *("--nbval", f"--nbval-kernel-name={KERNEL}", f"--nbval-cell-timeout={cell_timeout}"),
         f"--junit-xml={report}",

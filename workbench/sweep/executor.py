@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from workbench.nb.process import Child, Execution
-from workbench.nb.verdict import Outcome
+from workbench.nb.execution import Child, Execution, Outcome
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,10 +23,10 @@ import yaml
 from workbench.engines import URL
 from workbench.engines.local import OURS, Source
 from workbench.errors import InputError, NotebookError
-from workbench.nb.injected import source_of
+from workbench.nb.execution import KERNEL, TIMEOUT, require_kernel
+from workbench.nb.literals import source_of
 from workbench.nb.notebook import Notebook, load
 from workbench.nb.parameters import default, resolve
-from workbench.nb.process import KERNEL, TIMEOUT, require_kernel
 from workbench.serving.presets import arguments, find_preset
 from workbench.store import digest
 from workbench.sweep.files import Beside
@@ -148,7 +148,7 @@ class Sweep:
         """
         require_kernel(self.kernel)
         notebook = self._loaded
-        if notebook.parameters is None:
+        if not notebook.parameters:
             raise NotebookError(f"{notebook.path} has no cell tagged `parameters` to be varied")
         self.grid.check_where(self.fixed)
         grid = self.grid.points
