@@ -116,11 +116,11 @@ class Client(PapermillNotebookClient):
             if outs[end]["name"] == name:
                 outs[end]["text"] = _drawn(outs[end]["text"], msg["content"]["text"])
                 return None
-        made = super().output(outs, msg, display_id, cell_index)
-        if made:
-            made["text"] = _drawn("", made["text"])
+        output = super().output(outs, msg, display_id, cell_index)
+        if output:
+            output["text"] = _drawn("", output["text"])
         outs[end:] = sorted(outs[end:], key=lambda out: out["name"], reverse=True)
-        return made
+        return output
 
     def _widget(self, msg: Any) -> Any:
         """The Output widget that takes a message instead of the cell."""
@@ -130,21 +130,21 @@ class Client(PapermillNotebookClient):
     def _cut(self, outs: Any, msg: Any, cell_index: int) -> Any:
         """The message, or what fits of it, or None. What was drawn and cleared does not count."""
         place = self._widget(msg) or self
-        kept = [] if place.clear_before_next_output else getattr(place, "outputs", outs)
-        size, mine = _size(msg["content"]), (cell_index, id(place))
-        if self._sizes[mine] + size > _LIMIT and len(kept) != self._full.get(mine):
-            self._sizes[mine] = sum(map(_size, kept))
-        before = self._sizes[mine]
+        shown = [] if place.clear_before_next_output else getattr(place, "outputs", outs)
+        size, key = _size(msg["content"]), (cell_index, id(place))
+        if self._sizes[key] + size > _LIMIT and len(shown) != self._full.get(key):
+            self._sizes[key] = sum(map(_size, shown))
+        before = self._sizes[key]
         if before + size <= _LIMIT or msg["msg_type"] == "error":
-            self._sizes[mine] += size
+            self._sizes[key] += size
             return msg
-        said = mine in self._full and kept
+        was_cut = key in self._full and shown
         # Of very many outputs none becomes shorter, and to count them each time would take hours.
-        self._full[mine] = len(kept) if len(kept) > _MANY else -1
-        if said:
+        self._full[key] = len(shown) if len(shown) > _MANY else -1
+        if was_cut:
             return None
         text = msg["content"].get("text", "")[: _LIMIT - before]
-        self._sizes[mine] += len(text)
+        self._sizes[key] += len(text)
         header = {**msg["header"], "msg_type": "stream"}
         text += f"\n{CUT}it is longer than {_LIMIT >> 20} MiB\n"
         cut = {"name": msg["content"].get("name", "stdout"), "text": text}
@@ -184,9 +184,9 @@ def _line(text: str) -> str:
 def _leave(*, cell: Any, execute_reply: Any, **_: Any) -> None:
     """`exit(code)` and `quit(code)` ask for the end without an error; it is that of `sys.exit`."""
     payload = execute_reply["content"].get("payload", ())
-    asked = next((one for one in payload if one.get("source") == "ask_exit"), None)
-    if asked is not None:
-        code = asked.get("keepkernel")  # which is what ipykernel takes the argument for
+    request = next((one for one in payload if one.get("source") == "ask_exit"), None)
+    if request is not None:
+        code = request.get("keepkernel")  # which is what ipykernel takes the argument for
         plain = code is None or isinstance(code, bool)
         error = {"ename": "SystemExit", "evalue": "" if plain else str(code)}
         cell.outputs.append(new_output("error", **error, traceback=[]))

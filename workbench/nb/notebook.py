@@ -92,17 +92,17 @@ def find(paths: Iterable[str | Path]) -> list[Path]:
     Raises:
         NotebookError: A path is missing, is no notebook, or nothing is left.
     """
-    found: list[Path] = []
+    notebooks: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found.extend(sorted(path.glob("[!.]*.ipynb")))  # none of what a Mac leaves
+            notebooks.extend(sorted(path.glob("[!.]*.ipynb")))  # none of what a Mac leaves
         elif path.suffix == ".ipynb" and path.is_file():
-            found.append(path)
+            notebooks.append(path)
         else:
             raise NotebookError(f"{path} is no notebook; give an .ipynb file or a folder of them")
-    if not found:
+    if not notebooks:
         raise NotebookError("no notebook given; name .ipynb files or a folder that holds some")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(notebooks))
 
 
 def load(path: str | Path) -> Notebook:
@@ -118,7 +118,17 @@ def load(path: str | Path) -> Notebook:
         path=path,
         minor=data["nbformat_minor"],
         metadata=data["metadata"],
-        cells=tuple(_cell(index, cell) for index, cell in enumerate(data["cells"])),
+        cells=tuple(
+            Cell(
+                index=index,
+                kind=cell["cell_type"],
+                source=joined(cell["source"]),
+                count=cell.get("execution_count"),
+                metadata=cell["metadata"],
+                outputs=tuple(cell.get("outputs", ())),
+            )
+            for index, cell in enumerate(data["cells"])
+        ),
     )
 
 
@@ -213,17 +223,6 @@ def _check_language(path: Path, metadata: dict[str, Any]) -> None:
             f"{path} is a notebook of {language} (kernel {spec.get('name')!r}); only those of "
             "Python can be run here: use papermill with that kernel"
         )
-
-
-def _cell(index: int, cell: dict[str, Any]) -> Cell:
-    return Cell(
-        index=index,
-        kind=cell["cell_type"],
-        source=joined(cell["source"]),
-        count=cell.get("execution_count"),
-        metadata=cell["metadata"],
-        outputs=tuple(cell.get("outputs", ())),
-    )
 
 
 def joined(text: str | list[str]) -> str:

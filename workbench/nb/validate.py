@@ -148,17 +148,17 @@ class _DiedError(Exception):
 
 
 class _Kernel(RunningKernel):
-    """Knows which cell it was asked last, what it replied (empty: nothing), and where it died."""
+    """Knows its last request, what it replied (empty: nothing), and where it died."""
 
-    asked = ""
+    request = ""
     reply: dict[str, Any]
     died = ""
 
     def execute_cell_input(self, cell_input: str, allow_stdin: bool | None = None) -> str:
         self.reply = {}
         # With history, unlike nbval's: else a semicolon hides no value, and `_` has none.
-        self.asked = self.kc.execute(cell_input, allow_stdin=allow_stdin, stop_on_error=False)
-        return self.asked
+        self.request = self.kc.execute(cell_input, allow_stdin=allow_stdin, stop_on_error=False)
+        return self.request
 
     def get_message(self, stream: str, timeout: float | None = None) -> dict[str, Any]:
         end = time.monotonic() + (math.inf if timeout is None else timeout)
@@ -219,7 +219,7 @@ class _Cell(IPyNbCell):
         kernel = self.parent.kernel
         while True:
             message: dict[str, Any] = kernel.get_message(stream, timeout)
-            own = message["parent_header"].get("msg_id") == kernel.asked
+            own = message["parent_header"].get("msg_id") == kernel.request
             if not (own and self._applied(message["msg_type"], message["content"])):
                 return message
 
