@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks.table import Row
 from workbench.errors import InputError
-from workbench.nb.process import KERNEL
+from workbench.nb.execution import KERNEL
 from workbench.runs import project
 from workbench.sweep import Grid, Results, Sweep, run
 
