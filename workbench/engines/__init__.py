@@ -27,8 +27,8 @@ SAME_ANSWERS = HARMLESS | {"device"}
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of engine: what makes one, and why it cannot be made here (None if it can)."""
+class EngineKind:
+    """A kind of engine: what makes one, and why there can be none here (None if it can)."""
 
     make: Callable[..., BaseEngine]
     unavailable: Callable[[], str | None]
@@ -38,11 +38,11 @@ def _no_server() -> str | None:
     return None if os.environ.get(URL) else f"no server is set ({URL} or base_url)"
 
 
-ENGINES: Mapping[str, Kind] = {
-    "vllm": Kind(vllm.VLLMEngine, vllm.unavailable),
-    "remote": Kind(RemoteEngine, _no_server),
-    "transformers": Kind(transformers.TransformersEngine, transformers.unavailable),
-    "diffusion": Kind(diffusion.DiffusionEngine, diffusion.unavailable),
+ENGINES: Mapping[str, EngineKind] = {
+    "vllm": EngineKind(vllm.VLLMEngine, vllm.unavailable),
+    "remote": EngineKind(RemoteEngine, _no_server),
+    "transformers": EngineKind(transformers.TransformersEngine, transformers.unavailable),
+    "diffusion": EngineKind(diffusion.DiffusionEngine, diffusion.unavailable),
 }
 AUTO = ("vllm", "remote", "transformers")  # tried in this order; the others have other models
 
@@ -68,7 +68,7 @@ def open_engine(
         engine: "vllm" (in this process), "remote" (an OpenAI-compatible server), "transformers"
             (the baseline, in padded batches), "diffusion" (a model of the LLaDA family), or
             "auto": the first of the others that works here. If it is lost in mid-run, "auto" goes
-            on with the next one that has the same model and revision; `info.failovers` tells.
+            on with the next one that has the same model and revision; `info.failovers` says so.
         base_url: the server's URL, or several to spread over; default `WORKBENCH_BASE_URL`.
         store: "default" keeps responses in the user's cache folder, a path in that file, None
             nowhere.
@@ -88,18 +88,20 @@ def open_engine(
     if engine != "auto" and engine not in ENGINES:
         raise InputError(f'engine={engine!r} is unknown; known: "auto", {", ".join(ENGINES)}')
     url = base_url or os.environ.get(URL)
-    opened = open_store(store)
+    responses = open_store(store)
     try:
         if engine == "auto":
-            made = _first(model, url, opened, options)
+            opened = _first(model, url, responses, options)
         else:
-            made = _open(engine, model, url=url, store=opened, why="asked for", options=options)
+            opened = _open(
+                engine, model, url=url, store=responses, why="asked for", options=options
+            )
     except BaseException:
-        if opened is not None:
-            opened.close()
+        if responses is not None:
+            responses.close()
         raise
-    log.info("%r (%s)", made, made.info.why)
-    return made
+    log.info("%r (%s)", opened, opened.info.why)
+    return opened
 
 
 def _open(
@@ -117,8 +119,8 @@ def _open(
         EngineUnavailableError: it cannot run here.
     """
     if engine == "remote":
-        split = url.split(",") if isinstance(url, str) else url  # several in the environment
-        options = {**options, "base_url": split}
+        urls = url.split(",") if isinstance(url, str) else url  # several in the environment
+        options = {**options, "base_url": urls}
     elif reason := unavailable(engine):
         raise EngineUnavailableError(f"{engine}: {reason}")
     return ENGINES[engine].make(model, store, why, options)
@@ -138,7 +140,7 @@ def _first(
         if name == "vllm":
             why = "auto: vLLM can run in this process"
         try:
-            made = _open(name, model, url=url, store=store, why=why, options=options)
+            opened = _open(name, model, url=url, store=store, why=why, options=options)
         except (EngineUnavailableError, InputError) as error:
             if isinstance(error, InputError) and name != "remote":
                 raise
@@ -146,9 +148,9 @@ def _first(
             reasons.append(str(error))
             continue
         if set(options) <= SAME_ANSWERS:
-            later = partial(_open, model=made.info.model, url=url, store=None, why="", options={})
-            made.followed_by(partial(later, after) for after in names[position + 1 :])
-        return made
+            later = partial(_open, model=opened.info.model, url=url, store=None, why="", options={})
+            opened.followed_by(partial(later, after) for after in names[position + 1 :])
+        return opened
     if not url:
         reasons.append(f"remote: {_no_server()}")
     text = "; ".join(reasons)

@@ -79,18 +79,18 @@ class ChatOptions:
         if not self.fold_system:
             return [dict(message) for message in chat]
         folded: list[dict[str, Any]] = []
-        waiting: list[str] = []
+        held_back: list[str] = []
         for message in chat:
             if message["role"] in SYSTEM:
-                waiting.append(message["content"])
+                held_back.append(message["content"])
             elif message["role"] == "user":
-                text = "\n\n".join([*waiting, message["content"]])
+                text = "\n\n".join([*held_back, message["content"]])
                 folded.append({**message, "content": text})
-                waiting = []
+                held_back = []
             else:
                 folded.append(dict(message))
-        if waiting:
-            folded.append({"role": "user", "content": "\n\n".join(waiting)})
+        if held_back:
+            folded.append({"role": "user", "content": "\n\n".join(held_back)})
         return folded
 
 
@@ -110,14 +110,14 @@ def chat_text(tokenizer: Any, chat: Sequence[Message], options: ChatOptions) -> 
     """
     messages = options.messages(chat)
     prefill = is_prefill(messages)
-    given = {"chat_template": options.chat_template} if options.chat_template else {}
+    template = {"chat_template": options.chat_template} if options.chat_template else {}
     try:
         text: str = tokenizer.apply_chat_template(
             messages,
             add_generation_prompt=not prefill,
             continue_final_message=prefill,
             tokenize=False,
-            **given,
+            **template,
             **(options.chat_template_kwargs or {}),
         )
     except Exception as error:  # a template is a program of whoever made it
@@ -135,11 +135,11 @@ def with_remedy(reason: str, chat: Sequence[Message]) -> str:
     return f"{reason}; {REMEDY}" if has_system and "system" in reason.lower() else reason
 
 
-def _template(given: object) -> str:
+def _template(value: object) -> str:
     """The text of a template, given as one or as a file."""
-    if not isinstance(given, str | Path) or not str(given):
-        raise InputError(f"chat_template={given!r:.80}: must be a template or a file's path")
-    text = str(given)
+    if not isinstance(value, str | Path) or not str(value):
+        raise InputError(f"chat_template={value!r:.80}: must be a template or a file's path")
+    text = str(value)
     if "{" in text or "\n" in text:
         return text
     try:
@@ -154,7 +154,7 @@ def _template(given: object) -> str:
 def rendered(render: Callable[[T], str], chats: Iterable[T]) -> list[str]:
     """`render` of each chat; a template is a program of whoever made the model, and may not end.
 
-    It runs in a thread of its own, that is stopped then.
+    It runs in a thread that is stopped then.
 
     Raises:
         TimeoutError: one took longer than `TEMPLATE_SECONDS`.

@@ -33,14 +33,14 @@ def padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[Any, Any]:
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def added_text(tokenizer: Any, before: Sequence[int], made: Sequence[int]) -> str:
+def added_text(tokenizer: Any, before: Sequence[int], generated: Sequence[int]) -> str:
     """What tokens add to those before: some are written otherwise at a text's beginning."""
     context = list(before[-CONTEXT:])
     start = tokenizer.decode(context, skip_special_tokens=True)
-    whole: str = tokenizer.decode([*context, *made], skip_special_tokens=True)
+    whole: str = tokenizer.decode([*context, *generated], skip_special_tokens=True)
     if whole.startswith(start):
         return whole[len(start) :]
-    return str(tokenizer.decode(made, skip_special_tokens=True))
+    return str(tokenizer.decode(generated, skip_special_tokens=True))
 
 
 def warpers(sampling: Sampling) -> list[Any]:
@@ -52,26 +52,26 @@ def warpers(sampling: Sampling) -> list[Any]:
         TopPLogitsWarper,
     )
 
-    made: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
+    processors: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
     if sampling.top_k is not None:
-        made.append(TopKLogitsWarper(sampling.top_k))
+        processors.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
-        made.append(TopPLogitsWarper(sampling.top_p))
+        processors.append(TopPLogitsWarper(sampling.top_p))
     if sampling.min_p:
-        made.append(MinPLogitsWarper(sampling.min_p))
-    return made
+        processors.append(MinPLogitsWarper(sampling.min_p))
+    return processors
 
 
 def _generator(seed: int | None, device: Any) -> Any:
     """A row's own source of random numbers; None is a fresh one."""
     import torch
 
-    made = torch.Generator(device)
+    generator = torch.Generator(device)
     if seed is None:
-        made.seed()
+        generator.seed()
     else:
-        made.manual_seed(seed)
-    return made
+        generator.manual_seed(seed)
+    return generator
 
 
 class Decoding:
@@ -136,32 +136,32 @@ class Decoding:
                 stopping_criteria=StoppingCriteriaList([watch]),
             )
         watch.finish(out)
-        made = out[:, ids.shape[1] :].tolist()
+        generated = out[:, ids.shape[1] :].tolist()
         return [
             self._completion(prompt, row[:length], watch.logprobs(i, row[:length]))
             for i, (prompt, row, length) in enumerate(
-                zip(prompts, made, watch.lengths, strict=True)
+                zip(prompts, generated, watch.lengths, strict=True)
             )
         ]
 
     def _completion(
-        self, prompt: list[int], made: list[int], logprobs: tuple[TokenLogprob, ...] | None
+        self, prompt: list[int], generated: list[int], logprobs: tuple[TokenLogprob, ...] | None
     ) -> Completion:
-        text = self.text(prompt, made)
-        found = [at for stop in self.sampling.stop if (at := text.find(stop)) >= 0]
+        text = self.text(prompt, generated)
+        ends_at = [at for stop in self.sampling.stop if (at := text.find(stop)) >= 0]
         return Completion(
-            text=text[: min(found)] if found else text,
-            finish_reason="stop" if found or self.ends(made) else "length",
-            token_ids=tuple(made),
+            text=text[: min(ends_at)] if ends_at else text,
+            finish_reason="stop" if ends_at or self.ends(generated) else "length",
+            token_ids=tuple(generated),
             logprobs=logprobs,
             prompt_tokens=len(prompt),
-            completion_tokens=len(made),
+            completion_tokens=len(generated),
             cached_tokens=0,  # transformers keeps nothing from one call to the next
         )
 
-    def ends(self, made: Sequence[int]) -> bool:
+    def ends(self, generated: Sequence[int]) -> bool:
         """Whether the model itself has ended the answer."""
-        return not self.sampling.ignore_eos and made[-1] in self._ends
+        return not self.sampling.ignore_eos and generated[-1] in self._ends
 
     def closes(self, token: int) -> bool:
         """Whether a token may complete a stop text: most cannot, and need no look at the text."""
@@ -174,9 +174,9 @@ class Decoding:
             self._closing[token] = known
         return known
 
-    def text(self, before: Sequence[int], made: Sequence[int]) -> str:
+    def text(self, before: Sequence[int], generated: Sequence[int]) -> str:
         """What tokens add to those before."""
-        return added_text(self._tokenizer, before, made)
+        return added_text(self._tokenizer, before, generated)
 
 
 class _Watch:
@@ -205,19 +205,19 @@ class _Watch:
 
         check()
         answers = ids[:, self._start :].tolist()
-        for row, made in enumerate(answers):
-            if self.lengths[row] is None and self._is_done(row, made):
-                self.lengths[row] = len(made)
+        for row, generated in enumerate(answers):
+            if self.lengths[row] is None and self._is_done(row, generated):
+                self.lengths[row] = len(generated)
         ended = [length is not None for length in self.lengths]
         return torch.tensor(ended, device=ids.device)
 
-    def _is_done(self, row: int, made: list[int]) -> bool:
-        if len(made) >= self._caps[row] or self._decoding.ends(made):
+    def _is_done(self, row: int, generated: list[int]) -> bool:
+        if len(generated) >= self._caps[row] or self._decoding.ends(generated):
             return True
-        if not self._decoding.closes(made[-1]):
+        if not self._decoding.closes(generated[-1]):
             return False
-        known = max(0, len(made) - self._tail)
-        text = self._decoding.text(made[:known] or self._prompts[row], made[known:])
+        known = max(0, len(generated) - self._tail)
+        text = self._decoding.text(generated[:known] or self._prompts[row], generated[known:])
         return any(stop in text for stop in self._stop)
 
     def note_logits(self, ids: Any, scores: Any) -> Any:
@@ -239,15 +239,15 @@ class _Watch:
         values, tokens = (top.values.tolist(), top.indices.tolist()) if top else (None, None)
         self._noted.append((chosen, values, tokens))
 
-    def logprobs(self, row: int, made: Sequence[int]) -> tuple[TokenLogprob, ...] | None:
-        """A row's log-probabilities, one for each token that it made."""
+    def logprobs(self, row: int, generated: Sequence[int]) -> tuple[TokenLogprob, ...] | None:
+        """A row's log-probabilities, one for each of its tokens."""
         if self._top is None:
             return None
-        found = []
-        for token, (chosen, values, tokens) in zip(made, self._noted, strict=False):
+        rows = []
+        for token, (chosen, values, tokens) in zip(generated, self._noted, strict=False):
             top = tuple(zip(tokens[row], values[row], strict=True)) if values else ()
-            found.append(TokenLogprob(token, chosen[row], top))
-        return tuple(found)
+            rows.append(TokenLogprob(token, chosen[row], top))
+        return tuple(rows)
 
 
 class _Draw:

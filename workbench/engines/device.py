@@ -59,13 +59,13 @@ def find_device(name: object) -> Any:
     return torch.device(name)
 
 
-def shown(device: Any) -> str:
-    """A device's name for people."""
-    if device.type != "cuda":
-        return str(device)
+def shown(kind: str) -> str:
+    """The name of the device of that kind, for people."""
+    if kind != "cuda":
+        return kind
     import torch
 
-    return f"cuda ({torch.cuda.get_device_name(device)})"
+    return f"cuda ({torch.cuda.get_device_name()})"
 
 
 def collect(device: Any) -> None:
@@ -77,15 +77,15 @@ def collect(device: Any) -> None:
         torch.cuda.empty_cache()
 
 
-def context_length(longest: int, asked: object) -> int:
-    """How many tokens a prompt and its answer may have: as asked for, or all that the model holds.
+def context_length(longest: int, requested: object) -> int:
+    """How many tokens a prompt and its answer may have: as requested, or all the model holds.
 
     Raises:
         InputError: no whole number, or more than the model holds.
     """
-    if asked is None:
+    if requested is None:
         return longest
-    return values.whole("max_model_len", asked, 1, longest)
+    return values.whole("max_model_len", requested, 1, longest)
 
 
 def memory_ran_out(error: BaseException) -> bool:

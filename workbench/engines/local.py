@@ -269,9 +269,9 @@ class Source:
             file = Path(model).expanduser()
             folder = converted(file)
             return cls(str(folder), folder, str(file.resolve()))
-        here = _folder(model)
-        name = str(here or model)
-        return cls(name, here, name)
+        path = _folder(model)
+        name = str(path or model)
+        return cls(name, path, name)
 
     @property
     def small(self) -> bool:

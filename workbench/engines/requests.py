@@ -122,8 +122,8 @@ class ResumableDraw:
         pid, started, host = owner
         if host != HOST:  # nobody here can know
             return True
-        found = _process(pid)
-        if found is None or found[1] != started:
+        process = _process(pid)
+        if process is None or process[1] != started:
             return False
         return bool(pid != os.getpid() or (self._key.hex(), number) in _running)
 

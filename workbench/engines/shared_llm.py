@@ -53,16 +53,16 @@ class SharedLLM:
     @classmethod
     def acquire(cls, user: object, arguments: Mapping[str, Any], signature: str) -> SharedLLM:
         """The model in this process if it is the same one, else load it and free the other."""
-        here = cls._here
-        if here is not None and here.signature == signature:
+        current = cls._here
+        if current is not None and current.signature == signature:
             log.info("the model is in memory already")
         else:
-            if here is not None:
+            if current is not None:
                 log.info("freeing the model that was open in this process")
-                here.free()
-            here = cls._here = cls(arguments, signature)
-        here._users.add(user)
-        return here
+                current.free()
+            current = cls._here = cls(arguments, signature)
+        current._users.add(user)
+        return current
 
     def _load(self, arguments: Mapping[str, Any]) -> Any:
         logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
@@ -77,9 +77,9 @@ class SharedLLM:
                 with _uncaptured_streams():
                     more = {}
                     if current_platform.is_cpu():
-                        asked = {name for name, value in arguments.items() if value is not None}
-                        found = fit(EngineArgs(**arguments), asked)
-                        self.note, more = found.note, found.options
+                        explicit = {name for name, value in arguments.items() if value is not None}
+                        fitted = fit(EngineArgs(**arguments), explicit)
+                        self.note, more = fitted.note, fitted.options
                     # It tries out a chat template, and the model's own is a program that may
                     # not end.
                     llm = LLM(**{"chat_template": "{{ messages }}", **arguments, **more})
@@ -224,8 +224,8 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        said = " ".join(str(error).split())
-        raise InputError(f"vLLM refuses this request: {said:.600}") from error
+        refusal = " ".join(str(error).split())
+        raise InputError(f"vLLM refuses this request: {refusal:.600}") from error
 
 
 def _in_main_thread() -> bool:

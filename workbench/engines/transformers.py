@@ -112,7 +112,7 @@ class TransformersEngine(LocalEngine):
             # A baseline must not answer with what it is compared to.
             identity={"engine": "transformers", "options": decisive, "context": context},
             engine="transformers",
-            device=shown(self._device),
+            device=shown(self._device.type),
             dtype=str(self._model.dtype).removeprefix("torch."),
             context_length=context,
             versions=versions("transformers", "torch"),
@@ -151,9 +151,9 @@ class TransformersEngine(LocalEngine):
         # Where the context ends an answer, a batch would go on past the context: one by one.
         tight = [job for job in fit if len(job[1]) + sampling.max_tokens > context]
         rest = fit[len(tight) :]
-        for jobs, asked in ((tight, 1), (rest, self._size)):
+        for jobs, size in ((tight, 1), (rest, self._size)):
             widths = [decoding.width(len(ids)) for _, ids in jobs]
-            yield from self._batches(BatchSize("generate", asked), jobs, widths, run, fail)
+            yield from self._batches(BatchSize("generate", size), jobs, widths, run, fail)
 
     def _score(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> Iterator[list[LabelRow]]:
         tree, jobs, refused = self._label_jobs(prompts, labels, width=2**31)
@@ -256,9 +256,9 @@ class TransformersEngine(LocalEngine):
         head = getattr(config, "head_dim", None) or config.hidden_size // heads
         inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
         item = self._model.dtype.itemsize
-        kept = 2 * config.num_hidden_layers * kv_heads * head * width
+        cache = 2 * config.num_hidden_layers * kv_heads * head * width
         layer = width * (width + 4 * config.hidden_size + 4 * inner)
-        return int(item * (kept + layer) + 16 * config.vocab_size)
+        return int(item * (cache + layer) + 16 * config.vocab_size)
 
 
 def _batch_size(size: object) -> int | Literal["auto"]:
@@ -315,7 +315,7 @@ def _load(source: Source, device: Any, options: Mapping[str, Any]) -> tuple[Any,
                 )
         else:
             with building(), silent():
-                model, found = AutoModelForCausalLM.from_pretrained(
+                model, report = AutoModelForCausalLM.from_pretrained(
                     source.name,
                     dtype=dtype,
                     use_safetensors=True,  # a pickle could run anything
@@ -323,7 +323,7 @@ def _load(source: Source, device: Any, options: Mapping[str, Any]) -> tuple[Any,
                     **where,
                     **more,
                 )
-            check_tensors(source.name, found, "missing_keys", "mismatched_keys")
+            check_tensors(source.name, report, "missing_keys", "mismatched_keys")
             model = model.to(device)
     except WorkbenchError:
         raise

@@ -14,7 +14,7 @@ from typing import Any
 
 from workbench.engines.base import failure
 from workbench.engines.chat import CHAT, ChatOptions
-from workbench.engines.device import prepare
+from workbench.engines.device import prepare, shown
 from workbench.engines.folder import check_adapter, safe_format
 from workbench.engines.identity import deciding
 from workbench.engines.local import LocalEngine, Source, check_options, versions
@@ -63,13 +63,13 @@ class VLLMEngine(LocalEngine):
         self, model: str | None, store: Store | None, why: str, options: Mapping[str, Any]
     ) -> None:
         prepare()
+        from vllm import __version__ as vllm_version  # the CPU build's metadata has another name
+
         _check_options(options)
         chosen = {name: value for name, value in options.items() if name not in OURS}
         self._chats = ChatOptions.of(options)
         _check_device(options.get("device"))
-        adapter = options.get("adapter")
-        adapted = _adapter_digest(adapter)
-        self._lora = _lora(adapter, adapted)
+        adapter, self._lora = _adapter(options.get("adapter"))
         source = Source.find(model)
         source.check_causal()
         own = {"tokenizer", "skip_tokenizer_init"} & chosen.keys()
@@ -87,7 +87,7 @@ class VLLMEngine(LocalEngine):
         model_config = config.model_config
         self._vocabulary = int(model_config.get_vocab_size())
         self._window: int = WINDOW * config.scheduler_config.max_num_seqs
-        decisive = deciding(chosen | self._chats.given | ({"adapter": adapted} if adapted else {}))
+        decisive = deciding(chosen | self._chats.given | ({"adapter": adapter} if adapter else {}))
         super().__init__(
             source,
             store,
@@ -95,10 +95,10 @@ class VLLMEngine(LocalEngine):
             decisive=decisive,
             identity={"options": decisive, "context": model_config.max_model_len},
             engine="vllm",
-            device=_device(config),
+            device=shown(str(config.device_config.device_type)),
             dtype=str(model_config.dtype).removeprefix("torch."),
             context_length=model_config.max_model_len,
-            versions={"vllm": _version()} | versions("torch", "transformers"),
+            versions={"vllm": vllm_version} | versions("torch", "transformers"),
             why=why,
         )
         if self._shared.note:
@@ -297,36 +297,15 @@ def _defaults(*, small: bool) -> dict[str, Any]:
     return defaults
 
 
-def _adapter_digest(adapter: object) -> str | None:
-    if adapter is None:
-        return None
-    path = Path(str(adapter)).expanduser()
-    if not (path / "adapter_config.json").exists():
-        raise InputError(f"adapter {str(adapter)!r} has no adapter_config.json")
-    check_adapter(path)
-    return folder_digest(path)
-
-
-def _lora(adapter: object, adapted: str | None) -> Any:
-    """The request for an adapter; name and number follow its contents, as vLLM keeps both."""
-    if adapted is None:
-        return None
+def _adapter(folder: object) -> tuple[str | None, Any]:
+    """An adapter's digest and its request, of which name and number follow its contents."""
+    if folder is None:
+        return None, None
     from vllm.lora.request import LoRARequest
 
-    path = Path(str(adapter)).expanduser().resolve()
-    return LoRARequest(adapted, int(adapted[:15], 16) + 1, str(path))
-
-
-def _device(config: Any) -> str:
-    kind = str(config.device_config.device_type)
-    if kind == "cuda":
-        import torch
-
-        return f"cuda ({torch.cuda.get_device_name()})"
-    return kind
-
-
-def _version() -> str:
-    import vllm  # not the package's metadata: the CPU build has another name
-
-    return str(vllm.__version__)
+    path = Path(str(folder)).expanduser()
+    if not (path / "adapter_config.json").exists():
+        raise InputError(f"adapter {str(folder)!r} has no adapter_config.json")
+    check_adapter(path)
+    contents = folder_digest(path)  # vLLM keeps what it has loaded by both
+    return contents, LoRARequest(contents, int(contents[:15], 16) + 1, str(path.resolve()))

@@ -91,7 +91,7 @@ class DiffusionEngine(LocalEngine):
                 "chats": self._chats.given,
             },
             engine="diffusion",
-            device=shown(device),
+            device=shown(device.type),
             dtype=str(network.model.dtype).removeprefix("torch."),
             context_length=network.context,
             versions=versions("transformers", "torch"),
