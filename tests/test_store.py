@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import os
 import sqlite3
 import subprocess
@@ -9,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from workbench.engines.base import FORMAT
+from workbench.engines.requests import plan
 from workbench.errors import StoreError
-from workbench.store import Store, digest, folder_digest, open_store
+from workbench.store import Store, digest, dump, folder_digest, load, open_store
+from workbench.types import Completion, LabelRow, Prompt, Sampling, TokenLogprob
 
 
 def test_rows_come_back_and_the_first_value_stays(tmp_path: Path) -> None:
@@ -160,3 +166,48 @@ def test_ctrl_c_at_any_statement_leaves_a_store_that_writes(tmp_path: Path, stat
     assert store.get([b"second"]) == {b"second": 2}
     assert (b"first" in store.get([b"first"])) == (statement == "COMMIT")
     store.close()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "sampling", "keys", "seed"),
+    [
+        (["Ä 1", "b", "b"], Sampling(max_tokens=4), "2508b9d540a623cf", None),
+        (
+            ["Ä 1", "b", "b"],
+            Sampling(max_tokens=4, temperature=1, seed=7, n=2),
+            "e9f9f2578047059a",
+            35646944817952039,
+        ),
+        ([[{"role": "user", "content": "hi"}]], Sampling(), "69b050b36137bcf4", None),
+    ],
+)
+def test_keys_are_those_of_older_stores(
+    prompts: list[Prompt], sampling: Sampling, keys: str, seed: int | None
+) -> None:
+    identity = digest(FORMAT, {"weights": ["w", None]})
+    base = hashlib.sha256(identity + digest(sampling.canonical()))
+    requests = [request for request, _, _ in plan(prompts, sampling, base)]
+    together = hashlib.sha256(b"".join(request.key for request in requests))
+    assert together.hexdigest()[:16] == keys
+    assert requests[-1].seed == seed
+    assert digest("draw", b"x".hex()).hex()[:16] == "fa8dc98f73d2bab0"  # of draws that resume
+
+
+def test_rows_of_older_stores_are_read() -> None:
+    text = {
+        "text": "4", "finish": "stop", "ids": [7, 2], "prompt": 5, "completion": 2,
+        "logprobs": [[7, -0.5, [[7, -0.5], [9, -1.5]]], [2, -0.1, []]],
+    }  # fmt: skip
+    row = load(text)
+    assert isinstance(row, Completion)
+    assert row.logprobs == (
+        TokenLogprob(7, -0.5, ((7, -0.5), (9, -1.5))),
+        TokenLogprob(2, -0.1, ()),
+    )
+    assert (row.text, row.token_ids, row.reasoning, row.from_store) == ("4", (7, 2), None, True)
+    assert load([-1.5, -2.5]) == LabelRow(0, (-1.5, -2.5), upper=(-1.5, -2.5))
+    assert load([[-1.5, -math.inf], [-1.5, -9.0]]) == LabelRow(
+        0, (-1.5, -math.inf), upper=(-1.5, -9.0)
+    )
+    for one in (row, LabelRow(0, (-1.5,), upper=(-1.0,))):
+        assert load(json.loads(json.dumps(dump(one)))) == one
