@@ -39,8 +39,8 @@ def agreement(folder: Path, context: int) -> str:
     line = [sys.executable, "-m", __name__, str(folder), str(min(context, 128))]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it ended"])[-1]
-        return f"transformers only: vLLM: {said:.300}"
+        last_line = (done.stderr.strip().splitlines() or ["it ended"])[-1]
+        return f"transformers only: vLLM: {last_line:.300}"
     theirs = json.loads(done.stdout.splitlines()[-1])
     compare(ours, [{int(token): value for token, value in one} for one in theirs])
     return "vLLM and transformers"
@@ -55,10 +55,10 @@ def main(folder: str, context: str) -> None:
         "kv_cache_memory_bytes": 2**26,
     }
     try:
-        found = _first(Path(folder), "vllm", options)
+        answers = _first(Path(folder), "vllm", options)
     except WorkbenchError as error:
         sys.exit(str(error))
-    print(json.dumps([list(one.items()) for one in found]))
+    print(json.dumps([list(one.items()) for one in answers]))
 
 
 def compare(ours: Sequence[dict[int, float]], theirs: Sequence[dict[int, float]]) -> None:
@@ -68,11 +68,11 @@ def compare(ours: Sequence[dict[int, float]], theirs: Sequence[dict[int, float]]
         WorkbenchError: names the text and both tokens.
     """
     for prompt, one, other in zip(PROMPTS, ours, theirs, strict=True):
-        mine, their = (max(scores, key=scores.__getitem__) for scores in (one, other))
-        if one.get(their, -math.inf) < one[mine] - NEAR:
+        our_token, their_token = (max(scores, key=scores.__getitem__) for scores in (one, other))
+        if one.get(their_token, -math.inf) < one[our_token] - NEAR:
             raise WorkbenchError(
-                f"vLLM continues {prompt!r} with token {their}, transformers with {mine}: the "
-                "converted model is not the same in both, and was not kept"
+                f"vLLM continues {prompt!r} with token {their_token}, transformers with "
+                f"{our_token}: the converted model is not the same in both, and was not kept"
             )
 
 
