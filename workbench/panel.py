@@ -129,14 +129,14 @@ class WatchedCall(Generic[T]):
         if self.state == "stopped":
             raise StoppedError(
                 f"{self._name} was {self._line()}. What is finished is kept: run it again, and it "
-                "goes on with what the response store or the measurement has"
+                "resumes from what the response store or the measurement has"
             )
         if self._error is not None:
             raise self._error
         return cast("T", self._value)
 
     def __await__(self) -> Generator[Any, None, T]:
-        """As `result`, while the event loop goes on; to cancel it is to stop the call."""
+        """As `result`, while the event loop runs on; to cancel it is to stop the call."""
         return self._awaited().__await__()
 
     async def _awaited(self) -> T:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from workbench.cli import options
-from workbench.cli.output import check_new, fail, save, say, show, show_metrics, table
+from workbench.cli.output import check_new, fail, save, say, show_frame, show_metrics
 from workbench.errors import InputError, WorkbenchError
 
 if TYPE_CHECKING:
@@ -87,9 +87,9 @@ def icm(
     seeds = seed or [0]
     if twice := [one for one in seeds if seeds.count(one) > 1]:
         raise InputError(f"--seed {twice[0]} is given twice; give different ones")
-    put = wording_from(labels, None, template) if labels or template else None
+    wording = wording_from(labels, None, template) if labels or template else None
     bed, count = _open(
-        testbed, limit, batch_size, columns=column, wording=put, test_count=test_count
+        testbed, limit, batch_size, columns=column, wording=wording, test_count=test_count
     )
     settings: dict[str, Any] = {
         "alpha": alpha, "n_iterations": k, "n_seeds": num_seed, "order": order,
@@ -170,9 +170,7 @@ def _study(
     figure.set_size_inches(6.4, 3.4)
     plot_methods(ax, done.methods)
     ax.set_title(f"{bed.name}, {engine.info.model}", fontsize=10)
-    columns = done.methods[METHOD_COLUMNS]
-    headers = [name.replace("_", " ") for name in METHOD_COLUMNS]
-    show(done.methods, table(headers, [*columns.itertuples(index=False)]), as_json=as_json)
+    show_frame(done.methods, METHOD_COLUMNS, as_json=as_json)
     for note in done.notes:
         say(note)
     if out is not None:
@@ -218,12 +216,12 @@ def _label(
     if len(seeds) > 1:
         metrics += agreement({seed: report.labelled() for seed, report in reports.items()})
     show_metrics(metrics, as_json=as_json)
-    say("no test claims with gold labels: the labels were found, not what they are worth")
+    say("no test claims with gold labels: what the labels are worth was not measured")
     _check_complete([*reports.values()])
 
 
 def _headlines(report: ICMReport, engine: Engine, out: Path | None, prefix: str) -> list[Metric]:
-    """The headline numbers of one seed's labels, which are kept where asked."""
+    """The headline numbers of one seed's labels, saved where a folder is given."""
     from workbench.icm.compare import discrimination
     from workbench.icm.salience import salience, stands_out
     from workbench.plots import new_figure

@@ -97,10 +97,11 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 
-def show_frame(frame: pd.DataFrame, *, as_json: bool) -> None:
-    """Print a data frame."""
-    headers = [str(name).replace("_", " ") for name in frame.columns]
-    show(frame, table(headers, [*frame.itertuples(index=False)]), as_json=as_json)
+def show_frame(frame: pd.DataFrame, columns: Sequence[str] | None = None, *, as_json: bool) -> None:
+    """Print a data frame, as text only those columns."""
+    part = frame if columns is None else frame[[*columns]]
+    headers = [str(name).replace("_", " ") for name in part.columns]
+    show(frame, table(headers, [*part.itertuples(index=False)]), as_json=as_json)
 
 
 def show_metrics(metrics: Sequence[Metric], *, as_json: bool) -> None:
@@ -127,7 +128,7 @@ def show_report(
 
 
 def check_new(folder: Path | None) -> None:
-    """Refuse a folder that is there or cannot be made: before the work and not after it."""
+    """Refuse a folder that exists or cannot be created: before the work and not after it."""
     if folder is None:
         return
     if folder.exists():
@@ -152,7 +153,7 @@ def save(report: Report, out: Path, figure: Figure | None = None) -> None:
 
 @contextmanager
 def clean_exit() -> Iterator[None]:
-    """SIGTERM ends the work as Ctrl-C does: what is half made is taken away."""
+    """SIGTERM ends the work as Ctrl-C does: half-written files are removed."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         yield

@@ -42,8 +42,8 @@ def vllm(
     from workbench.serving import serve
 
     say("starting; a small model takes half a minute, a large one many …")
-    given = engine_options(option)
-    with serve(model, preset, host=host, port=port, timeout=timeout, **given) as server:
+    arguments = engine_options(option)
+    with serve(model, preset, host=host, port=port, timeout=timeout, **arguments) as server:
         typer.echo(server.url)
         say(f"serves {server.model}; its log: {server.log}; Ctrl-C ends it")
         say(f"use it: export WORKBENCH_BASE_URL={server.url}")
@@ -79,24 +79,24 @@ def diffusion(
     """Start a batch server of a masked-diffusion model; SIGTERM or Ctrl-C lets requests finish."""
     if num_nodes != 1:
         raise InputError(f"--num-nodes {num_nodes}: start one server a node and spread over them")
-    given = engine_options(option)
-    if "batch_size" in given:
+    arguments = engine_options(option)
+    if "batch_size" in arguments:
         raise InputError("--option batch_size: give --batch-size")
-    with _converted(model, dcp_path, base_model) as found:
+    with _converted(model, dcp_path, base_model) as source:
         if num_gpus > 1:
             line = [sys.executable, "-m", "workbench", "serve", "diffusion"]
             line += ["--batch-size", str(batch_size), "--max-wait-time", str(max_wait_time)]
-            line += ["--model-path", found] if found is not None else []
+            line += ["--model-path", source] if source is not None else []
             line += [f"--option={pair}" for pair in option or ()]
-            _spread(line, _gpus(num_gpus, on_cpu=given.get("device") == "cpu"), host, port)
+            _spread(line, _gpus(num_gpus, on_cpu=arguments.get("device") == "cpu"), host, port)
             return
         from workbench.engines.diffusion import DiffusionEngine
         from workbench.serving.diffusion_server import serve_diffusion
 
         say("loading …")
-        with DiffusionEngine(found, None, "served", given) as engine:
+        with DiffusionEngine(source, None, "served", arguments) as engine:
             settings: dict[str, Any] = {"batch_size": batch_size, "max_wait_time": max_wait_time}
-            settings["aliases"] = [] if found is None else [found]
+            settings["aliases"] = [] if source is None else [source]
             with serve_diffusion(engine, host=host, port=port, **settings) as server:
                 typer.echo(server.url)
                 say(f"serves {server.model} on {engine.info.device}; Ctrl-C ends it")
@@ -108,7 +108,7 @@ def diffusion(
 def _converted(
     model: str | None, dcp_path: Path | None, base_model: str | None
 ) -> Iterator[str | None]:
-    """The model to load: as it is named, or a checkpoint made into one, in a private folder."""
+    """The model to load: as it is named, or a converted checkpoint, in a private folder."""
     if dcp_path is None and base_model is None:
         yield model
         return
@@ -117,9 +117,9 @@ def _converted(
     from workbench.engines.convert import convert_dcp
 
     with clean_exit(), TemporaryDirectory(prefix="workbench-dcp-") as folder:
-        made = convert_dcp(dcp_path, base_model, Path(folder) / dcp_path.resolve().name)
-        say(f"converted {made.tensors} tensors of {dcp_path}")
-        yield str(made.folder)
+        converted = convert_dcp(dcp_path, base_model, Path(folder) / dcp_path.resolve().name)
+        say(f"converted {converted.tensors} tensors of {dcp_path}")
+        yield str(converted.folder)
 
 
 def _spread(line: list[str], gpus: list[str], host: str, port: int | None) -> None:
@@ -134,7 +134,7 @@ def _spread(line: list[str], gpus: list[str], host: str, port: int | None) -> No
 
 
 def _gpus(count: int, *, on_cpu: bool) -> list[str]:
-    """The names of so many GPUs; on a CPU, if that is asked for, the workers share it."""
+    """The names of so many GPUs; on a CPU, if so wished, the workers share it."""
     import torch
 
     if on_cpu:

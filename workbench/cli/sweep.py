@@ -54,16 +54,16 @@ def run_sweep(
         return
     try:
         with clean_exit():
-            found = run(
+            outcome = run(
                 chosen, folder, jobs=jobs, resume=resume, retry_failed=retry_failed, say=say
             )
     except KeyboardInterrupt:
         with contextlib.suppress(InputError):  # nothing was begun
             say(", ".join(f"{n} {state}" for state, n in read_results(folder).states.items()))
         fail("stopped: run it again and it resumes", 130)
-    _show(found, as_json=as_json)
+    _show(outcome, as_json=as_json)
     say(f"the table is {folder / 'results.csv'}; as a page: workbench report {folder}")
-    if found.states.get("done", 0) < len(found.table):
+    if outcome.states.get("done", 0) < len(outcome.table):
         raise typer.Exit(1)
 
 
@@ -80,29 +80,29 @@ def show_sweep(
     from workbench.sweep.results import results
 
     if sweep.is_dir():
-        found = read_results(sweep)
+        outcome = read_results(sweep)
     else:
         chosen = Sweep.read(sweep)
-        found = results(chosen.points, Folder(out or run_dir() / chosen.name))
-    _show(found, as_json=as_json)
+        outcome = results(chosen.points, Folder(out or run_dir() / chosen.name))
+    _show(outcome, as_json=as_json)
 
 
-def _show(found: Results, *, as_json: bool) -> None:
+def _show(results: Results, *, as_json: bool) -> None:
     from workbench.sweep.grid import DETAIL, brief
 
     def cell(name: str, value: object) -> object:
-        if isinstance(value, float) and name not in found.varied:
+        if isinstance(value, float) and name not in results.varied:
             return value
         return brief("" if value is None else value, DETAIL if name == "detail" else 40)
 
-    columns = [str(name) for name in found.shown.columns]
-    cells = [[cell(name, row[name]) for name in columns] for row in found.rows]
+    columns = [str(name) for name in results.shown.columns]
+    cells = [[cell(name, row[name]) for name in columns] for row in results.rows]
     # JSON has no NaN and no infinity: they are the texts "nan", "inf" and "-inf".
     rows = [
         {name: str(x) if isinstance(x, float) and not math.isfinite(x) else x
          for name, x in row.items()}
-        for row in found.rows
+        for row in results.rows
     ]  # fmt: skip
     show(rows, table([brief(name) for name in columns], cells), as_json=as_json)
-    for note in found.notes if not as_json else ():
+    for note in results.notes if not as_json else ():
         say(note)
