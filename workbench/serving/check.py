@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from workbench.engines.remote import RemoteEngine
+from workbench.engines.remote import RemoteEngine, RemoteOptions
 from workbench.engines.remote.endpoint import check_url
 from workbench.engines.remote.http import HttpClient, api_key, is_loopback, run_coroutine
 from workbench.errors import EngineError, WorkbenchError
@@ -82,7 +82,7 @@ def _key(url: str) -> ServerCheck:
 
 
 async def _open_paths(url: str) -> list[str]:
-    http = HttpClient(url, "aiohttp", 4, OWN_ANSWER, key=None, headers={})
+    http = HttpClient(url, RemoteOptions(timeout=OWN_ANSWER), key=None, headers={})
     root = urlunsplit((*urlsplit(url)[:2], "", "", ""))
     open_paths = []
     try:

@@ -8,16 +8,18 @@ request waits to be sent again, so that others do not rush in.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from workbench.engines.remote.endpoint import Endpoint
 from workbench.engines.remote.http import start_coroutine
+from workbench.engines.remote.options import RemoteOptions
 from workbench.engines.remote.retry import (
     AGAIN,
     Failure,
@@ -27,19 +29,18 @@ from workbench.engines.remote.retry import (
     RejectedError,
     RequestError,
     RetryableError,
-    RetryBudget,
     UnreachableError,
     backoff,
 )
 from workbench.errors import EngineGoneError
 from workbench.progress import check, current
-from workbench.types import Prompt, Usage
+from workbench.types import Usage
 
 log = logging.getLogger("workbench")
+KEPT = "What was finished is kept: run it again"
 J = TypeVar("J")
 R = TypeVar("R")
 
-CHARACTERS = 4  # of a prompt, in a token: for estimates
 WINDOW = 1024  # prompts that a server has at once: what the largest GPUs run, and some queue
 LARGEST = 64  # prompts in one request
 SHARES = 8  # requests for each server, at the least, into which a call is cut
@@ -50,24 +51,6 @@ LONG = 10.0  # seconds of waiting that a person should know of
 LOOK = 60.0  # seconds for a look at what a server serves
 ENDING = 0.5  # seconds for requests to notice that nobody waits
 JOIN = 3.0  # seconds between looks at servers that were not up
-
-
-def estimated_tokens(prompt: Prompt | Sequence[int]) -> int:
-    """About how many tokens a prompt has."""
-    if isinstance(prompt, str):
-        return 1 + len(prompt) // CHARACTERS
-    chat = [message["content"] for message in prompt if not isinstance(message, int)]
-    return 1 + sum(map(len, chat)) // CHARACTERS if chat else len(prompt)
-
-
-@dataclass(slots=True)
-class Traffic:
-    """What was sent so far; `retries` are requests that were sent again."""
-
-    requests: int = 0
-    prompts: int = 0
-    retries: int = 0
-    rate_limit_hits: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +75,9 @@ class Plan(Generic[J, R]):
 class _Slot:
     """A packet's place: the server whose slot it holds, if any, and until when it may try."""
 
-    def __init__(self, endpoint: Endpoint, jobs: int) -> None:
+    def __init__(self, endpoint: Endpoint, jobs: int, changed: asyncio.Event) -> None:
         self.end: float | None = None
-        self._jobs = jobs
+        self._jobs, self._changed = jobs, changed
         self.take(endpoint)
 
     def take(self, endpoint: Endpoint) -> None:
@@ -102,48 +85,40 @@ class _Slot:
         self._held = True
         endpoint.enter(self._jobs)
 
-    def leave(self) -> None:
+    def leave(self, _: object = None) -> None:
         """Give the slot back; again does nothing."""
         if self._held:
             self._held = False
             self.endpoint.leave(self._jobs)
+            self._changed.set()
 
 
+@dataclass(eq=False)
 class Dispatcher(Generic[J, R]):
     """One call's way to the servers.
 
-    Args:
+    Attributes:
         endpoints: the servers, the absent ones too.
         plan: how jobs become requests.
         rate: what may be sent in a minute.
-        budget: how long to try.
-        traffic: the engine's counters.
-        look: looks whether a server still is, or now is, what the call needs; raises a
-            `RequestError` if it is not.
+        options: how long to try.
+        count: is told of retries and rate-limit hits.
+        look: raises a `RequestError` if a server is not, or no longer, what the call needs.
     """
 
-    def __init__(
-        self,
-        endpoints: Sequence[Endpoint],
-        plan: Plan[J, R],
-        rate: RateLimit,
-        budget: RetryBudget,
-        traffic: Traffic,
-        *,
-        look: Callable[[Endpoint], Awaitable[None]],
-    ) -> None:
-        self._look = look
-        self._endpoints = endpoints
-        self._plan = plan
-        self._rate = rate
-        self._budget = budget
-        self._traffic = traffic
-        self._size = self._largest = plan.size or LARGEST
+    endpoints: Sequence[Endpoint]
+    plan: Plan[J, R]
+    rate: RateLimit
+    options: RemoteOptions
+    count: Callable[[Usage], None]
+    look: Callable[[Endpoint], Awaitable[None]]
+
+    def __post_init__(self) -> None:
+        self._used, self._requests, self._prompts = Usage(), 0, 0
         self._changed = asyncio.Event()
-        self._announced = False  # that there is a long wait
         self._ended = threading.Event()
         self._left_out: dict[Endpoint, str] = {}  # and why
-        self._busy = set[Endpoint]()  # of which it was said that they are
+        self._warned = set[object]()  # what people have been told of
         self._progress = current()  # told from the loop's thread, too
         self._out: queue.SimpleQueue[list[tuple[J, R | Failure]] | None] = queue.SimpleQueue()
 
@@ -153,10 +128,8 @@ class Dispatcher(Generic[J, R]):
         Raises:
             EngineGoneError: no server can answer.
         """
-        if self._plan.size is None:
-            packets = SHARES * sum(endpoint.absent is None for endpoint in self._endpoints)
-            self._size = self._largest = max(1, min(LARGEST, -(-len(jobs) // packets)))
-        before = replace(self._traffic)
+        share = -(-len(jobs) // (SHARES * len(self._present())))
+        self._size = self._largest = self.plan.size or max(1, min(LARGEST, share))
         batch: list[tuple[J, R | Failure]] | None = None
         future = start_coroutine(self._send_all(jobs))
         future.add_done_callback(lambda _: self._out.put(None))
@@ -177,36 +150,28 @@ class Dispatcher(Generic[J, R]):
             future.cancel()
             self._ended.wait(ENDING)  # for what arrives at this very moment
             while not self._out.empty():
-                self._plan.spare(batch or [])
+                self.plan.spare(batch or [])
                 batch = self._out.get()
-            self._plan.spare(batch or [])
+            self.plan.spare(batch or [])
             self._show_progress(ended=True)
-            self._log(before)
+            text = (
+                f"{self._requests} requests of {self._prompts / max(1, self._requests):.1f} "
+                f"prompts, at most {sum(e.limit.peak for e in self.endpoints)} at once, "
+                f"{self._used.retries} asked again, {self._used.rate_limit_hits} of them for too "
+                "many requests"
+            )
+            log.info("remote: %s", text)
 
     def _show_progress(self, *, ended: bool = False) -> None:
-        """How many requests are out, to whoever watches."""
         if self._progress is not None:
-            limits = [endpoint.limit for endpoint in self._endpoints]
+            limits = [endpoint.limit for endpoint in self.endpoints]
             sent = sum(len(limit.in_flight) for limit in limits)
             now = f"{sent} of {sum(limit.allowed for limit in limits)} allowed"
             self._progress.fact("requests out", None if ended else now)
             self._progress.fact("most requests out", sum(limit.peak for limit in limits))
 
-    def _log(self, before: Traffic) -> None:
-        now = self._traffic
-        requests = now.requests - before.requests
-        log.info(
-            "remote: %d requests of %.1f prompts, at most %d at once, %d asked again, %d of "
-            "them for too many requests",
-            requests,
-            (now.prompts - before.prompts) / max(1, requests),
-            sum(endpoint.limit.peak for endpoint in self._endpoints),
-            now.retries - before.retries,
-            now.rate_limit_hits - before.rate_limit_hits,
-        )
-
     async def _send_all(self, jobs: Sequence[J]) -> None:
-        for endpoint in self._endpoints:
+        for endpoint in self.endpoints:
             endpoint.begin()
         joining = asyncio.create_task(self._join())
         failure: Exception | None = None
@@ -217,35 +182,31 @@ class Dispatcher(Generic[J, R]):
                     endpoint = await self._free_endpoint()
                     packet = self._packet(jobs, start, endpoint)
                     start += len(packet)
-                    slot = _Slot(endpoint, len(packet))
+                    slot = _Slot(endpoint, len(packet), self._changed)
                     task = group.create_task(self._settle(slot, packet))
-                    task.add_done_callback(lambda _, slot=slot: self._settled(slot))  # type: ignore[misc]
+                    task.add_done_callback(slot.leave)
         except ExceptionGroup as group_error:
             failure = group_error.exceptions[0]  # the others were cancelled because of it
         finally:
             joining.cancel()
             self._ended.set()
         # Not within `except`: IPython shows nothing of an error that has a group as its context.
-        if isinstance(failure, FatalError):
-            raise EngineGoneError(str(failure))
         if failure is not None:
-            raise failure
+            raise EngineGoneError(str(failure)) if isinstance(failure, FatalError) else failure
 
     def _present(self) -> list[Endpoint]:
-        return [e for e in self._endpoints if e not in self._left_out and e.absent is None]
+        return [e for e in self.endpoints if e not in self._left_out and e.absent is None]
 
     async def _join(self) -> None:
         """Take in servers that were not up when the engine was opened, as soon as they are."""
-        while absent := [e for e in self._endpoints if e.absent is not None]:
+        while absent := [e for e in self.endpoints if e.absent is not None]:
             await asyncio.gather(*map(self._take_in, absent))
             await asyncio.sleep(JOIN)
 
     async def _take_in(self, endpoint: Endpoint) -> None:
         try:
-            async with endpoint.looking:
-                await self._look(endpoint)
-        except Exception as raised:  # noqa: BLE001  # whatever it sends, it stays absent
-            error = endpoint.as_request_error(raised)
+            await endpoint.check(self.look, LOOK)
+        except RequestError as error:
             if str(error) != endpoint.absent and not isinstance(error, UnreachableError):
                 log.warning("%s cannot join: %s", endpoint.shown, error)
             endpoint.absent = str(error)
@@ -254,13 +215,9 @@ class Dispatcher(Generic[J, R]):
         self._changed.set()
         log.info("%s has joined", endpoint.shown)
 
-    def _settled(self, slot: _Slot) -> None:
-        slot.leave()
-        self._changed.set()
-
     def _packet(self, jobs: Sequence[J], start: int, endpoint: Endpoint) -> Sequence[J]:
         end, last = start + 1, min(len(jobs), start + self._size)
-        while end < last and self._plan.together(endpoint, jobs[start], jobs[end]):
+        while end < last and self.plan.together(endpoint, jobs[start], jobs[end]):
             end += 1
         return jobs[start:end]
 
@@ -270,13 +227,9 @@ class Dispatcher(Generic[J, R]):
         The slot must be taken before anything else is awaited.
         """
         while True:
-            present = self._present()
-            if not present:
-                reasons = (
-                    f"{e.shown}: {self._left_out.get(e) or e.absent}" for e in self._endpoints
-                )
-                raise FatalError("; ".join(reasons))
-            there = [e for e in present if not e.resting]
+            if not (present := self._present()):
+                raise FatalError("; ".join(self._left_out.values()))
+            there = [e for e in present if e.rest_until <= time.monotonic()]
             others = [e for e in there if e is not other_than] or there
             works = [e for e in others if e.promising] or others
             for endpoint in sorted(works, key=lambda e: e.limit.busy / e.limit.limit):
@@ -284,11 +237,8 @@ class Dispatcher(Generic[J, R]):
                 if endpoint.limit.free and (room or not endpoint.limit.busy):
                     return endpoint
             self._changed.clear()
-            try:
-                async with asyncio.timeout(0.2):  # limits and the reader set no event
-                    await self._changed.wait()
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):  # limits and the reader set no event
+                await asyncio.wait_for(self._changed.wait(), 0.2)
 
     async def _settle(self, slot: _Slot, packet: Sequence[J]) -> None:
         """Give every job of the packet its result, or the reason why it has none."""
@@ -312,10 +262,8 @@ class Dispatcher(Generic[J, R]):
 
     async def _persist(self, slot: _Slot, packet: Sequence[J]) -> Sequence[R | Failure | None]:
         """Ask until there is an answer, the budget is spent, or asking again is no use."""
-        tries = self._budget.attempts if len(packet) == 1 else TRIES
-        stays = False
-        broken = failures = 0
-        failed_at = float("inf")
+        tries = self.options.attempts if len(packet) == 1 else TRIES
+        stays, broken, failures, failed_at = False, 0, 0, float("inf")
         while True:
             endpoint = slot.endpoint
             try:
@@ -336,8 +284,7 @@ class Dispatcher(Generic[J, R]):
                 if slot.end and failed_at + wait > slot.end:
                     raise
                 stays = isinstance(error, RateLimitedError) and wait <= LONG
-            self._traffic.retries += 1
-            self._add_progress(Usage(retries=1))
+            self._count(Usage(retries=1))
             end = time.monotonic() + wait
             while endpoint not in self._left_out and (left := end - time.monotonic()) > 0:
                 await asyncio.sleep(min(1.0, left))
@@ -351,21 +298,21 @@ class Dispatcher(Generic[J, R]):
         self, slot: _Slot, packet: Sequence[J], *, again: bool
     ) -> Sequence[R | Failure | None]:
         endpoint = slot.endpoint
-        await self._rate.wait(sum(map(self._plan.tokens, packet)))
+        await self.rate.wait(sum(map(self.plan.tokens, packet)))
         await endpoint.limit.room()
-        slot.end = slot.end or time.monotonic() + self._budget.total_timeout
+        slot.end = slot.end or time.monotonic() + self.options.total_timeout
         if endpoint.doubtful:
-            await self._look_first(endpoint, slot.end)
+            await endpoint.check(self.look, min(LOOK, slot.end - time.monotonic()))
         started = time.monotonic()
-        self._traffic.requests += 1
-        self._traffic.prompts += len(packet)
+        self._requests += 1
+        self._prompts += len(packet)
         with endpoint.limit.sending(started):
             try:
                 async with asyncio.timeout(slot.end - started):
-                    results = await self._plan.ask(endpoint, packet)
+                    results = await self.plan.ask(endpoint, packet)
             except TimeoutError:
-                seconds = self._budget.total_timeout
-                raise RetryableError(f"no answer within {seconds:g} s in all") from None
+                in_all = f"{self.options.total_timeout:g} s in all"
+                raise RetryableError(f"no answer within {in_all}") from None
             except Exception as error:  # noqa: BLE001  # whatever a server sends, rows it stays
                 raise endpoint.as_request_error(error) from None
             finally:
@@ -380,30 +327,9 @@ class Dispatcher(Generic[J, R]):
             for one in results
         ]
 
-    async def _look_first(self, endpoint: Endpoint, end: float) -> None:
-        """Look whether a server still serves the same; one look is for all that wait for it."""
-        began = time.monotonic()
-        async with endpoint.looking:
-            failed = endpoint.failed_look
-            if failed is not None and failed[0] > began:
-                raise failed[1]
-            if not endpoint.doubtful:
-                return
-            try:
-                async with asyncio.timeout(max(0.0, min(LOOK, end - time.monotonic()))):
-                    await self._look(endpoint)
-            except TimeoutError:
-                error: RequestError = RetryableError(f"no answer to a look within {LOOK:g} s")
-            except Exception as raised:  # noqa: BLE001  # as in `_ask`
-                error = endpoint.as_request_error(raised)
-            else:
-                return
-            endpoint.failed_look = (time.monotonic(), error)
-            raise error
-
     def _adapt(self, size: int, seconds: float) -> None:
         """Fewer prompts a request where it takes long: its own cost is small then."""
-        if self._plan.size is not None or size < self._size:
+        if self.plan.size is not None or size < self._size:
             return
         if seconds > SLOW:
             self._size = max(1, size // 2)
@@ -413,72 +339,61 @@ class Dispatcher(Generic[J, R]):
     def _wait(self, endpoint: Endpoint, error: RequestError, failures: int) -> float:
         """Seconds until a request may be sent again: the server's word, or longer each time."""
         wait, asked = backoff(failures), error.retry_after
+        most = self.options.total_timeout
+        if asked is not None and asked > most:
+            why = f"it asks to wait {asked:.0f} s, longer than total_timeout={most:g} ({error})"
+            self._leave_out(endpoint, f"{why}: run it again then")
+            return 0.0
         if asked is not None:
             wait = asked + wait / 10  # not all at the same moment
-            if asked > self._budget.total_timeout:
-                self._leave_out(
-                    endpoint,
-                    f"it asks to wait {asked:.0f} s, longer than total_timeout="
-                    f"{self._budget.total_timeout:g} ({error}): run it again then",
-                )
-                return 0.0
-        if (wait > LONG or isinstance(error, UnreachableError)) and not self._announced:
-            self._announced = True
-            log.warning("waiting for %s: %s", endpoint.shown, error)
+        if wait > LONG or isinstance(error, UnreachableError):
+            self._warn_once("wait", f"waiting for {endpoint.shown}: {error}")
         return wait
 
+    def _warn_once(self, topic: object, text: str) -> None:
+        if topic not in self._warned:
+            self._warned.add(topic)
+            log.warning("%s", text)
+
     def _leave_out(self, endpoint: Endpoint, why: str) -> None:
-        """Use a server no more in this call.
-
-        Raises:
-            FatalError: there is no other.
-        """
-        is_new = endpoint not in self._left_out
-        self._left_out[endpoint] = why
+        """Use a server no more in this call; a `FatalError` where there is no other."""
+        self._left_out[endpoint] = f"{endpoint.shown}: {why}"
         if not self._present():
-            raise FatalError(f"{endpoint.shown}: {why}")
-        if is_new:
-            log.warning("%s is left out: %s", endpoint.shown, why)
+            raise FatalError(self._left_out[endpoint])
+        self._warn_once((endpoint, "left out"), f"{endpoint.shown} is left out: {why}")
 
-    def _add_progress(self, used: Usage) -> None:
+    def _count(self, used: Usage) -> None:
+        self._used += used
+        self.count(used)
         if self._progress is not None:
             self._progress.add(used)
 
     def _note_failure(self, endpoint: Endpoint, error: RequestError) -> None:
         """Tell limit and counters of a failure; end the call where every server is dead."""
-        budget = self._budget
         if isinstance(error, RateLimitedError):
             self._note_overload(endpoint, error)
             return
         endpoint.failed()
-        least = 5 * budget.attempts if isinstance(error, RetryableError) else 1
+        seconds = self.options.outage_timeout
+        least = 5 * self.options.attempts if isinstance(error, RetryableError) else 1
         there = self._present()
-        if there and all(e.dead(budget.outage_timeout, least) for e in there):
+        if there and all(e.dead(seconds, least) for e in there):
             names = ", ".join(e.shown for e in there)
             raise FatalError(
-                f"{names}: nothing but failures for {budget.outage_timeout:g} s, the last: {error}."
-                " What was finished is kept: run it again when the server is back"
+                f"{names}: nothing but failures for {seconds:g} s, the last: {error}. {KEPT} when "
+                "the server is back"
             )
 
     def _note_overload(self, endpoint: Endpoint, error: RateLimitedError) -> None:
         """A server has too many requests. Where it says nothing else for long, it is left out."""
-        self._traffic.rate_limit_hits += 1
-        self._add_progress(Usage(rate_limit_hits=1))
+        self._count(Usage(rate_limit_hits=1))
         asked = error.retry_after or 0.0
         if asked > LONG:
-            endpoint.rest(asked)
-        seconds, most = endpoint.overloaded(), self._budget.outage_timeout + asked
+            endpoint.rest_until = time.monotonic() + asked
+        seconds, most = endpoint.overloaded(), self.options.outage_timeout + asked
         if seconds > most:
-            self._leave_out(
-                endpoint,
-                f"for {seconds:.0f} s it has answered nothing but {error}. What was finished is "
-                "kept: run it again later, or wait longer with outage_timeout=…",
-            )
-        elif seconds > LONG and endpoint not in self._busy:
-            self._busy.add(endpoint)
-            log.warning(
-                "%s answers nothing but %s; it is left out after %.0f s of that",
-                endpoint.shown,
-                error,
-                most,
-            )
+            why = f"for {seconds:.0f} s it has answered nothing but {error}"
+            self._leave_out(endpoint, f"{why}. {KEPT} later, or wait longer with outage_timeout=…")
+        elif seconds > LONG:
+            after = f"it is left out after {most:.0f} s of that"
+            self._warn_once(endpoint, f"{endpoint.shown} answers nothing but {error}; {after}")

@@ -7,19 +7,19 @@ import json
 import re
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from workbench.engines.remote.http import (
     HttpClient,
     HttpReply,
-    Redactor,
-    Transport,
     api_key,
     header_values,
     is_loopback,
+    redactor,
 )
+from workbench.engines.remote.options import RemoteOptions
 from workbench.engines.remote.retry import (
     TOO_MANY,
     ConcurrencyLimit,
@@ -36,7 +36,6 @@ NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")  # of a server that sp
 REST = 5.0  # seconds after which a server that failed is tried again
 # Seconds without an answer after which a server may be another: before a call, and within one.
 IDLE, LULL = 0.2, 30.0
-OTHER_NAME = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 UNKNOWN = (
     r"unsupported|unrecogni[sz]ed|unknown|unexpected|not (support(ed)?|permitted|allowed)|extra"
 )
@@ -52,12 +51,11 @@ REMEDIES = {
 class Endpoint:
     """A base URL with its connections, its limit, and what is known of it.
 
+    A path is below the URL, or "//…" below the server's root. Requests raise `RequestError`.
+
     Args:
         url: such as `http://127.0.0.1:8000/v1`; a query is sent with every request.
-        transport: "aiohttp", or "threads" for the SDK's synchronous client in a pool.
-        most: maximum of concurrent requests.
-        timeout: seconds for one attempt.
-        headers: names of headers, with the environment variables that hold their values.
+        options: how it is used.
 
     Attributes:
         multi: it takes several prompts in one request; None is not known yet.
@@ -67,17 +65,10 @@ class Endpoint:
         absent: why it has no part yet; it is asked again.
     """
 
-    def __init__(
-        self,
-        url: str,
-        transport: Transport,
-        most: int,
-        timeout: float,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, url: str, options: RemoteOptions) -> None:
         self.url = check_url(url)
         self.shown = _shown(self.url)
-        self.limit = ConcurrencyLimit(most)
+        self.limit = ConcurrencyLimit(options.max_concurrency)
         self.prompts = 0  # in flight
         self.multi: bool | None = None
         self.batch: bool | None = None
@@ -85,49 +76,41 @@ class Endpoint:
         self.tokenizes = True
         self.vllm = False
         self.absent: str | None = None
-        self.looking = asyncio.Lock()  # one look at what it serves is enough
-        self.failed_look: tuple[float, RequestError] | None = None  # when, and what came of it
+        self._looking = asyncio.Lock()
+        self._failed_look: tuple[float, RequestError] | None = None  # when, and what came of it
         self.answered = 0.0  # when it answered last, on the monotonic clock
         self._suspect: float | None = None  # since when it may have been started anew
         self._gone = False
         self._failures = 0  # since it answered
         self._failing_since = self._tried_at = 0.0
-        self._rest_until = 0.0  # until when it wants no request
+        self.rest_until = 0.0  # on the monotonic clock: it asks to be left alone
         self._busy_since: float | None = None  # nothing but "too many requests" since then
-        self._timeout = timeout
-        self._limit_name = "max_tokens"
-        key, values = api_key(self.url), header_values(headers or {})
+        self._timeout = options.timeout
+        self._limit_names = ("max_tokens", "max_completion_tokens")  # the one it takes first
+        key, values = api_key(self.url), header_values(options.headers or {})
         self.has_key = key is not None
         query = [value for _, value in parse_qsl(urlsplit(self.url).query)]
-        self.clean = Redactor([key or "", *values.values(), *query]).clean
+        self.clean = redactor([key or "", *values.values(), *query])
         self.paid = bool(key or values) and not is_loopback(urlsplit(self.url).hostname)
-        self._http = HttpClient(self.url, transport, most, timeout, key=key, headers=values)
+        self._http = HttpClient(self.url, options, key=key, headers=values)
 
     async def generate(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """`post` of a body with `max_tokens`, by the name that this server has for it.
-
-        Raises:
-            RequestError: there is no reply.
-        """
+        """`post` of a body with `max_tokens`, by the name that this server has for it."""
         if "/chat" not in path:  # has one name only
             return await self.post(path, body)
-        name = self._limit_name
+        rest = {key: value for key, value in body.items() if key != "max_tokens"}
+        name, other = self._limit_names
         try:
-            return await self.post(path, _renamed(body, name))
+            return await self.post(path, {**rest, name: body["max_tokens"]})
         except RejectedError as error:
-            other = OTHER_NAME[name]
-            if not _wants(other, instead_of=name, message=str(error)):
+            if not (_names(str(error), other) or _refuses(str(error), name)):
                 raise
-        reply = await self.post(path, _renamed(body, other))
-        self._limit_name = other
+        reply = await self.post(path, {**rest, other: body["max_tokens"]})
+        self._limit_names = (other, name)
         return reply
 
     async def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The reply to a request; `path` is below the URL, or "//…" below the server's root.
-
-        Raises:
-            RequestError: there is none.
-        """
+        """The reply to a request."""
         sent = time.monotonic()
         reply = self._json(await self._fetch("POST", path, body))
         if not isinstance(reply, dict):
@@ -138,19 +121,11 @@ class Endpoint:
         return reply
 
     async def get(self, path: str) -> Any:
-        """The JSON at `path`.
-
-        Raises:
-            RequestError: there is none.
-        """
+        """The JSON at `path`."""
         return self._json(await self._fetch("GET", path))
 
     async def text(self, path: str) -> str:
-        """The text at `path`.
-
-        Raises:
-            RequestError: there is none.
-        """
+        """The text at `path`."""
         return (await self._fetch("GET", path)).decode(errors="replace")
 
     async def lives(self, since: float) -> bool:
@@ -198,7 +173,11 @@ class Endpoint:
         whole = path[1:] if path.startswith("//") else base + path
         url = urlunsplit((scheme, place, whole, query, ""))
         try:
-            content = None if body is None else _dumped(body)
+            content = None
+            if body is not None:
+                content = json.dumps(
+                    body, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+                ).encode()
         except UnicodeEncodeError as error:
             raise RejectedError(f"the prompt is no valid text: {error.reason}") from None
         except ValueError as error:
@@ -235,6 +214,30 @@ class Endpoint:
             return UnreachableError(text)
         return RetryableError(f"{type(causes[-1]).__name__}: {text}")
 
+    async def check(self, look: Callable[[Endpoint], Awaitable[None]], seconds: float) -> None:
+        """Have it looked at whether it is what a call needs; one look is for all that wait.
+
+        Raises:
+            RequestError: it is not, or does not answer.
+        """
+        began = time.monotonic()
+        async with self._looking:
+            if self._failed_look is not None and self._failed_look[0] > began:
+                raise self._failed_look[1]
+            if self.absent is None and not self.doubtful:
+                return
+            try:
+                async with asyncio.timeout(max(0.0, seconds)):
+                    await look(self)
+            except TimeoutError:
+                error: RequestError = RetryableError(f"no answer to a look within {seconds:.0f} s")
+            except Exception as raised:  # noqa: BLE001  # whatever a server sends
+                error = self.as_request_error(raised)
+            else:
+                return
+            self._failed_look = (time.monotonic(), error)
+            raise error
+
     def as_request_error(self, error: Exception) -> RequestError:
         """Whatever was raised on what it sent, without secrets."""
         if not isinstance(error, RequestError):
@@ -248,7 +251,7 @@ class Endpoint:
 
     def begin(self) -> None:
         """A call begins: what failed before it does not count."""
-        self._failures, self._busy_since, self._rest_until = 0, None, 0.0
+        self._failures, self._busy_since, self.rest_until = 0, None, 0.0
         if time.monotonic() - self.answered > IDLE:
             self.suspect(gone=True)
 
@@ -295,15 +298,6 @@ class Endpoint:
         """It works as far as is known, or it is time that one request finds out."""
         return not self._failures or time.monotonic() - self._tried_at >= REST
 
-    def rest(self, seconds: float) -> None:
-        """It asks to be left alone for so long."""
-        self._rest_until = time.monotonic() + seconds
-
-    @property
-    def resting(self) -> bool:
-        """It is to be left alone."""
-        return time.monotonic() < self._rest_until
-
     def overloaded(self) -> float:
         """Note "too many requests": seconds in which nothing else came."""
         self.limit.overloaded()
@@ -317,9 +311,6 @@ class Endpoint:
         if self._failures < least or time.monotonic() - self._failing_since <= seconds:
             return False
         return all(sent > self._failing_since for sent in self.limit.in_flight)
-
-    def __repr__(self) -> str:
-        return f"<endpoint {self.shown}>"
 
 
 def check_url(url: object) -> str:
@@ -353,10 +344,6 @@ def _shown(url: str) -> str:
     return scheme + mark + ("…@" if secret else at) + rest.split("?")[0]
 
 
-def _renamed(body: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {name if key == "max_tokens" else key: value for key, value in body.items()}
-
-
 def _names(message: str, name: str) -> bool:
     return re.search(rf"(?<!\w){name}(?!\w)", message) is not None
 
@@ -365,22 +352,12 @@ def _refuses(message: str, name: str) -> bool:
     return _names(message, name) and re.search(UNKNOWN, message, re.IGNORECASE) is not None
 
 
-def _wants(name: str, *, instead_of: str, message: str) -> bool:
-    """Whether a refusal is about what the limit on tokens is called."""
-    return _names(message, name) or _refuses(message, instead_of)
-
-
 def _with_remedy(message: str, body: Mapping[str, Any]) -> str:
     """What to do where a server refuses a setting."""
     for name, remedy in REMEDIES.items():
         if name in body and _refuses(message, name):
             return f"{message}. This server does not take it: {remedy}"
     return message
-
-
-def _dumped(body: Mapping[str, Any]) -> bytes:
-    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.encode()
 
 
 def _message(body: bytes) -> str:

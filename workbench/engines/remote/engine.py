@@ -16,12 +16,12 @@ from typing import Any
 from workbench.engines.base import BaseEngine, failure
 from workbench.engines.chat import CHAT, ChatOptions, is_prefill, with_remedy
 from workbench.engines.remote import wire
-from workbench.engines.remote.dispatch import Dispatcher, Plan, Traffic, estimated_tokens
+from workbench.engines.remote.dispatch import Dispatcher, Plan
 from workbench.engines.remote.endpoint import Endpoint
 from workbench.engines.remote.http import run_coroutine
 from workbench.engines.remote.identity import Identity, find_several, prefix_cache_hits, version
 from workbench.engines.remote.labels import LabelScorer, bos_doubled, gives_named_logprobs
-from workbench.engines.remote.options import Estimate, RemoteOptions
+from workbench.engines.remote.options import Estimate, RemoteOptions, estimated_tokens
 from workbench.engines.remote.retry import Failure, RateLimit, RejectedError
 from workbench.engines.requests import Request, check_prompts
 from workbench.errors import InputError
@@ -54,12 +54,9 @@ class RemoteEngine(BaseEngine):
         given = dict(options)
         urls = _urls(given.pop("base_url", None))
         self._options = chosen = RemoteOptions.of(given)
-        self._endpoints = [
-            Endpoint(url, chosen.transport, chosen.max_concurrency, chosen.timeout, chosen.headers)
-            for url in urls
-        ]
+        self._endpoints = [Endpoint(url, chosen) for url in urls]
         self._rate = RateLimit(chosen.requests_per_minute, chosen.tokens_per_minute)
-        self._traffic = Traffic()
+        self._retried = Usage()  # retries and rate-limit hits
         self._last_hits: float | None = None
         self._label_ids: dict[str, list[int]] = {}
         self._kinds: set[bool] = set()  # texts (False) and chats (True), as they have come
@@ -111,12 +108,7 @@ class RemoteEngine(BaseEngine):
         hits, cached = self._hits(), None
         if hits is not None and self._hits_before is not None and hits >= self._hits_before:
             cached = min(round(hits - self._hits_before), total.prompt_tokens)
-        return replace(
-            total,
-            cached_tokens=cached,
-            retries=self._traffic.retries,
-            rate_limit_hits=self._traffic.rate_limit_hits,
-        )
+        return replace(total, cached_tokens=cached) + self._retried
 
     def estimate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Estimate:
         """What a call with these prompts will ask for at the most, the store left aside.
@@ -249,9 +241,12 @@ class RemoteEngine(BaseEngine):
         self._info = replace(self._info, device=f"{self._places()}, {endpoint.shown}")
 
     def _dispatch(self, plan: Plan[Any, Any], jobs: Sequence[Any]) -> Iterator[list[Any]]:
-        return Dispatcher(
-            self._endpoints, plan, self._rate, self._options, self._traffic, look=self._look
-        ).run(jobs)
+        def count(used: Usage) -> None:
+            self._retried += used
+
+        return Dispatcher(self._endpoints, plan, self._rate, self._options, count, self._look).run(
+            jobs
+        )
 
     async def _ask(
         self, endpoint: Endpoint, packet: Sequence[Request], sampling: Sampling

@@ -22,17 +22,17 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from workbench import progress
+from workbench.engines.remote.options import RemoteOptions
 from workbench.engines.remote.retry import FatalError, RetryableError
 from workbench.errors import InputError
 
 # Its INFO lines, one a request, would show a URL's query and bury our one line a call.
 logging.getLogger("httpx2").setLevel(logging.WARNING)
 
-Transport = Literal["aiohttp", "threads"]
 T = TypeVar("T")
 CONNECT = 20.0  # seconds to make a connection
 LARGEST = 64 * 2**20  # bytes of a body, decompressed
@@ -107,46 +107,35 @@ class HttpClient:
 
     Args:
         url: the base URL.
-        transport: "aiohttp", or "threads" for the SDK's synchronous client in a pool.
-        most: maximum of concurrent requests.
-        timeout: seconds for a request.
+        options: how it is used; the transport "threads" is the SDK's synchronous client in a pool.
         key: sent as a bearer token; None sends none.
         headers: sent too.
     """
 
     def __init__(
-        self,
-        url: str,
-        transport: Transport,
-        most: int,
-        timeout: float,
-        *,
-        key: str | None,
-        headers: Mapping[str, str],
+        self, url: str, options: RemoteOptions, *, key: str | None, headers: Mapping[str, str]
     ) -> None:
         import httpx2
         import openai
 
         self.proxy = proxy_of(url)
-        connections = most + 8
-        options: dict[str, Any] = {
-            "limits": httpx2.Limits(
-                max_connections=connections, max_keepalive_connections=connections
-            ),
-            "timeout": httpx2.Timeout(timeout, connect=CONNECT),
+        most = options.max_concurrency + 8
+        settings: dict[str, Any] = {
+            "limits": httpx2.Limits(max_connections=most, max_keepalive_connections=most),
+            "timeout": httpx2.Timeout(options.timeout, connect=CONNECT),
             "follow_redirects": False,
         }
         if self.proxy is None:  # also where the environment names one: httpx2 knows no loopback
-            options["mounts"] = {_origin(url): None}
+            settings["mounts"] = {_origin(url): None}
         sent = httpx2.Headers(_headers(url, key, headers))
         close: Callable[[], Coroutine[Any, Any, None]]
-        if transport == "aiohttp":
-            client = openai.DefaultAioHttpClient(**options)
+        if options.transport == "aiohttp":
+            client = openai.DefaultAioHttpClient(**settings)
             self._once, close = _by_aiohttp(client, sent), client.aclose
         else:
-            self._once, close = _by_threads(
-                openai.DefaultHttpxClient(**options), sent, timeout, connections
-            )
+            pool = ThreadPoolExecutor(most, thread_name_prefix="workbench")
+            threaded = openai.DefaultHttpxClient(**settings)
+            self._once, close = _by_threads(threaded, sent, options.timeout, pool)
         self._finalizer = weakref.finalize(self, _close_in_background, close)
 
     def close(self) -> None:
@@ -157,8 +146,7 @@ class HttpClient:
         """The response to a request; a redirect is followed only on the same server.
 
         Raises:
-            FatalError: it redirects to another server.
-            RetryableError: the body is too large, or not compressed as it says.
+            RequestError: it redirects elsewhere, is too large, or not compressed as it says.
             Exception: whatever the libraries underneath raise.
         """
         for _ in range(REDIRECTS):
@@ -201,10 +189,8 @@ def _by_aiohttp(client: Any, headers: Any) -> _Exchange:
 
 
 def _by_threads(
-    client: Any, headers: Any, timeout: float, threads: int
+    client: Any, headers: Any, timeout: float, pool: ThreadPoolExecutor
 ) -> tuple[_Exchange, Callable[[], Coroutine[Any, Any, None]]]:
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="workbench")
-
     def block(method: str, url: str, content: bytes | None) -> HttpReply:
         end = time.monotonic() + timeout  # of a thread that nobody waits for any more
         request = client.build_request(method, url, headers=headers, content=content)
@@ -338,44 +324,27 @@ def header_values(headers: Mapping[str, str]) -> dict[str, str]:
     return values
 
 
-class Redactor:
-    """Takes secrets out of a server's words, escaped for JSON, HTML or URLs or not.
+def redactor(secrets: Iterable[str]) -> Callable[[str], str]:
+    """Takes secrets out of a server's words, however they are escaped: on one line, not too many.
 
     Only of what goes into an error or a log: an answer is never changed.
     """
-
-    def __init__(self, secrets: Iterable[str]) -> None:
-        longest_first = sorted(set(secrets) - {""}, key=len, reverse=True)
-        patterns = "|".join(map(_pattern, longest_first))
-        self._pattern = re.compile(patterns, re.IGNORECASE) if patterns else None
-
-    def clean(self, text: str) -> str:
-        """The words without secrets, on one line, not too many."""
-        text = " ".join(text[:SEARCHED].split())
-        if self._pattern is not None:
-            text = self._pattern.sub("…", text)
-        return text[:SHOWN]
+    longest_first = sorted(set(secrets) - {""}, key=len, reverse=True)
+    patterns = re.compile("|".join(map(_pattern, longest_first)) or "(?!)", re.IGNORECASE)
+    return lambda text: patterns.sub("…", " ".join(text[:SEARCHED].split()))[:SHOWN]
 
 
 def _pattern(secret: str) -> str:
     pattern = "".join(map(_escaped, secret))
-    if len(secret) < SHORT:
-        return rf"(?<![A-Za-z0-9]){pattern}(?![A-Za-z0-9])"
-    return pattern
+    return rf"(?<![A-Za-z0-9]){pattern}(?![A-Za-z0-9])" if len(secret) < SHORT else pattern
 
 
 def _escaped(one: str) -> str:
-    """A character as it is, or escaped in one of the usual ways."""
-    code = ord(one)
-    forms = [
-        re.escape(one),
-        f"%{code:02x}",
-        rf"\\{{1,8}}u{code:04x}",
-        f"&#0*{code};",
-        f"&#x0*{code:x};",
-    ]
+    """A character as it is, or escaped in one of the usual ways: for URLs, JSON, HTML."""
+    code, plain = ord(one), re.escape(one)
+    forms = [plain, f"%{code:02x}", rf"\\{{1,8}}u{code:04x}", f"&#0*{code};", f"&#x0*{code:x};"]
     if not one.isalnum():
-        forms.append(r"\\{1,8}" + re.escape(one))
+        forms.append(r"\\{1,8}" + plain)
     if one in ENTITIES:
         forms.append(f"&{ENTITIES[one]};")
     if one == " ":

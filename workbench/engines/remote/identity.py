@@ -121,11 +121,7 @@ class Identity:
         return self.served
 
     async def _compare(self, there: Sequence[Endpoint]) -> None:
-        """Take the fingerprints of all servers; one that cannot be asked is absent.
-
-        Raises:
-            InputError: they differ.
-        """
+        """Take the fingerprints of all servers; one that cannot be asked is absent."""
         taken = await asyncio.gather(
             *(take_fingerprint(endpoint, self.dialect) for endpoint in there),
             return_exceptions=True,
@@ -140,9 +136,9 @@ class Identity:
             elif isinstance(error, BaseException):
                 raise error
         for endpoint, one in prints:
-            self._fingerprint = prints[0][1]
+            first, self._fingerprint = prints[0]
             if not same(self._fingerprint, one):
-                raise InputError(f"{endpoint.shown}: {OTHER} than {prints[0][0].shown}. {SEVERAL}")
+                raise InputError(f"{endpoint.shown}: {OTHER} than {first.shown}. {SEVERAL}")
 
     def _unlike(self, served: ServedModel) -> str | None:
         """Why what a server lists is another model; its path counts where nothing better does."""
@@ -154,12 +150,7 @@ class Identity:
         return f"it serves {served}, not {ours}"
 
     async def check(self, endpoint: Endpoint) -> None:
-        """Whether a server has this model now.
-
-        Raises:
-            FatalError: it has another.
-            RequestError: it does not answer.
-        """
+        """Raise `FatalError` where a server has another model now."""
         try:
             served = await look(endpoint, self.served.name)
         except InputError as error:
@@ -186,9 +177,8 @@ class Identity:
             known: list[Fingerprint] = list(stored or [])
             return known if any(same(one, ours) for one in known) else [*known, ours]
 
-        known = [ours]
-        if store is not None:
-            known = store.update(digest("fingerprint", first.url, self.served.name), add)
+        key = digest("fingerprint", first.url, self.served.name)
+        known = add(None) if store is None else store.update(key, add)
         oldest = next(one for one in known if same(one, ours))
         if len(known) > 1 and oldest is known[-1]:
             log.info("%s answers unlike before: answers stored then are left aside", first.shown)
@@ -211,12 +201,7 @@ async def _first_look(endpoint: Endpoint, model: str | None) -> ServedModel | No
 
 
 async def look(endpoint: Endpoint, model: str | None) -> ServedModel:
-    """The model as a server lists it now.
-
-    Raises:
-        RequestError: it does not answer as it should.
-        InputError: the model is not among those listed, or there are several and none is named.
-    """
+    """The model as a server lists it now; `InputError` where it is not there, or not named."""
     try:
         listed = await _models(endpoint)
     except RequestError as error:
@@ -233,7 +218,7 @@ async def look(endpoint: Endpoint, model: str | None) -> ServedModel:
     if name not in roots:
         hint = endpoint.clean(near(name, names))
         raise InputError(f"{endpoint.shown} has no {name!r}{hint}; it serves {serves}")
-    root = "" if not isinstance(roots[name], str) else str(roots[name])
+    root = str(roots[name]) if isinstance(roots[name], str) else ""
     length = next(card.get("max_model_len") for card in listed if str(card["id"]) == name)
     return ServedModel(
         name=name,
@@ -335,16 +320,8 @@ async def take_fingerprint(
 ) -> Fingerprint | None:
     """What the server answers, None in the place of a path that it does not have.
 
-    None as a whole where it gives no log-probabilities at all.
-
-    Args:
-        endpoint: the server.
-        dialect: the model's name, and how it is asked.
-        like: an earlier one; only what that has is asked for, and must be answered.
-
-    Raises:
-        FatalError: nothing can be asked there.
-        RequestError: it does not answer now.
+    None as a whole where it gives no log-probabilities at all. Of what `like` has, all is asked
+    for and must be answered, and nothing else.
     """
     places = [i for i in range(len(PROMPTS)) if like is None or like[i] is not None]
     try:

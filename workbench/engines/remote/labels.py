@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.engines.remote import wire
-from workbench.engines.remote.dispatch import Plan, estimated_tokens
+from workbench.engines.remote.dispatch import Plan
 from workbench.engines.remote.endpoint import Endpoint
+from workbench.engines.remote.options import estimated_tokens
 from workbench.engines.remote.retry import (
     AGAIN,
     Failure,
@@ -266,11 +267,7 @@ def _scored(choice: wire.Choice, node: Node) -> _Scored:
 
 
 async def tokens_of(endpoint: Endpoint, body: wire.Body) -> tuple[int, ...] | None:
-    """Tokens from the path for that; behind a gateway without it, from a generated token's reply.
-
-    Raises:
-        RequestError: the server does not answer.
-    """
+    """Tokens from the path for that; behind a gateway without it, from a reply's own."""
     if endpoint.tokenizes:
         try:
             return wire.token_ids(await endpoint.post("//tokenize", body), "tokens")
@@ -281,9 +278,8 @@ async def tokens_of(endpoint: Endpoint, body: wire.Body) -> tuple[int, ...] | No
     path = wire.TEXTS if "prompt" in body else wire.CHATS
     reply = await endpoint.generate(path, {**body, "max_tokens": 1, "return_token_ids": True})
     (choice,) = wire.choices_in_order(reply, 1)
-    return wire.token_ids(choice or {}, "prompt_token_ids") or wire.token_ids(
-        reply, "prompt_token_ids"
-    )
+    places = (choice or {}, reply)  # of texts, and of chats
+    return next(filter(None, (wire.token_ids(at, "prompt_token_ids") for at in places)), None)
 
 
 async def bos_doubled(

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from workbench.engines.local import check_options
-from workbench.engines.remote.http import Transport
-from workbench.engines.remote.retry import RetryBudget
 from workbench.errors import InputError
+from workbench.types import Prompt
 from workbench.values import optional, real, refuse, text, whole
 
+Transport = Literal["aiohttp", "threads"]
 MOST = 1e9  # seconds, or of a rate limit
+CHARACTERS = 4  # of a prompt, in a token: for estimates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RemoteOptions(RetryBudget):
+class RemoteOptions:
     """How a server is used; the defaults suit a vLLM server and a paid API.
 
     Attributes:
@@ -26,7 +27,8 @@ class RemoteOptions(RetryBudget):
         prompts_per_request: how many prompts go together where the server takes several.
         requests_per_minute, tokens_per_minute: limits of a paid API.
         timeout: seconds for one attempt.
-        attempts: how often a request is tried that fails by itself.
+        attempts: how often a request is tried that fails by itself: "too many requests", and a
+            server that is away, do not count.
         total_timeout: seconds for a request with all its attempts.
         outage_timeout: seconds for which servers may be down, or answer nothing but "too many
             requests" (beyond the wait that they ask for), before the call ends or continues
@@ -45,6 +47,9 @@ class RemoteOptions(RetryBudget):
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     timeout: float = 600.0
+    attempts: int = 10
+    total_timeout: float = 3600.0
+    outage_timeout: float = 120.0
     transport: Transport = "aiohttp"
     chat_template: str | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
@@ -99,6 +104,14 @@ def _is_header_map(value: object) -> bool:
         isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9-]+", name) and isinstance(at, str)
         for name, at in value.items()
     )
+
+
+def estimated_tokens(prompt: Prompt | Sequence[int]) -> int:
+    """About how many tokens a prompt has."""
+    if isinstance(prompt, str):
+        return 1 + len(prompt) // CHARACTERS
+    chat = [message["content"] for message in prompt if not isinstance(message, int)]
+    return 1 + sum(map(len, chat)) // CHARACTERS if chat else len(prompt)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""When to ask a server again, and how much at once: errors by what to do, budgets, limits.
+"""When to ask a server again, and how much at once: errors by what to do, waits, limits.
 
 Concurrency adapts by additive increase and multiplicative decrease: the limit grows only while it
 is used up, doubling until the first "too many requests" and by a twentieth afterwards; it is cut
@@ -80,14 +80,7 @@ AGAIN = (RetryableError, RateLimitedError, UnreachableError)  # what may be aske
 def error_of_status(
     status: int, text: str, headers: Mapping[str, str], *, has_answered: bool
 ) -> RequestError:
-    """The error that an HTTP status stands for.
-
-    Args:
-        status: of the response.
-        text: what the server said.
-        headers: of the response, for how long to wait.
-        has_answered: before, so that 403 is about the request.
-    """
+    """The error that an HTTP status stands for; where it `has_answered`, 403 is of the request."""
     kind: type[RequestError] = RejectedError
     if status in TOO_MANY and "insufficient_quota" not in text:
         kind = RateLimitedError
@@ -119,18 +112,6 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryBudget:
-    """When to give up: on a request by attempts and seconds, on servers by seconds.
-
-    Too many requests, and a server that is away, do not count as attempts.
-    """
-
-    attempts: int = 10
-    total_timeout: float = 3600.0
-    outage_timeout: float = 120.0
-
-
 def backoff(failures: int) -> float:
     """Seconds to wait after so many failures: doubling, with jitter."""
     doubled: float = FIRST_WAIT * 2 ** min(failures - 1, 20)
@@ -159,7 +140,6 @@ class ConcurrencyLimit:
 
     @property
     def allowed(self) -> int:
-        """How many requests the server may have."""
         return max(1, int(self.limit))
 
     def open(self) -> None:
@@ -167,13 +147,12 @@ class ConcurrencyLimit:
         self.limit = float(self._most)
 
     def enter(self) -> None:
-        """Take a slot; it is kept while a request waits to be sent again."""
+        """Take a slot, which is kept while a request waits to be sent again."""
         self.busy += 1
         self.peak = max(self.peak, self.busy)
         self._used = max(self._used, self.busy)
 
     def leave(self) -> None:
-        """Give the slot back."""
         self.busy -= 1
 
     async def room(self) -> None:

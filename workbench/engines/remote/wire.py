@@ -127,22 +127,14 @@ def _structure(sampling: Sampling, to: Dialect) -> Body:
 
 
 def check(sampling: Sampling, to: Dialect) -> None:
-    """Refuse what the server cannot do, before anything is sent.
-
-    Raises:
-        InputError: structured output that only vLLM has, or a chat template for another server.
-    """
+    """Refuse what only vLLM has, before anything is sent."""
     _structure(sampling, to)
     if to.chats.chat_template and not to.vllm:
         raise InputError("chat_template: only a vLLM server takes one; leave it out")
 
 
 def choices_in_order(reply: Mapping[str, Any], count: int) -> list[Choice | None]:
-    """The `count` choices of a reply in the order of the prompts, None where one is not there.
-
-    Raises:
-        RetryableError: there are no choices, or two for one prompt.
-    """
+    """The `count` choices of a reply in the order of the prompts, None where one is not there."""
     choices = reply.get("choices")
     if not isinstance(choices, list) or not choices:
         raise RetryableError(f"the reply has no choices: {reply!s}")
@@ -160,11 +152,7 @@ def choices_in_order(reply: Mapping[str, Any], count: int) -> list[Choice | None
 def read_each(
     reply: Mapping[str, Any], count: int, read_one: Callable[[int, Choice, TokenCounts], R]
 ) -> list[R | Failure | None]:
-    """What `read_one` makes of each prompt's choice; None where there is none to be read.
-
-    Raises:
-        RetryableError: the reply is malformed.
-    """
+    """What `read_one` makes of each prompt's choice; None where there is none to be read."""
     results: list[R | Failure | None] = [None] * count
     counts = _token_counts(reply, count)
     for i, choice in enumerate(choices_in_order(reply, count)):
@@ -184,12 +172,7 @@ def read(
     counts: TokenCounts,
     note: Callable[[str], None] = lambda _: None,
 ) -> Completion:
-    """One answer; `note` is told what is odd about it, though it counts.
-
-    Raises:
-        RetryableError: it has no text.
-        RejectedError: log-probabilities that are missing or not numbers.
-    """
+    """One answer; `note` is told what is odd about it, though it counts."""
     text, reasoning, refusal = _text(choice)
     prompt, generated = choice.get("prompt_token_ids"), choice.get("token_ids")
     prompt_tokens = len(prompt) if isinstance(prompt, list) else counts.prompt
@@ -321,9 +304,6 @@ def logprobs(choice: Choice, most: int | None = None) -> tuple[TokenLogprob, ...
     """Log-probabilities of a completion or a chat, with the likeliest tokens of each place.
 
     Servers list the chosen one too, though it may not be one of the `most` likeliest.
-
-    Raises:
-        RejectedError: they are missing, or not numbers.
     """
     given = choice.get("logprobs")
     if not isinstance(given, dict):
