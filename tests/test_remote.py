@@ -20,7 +20,7 @@ import trustme
 from benchmarks.injector import Faults, Injector
 from workbench import Sampling, open_engine, store
 from workbench.engines.remote import Estimate, RemoteEngine, wire
-from workbench.engines.remote.labels import from_top
+from workbench.engines.remote.label_scores import from_top
 from workbench.engines.remote.retry import ConcurrencyLimit, RateLimit
 from workbench.errors import EngineError, EngineUnavailableError, InputError
 from workbench.store import Store

@@ -1,6 +1,6 @@
 """Models behind OpenAI-compatible servers, as an engine like any other."""
 
 from workbench.engines.remote.engine import RemoteEngine
-from workbench.engines.remote.options import Estimate, RemoteOptions
+from workbench.engines.remote.settings import Estimate, RemoteOptions
 
 __all__ = ["Estimate", "RemoteEngine", "RemoteOptions"]

@@ -1,8 +1,8 @@
 """Sends jobs to servers: in packets, within every server's limit, each until it has an answer.
 
 A few hundred requests are out at the most, whatever the number of jobs. A packet that a server
-refuses is halved until the one job at fault stands alone and fails alone. A slot is held while a
-request waits to be sent again, so that others do not rush in.
+refuses is halved until the job at fault fails alone. A slot is held while a request waits to be
+sent again, so that others do not rush in.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Generic, TypeVar
 
 from workbench.engines.remote.endpoint import Endpoint
 from workbench.engines.remote.http import start_coroutine
-from workbench.engines.remote.options import RemoteOptions
 from workbench.engines.remote.retry import (
     AGAIN,
     Failure,
@@ -32,6 +31,7 @@ from workbench.engines.remote.retry import (
     UnreachableError,
     backoff,
 )
+from workbench.engines.remote.settings import RemoteOptions
 from workbench.errors import EngineGoneError
 from workbench.progress import check, current
 from workbench.types import Usage
@@ -238,7 +238,8 @@ class Dispatcher(Generic[J, R]):
                     return endpoint
             self._changed.clear()
             with contextlib.suppress(TimeoutError):  # limits and the reader set no event
-                await asyncio.wait_for(self._changed.wait(), 0.2)
+                async with asyncio.timeout(0.2):  # `wait_for` may swallow that it is cancelled
+                    await self._changed.wait()
 
     async def _settle(self, slot: _Slot, packet: Sequence[J]) -> None:
         """Give every job of the packet its result, or the reason why it has none."""
@@ -338,14 +339,13 @@ class Dispatcher(Generic[J, R]):
 
     def _wait(self, endpoint: Endpoint, error: RequestError, failures: int) -> float:
         """Seconds until a request may be sent again: the server's word, or longer each time."""
-        wait, asked = backoff(failures), error.retry_after
-        most = self.options.total_timeout
-        if asked is not None and asked > most:
-            why = f"it asks to wait {asked:.0f} s, longer than total_timeout={most:g} ({error})"
+        wait, least, most = backoff(failures), error.retry_after, self.options.total_timeout
+        if least is not None and least > most:
+            why = f"it asks to wait {least:.0f} s, longer than total_timeout={most:g} ({error})"
             self._leave_out(endpoint, f"{why}: run it again then")
             return 0.0
-        if asked is not None:
-            wait = asked + wait / 10  # not all at the same moment
+        if least is not None:
+            wait = least + wait / 10  # not all at the same moment
         if wait > LONG or isinstance(error, UnreachableError):
             self._warn_once("wait", f"waiting for {endpoint.shown}: {error}")
         return wait
@@ -387,10 +387,10 @@ class Dispatcher(Generic[J, R]):
     def _note_overload(self, endpoint: Endpoint, error: RateLimitedError) -> None:
         """A server has too many requests. Where it says nothing else for long, it is left out."""
         self._count(Usage(rate_limit_hits=1))
-        asked = error.retry_after or 0.0
-        if asked > LONG:
-            endpoint.rest_until = time.monotonic() + asked
-        seconds, most = endpoint.overloaded(), self.options.outage_timeout + asked
+        least = error.retry_after or 0.0
+        if least > LONG:
+            endpoint.rest_until = time.monotonic() + least
+        seconds, most = endpoint.overloaded(), self.options.outage_timeout + least
         if seconds > most:
             why = f"for {seconds:.0f} s it has answered nothing but {error}"
             self._leave_out(endpoint, f"{why}. {KEPT} later, or wait longer with outage_timeout=…")

@@ -19,7 +19,6 @@ from workbench.engines.remote.http import (
     is_loopback,
     redactor,
 )
-from workbench.engines.remote.options import RemoteOptions
 from workbench.engines.remote.retry import (
     TOO_MANY,
     ConcurrencyLimit,
@@ -30,6 +29,7 @@ from workbench.engines.remote.retry import (
     UnreachableError,
     error_of_status,
 )
+from workbench.engines.remote.settings import RemoteOptions
 from workbench.errors import InputError
 
 NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")  # of a server that speaks HTTP

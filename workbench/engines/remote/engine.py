@@ -1,7 +1,7 @@
 """The engine over OpenAI-compatible servers: vLLM's, or a paid API's.
 
-Requests carry many prompts where a server takes them, as many are sent at once as it bears, and
-each is asked until it is answered or its budget is spent.
+Requests carry many prompts where a server takes them, as many are sent at once as it can take, and
+each is sent again until it is answered or its time is spent.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from workbench.engines.remote import wire
 from workbench.engines.remote.dispatch import Dispatcher, Plan
 from workbench.engines.remote.endpoint import Endpoint
 from workbench.engines.remote.http import run_coroutine
-from workbench.engines.remote.identity import Identity, find_several, prefix_cache_hits, version
-from workbench.engines.remote.labels import LabelScorer, bos_doubled, gives_named_logprobs
-from workbench.engines.remote.options import Estimate, RemoteOptions, estimated_tokens
+from workbench.engines.remote.label_scores import LabelScorer, bos_doubled, gives_named_logprobs
 from workbench.engines.remote.retry import Failure, RateLimit, RejectedError
+from workbench.engines.remote.served import Identity, find_several, prefix_cache_hits, version
+from workbench.engines.remote.settings import Estimate, RemoteOptions, estimated_tokens
 from workbench.engines.requests import Request, check_prompts
 from workbench.errors import InputError
 from workbench.store import Store
@@ -51,9 +51,9 @@ class RemoteEngine(BaseEngine):
     def __init__(
         self, model: str | None, store: Store | None, why: str, options: Mapping[str, Any]
     ) -> None:
-        given = dict(options)
-        urls = _urls(given.pop("base_url", None))
-        self._options = chosen = RemoteOptions.of(given)
+        urls = _urls(options.get("base_url"))
+        others = {name: value for name, value in options.items() if name != "base_url"}
+        self._options = chosen = RemoteOptions.of(others)
         self._endpoints = [Endpoint(url, chosen) for url in urls]
         self._rate = RateLimit(chosen.requests_per_minute, chosen.tokens_per_minute)
         self._retried = Usage()  # retries and rate-limit hits
@@ -62,11 +62,11 @@ class RemoteEngine(BaseEngine):
         self._kinds: set[bool] = set()  # texts (False) and chats (True), as they have come
         self._bos: dict[str, bool] = {}  # beginnings of texts: whether they are the BOS
         chats = ChatOptions.of({name: getattr(chosen, name) for name in CHAT})
-        self._same = Identity(chosen.revision, chats)
-        served = run_coroutine(self._same.establish(self._endpoints, model))
-        self._dialect = self._same.dialect
+        self._model = Identity(chosen.revision, chats)
+        served = run_coroutine(self._model.establish(self._endpoints, model))
+        self._dialect = self._model.dialect
         first, self._counted = self._endpoints[0], self._there()
-        vouched = served.revision or self._same.fingerprint(first, store)
+        vouched = served.revision or self._model.fingerprint(first, store)
         vllm = run_coroutine(version(self._counted[0]))
         versions = {name: importlib.metadata.version(name) for name in ("openai", "workbench")}
         info = EngineInfo(
@@ -90,7 +90,7 @@ class RemoteEngine(BaseEngine):
         super().__init__(info, identity, store, variant=served.revision)
         if not (chosen.revision or vouched):
             self._store_nothing(
-                f"{first.shown} tells no revision of {served.name} and gives no log-probabilities "
+                f"{first.shown} lists no revision of {served.name} and gives no log-probabilities "
                 "to know its weights by; if you know them, give revision=…"
             )
         self._hits_before = self._hits()
@@ -104,8 +104,7 @@ class RemoteEngine(BaseEngine):
     @property
     def usage(self) -> Usage:
         """What has been done; cached tokens are those of all that use the server meanwhile."""
-        total = super().usage
-        hits, cached = self._hits(), None
+        total, hits, cached = super().usage, self._hits(), None
         if hits is not None and self._hits_before is not None and hits >= self._hits_before:
             cached = min(round(hits - self._hits_before), total.prompt_tokens)
         return replace(total, cached_tokens=cached) + self._retried
@@ -155,7 +154,7 @@ class RemoteEngine(BaseEngine):
             return await self._ask(endpoint, packet, sampling)
 
         def spare(batch: list[tuple[Request, Completion | Failure]]) -> None:
-            self._unfetched += [(job, _row(result, job.prompt)) for job, result in batch]
+            self._unfetched += [(job, _completion(result, job.prompt)) for job, result in batch]
 
         def together(endpoint: Endpoint, first: Request, other: Request) -> bool:
             """Requests with seeds of their own go alone; else several, or samples of one."""
@@ -172,7 +171,7 @@ class RemoteEngine(BaseEngine):
         size = self._options.size or (None if several else SAMPLES)
         jobs = sorted(requests, key=lambda one: str(one.prompt))  # shared prefixes travel together
         for batch in self._dispatch(Plan(ask, together, tokens, size, spare), jobs):
-            yield [(job, _row(result, job.prompt)) for job, result in batch]
+            yield [(job, _completion(result, job.prompt)) for job, result in batch]
 
     def _score(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> Iterator[list[LabelRow]]:
         self._prepare(prompts, Sampling(max_tokens=1))
@@ -231,7 +230,7 @@ class RemoteEngine(BaseEngine):
         Raises:
             RequestError: it does not, or cannot be asked.
         """
-        await self._same.check(endpoint)
+        await self._model.check(endpoint)
         endpoint.seen()
         if endpoint.absent is None:
             return
@@ -264,7 +263,7 @@ class RemoteEngine(BaseEngine):
             body["n"] = len(packet)  # one prompt, several samples
         reply = await endpoint.generate(path, body)
         answered = reply.get("model")
-        if isinstance(answered, str) and answered and answered not in self._same.served.names:
+        if isinstance(answered, str) and answered and answered not in self._model.served.names:
             named = endpoint.clean(answered)
             self._note(f"asked for {self._dialect.model!r}, answered by {named!r}")
 
@@ -275,7 +274,7 @@ class RemoteEngine(BaseEngine):
         return wire.read_each(reply, len(packet), read)
 
 
-def _row(result: Completion | Failure, prompt: Prompt) -> Completion:
+def _completion(result: Completion | Failure, prompt: Prompt) -> Completion:
     if isinstance(result, Completion):
         return result
     return failure(result.reason if isinstance(prompt, str) else with_remedy(result.reason, prompt))

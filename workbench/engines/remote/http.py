@@ -26,8 +26,8 @@ from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from workbench import progress
-from workbench.engines.remote.options import RemoteOptions
 from workbench.engines.remote.retry import FatalError, RetryableError
+from workbench.engines.remote.settings import RemoteOptions
 from workbench.errors import InputError
 
 # Its INFO lines, one a request, would show a URL's query and bury our one line a call.

@@ -305,16 +305,16 @@ def logprobs(choice: Choice, most: int | None = None) -> tuple[TokenLogprob, ...
 
     Servers list the chosen one too, though it may not be one of the `most` likeliest.
     """
-    given = choice.get("logprobs")
-    if not isinstance(given, dict):
+    listed = choice.get("logprobs")
+    if not isinstance(listed, dict):
         raise RejectedError("the reply has no log-probabilities, though they were asked for")
     rows: list[tuple[str, object, Any]]
-    if "content" in given:
-        rows = [(one["token"], one["logprob"], _pairs(one)) for one in given["content"]]
+    if "content" in listed:
+        rows = [(one["token"], one["logprob"], _pairs(one)) for one in listed["content"]]
     else:
-        tops = given.get("top_logprobs") or [{}] * len(given["tokens"])
+        tops = listed.get("top_logprobs") or [{}] * len(listed["tokens"])
         pairs = [(top or {}).items() for top in tops]
-        rows = list(zip(given["tokens"], given["token_logprobs"], pairs, strict=True))
+        rows = list(zip(listed["tokens"], listed["token_logprobs"], pairs, strict=True))
     return tuple(
         TokenLogprob(_token(token), _logprob(value), _likeliest(top, most))
         for token, value, top in rows

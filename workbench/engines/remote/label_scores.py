@@ -18,7 +18,6 @@ from typing import Any
 from workbench.engines.remote import wire
 from workbench.engines.remote.dispatch import Plan
 from workbench.engines.remote.endpoint import Endpoint
-from workbench.engines.remote.options import estimated_tokens
 from workbench.engines.remote.retry import (
     AGAIN,
     Failure,
@@ -26,6 +25,7 @@ from workbench.engines.remote.retry import (
     RequestError,
     RetryableError,
 )
+from workbench.engines.remote.settings import estimated_tokens
 from workbench.engines.tokens import LabelTree, Node, Tokens
 from workbench.errors import EngineError, InputError
 from workbench.types import LabelRow, Prompt, Sampling
@@ -86,7 +86,7 @@ class LabelScorer:
         """Rows over the full vocabulary, one request for each node of the labels' tree.
 
         Raises:
-            EngineError: no server tells the tokens of a label.
+            EngineError: the tokens of a label are not to be had.
         """
         new = [label for label in labels if label not in self.label_ids]
         for batch in self.dispatch(self._tokenizing(), [*enumerate(new)]) if new else ():
@@ -113,13 +113,15 @@ class LabelScorer:
             texts |= {i: ids for (i, _), ids in batch if not isinstance(ids, Failure)}
         parts: dict[int, list[_Scored]] = {}
         by_prefix = sorted(texts.items(), key=lambda pair: str(pair[1]))
-        root = [node for node in tree.nodes if not node.prefix]
-        first = [_Job(index, text, node) for node in root for index, text in by_prefix]
-        yield from self._rows(tree, parts, first, texts)
-        deeper = [node for node in tree.nodes if node.prefix]
-        later = [_Job(index, parts[index][0].ids, node) for node in deeper for index in texts]
-        if later:
-            yield from self._rows(tree, parts, later, texts)
+        for deeper in (False, True):  # the first ones bring the prompts' tokens
+            jobs = [
+                _Job(index, parts[index][0].ids if deeper else text, node)
+                for node in tree.nodes
+                for index, text in by_prefix
+                if bool(node.prefix) == deeper and index in texts
+            ]
+            if jobs:
+                yield from self._rows(tree, parts, jobs, texts)
 
     def _rows(
         self,
@@ -175,7 +177,7 @@ class LabelScorer:
                 body = wire.rendering([text], self.dialect)
             ids = await tokens_of(endpoint, {"model": self.dialect.model, **body})
             if not ids:
-                raise RejectedError("the server tells no tokens of it")
+                raise RejectedError("the server gives no tokens for it")
             return [list(ids)]
 
         return Plan(ask, lambda *_: False, lambda _: 1, 1)

@@ -22,7 +22,7 @@ from typing import Any
 from workbench.engines.chat import ChatOptions
 from workbench.engines.remote import wire
 from workbench.engines.remote.endpoint import Endpoint
-from workbench.engines.remote.labels import gives_named_logprobs
+from workbench.engines.remote.label_scores import gives_named_logprobs
 from workbench.engines.remote.retry import (
     AGAIN,
     FatalError,
@@ -77,7 +77,7 @@ class ServedModel:
     names: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.revision or self.root or 'no revision told'})"
+        return f"{self.name} ({self.revision or self.root or 'no revision'})"
 
 
 class Identity:
