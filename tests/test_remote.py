@@ -529,6 +529,11 @@ def test_labels_from_the_likeliest_tokens() -> None:
     assert yes == pytest.approx(math.log(0.6))
     assert (no, true) == (-math.inf, -math.inf)
     assert np.exp(upper) == pytest.approx([0.6, 0.1, 0.2], abs=1e-5)
+    # A probability that is too small for a float has a logarithm all the same.
+    assert from_top([(" Yes", 0.0), (" No", -1e5)], [" No", " T"]) == (
+        (-1e5, -math.inf),
+        (-1e5, -1e5),
+    )
 
 
 def test_labels_where_they_cannot_be_exact() -> None:

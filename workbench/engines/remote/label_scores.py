@@ -311,19 +311,22 @@ def from_top(
     Spellings of a label that differ in spaces are summed. A label that is not listed begins
     with a token that is listed, or with one that is not: the bound is the larger of the two.
     """
-    listed = [(token, math.exp(value)) for token, value in top]
-    rest = max(0.0, 1.0 - sum(p for _, p in listed)) + ROUNDING
-    unlisted = min([rest, *(p for _, p in listed)])
+    import numpy as np
+
+    values = [value for _, value in top]
+    rest = math.log(max(0.0, 1.0 - sum(map(math.exp, values))) + ROUNDING)
+    unlisted = min([rest, *values])
     scores, upper = [], []
     for label in map(_bare, labels):
-        same = sum(p for token, p in listed if _bare(token) == label)
+        same = [value for token, value in top if _bare(token) == label]
         begins = [
-            p
-            for token, p in listed
+            value
+            for token, value in top
             if label.startswith(_bare(token)) or UNREADABLE in token or token.startswith("bytes:")
         ]
-        scores.append(math.log(same) if same else -math.inf)
-        upper.append(math.log(min(1.0, same or max([unlisted, *begins]))))
+        score = float(np.logaddexp.reduce(same)) if same else -math.inf
+        scores.append(score)
+        upper.append(min(0.0, score if same else max([unlisted, *begins])))
     return tuple(scores), tuple(upper)
 
 
