@@ -6,82 +6,79 @@ measured.
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import sqlite3
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from benchmarks.table import Row, gain_row, ratio_row
+from benchmarks import lmeval
+from benchmarks.harness import (
+    Measurement,
+    Parts,
+    Peers,
+    Repeats,
+    gain,
+    judged,
+    kill_at,
+    median,
+    ratio,
+    run_parts,
+    seconds,
+    stored,
+    vllm_engine,
+)
 from workbench.agents import MajorityVote, SelfRefine, advance
 from workbench.agents.program import Agent, Ask, Case, Program
 from workbench.answers import grade
+from workbench.cli.output import say
 from workbench.comparison import compare
 from workbench.engines import open_engine
 from workbench.engines.vllm import VLLMEngine
-from workbench.errors import EngineError, InputError
+from workbench.errors import EngineError
 from workbench.evaluation import Evaluation, evaluate
 from workbench.progress import quiet
 from workbench.tasks import WordProblems
 from workbench.tasks.word_problems import solution, stories
 
-Say = Callable[[str], None]
 HOSTILE = r"\boxed{\dfrac{7^{(7^{(7^{(7^7)})}-4)}-7}{18}}"
 
 
-def measure(parts: Sequence[str], repeats: int, say: Say) -> list[Row]:
-    """Run these parts (none: all), in the order of `NAMES`.
-
-    Raises:
-        InputError: there is no such part.
-    """
-    if unknown := sorted({*parts} - {*NAMES}):
-        raise InputError(f"part={unknown[0]!r}: give some of {', '.join(NAMES)}")
-    chosen = [name for name in NAMES if name in parts or not parts]
-    rows = _grading(say) if "grading" in chosen else []
-    if any(name in PARTS for name in chosen):
-        with VLLMEngine(None, None, "benchmark", {}) as engine:
-            for name in filter(PARTS.__contains__, chosen):
-                say(f"{name} …")
-                rows += PARTS[name](engine, repeats, say)
-    return rows
+def measure(part: Parts = None, repeats: Repeats = 3, peers: Peers = None) -> list[Measurement]:
+    """Grading, agents in batches against loops, what a vote gains, resuming; or against lm-eval."""
+    if peers:
+        return lmeval.measure(peers)
+    return run_parts(PARTS, part, vllm_engine, repeats=repeats)
 
 
-def _grading(say: Say, count: int = 20_000, repeats: int = 5) -> list[Row]:
+def _grading(count: int = 20_000, rounds: int = 5) -> list[Measurement]:
     """Grades a second on one core, and how long a hostile expression holds up."""
-    told = [
+    solved = [
         (solution(story, "first"), str(story.answer))
         for story in islice(stories(random.Random("grading"), held_out=True), count)
     ]
     speeds = []
-    for _ in range(repeats):
+    for _ in range(rounds):
         start = time.process_time()
-        right = sum(bool(grade(text, answer).correct) for text, answer in told)
+        right = sum(bool(grade(text, answer).correct) for text, answer in solved)
         speeds.append(count / (time.process_time() - start))
         if right != count:
             raise EngineError(f"{count - right} right answers were called wrong")
-    speed, (low, high) = statistics.median(speeds), (min(speeds), max(speeds))
-    say(f"grading: {speed:,.0f} a second")
+    say(f"grading: {statistics.median(speeds):,.0f} a second")
     start = time.perf_counter()
     stopped = grade(HOSTILE, r"\frac{1}{2}")
-    seconds = time.perf_counter() - start
+    taken = time.perf_counter() - start
     next_one = grade(r"\boxed{\frac{2}{4}}", r"\frac{1}{2}")
     good = not stopped.parsed and next_one.correct is True
     what = "answers graded a second on one core, plain numbers (CPU time)"
+    hostile = "a hostile expression is given up, the next one is graded"
     return [
-        Row(what, speed, "", "≥ 5000", speed >= 5000, low, high, repeats),
-        Row("a hostile expression is given up, the next one is graded", seconds, " s", "≤ 4 s",
-            good and seconds <= 4),
-    ]  # fmt: skip
+        median(what, speeds, bound="≥ 5000"),
+        judged(hostile, taken, " s", "≤ 4", also=good),
+    ]
 
 
 def _cases(count: int) -> list[Case]:
@@ -101,43 +98,43 @@ def one_by_one(samples: int, temperature: float) -> Agent:
     return program
 
 
-def _votes(engine: VLLMEngine, repeats: int, say: Say, count: int = 24) -> list[Row]:
+def _votes(engine: VLLMEngine, repeats: int, count: int = 24) -> list[Measurement]:
     """16 samples of each item: all in one batch, and each alone."""
     cases, agent = _cases(count), MajorityVote(16)
     alone = one_by_one(16, agent.temperature)
     what = f"majority_vote with 16 samples, {count} items: one batch / sample by sample"
-    return [ratio_row(what, _ratios(engine, cases, agent, alone, repeats, say), 8)]
+    return [ratio(what, _speedups(engine, cases, agent, alone, repeats), 8)]
 
 
-def _refine(engine: VLLMEngine, repeats: int, say: Say, count: int = 200) -> list[Row]:
+def _refine(engine: VLLMEngine, repeats: int, count: int = 200) -> list[Measurement]:
     """Critique and revision: all items' programs together, and one item after the other."""
     cases, agent = _cases(count), SelfRefine()
     what = f"self_refine, {count} items: together / one at a time"
-    return [ratio_row(what, _ratios(engine, cases, agent, agent, repeats, say), 8)]
+    return [ratio(what, _speedups(engine, cases, agent, agent, repeats), 8)]
 
 
-def _ratios(  # noqa: PLR0917
-    engine: VLLMEngine, cases: list[Case], agent: Agent, alone: Agent, repeats: int, say: Say
+def _speedups(
+    engine: VLLMEngine, cases: list[Case], agent: Agent, alone: Agent, repeats: int
 ) -> list[float]:
     """How many times faster all cases are together than `alone` on each in turn."""
-    ratios = []
+
+    def apart() -> None:
+        for case in cases:
+            advance(alone, [case], engine)
+
+    faster = []
     for _ in range(repeats):
         with quiet():
             engine.llm.reset_prefix_cache()
-            start = time.perf_counter()
-            advance(agent, cases, engine)
-            together = time.perf_counter() - start
+            together = seconds(lambda: advance(agent, cases, engine))
             engine.llm.reset_prefix_cache()
-            start = time.perf_counter()
-            for case in cases:
-                advance(alone, [case], engine)
-            apart = time.perf_counter() - start
-        ratios.append(apart / together)
-        say(f"{together:.1f} s together, {apart:.1f} s apart")
-    return ratios
+            slow = seconds(apart)
+        faster.append(slow / together)
+        say(f"{together:.1f} s together, {slow:.1f} s apart")
+    return faster
 
 
-def _gain(engine: VLLMEngine, repeats: int, say: Say, count: int = 1000) -> list[Row]:  # noqa: ARG001
+def _gain(engine: VLLMEngine, count: int = 1000) -> list[Measurement]:
     """What a vote of 16 adds to greedy answers."""
     greedy, voted = (
         evaluate(WordProblems(), engine, agent, count) for agent in ("standard", "majority_vote")
@@ -146,64 +143,44 @@ def _gain(engine: VLLMEngine, repeats: int, say: Say, count: int = 1000) -> list
         say(f"{report.provenance['agent']}: {report.summary[0]}")
     shares = " over ".join(f"{100 * r.summary[0].value:.1f} %" for r in (voted, greedy))
     what = f"word problems, {count} items: majority of 16 over greedy ({shares})"
-    return [gain_row(compare(voted, greedy, what), least=0.05)]
+    return [gain(compare(voted, greedy, what), least=0.05)]
 
 
 CHILD = """
 import sys
-from benchmarks.accuracy import kept
-kept(sys.argv[1])
+from benchmarks.accuracy import resumable
+resumable(sys.argv[1])
 """
 
 
-def kept(store: str, count: int = 40) -> Evaluation:
+def resumable(store: str, count: int = 40) -> Evaluation:
     """An evaluation of several rounds that goes on from a store."""
     with open_engine(None, "vllm", store=store) as engine:
         return evaluate(WordProblems(), engine, SelfRefine(), count)
 
 
-def _killed(engine: VLLMEngine, repeats: int, say: Say) -> list[Row]:  # noqa: ARG001
+def _killed() -> list[Measurement]:
     """`kill -9` at growing shares of the answers, each time run again; then to the end."""
     with tempfile.TemporaryDirectory() as folder:
-        whole = kept(str(Path(folder) / "whole.sqlite"))
-        broken = Path(folder) / "killed.sqlite"
-        total = _answers(Path(folder) / "whole.sqlite")
-        ended = [_kill_at(broken, total * share // 4) for share in (1, 2, 3)]
+        whole, broken = Path(folder) / "whole.sqlite", Path(folder) / "killed.sqlite"
+        expected = resumable(str(whole)).rows
+        total = stored(whole)
+        places = [total * share // 4 for share in (1, 2, 3)]
+        ended = [kill_at(place, lambda: stored(broken), CHILD, broken) for place in places]
         say(f"killed after {', '.join(map(str, ended))} of {total} answers")
-        found = kept(str(broken))
-    columns = [c for c in whole.rows.columns if c != "from_store"]
-    one, other = (r.rows[columns].astype(str).fillna("") for r in (whole, found))
-    differ = int((one != other).any(axis=1).sum())
+        rows = resumable(str(broken)).rows
+    columns = [c for c in expected.columns if c != "from_store"]
+    one, other = (table[columns].astype(str).fillna("") for table in (expected, rows))
+    unlike = int((one != other).any(axis=1).sum())
     shown = ", ".join(map(str, ended))
     what = f"`kill -9` after {shown} of {total} answers of self_refine: rows that differ"
-    return [Row(what, differ, "", "0", differ == 0)]
+    return [judged(what, unlike, bound="0")]
 
 
-def _kill_at(store: Path, place: int) -> int:
-    """Kill an evaluation once so many answers are in its store; returns how many."""
-    environment = os.environ | {"WORKBENCH_PROGRESS": "off"}
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(store)], env=environment)
-    try:
-        while _answers(store) < place:
-            if child.poll() is not None:
-                raise EngineError(f"the run to be killed ended by itself ({child.returncode})")
-            time.sleep(0.002)
-    finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-    return _answers(store)
-
-
-def _answers(store: Path) -> int:
-    try:
-        with closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as base:
-            return int(base.execute("SELECT COUNT(*) FROM responses").fetchone()[0])
-    except sqlite3.OperationalError:  # not there yet
-        return 0
-
-
-PARTS: Mapping[str, Callable[[VLLMEngine, int, Say], list[Row]]] = {
-    "votes": _votes, "refine": _refine, "gain": _gain, "killed": _killed,
-}  # fmt: skip
-"""Those that need the model."""
-NAMES = ("grading", *PARTS)
+PARTS: Mapping[str, Callable[..., list[Measurement]]] = {
+    "grading": _grading,
+    "votes": _votes,
+    "refine": _refine,
+    "gain": _gain,
+    "killed": _killed,
+}

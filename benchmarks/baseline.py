@@ -6,11 +6,21 @@ Embedded model, float32, runs in turns on two loaded models in one process.
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Annotated
 
-from benchmarks.table import Row, ratio_row
+import typer
+
+from benchmarks.harness import (
+    Measurement,
+    Repeats,
+    differing,
+    judged,
+    ratio,
+    ratios,
+    seconds,
+)
+from workbench.cli.output import say
 from workbench.engines.transformers import TransformersEngine
 from workbench.evaluation import evaluate
 from workbench.load import BATCHES, Load, open_both, versus
@@ -18,26 +28,21 @@ from workbench.tasks import WordProblems
 from workbench.throughput import Throughput
 from workbench.types import Engine
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 FIXED = (1, 2, 4, 8, 16, 32, 64, 128)
 TASK = WordProblems()
-Say = Callable[[str], None]
 
 
-def measure(repeats: int, prompts: int, say: Say) -> list[Row]:
-    """Run all measurements; takes some minutes.
-
-    Args:
-        repeats: runs of each speed.
-        prompts: how many the automatic batch size has to find its way in.
-    """
+def measure(
+    repeats: Repeats = 3, prompts: Annotated[int, typer.Option(min=64)] = 1024
+) -> list[Measurement]:
+    """vLLM against transformers, and transformers in batches against one by one."""
     engine, baseline = open_both()
     assert baseline is not None
     with engine, baseline:
         say("throughput …")
-        rows = _throughput(engine, baseline, repeats)
+        load = Load()
+        size = f"{load.prompt_tokens} + {load.output_tokens} tokens"
+        rows = against_baseline(engine, baseline, load, repeats, size, bars=(8, 1.5))
         say("word problems …")
         rows += [_task(engine, baseline, repeats)]
         say("verdicts …")
@@ -45,38 +50,31 @@ def measure(repeats: int, prompts: int, say: Say) -> list[Row]:
         say("batches against one by one …")
         rows += [_same_tokens(baseline, min(prompts, 200))]
     say("automatic batch size …")
-    return [*rows, _automatic(prompts, repeats, say)]
+    return [*rows, _automatic(prompts, repeats)]
 
 
-def _throughput(engine: Engine, baseline: Engine, repeats: int) -> list[Row]:
-    load = Load()
-    report = Throughput(versus(engine, baseline), [load], repeats=repeats).run()
+def against_baseline(  # noqa: PLR0917
+    engine: Engine,
+    baseline: Engine,
+    load: Load,
+    repeats: int,
+    size: str,
+    batches: Sequence[int] = BATCHES,
+    bars: tuple[float, float] = (0, 0),
+) -> list[Measurement]:
+    """vLLM over transformers at batch 1 and at its best batch, and over bare vLLM, in turns."""
+    report = Throughput(versus(engine, baseline, batches), [load], repeats=repeats).run()
     table = report.rows.pivot_table(index="repeat", columns="label", values="requests_per_s")
-    first, bare = table["vllm, all at once"], table["bare LLM.generate, all at once"]
-    slow = table[[label for label in table if str(label).startswith("transformers")]]
-    size = f"{load.prompt_tokens} + {load.output_tokens} tokens"
-    one, best = slow["transformers, batch 1"], slow.max(axis=1)
-    sizes = ", ".join(map(str, BATCHES))
+    ours = table["vllm, all at once"]
+    theirs = table[[label for label in table if str(label).startswith("transformers")]]
+    one, best = theirs["transformers, batch 1"], theirs.max(axis=1)
+    bare = table["bare LLM.generate, all at once"]
+    sizes = ", ".join(map(str, batches))
     return [
-        ratio_row(f"vLLM over transformers at batch 1, {size}", _ratios(first, one), 8),
-        ratio_row(f"… at its best of {sizes}", _ratios(first, best), 1.5),
-        _reported("… over bare `LLM.generate`", _ratios(first, bare)),
+        ratio(f"vLLM over transformers at batch 1, {size}", ratios(ours, one), bars[0]),
+        ratio(f"… at its best of {sizes}", ratios(ours, best), bars[1]),
+        ratio("… over bare `LLM.generate`", ratios(ours, bare)),
     ]
-
-
-def _ratios(values: pd.Series[float], others: pd.Series[float]) -> list[float]:
-    return [float(a) / float(b) for a, b in zip(values, others, strict=True)]
-
-
-def _reported(what: str, ratios: Sequence[float]) -> Row:
-    middle, runs = statistics.median(ratios), len(ratios)
-    return Row(what, middle, " ×", "reported", True, min(ratios), max(ratios), runs)
-
-
-def _seconds(engine: Engine, prompts: Sequence[str]) -> float:
-    start = time.perf_counter()
-    engine.generate(prompts, TASK.sampling)
-    return time.perf_counter() - start
 
 
 def _prompts(count: int, seed: int = 0, most_shots: int = 0) -> list[str]:
@@ -85,59 +83,57 @@ def _prompts(count: int, seed: int = 0, most_shots: int = 0) -> list[str]:
     return [str(TASK.prompt(item, shots=number % (most_shots + 1))) for number, item in items]
 
 
-def _task(engine: Engine, baseline: Engine, repeats: int) -> Row:
+def _task(engine: Engine, baseline: Engine, repeats: int) -> Measurement:
     """Answers end where they end: the baseline's batch waits for its longest."""
-    ratios = []
-    for number in range(repeats):
+
+    def times(number: int) -> tuple[float, float]:
         prompts = _prompts(256, seed=number)
-        slow = _seconds(baseline, prompts)
-        ratios.append(slow / _seconds(engine, prompts))
+        slow = seconds(lambda: baseline.generate(prompts, TASK.sampling))
+        return slow, seconds(lambda: engine.generate(prompts, TASK.sampling))
+
     what = "… on 256 word problems, whose answers differ in length, at batch 32"
-    return _reported(what, ratios)
+    return ratio(what, ratios(*zip(*map(times, range(repeats)), strict=True)))
 
 
-def _verdicts(engine: Engine, baseline: Engine, count: int) -> Row:
+def _verdicts(engine: Engine, baseline: Engine, count: int) -> Measurement:
     ours, theirs = (evaluate(TASK, one, count=count).rows for one in (engine, baseline))
-    differing = int((ours["correct"] != theirs["correct"]).sum())
-    texts = int((ours["text"] != theirs["text"]).sum())
+    texts = differing(ours["text"], theirs["text"])
     what = f"verdicts of vLLM unlike those of transformers, {count} items ({texts} other texts)"
-    return Row(what, differing, "", "0", differing == 0)
+    return judged(what, differing(ours["correct"], theirs["correct"]), bound="0")
 
 
-def _same_tokens(baseline: Engine, count: int) -> Row:
+def _same_tokens(baseline: Engine, count: int) -> Measurement:
     prompts = _prompts(count, most_shots=2)
     together = baseline.generate(prompts, TASK.sampling)
     with TransformersEngine(None, None, "benchmark", {"batch_size": 1}) as single:
         alone = single.generate(prompts, TASK.sampling)
-    pairs = zip(together, alone, strict=True)
-    differing = sum(a.token_ids != b.token_ids for a, b in pairs)
+    unlike = differing([row.token_ids for row in together], [row.token_ids for row in alone])
     lengths = [row.prompt_tokens for row in alone]
     what = f"batch 32 unlike one by one, {count} prompts of {min(lengths)} to {max(lengths)} tokens"
-    return Row(what, differing, "", "0", differing == 0)
+    return judged(what, unlike, bound="0")
 
 
-def _automatic(count: int, repeats: int, say: Say) -> Row:
+def _automatic(count: int, repeats: int) -> Measurement:
     """Against the best fixed size, each run a new engine, so that finding out is part of it."""
     prompts = _prompts(count, most_shots=2)
 
     def rate(size: int | str, some: int) -> float:
         with TransformersEngine(None, None, "benchmark", {"batch_size": size}) as engine:
             engine.generate(prompts[-8:], TASK.sampling)
-            seconds = _seconds(engine, prompts[:some])
-            say(f"  batch size {size}: {some / seconds:.0f} prompts a second")
-            return some / seconds
+            speed = some / seconds(lambda: engine.generate(prompts[:some], TASK.sampling))
+            say(f"  batch size {size}: {speed:.0f} prompts a second")
+            return speed
 
     # What is slow is known to be slow from a few prompts.
     slow = max(rate(size, min(count, 16 * size)) for size in FIXED[:5])
     fixed: dict[int, list[float]] = {size: [] for size in FIXED[5:]}
-    mine = []
+    automatic = []
     for _ in range(repeats):
-        mine.append(rate("auto", count))
+        automatic.append(rate("auto", count))
         for size, rates in fixed.items():
             rates.append(rate(size, count))
     best = max(fixed, key=lambda size: statistics.median(fixed[size]))
-    ratios = [a / max(b, slow) for a, b in zip(mine, fixed[best], strict=True)]
     what = (
         f"automatic batch size over the best fixed one of 1 to {FIXED[-1]}, {best}; {count} prompts"
     )
-    return ratio_row(what, ratios, 0.9)
+    return ratio(what, ratios(automatic, [max(one, slow) for one in fixed[best]]), 0.9)

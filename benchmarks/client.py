@@ -9,32 +9,45 @@ lm-evaluation-harness joins where it has an environment (`make bench-peers`).
 from __future__ import annotations
 
 import asyncio
-import json
 import random
-import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from benchmarks.table import Row, ratio_row
+import typer
+
+from benchmarks.harness import (
+    Measurement,
+    Repeats,
+    median,
+    ratio,
+    ratios,
+    remote_engine,
+    seconds,
+    vllm_engine,
+)
+from benchmarks.lmeval import harness_speed
+from workbench.cli.output import say
 from workbench.engines.remote import RemoteEngine
-from workbench.engines.vllm import VLLMEngine
 from workbench.serving import Server, serve
 from workbench.types import Sampling
 
 SAMPLING = Sampling(max_tokens=16, ignore_eos=True)
 SEQUENCES = 256  # in one step of the model, on both sides
 WORKERS, CHUNK = 64, 8
-PEER = Path(__file__).with_name("lmeval_client.py")
 # What `workbench serve` would choose on a CPU, taken away again.
 PLAIN: dict[str, Any] = dict.fromkeys(
-    ("block_size", "distributed_executor_backend", "dtype", "enable_chunked_prefill",
-     "enforce_eager", "max_num_seqs")
-)  # fmt: skip
-Say = Callable[[str], None]
+    (
+        "block_size",
+        "distributed_executor_backend",
+        "dtype",
+        "enable_chunked_prefill",
+        "enforce_eager",
+        "max_num_seqs",
+    )
+)
 Client = Callable[[Sequence[str]], object]
 
 
@@ -45,60 +58,44 @@ def sums(count: int, seed: int = 0) -> list[str]:
     return [f"{number}+{a}+{b}=" for number, (a, b) in enumerate(pairs)]
 
 
-def measure(repeats: int, prompts: int, say: Say, peers: Path | None = None) -> list[Row]:
-    """Run all measurements; takes some minutes, a quarter of an hour with `peers`.
-
-    Args:
-        repeats: rounds of each speed.
-        prompts: how many are sent in one.
-        peers: the environment that has lm-evaluation-harness.
-    """
+def measure(
+    repeats: Repeats = 5,
+    prompts: Annotated[int, typer.Option(min=128, help="How many are sent in a round.")] = 1024,
+    peers: Annotated[
+        Path | None, typer.Option(help="An environment with lm-evaluation-harness.")
+    ] = None,
+) -> list[Measurement]:
+    """The remote engine against other clients of the same vLLM server."""
     say("a server with vLLM's own settings starts …")
     with serve(**PLAIN) as server:
-        rows = _against_clients(server, repeats, prompts, say)
+        rows = _against_clients(server, repeats, prompts)
         if peers is not None:
-            rows += _against_harness(server, repeats, prompts, peers, say)
+            rows += _against_harness(server, repeats, prompts, peers)
     say("a server of `workbench serve` starts …")
     with serve(max_num_seqs=SEQUENCES) as server:
-        return rows + _against_engine(server, repeats, prompts, say)
+        return rows + _against_engine(server, repeats, prompts)
 
 
-def _remote(server: Server) -> RemoteEngine:
-    return RemoteEngine(None, None, "benchmark", {"base_url": server.url})
-
-
-def _rate(client: Client, texts: Sequence[str]) -> float:
-    start = time.perf_counter()
-    client(texts)
-    return len(texts) / (time.perf_counter() - start)
-
-
-def _against_clients(server: Server, repeats: int, prompts: int, say: Say) -> list[Row]:
-    with _remote(server) as engine:
-        clients = _clients(server, engine)
-        rates, _ = _in_turns(clients, repeats, prompts, say)
+def _against_clients(server: Server, repeats: int, prompts: int) -> list[Measurement]:
+    with remote_engine(server.url) as engine:
+        rates, _ = _in_turns(_clients(server, engine), repeats, prompts)
     return [
         _over(f"over {WORKERS} workers × {CHUNK} prompts in sequence", rates, "sequence", 5),
         _over(f"over `AsyncOpenAI` with a semaphore of {WORKERS}", rates, "semaphore", 4),
     ]
 
 
-def _against_engine(server: Server, repeats: int, prompts: int, say: Say) -> list[Row]:
-    inside = VLLMEngine(None, None, "benchmark", {"max_num_seqs": SEQUENCES})
-    with _remote(server) as engine, inside:
+def _against_engine(server: Server, repeats: int, prompts: int) -> list[Measurement]:
+    with remote_engine(server.url) as engine, vllm_engine(max_num_seqs=SEQUENCES) as inside:
         clients = _clients(server, engine)
         clients["inside"] = lambda texts: inside.generate(texts, SAMPLING)
-        rates, cpu = _in_turns(clients, repeats, prompts, say)
-    middle = statistics.median(cpu)
+        rates, cpu = _in_turns(clients, repeats, prompts)
     return [
         _over("share of the engine in process", rates, "inside", 0.4),
-        Row(
-            "client CPU, milliseconds a prompt", middle, " ms", "< 0.3 ms", middle < 0.3,
-            min(cpu), max(cpu), len(cpu),
-        ),
+        median("client CPU, milliseconds a prompt", cpu, " ms", "< 0.3"),
         _over("on `workbench serve`: over the workers in sequence", rates, "sequence", 0),
         _over("on `workbench serve`: over `AsyncOpenAI`", rates, "semaphore", 0),
-    ]  # fmt: skip
+    ]
 
 
 def _clients(server: Server, engine: RemoteEngine) -> dict[str, Client]:
@@ -110,7 +107,7 @@ def _clients(server: Server, engine: RemoteEngine) -> dict[str, Client]:
 
 
 def _in_turns(
-    clients: Mapping[str, Client], repeats: int, prompts: int, say: Say
+    clients: Mapping[str, Client], repeats: int, prompts: int
 ) -> tuple[dict[str, list[float]], list[float]]:
     """Each client's prompts a second, a value a round, and our own CPU, ms a prompt."""
     for client in clients.values():
@@ -127,9 +124,12 @@ def _in_turns(
     return rates, cpu
 
 
-def _over(what: str, rates: Mapping[str, list[float]], other: str, least: float) -> Row:
-    ratios = [a / b for a, b in zip(rates["ours"], rates[other], strict=True)]
-    return ratio_row(f"remote engine {what}", ratios, least)
+def _rate(client: Client, texts: Sequence[str]) -> float:
+    return len(texts) / seconds(lambda: client(texts))
+
+
+def _over(what: str, rates: Mapping[str, list[float]], other: str, least: float) -> Measurement:
+    return ratio(f"remote engine {what}", ratios(rates["ours"], rates[other]), least)
 
 
 def _body() -> dict[str, Any]:
@@ -168,45 +168,25 @@ async def _with_semaphore(server: Server, texts: Sequence[str]) -> list[str]:
         return await asyncio.gather(*map(one, texts))
 
 
-def _against_harness(
-    server: Server, repeats: int, prompts: int, peers: Path, say: Say
-) -> list[Row]:
+def _against_harness(server: Server, repeats: int, prompts: int, peers: Path) -> list[Measurement]:
     """The harness at its best: what is slow in a first round is not measured again."""
     settings = [(1, 32), (1, 64), (1, 256), (8, 16), (8, 64), (64, 4), (64, 16), (256, 4)]
-    with _remote(server) as engine:
+    with remote_engine(server.url) as engine:
         engine.generate(sums(128, seed=-1), SAMPLING)
-        first = {pair: _harness(server, sums(prompts, 99), pair, peers) for pair in settings}
+        first = {pair: harness_speed(server, sums(prompts, 99), *pair, peers) for pair in settings}
         for (batch, concurrent), rate in first.items():
             say(f"lm-eval, batch {batch}, num_concurrent {concurrent}: {rate:.0f}")
         best = max(settings, key=lambda pair: first[pair])
         single = max((pair for pair in settings if pair[0] == 1), key=lambda pair: first[pair])
-        ratios: dict[tuple[int, int], list[float]] = {single: [], best: []}
+        faster: dict[tuple[int, int], list[float]] = {single: [], best: []}
         for number in range(repeats):
             texts = sums(prompts, number)
-            for pair, values in ratios.items():
-                mine = _rate(lambda some: engine.generate(some, SAMPLING), texts)
-                values.append(mine / _harness(server, texts, pair, peers))
+            for pair, values in faster.items():
+                ours = _rate(lambda some: engine.generate(some, SAMPLING), texts)
+                values.append(ours / harness_speed(server, texts, *pair, peers))
     what = "remote engine over lm-eval `local-completions`"
     named = f"num_concurrent {single[1]}", f"batch {best[0]}, num_concurrent {best[1]}"
     return [
-        ratio_row(f"{what}, batch 1 at its best ({named[0]})", ratios[single], 3),
-        ratio_row(f"{what} at its best ({named[1]})", ratios[best], 1),
+        ratio(f"{what}, batch 1 at its best ({named[0]})", faster[single], 3),
+        ratio(f"{what} at its best ({named[1]})", faster[best], 1),
     ]
-
-
-def _harness(server: Server, texts: list[str], pair: tuple[int, int], peers: Path) -> float:
-    """Requests a second of lm-evaluation-harness; its start is not counted."""
-    config = {
-        "base_url": f"{server.url}/completions", "model": server.model, "prompts": texts,
-        "max_tokens": 16, "batch_size": pair[0], "num_concurrent": pair[1],
-    }  # fmt: skip
-    done = subprocess.run(
-        [peers / "bin" / "python", PEER],
-        input=json.dumps(config),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    reply = json.loads(done.stdout)
-    assert reply["answers"] == [len(texts)], reply
-    return len(texts) / float(reply["seconds"][0])

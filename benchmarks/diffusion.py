@@ -6,21 +6,29 @@ in float32; no store. One part needs a GPU, and is left out without one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks import batching, llada
-from benchmarks.batching import CLIENTS, LENGTHS, SLOTS
-from benchmarks.table import Row as Line
-from benchmarks.table import ratio_row, share_row
+from benchmarks import diffusion_server, llada, lmeval
+from benchmarks.diffusion_server import CLIENTS, LENGTHS, SLOTS
+from benchmarks.harness import (
+    Measurement,
+    Parts,
+    Peers,
+    Repeats,
+    differing,
+    judged,
+    ratio,
+    run_parts,
+    share,
+)
 from tools.training.memoriser import MEMORISER, pairs
 from workbench.batching import continuous, static
+from workbench.cli.output import say
 from workbench.engines.diffusion import Denoising, DiffusionEngine, Row
-from workbench.errors import InputError
 from workbench.evaluation import accuracy_by
 from workbench.tasks import WordProblems
 from workbench.tradeoff import TradeOff
@@ -57,25 +65,17 @@ SHORT = (1, 2)
 """Steps of a short problem."""
 CANVAS = Sampling(max_tokens=64, stop=("\n\n",))
 
-Say = Callable[[str], None]
+
+def measure(part: Parts = None, repeats: Repeats = 5, peers: Peers = None) -> list[Measurement]:
+    """Masked diffusion: the same answers in any batch, continuous batching, its server."""
+    if peers:
+        return lmeval.diffusion(peers)
+    return run_parts(PARTS, part, lambda: open_model(str(MEMORISER)), repeats=repeats)
 
 
-def measure(parts: Sequence[str], repeats: int, say: Say) -> list[Line]:
-    """Run these parts (none: all), in the order of `NAMES`.
-
-    Raises:
-        InputError: there is no such part.
-    """
-    if unknown := sorted({*parts} - {*NAMES}):
-        raise InputError(f"part={unknown[0]!r}: give some of {', '.join(NAMES)}")
-    lines: list[Line] = []
-    with DiffusionEngine(
-        str(MEMORISER), None, "bench", {"device": "cpu", "dtype": "float32"}
-    ) as engine:
-        for name in (name for name in NAMES if name in parts or not parts):
-            say(f"{name} …")
-            lines += PARTS[name](engine, repeats, say)
-    return lines
+def open_model(name: str | None, **options: Any) -> DiffusionEngine:
+    """A diffusion model on the CPU in float32, or with other options; no store."""
+    return DiffusionEngine(name, None, "bench", {"device": "cpu", "dtype": "float32", **options})
 
 
 def _mixed(engine: DiffusionEngine, count: int, settings: Sequence[Denoising]) -> Iterator[Row]:
@@ -89,19 +89,19 @@ def _mixed(engine: DiffusionEngine, count: int, settings: Sequence[Denoising]) -
         yield engine.row(prompt, sampling, settings[index % len(settings)], seed=index)
 
 
-def _alone(engine: DiffusionEngine, _: int, say: Say) -> list[Line]:
+def _alone(engine: DiffusionEngine) -> list[Measurement]:
     what = f"answers in mixed batches of {SLOTS} that are those of the same requests alone"
-    lines = []
+    rows = []
     for how, settings, count in (("", SETTINGS, ASKED), (", caches", CACHED, ASKED // 4)):
         together = list(_mixed(engine, count, settings))
         alone = list(_mixed(engine, count, settings))
         continuous(engine, together, SLOTS)
         say(f"{count} one by one{how}")
         continuous(engine, alone, 1)
-        pairs_of = zip(together, alone, strict=True)
-        same = sum(a.error is None and _answer(a) == _answer(b) for a, b in pairs_of)
-        lines.append(Line(what + how, same, f" of {count:,}", f"{count:,}", same == count))
-    return lines
+        both = zip(together, alone, strict=True)
+        same = sum(a.error is None and _answer(a) == _answer(b) for a, b in both)
+        rows.append(judged(what + how, same, f" of {count:,}", f"{count}"))
+    return rows
 
 
 def _answer(row: Row) -> tuple[object, ...]:
@@ -109,13 +109,13 @@ def _answer(row: Row) -> tuple[object, ...]:
     return done.token_ids, done.text, done.finish_reason
 
 
-def _published(*_: Any) -> list[Line]:
+def _published() -> list[Measurement]:
     apart = max(llada.difference(padding) for padding in (0, 30))
     what = "logits against LLaDA's formulas under its own tensors' names, largest difference"
-    return [Line(what, apart, "", "≤ 1e-5", apart <= 1e-5)]
+    return [judged(what, apart, bound="≤ 1e-5")]
 
 
-def _continuous(engine: DiffusionEngine, repeats: int, say: Say) -> list[Line]:
+def _continuous(engine: DiffusionEngine, repeats: int) -> list[Measurement]:
     prompts = [engine.encode(prompt) for prompt, _ in pairs()]
 
     def rows() -> list[Row]:
@@ -127,23 +127,22 @@ def _continuous(engine: DiffusionEngine, repeats: int, say: Say) -> list[Line]:
     faster, fewer = [], []
     for number in range(repeats):
         say(f"round {number + 1} of {repeats}")
-        theirs, mine = rows(), rows()
+        theirs, ours = rows(), rows()
         fixed = static(engine, theirs, SLOTS)
-        joining = continuous(engine, mine, SLOTS)
-        assert [r.completion() for r in theirs] == [r.completion() for r in mine]
+        joining = continuous(engine, ours, SLOTS)
+        assert not differing([r.completion() for r in theirs], [r.completion() for r in ours])
         faster.append(fixed.seconds / joining.seconds)
         fewer.append(100 * (1 - joining.positions / fixed.positions))
     what = f"continuous over static batches of {SLOTS}, mixed lengths: "
     return [
-        ratio_row(f"{what}requests a second", faster, 1.3),
-        Line(f"{what}token-forwards saved", fewer[0], " %", "≥ 30 %", fewer[0] >= 30),
+        ratio(f"{what}requests a second", faster, 1.3),
+        judged(f"{what}token-forwards saved", fewer[0], " %", "≥ 30"),
     ]
 
 
-def _problems(_: DiffusionEngine, repeats: int, say: Say) -> list[Line]:
+def _problems(repeats: int) -> list[Measurement]:
     """What thresholds and caches save, and cost, where an answer can be wrong."""
-    options = {"device": "cpu", "dtype": "float32"}
-    with DiffusionEngine(None, None, "bench", options) as engine:
+    with open_model(None) as engine:
         say(f"{len(TRADED)} settings, {PROBLEMS} problems, {repeats} rounds")
         measured = TradeOff(
             engine, TRADED, WordProblems(SHORT), PROBLEMS, sampling=CANVAS, repeats=repeats
@@ -151,51 +150,50 @@ def _problems(_: DiffusionEngine, repeats: int, say: Say) -> list[Line]:
         shares = measured.run().summary
         longer = TradeOff(engine, TRADED[1:2], WordProblems(), PROBLEMS, sampling=CANVAS, repeats=1)
         by_steps = accuracy_by(longer.run().rows, "steps")
-    table: Any = measured.table().to_dict("records")
-    lines = []
-    for number, (share, one) in enumerate(zip(shares, table, strict=True)):
-        name = f"… {share.name}" if number else f"held-out problems of 1 or 2 steps, {share.name}"
-        lines.append(share_row(replace(share, name=name), least=0.0 if number else 0.5))
-        if number:
-            lines += _traded(one, must=share.name == str(TRADED[1]))
-        lines += _pace(one, repeats, alone=not number)
-    told = [replace(share, name=f"… {TRADED[1]}, {share.name} steps") for share in by_steps]
-    return lines + [share_row(share) for share in told]
+    (base, first), *others = zip(shares, measured.table().to_dict("records"), strict=True)
+    rows = [share(base, f"held-out problems of 1 or 2 steps, {base.name}", least=0.5)]
+    rows.append(_pace(first, repeats))
+    for right, setting in others:
+        rows.append(share(right, f"… {right.name}"))
+        rows += _traded(setting, repeats, must=right.name == str(TRADED[1]))
+    return rows + [share(right, f"… {TRADED[1]}, {right.name} steps") for right in by_steps]
 
 
-def _traded(one: dict[str, Any], *, must: bool) -> list[Line]:
-    """A setting against the first: accuracy and forwards."""
-    points, fewer = one["points"], one["fewer"]
+def _pace(setting: dict[Any, Any], repeats: int) -> Measurement:
+    spread = {"low": setting["slowest"], "high": setting["fastest"], "runs": repeats}
+    return judged("… … tokens a second", setting["tokens_per_s"], **spread)
+
+
+def _traded(setting: dict[Any, Any], repeats: int, *, must: bool) -> list[Measurement]:
+    """A setting against the first: accuracy, forwards, and how fast it is."""
+
+    def row(what: str, name: str, bound: str, **over: Any) -> Measurement:
+        low, high = setting[f"{name}_low"], setting[f"{name}_high"]
+        unit = " points" if name == "points" else " ×"
+        return judged(f"… … {what}", setting[name], unit, bound, low=low, high=high, **over)
+
+    within, least = ("within 2", "≥ 3") if must else ("reported", "reported")
+    items = {"runs": setting["pairs"], "of": "items"}
     return [
-        Line("… … minus that of one token a step", points, " points",
-             "within 2" if must else "reported", abs(points) <= 2 or not must, one["points_low"],
-             one["points_high"], one["pairs"], "items"),
-        Line("… … times fewer forwards", fewer, " ×", "≥ 3 ×" if must else "reported",
-             fewer >= 3 or not must, one["fewer_low"], one["fewer_high"], one["pairs"], "items"),
-    ]  # fmt: skip
+        row("minus that of one token a step", "points", within, **items),
+        row("times fewer forwards", "fewer", least, **items),
+        _pace(setting, repeats),
+        row("times as fast", "faster", "reported", runs=repeats),
+    ]
 
 
-def _pace(one: dict[str, Any], repeats: int, *, alone: bool) -> list[Line]:
-    """How fast a setting is, and against the first."""
-    pace = Line("… … tokens a second", one["tokens_per_s"], "", "reported", True, one["slowest"],
-                one["fastest"], repeats)  # fmt: skip
-    faster = Line("… … times as fast", one["faster"], " ×", "reported", True, one["faster_low"],
-                  one["faster_high"], repeats)  # fmt: skip
-    return [pace] if alone else [pace, faster]
-
-
-def _large(_: DiffusionEngine, repeats: int, say: Say) -> list[Line]:
+def _large(repeats: int) -> list[Measurement]:
     """LLaDA-8B's shapes with random weights, dual cache: a batch over row by row, on a GPU."""
     import torch
 
     if not torch.cuda.is_available():
         say("left out: PyTorch sees no GPU")
         return []
-    ratios = []
+    faster = []
     with TemporaryDirectory() as scratch:
         folder = llada.write(Path(scratch) / "model", {}, **llada.SHAPES_8B)
         options = {"load_format": "dummy", "dtype": "bfloat16", "device": "cuda"}
-        with DiffusionEngine(str(folder), None, "bench", options) as engine:
+        with open_model(str(folder), **options) as engine:
             how = Denoising(steps=64, cache="dual")
             sampling = Sampling(max_tokens=128, ignore_eos=True)
             prompts = [[1 + (i + k) % 500 for k in range(256)] for i in range(CLIENTS)]
@@ -207,18 +205,17 @@ def _large(_: DiffusionEngine, repeats: int, say: Say) -> list[Line]:
             seconds(CLIENTS, CLIENTS)  # warm
             for number in range(repeats):
                 say(f"round {number + 1} of {repeats}")
-                ratios.append(seconds(1, 4) / seconds(CLIENTS, CLIENTS))
+                faster.append(seconds(1, 4) / seconds(CLIENTS, CLIENTS))
     what = f"8B shapes, dual cache, {CLIENTS} rows at once over one by one: requests a second"
-    return [ratio_row(what, ratios, 4)]
+    return [ratio(what, faster, 4)]
 
 
-PARTS: dict[str, Callable[[DiffusionEngine, int, Say], list[Line]]] = {
+PARTS: Mapping[str, Callable[..., list[Measurement]]] = {
     "alone": _alone,
     "published": _published,
     "continuous": _continuous,
     "problems": _problems,
-    "server": lambda _, repeats, say: batching.speed(repeats, say),
+    "server": diffusion_server.speed,
     "8b": _large,
-    "load": lambda _, __, say: batching.load(say),
+    "load": diffusion_server.load,
 }
-NAMES = tuple(PARTS)

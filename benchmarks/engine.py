@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,18 +16,28 @@ import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from benchmarks.table import Row, ratio_row
-from workbench.engines import vllm
-from workbench.errors import EngineError
-from workbench.store import Store
+import typer
+
+from benchmarks.harness import (
+    Measurement,
+    differing,
+    judged,
+    kill_at,
+    median,
+    ratio,
+    reference_logprobs,
+    seconds,
+    stored,
+    vllm_engine,
+)
+from workbench.cli.output import say
 from workbench.tasks.arithmetic import problems
 from workbench.tiny import MODEL
 from workbench.types import Sampling
 
 SAMPLING = Sampling(max_tokens=32)
-Say = Callable[[str], None]
 
 
 def make_prompts(count: int, seed: int = 0) -> list[str]:
@@ -42,8 +51,13 @@ def make_prompts(count: int, seed: int = 0) -> list[str]:
     return list(made)
 
 
-def measure(pairs: int, prompts: int, say: Say, *, commands: bool = False) -> list[Row]:
-    """Run all measurements; takes some minutes. `commands` adds `make demo` and `make test`."""
+def measure(
+    pairs: Annotated[int, typer.Option(min=1, help="Interleaved pairs of runs.")] = 7,
+    prompts: Annotated[int, typer.Option(min=8)] = 1024,
+    *,
+    commands: Annotated[bool, typer.Option(help="Time `make demo` and `make test` too.")] = False,
+) -> list[Measurement]:
+    """Our engine against bare vLLM, the store, resuming, interrupts, exactness, import time."""
     texts = make_prompts(prompts)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -58,171 +72,125 @@ def measure(pairs: int, prompts: int, say: Say, *, commands: bool = False) -> li
     say("import …")
     rows += [_import_time()]
     if commands:
-        rows += [_command(say, "demo", 300), _command(say, "test", 720)]
+        rows += [_command("demo", 300), _command("test", 720)]
     return rows
 
 
-def _engine(store: Path | None) -> vllm.VLLMEngine:
-    return vllm.VLLMEngine(None, Store(store) if store else None, "benchmark", {})
-
-
-def _timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def _throughput(texts: list[str], pairs: int, folder: Path) -> list[Row]:
+def _throughput(texts: list[str], pairs: int, folder: Path) -> list[Measurement]:
     off: list[float] = []
     on: list[float] = []
     again: list[float] = []
-    with _engine(None) as plain:
+    with vllm_engine() as plain:
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=SAMPLING.max_tokens, temperature=0.0)
         llm: Any = plain.llm
         llm.generate(texts, params, use_tqdm=False)  # warm up
         for number in range(pairs):
-            kept = _engine(folder / f"speed-{number}.sqlite")
+            storing = vllm_engine(folder / f"speed-{number}.sqlite")
             runs: list[Callable[[], object]] = [
                 lambda: llm.generate(texts, params, use_tqdm=False),
                 lambda: plain.generate(texts, SAMPLING),
-                lambda kept=kept: kept.generate(texts, SAMPLING),  # type: ignore[misc]
+                lambda storing=storing: storing.generate(texts, SAMPLING),  # type: ignore[misc]
             ]
-            seconds: dict[int, float] = {}
-            for which in _rotated(range(3), number):  # no run is always the first or the last
+            times: dict[int, float] = {}
+            for turn in range(3):
+                which = (number + turn) % 3  # no run is always the first or the last
                 llm.reset_prefix_cache()
-                seconds[which] = _timed(runs[which])
-            off.append(seconds[0] / seconds[1])
-            on.append(seconds[0] / seconds[2])
-            again.append(seconds[2] / _timed(runs[2]))
-            kept.close()
+                times[which] = seconds(runs[which])
+            off.append(times[0] / times[1])
+            on.append(times[0] / times[2])
+            again.append(times[2] / seconds(runs[2]))
+            storing.close()
     size = f"{len(texts):,} × {SAMPLING.max_tokens} tokens"
     return [
-        ratio_row(f"`generate`, store off, against bare vLLM, {size}", off, 0.97),
-        ratio_row(f"`generate`, store on, against bare vLLM, {size}", on, 0.95),
-        ratio_row("the same requests again, from the store, against computing", again, 20),
+        ratio(f"`generate`, store off, against bare vLLM, {size}", off, 0.97),
+        ratio(f"`generate`, store on, against bare vLLM, {size}", on, 0.95),
+        ratio("the same requests again, from the store, against computing", again, 20),
     ]
 
 
-def _rotated(items: range, by: int) -> list[int]:
-    cut = by % len(items)
-    return [*items[cut:], *items[:cut]]
-
-
-def _label_error(texts: list[str]) -> Row:
+def _label_error(texts: list[str]) -> Measurement:
     """Largest difference from log-softmax of transformers, over single and longer labels.
 
     All likely enough to be asked for: at p = 1e-16 float32 itself is off by 1e-4, here and there.
     """
     labels = [" True", " False", "4", "42", "7\n", " True\n12"]
-    with _engine(None) as engine:
+    with vllm_engine() as engine:
         scores = engine.label_logprobs(texts, labels).logprobs
-    worst = float(abs(scores - reference_logprobs(texts, labels)).max())
+    worst = float(abs(scores - reference_logprobs(MODEL, texts, labels)).max())
     what = f"`label_logprobs` against transformers, float32, {len(texts)} prompts × {len(labels)}"
-    return Row(what, worst, " nats", "≤ 1e-4", worst <= 1e-4)
+    return judged(what, worst, " nats", "≤ 1e-4")
 
 
-def reference_logprobs(texts: list[str], labels: list[str]) -> Any:
-    """Label log-probabilities [n_texts, n_labels], one text at a time, without cleverness."""
-    import numpy as np
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(
-        MODEL, dtype=torch.float32, trust_remote_code=False
-    )
-    found = np.empty((len(texts), len(labels)))
-    ends = [tokenizer(label, add_special_tokens=False).input_ids for label in labels]
-    for i, text in enumerate(texts):
-        start = tokenizer(text).input_ids
-        for j, end in enumerate(ends):
-            with torch.inference_mode():
-                logits = model(torch.tensor([start + end])).logits[0].double()
-            at = logits.log_softmax(-1)[len(start) - 1 : -1]
-            found[i, j] = float(at.gather(1, torch.tensor(end)[:, None]).sum())
-    return found
-
-
-def _interrupt(texts: list[str], folder: Path) -> Row:
+def _interrupt(texts: list[str], folder: Path) -> Measurement:
     """Ctrl-C in mid-call: nothing left in vLLM, finished rows kept, the next answers right."""
     path = folder / "interrupt.sqlite"
-    with _engine(None) as plain, _engine(path) as kept:
-        wanted = [row.text for row in plain.generate(texts, SAMPLING)]
+    with vllm_engine() as plain, vllm_engine(path) as storing:
+        expected = [row.text for row in plain.generate(texts, SAMPLING)]
 
         def press() -> None:
-            while len(Store(path)) == 0:
+            while not stored(path):
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGINT)
 
         threading.Thread(target=press, daemon=True).start()
         try:
-            kept.generate(texts, SAMPLING)
+            storing.generate(texts, SAMPLING)
             stopped = False
         except KeyboardInterrupt:
             stopped = True
-        left = kept.llm.llm_engine.get_num_unfinished_requests()
-        finished = len(Store(path))
-        rows = kept.generate(texts, SAMPLING)
-        reused = sum(row.from_store for row in rows)
-        right = [row.text for row in rows] == wanted
-    good = stopped and left == 0 and right and 0 < finished == reused < len(texts)
+        left = storing.llm.llm_engine.get_num_unfinished_requests()
+        finished = stored(path)
+        rows = storing.generate(texts, SAMPLING)
+    reused = sum(row.from_store for row in rows)
+    right = [row.text for row in rows] == expected
+    good = stopped and right and 0 < finished == reused < len(texts)
     what = f"interrupted after {finished} of {len(texts)} rows, then used again: requests left"
-    return Row(what, left, "", "0, answers equal", good)
+    return judged(what, left, bound="0, answers equal", also=good)
 
 
 CHILD = """
 import sys
 from pathlib import Path
-from benchmarks.engine import SAMPLING, make_prompts, _engine
-_engine(Path(sys.argv[1])).generate(make_prompts(int(sys.argv[2])), SAMPLING)
+from benchmarks.engine import SAMPLING, make_prompts
+from benchmarks.harness import vllm_engine
+vllm_engine(Path(sys.argv[1])).generate(make_prompts(int(sys.argv[2])), SAMPLING)
 """
 
 
-def _resume(texts: list[str], folder: Path) -> Row:
+def _resume(texts: list[str], folder: Path) -> Measurement:
     """`kill -9` halfway, run again: all finished rows reused, outputs as if uninterrupted."""
     path = folder / "killed.sqlite"
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(path), str(len(texts))])
-    while not path.exists() or len(Store(path)) < len(texts) // 2:
-        if child.poll() is not None:
-            raise EngineError(f"the run that was to be killed ended by itself ({child.returncode})")
-        time.sleep(0.01)
-    child.kill()
-    child.wait()
-    finished = len(Store(path))
-    with _engine(path) as engine:
-        rows = engine.generate(texts, SAMPLING)
+    finished = kill_at(len(texts) // 2, lambda: stored(path), CHILD, path, len(texts))
+    with vllm_engine(path) as engine:
+        texts_again = [row.text for row in engine.generate(texts, SAMPLING)]
         reused = engine.usage.from_store
         computed = engine.usage.requests - reused
-    with _engine(None) as plain:
-        wanted = [row.text for row in plain.generate(texts, SAMPLING)]
-    differing = sum(row.text != want for row, want in zip(rows, wanted, strict=True))
-    good = differing == 0 and reused == finished and computed == len(texts) - finished
+    with vllm_engine() as plain:
+        unlike = differing(texts_again, [row.text for row in plain.generate(texts, SAMPLING)])
+    good = reused == finished and computed == len(texts) - finished
     what = f"`kill -9` after {finished} of {len(texts)} rows, run again: {reused} reused, differing"
-    return Row(what, differing, "", "0, each row once", good)
+    return judged(what, unlike, bound="0, each row once", also=good)
 
 
-def _import_time(runs: int = 7) -> Row:
+def _import_time(runs: int = 7) -> Measurement:
     """Seconds that `import workbench` adds to starting Python."""
 
     def start(code: str) -> float:
-        return _timed(lambda: subprocess.run([sys.executable, "-c", code], check=True))
+        return seconds(lambda: subprocess.run([sys.executable, "-c", code], check=True))
 
     start("import workbench")
     added = [start("import workbench") - start("pass") for _ in range(runs)]
-    middle = statistics.median(added)
-    return Row(
-        "`import workbench`", middle, " s", "< 0.3 s", middle < 0.3, min(added), max(added), runs
-    )
+    return median("`import workbench`", added, " s", "< 0.3")
 
 
-def _command(say: Say, target: str, most: float) -> Row:
+def _command(target: str, most: float) -> Measurement:
     say(f"make {target} …")
     start = time.perf_counter()
     done = subprocess.run(["make", target], check=False, capture_output=True, text=True)
-    seconds = time.perf_counter() - start
+    taken = time.perf_counter() - start
     if done.returncode:
         say("\n".join((done.stdout + done.stderr).splitlines()[-40:]))
-    good = done.returncode == 0 and seconds < most
-    return Row(f"`make {target}`, environment built", seconds, " s", f"< {most:g} s", good)
+    what = f"`make {target}`, environment built"
+    return judged(what, taken, " s", f"< {most:g}", also=done.returncode == 0)

@@ -5,31 +5,36 @@ Faults come from a server that makes them; what is killed and started again is a
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from benchmarks.client import sums
+from benchmarks.harness import (
+    Measurement,
+    differing,
+    judged,
+    output_of,
+    remote_engine,
+    seconds,
+    stored,
+)
 from benchmarks.injector import Faults, Injector
-from benchmarks.table import Row
-from workbench.engines.remote import RemoteEngine
+from workbench.cli.output import say
 from workbench.serving import serve
-from workbench.store import Store
 from workbench.types import Completion, Sampling
 
 KINDS = ("rate_429", "rate_500", "rate_reset", "rate_half", "rate_malformed", "rate_hang")
 RATE = 0.05  # of each kind
 CAPACITY, LATENCY = 16, 0.5
 REVISION = "0123456789ab"  # as our servers list one: no fingerprint is among the requests
+SHORT = Sampling(max_tokens=8)
 SERVED = "vllm:request_success_total{"
-Say = Callable[[str], None]
 
 # In a process of its own, so that its memory is the client's alone.
 QUEUE = """
@@ -54,13 +59,11 @@ print(json.dumps({"peak": peak, "tasks": most}))
 """
 
 
-def measure(requests: int, queued: int, say: Say) -> list[Row]:
-    """Run all measurements; takes some minutes.
-
-    Args:
-        requests: how many meet faults.
-        queued: how many prompts wait while the client's memory is measured.
-    """
+def measure(
+    requests: Annotated[int, typer.Option(min=100, help="How many meet faults.")] = 10_000,
+    queued: Annotated[int, typer.Option(min=1000, help="Prompts in the queue.")] = 100_000,
+) -> list[Measurement]:
+    """The remote engine where servers fail, are full, are killed; and with a long queue."""
     say("faults …")
     rows = _faults(requests)
     say("a server of a capacity that it does not tell …")
@@ -71,59 +74,51 @@ def measure(requests: int, queued: int, say: Say) -> list[Row]:
     return [*rows, _killed(1024)]
 
 
-def _single(url: str, **options: Any) -> RemoteEngine:
-    """An engine that sends one prompt a request."""
-    given = {"base_url": url, "prompts_per_request": 1, **options}
-    return RemoteEngine(None, None, "benchmark", given)
-
-
-def _faults(count: int) -> list[Row]:
+def _faults(count: int) -> list[Measurement]:
     prompts = [f"prompt {i}" for i in range(count)]
-    faults = Faults(**dict.fromkeys(KINDS, RATE))  # type: ignore[arg-type]
+    rates: dict[str, Any] = dict.fromkeys(KINDS, RATE)
     start = time.perf_counter()
-    with Injector(faults, revision=REVISION) as server, _single(server.url, timeout=2.0) as engine:
-        rows = engine.generate(prompts, Sampling(max_tokens=8), errors="return")
+    with (
+        Injector(Faults(**rates), revision=REVISION) as server,
+        remote_engine(server.url, prompts_per_request=1, timeout=2.0) as engine,
+    ):
+        rows = engine.generate(prompts, SHORT, errors="return")
         retries = engine.usage.retries
-    right = sum(row.text == f"answer to {p}" for row, p in zip(rows, prompts, strict=True))
+    right = count - differing([row.text for row in rows], [f"answer to {p}" for p in prompts])
     once = sum(times == 1 for times in server.answered.values())
-    took = f"{time.perf_counter() - start:.0f} s, {retries:,} asked again"
+    taken = f"{time.perf_counter() - start:.0f} s, {retries:,} asked again"
     kinds = f"{RATE:.0%} each of 429, 500, reset, half a body, malformed JSON, hang"
+    what = f"{count:,} requests, {kinds}: answered, in order ({taken})"
     return [
-        Row(f"{count:,} requests, {kinds}: answered, in order ({took})", right, "", f"{count}",
-            right == count),
-        Row("… of them answered once by the server", once, "", f"{count}", once == count),
-    ]  # fmt: skip
-
-
-def _capacity(count: int) -> list[Row]:
-    prompts = [f"prompt {i}" for i in range(count)]
-    full = Injector(capacity=CAPACITY, latency=LATENCY, vllm=False)
-    with full as server, _single(server.url) as engine:
-        start = time.perf_counter()
-        engine.generate(prompts, Sampling(max_tokens=8))
-        ratio = (time.perf_counter() - start) / (count * LATENCY / CAPACITY)
-    refused = server.faults["capacity"]
-    what = f"a server of capacity {CAPACITY} that answers 429 above it, {count} requests"
-    return [
-        Row(f"{what}: makespan over ideal", ratio, " ×", "≤ 1.25 ×", ratio <= 1.25),
-        Row("… 429s", refused, "", "≤ 35", refused <= 35),
+        judged(what, right, bound=f"{count}"),
+        judged("… of them answered once by the server", once, bound=f"{count}"),
     ]
 
 
-def _queue(count: int) -> list[Row]:
-    with Injector(revision=REVISION) as server:
-        command = [sys.executable, "-c", QUEUE, server.url, str(count)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
-    peak, tasks = found["peak"], found["tasks"]
+def _capacity(count: int) -> list[Measurement]:
+    prompts = [f"prompt {i}" for i in range(count)]
+    full = Injector(capacity=CAPACITY, latency=LATENCY, vllm=False)
+    with full as server, remote_engine(server.url, prompts_per_request=1) as engine:
+        taken = seconds(lambda: engine.generate(prompts, SHORT))
+    what = f"a server of capacity {CAPACITY} that answers 429 above it, {count} requests"
+    ideal = count * LATENCY / CAPACITY
     return [
-        Row(f"peak memory of the client, {count:,} queued prompts", peak, " MB", "< 500 MB",
-            peak < 500),
-        Row("… tasks at once, at most", tasks, "", "< 1,000", tasks < 1000),
-    ]  # fmt: skip
+        judged(f"{what}: makespan over ideal", taken / ideal, " ×", "≤ 1.25"),
+        judged("… 429s", server.faults["capacity"], bound="≤ 35"),
+    ]
 
 
-def _killed(count: int) -> Row:
+def _queue(count: int) -> list[Measurement]:
+    with Injector(revision=REVISION) as server:
+        reply = output_of(QUEUE, server.url, count)
+    what = f"peak memory of the client, {count:,} queued prompts"
+    return [
+        judged(what, reply["peak"], " MB", "< 500"),
+        judged("… tasks at once, at most", reply["tasks"], bound="< 1,000"),
+    ]
+
+
+def _killed(count: int) -> Measurement:
     """SIGKILL halfway, a new start on the same port, the same call goes on.
 
     The new server's own counter tells how many it was asked: no more than had not arrived.
@@ -139,24 +134,24 @@ def _killed(count: int) -> Row:
             arrived.append(len(got))
             server.restart()
 
-        store = Store(Path(folder) / "store.sqlite")
-        options = {"base_url": server.url, "prompts_per_request": 8, "max_concurrency": 16}
-        with RemoteEngine(None, store, "benchmark", options) as engine:
+        store = Path(folder) / "store.sqlite"
+        options = {"prompts_per_request": 8, "max_concurrency": 16}
+        with remote_engine(server.url, store, **options) as engine:
             crashing = threading.Thread(target=crash)
             for index, row in engine.stream(texts, sampling):
                 got[index] = row
                 if len(got) == count // 2:
                     crashing.start()
             crashing.join()
-            kept = len(store)
-        asked = _served(server.url)
+            in_store = stored(store)
+        requests = _served(server.url)
     lost = count - sum(row.error is None for row in got.values())
-    again = asked - (count - arrived[0])
+    again = requests - (count - arrived[0])
     what = (
         f"real server killed after {arrived[0]} of {count} answers and started again: {lost} lost, "
-        f"{kept} kept, asked again though answered"
+        f"{in_store} kept, asked again though answered"
     )
-    return Row(what, again, "", "0, none lost", lost == 0 and again == 0 and kept == count)
+    return judged(what, again, bound="0, none lost", also=lost == 0 and in_store == count)
 
 
 def _served(url: str) -> int:

@@ -1,126 +1,329 @@
-"""Accuracy here and in lm-evaluation-harness: one server, the same prompts and decoding.
-
-The harness runs its own GSM8K task (its requests, its filters, its verdicts) in an environment of
-its own; both sides are compared item by item.
-"""
+"""What all benchmarks share: rows with their bars, parts, clocks, and processes that are killed."""
 
 from __future__ import annotations
 
+import inspect
 import json
+import operator
+import os
+import re
+import sqlite3
+import statistics
 import subprocess
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import pandas as pd
+import typer
 
-from benchmarks.batching import served
-from benchmarks.table import Row
-from tools.training.memoriser import pairs
+from workbench import machine, values
+from workbench.cli.output import say
 from workbench.engines.remote import RemoteEngine
-from workbench.errors import InputError
-from workbench.evaluation import evaluate
-from workbench.serving import Server, serve
-from workbench.tasks import GSM8K, WordProblems
-from workbench.types import Sampling, Task
+from workbench.engines.vllm import VLLMEngine
+from workbench.errors import EngineError
+from workbench.files import write_whole
+from workbench.runs import commit
+from workbench.store import Store
+from workbench.types import Metric
 
-SCRIPT = Path(__file__).with_name("lmeval_task.py")
-# Off its own kind of problem the embedded model goes on to the next; both stop it there.
-UNTIL = Sampling(max_tokens=160, stop=("\n\n",))
-# The second takes any last number for the answer, be it stated as one or not.
-FILTERS = {"strict-match": "0", "flexible-extract": "reported"}
-Say = Callable[[str], None]
+RESULTS = Path(__file__).parent / "results"
+QUIET = os.environ | {"WORKBENCH_PROGRESS": "off"}
+"""The environment of a child whose progress nobody reads."""
+
+Parts = Annotated[
+    list[str] | None,
+    typer.Option("--part", help="Only this part, may be given again (default: all)."),
+]
+Repeats = Annotated[int, typer.Option(min=1, help="Runs of each speed.")]
+Peers = Annotated[
+    Path | None, typer.Option(help="An environment with lm-evaluation-harness: only that.")
+]
+
+COMPARE: dict[str, Callable[[float, float], bool]] = {
+    "": operator.eq,
+    "<": operator.lt,
+    "≤": operator.le,
+    ">": operator.gt,
+    "≥": operator.ge,
+    "within": lambda value, most: abs(value) <= most,
+}
 
 
-def measure(peers: Path, say: Say, count: int | None = None) -> list[Row]:
-    """Word problems and, where its file is, real GSM8K; all items, or `count` of each.
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """A row: what was measured, its spread, and the bar that it must reach.
+
+    `value` is a median where several runs were made; `low` and `high` are their range. Where `of`
+    says "items", they are a 95 % interval over `runs` items.
+    """
+
+    what: str
+    value: float
+    unit: str
+    bound: str
+    holds: bool
+    low: float | None = None
+    high: float | None = None
+    runs: int = 1
+    of: str = "runs"
+
+    @property
+    def measured(self) -> str:
+        """The value with its range, for people."""
+        digits = ".0e" if 0 < self.value < 1e-3 else ".3g" if self.value < 100 else ".0f"
+        text = f"{self.value:{digits}}{self.unit}"
+        if self.low is not None and self.high is not None:
+            text += f" ({self.low:{digits}} to {self.high:{digits}}, {self.runs:,} {self.of})"
+        return text
+
+
+def judged(
+    what: str,
+    value: float,
+    unit: str = "",
+    bound: str = "reported",
+    *,
+    also: bool = True,
+    **spread: Any,
+) -> Measurement:
+    """A value against its bar.
 
     Args:
-        peers: the environment that has lm-evaluation-harness.
+        what: what was measured.
+        value: the number.
+        unit: of the number and of the bar, with its space.
+        bound: a bar that decides, such as "≤ 5", "≥ 5 and ≤ 15", "within 2" or "0" (exactly), with
+            a remark after a comma if need be; or "reported".
+        also: what must be true besides.
+        **spread: `low`, `high`, `runs`, `of`.
     """
-    say("a server for lm-evaluation-harness starts …")
-    with serve(max_num_seqs=256) as server:
-        rows = _compared(server, WordProblems(), count, peers, say)
-        try:
-            GSM8K().items(1)
-        except InputError as error:
-            say(f"without GSM8K: {error}")
-            return rows
-        return rows + _compared(server, GSM8K(), count, peers, say)
+    if bound == "reported":
+        return Measurement(what, value, unit, bound, also, **spread)
+    bars, *remark = bound.split(", ")
+    holds, shown = also, []
+    for bar in bars.split(" and "):
+        sign, _, limit = bar.rpartition(" ")
+        holds &= COMPARE[sign](value, float(re.sub(",", "", limit).replace("−", "-")))
+        shown.append(f"{bar}{unit}")
+    text = ", ".join([" and ".join(shown), *remark])
+    return Measurement(what, value, unit, text, bool(holds), **spread)
 
 
-def _compared(server: Server, task: Task, count: int | None, peers: Path, say: Say) -> list[Row]:
-    with RemoteEngine(None, None, "benchmark", {"base_url": server.url}) as engine:
-        ours = evaluate(task, engine, count=count, sampling=UNTIL)
-    told, version = _harness(server, task, count, peers)
-    right = ours.rows["correct"].astype(bool)
-    texts = int((ours.rows["text"] != told["text"]).sum())
-    what = f"{task.name}, {len(told)} items, lm-eval {version}: texts that differ"
-    rows = [Row(what, texts, "", "0", texts == 0)]
-    for name, bound in FILTERS.items():
-        differ = ours.rows[right != told[name]]
-        for _, row in differ.iterrows():
-            say(f"{name} differs on {row['text']!r}, where {row['answer']!r} is right")
-        what = (
-            f"… right by its {name}: {told[name].sum()}, here: {right.sum()}; verdicts that differ"
-        )
-        rows.append(Row(what, len(differ), "", bound, bound != "0" or differ.empty))
+def median(
+    what: str, measured: Sequence[float], unit: str = "", bound: str = "reported"
+) -> Measurement:
+    """The median of several runs against its bar, with their range."""
+    middle, low, high = statistics.median(measured), min(measured), max(measured)
+    return judged(what, middle, unit, bound, low=low, high=high, runs=len(measured))
+
+
+def ratio(what: str, ratios: Sequence[float], least: float = 0) -> Measurement:
+    """The median of ratios, which must reach `least` if that is not 0."""
+    return median(what, ratios, " ×", f"≥ {least:g}" if least else "reported")
+
+
+def ratios(values: Iterable[float], others: Iterable[float]) -> list[float]:
+    """One by the other, pair by pair."""
+    return [float(a) / float(b) for a, b in zip(values, others, strict=True)]
+
+
+def interval(
+    metric: Metric,
+    unit: str = "",
+    bound: str = "reported",
+    *,
+    what: str = "",
+    scale: float = 1,
+    also: bool = True,
+) -> Measurement:
+    """A metric with its interval over items, `scale` times itself."""
+    value, low, high = (scale * x for x in (metric.value, metric.low, metric.high))
+    spread = {"low": low, "high": high, "runs": metric.n, "of": "items"}
+    return judged(what or metric.name, value, unit, bound, also=also, **spread)
+
+
+def share(metric: Metric, what: str = "", *, least: float = 0, most: float = 1) -> Measurement:
+    """A share in per cent, which must lie between two bounds, no item failed."""
+    bounds = [f"≥ {100 * least:g}"] * (least > 0) + [f"≤ {100 * most:g}"] * (most < 1)
+    bound, also = " and ".join(bounds) or "reported", metric.n_failed == 0
+    return interval(metric, " %", bound, what=what, scale=100, also=also)
+
+
+def gain(metric: Metric, least: float = 0) -> Measurement:
+    """A difference of shares in points, which must be above `least` and surely above 0."""
+    bound = f"≥ {100 * least:g}" if least else "> 0, interval too"
+    return interval(metric, " points", bound, scale=100, also=metric.low > 0)
+
+
+def as_text(rows: Sequence[Measurement]) -> str:
+    """A Markdown table, readable in a terminal and in a README."""
+    cells = [("what", "measured", "must be", "")]
+    cells += [(r.what, r.measured, r.bound, "holds" if r.holds else "FAILS") for r in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(4)]
+    lines = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
+        for row in cells
+    ]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(lines)
+
+
+def as_json(rows: Sequence[Measurement], arguments: Sequence[str]) -> str:
+    """A run as JSON: its command, date, machine, versions and rows, from which tables are made."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in arguments]
+    about = machine.describe()
+    run = {
+        "command": " ".join(["python -m benchmarks", *words]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": about["devices"],
+        "versions": about["versions"] | {"commit": commit()},
+        "rows": [asdict(row) for row in rows],
+    }
+    return json.dumps(run, indent=1, ensure_ascii=False)
+
+
+def publish(
+    rows: Sequence[Measurement], file: Path, arguments: Sequence[str], *, json_too: bool
+) -> None:
+    """Write a run's rows and print them; status 1 if one of them does not hold."""
+    text = as_json(rows, arguments)
+    write_whole(file, text + "\n")
+    typer.echo(text if json_too else as_text(rows))
+    if not all(row.holds for row in rows):
+        raise typer.Exit(1)
+
+
+def run_parts(
+    parts: Mapping[str, Callable[..., Iterable[Measurement]]],
+    chosen: Sequence[str] | None,
+    open_engine: Callable[[], AbstractContextManager[object]] = nullcontext,
+    **options: object,
+) -> list[Measurement]:
+    """Run these parts (none: all), in their order.
+
+    Args:
+        parts: functions by name, each of which gets what it has parameters for.
+        chosen: names of parts.
+        open_engine: opens the `engine` that parts share, when one first needs it.
+        **options: what else a part may have as parameters.
+
+    Raises:
+        InputError: there is no such part; names the nearest.
+    """
+    for name in chosen or ():
+        values.known("part", name, parts)
+    rows: list[Measurement] = []
+    with ExitStack() as stack:
+        for name in (name for name in parts if name in (chosen or parts)):
+            say(f"{name} …")
+            wanted = inspect.signature(parts[name]).parameters
+            if "engine" in wanted and "engine" not in options:
+                options["engine"] = stack.enter_context(open_engine())
+            given = {option: value for option, value in options.items() if option in wanted}
+            rows += parts[name](**given)
     return rows
 
 
-def _harness(
-    server: Server, task: Task, count: int | None, peers: Path
-) -> tuple[pd.DataFrame, str]:
-    asked = [
-        {"prompt": task.prompt(item), "answer": f"#### {item.answer}"} for item in task.items(count)
-    ]
-    return _told(peers, f"{server.url}/completions", server.model, UNTIL, asked)
+def vllm_engine(store: Path | None = None, **options: Any) -> VLLMEngine:
+    """The embedded model in vLLM in this process, without a store or with one at a path."""
+    return VLLMEngine(None, Store(store) if store else None, "benchmark", options)
 
 
-def _told(
-    peers: Path, url: str, model: str, sampling: Sampling, rows: list[dict[str, Any]]
-) -> tuple[pd.DataFrame, str]:
-    """What the harness got for its rows, and its version; chats where the URL is one of chats."""
-    config = {
-        "base_url": url, "model": model, "until": sampling.stop,
-        "max_tokens": sampling.max_tokens, "rows": rows,
-    }  # fmt: skip
-    done = subprocess.run(
-        [peers / "bin" / "python", SCRIPT],
-        input=json.dumps(config),
-        capture_output=True,
-        text=True,
-        check=True,
+def remote_engine(url: str, store: Path | None = None, **options: Any) -> RemoteEngine:
+    """A server's only model, without a store or with one at a path."""
+    opened = Store(store) if store else None
+    return RemoteEngine(None, opened, "benchmark", {"base_url": url, **options})
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long it takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def differing(values: Iterable[object], others: Iterable[object]) -> int:
+    """How many pairs are unlike each other."""
+    return sum(a != b for a, b in zip(values, others, strict=True))
+
+
+def python(code: str, *arguments: object) -> list[str]:
+    """The command of a process of its own that runs this code."""
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+def output_of(code: str, *arguments: object) -> Any:
+    """What this code in a process of its own prints, as JSON.
+
+    The work and the memory of the process are its own, and not those of a server in this one.
+    """
+    command = python(code, *arguments)
+    done = subprocess.run(command, env=QUIET, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
+
+
+def kill_at(place: int, progress: Callable[[], int], code: str, *arguments: object) -> int:
+    """Run this code in a process of its own, and SIGKILL it once `progress` is at a place.
+
+    Returns:
+        How far it came.
+
+    Raises:
+        EngineError: it ended by itself.
+    """
+    with subprocess.Popen(python(code, *arguments), env=QUIET) as child:
+        try:
+            while progress() < place:
+                if child.poll() is not None:
+                    raise EngineError(f"the run to be killed ended by itself ({child.returncode})")
+                time.sleep(0.002)
+        finally:
+            child.kill()
+    return progress()
+
+
+def stored(store: Path) -> int:
+    """How many responses a store holds, be it there yet or not."""
+    try:
+        with closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as base:
+            return int(base.execute("SELECT COUNT(*) FROM responses").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
+
+
+def reference_logprobs(folder: Path | str, texts: Sequence[str], labels: Sequence[str]) -> Any:
+    """Label log-probabilities [n_texts, n_labels] by transformers in float32, one text at a time.
+
+    A plain forward pass over each text and label, without cleverness: what to compare with.
+    """
+    import numpy as np
+    import torch
+
+    tokenizer, model = transformers_model(folder)
+    logprobs = np.empty((len(texts), len(labels)))
+    ends = [tokenizer(label, add_special_tokens=False).input_ids for label in labels]
+    for i, text in enumerate(texts):
+        start = tokenizer(text).input_ids
+        for j, end in enumerate(ends):
+            with torch.inference_mode():
+                logits = model(torch.tensor([start + end])).logits[0].double()
+            at = logits.log_softmax(-1)[len(start) - 1 : -1]
+            logprobs[i, j] = float(at.gather(1, torch.tensor(end)[:, None]).sum())
+    return logprobs
+
+
+def transformers_model(folder: Path | str) -> tuple[Any, Any]:
+    """The tokenizer and the model in float32, as transformers load them."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
     )
-    found = json.loads(done.stdout)
-    return pd.DataFrame(found["rows"]), found["lm_eval"]
-
-
-def diffusion(peers: Path, say: Say) -> list[Row]:
-    """The harness's chats against the diffusion server, and the OpenAI client's own."""
-    from openai import OpenAI
-
-    asked = [{"prompt": prompt, "answer": "#### 0"} for prompt, _ in pairs()]
-    sampling = Sampling(max_tokens=128, stop=("<|user|>",))
-    say("the diffusion server starts …")
-    with served(0.0) as (root, _):
-        client = OpenAI(base_url=f"{root}/v1", api_key="none")
-        model = client.models.list().data[0].id
-        mine = [
-            client.chat.completions.create(
-                model=model,
-                messages=[{"role": "user", "content": row["prompt"]}],
-                max_tokens=sampling.max_tokens,
-                stop=list(sampling.stop),
-                temperature=0,
-            )
-            for row in asked
-        ]
-        told, version = _told(peers, f"{root}/v1/chat/completions", model, sampling, asked)
-    texts = [one.choices[0].message.content for one in mine]
-    right = sum(text == answer for text, (_, answer) in zip(texts, pairs(), strict=True))
-    differ = int((told["text"] != pd.Series(texts)).sum())
-    what = (
-        f"diffusion server: {len(asked)} chats of the OpenAI client ({right} right) and of lm-eval "
-    )
-    return [Row(f"{what}{version}: texts that differ", differ, "", "0", differ == 0)]
+    return tokenizer, model

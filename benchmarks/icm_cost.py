@@ -6,12 +6,13 @@ import itertools
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+from benchmarks.harness import Measurement, ratio, ratios, vllm_engine
 from benchmarks.synthetic import Synthetic, made_up
-from benchmarks.table import Row, ratio_row
+from workbench.cli.output import say
 from workbench.engines.vllm import VLLMEngine
 from workbench.icm import Claim, ICMReport, search
 from workbench.icm.annealing import Step
@@ -22,12 +23,6 @@ from workbench.tasks import arithmetic
 from workbench.types import Engine
 
 ALPHA = 5  # so low that all claims get a label; exactness is shown at the default, 50
-Say = Callable[[str], None]
-
-
-def embedded_engine(**options: Any) -> VLLMEngine:
-    """The embedded model in float32."""
-    return VLLMEngine(None, None, "benchmark", {"dtype": "float32", **options})
 
 
 def run(engine: VLLMEngine, bed: Testbed, order: Order, **settings: Any) -> ICMReport:
@@ -36,34 +31,33 @@ def run(engine: VLLMEngine, bed: Testbed, order: Order, **settings: Any) -> ICMR
     return search(bed.claims, engine, order=order, wording=bed.wording, **settings)
 
 
-def prompts(say: Say, count: int = 64, seeds: int = 10, steps: int = 768) -> list[Row]:
+def prompts(count: int = 64, seeds: int = 10, steps: int = 768) -> list[Measurement]:
     """Scored prompts of `reference` and `exact`, as the scorer itself counts them."""
-    ratios = []
+    fewer = []
     for seed in range(seeds):
         claims = made_up(count, 4, seed)
-        asked = {}
+        scored = {}
         for order in ("reference", "exact"):
             scorer = Synthetic(claims)
-            engine = cast("Engine", scorer)
-            search(claims, engine, order=order, n_iterations=steps, seed=seed)
-            asked[order] = scorer.asked
-        ratios.append(asked["reference"] / asked["exact"])
-        say(f"seed {seed}: {asked['reference']:,} / {asked['exact']:,} prompts")
+            search(claims, cast("Engine", scorer), order=order, n_iterations=steps, seed=seed)
+            scored[order] = scorer.asked
+        fewer.append(scored["reference"] / scored["exact"])
+        say(f"seed {seed}: {scored['reference']:,} / {scored['exact']:,} prompts")
     shown = f"n = {count} in groups of 4, {steps} iterations, synthetic scorer"
-    return [ratio_row(f"scored prompts, `reference` / `exact`, {shown}", ratios, 5)]
+    return [ratio(f"scored prompts, `reference` / `exact`, {shown}", fewer, 5)]
 
 
-def passes(engine: VLLMEngine, say: Say, count: int = 128, seeds: int = 3) -> list[Row]:
+def passes(engine: VLLMEngine, count: int = 128, seeds: int = 3) -> list[Measurement]:
     """Computed tokens of one leave-one-out pass, in natural order and as a tree."""
-    ratios = []
+    fewer = []
     for seed in range(seeds):
         bed = open_testbed("embedded", count=count, seed=seed)
         natural, tree = (one_pass(engine, bed, order) for order in (Reference, Tree))
-        ratios.append(natural.computed_tokens / tree.computed_tokens)
+        fewer.append(natural.computed_tokens / tree.computed_tokens)
         say(f"seed {seed}: {natural.computed_tokens:,} / {tree.computed_tokens:,} of "
             f"{tree.prompt_tokens:,} tokens computed")  # fmt: skip
     what = f"computed prompt tokens of a leave-one-out pass, n = {count}, natural order / tree"
-    return [ratio_row(what, ratios, 5)]
+    return [ratio(what, fewer, 5)]
 
 
 def one_pass(engine: VLLMEngine, bed: Testbed, order: type[Reference]) -> Cost:
@@ -75,8 +69,8 @@ def one_pass(engine: VLLMEngine, bed: Testbed, order: type[Reference]) -> Cost:
 
 
 def full(
-    engine: VLLMEngine, say: Say, count: int = 128, steps: int = 60, seeds: int = 3
-) -> list[Row]:
+    engine: VLLMEngine, count: int = 128, steps: int = 60, seeds: int = 3
+) -> list[Measurement]:
     """The first iterations from a full pool with random labels: tokens and time.
 
     Labels are consistent from the start, so that no repair comes before the first iteration.
@@ -98,20 +92,19 @@ def full(
         ("… groups of four", _fours, 8),
     )
     rows = []
-    with embedded_engine(num_gpu_blocks_override=blocks) as small:
+    with vllm_engine(dtype="float32", num_gpu_blocks_override=blocks) as small:
         for name, draw, least in beds:
-            ratios = []
+            times: list[tuple[float, ...]] = []
             for seed in range(seeds):
                 bed = draw(count, seed)
                 tree = _first_steps(small, bed, "tree", steps, seed)
                 reference = _first_steps(small, bed, "reference", steps, seed)
-                ratios.append([a / (b or 1) for a, b in zip(reference, tree, strict=True)])
+                times.append(tuple(a / (b or 1) for a, b in zip(reference, tree, strict=True)))
                 say(f"{name}, seed {seed}: {reference[0]:,} / {tree[0]:,} tokens, "
                     f"{reference[1]:.0f} / {tree[1]:.0f} s")  # fmt: skip
-            rows += [
-                ratio_row(f"{name}: computed tokens", [ratio[0] for ratio in ratios], least),
-                ratio_row("… wall-clock", [ratio[1] for ratio in ratios], least / 2),
-            ]
+            tokens, clock = zip(*times, strict=True)
+            rows.append(ratio(f"{name}: computed tokens", tokens, least))
+            rows.append(ratio("… wall-clock", clock, least / 2))
     return rows
 
 
@@ -158,11 +151,9 @@ def _first_steps(
         nonlocal last
         last = step.computed_tokens, time.perf_counter() - start
 
-    found = run(
-        engine, bed, order, n_seeds=_labels(bed.claims, seed), n_iterations=steps, seed=seed,
-        on_step=note,
-    )  # fmt: skip
-    before = found.history.iloc[0]
+    labels = _labels(bed.claims, seed)
+    report = run(engine, bed, order, n_seeds=labels, n_iterations=steps, seed=seed, on_step=note)
+    before = report.history.iloc[0]
     return last[0] - int(before["computed_tokens"]), last[1] - float(before["seconds"])
 
 
@@ -177,26 +168,26 @@ def _labels(claims: Sequence[Claim], seed: int) -> list[bool]:
 
 
 def modes(
-    engine: VLLMEngine, say: Say, count: int = 64, seeds: int = 3, steps: int = 1000
-) -> list[Row]:
+    engine: VLLMEngine, count: int = 64, seeds: int = 3, steps: int = 1000
+) -> list[Measurement]:
     """What the three modes of a whole search cost, the first as a multiple of the others."""
-    what = ("prompts", "computed tokens", "seconds")
+    units = ("prompts", "computed tokens", "seconds")
     spent: dict[Order, list[tuple[float, float, float]]] = {order: [] for order in ORDERS}
     for seed, order in itertools.product(range(seeds), ORDERS):
         bed = open_testbed("embedded", count=count, seed=seed)
         start = time.perf_counter()
         cost = run(engine, bed, order, alpha=ALPHA, n_iterations=steps, seed=seed).cost
-        seconds = time.perf_counter() - start
-        spent[order].append((cost.prompts, cost.computed_tokens, seconds))
+        taken = time.perf_counter() - start
+        spent[order].append((cost.prompts, cost.computed_tokens, taken))
         say(f"seed {seed}, {order}: {cost.prompts:,} prompts, {cost.computed_tokens:,} tokens, "
-            f"{seconds:.1f} s")  # fmt: skip
-    shown = f"whole searches, n = {count}, K = {steps}, alpha {ALPHA}: `reference` / "
-    names = [f"{shown}`exact`, {what[0]}", *(f"… {name}" for name in what[1:])]
-    names += [f"… `tree`, {what[0]}", *names[1:]]
-    ratios = [
-        [a[i] / b[i] for a, b in zip(spent["reference"], spent[order], strict=True)]
-        for order in ORDERS
-        if order != "reference"
-        for i in range(len(what))
+            f"{taken:.1f} s")  # fmt: skip
+    columns = {order: [*zip(*costs, strict=True)] for order, costs in spent.items()}
+    shown = f"whole searches, n = {count}, K = {steps}, alpha {ALPHA}: `reference` /"
+    heads: dict[Order, str] = {"exact": f"{shown} `exact`,", "tree": "… `tree`,"}
+    return [
+        ratio(f"{head if number == 0 else '…'} {unit}", ratios(first, second))
+        for order, head in heads.items()
+        for number, (unit, first, second) in enumerate(
+            zip(units, columns["reference"], columns[order], strict=True)
+        )
     ]
-    return [ratio_row(name, ratio, 0) for name, ratio in zip(names, ratios, strict=True)]

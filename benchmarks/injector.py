@@ -21,7 +21,7 @@ from typing import Any, NoReturn, Self
 
 from aiohttp import web
 
-from benchmarks.answers import METRICS, Ask, Faults, Tops, answer, ask, rates, spoil, tokenized
+from benchmarks.bodies import METRICS, Ask, Faults, Tops, answer, ask, rates, spoil, tokenized
 
 __all__ = ["Faults", "Injector"]
 

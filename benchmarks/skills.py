@@ -7,18 +7,24 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from workbench.tasks.base import BaseTask, worded
 
 import workbench
-from benchmarks.table import Row, gain_row, share_row
+from benchmarks.harness import Measurement, gain, judged, share, transformers_model
 from tools.training import text
 from tools.training.marks import unmarked
+from workbench.cli.output import say
+from workbench.engines import open_engine
 from workbench.evaluation import accuracy, accuracy_by, evaluate
 from workbench.stats import balanced_accuracy, calibration_error, difference, proportion
 from workbench.tasks import Claims, Options, Verdicts, WordProblems
 from workbench.tasks.base import BaseTask, worded
 from workbench.tasks.claims import equations
 from workbench.tasks.word_problems import solution, stories
+from workbench.tiny import MODEL
 from workbench.types import Completion, Engine, Item, Metric, Sampling
 
 if TYPE_CHECKING:
@@ -28,17 +34,14 @@ if TYPE_CHECKING:
 
 CONTEXT = 2048
 VOTES = Sampling(max_tokens=160, stop=("\n\n",), temperature=0.8, n=16, seed=0)
-Say = Callable[[str], None]
 
 
-def measure(folder: Path, count: int, say: Say) -> list[Row]:
-    """Measure the model in `folder` on `count` items a skill (options: twice as many).
-
-    Takes some minutes: vLLM in this process, nothing from a store.
-    """
-    from workbench.engines import open_engine
-
-    rows: list[Row] = []
+def measure(
+    folder: Annotated[Path, typer.Argument(help="A model (default: the embedded).")] = MODEL,
+    count: Annotated[int, typer.Option(min=100, help="Held-out items for each skill.")] = 1000,
+) -> list[Measurement]:
+    """Every skill of the embedded model against the bar that it must reach."""
+    rows: list[Measurement] = []
     with open_engine(str(folder), "vllm", store=None) as engine:
         for title, skill in SKILLS.items():
             say(f"{title} …")
@@ -49,7 +52,7 @@ def measure(folder: Path, count: int, say: Say) -> list[Row]:
     return [*rows, *_any_text(folder)]
 
 
-def _word_problems(engine: Engine, count: int) -> list[Row]:
+def _word_problems(engine: Engine, count: int) -> list[Measurement]:
     task = WordProblems()
     greedy = evaluate(task, engine, count=count)
     chat = evaluate(task, engine, count=count, style="chat")
@@ -63,12 +66,12 @@ def _word_problems(engine: Engine, count: int) -> list[Row]:
     what = f"… from 1 step to 4 ({by_steps} %)"
     slope = 100 * (steps[-1].value - steps[0].value)
     return [
-        share_row(accuracy(greedy.rows, "word problems, greedy"), least=0.6, most=0.9),
-        Row(what, slope, " points", "falling each time", falls, runs=count),
-        share_row(accuracy(chat.rows, "… through the chat template"), least=0.6, most=0.9),
-        share_row(accuracy(shown.rows, "… after 4 examples, step by step")),
-        share_row(proportion("… majority of 16 at temperature 0.8", sum(votes), len(votes))),
-        gain_row(_gain(votes, greedy.rows), least=0.05),
+        share(accuracy(greedy.rows, "word problems, greedy"), least=0.6, most=0.9),
+        Measurement(what, slope, " points", "falling each time", falls, runs=count),
+        share(accuracy(chat.rows, "… through the chat template"), least=0.6, most=0.9),
+        share(accuracy(shown.rows, "… after 4 examples, step by step")),
+        share(proportion("… majority of 16 at temperature 0.8", sum(votes), len(votes))),
+        gain(_gain(votes, greedy.rows), least=0.05),
     ]
 
 
@@ -100,7 +103,7 @@ def _choose(
     return logprobs, names[logprobs.argmax(axis=1)] == [item.answer for item in items]
 
 
-def _claims(engine: Engine, count: int) -> list[Row]:
+def _claims(engine: Engine, count: int) -> list[Measurement]:
     import numpy as np
     from scipy.stats import mannwhitneyu
 
@@ -112,16 +115,16 @@ def _claims(engine: Engine, count: int) -> list[Row]:
     pairs = true.sum() * (~true).sum()
     ranked = float(mannwhitneyu(odds[true], odds[~true]).statistic / pairs)
     return [
-        share_row(_share("claims, 32 correct demonstrations", shown[32]), least=0.9),
-        share_row(_share("… 128 correct demonstrations", shown[128])),
-        share_row(_share("… zero-shot", bare), most=0.6),
-        Row("… zero-shot, a right claim above a wrong one", 100 * ranked, " %", "reported", True),
-        share_row(_share("… 32 random labels", noise)),
-        gain_row(difference("… 32 correct over 32 random labels", shown[32], noise)),
+        share(_share("claims, 32 correct demonstrations", shown[32]), least=0.9),
+        share(_share("… 128 correct demonstrations", shown[128])),
+        share(_share("… zero-shot", bare), most=0.6),
+        judged("… zero-shot, a right claim above a wrong one", 100 * ranked, " %"),
+        share(_share("… 32 random labels", noise)),
+        gain(difference("… 32 correct over 32 random labels", shown[32], noise)),
     ]
 
 
-def _options(engine: Engine, count: int) -> list[Row]:
+def _options(engine: Engine, count: int) -> list[Measurement]:
     import numpy as np
 
     task = Options()
@@ -132,28 +135,27 @@ def _options(engine: Engine, count: int) -> list[Row]:
     error = calibration_error(chances.max(axis=1), right)
     over = float(chances.max(axis=1).mean() - right.mean())
     side = "over" if over > 0 else "under"
-    rows = [share_row(_share("options, zero-shot", right), least=0.6)]
+    rows = [share(_share("options, zero-shot", right), least=0.6)]
     for level in dict.fromkeys(item.fields["level"] for item in items):
         chosen = np.array([item.fields["level"] == level for item in items])
-        rows.append(share_row(_share(f"… {level}", right[chosen])))
-    good = 0.05 <= error <= 0.15
+        rows.append(share(_share(f"… {level}", right[chosen])))
     what = f"… calibration error, {side}confident by {100 * abs(over):.1f} points"
     return [
         *rows,
-        Row(what, 100 * error, " %", "≥ 5 % and ≤ 15 %", good, runs=len(items)),
-        Row("… probability of the six letters", 100 * mass, " %", "≥ 95 %", mass >= 0.95),
+        judged(what, 100 * error, " %", "≥ 5 and ≤ 15", runs=len(items)),
+        judged("… probability of the six letters", 100 * mass, " %", "≥ 95"),
     ]
 
 
-def _verdicts(engine: Engine, count: int) -> list[Row]:
+def _verdicts(engine: Engine, count: int) -> list[Measurement]:
     rows = []
-    for known, least in ((True, 0.9), (False, 0.0)):
-        task = Verdicts(reference=known)
+    for reference, least in ((True, 0.9), (False, 0.0)):
+        task = Verdicts(reference=reference)
         items = task.items(count)
         _, right = _choose(task, engine, items)
-        name = "verdicts, balanced" if known else "… without the reference answer, balanced"
+        name = "verdicts, balanced" if reference else "… without the reference answer, balanced"
         metric = balanced_accuracy(name, right, [item.answer for item in items])
-        rows.append(share_row(metric, least=least))
+        rows.append(share(metric, least=least))
     return rows
 
 
@@ -161,7 +163,7 @@ def _share(name: str, right: NDArray[np.bool_]) -> Metric:
     return proportion(name, int(right.sum()), len(right))
 
 
-SKILLS: dict[str, Callable[[Engine, int], list[Row]]] = {
+SKILLS: dict[str, Callable[[Engine, int], list[Measurement]]] = {
     "word problems": _word_problems,
     "claims": _claims,
     "options": _options,
@@ -169,7 +171,7 @@ SKILLS: dict[str, Callable[[Engine, int], list[Row]]] = {
 }
 
 
-def _same_tokens(engine: Engine, folder: Path, count: int) -> Row:
+def _same_tokens(engine: Engine, folder: Path, count: int) -> Measurement:
     """Greedy answers of vLLM and of transformers, both in float32, token by token.
 
     An answer ends at its empty line; what a model makes up after it is a tie of numbers.
@@ -179,9 +181,9 @@ def _same_tokens(engine: Engine, folder: Path, count: int) -> Row:
     prompts = [str(task.prompt(item, shots=index % 3)) for index, item in enumerate(items)]
     ours = [list(answer.token_ids or ()) for answer in engine.generate(prompts, task.sampling)]
     theirs = _transformers_tokens(folder, prompts, task.sampling)
-    differing = sum(not a or a != b[: len(a)] for a, b in zip(ours, theirs, strict=True))
+    unlike = sum(not a or a != b[: len(a)] for a, b in zip(ours, theirs, strict=True))
     what = f"greedy answers unlike those of transformers, float32, {count} prompts"
-    return Row(what, differing, "", "0", differing == 0)
+    return judged(what, unlike, bound="0")
 
 
 def _transformers_tokens(
@@ -189,19 +191,15 @@ def _transformers_tokens(
 ) -> list[list[int]]:
     """Token ids after each prompt, prompts of equal length at a time so that nothing is padded."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, trust_remote_code=False
-    )
+    tokenizer, model = transformers_model(folder)
     encoded = [tokenizer(prompt).input_ids for prompt in prompts]
-    found: list[list[int]] = [[] for _ in prompts]
+    answers: list[list[int]] = [[] for _ in prompts]
     for size in {len(ids) for ids in encoded}:
         where = [i for i, ids in enumerate(encoded) if len(ids) == size]
         batch = torch.tensor([encoded[i] for i in where])
         with torch.inference_mode():
-            made = model.generate(
+            tokens = model.generate(
                 batch,
                 attention_mask=torch.ones_like(batch),
                 max_new_tokens=sampling.max_tokens,
@@ -209,21 +207,16 @@ def _transformers_tokens(
                 tokenizer=tokenizer,
                 do_sample=False,
             )
-        for i, row in zip(where, made[:, size:].tolist(), strict=True):
-            found[i] = row
-    return found
+        for i, row in zip(where, tokens[:, size:].tolist(), strict=True):
+            answers[i] = row
+    return answers
 
 
-def _any_text(folder: Path) -> list[Row]:
+def _any_text(folder: Path) -> list[Measurement]:
     """How surprising a long text is late against early, and round trips through the tokenizer."""
     import numpy as np
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, trust_remote_code=False
-    )
+    tokenizer, model = transformers_model(folder)
     rows, lost, total = [], 0, 0
     for name, texts in LONG_TEXTS.items():
         encoded = {one: tokenizer(one, verbose=False).input_ids for one in texts()}
@@ -232,9 +225,9 @@ def _any_text(folder: Path) -> list[Row]:
         losses = np.array([_losses(model, ids[:CONTEXT]) for ids in encoded.values()])
         early, late = (np.exp(half.mean()) for half in np.split(losses, [CONTEXT // 2], axis=1))
         what = f"{name}: perplexity of tokens 1,025 to {CONTEXT:,} over the first ({early:.3g})"
-        rows.append(Row(what, float(late / early), " ×", "≤ 1 ×", bool(late <= early)))
+        rows.append(judged(what, float(late / early), " ×", "≤ 1"))
     what = f"texts of {CONTEXT:,} tokens or more that do not round-trip, of {total}"
-    return [*rows, Row(what, lost, "", "0", lost == 0)]
+    return [*rows, judged(what, lost, bound="0")]
 
 
 def _losses(model: Any, ids: list[int]) -> NDArray[np.float64]:
@@ -252,15 +245,15 @@ def _losses(model: Any, ids: list[int]) -> NDArray[np.float64]:
 def _skill_texts() -> list[str]:
     """Labelled claims and solved word problems about held-out sums, without end."""
     rng = random.Random("long")
-    made = []
+    texts = []
     for _ in range(16):
         groups = islice(equations(rng, held_out=True), 200)
         lines = [f"{claim} {claim.right}\n" for group in groups for claim in group]
-        made.append("".join(lines))
-        told = islice(stories(rng, held_out=True), 60)
-        solved = [f"{worded(s.question)} {solution(s, 'first')}\n\n" for s in told]
-        made.append("".join(solved))
-    return made
+        texts.append("".join(lines))
+        solved = islice(stories(rng, held_out=True), 60)
+        both = ((worded(one.question), solution(one, "first")) for one in solved)
+        texts.append("".join(f"{question} {answer}\n\n" for question, answer in both))
+    return texts
 
 
 def _other_texts() -> list[str]:

@@ -12,23 +12,20 @@ import random
 import signal
 import statistics
 import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.table import Row
-from workbench.errors import InputError
+from benchmarks.harness import Measurement, Parts, judged, median, python, run_parts
+from workbench.cli.output import say
 from workbench.nb.execution import KERNEL
 from workbench.runs import project
 from workbench.sweep import Grid, Results, Sweep, run
-
-Say = Callable[[str], None]
 
 POINTS = 24
 SHORT = 12
@@ -69,20 +66,9 @@ app()
 """
 
 
-def measure(parts: Sequence[str], say: Say) -> list[Row]:
-    """Run these parts (none: all), in the order of `PARTS`.
-
-    Raises:
-        InputError: there is no such part.
-    """
-    if unknown := sorted({*parts} - {*PARTS}):
-        raise InputError(f"part={unknown[0]!r}: give some of {', '.join(PARTS)}")
-    rows: list[Row] = []
-    for name, part in PARTS.items():
-        if not parts or name in parts:
-            say(f"{name} …")
-            rows += part(say)
-    return rows
+def measure(part: Parts = None) -> list[Measurement]:
+    """Sweeps: killed, stopped and resumed; their own time; one server against loading in each."""
+    return run_parts(PARTS, part)
 
 
 @contextlib.contextmanager
@@ -101,7 +87,7 @@ def _sweep(points: int) -> Sweep:
     return Sweep(notebook=Path("point.ipynb"), name="points", grid=grid, timeout=TIMEOUT)
 
 
-def _chaos(say: Say) -> Iterator[Row]:
+def _chaos() -> Iterator[Measurement]:
     """Three quarters of the points meet trouble, and so does the sweep, until all have ended."""
     chance = random.Random(0)
     with _place() as place:
@@ -121,7 +107,7 @@ def _chaos(say: Say) -> Iterator[Row]:
         first = run(_sweep(POINTS), "runs", jobs=2)
         say(f"{first.states}, after {dict(stops)}")
         expected = zip(first.table["n"], first.table["state"], strict=True)
-        told = sum(state in ("done", KINDS[n % 3]) for n, state in expected)
+        true = sum(state in ("done", KINDS[n % 3]) for n, state in expected)
         before = _begun()
         mended = run(_sweep(POINTS), "runs", jobs=2, retry_failed=True)
         done = {n for n, state in enumerate(first.table["state"]) if state == "done"}
@@ -129,18 +115,17 @@ def _chaos(say: Say) -> Iterator[Row]:
         assert place.is_dir()
     states = ", ".join(f"{first.states.get(kind, 0)} {kind}" for kind in KINDS)
     what = f"{POINTS} points ({states}; 3 Ctrl-C, 3 `kill -9`)"
-    yield _none(f"{what}: points without a true end", POINTS - told)
-    yield _none("… done points that were run again", again)
-    yield _none("… failed ones run again: cells unlike an undisturbed sweep", _unlike(calm, mended))
+    yield judged(f"{what}: points without a true end", POINTS - true, bound="0")
+    yield judged("… done points that were run again", again, bound="0")
+    cells = "… failed ones run again: cells unlike an undisturbed sweep"
+    yield judged(cells, _unlike(calm, mended), bound="0")
 
 
 def _disturbed(number: signal.Signals, chance: random.Random) -> int:
     """Run the sweep in a process of its own and disturb it; how many done points were run again."""
     done, before = {p.parent.name for p in Path("runs").glob("*/DONE")}, _begun()
-    command = [sys.executable, "-c", COMMAND, "sweep", "run", "points.yaml", "--out", "runs"]
-    with subprocess.Popen(
-        [*command, "--jobs", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
+    command = python(COMMAND, "sweep", "run", "points.yaml", "--out", "runs", "--jobs", 2)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while _begun() == before and process.poll() is None:
             time.sleep(0.05)
         time.sleep(chance.uniform(0.5, 5))
@@ -163,23 +148,17 @@ def _unlike(one: Results, other: Results) -> int:
     return int((first != second).to_numpy().sum()) if len(first) == len(second) else len(first)
 
 
-def _none(what: str, count: int) -> Row:
-    return Row(what, count, "", "0", count == 0)
-
-
-def _overhead(say: Say) -> Iterator[Row]:
+def _overhead() -> Iterator[Measurement]:
     """What a point takes beyond a kernel that is started, runs the same cells, and is ended."""
-    found = []
+    added = []
     with _place():
         for turn in range(3):
             bare = statistics.median(_bare(n) for n in range(FEW))
             start = time.perf_counter()
             run(_sweep(FEW), f"runs{turn}")
-            found.append((time.perf_counter() - start) / FEW - bare)
-            say(f"{found[-1]:.2f} s beyond {bare:.2f} s")
-    value = statistics.median(found)
-    yield Row("a point beyond its kernel's start, work and end", value, " s", "< 1 s", value < 1,
-              min(found), max(found), len(found))  # fmt: skip
+            added.append((time.perf_counter() - start) / FEW - bare)
+            say(f"{added[-1]:.2f} s beyond {bare:.2f} s")
+    yield median("a point beyond its kernel's start, work and end", added, " s", "< 1")
 
 
 def _bare(n: int) -> float:
@@ -197,7 +176,7 @@ def _bare(n: int) -> float:
     return time.perf_counter() - start
 
 
-def _shared(say: Say) -> Iterator[Row]:
+def _shared() -> Iterator[Measurement]:
     """The same short points with one server for all, and with the model loaded in each."""
     folder = project() / "notebooks" / "sweeps"
     grid = Grid(product={"shots": [0, 1, 2, 4]}, seeds=range(SHORT // 4))
@@ -210,16 +189,15 @@ def _shared(say: Say) -> Iterator[Row]:
             tables.append(run(sweep, Path(name, sweep.name), say=say).table)
             seconds.append(time.perf_counter() - start)
     say(f"{seconds[0]:.0f} s with one server, {seconds[1]:.0f} s with the model loaded in each")
-    ratio = seconds[1] / seconds[0]
-    yield Row(f"{SHORT} short points: loading in each over one server", ratio, " ×", "≥ 3 ×",
-              ratio >= 3)  # fmt: skip
+    what = f"{SHORT} short points: loading in each over one server"
+    yield judged(what, seconds[1] / seconds[0], " ×", "≥ 3")
     apart = (tables[0]["accuracy"] - tables[1]["accuracy"]).abs()
     failed = int((tables[0]["state"] != "done").sum() + (tables[1]["state"] != "done").sum())
-    yield _none("… failed points", failed)
-    yield _none("… accuracies that differ between the two", int((apart > 0).sum()))
+    yield judged("… failed points", failed, bound="0")
+    yield judged("… accuracies that differ between the two", int((apart > 0).sum()), bound="0")
 
 
-PARTS: dict[str, Callable[[Say], Iterator[Row]]] = {
+PARTS: dict[str, Callable[..., Iterator[Measurement]]] = {
     "chaos": _chaos,
     "overhead": _overhead,
     "shared": _shared,

@@ -6,27 +6,32 @@ server that only waits; no store.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from benchmarks.injector import Faults, Injector
-from benchmarks.table import Row, share_row
-from workbench.engines.remote import RemoteEngine
-from workbench.engines.vllm import VLLMEngine
-from workbench.errors import InputError
 from workbench.tasks.multiple_choice import MultipleChoice, open_choices
+
+from benchmarks.harness import (
+    Measurement,
+    Parts,
+    interval,
+    judged,
+    output_of,
+    remote_engine,
+    run_parts,
+    share,
+    vllm_engine,
+)
+from benchmarks.injector import Faults, Injector
+from workbench.cli.output import say
+from workbench.errors import InputError
 from workbench.tasks.published import published_file
-from workbench.types import Engine, Item, Metric
+from workbench.types import Engine, Item
 from workbench.uncertainty.calibration import Method, calibration_report, rescaled
 from workbench.uncertainty.choices import LETTERS
 from workbench.uncertainty.conformal import conformal_report, conformal_splits, split_summary
@@ -45,25 +50,13 @@ CONCURRENCY = (64, 128)
 EXAMPLES = 2
 """Demonstrations: without any there would be one prompt only."""
 
-Say = Callable[[str], None]
+
+def measure(part: Parts = None) -> list[Measurement]:
+    """Published tables, coverage over splits, a long queue, the embedded model's options."""
+    return run_parts(PARTS, part, vllm_engine)
 
 
-def measure(parts: Sequence[str], say: Say) -> list[Row]:
-    """Run these parts (none: all), in the order of `NAMES`.
-
-    Raises:
-        InputError: there is no such part.
-    """
-    if unknown := sorted({*parts} - {*NAMES}):
-        raise InputError(f"part={unknown[0]!r}: give some of {', '.join(NAMES)}")
-    rows: list[Row] = []
-    for name in (name for name in NAMES if name in parts or not parts):
-        say(f"{name} …")
-        rows += PARTS[name](say)
-    return rows
-
-
-def _tables(say: Say) -> tuple[dict[str, NDArray[Any]], NDArray[Any], pd.DataFrame] | None:
+def _tables() -> tuple[dict[str, NDArray[Any]], NDArray[Any], pd.DataFrame] | None:
     """Each model's logits, the answers, the published table; None, and a word, if not here."""
     import pandas as pd
 
@@ -73,26 +66,26 @@ def _tables(say: Say) -> tuple[dict[str, NDArray[Any]], NDArray[Any], pd.DataFra
         say(f"left out: {error}")
         return None
     with np.load(logits) as data:
-        names, told, answers = map(str, data["models"]), data["logits"], data["answer"]
-    models = dict(zip(names, told.astype(np.float32), strict=True))
+        names, logits_of, answers = map(str, data["models"]), data["logits"], data["answer"]
+    models = dict(zip(names, logits_of.astype(np.float32), strict=True))
     return models, answers, pd.read_csv(table, index_col="model")
 
 
-def _published(say: Say) -> list[Row]:
+def _published() -> list[Measurement]:
     """Each number of the published table, computed again."""
-    if (found := _tables(say)) is None:
+    if (tables := _tables()) is None:
         return []
     import pandas as pd
 
-    models, answers, table = found
+    models, answers, table = tables
     start = time.perf_counter()
     ours = pd.DataFrame([_numbers(logits, answers) for logits in models.values()], [*models])
-    seconds = time.perf_counter() - start
+    taken = time.perf_counter() - start
     what, errors = f"published table of {len(models)} models", ["ece", "mce"]
     return [
-        _unlike(f"{what}: conformal numbers", ours.drop(columns=errors), table, 1e-9, say),
-        _unlike(f"{what}: calibration errors", ours[errors], table, 2e-6, say),
-        Row(f"{what}: all of these from the logits", seconds, " s", "< 5 s", seconds < 5),
+        _unlike(f"{what}: conformal numbers", ours.drop(columns=errors), table, 1e-9),
+        _unlike(f"{what}: calibration errors", ours[errors], table, 2e-6),
+        judged(f"{what}: all of these from the logits", taken, " s", "< 5"),
     ]
 
 
@@ -110,73 +103,76 @@ def _numbers(logits: NDArray[Any], answers: NDArray[Any]) -> dict[str, float]:
     return row
 
 
-def _unlike(what: str, ours: pd.DataFrame, table: pd.DataFrame, most: float, say: Say) -> Row:
+def _unlike(what: str, ours: pd.DataFrame, table: pd.DataFrame, most: float) -> Measurement:
     apart = (ours - table.loc[ours.index, ours.columns]).abs().to_numpy()
     say(f"{what}: at most {np.nanmax(apart):.1g} apart")
     unlike = int((~(apart <= most)).sum())  # a NaN is unlike everything
     what = f"{what} unlike the published ones by more than {most:g}, of {apart.size}"
-    return Row(what, unlike, "", "0", unlike == 0)
+    return judged(what, unlike, bound="0")
 
 
-def _coverage(say: Say, models: int | None = None, splits: int = 200) -> list[Row]:
+def _coverage(models: int | None = None, splits: int = 200) -> list[Measurement]:
     """Whether sets hold the right letter as often as asked for, over random halves."""
-    if (found := _tables(say)) is None:
+    if (tables := _tables()) is None:
         return []
     import pandas as pd
 
-    chosen, answers = [*islice(found[0].values(), models)], found[1]
+    chosen, answers = [*islice(tables[0].values(), models)], tables[1]
     each = [
-        split_summary(conformal_splits(told, answers, splits=splits, rule="exact"))
-        for told in chosen
+        split_summary(conformal_splits(logits, answers, splits=splits, rule="exact"))
+        for logits in chosen
     ]
     table = pd.concat(each)
     kind = table["score"] + " " + table["measure"]
     means = table[kind.isin(["lac coverage", "aps covered_before"])]
     outside = int((~((means["mean"] - 0.9).abs() <= 3 * means["sem"])).sum())
-    low, high = means["mean"].min(), means["mean"].max()
-    filled = table[kind == "aps coverage"]["mean"]
     what = f"coverage at 90 %, exact rule, mean of {splits} splits, {len(chosen)} models"
+    what += ", LAC and APS: outside 0.9 ± 3 standard errors (lowest and highest mean)"
+    filled = table[kind == "aps coverage"]["mean"]
+    later = "… APS once empty sets have got the likeliest letter"
     return [
-        Row(f"{what}, LAC and APS: outside 0.9 ± 3 standard errors (lowest and highest mean)",
-            outside, "", "0", outside == 0, low, high, len(means), "means"),
-        Row("… APS once empty sets have got the likeliest letter", float(filled.mean()), "",
-            "reported", True, filled.min(), filled.max(), len(filled), "models"),
-    ]  # fmt: skip
+        judged(what, outside, bound="0", **_range(means["mean"], "means")),
+        judged(later, float(filled.mean()), **_range(filled, "models")),
+    ]
+
+
+def _range(column: pd.Series[float], of: str) -> dict[str, Any]:
+    return {"low": column.min(), "high": column.max(), "runs": len(column), "of": of}
 
 
 # In a process of its own, so that its work and the server's are not done by one interpreter.
 CHILD = """
 import json, sys
-from benchmarks.uncertainty import asked
-print(json.dumps(asked(sys.argv[1], *map(int, sys.argv[2:]))))
+from benchmarks.uncertainty import ask_made_up
+print(json.dumps(ask_made_up(sys.argv[1], *map(int, sys.argv[2:]))))
 """
 
 
-def asked(url: str, count: int, concurrency: int) -> dict[str, float]:
+def ask_made_up(url: str, count: int, concurrency: int) -> dict[str, float]:
     """Ask a server for the options of made-up items in all prompts, from the call to its table.
 
     Returns:
-        `lost` and `wrong` questions (no answer; another letter on top than the server told),
+        `lost` and `wrong` questions (no answer; another letter on top than the server's),
         `seconds`, and `cpu`, those in which this process was at work.
     """
     import pandas as pd
 
-    made = [_item(number) for number in range(count + EXAMPLES)]
-    task = MultipleChoice("made up", "qa", made[EXAMPLES:], made[:EXAMPLES])
-    options = {"base_url": url, "max_concurrency": concurrency}
-    with RemoteEngine(None, None, "benchmark", options) as engine:
+    items = [_item(number) for number in range(count + EXAMPLES)]
+    task = MultipleChoice("made up", "qa", items[EXAMPLES:], items[:EXAMPLES])
+    with remote_engine(url, max_concurrency=concurrency) as engine:
         elicit([MultipleChoice("warm-up", "qa", task.demonstrations)], [engine], ["base"])
         start, busy = time.perf_counter(), time.process_time()
         rows = elicit([task], [engine]).rows
-        seconds, cpu = time.perf_counter() - start, time.process_time() - busy
-    told = rows[rows["error"].isna()].set_index(["prompt", "id"])[list(LETTERS)].idxmax(axis=1)
+        taken, cpu = time.perf_counter() - start, time.process_time() - busy
+    done = rows[rows["error"].isna()].set_index(["prompt", "id"])
+    tops = done[list(LETTERS)].idxmax(axis=1)
     right = pd.Series({
         (prompt, item.id): _letter(str(text))
         for prompt, item in product(PROMPTS, task.items())
         for text in option_prompts([item], prompt, demonstrations=task.demonstrations)
     })  # fmt: skip
-    wrong = int((told != right[told.index]).sum())
-    return {"lost": len(right) - len(told), "wrong": wrong, "seconds": seconds, "cpu": cpu}
+    wrong = int((tops != right[tops.index]).sum())
+    return {"lost": len(right) - len(tops), "wrong": wrong, "seconds": taken, "cpu": cpu}
 
 
 def _item(number: int) -> Item:
@@ -194,58 +190,53 @@ def _tops(prompt: str) -> dict[str, float]:
     return {f" {letter}": -2.3 for letter in LETTERS} | {f" {_letter(prompt)}": -0.7}
 
 
-def _queue(say: Say, count: int = 5000, latency: float = 0.1) -> list[Row]:
+def _queue(count: int = 5000, latency: float = 0.1) -> list[Measurement]:
     """Questions in line at a server that takes several prompts a request, and at one that does not.
 
-    At the second a client's own work for each request counts most, so that is told beside, and
-    what it comes to where more requests are in the air than one client can keep up with.
+    At the second a client's own work for each request counts most, so that is shown beside, and
+    what it comes to where more requests are under way than one client can keep up with.
     """
     less, most = CONCURRENCY
     ways = ((True, less), (False, less), (False, most))
-    found = [_waited(Faults(multi=multi), count, latency, at, say) for multi, at in ways]
-    asked_for = len(PROMPTS) * count
-    ratio, slower, slowest = (
-        one["seconds"] * at / latency / asked_for for one, (_, at) in zip(found, ways, strict=True)
+    runs = [_waited(Faults(multi=multi), count, latency, at) for multi, at in ways]
+    total = len(PROMPTS) * count
+    many, single, default = (
+        run["seconds"] * at / latency / total for run, (_, at) in zip(runs, ways, strict=True)
     )
-    more, alone, _ = found
-    lost, wrong = (sum(one[name] for one in found) for name in ("lost", "wrong"))
-    what = f"{asked_for:,} questions ({count:,} items × {len(PROMPTS)} prompts), three times"
+    what = f"{total:,} questions ({count:,} items × {len(PROMPTS)} prompts), three times"
+    one, ideal = "… one prompt a request", f"time over {latency:g} s × {total:,} ÷"
+    several = f"… many prompts a request ({runs[0]['requests']:,.0f} requests)"
+    cpu = 1000 * runs[1]["cpu"] / total
     return [
-        Row(f"{what} to two servers, of many and of one prompt a request: lost", lost, "", "0",
-            lost == 0),
-        Row("… another letter on top than the server told", wrong, "", "0", wrong == 0),
-        Row(f"… many prompts a request ({more['requests']:,.0f} requests): time over {latency:g} s "
-            f"× {asked_for:,} ÷ {less} at once", ratio, " ×", "≤ 1.3 ×", ratio <= 1.3),
-        Row("… one prompt a request: the same", slower, " ×", "≤ 1.3 ×", slower <= 1.3),
-        Row("… one prompt a request: client CPU, milliseconds a question",
-            1000 * alone["cpu"] / asked_for, " ms", "reported", True),
-        Row(f"… one prompt a request, {most} at once (the default): time over {latency:g} s × "
-            f"{asked_for:,} ÷ {most}", slowest, " ×", "reported", True),
-    ]  # fmt: skip
+        judged(
+            f"{what} to two servers, of many and of one prompt a request: lost",
+            sum(run["lost"] for run in runs),
+            bound="0",
+        ),
+        judged(
+            "… another letter on top than the server's",
+            sum(run["wrong"] for run in runs),
+            bound="0",
+        ),
+        judged(f"{several}: {ideal} {less} at once", many, " ×", "≤ 1.3"),
+        judged(f"{one}: the same", single, " ×", "≤ 1.3"),
+        judged(f"{one}: client CPU, milliseconds a question", cpu, " ms"),
+        judged(f"{one}, {most} at once (the default): {ideal} {most}", default, " ×"),
+    ]
 
 
-def _waited(
-    faults: Faults, count: int, latency: float, concurrency: int, say: Say
-) -> dict[str, float]:
-    """What `asked` found at a server with these faults, and how many `requests` that had."""
-    environment = os.environ | {"WORKBENCH_PROGRESS": "off"}
+def _waited(faults: Faults, count: int, latency: float, concurrency: int) -> dict[str, float]:
+    """The result of `ask_made_up` at a server with these faults, and its number of `requests`."""
     with Injector(faults, latency=latency, vllm=False, tops=_tops) as server:
-        command = [sys.executable, "-c", CHILD, server.url, str(count), str(concurrency)]
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-    found: dict[str, float] = json.loads(done.stdout)
+        run: dict[str, float] = output_of(CHILD, server.url, count, concurrency)
     say(
-        f"{server.requests:,} requests, {server.peak} at once at most: {found['seconds']:.1f} s, "
-        f"the client at work for {found['cpu']:.1f} s"
+        f"{server.requests:,} requests, {server.peak} at once at most: {run['seconds']:.1f} s, "
+        f"the client at work for {run['cpu']:.1f} s"
     )
-    return found | {"requests": server.requests}
+    return run | {"requests": server.requests}
 
 
-def _options(say: Say) -> list[Row]:
-    with VLLMEngine(None, None, "benchmark", {}) as engine:
-        return _embedded(engine, say)
-
-
-def _embedded(engine: Engine, say: Say, count: int = 2000) -> list[Row]:
+def _embedded(engine: Engine, count: int = 2000) -> list[Measurement]:
     """What the embedded model's own probabilities are worth, without any example."""
     report = elicit([open_choices("options")], [engine], ["base"], count=count)
     logits, answers, done = arrays(report.rows)
@@ -253,56 +244,56 @@ def _embedded(engine: Engine, say: Say, count: int = 2000) -> list[Row]:
     say(f"{len(done)} of {count} questions answered, {right.mean():.1%} right")
     what = f"embedded model, {count:,} questions of six options, no examples: accuracy"
     return [
-        share_row(replace(report.summary[0], name=what)),
+        share(report.summary[0], what),
         *_covered(logits, answers),
         *_rescaled(logits, answers),
         *_selected(logits, right, done["length"].to_numpy()),
     ]
 
 
-def _covered(logits: NDArray[Any], answers: NDArray[Any]) -> list[Row]:
+def _covered(logits: NDArray[Any], answers: NDArray[Any]) -> list[Measurement]:
     report = conformal_report(logits, answers, rule="exact")
     shares = {metric.name: metric for metric in report.metrics()}
     what = "… coverage of {} sets at 90 %, exact rule ({:.2f} letters a set)"
     named = {one.score.upper(): one.set_size for one in report.scores}
     return [
-        share_row(replace(shares[f"coverage {score}"], name=what.format(score, size)))
+        share(shares[f"coverage {score}"], what.format(score, size))
         for score, size in named.items()
     ]
 
 
-def _rescaled(logits: NDArray[Any], answers: NDArray[Any]) -> list[Row]:
+def _rescaled(logits: NDArray[Any], answers: NDArray[Any]) -> list[Measurement]:
     """Calibration errors of one half, as they are and with what the other half taught."""
     methods: tuple[Method, ...] = ("temperature", "isotonic")
-    found = [rescaled(logits, answers, method=method) for method in methods]
-    rows = [_reported("… ECE of the test half", found[0].before.metrics()[0])]
-    for one in found:
+    halves = [rescaled(logits, answers, method=method) for method in methods]
+    rows = [interval(halves[0].before.metrics()[0], what="… ECE of the test half")]
+    for one in halves:
         how = one.method if one.temperature is None else f"{one.method} {one.temperature:.2f}"
-        rows.append(_reported(f"… ECE after {how}", one.after.metrics()[0]))
-        rows.append(_reported("… after minus before", one.difference))
+        rows.append(interval(one.after.metrics()[0], what=f"… ECE after {how}"))
+        rows.append(interval(one.difference, what="… after minus before"))
     # One temperature cannot lower the ECE of a model that is too sure at the top only.
-    best = found[-1].difference
+    best = halves[-1].difference
     return [*rows[:-1], replace(rows[-1], bound="< 0, interval too", holds=best.high < 0)]
 
 
-def _reported(what: str, m: Metric) -> Row:
-    return Row(what, m.value, "", "reported", True, m.low, m.high, m.n, "items")
-
-
-def _selected(logits: NDArray[Any], right: NDArray[Any], lengths: NDArray[Any]) -> list[Row]:
+def _selected(
+    logits: NDArray[Any], right: NDArray[Any], lengths: NDArray[Any]
+) -> list[Measurement]:
     """How well confidence tells right answers from wrong, beside what knows nothing."""
     signals = {"confidence": from_options(logits)["confidence"]}
     table = selective_report(signals, right, lengths=lengths)
-    rows = [
-        Row(f"… AUROC of {one['signal']}", one["auroc"], "", "reported", True, one["auroc_low"],
-            one["auroc_high"], len(right), "items")
-        for one in table.to_dict("records")
-    ]  # fmt: skip
-    what, half = "… accuracy of the surest half", 100 * float(table["accuracy_50"].iloc[0])
-    return [*rows, Row(f"{what} (of all: {right.mean():.1%})", half, " %", "reported", True)]
+    rows = []
+    for one in table.to_dict("records"):
+        spread = {"low": one["auroc_low"], "high": one["auroc_high"], "runs": len(right)}
+        rows.append(judged(f"… AUROC of {one['signal']}", one["auroc"], of="items", **spread))
+    half = 100 * float(table["accuracy_50"].iloc[0])
+    what = f"… accuracy of the surest half (of all: {right.mean():.1%})"
+    return [*rows, judged(what, half, " %")]
 
 
-PARTS: Mapping[str, Callable[[Say], list[Row]]] = {
-    "published": _published, "coverage": _coverage, "queue": _queue, "options": _options,
-}  # fmt: skip
-NAMES = tuple(PARTS)
+PARTS: Mapping[str, Callable[..., list[Measurement]]] = {
+    "published": _published,
+    "coverage": _coverage,
+    "queue": _queue,
+    "options": _embedded,
+}

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.engine import make_prompts, reference_logprobs
+from benchmarks.engine import make_prompts
+from benchmarks.harness import reference_logprobs
 from workbench import Sampling, open_engine
 from workbench.engines.shared_llm import SharedLLM
 from workbench.engines.vllm import VLLMEngine
@@ -140,14 +141,14 @@ def test_label_logprobs_are_exact(plain: VLLMEngine) -> None:
     texts = make_prompts(500, seed=3)
     scores = plain.label_logprobs(texts, LABELS)
     assert scores.logprobs.shape == (500, len(LABELS))
-    assert np.abs(scores.logprobs - reference_logprobs(texts, LABELS)).max() < 1e-4
+    assert np.abs(scores.logprobs - reference_logprobs(MODEL, texts, LABELS)).max() < 1e-4
     assert not scores.missing.any()
     assert np.array_equal(scores.upper, scores.logprobs)
 
 
 def test_more_labels_than_vllm_takes_at_once(plain: VLLMEngine) -> None:
     labels = [str(n) for n in range(10)] + [chr(c) for c in range(0x100, 0x1F0)]
-    wanted = reference_logprobs(TEXTS[:2], labels)
+    wanted = reference_logprobs(MODEL, TEXTS[:2], labels)
     assert np.abs(plain.label_logprobs(TEXTS[:2], labels).logprobs - wanted).max() < 1e-4
 
 

@@ -15,13 +15,14 @@ import pandas as pd
 import pytest
 from test_icm_search import ORDERS, Synthetic, claims_of, labels_of, shown_in, sums
 
-from benchmarks.engine import reference_logprobs
+from benchmarks.harness import reference_logprobs
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
 from workbench.icm import Claim, Wording, compute_logprobs_batched, search
 from workbench.icm.annealing import temperature
 from workbench.icm.claim import Relation, relations, violated
 from workbench.icm.predictability import Order, energy
+from workbench.tiny import MODEL
 from workbench.types import Errors, LabelScores, Prompt
 
 # Rules and numbers.
@@ -351,7 +352,7 @@ def test_labels_that_begin_alike(plain: VLLMEngine) -> None:
     report = search(claims, plain, n_iterations=10, wording=wording)
     solved = [wording.solved(c, bool(y)) for c, y in zip(claims, labels_of(report), strict=True)]
     prompts = ["".join(solved[:i] + solved[i + 1 :]) + c.text for i, c in enumerate(claims)]
-    wanted = reference_logprobs(prompts, list(ends))
+    wanted = reference_logprobs(MODEL, prompts, list(ends))
     assert np.abs(report.rows[["logprob_true", "logprob_false"]] - wanted).max(axis=None) < 1e-4
     with pytest.raises(InputError, match="must be two different words"):
         Wording(labels=(" True", " True"))

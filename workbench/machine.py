@@ -187,9 +187,22 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _processor() -> str:
+    """What the processor calls itself; nothing where it cannot be read."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
 def _devices() -> dict[str, Any]:
+    import psutil
+
+    kind = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
     devices: dict[str, Any] = {
-        "cpu": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+        "cpu": ", ".join(filter(None, [_processor(), kind])),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
     }
     try:
         import torch

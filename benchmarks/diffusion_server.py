@@ -11,14 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from importlib import import_module
 from itertools import cycle, islice
 from typing import Any
 
+import aiohttp
 import numpy as np
+import psutil
 
-from benchmarks.table import Row, ratio_row
+from benchmarks.harness import Measurement, judged, ratio
 from tools.training.memoriser import MEMORISER, pairs
+from workbench.cli.output import say
 from workbench.errors import EngineError
 
 CLIENTS = 32
@@ -31,7 +33,6 @@ SPOILT = 20
 """One in so many leaves early, one is malformed."""
 LENGTHS = (16, 24, 32, 48, 64, 96, 128)
 
-Say = Callable[[str], None]
 Body = dict[str, Any]
 
 
@@ -63,10 +64,10 @@ def _bodies(count: int) -> list[Body]:
 
 async def _ask(session: Any, root: str, body: Body) -> str:
     async with session.post(f"{root}/v1/completions", json=body) as reply:
-        told = await reply.json()
+        answer = await reply.json()
         if reply.status != 200:
-            raise EngineError(f"{reply.status}: {told}")
-        return str(told["choices"][0]["text"])
+            raise EngineError(f"{reply.status}: {answer}")
+        return str(answer["choices"][0]["text"])
 
 
 async def _all(session: Any, root: str, bodies: list[Body], clients: int) -> list[str]:
@@ -84,7 +85,6 @@ async def _all(session: Any, root: str, bodies: list[Body], clients: int) -> lis
 
 def _within(work: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
     """Run a coroutine over a session of its own."""
-    import aiohttp
 
     async def run() -> Any:
         connector = aiohttp.TCPConnector(limit=0)
@@ -94,14 +94,13 @@ def _within(work: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
     return asyncio.run(run())
 
 
-def speed(repeats: int, say: Say) -> list[Row]:
+def speed(repeats: int) -> list[Measurement]:
     """Many clients against one; how long a full batch waits, and `/health` meanwhile."""
     bodies = _bodies(REQUESTS)
-    ratios: list[float] = []
+    faster: list[float] = []
     delays: list[float] = []
     share = 0.0
     with served(0.0) as (root, pid):
-        psutil: Any = import_module("psutil")
         process = psutil.Process(pid)
         _within(lambda session: _all(session, root, bodies[:32], 8))  # warm
         for number in range(repeats):
@@ -111,23 +110,21 @@ def speed(repeats: int, say: Say) -> list[Row]:
             between = time.perf_counter()
             used = sum(process.cpu_times()[:2])
             together = _within(lambda session: _probed(session, root, bodies, delays))
-            took = time.perf_counter() - between
-            share = (sum(process.cpu_times()[:2]) - used) / took
+            taken = time.perf_counter() - between
+            share = (sum(process.cpu_times()[:2]) - used) / taken
             if alone != together:
                 raise EngineError("answers differ between one client and many")
-            ratios.append((between - start) / took)
+            faster.append((between - start) / taken)
     with served(30.0) as (root, _):
         waited = _within(lambda session: _bursts(session, root))
     late = 1000 * float(np.quantile(delays, 0.99))
     what = f"the server with {CLIENTS} clients over one ({share:.1f} of its cores busy)"
+    probed = f"/health while {CLIENTS} clients are served, p99 of {len(delays)}"
     return [
-        ratio_row(what, ratios, 0),
-        Row(f"a burst of {SLOTS}: added wait, p95", waited, " ms", "≤ 5 ms", waited <= 5),
-        Row(
-            f"/health while {CLIENTS} clients are served, p99 of {len(delays)}",
-            late, " ms", "≤ 50 ms", late <= 50,
-        ),
-    ]  # fmt: skip
+        ratio(what, faster),
+        judged(f"a burst of {SLOTS}: added wait, p95", waited, " ms", "≤ 5"),
+        judged(probed, late, " ms", "≤ 50"),
+    ]
 
 
 async def _probed(session: Any, root: str, bodies: list[Body], delays: list[float]) -> list[str]:
@@ -154,22 +151,21 @@ async def _bursts(session: Any, root: str) -> float:
     for _ in range(BURSTS):
         await _ask(session, root, {"prompt": prompts, "max_tokens": 16})
     async with session.get(f"{root}/batch/stats") as reply:
-        told = await reply.json()
-    return 1000 * float(told["wait_seconds"]["p95"])
+        stats = await reply.json()
+    return 1000 * float(stats["wait_seconds"]["p95"])
 
 
-def load(say: Say) -> list[Row]:
+def load() -> list[Measurement]:
     """Rounds of many requests at once, some malformed, some given up; all others are answered."""
-    psutil: Any = import_module("psutil")
     lost = good = other = 0
     texts: dict[str, str] = {}
     sizes: list[int] = []
     with served(0.1) as (root, pid):
         for number in range(ROUNDS):
             say(f"round {number + 1} of {ROUNDS}")
-            found = _within(lambda session: _round(session, root))
-            good += len(found)
-            for body, text in found:
+            answers = _within(lambda session: _round(session, root))
+            good += len(answers)
+            for body, text in answers:
                 lost += text is None
                 other += text is not None and texts.setdefault(str(body), text) != text
             sizes.append(psutil.Process(pid).memory_info().rss)
@@ -177,9 +173,9 @@ def load(say: Say) -> list[Row]:
     what = f"{AT_ONCE} at once, 5 % given up, 5 % malformed, {ROUNDS} rounds: "
     answered = 100 * (1 - lost / good)
     return [
-        Row(f"{what}good ones answered of {good:,}", answered, " %", "100 %", lost == 0),
-        Row("… otherwise than the same request before", other, "", "0", other == 0),
-        Row("… growth of memory from the 2nd round on", grown, " %", "≤ 5 %", grown <= 5),
+        judged(f"{what}good ones answered of {good:,}", answered, " %", "100"),
+        judged("… otherwise than the same request before", other, bound="0"),
+        judged("… growth of memory from the 2nd round on", grown, " %", "≤ 5"),
     ]
 
 
