@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from workbench.tasks.multiple_choice import open_choices
 
 from benchmarks.baseline import against_baseline
 from benchmarks.harness import (
@@ -27,6 +26,7 @@ from workbench.icm import open_testbed, search
 from workbench.load import Load, open_both
 from workbench.stats import proportion
 from workbench.tasks import GSM8K, TruthfulQA, WordProblems
+from workbench.tasks.multiple_choice import open_choices
 from workbench.types import Engine, Metric
 from workbench.uncertainty.elicit import elicit
 from workbench.uncertainty.report import score_options

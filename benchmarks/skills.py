@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from workbench.tasks.base import BaseTask, worded
 
 import workbench
 from benchmarks.harness import Measurement, gain, judged, share, transformers_model

@@ -14,7 +14,6 @@ from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from workbench.tasks.multiple_choice import MultipleChoice, open_choices
 
 from benchmarks.harness import (
     Measurement,
@@ -30,6 +29,7 @@ from benchmarks.harness import (
 from benchmarks.injector import Faults, Injector
 from workbench.cli.output import say
 from workbench.errors import InputError
+from workbench.tasks.multiple_choice import MultipleChoice, open_choices
 from workbench.tasks.published import published_file
 from workbench.types import Engine, Item
 from workbench.uncertainty.calibration import Method, calibration_report, rescaled
