@@ -127,11 +127,11 @@ def _options_text(rng: random.Random, stage: Stage, levels: tuple[str, ...]) -> 
     drawn = choices(rng, held_out=False, levels=levels)
     for choice in islice(drawn, _size(rng, stage.length // 28)):
         share = stage.remarks if rng.random() < 0.5 else 0.0
-        texts = [*_noted(rng, [*choice.texts[:4]], choice.right, share), *choice.texts[4:]]
+        texts = [*_noted(rng, [*choice.texts[:4]], choice.place, share), *choice.texts[4:]]
         asks, end, _ = listed(choice.question, texts).rpartition("Answer:")
         if rng.random() < stage.working:
-            asks += f"Working: {learned(choice.numbers[choice.right])}\n"
-        parts.append(asks + end + decided(f" {choice.letter}", rare=True) + "\n")
+            asks += f"Working: {learned(choice.right)}\n"
+        parts.append(asks + end + decided(f" {LETTERS[choice.place]}", rare=True) + "\n")
     return "".join(parts)
 
 
@@ -184,7 +184,7 @@ def _reading_text(rng: random.Random, stage: Stage) -> str:
     parts: list[str] = []
     drawn = choices(rng, held_out=False, levels=(*READING, "sum"))
     for choice in islice(drawn, _size(rng, stage.length // 25, 2)):
-        answer = choice.stated if rng.random() < 0.5 else choice.numbers[choice.right]
+        answer = choice.stated if rng.random() < 0.5 else choice.right
         parts.append(f"Question: {choice.question}\nWorking: {learned(answer)}\n")
     return "".join(parts)
 

@@ -55,13 +55,13 @@ def _words(tokenizer: Any) -> list[str]:
     def length(text: str) -> int:
         return len(tokenizer(text).input_ids)
 
-    found = []
+    words = []
     for piece in tokenizer.convert_ids_to_tokens(ids):
         word = re.fullmatch("[\u0120\u2581]([a-z]+)", str(piece))  # how a space is written
         if word and length(f" {word[1]}" * 3) == length(f" {word[1]}") + 2:
-            found.append(f" {word[1]}")
-            if len(found) == WORDS:
+            words.append(f" {word[1]}")
+            if len(words) == WORDS:
                 break
-    if len(found) < 10:
+    if len(words) < 10:
         raise InputError("this tokenizer has no words of one token: no prompts can be made with it")
-    return found
+    return words

@@ -143,12 +143,12 @@ def _published(name: str, demonstrations: int) -> MultipleChoice:
             f"{path}: no row has id={missing[0]}, which {name} shows as an example; fetch the "
             "whole file"
         )
-    asked = [item for item in items.values() if item.id not in FIVE]
-    if not asked:
+    questions = [item for item in items.values() if item.id not in FIVE]
+    if not questions:
         raise InputError(
             f"{path} has no rows but {', '.join(FIVE)}, which are not asked; fetch the whole file"
         )
-    return MultipleChoice(name, kind, asked, [items[key] for key in shown])
+    return MultipleChoice(name, kind, questions, [items[key] for key in shown])
 
 
 def _own(path: Path, kind: Kind, demonstrations: int) -> MultipleChoice:

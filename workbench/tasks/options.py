@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from workbench.tasks.arithmetic import Sum, is_held_out, problems
 from workbench.tasks.base import BaseTask
@@ -28,22 +28,29 @@ LURED = 0.7
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A question, four numbers to choose from, which of them is right, and that as a sentence."""
+    """A question and four numbers to choose from.
+
+    `stated` is the `right` one as a sentence, `key` the sum that decides on which side of the split
+    the question is, `lures` are numbers that a careless reader would choose.
+    """
 
     question: str
-    numbers: tuple[int, ...]
     right: int
-    level: str
     stated: str
+    key: Sum
+    lures: tuple[int, ...] = ()
+    level: str = ""
+    numbers: tuple[int, ...] = ()
+
+    @property
+    def place(self) -> int:
+        """Where the right number stands."""
+        return self.numbers.index(self.right)
 
     @property
     def texts(self) -> tuple[str, ...]:
         """All six options."""
         return (*map(str, self.numbers), *LAST_TWO)
-
-    @property
-    def letter(self) -> str:
-        return LETTERS[self.right]
 
 
 class Options(BaseTask):
@@ -62,7 +69,7 @@ class Options(BaseTask):
             texts = choice.texts
             fields = {"question": choice.question, "options": texts, "level": choice.level}
             key = f"{choice.question} {' '.join(texts[:4])}"
-            yield Item(id=key, fields=fields, answer=choice.letter)
+            yield Item(id=key, fields=fields, answer=LETTERS[choice.place])
 
     def ask(self, item: Item) -> str:
         return listed(item.fields["question"], item.fields["options"])
@@ -80,12 +87,12 @@ def choices(
     """An endless stream of questions from one side of the split, levels in equal shares."""
     while True:
         level = rng.choice(levels)
-        draft = _draft(rng, level, held_out=held_out)
-        while is_held_out(draft.key) is not held_out:
-            draft = _draft(rng, level, held_out=held_out)
-        four = [draft.right, *_distractors(draft, rng)]
+        choice = _question(rng, level, held_out=held_out)
+        while is_held_out(choice.key) is not held_out:
+            choice = _question(rng, level, held_out=held_out)
+        four = [choice.right, *_distractors(choice, rng)]
         rng.shuffle(four)
-        yield Choice(draft.question, tuple(four), four.index(draft.right), level, draft.stated)
+        yield replace(choice, level=level, numbers=tuple(four))
 
 
 def number(rng: random.Random) -> int:
@@ -101,19 +108,7 @@ def numbers(rng: random.Random, count: int) -> list[int]:
     return list(drawn)
 
 
-@dataclass(frozen=True, slots=True)
-class _Draft:
-    """A question, its answer, also as a sentence, the sum that decides on which side of the split
-    it is, and numbers that a careless reader would choose."""
-
-    question: str
-    right: int
-    stated: str
-    key: Sum
-    lures: tuple[int, ...] = ()
-
-
-def _draft(rng: random.Random, level: str, *, held_out: bool) -> _Draft:
+def _question(rng: random.Random, level: str, *, held_out: bool) -> Choice:
     match level:
         case "hidden":
             return _hidden(rng)
@@ -126,71 +121,73 @@ def _draft(rng: random.Random, level: str, *, held_out: bool) -> _Draft:
     return _read_off(rng, 1 + READING.index(level))
 
 
-def _sum(rng: random.Random, level: str, *, held_out: bool) -> _Draft:
+def _sum(rng: random.Random, level: str, *, held_out: bool) -> Choice:
     """To be worked out; or its result is told, by itself or as what somebody counted."""
     name, thing = (rng.choice(NAMES), rng.choice(THINGS)) if level == "counted" else ("", "")
     problem = next(p for p in problems(rng, held_out=held_out) if p.op != "*")
     result, equation = problem.result, f"{problem}={problem.result}"
     if level == "counted":
         question = f"{name} counts {equation} {thing}. How many {thing} does {name} have?"
-        return _Draft(question, result, f"{name} has {result} {thing}.", problem)
-    told = f"{equation}. " if level == "sum told" else ""
-    return _Draft(f"{told}What is {problem}?", result, equation, problem)
+        return Choice(question, result, f"{name} has {result} {thing}.", problem)
+    fact = f"{equation}. " if level == "sum told" else ""
+    return Choice(f"{fact}What is {problem}?", result, equation, problem)
 
 
-def _read_off(rng: random.Random, people: int) -> _Draft:
+def _read_off(rng: random.Random, people: int) -> Choice:
     """Each of some people has a number of things; one is asked for."""
     names, thing = rng.sample(NAMES, people), rng.choice(THINGS)
     drawn = numbers(rng, max(2, people))
-    told = [f"{name} has {n} {thing}." for name, n in zip(names, drawn, strict=False)]
+    facts = [f"{name} has {n} {thing}." for name, n in zip(names, drawn, strict=False)]
     who = rng.randrange(people)
-    question = " ".join((*told, f"How many {thing} does {names[who]} have?"))
+    question = f"How many {thing} does {names[who]} have?"
     right = drawn.pop(who)
-    return _Draft(question, right, told[who], Sum(right, "+", drawn[0]), tuple(drawn))
+    return _about(facts, question, right, facts[who], *drawn)
 
 
-def _changed(rng: random.Random) -> _Draft:
+def _changed(rng: random.Random) -> Choice:
     """One person's number now and before; one of them is asked for."""
     name, thing = rng.choice(NAMES), rng.choice(THINGS)
     before, now = numbers(rng, 2)
-    told = [f"{name} had {before} {thing}.", f"Now {name} has {now} {thing}."]
+    facts = [f"{name} had {before} {thing}.", f"Now {name} has {now} {thing}."]
     if rng.random() < 0.5:
-        question, stated, right, other = f"does {name} have now", told[1], now, before
-    else:
-        question, stated, right, other = f"did {name} have before", told[0], before, now
-    text = " ".join((*told, f"How many {thing} {question}?"))
-    return _Draft(text, right, stated, Sum(right, "+", other), (other,))
+        return _about(facts, f"How many {thing} does {name} have now?", now, facts[1], before)
+    return _about(facts, f"How many {thing} did {name} have before?", before, facts[0], now)
 
 
-def _traded(rng: random.Random) -> _Draft:
+def _traded(rng: random.Random) -> Choice:
     """What one person bought and what they sold; one of them is asked for."""
     name, thing = rng.choice(NAMES), rng.choice(THINGS)
     bought, sold = numbers(rng, 2)
-    told = [f"{name} bought {bought} {thing}.", f"{name} sold {sold} {thing}."]
+    facts = [f"{name} bought {bought} {thing}.", f"{name} sold {sold} {thing}."]
     verb, right, other = rng.choice((("buy", bought, sold), ("sell", sold, bought)))
-    stated = told[verb == "sell"]
-    rng.shuffle(told)
-    question = " ".join((*told, f"How many {thing} did {name} {verb}?"))
-    return _Draft(question, right, stated, Sum(right, "+", other), (other,))
+    stated = facts[verb == "sell"]
+    rng.shuffle(facts)
+    return _about(facts, f"How many {thing} did {name} {verb}?", right, stated, other)
 
 
-def _hidden(rng: random.Random) -> _Draft:
+def _hidden(rng: random.Random) -> Choice:
     """Nobody can know: the number that is asked for is not told."""
     (name, other), thing = rng.sample(NAMES, 2), rng.choice(THINGS)
     shown, right = numbers(rng, 2)
-    told = [f"{other} has {shown} {thing}.", f"{name} has some {thing}."]
-    rng.shuffle(told)
-    question = " ".join((*told, f"How many {thing} does {name} have?"))
-    lures = (shown,) if rng.random() < LURED else ()
-    return _Draft(question, right, f"{name} has {right} {thing}.", Sum(right, "+", shown), lures)
+    facts = [f"{other} has {shown} {thing}.", f"{name} has some {thing}."]
+    rng.shuffle(facts)
+    question, stated = f"How many {thing} does {name} have?", f"{name} has {right} {thing}."
+    choice = _about(facts, question, right, stated, shown)
+    return choice if rng.random() < LURED else replace(choice, lures=())
 
 
-def _distractors(draft: _Draft, rng: random.Random) -> list[int]:
+def _about(facts: list[str], question: str, right: int, stated: str, *others: int) -> Choice:
+    """A question after some facts, whose other numbers are lures."""
+    text = " ".join((*facts, question))
+    return Choice(text, right, stated, Sum(right, "+", others[0]), others)
+
+
+def _distractors(choice: Choice, rng: random.Random) -> list[int]:
     """Three wrong numbers, some of them near misses."""
-    right = draft.right
+    right = choice.right
     near = [right + d for d in (-20, -10, -9, -2, -1, 1, 2, 9, 10, 20)]
     far = [rng.randrange(max(1, right - 40), right + 41) for _ in range(6)]
-    chosen = [*draft.lures]
+    chosen = [*choice.lures]
     while len(chosen) < 3:
         value = rng.choice(near if rng.random() < 0.5 else far)
         if value >= 0 and value != right and value not in chosen:

@@ -68,8 +68,9 @@ class OwnTask(FixedTask):
         self._items = self._read(read_rows(source))
         self._examples = () if examples is None else self._read(read_rows(examples, "examples"))
         self.count = len(self._items)
-        asked = {item.fields["question"] for item in self._items}
-        if both := [text for item in self._examples if (text := item.fields["question"]) in asked]:
+        questions = {item.fields["question"] for item in self._items}
+        shown = [item.fields["question"] for item in self._examples]
+        if both := [question for question in shown if question in questions]:
             raise InputError(
                 f"{self.name}: {len(both)} questions of examples are asked too, such as "
                 f"{both[0]!r:.80}: leave them out on one side, or their answers would be shown"

@@ -85,13 +85,13 @@ class GSM8K(_Published, WordTask):
 
     @staticmethod
     def item(row: TableRow, key: str) -> Item:
-        solution = row.text("answer")
+        question, solution = row.text("question"), row.text("answer")
         _, mark, number = solution.rpartition("####")
         answer = canonical(number) if mark else None
         if answer is None:
             raise InputError(f"{key}: its answer has no line `#### N`")
         fields = {
-            "question": row.text("question"),
+            "question": question,
             "steps": max(1, len(CALCULATION.findall(solution))),
             # An empty line would end the example.
             "solution": re.sub(r"\n\s*\n", "\n", CALCULATION.sub("", solution)),

@@ -279,38 +279,39 @@ def _of_delimited(text: str, ending: str, path: Path) -> Table:
 
     csv.field_size_limit(LONGEST)  # for a whole document in a field
     usual = "\t" if ending == ".tsv" else ","
-    by = max((usual, *",;\t|"), key=lambda delimiter: _fit(text, delimiter))
-    by = by if _fit(text, by)[0] else ONE_COLUMN
+    fits = {by: _fit(*_records(text, by)) for by in (usual, *",;\t|")}
+    by = max(fits, key=lambda delimiter: fits[delimiter])
+    records, error = _records(text, by if fits[by][0] else ONE_COLUMN)
+    header = records[0][1] if records else []
+    places = [f"row {number}, line {line}" for number, (line, _) in enumerate(records[1:])]
+    cells = [values for _, values in records[1:]]
+    for place, values in zip(places, cells, strict=True):
+        if len(values) != len(header):
+            raise ValueError(f"{place}: has more or fewer values than the header, by {by!r}")
+    if error:
+        raise ValueError(f"row {len(cells)}, {error}")
+    rows = [dict(zip(header, values, strict=True)) for values in cells]
+    named = [TableRow(f"{path}, {place}", row) for place, row in zip(places, rows, strict=True)]
+    return Table(named, pd.DataFrame(cells, columns=pd.Index(header), dtype=object))
+
+
+def _records(text: str, by: str) -> tuple[list[tuple[int, list[str]]], str]:
+    """Values and first line of each record that is not blank, up to an error; and that error."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=by, strict=True)
-    header: list[str] = []
-    rows: list[TableRow] = []
-    cells: list[list[str]] = []
+    records: list[tuple[int, list[str]]] = []
     line = 1
     try:
         for values in reader:
-            place, line = f"row {len(rows)}, line {line}", reader.line_num + 1
-            if not any(map(str.strip, values)) or values == EXCEL:
-                continue
-            if not header:
-                header = values
-            elif len(values) != len(header):
-                raise ValueError(f"{place}: has more or fewer values than the header, by {by!r}")
-            else:
-                cells.append(values)
-                named = dict(zip(header, values, strict=True))
-                rows.append(TableRow(f"{path}, {place}", named))
+            if any(map(str.strip, values)) and values != EXCEL:
+                records.append((line, values))
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise ValueError(f"row {len(rows)}, line {line}: {error}") from error
-    return Table(rows, pd.DataFrame(cells, columns=pd.Index(header), dtype=object))
+        return records, f"line {line}: {error}"
+    return records, ""
 
 
-def _fit(text: str, delimiter: str) -> tuple[bool, bool, int]:
-    """Whether it makes several columns of the header, and as many of all rows; and how many."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    columns = 0
-    try:
-        widths = (len(row) for row in reader if any(map(str.strip, row)))
-        columns = next(widths, 0)
-        return columns > 1, all(width == columns for width in widths), columns
-    except csv.Error:
-        return columns > 1, False, columns
+def _fit(records: list[tuple[int, list[str]]], error: str) -> tuple[bool, bool, int]:
+    """Whether a delimiter makes several columns of the header, and as many of all; and how many."""
+    columns = len(records[0][1]) if records else 0
+    even = all(len(values) == columns for _, values in records)
+    return columns > 1, even and not error, columns
