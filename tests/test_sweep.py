@@ -469,4 +469,4 @@ def test_a_server_that_does_not_start_fails_its_points_and_no_others(points: Pat
     sweep = replace(sweep, notebook=Path("model.ipynb"))
     found = run(sweep, points / "runs")
     assert found.states == {"failed": 2}
-    assert "no server: port=-1 must be a whole number" in found.table["detail"][0]
+    assert "no server: port=-1: must be None or a whole number" in found.table["detail"][0]
