@@ -80,12 +80,12 @@ class Faults:
 def rates(faults: Faults) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
     """Probabilities above 0, by the names that the log uses: of whole answers, of their content."""
     names = [one.name.removeprefix("rate_") for one in fields(faults) if "rate_" in one.name]
-    found = [(name, rate) for name in names if (rate := getattr(faults, f"rate_{name}"))]
-    return [p for p in found if p[0] not in CONTENT], [p for p in found if p[0] in CONTENT]
+    above = [(name, rate) for name in names if (rate := getattr(faults, f"rate_{name}"))]
+    return [p for p in above if p[0] not in CONTENT], [p for p in above if p[0] in CONTENT]
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class Query:
     """What a request asks for: `keys` are its prompts as texts, `ids` their tokens."""
 
     body: Json
@@ -99,7 +99,7 @@ class Ask:
     weights: int = 0
 
 
-def ask(path: str, body: Json) -> Ask:
+def parse(path: str, body: Json) -> Query:
     """Understand the body of a POST to one of the generating paths.
 
     Raises:
@@ -118,13 +118,13 @@ def ask(path: str, body: Json) -> Ask:
         if (batch and n > 1) or not talks or not all(talks):
             raise ValueError("messages must not be empty, and a batch has n=1")
         keys = tuple(map(_text, talks))
-        return Ask(body, True, keys, tuple(key.encode() for key in keys), n, most)
+        return Query(body, True, keys, tuple(key.encode() for key in keys), n, most)
     many = body["prompt"]
     # A list of numbers is one prompt, a list of anything else is many.
     if isinstance(many, str) or isinstance(many[0], int):
         many = [many]
     ids = tuple(one.encode() if isinstance(one, str) else one for one in many)
-    return Ask(body, False, tuple(map(_text, many)), ids, n, most)
+    return Query(body, False, tuple(map(_text, many)), ids, n, most)
 
 
 def tokenized(body: Json, longest: int) -> Json:
@@ -142,29 +142,29 @@ def _text(prompt: Any) -> str:
     return "\n".join(str(message["content"]) for message in prompt)
 
 
-def answer(asked: Ask, model: str, number: int, *, vllm: bool) -> Json:
+def answer(query: Query, model: str, number: int, *, vllm: bool) -> Json:
     """The whole answer, as vLLM's or as OpenAI's server writes it."""
     choices: list[Json] = []
     completion = prompts = 0
-    for key, ids in zip(asked.keys, asked.ids, strict=True):
+    for key, ids in zip(query.keys, query.ids, strict=True):
         prompts += len(ids)
-        for sample in range(asked.n):
+        for sample in range(query.n):
             text = f"answer to {key} #{sample}" if sample else f"answer to {key}"
             words = text.count(" ") + 1
-            most = asked.most if asked.body.get("ignore_eos") else min(words, asked.most)
+            most = query.most if query.body.get("ignore_eos") else min(words, query.most)
             completion += most
-            tops = asked.tops(key) if asked.tops else _other_tops(key, asked.weights)
-            named = asked.body.get("logprob_token_ids") if vllm else None
+            tops = query.tops(key) if query.tops else _other_tops(key, query.weights)
+            named = query.body.get("logprob_token_ids") if vllm else None
             if named is not None:
-                tops = {f"token_id:{one}": _drawn(key, asked.weights, one) for one in named}
-            one = _choice(asked, len(choices), text, most, tops)
-            one["finish_reason"] = "stop" if most < asked.most else "length"
+                tops = {f"token_id:{one}": _drawn(key, query.weights, one) for one in named}
+            one = _choice(query, len(choices), text, most, tops)
+            one["finish_reason"] = "stop" if most < query.most else "length"
             if vllm:
-                _add_ids(one, asked, text, most, ids)
+                _add_ids(one, query, text, most, ids)
             choices.append(one)
-    made: Json = {
-        "id": f"{'chatcmpl' if asked.chat else 'cmpl'}-{number}",
-        "object": "chat.completion" if asked.chat else "text_completion",
+    body: Json = {
+        "id": f"{'chatcmpl' if query.chat else 'cmpl'}-{number}",
+        "object": "chat.completion" if query.chat else "text_completion",
         "created": int(time.time()),
         "model": model,
         "choices": choices,
@@ -175,9 +175,9 @@ def answer(asked: Ask, model: str, number: int, *, vllm: bool) -> Json:
             "prompt_tokens_details": None,
         },
     }
-    if asked.chat and vllm and asked.body.get("return_token_ids") and len(asked.keys) == 1:
-        made["prompt_token_ids"] = list(asked.ids[0])
-    return made
+    if query.chat and vllm and query.body.get("return_token_ids") and len(query.keys) == 1:
+        body["prompt_token_ids"] = list(query.ids[0])
+    return body
 
 
 def spoil(
@@ -237,24 +237,26 @@ def _spoil_one(choice: Json, name: str) -> bool:
     return True
 
 
-def _choice(asked: Ask, index: int, text: str, most: int, told: Mapping[str, float] | None) -> Json:
-    wanted = asked.body.get("logprobs")
-    if asked.chat:
+def _choice(
+    query: Query, index: int, text: str, most: int, tops: Mapping[str, float] | None
+) -> Json:
+    wanted = query.body.get("logprobs")
+    if query.chat:
         message = {"role": "assistant", "content": text}
-        tops = asked.body.get("top_logprobs") or 0
-        logprobs = {"content": _chat_logprobs(_pieces(text, most), tops, told)} if wanted else None
+        count = query.body.get("top_logprobs") or 0
+        logprobs = {"content": _chat_logprobs(_pieces(text, most), count, tops)} if wanted else None
         return {"index": index, "message": message, "logprobs": logprobs}
-    ids = bool(asked.body.get("return_tokens_as_token_ids"))
+    ids = bool(query.body.get("return_tokens_as_token_ids"))
     # `logprobs: 0` asks for those of the answer itself.
-    logprobs = None if wanted is None else _logprobs(_pieces(text, most), wanted, ids, told)
+    logprobs = None if wanted is None else _logprobs(_pieces(text, most), wanted, ids, tops)
     return {"index": index, "text": text, "logprobs": logprobs}
 
 
-def _add_ids(choice: Json, asked: Ask, text: str, most: int, prompt: Sequence[int]) -> None:
-    wanted = bool(asked.body.get("return_token_ids"))
+def _add_ids(choice: Json, query: Query, text: str, most: int, prompt: Sequence[int]) -> None:
+    wanted = bool(query.body.get("return_token_ids"))
     choice["stop_reason"] = None
     choice["token_ids"] = list(map(_id, _pieces(text, most))) if wanted else None
-    if not asked.chat:
+    if not query.chat:
         choice["prompt_logprobs"] = None
         choice["prompt_token_ids"] = list(prompt) if wanted else None
 
@@ -284,7 +286,7 @@ def _tops(piece: str, count: int) -> dict[str, float]:
 
 
 def _logprobs(
-    pieces: list[str], count: int, as_ids: bool, told: Mapping[str, float] | None
+    pieces: list[str], count: int, as_ids: bool, tops: Mapping[str, float] | None
 ) -> Json:
     offsets = [0]
     for piece in pieces[:-1]:
@@ -294,17 +296,17 @@ def _logprobs(
         "text_offset": offsets,
         "token_logprobs": [-0.1] * len(pieces),
         "tokens": names,
-        "top_logprobs": [_tops(name, count) if told is None else dict(told) for name in names],
+        "top_logprobs": [_tops(name, count) if tops is None else dict(tops) for name in names],
     }
 
 
-def _chat_logprobs(pieces: list[str], count: int, told: Mapping[str, float] | None) -> list[Json]:
+def _chat_logprobs(pieces: list[str], count: int, tops: Mapping[str, float] | None) -> list[Json]:
     def entry(piece: str, value: float) -> Json:
         return {"token": piece, "logprob": value, "bytes": list(piece.encode())}
 
-    found = []
+    tokens = []
     for piece in pieces:
-        tops = _tops(piece, count) if told is None else told
-        first = [entry(*pair) for pair in tops.items()][:count]
-        found.append(entry(piece, -0.1) | {"top_logprobs": first})
-    return found
+        likeliest = _tops(piece, count) if tops is None else tops
+        first = [entry(*pair) for pair in likeliest.items()][:count]
+        tokens.append(entry(piece, -0.1) | {"top_logprobs": first})
+    return tokens

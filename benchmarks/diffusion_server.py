@@ -55,10 +55,10 @@ def served(max_wait_time: float) -> Iterator[tuple[str, int]]:
 
 
 def _bodies(count: int) -> list[Body]:
-    asked = islice(cycle(pairs()), count)
+    prompts = islice(cycle(pairs()), count)
     return [
         {"prompt": prompt, "max_tokens": LENGTHS[index % len(LENGTHS)], "temperature": 0}
-        for index, (prompt, _) in enumerate(asked)
+        for index, (prompt, _) in enumerate(prompts)
     ]
 
 

@@ -43,12 +43,12 @@ SAMPLING = Sampling(max_tokens=32)
 def make_prompts(count: int, seed: int = 0) -> list[str]:
     """Different prompts of three solved sums and an open one; the model goes on with more."""
     rng = random.Random(f"bench-{seed}")
-    made: dict[str, None] = {}
-    while len(made) < count:
+    prompts: dict[str, None] = {}
+    while len(prompts) < count:
         shots = [f"{p}={p.result}\n" for p in islice(problems(rng, held_out=False), 3)]
         (last,) = islice(problems(rng, held_out=True), 1)
-        made["".join(shots) + f"{last}="] = None
-    return list(made)
+        prompts["".join(shots) + f"{last}="] = None
+    return list(prompts)
 
 
 def measure(

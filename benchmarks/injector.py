@@ -21,7 +21,17 @@ from typing import Any, NoReturn, Self
 
 from aiohttp import web
 
-from benchmarks.bodies import METRICS, Ask, Faults, Tops, answer, ask, rates, spoil, tokenized
+from benchmarks.bodies import (
+    METRICS,
+    Faults,
+    Query,
+    Tops,
+    answer,
+    parse,
+    rates,
+    spoil,
+    tokenized,
+)
 
 __all__ = ["Faults", "Injector"]
 
@@ -169,60 +179,60 @@ class Injector:
             self.faults["key"] += 1
             return _error(401, INCORRECT.format(sent))
         if request.method != "POST" or request.path not in self._paths:
-            return self._tell(request.path)
+            return self._describe(request.path)
         try:
             body = json.loads(raw)
             if (body.get("model") or self.model) not in self._names():
                 return _error(404, f"The model `{body['model']}` does not exist.")
             if request.path == "/tokenize":
                 return web.json_response(tokenized(body, self._max_model_len))
-            asked = replace(ask(request.path, body), tops=self.tops, weights=self._weights)
+            query = replace(parse(request.path, body), tops=self.tops, weights=self._weights)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             self.faults["bad_request"] += 1
             return _error(400, f"{type(error).__name__}: {error}")
-        return await self._generate(request, asked)
+        return await self._generate(request, query)
 
-    async def _generate(self, request: web.BaseRequest, asked: Ask) -> web.StreamResponse:
+    async def _generate(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
         self.requests += 1
-        self.bodies.append(asked.body)
-        fault = self._fault(asked)
+        self.bodies.append(query.body)
+        fault = self._fault(query)
         if fault is not None:
             self.faults[fault] += 1
-            self.log.append((asked.keys, fault))
+            self.log.append((query.keys, fault))
             if fault in AT_ONCE:
-                return await self._fail(request, fault, asked)
+                return await self._fail(request, fault, query)
         self._active += 1
         self.peak = max(self.peak, self._active)
         try:
             if self.latency:
                 await asyncio.sleep(self.latency)
             if fault is not None:
-                return await self._fail(request, fault, asked)
-            return await self._answer(request, asked)
+                return await self._fail(request, fault, query)
+            return await self._answer(request, query)
         except (asyncio.CancelledError, ConnectionError):
             if fault is None:
                 self.faults["gone"] += 1
-                self.log.append((asked.keys, "gone"))
+                self.log.append((query.keys, "gone"))
             raise
         finally:
             self._active -= 1
 
-    def _fault(self, asked: Ask) -> str | None:
+    def _fault(self, query: Query) -> str | None:
         plan = self.plan
         if plan.dead_after is not None and self.requests > plan.dead_after:
             return "dead"
         if self.capacity is not None and self._active >= self.capacity:
             return "capacity"
-        if not plan.multi and len(asked.keys) > 1:
+        if not plan.multi and len(query.keys) > 1:
             return "multi"
-        if plan.poison is not None and any(plan.poison in key for key in asked.keys):
+        if plan.poison is not None and any(plan.poison in key for key in query.keys):
             return "poison"
         return next(iter(self._draw(content=False)), None)
 
     def _draw(self, *, content: bool) -> list[str]:
         return [name for name, rate in rates(self.plan)[content] if self._rng.random() < rate]
 
-    async def _fail(self, request: web.BaseRequest, fault: str, asked: Ask) -> web.Response:
+    async def _fail(self, request: web.BaseRequest, fault: str, query: Query) -> web.Response:
         plan, transport = self.plan, request.transport
         if transport is None or fault == "hang":
             return await _for_ever()
@@ -236,7 +246,7 @@ class Injector:
             return _error(status, ERRORS[fault][1], headers)
         if fault == "502":
             return web.Response(status=502, text=HTML, content_type="text/html")
-        body = json.dumps(answer(asked, self.model, self.requests, vllm=self.vllm)).encode()
+        body = json.dumps(answer(query, self.model, self.requests, vllm=self.vllm)).encode()
         if fault == "half":
             transport.write(HEAD % len(body) + body[: len(body) // 2])
             transport.close()
@@ -245,13 +255,13 @@ class Injector:
         cut = self._rng.choice([body[: len(body) // 2], garbled])
         return web.Response(body=cut, content_type="application/json")
 
-    async def _answer(self, request: web.BaseRequest, asked: Ask) -> web.StreamResponse:
-        made = answer(asked, self.model, self.requests, vllm=self.vllm)
-        done, bad = spoil(made["choices"], self._draw(content=True), self._rng)
-        response = web.Response(text=json.dumps(made), content_type="application/json")
-        good = [key for at, key in enumerate(asked.keys) if at not in {b // asked.n for b in bad}]
-        entry, times = (asked.keys, "+".join(done) or "ok"), (asked.arrived, time.monotonic())
-        self._cache(asked)
+    async def _answer(self, request: web.BaseRequest, query: Query) -> web.StreamResponse:
+        body = answer(query, self.model, self.requests, vllm=self.vllm)
+        done, bad = spoil(body["choices"], self._draw(content=True), self._rng)
+        response = web.Response(text=json.dumps(body), content_type="application/json")
+        good = [key for at, key in enumerate(query.keys) if at not in {b // query.n for b in bad}]
+        entry, times = (query.keys, "+".join(done) or "ok"), (query.arrived, time.monotonic())
+        self._cache(query)
         # Before it is sent: who has the answer finds it counted.
         self.answered.update(good)
         self.faults.update(done)
@@ -268,9 +278,9 @@ class Injector:
             raise
         return response
 
-    def _cache(self, asked: Ask) -> None:
+    def _cache(self, query: Query) -> None:
         """What vLLM would find in its prefix cache: prompts that were answered before."""
-        for key, ids in zip(asked.keys, asked.ids, strict=True):
+        for key, ids in zip(query.keys, query.ids, strict=True):
             self._queries += len(ids)
             self._hits += len(ids) // BLOCK * BLOCK if key in self.answered else 0
 
@@ -278,7 +288,7 @@ class Injector:
         more = [] if self._revision is None else [f"{self.model}@{self._revision}"]
         return [self.model, *more]
 
-    def _tell(self, path: str) -> web.Response:
+    def _describe(self, path: str) -> web.Response:
         if path == "/health":
             return web.Response()
         if path == "/v1/models":
@@ -295,8 +305,8 @@ class Injector:
 
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> web.Response:
-    told = {"message": message, "type": "error", "param": None, "code": status}
-    return web.json_response({"error": told}, status=status, headers=headers)
+    body = {"message": message, "type": "error", "param": None, "code": status}
+    return web.json_response({"error": body}, status=status, headers=headers)
 
 
 def _abort(transport: asyncio.Transport) -> None:

@@ -37,18 +37,18 @@ def weights(seed: int = 0, spread: float = 0.3) -> dict[str, Any]:
     def drawn(*shape: int) -> Any:
         return spread * torch.randn(shape, generator=random)
 
-    found = {f"model.transformer.{name}.weight": drawn(640, WIDTH) for name in ("wte", "ff_out")}
-    found["model.transformer.ln_f.weight"] = 1 + drawn(WIDTH)
+    tensors = {f"model.transformer.{name}.weight": drawn(640, WIDTH) for name in ("wte", "ff_out")}
+    tensors["model.transformer.ln_f.weight"] = 1 + drawn(WIDTH)
     for layer in range(LAYERS):
         block = f"model.transformer.blocks.{layer}"
         for name in ("q_proj", "k_proj", "v_proj", "attn_out"):
-            found[f"{block}.{name}.weight"] = drawn(WIDTH, WIDTH)
+            tensors[f"{block}.{name}.weight"] = drawn(WIDTH, WIDTH)
         for name in ("ff_proj", "up_proj"):
-            found[f"{block}.{name}.weight"] = drawn(INNER, WIDTH)
-        found[f"{block}.ff_out.weight"] = drawn(WIDTH, INNER)
+            tensors[f"{block}.{name}.weight"] = drawn(INNER, WIDTH)
+        tensors[f"{block}.ff_out.weight"] = drawn(WIDTH, INNER)
         for name in ("attn_norm", "ff_norm"):
-            found[f"{block}.{name}.weight"] = 1 + drawn(WIDTH)
-    return found
+            tensors[f"{block}.{name}.weight"] = 1 + drawn(WIDTH)
+    return tensors
 
 
 def logits(tensors: dict[str, Any], ids: Any) -> Any:
@@ -102,16 +102,16 @@ def denoise(
     for start in range(len(prompt), len(ids), block):
         step = 0
         while bool((ids[start : start + block] == MASK).any()):
-            found = logits(tensors, ids)
+            scores = logits(tensors, ids)
             if cfg_scale:
                 bare = ids.clone()
                 bare[: len(prompt)] = MASK
                 without = logits(tensors, bare)
-                found = without + (cfg_scale + 1) * (found - without)
+                scores = without + (cfg_scale + 1) * (scores - without)
             forwards += 1
-            sure = found.double().softmax(-1)
-            found[:, MASK] = -torch.inf
-            best = found.argmax(-1)
+            sure = scores.double().softmax(-1)
+            scores[:, MASK] = -torch.inf
+            best = scores.argmax(-1)
             sure = sure.gather(-1, best[:, None])[:, 0]
             sure[ids != MASK] = -1
             sure[start + block :] = -1
@@ -155,6 +155,6 @@ def difference(padding: int) -> float:
             network = engine.network
             assert network is not None
             places = torch.arange(40 + padding)[None]
-            found = network.logits(network.hidden(padded, valid, places))[:, :40]
+            ours = network.logits(network.hidden(padded, valid, places))[:, :40]
         right = torch.stack([logits(tensors, row) for row in ids])
-    return float((found - right).abs().max())
+    return float((ours - right).abs().max())

@@ -58,8 +58,9 @@ class Synthetic:
 
         self.asked += len(prompts)
         odds = np.array([self.log_odds(prompt) for prompt in prompts])
-        found = -np.logaddexp(0, np.outer(odds, (-1, 1)))
-        return LabelScores(found, found, np.zeros_like(found, bool), (None,) * len(prompts))
+        logprobs = -np.logaddexp(0, np.outer(odds, (-1, 1)))
+        none = np.zeros_like(logprobs, bool)
+        return LabelScores(logprobs, logprobs, none, (None,) * len(prompts))
 
 
 def made_up(count: int, size: int, seed: int) -> list[Claim]:

@@ -766,8 +766,8 @@ def test_vllm_by_another_name_is_known_by_what_it_does() -> None:
     """As behind Ray Serve and gateways: another owner, and nothing beside /v1."""
 
     class Behind(Injector):
-        def _tell(self, path: str) -> Any:
-            told = super()._tell(path)
+        def _describe(self, path: str) -> Any:
+            told = super()._describe(path)
             if path == "/v1/models":
                 told.text = str(told.text).replace('"owned_by": "vllm"', '"owned_by": "acme"')
             return told
