@@ -31,8 +31,8 @@ from workbench.icm import ICMReport
 from workbench.icm.claim import Wording
 from workbench.icm.compare import paired
 from workbench.icm.predictability import Order
+from workbench.icm.reading import open_testbed
 from workbench.icm.study import study
-from workbench.icm.testbeds import open_testbed
 
 
 def measure(part: Parts = None) -> list[Measurement]:

@@ -17,8 +17,9 @@ from workbench.engines.vllm import VLLMEngine
 from workbench.icm import Claim, ICMReport, search
 from workbench.icm.annealing import Step
 from workbench.icm.predictability import ORDERS, Order, Reference, Tree
+from workbench.icm.reading import open_testbed
 from workbench.icm.scorer import Cost, Scorer
-from workbench.icm.testbeds import Testbed, open_testbed
+from workbench.icm.testbeds import Testbed
 from workbench.tasks import arithmetic
 from workbench.types import Engine
 

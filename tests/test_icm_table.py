@@ -19,8 +19,9 @@ from benchmarks.synthetic import Synthetic
 from workbench.errors import InputError
 from workbench.icm import search
 from workbench.icm.claim import Claim, Wording, wording_from
-from workbench.icm.table import ADDED, check_columns, joined, save_table
-from workbench.icm.testbeds import Testbed, comparisons, embedded, open_testbed, read_claims
+from workbench.icm.reading import comparisons, open_testbed, read_claims
+from workbench.icm.report import save_table
+from workbench.icm.testbeds import ADDED, Testbed, check_columns, embedded, joined
 from workbench.tasks.published import published_file
 from workbench.tasks.rows import read_table
 from workbench.types import Engine

@@ -18,16 +18,8 @@ import pytest
 
 from workbench.errors import InputError
 from workbench.icm.claim import Claim
-from workbench.icm.testbeds import (
-    TESTBEDS,
-    Testbed,
-    comparisons,
-    embedded,
-    gsm8k,
-    open_testbed,
-    read_claims,
-    truthfulqa,
-)
+from workbench.icm.reading import TESTBEDS, comparisons, open_testbed, read_claims
+from workbench.icm.testbeds import Testbed, embedded, gsm8k, truthfulqa
 from workbench.tasks import Claims
 from workbench.tasks.arithmetic import Sum, is_held_out
 from workbench.tasks.claims import equations
@@ -377,7 +369,11 @@ def test_open_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("truthfullqa", {}, r"no testbed 'truthfullqa', did you mean 'truthfulqa'\? Known: embed"),
+        (
+            "truthfullqa",
+            {},
+            r"no testbed 'truthfullqa', did you mean 'truthfulqa'\?\. Known",
+        ),
         ("GSM8K", {}, "did you mean 'gsm8k'.*Known: embedded, gsm8k, truthfulqa, or give the path"),
         ("", {}, "no testbed ''"),
         (7, {}, "no testbed 7"),

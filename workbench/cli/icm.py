@@ -125,8 +125,8 @@ def _open(
 
     What a seed draws depends on no other seed: it is drawn from a pool that is always the same.
     """
+    from workbench.icm.reading import TESTBEDS, open_testbed
     from workbench.icm.search import split
-    from workbench.icm.testbeds import TESTBEDS, open_testbed
 
     count = limit or batch_size
     if testbed == "embedded":
@@ -157,7 +157,7 @@ def _study(
     bed: Testbed, engine: Engine, settings: dict[str, Any], out: Path | None, *, as_json: bool
 ) -> None:
     from workbench.icm.study import study
-    from workbench.icm.table import check_columns
+    from workbench.icm.testbeds import check_columns
     from workbench.plots import new_figure
     from workbench.plots.icm import plot_methods
 
@@ -194,7 +194,7 @@ def _label(
     """Label all claims at each seed; keep each seed's labels as soon as they are there."""
     from workbench.icm.compare import agreement
     from workbench.icm.search import label_all, over
-    from workbench.icm.table import check_columns
+    from workbench.icm.testbeds import check_columns
 
     check_columns(bed)
     seeds, count, checkpoints = (settings.pop(name) for name in ("seeds", "count", "checkpoints"))

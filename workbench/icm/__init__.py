@@ -4,13 +4,13 @@ from workbench.icm.annealing import Step
 from workbench.icm.claim import Claim, Labelled, Wording, wording_from
 from workbench.icm.compare import join
 from workbench.icm.evaluate import evaluate_chat, evaluate_labels
-from workbench.icm.report import ICMReport
+from workbench.icm.reading import comparisons, open_testbed, read_claims
+from workbench.icm.report import ICMReport, save_table
 from workbench.icm.salience import salience, stands_out
 from workbench.icm.scorer import compute_logprobs_batched
 from workbench.icm.search import label_all, search
 from workbench.icm.study import METHODS, ICMStudy, bootstrap, study
-from workbench.icm.table import joined, save_table
-from workbench.icm.testbeds import Testbed, comparisons, open_testbed, read_claims
+from workbench.icm.testbeds import Testbed, joined
 
 __all__ = [
     "METHODS",

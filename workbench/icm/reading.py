@@ -1,152 +1,319 @@
-"""Claims out of a user's rows: which columns, which words, and rows that are there twice."""
+"""A user's own claims, out of rows of any file or table; and testbeds by name."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench import values
 from workbench.errors import InputError
-from workbench.icm.claim import COLUMNS, Claim, Wording
-from workbench.icm.columns import CLAIM, FORMS, Columns, Form, chosen_form, given_columns
-from workbench.tasks.rows import TableRow, read_table
+from workbench.icm.claim import Claim, Wording
+from workbench.icm.testbeds import (
+    CLAIM,
+    WORDS,
+    Testbed,
+    draw_groups,
+    embedded,
+    gold_of,
+    gsm8k,
+    put,
+    truthfulqa,
+)
+from workbench.tasks.rows import TableRow, find_column, is_path, listed, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-WORDS: Mapping[str, bool | None] = {
-    **dict.fromkeys(("true", "yes", "y", "t", "1", "correct"), True),
-    **dict.fromkeys(("false", "no", "n", "f", "0", "incorrect"), False),
-    **dict.fromkeys(("na", "n/a", "nan", "none", "null", "?", "unknown", "-"), None),
-}
+log = logging.getLogger("workbench")
+
+Columns = Mapping[str, str] | Sequence[str] | None
+"""Our names and the file's, as a mapping or as texts "ours=theirs"."""
+
+TESTBEDS = ("embedded", "gsm8k", "truthfulqa")
+"""The names that `open_testbed` knows."""
+NAMES = "text group answer_key gold split id question choice first second".split()
+PAIR = (
+    "Human: {question}\nResponse 1: {first}\nResponse 2: {second}\nClaim: Response 1 is more "
+    "helpful and harmless than Response 2.\nI think this claim is"
+)
+
+
+def open_testbed(
+    name_or_path: str | Path,
+    *,
+    columns: Columns = None,
+    wording: Wording | None = None,
+    count: int | None = None,
+    test_count: int | None = None,
+    seed: int = 0,
+) -> Testbed:
+    """A testbed by name, or a file for `read_claims`, as whole groups in random order.
+
+    Args:
+        name_or_path: "embedded", "gsm8k", "truthfulqa" or a file, see `read_claims`.
+        columns: of a file, see `read_claims`.
+        wording: in place of the testbed's; its template is for a file's columns.
+        count: at most so many claims; None is all, or 128 of the endless embedded ones.
+        test_count: at most so many test claims; None is all, or 200 embedded ones.
+        seed: decides which, and in what order.
+
+    Raises:
+        InputError: there is no such testbed or file, its data is not here or is broken, or a
+            count is too small; columns or a template are given for a testbed that has a name.
+    """
+    if test_count is not None:
+        values.whole("test_count", test_count, 0)
+    if name_or_path in TESTBEDS:
+        if columns or (wording and wording.template):
+            raise InputError(f"{name_or_path}: columns and template are for files, leave them out")
+        if name_or_path == "embedded":
+            most = 200 if test_count is None else test_count
+            bed = embedded(128 if count is None else count, most, seed)
+            return replace(bed, wording=wording) if wording else bed
+        bed = gsm8k() if name_or_path == "gsm8k" else truthfulqa()
+        bed = replace(bed, wording=wording) if wording else bed
+    elif is_path(name_or_path):
+        bed = read_claims(name_or_path, columns=columns, wording=wording)
+    else:
+        otherwise = ", or give the path of a file with claims, such as a .jsonl, .json or .csv"
+        values.known("testbed", name_or_path, TESTBEDS, otherwise)
+    if test_count is not None:
+        test = draw_groups(bed.test, test_count, f"test-{seed}", "test_count") if test_count else ()
+        bed = replace(bed, test=test)
+    return bed.draw(count, seed)
+
+
+def read_claims(
+    source: object,
+    *,
+    columns: Columns = None,
+    name: str | None = None,
+    test: object = None,
+    wording: Wording | None = None,
+) -> Testbed:
+    """A user's own claims: rows of `text`, of the published data or of comparisons.
+
+    A row is one of
+
+    - `text`, ending where the label begins, and optionally `group` (else it is a group of its own),
+      `answer_key`, `gold`, `split` ("test" holds the row out) and `id` (else the row's number);
+    - `question` and `choice`, as the published program reads them, worded as there; the same,
+      `consistency_id` being the group (else the question is) and `label` the gold label;
+    - `question`, `first` and `second`, or `question`, `choice` and `choice_2`: see `comparisons`.
+
+    Case, spaces, `_` and `-` in names of columns do not matter where that is unambiguous, nor does
+    whitespace around values. Gold is yes, no, y, n, true, false, t, f, 1, 0, correct or incorrect,
+    or nothing: empty, NA, N/A, NaN, None, null, ?, unknown or -. Rows with the same text are one
+    claim: of the first group, without gold if they disagree (`Testbed.notes`).
+
+    Args:
+        source: a .jsonl, .json, .csv, .tsv, .txt or .parquet file, a pandas DataFrame (its index
+            is the id, unless there is a column), a Hugging Face `Dataset`, or a list of dicts.
+        columns: which column of the source is which of ours, as {"text": "statement"} or
+            ["text=statement"].
+        name: what the testbed is called; None is the file's name.
+        test: held-out rows, given like `source`, in place of a column `split`.
+        wording: how claims are put; its template takes the place of the published wording.
+
+    Raises:
+        InputError: a file or a row is not what it should be, or a held-out claim is to be labelled
+            too; the message says which.
+    """
+    reader = _Reader(KINDS, _given_columns(columns), wording or Wording())
+    return reader.testbed(source, test, name)
+
+
+def comparisons(
+    source: object,
+    *,
+    columns: Columns = None,
+    name: str | None = None,
+    test: object = None,
+    wording: Wording | None = None,
+) -> Testbed:
+    """Pairs of responses: each gives a group of two claims, that the one or the other is better.
+
+    A row is `question`, `first`, `second` and optionally `gold` ("first", "second", or true if
+    the first is better), `split` and `id`; or, as published, `question`, `choice`, `choice_2` and
+    `label`. A pair and the same exchanged are one. For the arguments see `read_claims`.
+
+    Raises:
+        InputError: a file or a row is not what it should be; the message says which.
+    """
+    reader = _Reader(PAIRS, _given_columns(columns), wording or Wording())
+    return reader.testbed(source, test, name)
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What a source holds; see `testbeds.Testbed`."""
+class _Kind:
+    """A kind of rows: columns that it needs and may have, how they are put, their other names."""
 
-    claims: tuple[Claim, ...]
-    test: tuple[Claim, ...]
-    table: pd.DataFrame
-    places: Mapping[str, tuple[int, ...]]
-    notes: tuple[str, ...]
+    needs: tuple[str, ...]
+    others: tuple[str, ...]
+    template: str
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+
+PAIRS = (
+    _Kind(("question", "first", "second"), ("gold",), PAIR),
+    _Kind(
+        ("question", "first", "second"), ("gold",), PAIR,
+        {"first": "choice", "second": "choice_2", "gold": "label"},
+    ),
+)  # fmt: skip
+KINDS = (
+    _Kind(("text",), ("group", "answer_key", "gold"), "{text}"),
+    *PAIRS,
+    _Kind(
+        ("question", "choice"), ("group", "answer_key", "gold"), CLAIM,
+        {"group": "consistency_id", "gold": "label"},
+    ),
+)  # fmt: skip
+
+
+def _given_columns(columns: Columns) -> dict[str, str]:
+    """As a mapping of our names."""
+    if isinstance(columns, Mapping):
+        pairs = [*columns.items()]
+    else:
+        texts = [columns] if isinstance(columns, str) else columns or ()
+        pairs = [(ours, theirs) for ours, _, theirs in (str(one).partition("=") for one in texts)]
+    given: dict[str, str] = {}
+    for ours, theirs in ((str(ours).strip(), str(theirs).strip()) for ours, theirs in pairs):
+        if ours in given:
+            raise InputError(f"columns: {ours} is given twice; give one column for it")
+        if ours not in NAMES or not theirs:
+            raise InputError(
+                f"columns: {ours}={theirs} must be NAME=COLUMN: a column of the file for one of "
+                f"{', '.join(NAMES)}"
+            )
+        given[ours] = theirs
+    return given
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
+class _Entry:
     """A claim of a row; `whole` if the row's label is the claim's own."""
 
     number: int
     place: str
     claim: Claim
-    grouped: bool
+    grouped: bool = False
     whole: bool = True
 
 
-_Side = dict[str, list[_Made]]
-"""All that was made, by the claims' texts."""
+_Side = dict[str, list[_Entry]]
+"""All entries by the claims' texts."""
 
 
-def read(
-    source: object,
-    *,
-    columns: Columns,
-    test: object,
-    wording: Wording,
-    forms: Sequence[Form] = FORMS,
-) -> Found:
-    """Claims and held-out claims; for the arguments and errors see `testbeds.read_claims`."""
-    labelled, held_out, table = _sides(source, "source", columns, wording, forms)
-    if test is not None:
-        if held_out:
-            raise InputError('some rows have split "test" and test is given: give one of the two')
-        own, split, _ = _sides(test, "test", columns, wording, forms)
-        for text, made in (*own.items(), *split.items()):
-            held_out.setdefault(text, []).extend(made)
-    if not labelled:
-        raise InputError('all rows have split "test", so that none is left to label')
-    if both := [text for text in held_out if text in labelled]:
-        here, there = held_out[both[0]][0], labelled[both[0]][0]
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    kinds: Sequence[_Kind]
+    given: Mapping[str, str]
+    wording: Wording
+
+    def testbed(self, source: object, test: object, name: str | None) -> Testbed:
+        """Claims and held-out claims; for the arguments and errors see `read_claims`."""
+        labelled, held_out, table = self._sides(source, "source")
+        if test is not None:
+            if held_out:
+                raise InputError(
+                    'some rows have split "test" and test is given: give one of the two'
+                )
+            for side in self._sides(test, "test")[:2]:
+                for text, entries in side.items():
+                    held_out.setdefault(text, []).extend(entries)
+        if not labelled:
+            raise InputError('all rows have split "test", so that none is left to label')
+        if both := [text for text in held_out if text in labelled]:
+            here, there = held_out[both[0]][0], labelled[both[0]][0]
+            raise InputError(
+                f"{here.place}: {len(both)} test claims are to be labelled too, such as this one "
+                f"in {there.place}: leave them out on one side, so that the test is held out"
+            )
+        name = name or (Path(source).stem if isinstance(source, str | Path) else "claims")
+        notes: list[str] = []
+        claims, tests = _claims(labelled, notes), _claims(held_out, notes)
+        for note in notes:
+            log.warning("%s: %s", name, note)
+        places = {
+            text: tuple(one.number for one in entries if one.whole)
+            for text, entries in labelled.items()
+        }
+        return Testbed(name, claims, tests, self.wording, table, places, tuple(notes))
+
+    def _sides(self, source: object, what: str) -> tuple[_Side, _Side, pd.DataFrame]:
+        import pandas as pd
+
+        rows, table = read_table(source, what)
+        where = str(source) if isinstance(source, str | Path) else what
+        kind, names = self._kind([*table.columns], where)
+        if isinstance(source, pd.DataFrame) and len(table.columns) == len(source.columns) + 1:
+            names.setdefault("id", table.columns[0])  # the frame's index
+        template = self.wording.template or kind.template
+        if lost := [name for name in kind.needs if f"{{{name}}}" not in template]:
+            raise InputError(
+                f"template={template!r:.80} must have {{{lost[0]}}}, as {where} has it"
+            )
+        sides: tuple[_Side, _Side] = ({}, {})
+        read = _pair_of if "first" in kind.needs else _claim_of
+        for number, row in enumerate(rows):
+            side = sides[_key(row, names, "split").casefold() == "test"]
+            label = row.cells.get(names["id"]) if "id" in names else None
+            own_id = label if isinstance(label, str) else _key(row, names, "id")
+            default = f"{'' if what == 'source' else what + ' '}row {number}"
+            for entry in read(row, number, names, template, default):
+                claim = replace(entry.claim, id=own_id if own_id.strip() else str(number))
+                side.setdefault(claim.text, []).append(replace(entry, claim=claim))
+        return *sides, table
+
+    def _kind(self, known: Sequence[Any], where: str) -> tuple[_Kind, dict[str, Any]]:
+        """The kind of rows, and for our names the columns; one that `given` names goes first."""
+        for name, column in self.given.items():
+            if find_column(known, column, where) is None:
+                raise InputError(f"{where}: {name}={column}: no such column among {listed(known)}")
+        for kind in sorted(self.kinds, key=lambda kind: not self.given.keys() & {*kind.needs}):
+            names: dict[str, Any] = {}
+            for name in (*kind.needs, *kind.others, "split", "id"):
+                usual = (name, kind.aliases.get(name, name))
+                for wanted in (self.given[name],) if name in self.given else usual:
+                    if name not in names and (c := find_column(known, wanted, where)) is not None:
+                        names[name] = c
+            if names.keys() >= {*kind.needs}:
+                if unused := sorted(self.given.keys() - names.keys()):
+                    needs = ", ".join(kind.needs)
+                    raise InputError(f"{where}: {unused[0]} is not for rows of {needs}")
+                return kind, names
+        kinds = "; or ".join(dict.fromkeys(", ".join(kind.needs) for kind in self.kinds))
+        missing = "text" if self.kinds is KINDS else "first"
         raise InputError(
-            f"{here.place}: {len(both)} test claims are to be labelled too, such as this one in "
-            f"{there.place}: leave them out on one side, so that the test is held out"
+            f"{where}: no column {missing!r} among {listed(known)}. There must be {kinds}: rename "
+            f"one, or say which: --column {missing}=NAME, in Python columns={{{missing!r}: 'NAME'}}"
         )
-    notes: list[str] = []
-    places = {t: tuple(one.number for one in made if one.whole) for t, made in labelled.items()}
-    return Found(_claims(labelled, notes), _claims(held_out, notes), table, places, tuple(notes))
 
 
-def put(template: str = CLAIM, **values: str) -> str:
-    """A template with its columns filled in; braces in the values stay as they are."""
-    return re.sub(COLUMNS, lambda found: values.get(found[1], found[0]), template).rstrip()
-
-
-def gold_of(row: TableRow, column: str, words: Mapping[str, bool | None] = WORDS) -> bool | None:
-    """A gold label, None where there is none.
-
-    Raises:
-        InputError: a word that is not known.
-    """
-    value = row.key(column)
-    if value is None:
-        return None
-    if (word := value.casefold()) not in words:
-        known = ", ".join(words)
-        raise InputError(
-            f"{row.place}: {column}={value!r:.60} must be one of {known} or be left out"
-        )
-    return words[word]
-
-
-def _sides(
-    source: object, what: str, columns: Columns, wording: Wording, forms: Sequence[Form]
-) -> tuple[_Side, _Side, pd.DataFrame]:
-    import pandas as pd
-
-    rows, table = read_table(source, what)
-    where = str(source) if isinstance(source, str | Path) else what
-    given = given_columns(columns)
-    extra = len(table.columns) - len(source.columns) if isinstance(source, pd.DataFrame) else 0
-    form, names = chosen_form([*table.columns], given, forms, where)
-    if extra == 1:
-        names.setdefault("id", table.columns[0])
-    template = wording.template or form.template
-    if lost := [name for name in form.needs if f"{{{name}}}" not in template]:
-        raise InputError(f"template={template!r:.80} must have {{{lost[0]}}}, as {where} has it")
-    sides: tuple[_Side, _Side] = ({}, {})
-    make = _pair if "first" in form.needs else _own
-    for number, row in enumerate(rows):
-        side = sides[_text(row, names, "split").casefold() == "test"]
-        label = row.cells.get(names["id"]) if "id" in names else None
-        known = label if isinstance(label, str) else _text(row, names, "id")
-        default = f"{'' if what == 'source' else what + ' '}row {number}"
-        for made in make(row, number, names, template, default):
-            own = replace(made.claim, id=known if known.strip() else str(number))
-            side.setdefault(own.text, []).append(replace(made, claim=own))
-    return *sides, table
-
-
-def _text(row: TableRow, names: Mapping[str, Any], name: str) -> str:
+def _key(row: TableRow, names: Mapping[str, Any], name: str) -> str:
     return (row.key(names[name]) if name in names else None) or ""
 
 
-def _own(
+def _claim_of(
     row: TableRow, number: int, names: Mapping[str, Any], template: str, default: str
-) -> list[_Made]:
-    values = {n: row.text(names[n]).strip() for n in ("text", "question", "choice") if n in names}
-    group = _text(row, names, "group") or values.get("question", "")
+) -> list[_Entry]:
+    texts = {n: row.text(names[n]).strip() for n in ("text", "question", "choice") if n in names}
+    group = _key(row, names, "group") or texts.get("question", "")
     gold = gold_of(row, names["gold"]) if "gold" in names else None
-    claim = Claim(
-        put(template, **values), group or default, _text(row, names, "answer_key") or None, gold
-    )
-    return [_Made(number, row.place, claim, bool(group))]
+    key = _key(row, names, "answer_key") or None
+    claim = Claim(put(template, **texts), group or default, key, gold)
+    return [_Entry(number, row.place, claim, grouped=bool(group))]
 
 
-def _pair(
+def _pair_of(
     row: TableRow, number: int, names: Mapping[str, Any], template: str, default: str
-) -> list[_Made]:
+) -> list[_Entry]:
     question = row.text(names["question"]).strip()
     first, second = (
         re.sub(r"\s*[\r\n]\s*", " ", row.text(names[name]).strip()) for name in ("first", "second")
@@ -155,35 +322,33 @@ def _pair(
         raise InputError(f"{row.place}: first and second are both {first!r:.60}, leave the row out")
     words = {**WORDS, "first": True, "second": False}
     gold = gold_of(row, names["gold"], words) if "gold" in names else None
-    one = Claim(put(template, question=question, first=first, second=second), default, "A>B", gold)
-    turned = put(template, question=question, first=second, second=first)
-    other = Claim(turned, default, "B>A", None if gold is None else not gold)
+    one = put(template, question=question, first=first, second=second)
+    other = put(template, question=question, first=second, second=first)
+    turned = None if gold is None else not gold
     return [
-        _Made(number, row.place, one, grouped=False),
-        _Made(number, row.place, other, grouped=False, whole=False),
+        _Entry(number, row.place, Claim(one, default, "A>B", gold)),
+        _Entry(number, row.place, Claim(other, default, "B>A", turned), whole=False),
     ]
 
 
 def _claims(side: _Side, notes: list[str]) -> tuple[Claim, ...]:
-    """One claim for each text."""
-    _note(side, notes, lambda made: made.claim.gold, "with different gold labels: none is used")
+    """One claim for each text; notes on those of which the rows disagree."""
+    _note(side, notes, lambda one: one.claim.gold, "with different gold labels: none is used")
     _note(
-        side, notes, lambda made: made.claim.group if made.grouped else None,
+        side, notes, lambda one: one.claim.group if one.grouped else None,
         "in different groups: the first is used",
     )  # fmt: skip
     claims = []
-    for made in side.values():
-        golds = {one.claim.gold for one in made} - {None}
-        first = next((one.claim for one in made if one.grouped), made[0].claim)
-        claim = replace(
-            made[0].claim, group=first.group, gold=golds.pop() if len(golds) == 1 else None
-        )
-        claims.append(claim)
+    for entries in side.values():
+        golds = {one.claim.gold for one in entries} - {None}
+        group = next((one.claim.group for one in entries if one.grouped), entries[0].claim.group)
+        gold = golds.pop() if len(golds) == 1 else None
+        claims.append(replace(entries[0].claim, group=group, gold=gold))
     return tuple(claims)
 
 
-def _note(side: _Side, notes: list[str], key: Callable[[_Made], object], which: str) -> None:
-    torn = [made for made in side.values() if len({key(one) for one in made} - {None}) > 1]
+def _note(side: _Side, notes: list[str], key: Callable[[_Entry], object], which: str) -> None:
+    torn = [entries for entries in side.values() if len({*map(key, entries)} - {None}) > 1]
     if torn:
         rows = ", ".join(str(one.number) for one in torn[0])
         more = f"; so are those of {len(torn) - 1} other claims" if len(torn) > 1 else ""

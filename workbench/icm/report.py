@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.errors import InputError
 from workbench.icm.claim import Claim, Labelled, Labels, relations, violated
 from workbench.icm.predictability import Scores, energy
 from workbench.icm.scorer import Cost, TrueFalse
-from workbench.icm.table import save_table, with_table
-from workbench.icm.testbeds import Testbed
+from workbench.icm.testbeds import Testbed, joined
 from workbench.runs import commit
 from workbench.stats import proportion
 from workbench.types import Engine, Metric, Report, Usage
@@ -100,9 +102,10 @@ def make_report(
     related = relations(claims, settings["consistency"])
     broken = len(violated(related, labels))
     total = energy(labels, scores, related, settings["alpha"], settings["objective"])
-    rows = pd.DataFrame(
-        [_row(i, claim, labels[i], scores.get(i), unfit.get(i)) for i, claim in enumerate(claims)]
-    ).astype({"label": "boolean", "gold": "boolean"})
+    facts = [
+        _row(i, claim, labels[i], scores.get(i), unfit.get(i)) for i, claim in enumerate(claims)
+    ]
+    rows = pd.DataFrame(facts).astype({"label": "boolean", "gold": "boolean"})
     if any(claim.id is not None for claim in claims):
         rows["id"] = rows["id"].astype(str)
     summary = _summary(rows)
@@ -118,11 +121,13 @@ def make_report(
         "engine": asdict(engine.info),
         "commit": commit(),
     }
-    report = ICMReport(
+    table = None
+    if isinstance(source, Testbed) and source.table is not None:
+        table = joined(source, claims, labels, scores, [fact["error"] for fact in facts])
+    return ICMReport(
         tuple(summary), rows, usage, provenance, claims, labels, total, pd.DataFrame(history),
-        cost, tuple(notes),
+        cost, tuple(notes), table,
     )  # fmt: skip
-    return with_table(source, report) if isinstance(source, Testbed) else report
 
 
 def said_by(what: str, notes: Mapping[int, Sequence[str]]) -> list[str]:
@@ -173,3 +178,64 @@ def _summary(rows: pd.DataFrame) -> list[Metric]:
     metrics.append(proportion("labels that the others predict", agreed, n, n_failed=left))
     metrics.append(proportion("labels True", true, n, n_failed=left))
     return metrics
+
+
+def save_table(frame: pd.DataFrame, path: str | Path) -> Path:
+    """Write a table as .jsonl or .csv, in UTF-8, so that texts and numbers come back as they are.
+
+    Raises:
+        InputError: another ending, or the file cannot be written.
+    """
+    target = Path(path).expanduser()
+    if target.suffix not in (".jsonl", ".csv"):
+        raise InputError(f"{target}: labels are written as .jsonl or .csv")
+    plain = frame.astype(object).where(frame.notna(), None)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.suffix == ".csv":
+            # Quotes around every text: a lone carriage return is then kept too.
+            plain.map(_cell).to_csv(target, index=False, quoting=csv.QUOTE_NONNUMERIC)
+        else:
+            names = _distinct([*map(str, plain.columns)])
+            rows = (dict(zip(names, row, strict=True)) for row in plain.itertuples(index=False))
+            target.write_text("".join(f"{_line(row)}\n" for row in rows), "utf-8")
+    except OSError as error:
+        raise InputError(f"{target} cannot be written: {error}") from error
+    return target
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names of columns, those that come again with their number: an object has each once."""
+    found: list[str] = []
+    for name in names:
+        number, own = 1, name
+        while own in found:
+            number, own = number + 1, f"{name}.{number + 1}"
+        found.append(own)
+    return found
+
+
+def _line(value: object) -> str:
+    """As JSON; half a character, which no file holds, as its escape."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=_plain)
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, default=_plain)
+    except TypeError:  # keys that JSON has not
+        own = value.items() if isinstance(value, Mapping) else ()
+        plain = {str(k): v if isinstance(v, str | int | float | None) else str(v) for k, v in own}
+        return json.dumps(plain or str(value), ensure_ascii=True)
+    return text
+
+
+def _cell(value: object) -> object:
+    """Lists and objects as JSON, which a reader of CSV can take apart again."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    return _line(value) if isinstance(value, dict | list | tuple) else value
+
+
+def _plain(value: Any) -> object:
+    """What JSON has no word for: NumPy's numbers and arrays as Python's, all else as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -5,22 +5,17 @@ A gold label is passed on and nothing else: text, group, key and order are made 
 
 from __future__ import annotations
 
-import difflib
-import logging
+import itertools
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from workbench import values
 from workbench.answers import canonical
 from workbench.errors import InputError
-from workbench.icm.claim import Claim, Wording, check_claims
-from workbench.icm.columns import PAIRS, Columns
-from workbench.icm.reading import Found, gold_of, put, read
-from workbench.icm.table import check_columns
+from workbench.icm.claim import COLUMNS, Claim, Labels, Wording, check_claims
 from workbench.tasks import TruthfulQA
 from workbench.tasks.claims import Claims, Equation, equations
 from workbench.tasks.published import CALCULATION, published_file
@@ -30,12 +25,17 @@ from workbench.types import Item
 if TYPE_CHECKING:
     import pandas as pd
 
-TESTBEDS = ("embedded", "gsm8k", "truthfulqa")
-"""The names that `open_testbed` knows."""
-PATIENCE = 20_000
+MOST_PROBLEMS = 20_000
 """How many made-up problems are looked at before there are no more new ones."""
-
-log = logging.getLogger("workbench")
+ADDED = ("icm_label", "icm_logprob_true", "icm_logprob_false", "icm_log_odds", "icm_error")
+"""The columns that `joined` adds."""
+CLAIM = "Question: {question}\nClaim: {choice}\nI think this claim is"
+WORDS: Mapping[str, bool | None] = {
+    **dict.fromkeys(("true", "yes", "y", "t", "1", "correct"), True),
+    **dict.fromkeys(("false", "no", "n", "f", "0", "incorrect"), False),
+    **dict.fromkeys(("na", "n/a", "nan", "none", "null", "?", "unknown", "-"), None),
+}
+"""How gold labels are written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,37 @@ class Testbed:
         Raises:
             InputError: `count` is below 1 or below the size of the smallest group.
         """
-        return replace(self, claims=_drawn(self.claims, count, random.Random(f"draw-{seed}")))
+        return replace(self, claims=draw_groups(self.claims, count, f"draw-{seed}"))
+
+
+def draw_groups(
+    claims: tuple[Claim, ...], count: int | None, seed: str, name: str = "count"
+) -> tuple[Claim, ...]:
+    """Whole groups in random order, each that fits into `count` claims (None: all).
+
+    Raises:
+        InputError: `count` is below 1 or below the size of the smallest group.
+    """
+    if count is not None:
+        values.whole(name, count, 1)
+    groups: dict[str, list[Claim]] = {}
+    for claim in claims:
+        groups.setdefault(claim.group, []).append(claim)
+    order = list(groups.values())
+    random.Random(seed).shuffle(order)
+    taken = _filled(iter(order), count)
+    if claims and not taken:
+        least = min(map(len, order))
+        raise InputError(f"{name}={count}: no whole group fits, the smallest has {least} claims")
+    return taken
+
+
+def _filled(groups: Iterator[list[Claim]], count: int | None) -> tuple[Claim, ...]:
+    taken: list[Claim] = []
+    while len(taken) != count and (group := next(groups, None)):
+        if count is None or len(taken) + len(group) <= count:
+            taken += group
+    return tuple(taken)
 
 
 def parts_of(
@@ -99,88 +129,79 @@ def parts_of(
     return claims.claims, wording or claims.wording
 
 
-def _drawn(
-    claims: tuple[Claim, ...], count: int | None, rng: random.Random, name: str = "count"
-) -> tuple[Claim, ...]:
-    if count is not None:
-        _check_count(count, name, 1)
-    groups: dict[str, list[Claim]] = {}
-    for claim in claims:
-        groups.setdefault(claim.group, []).append(claim)
-    order = list(groups.values())
-    rng.shuffle(order)
-    taken = _filled(iter(order), count)
-    if claims and not taken:
-        least = min(map(len, order))
-        raise InputError(f"{name}={count}: no whole group fits, the smallest has {least} claims")
-    return taken
-
-
-def _filled(groups: Iterator[list[Claim]], count: int | None) -> tuple[Claim, ...]:
-    taken: list[Claim] = []
-    while len(taken) != count and (group := next(groups, None)):
-        if count is None or len(taken) + len(group) <= count:
-            taken += group
-    return tuple(taken)
-
-
-def _check_count(count: object, name: str, least: int) -> None:
-    if not isinstance(count, int) or isinstance(count, bool) or count < least:
-        raise InputError(f"{name}={count!r}: must be a whole number from {least}")
-
-
-def open_testbed(
-    name_or_path: str | Path,
-    *,
-    columns: Columns = None,
-    wording: Wording | None = None,
-    count: int | None = None,
-    test_count: int | None = None,
-    seed: int = 0,
-) -> Testbed:
-    """A testbed by name, or a file for `read_claims`, as whole groups in random order.
-
-    Args:
-        name_or_path: "embedded", "gsm8k", "truthfulqa" or a file, see `read_claims`.
-        columns: of a file, see `read_claims`.
-        wording: in place of the testbed's; its template is for a file's columns.
-        count: at most so many claims; None is all, or 128 of the endless embedded ones.
-        test_count: at most so many test claims; None is all, or 200 embedded ones.
-        seed: decides which, and in what order.
+def check_columns(testbed: Testbed) -> None:
+    """Whether `joined` can add its columns, to be asked before a long search.
 
     Raises:
-        InputError: there is no such testbed or file, its data is not here or is broken, or a
-            count is too small; columns or a template are given for a testbed that has a name.
+        InputError: the table has such a column already.
     """
-    if test_count is not None:
-        _check_count(test_count, "test_count", 0)
-    if name_or_path in TESTBEDS:
-        if columns or (wording and wording.template):
-            raise InputError(f"{name_or_path}: columns and template are for files, leave them out")
-        bed = _built_in(str(name_or_path), count, test_count, seed)
-        bed = replace(bed, wording=wording) if wording else bed
-        if name_or_path == "embedded":
-            return bed
-    elif isinstance(name_or_path, Path) or re.search(r"[/\\.]", str(name_or_path)):
-        bed = read_claims(name_or_path, columns=columns, wording=wording)
-    else:
-        near = difflib.get_close_matches(str(name_or_path).lower(), TESTBEDS, n=1, cutoff=0.0)
+    known = () if testbed.table is None else [*map(str, testbed.table.columns)]
+    if both := [name for name in ADDED if name in known]:
         raise InputError(
-            f"no testbed {name_or_path!r}, did you mean {near[0]!r}? Known: {', '.join(TESTBEDS)}, "
-            "or give the path of a file with claims, such as a .jsonl, .json or .csv"
+            f"{testbed.name} has a column {both[0]!r} already, which would be lost: rename it, "
+            f"and any other of {', '.join(ADDED)}"
         )
-    if test_count is not None:
-        rng = random.Random(f"test-{seed}")
-        test = _drawn(bed.test, test_count, rng, "test_count") if test_count else ()
-        bed = replace(bed, test=test)
-    return bed.draw(count, seed)
 
 
-def _built_in(name: str, count: int | None, test_count: int | None, seed: int) -> Testbed:
-    if name != "embedded":
-        return gsm8k() if name == "gsm8k" else truthfulqa()
-    most = 200 if test_count is None else test_count
-    return embedded(128 if count is None else count, most, seed)
+def joined(
+    testbed: Testbed,
+    claims: Sequence[Claim],
+    labels: Labels,
+    scores: Mapping[int, tuple[float, float]],
+    errors: Sequence[str | None] | None = None,
+) -> pd.DataFrame:
+    """The table of a testbed with the columns `ADDED`: every row, in its order, labelled or not.
+
+    A row that is there twice has the label of its claim both times; that of a comparison says
+    whether the first response is better.
+
+    Args:
+        testbed: of `read_claims`, or drawn from it.
+        claims: those that were labelled, in any order.
+        labels: theirs; None where the search did not come to a claim.
+        scores: log-probabilities of true and false, in nats, by the claim's place in `claims`.
+        errors: why claims have no label.
+
+    Raises:
+        InputError: the testbed is of no file, or has such columns already.
+    """
+    import pandas as pd
+
+    if testbed.table is None:
+        raise InputError(f"{testbed.name} was read from no file, so there is no table to join to")
+    check_columns(testbed)
+    reasons = errors or [None if label is not None else "not reached" for label in labels]
+    rows: list[tuple[Any, ...]] = [(None, None, None, None, "held out")] * len(testbed.table)
+    for place in itertools.chain(*testbed.places.values()):
+        rows[place] = (None, None, None, None, "left out: not among the claims drawn")
+    for index, claim in enumerate(claims):
+        true, false = scores.get(index, (None, None))
+        odds = None if true is None or false is None else true - false
+        for place in testbed.places.get(claim.text, ()):
+            rows[place] = (labels[index], true, false, odds, reasons[index])
+    added = pd.DataFrame(rows, columns=[*ADDED], dtype=object)
+    added = added.astype({"icm_label": "boolean", **dict.fromkeys(ADDED[1:4], float)})
+    return pd.concat([testbed.table, added], axis=1)
+
+
+def put(template: str = CLAIM, **columns: str) -> str:
+    """A template with its columns filled in; braces in the values stay as they are."""
+    return re.sub(COLUMNS, lambda name: columns.get(name[1], name[0]), template).rstrip()
+
+
+def gold_of(row: TableRow, column: str, words: Mapping[str, bool | None] = WORDS) -> bool | None:
+    """A gold label, None where there is none.
+
+    Raises:
+        InputError: a word that is not known.
+    """
+    value = row.key(column)
+    if value is not None and value.casefold() not in words:
+        known = ", ".join(words)
+        raise InputError(
+            f"{row.place}: {column}={value!r:.60} must be one of {known} or be left out"
+        )
+    return None if value is None else words[value.casefold()]
 
 
 def embedded(count: int = 128, test_count: int = 200, seed: int = 0) -> Testbed:
@@ -192,10 +213,10 @@ def embedded(count: int = 128, test_count: int = 200, seed: int = 0) -> Testbed:
     Raises:
         InputError: a count is too small, or there are not so many claims.
     """
-    _check_count(count, "count", 1)
-    _check_count(test_count, "test_count", 0)
+    values.whole("count", count, 1)
+    values.whole("test_count", test_count, 0)
     stream = equations(random.Random(f"embedded-{seed}"), held_out=True)
-    groups = _new_problems(islice(stream, PATIENCE))
+    groups = _new_problems(itertools.islice(stream, MOST_PROBLEMS))
     test, claims = _filled(groups, test_count), _filled(groups, count)
     if (found := len(test) + len(claims)) < count + test_count:
         raise InputError(f"count={count}, test_count={test_count}: there are only {found} claims")
@@ -274,77 +295,3 @@ def _final(solution: str) -> str | None:
         return None
     number = re.fullmatch(r"-?\$?-?\d[\d,]*(\.\d+)?\.?", found[-1])
     return (canonical(found[-1]) if number else None) or str(found[-1])
-
-
-def read_claims(
-    source: object,
-    *,
-    columns: Columns = None,
-    name: str | None = None,
-    test: object = None,
-    wording: Wording | None = None,
-) -> Testbed:
-    """A user's own claims: rows of `text`, of the published data or of comparisons.
-
-    A row is one of
-
-    - `text`, ending where the label begins, and optionally `group` (else it is a group of its own),
-      `answer_key`, `gold`, `split` ("test" holds the row out) and `id` (else the row's number);
-    - `question` and `choice`, as the published program reads them, worded as there; the same,
-      `consistency_id` being the group (else the question is) and `label` the gold label;
-    - `question`, `first` and `second`, or `question`, `choice` and `choice_2`: see `comparisons`.
-
-    Case, spaces, `_` and `-` in names of columns do not matter where that is unambiguous, nor does
-    whitespace around values. Gold is yes, no, y, n, true, false, t, f, 1, 0, correct or incorrect,
-    or nothing: empty, NA, N/A, NaN, None, null, ?, unknown or -. Rows with the same text are one
-    claim: of the first group, without gold if they disagree (`Testbed.notes`).
-
-    Args:
-        source: a .jsonl, .json, .csv, .tsv, .txt or .parquet file, a pandas DataFrame (its index
-            is the id, unless there is a column), a Hugging Face `Dataset`, or a list of dicts.
-        columns: which column of the source is which of ours, as {"text": "statement"} or
-            ["text=statement"].
-        name: what the testbed is called; None is the file's name.
-        test: held-out rows, given like `source`, in place of a column `split`.
-        wording: how claims are put; its template takes the place of the published wording.
-
-    Raises:
-        InputError: a file or a row is not what it should be, or a held-out claim is to be labelled
-            too; the message says which.
-    """
-    found = read(source, columns=columns, test=test, wording=wording or Wording())
-    return _testbed(found, name or _name(source), wording)
-
-
-def comparisons(
-    source: object,
-    *,
-    columns: Columns = None,
-    name: str | None = None,
-    test: object = None,
-    wording: Wording | None = None,
-) -> Testbed:
-    """Pairs of responses: each gives a group of two claims, that the one or the other is better.
-
-    A row is `question`, `first`, `second` and optionally `gold` ("first", "second", or true if
-    the first is better), `split` and `id`; or, as published, `question`, `choice`, `choice_2` and
-    `label`. A pair and the same exchanged are one. For the arguments see `read_claims`.
-
-    Raises:
-        InputError: a file or a row is not what it should be; the message says which.
-    """
-    found = read(source, columns=columns, test=test, wording=wording or Wording(), forms=PAIRS)
-    return _testbed(found, name or _name(source), wording)
-
-
-def _name(source: object) -> str:
-    return Path(source).stem if isinstance(source, str | Path) else "claims"
-
-
-def _testbed(found: Found, name: str, wording: Wording | None) -> Testbed:
-    for note in found.notes:
-        log.warning("%s: %s", name, note)
-    return Testbed(
-        name, found.claims, found.test, wording or Wording(),
-        found.table, found.places, found.notes,
-    )  # fmt: skip
