@@ -32,7 +32,7 @@ from benchmarks.harness import (
     vllm_engine,
 )
 from workbench.agents import MajorityVote, SelfRefine, advance
-from workbench.agents.program import Agent, Ask, Case, Program
+from workbench.agents.program import Agent, AgentCase, Ask, Program
 from workbench.answers import grade
 from workbench.cli.output import say
 from workbench.comparison import compare
@@ -81,16 +81,16 @@ def _grading(count: int = 20_000, rounds: int = 5) -> list[Measurement]:
     ]
 
 
-def _cases(count: int) -> list[Case]:
+def _cases(count: int) -> list[AgentCase]:
     task = WordProblems()
     items = task.items(count)
-    return [Case(task, item, task.prompt(item), task.sampling) for item in items]
+    return [AgentCase(task, item, task.prompt(item), task.sampling) for item in items]
 
 
 def one_by_one(samples: int, temperature: float) -> Agent:
     """Votes as loops over samples do it: each sample a call of its own."""
 
-    def program(case: Case) -> Program:
+    def program(case: AgentCase) -> Program:
         for number in range(samples):
             yield Ask(case.prompt, replace(case.sampling, temperature=temperature, seed=number))
         return ""
@@ -114,7 +114,7 @@ def _refine(engine: VLLMEngine, repeats: int, count: int = 200) -> list[Measurem
 
 
 def _speedups(
-    engine: VLLMEngine, cases: list[Case], agent: Agent, alone: Agent, repeats: int
+    engine: VLLMEngine, cases: list[AgentCase], agent: Agent, alone: Agent, repeats: int
 ) -> list[float]:
     """How many times faster all cases are together than `alone` on each in turn."""
 

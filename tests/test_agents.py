@@ -15,10 +15,10 @@ import pytest
 from workbench.agents import (
     AGENTS,
     Agent,
+    AgentCase,
     Answer,
     Ask,
     BestOfN,
-    Case,
     MajorityVote,
     Program,
     Score,
@@ -26,28 +26,26 @@ from workbench.agents import (
     advance,
     named,
     open_agent,
-    rounds,
+    scheduler,
     standard,
 )  # fmt: skip
-from workbench.agents.best_of_n import yes_or_no
-from workbench.agents.majority_vote import cluster
-from workbench.agents.rounds import MOST
-from workbench.comparison import comparison, load
+from workbench.agents.methods import cluster, yes_or_no
+from workbench.agents.scheduler import MOST_ROUNDS
+from workbench.comparison import by_samples, comparison
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
-from workbench.evaluation import Evaluation, evaluate
+from workbench.evaluation import Evaluation, evaluate, load
 from workbench.plots import new_figure, plot_costs, plot_samples
-from workbench.scaling import by_samples
 from workbench.tasks import OwnTask, Sums, WordProblems
 from workbench.types import Completion, Grade, Item, Sampling
 
 COUNT = 12
 
 
-def sums(count: int = COUNT) -> list[Case]:
+def sums(count: int = COUNT) -> list[AgentCase]:
     task = Sums()
     items = task.items(count)
-    return [Case(task, item, task.prompt(item, 1), task.sampling) for item in items]
+    return [AgentCase(task, item, task.prompt(item, 1), task.sampling) for item in items]
 
 
 @pytest.fixture
@@ -65,7 +63,9 @@ def calls(plain: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return made
 
 
-def texts(agent: Agent, cases: list[Case], engine: VLLMEngine, seed: int = 0) -> list[str | None]:
+def texts(
+    agent: Agent, cases: list[AgentCase], engine: VLLMEngine, seed: int = 0
+) -> list[str | None]:
     found = advance(agent, cases, engine, seed=seed)
     return [outcome.answer.text if outcome.answer else None for outcome in found]
 
@@ -89,10 +89,10 @@ def test_equal_answers_are_one_vote() -> None:
     assert cluster(texts, texts.items(1)[0], ["US", "us", "US"]) == [[0, 2], [1]]
 
 
-def answering(*answers: str) -> Callable[[Case, MajorityVote], Answer]:
+def answering(*answers: str) -> Callable[[AgentCase, MajorityVote], Answer]:
     """What the agent makes of these samples."""
 
-    def run(case: Case, agent: MajorityVote) -> Answer:
+    def run(case: AgentCase, agent: MajorityVote) -> Answer:
         program = agent(case)
         next(program)
         samples = tuple(Completion(text=one, finish_reason="stop") for one in answers)
@@ -107,7 +107,7 @@ def answering(*answers: str) -> Callable[[Case, MajorityVote], Answer]:
 def test_the_majority_wins_and_ties_go_to_the_first() -> None:
     task = WordProblems()
     item = task.items(1)[0]
-    case = Case(task, item, task.prompt(item), task.sampling)
+    case = AgentCase(task, item, task.prompt(item), task.sampling)
     agent = MajorityVote(samples=5)
     won = answering("#### 3", "so #### 4", "hm", "#### 4.0", "#### 5")(case, agent)
     assert won.text == "so #### 4"
@@ -154,7 +154,7 @@ def test_fewer_samples_of_a_vote_are_a_vote(plain: VLLMEngine) -> None:
 
 def test_best_of_n_takes_what_the_verifier_trusts(plain: VLLMEngine) -> None:
     task = WordProblems()
-    cases = [Case(task, i, task.prompt(i, 4), task.sampling) for i in task.items(6)]
+    cases = [AgentCase(task, i, task.prompt(i, 4), task.sampling) for i in task.items(6)]
     for outcome in advance(BestOfN(samples=4), cases, plain, seed=3):
         assert outcome.answer is not None
         asked, *scored = outcome.trace
@@ -169,7 +169,7 @@ def test_best_of_n_takes_what_the_verifier_trusts(plain: VLLMEngine) -> None:
 def refined(*answers: str, rounds: int = 3) -> Answer:
     task = WordProblems()
     item = task.items(1)[0]
-    program = SelfRefine(rounds=rounds)(Case(task, item, "Q", task.sampling))
+    program = SelfRefine(rounds=rounds)(AgentCase(task, item, "Q", task.sampling))
     next(program)
     try:
         for text in answers:
@@ -194,7 +194,7 @@ def test_self_refine_stops_where_nothing_changes() -> None:
 
 def test_second_thoughts_have_room_where_answers_are_short() -> None:
     task = Sums()
-    case = Case(task, task.items(1)[0], "Q", task.sampling)
+    case = AgentCase(task, task.items(1)[0], "Q", task.sampling)
     program = SelfRefine()(case)
     assert next(program) == Ask("Q")
     critique = program.send(Completion(text=" 3", finish_reason="stop"))
@@ -239,14 +239,14 @@ def test_a_case_goes_on_as_text_or_as_a_chat() -> None:
     assert [turn["content"] for turn in chat.then("2", "Sure?")] == ["1+1?", "2", "Sure?"]  # type: ignore[index]
 
 
-def twice(case: Case) -> Program:
+def twice(case: AgentCase) -> Program:
     draft = yield Ask(case.prompt)
     final = yield Ask(case.then(draft.text, "Again: " + str(case.prompt)))
     return str(final.text)
 
 
 def test_all_programs_go_on_together(plain: VLLMEngine, calls: list[int]) -> None:
-    def some(case: Case) -> Program:
+    def some(case: AgentCase) -> Program:
         return (yield from (twice if int(case.item.answer) % 2 else standard)(case))
 
     cases = sums()
@@ -262,7 +262,7 @@ def test_all_programs_go_on_together(plain: VLLMEngine, calls: list[int]) -> Non
 def test_several_calls_of_a_round_go_at_once(plain: VLLMEngine, calls: list[int]) -> None:
     labels = (" True", " False")
 
-    def both(case: Case) -> Program:
+    def both(case: AgentCase) -> Program:
         said, (true, false) = yield [Ask(case.prompt), Score(case.prompt, labels)]
         return Answer(said.text, {"odds": true - false})
 
@@ -274,66 +274,66 @@ def test_several_calls_of_a_round_go_at_once(plain: VLLMEngine, calls: list[int]
     assert odds == pytest.approx(list(scores[:, 0] - scores[:, 1]), abs=1e-4)
 
 
-def raises(case: Case) -> Program:
+def raises(case: AgentCase) -> Program:
     yield Ask(case.prompt)
     raise ValueError("no idea")
 
 
-def raises_at_once(case: Case) -> Program:
+def raises_at_once(case: AgentCase) -> Program:
     raise ValueError("no idea")
 
 
-def never_ends(case: Case) -> Program:
+def never_ends(case: AgentCase) -> Program:
     while True:
         yield Ask(case.prompt)
 
 
-def yields_text(case: Case) -> Program:
+def yields_text(case: AgentCase) -> Program:
     yield "a prompt"  # type: ignore[misc]
     return ""
 
 
-def yields_nothing(case: Case) -> Program:
+def yields_nothing(case: AgentCase) -> Program:
     yield []
     return ""
 
 
-def yields_an_empty_prompt(case: Case) -> Program:
+def yields_an_empty_prompt(case: AgentCase) -> Program:
     yield Ask("")
     return ""
 
 
-def yields_no_sampling(case: Case) -> Program:
+def yields_no_sampling(case: AgentCase) -> Program:
     yield Ask(case.prompt, {"n": 2})  # type: ignore[arg-type]
     return ""
 
 
-def yields_equal_labels(case: Case) -> Program:
+def yields_equal_labels(case: AgentCase) -> Program:
     yield Score(case.prompt, (" a", " a"))
     return ""
 
 
-def returns_a_number(case: Case) -> Program:
+def returns_a_number(case: AgentCase) -> Program:
     yield Ask(case.prompt)
     return 7  # type: ignore[return-value]
 
 
-def notes_are_none(case: Case) -> Program:
+def notes_are_none(case: AgentCase) -> Program:
     yield Ask(case.prompt)
     return Answer("7", None)  # type: ignore[arg-type]
 
 
-def notes_hold_a_list(case: Case) -> Program:
+def notes_hold_a_list(case: AgentCase) -> Program:
     yield Ask(case.prompt)
     return Answer("7", {"all": [7]})  # type: ignore[dict-item]
 
 
-def exits(case: Case) -> Program:
+def exits(case: AgentCase) -> Program:
     yield Ask(case.prompt)
     raise SystemExit(3)
 
 
-def cannot_be_stopped(case: Case) -> Program:
+def cannot_be_stopped(case: AgentCase) -> Program:
     while True:
         try:
             yield Ask(case.prompt)
@@ -341,17 +341,17 @@ def cannot_be_stopped(case: Case) -> Program:
             continue
 
 
-def yields_no_text(case: Case) -> Program:
+def yields_no_text(case: AgentCase) -> Program:
     yield Ask([{"role": "user", "content": object()}])  # type: ignore[dict-item]
     return ""
 
 
-def refused_by_the_engine(case: Case) -> Program:
+def refused_by_the_engine(case: AgentCase) -> Program:
     yield Ask(case.prompt, Sampling(regex="("))
     return ""
 
 
-def no_generator(case: Case) -> Program:
+def no_generator(case: AgentCase) -> Program:
     return "text"  # type: ignore[return-value]
 
 
@@ -361,7 +361,7 @@ def no_generator(case: Case) -> Program:
     [
         (raises, "raised ValueError: no idea"),
         (raises_at_once, "raised ValueError: no idea"),
-        (never_ends, f"did not end within {MOST} rounds"),
+        (never_ends, f"did not end within {MOST_ROUNDS} rounds"),
         (yields_text, "yield an Ask or a Score"),
         (yields_nothing, "yield an Ask or a Score"),
         (yields_an_empty_prompt, "is empty"),
@@ -372,13 +372,13 @@ def no_generator(case: Case) -> Program:
         (notes_are_none, "returned notes=None"),
         (notes_hold_a_list, "returned notes={'all': [7]}"),
         (exits, "raised SystemExit"),
-        (cannot_be_stopped, f"did not end within {MOST} rounds"),
+        (cannot_be_stopped, f"did not end within {MOST_ROUNDS} rounds"),
         (yields_no_text, "content"),
         (refused_by_the_engine, "regex"),
     ],
 )
 def test_a_bad_agent_costs_its_own_row_only(bad: Agent, said: str, plain: VLLMEngine) -> None:
-    def mostly(case: Case) -> Program:
+    def mostly(case: AgentCase) -> Program:
         return bad(case) if case is cases[1] else standard(case)
 
     cases = sums(3)
@@ -389,7 +389,7 @@ def test_a_bad_agent_costs_its_own_row_only(bad: Agent, said: str, plain: VLLMEn
 
 
 def test_a_chat_that_a_program_lengthens_is_its_own(plain: VLLMEngine) -> None:
-    def longer(case: Case) -> Program:
+    def longer(case: AgentCase) -> Program:
         turns: Any = case.prompt
         answer = yield Ask(turns)
         turns += [{"role": "assistant", "content": answer.text}]
@@ -413,11 +413,11 @@ def test_an_agent_is_no_class() -> None:
 
 
 def test_a_failed_call_is_raised_in_its_program(plain: VLLMEngine) -> None:
-    def long(case: Case) -> Program:
+    def long(case: AgentCase) -> Program:
         yield Ask("1+1=" * 2000)
         return "never"
 
-    def patient(case: Case) -> Program:
+    def patient(case: AgentCase) -> Program:
         try:
             yield Ask("1+1=" * 2000)
         except EngineError as error:
@@ -440,7 +440,7 @@ def test_a_failed_call_is_raised_in_its_program(plain: VLLMEngine) -> None:
 def test_what_is_sampled_is_repeatable_and_new_each_round(plain: VLLMEngine) -> None:
     hot = Sampling(max_tokens=20, temperature=1.5)
 
-    def dice(case: Case) -> Program:
+    def dice(case: AgentCase) -> Program:
         first = yield Ask("Question: How", hot)
         second = yield Ask("Question: How", hot)
         return Answer(first.text, {"second": second.text})
@@ -475,7 +475,7 @@ def test_greedy_runs_say_that_they_are_alike(
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_interrupted_in_any_round_it_goes_on(stop: int, kept: VLLMEngine) -> None:
     class Interrupted(SelfRefine):
-        def __call__(self, case: Case) -> Program:
+        def __call__(self, case: AgentCase) -> Program:
             program = super().__call__(case)
             result: Any = None
             for number in range(1, 99):
@@ -558,17 +558,17 @@ def test_runs_are_a_whole_number(runs: Any, plain: VLLMEngine) -> None:
 def test_a_verdict_on_an_answer_is_asked_in_words_for_any_model() -> None:
     own = OwnTask([{"question": "2+2?", "answer": "4"}])
     (item,) = own.items(1)
-    chat = Case(own, item, own.prompt(item, style="chat"), own.sampling)
+    chat = AgentCase(own, item, own.prompt(item, style="chat"), own.sampling)
     asked = yes_or_no(chat, "#### 4")
     assert asked.labels == ("Yes", "No")
     assert isinstance(asked.prompt, list)
     assert "2+2?" in asked.prompt[-1]["content"]
-    plain = yes_or_no(Case(own, item, own.prompt(item), own.sampling), "#### 4")
+    plain = yes_or_no(AgentCase(own, item, own.prompt(item), own.sampling), "#### 4")
     assert isinstance(plain.prompt, str)
     assert plain.prompt.endswith("Yes or No only.\nReply:")
     words = WordProblems()  # the embedded model has a form of its own
     (item,) = words.items(1)
-    form = yes_or_no(Case(words, item, words.prompt(item), words.sampling), "#### 4")
+    form = yes_or_no(AgentCase(words, item, words.prompt(item), words.sampling), "#### 4")
     assert str(form.prompt).endswith("Is the solution correct?")
 
 
@@ -589,7 +589,7 @@ def test_a_round_hands_out_its_results_without_moving_the_rest(
         def pop(self, *_: Any) -> Any:  # from the front it moves all that follow
             raise AssertionError("results are taken out of the list")
 
-    real = rounds._batch
-    monkeypatch.setattr(rounds, "_batch", lambda *given: Fixed(real(*given)))
+    real = scheduler._batch
+    monkeypatch.setattr(scheduler, "_batch", lambda *given: Fixed(real(*given)))
     cases = sums(4)
     assert None not in texts(MajorityVote(3), cases, plain)

@@ -13,13 +13,12 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest, ttest_rel
 
-from workbench.agents import Agent, Case, MajorityVote, Program, SelfRefine, standard
-from workbench.comparison import compare, compare_p, comparison, load
+from workbench.agents import Agent, AgentCase, MajorityVote, Program, SelfRefine, standard
+from workbench.comparison import compare, compare_p, comparison
 from workbench.engines.base import failure
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
-from workbench.evaluation import accuracy
-from workbench.suite import run_suite
+from workbench.evaluation import accuracy, load, run_suite
 from workbench.tasks import OwnTask, Sums
 from workbench.types import Engine, Report, Sampling, Usage
 
@@ -215,7 +214,7 @@ def test_any_agents_name_is_a_folders(plain: VLLMEngine, tmp_path: Path) -> None
     assert len(folder.name) < 80
 
     class Nameless:
-        def __call__(self, case: Case) -> Program:
+        def __call__(self, case: AgentCase) -> Program:
             return standard(case)
 
     with pytest.raises(InputError, match="has no name that stays"):

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from workbench.agents import Answer, Ask, Case, Program
+from workbench.agents import AgentCase, Answer, Ask, Program
 from workbench.comparison import compare, compare_p
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
@@ -87,7 +87,7 @@ def test_a_grader_that_raises_costs_its_own_row_only(plain: VLLMEngine) -> None:
 
 
 def test_rows_keep_their_own_columns_and_can_be_saved(plain: VLLMEngine, tmp_path: Path) -> None:
-    def agent(case: Case) -> Program:
+    def agent(case: AgentCase) -> Program:
         answer = yield Ask(case.prompt)
         odd = int(case.item.answer) % 2
         notes: dict[str, Any] = {"id": "x", "run": 7, "kind": "odd" if odd else 2}

@@ -33,8 +33,6 @@ FLOORS = {
     "load": 4,
     "batching": 4,
     "denoising_trace": 4,
-    "scaling": 4,
-    "suite": 4,
     "uncertainty": 4,
     "throughput": 4,
     "tradeoff": 4,

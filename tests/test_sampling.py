@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.agents.best_of_n import ASKED, yes_or_no
-from workbench.agents.program import Case
+from workbench.agents.methods import VERIFY, yes_or_no
+from workbench.agents.program import AgentCase
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
 from workbench.judge import Template
@@ -213,7 +213,7 @@ def test_a_row_by_hand() -> None:
     assert (greedily.n, greedily.temperature, greedily.logprobs) == (1, 0, 0)
     assert (drawing.n, drawing.temperature, drawing.logprobs) == (5, 0.7, 0)
     assert drawing.seed is not None
-    asked = ASKED.format(problem="a?", text="#### 5")
+    asked = VERIFY.format(problem="a?", text="#### 5")
     assert script.weighed == [[f"{asked}\nReply:"]]  # in words for any model
     values = {metric.name: metric.value for metric in report.summary}
     assert (values["accuracy"], values["majority accuracy"]) == (0, 1)
@@ -516,7 +516,7 @@ def test_the_embedded_model_knows_when_it_knows(plain: VLLMEngine) -> None:
     assert table["auroc"]["majority share"] > 0.5
     own = WordProblems()
     item = next(item for item in own.items(48) if item.id == rows["id"][0])
-    score = yes_or_no(Case(own, item, own.prompt(item), own.sampling), rows["text"][0])
+    score = yes_or_no(AgentCase(own, item, own.prompt(item), own.sampling), rows["text"][0])
     yes, no = np.exp(plain.label_logprobs([score.prompt], score.labels).logprobs[0])
     assert rows["p_true"][0] == pytest.approx(yes / (yes + no), abs=1e-4)
 

@@ -15,9 +15,9 @@ import pytest
 
 from benchmarks.injector import Faults, Injector
 from workbench import open_engine
-from workbench.comparison import load
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
+from workbench.evaluation import load
 from workbench.tasks import Options
 from workbench.tasks.multiple_choice import MultipleChoice as Choices
 from workbench.tasks.multiple_choice import open_choices

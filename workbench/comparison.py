@@ -1,17 +1,19 @@
-"""Evaluations side by side: paired differences, whether they are chance, and what they cost."""
+"""Evaluations side by side: paired differences, whether they are chance, and what they cost.
+
+`by_samples` reads a whole curve of votes out of one report.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.agents.methods import cluster
 from workbench.errors import InputError
-from workbench.evaluation import Evaluation
+from workbench.evaluation import Evaluation, accuracy
 from workbench.stats import Z, mcnemar, mean, paired_shares
-from workbench.types import Metric, Report, Usage
+from workbench.types import Metric, Report, Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,13 +39,12 @@ def compare(report: Report, other: Report, name: str = "difference") -> Metric:
         InputError: the reports share no items, or are not of one task.
     """
     done, failed = _paired(report, other, name)
-    single = _single(done)
     if done.empty:
         return Metric(name, NAN, -1.0, 1.0, 0, n_failed=failed)
-    if single:
+    if _runs_agree(done):
         return paired_shares(name, done["correct"], done["correct_other"], n_failed=failed)
-    found = mean(name, done["correct"] - done["correct_other"], -1.0, 1.0)
-    return replace(found, n_failed=failed)
+    gains = done["correct"] - done["correct_other"]
+    return replace(mean(name, gains, -1.0, 1.0), n_failed=failed)
 
 
 def compare_p(report: Report, other: Report) -> float:
@@ -56,7 +57,7 @@ def compare_p(report: Report, other: Report) -> float:
     done, _ = _paired(report, other, "compare_p")
     if done.empty:
         raise InputError("compare_p: no item was answered in both reports")
-    if _single(done):
+    if _runs_agree(done):
         return mcnemar(done["correct"], done["correct_other"])
     from scipy.stats import binomtest, ttest_rel
 
@@ -86,15 +87,15 @@ def comparison(reports: Mapping[str, Report]) -> pd.DataFrame:
     first = next(iter(reports.values()))
     rows = []
     for name, report in reports.items():
-        versus = {} if report is first else _versus(report, first, name)
-        rows.append({**_facts(name, report), **versus})
+        versus = {} if report is first else _difference(report, first, name)
+        rows.append({**_accuracy_and_costs(name, report), **versus})
     table = pd.DataFrame(rows)
     if "p" in table:
         table.insert([*table.columns].index("p") + 1, "p_holm", _holm(table["p"]))
     return table
 
 
-def _facts(name: str, report: Report) -> dict[str, Any]:
+def _accuracy_and_costs(name: str, report: Report) -> dict[str, Any]:
     metric, rows = report.summary[0], report.rows
     costs = ("prompt_tokens", "completion_tokens")
     return {
@@ -106,7 +107,7 @@ def _facts(name: str, report: Report) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _versus(report: Report, first: Report, name: str) -> dict[str, float]:
+def _difference(report: Report, first: Report, name: str) -> dict[str, float]:
     apart = compare(report, first, name)
     facts = {"difference": apart.value, "difference_low": apart.low, "difference_high": apart.high}
     if not report.usage.from_store and not first.usage.from_store and report.usage.seconds:
@@ -115,7 +116,7 @@ def _versus(report: Report, first: Report, name: str) -> dict[str, float]:
         return {**facts, "p": NAN, "detectable": NAN}
     error = (apart.high - apart.low) / 2 / Z
     detectable = (Z + POWER) * error
-    if _single(_paired(report, first, name)[0]):
+    if _runs_agree(_paired(report, first, name)[0]):
         detectable = max(detectable, SIGNS / apart.n)
     return {**facts, "p": compare_p(report, first), "detectable": min(1.0, detectable)}
 
@@ -129,31 +130,7 @@ def _holm(values: pd.Series[float]) -> pd.Series[float]:
     return steps.cummax().clip(upper=1.0).reindex(values.index)
 
 
-def load(folder: str | Path) -> Report:
-    """A report that was saved: its `summary.json` and `rows.parquet`, and an evaluation's trace.
-
-    Raises:
-        InputError: one of them is not there, or is not what a report writes.
-    """
-    import pandas as pd
-
-    place = Path(folder).expanduser()
-    try:
-        told = json.loads((place / "summary.json").read_text(encoding="utf-8"))
-        rows = pd.read_parquet(place / "rows.parquet")
-        summary = tuple(Metric(**metric) for metric in told["summary"])
-        report = Report(summary, rows, Usage(**told["usage"]), told["provenance"])
-        if not (place / "trace.parquet").exists():
-            return report
-        trace = pd.read_parquet(place / "trace.parquet")
-        return Evaluation(summary, rows, report.usage, report.provenance, trace)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{place} holds no report ({error}): give a folder that a report was saved in"
-        ) from error
-
-
-def _single(done: pd.DataFrame) -> bool:
+def _runs_agree(done: pd.DataFrame) -> bool:
     """Whether each item is right or wrong, in all runs alike."""
     return bool(done[["correct", "correct_other"]].isin([0.0, 1.0]).all(axis=None))
 
@@ -186,5 +163,55 @@ def _verdicts(report: Report) -> pd.DataFrame:
     if not twice.empty:
         raise InputError(f"a report with item {twice.iloc[0]!r} twice: each id must stand for one")
     right = rows["correct"].astype(float).where(rows["error"].isna())
-    found = rows.assign(correct=right).groupby("id", sort=False)
-    return found.agg(answer=("answer", "first"), correct=("correct", "mean")).reset_index()
+    items = rows.assign(correct=right).groupby("id", sort=False)
+    return items.agg(answer=("answer", "first"), correct=("correct", "mean")).reset_index()
+
+
+def by_samples(task: Task, report: Evaluation, counts: Sequence[int]) -> pd.DataFrame:
+    """The vote of the first k samples of each item, for each k of `counts`.
+
+    Args:
+        task: what `report` is an evaluation of, by `MajorityVote`.
+
+    Returns:
+        A row a count: samples, accuracy, low, high (95 %), n, and tokens, the mean number of
+        generated tokens an item.
+
+    Raises:
+        InputError: the report has fewer samples of an item, or more than one call.
+    """
+    import pandas as pd
+
+    trace = report.trace[report.trace["error"].isna()]
+    drawn = list(trace.groupby(["id", "run"], sort=False))
+    least = min((len(part) for _, part in drawn), default=0)
+    if not counts or min(counts) < 1 or max(counts) > least or report.rows["calls"].max() > 1:
+        raise InputError(
+            f"counts={list(counts)}: give numbers from 1 to {least}, the samples that the report "
+            "of a majority vote has of each item"
+        )
+    about = report.provenance
+    items = {item.id: item for item in task.items(about["count"], about["seed"])}
+    if missing := {str(key) for (key, _), _ in drawn} - items.keys():
+        raise InputError(f"{task.name} has no item {min(missing)!r:.60}: give that of the report")
+    rows: dict[int, list[dict[str, object]]] = {count: [] for count in counts}
+    for (key, run), part in drawn:
+        item = items[str(key)]
+        texts = part["text"].tolist()
+        groups = cluster(task, item, texts)
+        tokens = part["completion_tokens"].cumsum().tolist()
+        for count in counts:
+            votes = [[place for place in group if place < count] for group in groups]
+            most = max(votes, key=len, default=[])
+            won = task.grade(item, texts[most[0] if most else 0])
+            verdict = {"correct": bool(won.correct), "parsed": won.parsed, "error": None}
+            rows[count].append({"id": key, "run": run, **verdict, "tokens": tokens[count - 1]})
+    points = []
+    for count, verdicts in rows.items():
+        frame = pd.DataFrame(verdicts)
+        share = accuracy(frame)
+        points.append({
+            "samples": count, "accuracy": share.value, "low": share.low, "high": share.high,
+            "n": share.n, "tokens": float(frame["tokens"].mean()),
+        })  # fmt: skip
+    return pd.DataFrame(points)

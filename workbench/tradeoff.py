@@ -11,11 +11,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from workbench import values
-from workbench.agents import Case
+from workbench.agents import AgentCase
 from workbench.engines.base import failure
 from workbench.engines.diffusion import Counts, Denoising, DiffusionEngine, Row
 from workbench.errors import InputError
-from workbench.evaluation import accuracy, asked, tabled
+from workbench.evaluation import accuracy, prepare_cases, to_frame, try_to_grade
 from workbench.progress import one_bar
 from workbench.stats import paired_shares
 from workbench.types import Report, Sampling, Task, Usage
@@ -64,19 +64,21 @@ class TradeOff:
             )
         self._engine, self._settings = engine, tuple(settings)
         self._repeats = values.whole("repeats", repeats, 1)
-        self._cases, self._about = asked(task, engine, count=count, seed=seed, sampling=sampling)
+        self._cases, self._about = prepare_cases(
+            task, engine, count=count, seed=seed, sampling=sampling
+        )
         self._prompts = [engine.encode(str(case.prompt)) for case in self._cases]
         self._done: dict[tuple[int, int], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
 
     @property
     def rows(self) -> pd.DataFrame:
         """The answers that are there so far."""
-        return tabled([row for key in sorted(self._done) for row in self._done[key][1]])
+        return to_frame([row for key in sorted(self._done) for row in self._done[key][1]])
 
     @property
     def speeds(self) -> pd.DataFrame:
         """The speeds measured so far."""
-        return tabled([self._done[key][0] for key in sorted(self._done)])
+        return to_frame([self._done[key][0] for key in sorted(self._done)])
 
     def run(self) -> Report:
         """Measure what is not measured yet; Ctrl-C keeps what is."""
@@ -155,7 +157,7 @@ class TradeOff:
                 **_against(part, None if name == base else rows[rows["setting"] == base]),
                 "faster": ratio.median(), "faster_low": ratio.min(), "faster_high": ratio.max(),
             })  # fmt: skip
-        return tabled(made)
+        return to_frame(made)
 
     def _measure(
         self, turn: int, setting: Denoising, bar: Any
@@ -194,14 +196,11 @@ class TradeOff:
         except InputError as error:  # this prompt is too long: the others are not
             return error
 
-    def _row(self, case: Case, row: Row | InputError) -> dict[str, Any]:
+    def _row(self, case: AgentCase, row: Row | InputError) -> dict[str, Any]:
         item, done = case.item, row.completion() if isinstance(row, Row) else failure(str(row))
         grade, error = None, done.error
         if error is None:
-            try:
-                grade = case.task.grade(item, done.text)
-            except Exception as failed:  # noqa: BLE001 - a user's code, of any kind
-                error = f"the task's grader raised {type(failed).__name__}: {failed}"
+            grade, error = try_to_grade(case.task, item, done.text)
         return {
             **item.fields, "id": item.id, "answer": item.answer, "text": done.text,
             "extracted": grade and grade.extracted, "correct": bool(grade and grade.correct),

@@ -6,21 +6,18 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from workbench.agents.best_of_n import BestOfN
-from workbench.agents.majority_vote import MajorityVote
-from workbench.agents.program import Agent, Answer, Ask, Case, Program, Score
-from workbench.agents.rounds import Outcome, advance
-from workbench.agents.self_refine import SelfRefine
-from workbench.agents.standard import standard
+from workbench import values
+from workbench.agents.methods import BestOfN, MajorityVote, SelfRefine, standard
+from workbench.agents.program import Agent, AgentCase, Answer, Ask, Program, Score
+from workbench.agents.scheduler import AgentOutcome, advance
 from workbench.errors import InputError
 
 __all__ = [
-    "AGENTS", "Agent", "Answer", "Ask", "BestOfN", "Case", "MajorityVote", "Outcome", "Program",
-    "Score", "SelfRefine", "advance", "named", "open_agent", "standard",
+    "AGENTS", "Agent", "AgentCase", "AgentOutcome", "Answer", "Ask", "BestOfN", "MajorityVote",
+    "Program", "Score", "SelfRefine", "advance", "named", "open_agent", "standard",
 ]  # fmt: skip
 
 AGENTS: Mapping[str, Callable[[], Agent]] = MappingProxyType(
@@ -46,12 +43,7 @@ def open_agent(agent: str | Agent) -> Agent:
         if not callable(agent):
             raise InputError(f"agent={agent!r:.60}: give a name or a function that yields calls")
         return agent
-    if agent not in AGENTS:
-        near = difflib.get_close_matches(agent.lower(), AGENTS, n=1, cutoff=0.0)
-        raise InputError(
-            f"no agent {agent!r}, did you mean {near[0]!r}? Known: {', '.join(AGENTS)}"
-        )
-    return AGENTS[agent]()
+    return AGENTS[values.known("agent", agent, AGENTS)]()
 
 
 def named(agent: str | Agent) -> str:

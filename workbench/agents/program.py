@@ -5,7 +5,7 @@
         final = yield Ask(case.then(draft.text, "Check this and answer again."))
         return final.text
 
-`rounds.advance` runs the programs of all items together, a batch of calls at a time.
+`scheduler.advance` runs the programs of all items together, a batch of calls at a time.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ failed is raised in the program as an `EngineError`; one that lets it pass is a 
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class AgentCase:
     """What an agent works on; the right answer is in it, for tasks to grade and not to be read.
 
     Attributes:
@@ -86,5 +86,5 @@ class Case:
         return self.task.grade(self.item, text).extracted
 
 
-Agent = Callable[[Case], Program]
+Agent = Callable[[AgentCase], Program]
 """A function or an object that makes a program for a case."""

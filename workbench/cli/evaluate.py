@@ -48,8 +48,8 @@ def evaluate_task(
     """How accurate is a model on a task, and what does an agent add? Run again, it resumes."""
     from workbench.agents import AGENTS
     from workbench.engines import open_engine
+    from workbench.evaluation import Style, run_suite
     from workbench.runs import run_dir
-    from workbench.suite import Style, run_suite
     from workbench.tasks import open_task
 
     check_new(out)
@@ -104,7 +104,7 @@ def compare_reports(
     as_json: options.Json = False,
 ) -> None:
     """Saved evaluations side by side, each against the first, on the items both answered."""
-    from workbench.comparison import load
+    from workbench.evaluation import load
 
     check_new(out)
     if len({*map(Path.resolve, folders)}) < len(folders):

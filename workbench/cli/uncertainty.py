@@ -96,7 +96,7 @@ def score(
     as_json: options.Json = False,
 ) -> None:
     """Score saved answers, with no model: several folders make one table."""
-    from workbench.comparison import load
+    from workbench.evaluation import load
     from workbench.uncertainty.report import joined_tables, score_options
 
     check_new(out)

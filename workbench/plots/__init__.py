@@ -251,7 +251,7 @@ def plot_samples(ax: Axes, curve: pd.DataFrame) -> None:
     """Accuracy of a vote against the samples that it counts, with its 95 % band.
 
     Args:
-        curve: what `scaling.by_samples` returns.
+        curve: what `comparison.by_samples` returns.
     """
     ax.fill_between(curve["samples"], curve["low"], curve["high"], color=COLOURS[0], alpha=0.15)
     ax.plot(curve["samples"], curve["accuracy"], color=COLOURS[0], marker=MARKERS[0])

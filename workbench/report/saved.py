@@ -7,9 +7,8 @@ from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.comparison import load
 from workbench.errors import InputError
-from workbench.evaluation import Evaluation
+from workbench.evaluation import Evaluation, load
 from workbench.report.page import Part, facts, flat, frame, heading, image, paragraph, table
 from workbench.types import Report, Usage
 

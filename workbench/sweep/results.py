@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import InputError
-from workbench.evaluation import tabled
+from workbench.evaluation import to_frame
 from workbench.files import write_whole
 from workbench.sweep.folder import Folder, State
 from workbench.sweep.grid import DETAIL, brief
@@ -175,7 +175,7 @@ def _framed(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     import pandas as pd
     import pyarrow as pa
 
-    frame = tabled(rows)
+    frame = to_frame(rows)
     for name in map(str, frame):
         values: list[Any] = [row.get(name) for row in rows]
         kinds = {type(value) for value in values} - {type(None)}

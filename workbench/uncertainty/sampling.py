@@ -13,11 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from workbench.agents import Case, named
-from workbench.agents.best_of_n import yes_or_no
-from workbench.agents.majority_vote import check_samples, cluster
+from workbench.agents import AgentCase, named
+from workbench.agents.methods import check_samples, cluster, yes_or_no
 from workbench.errors import InputError
-from workbench.evaluation import accuracy, asked, tabled
+from workbench.evaluation import accuracy, prepare_cases, to_frame
 from workbench.stats import mean
 from workbench.store import digest
 from workbench.types import Completion, Engine, Grade, Metric, Report, Task
@@ -75,7 +74,7 @@ def sample_uncertainty(
             log-likelihood is the mean over its tokens.
         mean_logprob: of the greedy answer's tokens.
         p_true: P(yes) / (P(yes) + P(no)) for the greedy answer, in the form of
-            `agents.best_of_n.yes_or_no` (P(True) of Kadavath et al. 2022, arXiv 2207.05221, s. 4).
+            `agents.methods.yes_or_no` (P(True) of Kadavath et al. 2022, arXiv 2207.05221, s. 4).
 
         The usage is that of `engine`, not of another one that judges.
 
@@ -86,7 +85,9 @@ def sample_uncertainty(
     check_samples(samples, temperature)
     if same != "grader" and not callable(same):
         raise InputError(f'same={same!r:.60}: give "grader", or a function such as judged(engine)')
-    cases, provenance = asked(task, engine, "standard", count, 1, seed, shots=shots, style=style)
+    cases, provenance = prepare_cases(
+        task, engine, "standard", count, 1, seed, shots=shots, style=style
+    )
     greedy = replace(cases[0].sampling, n=1, temperature=0.0, seed=None, logprobs=0)
     own = int.from_bytes(digest("uncertainty", seed)[:4], "big")
     drawn = replace(greedy, n=samples, temperature=float(temperature), seed=own)
@@ -104,7 +105,7 @@ def sample_uncertainty(
                 one.unknown.append("clusters: no verdict on whether two answers are the same")
     if p_true and done:
         _trust(done, engine)
-    rows = tabled([one.row() for one in answered])
+    rows = to_frame([one.row() for one in answered])
     rows = rows.astype({"clusters": "Int64", "n_unparsed": "Int64"})
     told = {"sampling": asdict(drawn), "samples": samples, "temperature": temperature}
     provenance |= told | {"same": named(same), "p_true": p_true}  # type: ignore[arg-type]
@@ -117,7 +118,7 @@ class _Answered:
     """An item with its answers. `groups` are places in `came` of readable samples of one meaning,
     `right` those of their first ones that are right."""
 
-    case: Case
+    case: AgentCase
     greedy: Completion
     drawn: Completion
     error: str | None = None

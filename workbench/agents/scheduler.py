@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Number
 from typing import Any
 
-from workbench.agents.program import Agent, Answer, Ask, Call, Case, Program, Score
+from workbench.agents.program import Agent, AgentCase, Answer, Ask, Call, Program, Score
 from workbench.engines.requests import check_labels, check_prompts
 from workbench.errors import EngineError, InputError
 from workbench.progress import fact
@@ -19,37 +19,37 @@ from workbench.types import Completion, Engine, Prompt, Sampling
 
 log = logging.getLogger("workbench")
 
-MOST = 64
+MOST_ROUNDS = 64
 """Rounds after which a program counts as one that never ends."""
 
-Result = Completion | tuple[float, ...] | EngineError
+CallResult = Completion | tuple[float, ...] | EngineError
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class CallRecord:
     """A call that a program made in a round (from 1 on), and what it gave."""
 
     round: int
     call: Call
-    result: Result
+    result: CallResult
 
 
 @dataclass(slots=True)
-class Outcome:
+class AgentOutcome:
     """How a program ended: with an answer or with the reason why there is none."""
 
     answer: Answer | None = None
     error: str | None = None
-    trace: list[Made] = field(default_factory=list)
+    trace: list[CallRecord] = field(default_factory=list)
 
 
-class _Running:
+class _RunningProgram:
     """A program between two rounds."""
 
-    def __init__(self, agent: Agent, case: Case) -> None:
+    def __init__(self, agent: Agent, case: AgentCase) -> None:
         if not isinstance(case.prompt, str):  # a program may lengthen its list of turns
-            case = replace(case, prompt=_own(case.prompt))
-        self.case, self.outcome = case, Outcome()
+            case = replace(case, prompt=_copied(case.prompt))
+        self.case, self.outcome = case, AgentOutcome()
         self.calls: list[Call] = []
         self.several = False
         self.program: Program | None = None
@@ -65,7 +65,7 @@ class _Running:
     def live(self) -> bool:
         return self.outcome.answer is None and self.outcome.error is None
 
-    def step(self, results: Sequence[Result]) -> None:
+    def step(self, results: Sequence[CallResult]) -> None:
         """Hand over what the calls of the last round gave, and take those of the next one."""
         assert self.program is not None
         failed = next((r for r in results if isinstance(r, EngineError)), None)
@@ -100,14 +100,16 @@ class _Running:
             elif not isinstance(call.sampling, Sampling | None):
                 self._end(f"yielded an Ask with sampling={call.sampling!r:.60}: give a Sampling")
                 return
-        self.calls = [replace(call, prompt=_own(call.prompt)) for call in calls]
+        self.calls = [replace(call, prompt=_copied(call.prompt)) for call in calls]
 
     def _finish(self, value: object) -> None:
         answer = Answer(value) if isinstance(value, str) else value
         if not isinstance(answer, Answer) or not isinstance(answer.text, str):
             self._end(f"returned {value!r:.80}: return a text, or an Answer with one")
             return
-        if not isinstance(answer.notes, Mapping) or not all(map(_plain, answer.notes.items())):
+        if not isinstance(answer.notes, Mapping) or not all(
+            map(_is_plain_note, answer.notes.items())
+        ):
             self._end(f"returned notes={answer.notes!r:.80}: give numbers and texts by name")
             return
         self.outcome.answer = answer
@@ -124,22 +126,24 @@ class _Running:
     def stop(self) -> None:
         """Ends a program that goes on and on."""
         assert self.program is not None
-        self._end(f"did not end within {MOST} rounds: let it stop")
+        self._end(f"did not end within {MOST_ROUNDS} rounds: let it stop")
         with suppress(Exception):  # it may refuse to end even so
             self.program.close()
 
 
-def _own(prompt: Prompt) -> Prompt:
+def _copied(prompt: Prompt) -> Prompt:
     """A chat as it is now, whatever becomes of the list that holds it."""
     return prompt if isinstance(prompt, str) else json.loads(json.dumps(prompt))
 
 
-def _plain(note: tuple[object, object]) -> bool:
+def _is_plain_note(note: tuple[object, object]) -> bool:
     name, value = note
     return isinstance(name, str) and isinstance(value, str | Number | None)
 
 
-def advance(agent: Agent, cases: Sequence[Case], engine: Engine, *, seed: int = 0) -> list[Outcome]:
+def advance(
+    agent: Agent, cases: Sequence[AgentCase], engine: Engine, *, seed: int = 0
+) -> list[AgentOutcome]:
     """Run an agent's programs for all cases together, one batch a round.
 
     A program that ends, fails or raises leaves the others running.
@@ -154,11 +158,11 @@ def advance(agent: Agent, cases: Sequence[Case], engine: Engine, *, seed: int = 
     Raises:
         InputError: the engine refuses all calls of a round, such as chats without a template.
     """
-    running = [_Running(agent, case) for case in cases]
+    running = [_RunningProgram(agent, case) for case in cases]
     for program in running:
         if program.live:
             program.step([])
-    for number in range(1, MOST + 1):
+    for number in range(1, MOST_ROUNDS + 1):
         live = [program for program in running if program.live]
         if not live:
             break
@@ -169,7 +173,7 @@ def advance(agent: Agent, cases: Sequence[Case], engine: Engine, *, seed: int = 
         of_round = iter(results)
         for program in live:
             answered = [(call, next(of_round)) for call in program.calls]
-            program.outcome.trace += [Made(number, call, result) for call, result in answered]
+            program.outcome.trace += [CallRecord(number, call, result) for call, result in answered]
             program.step([result for _, result in answered])
     for program in running:
         if program.live:
@@ -178,8 +182,8 @@ def advance(agent: Agent, cases: Sequence[Case], engine: Engine, *, seed: int = 
 
 
 def _batch(
-    calls: Sequence[tuple[Case, Call]], engine: Engine, seed: int, number: int
-) -> list[Result]:
+    calls: Sequence[tuple[AgentCase, Call]], engine: Engine, seed: int, number: int
+) -> list[CallResult]:
     """All calls of a round, those of a kind at once; in their order."""
     kinds: dict[bytes, tuple[Sampling | tuple[str, ...], list[int]]] = {}
     for place, (case, call) in enumerate(calls):
@@ -191,17 +195,17 @@ def _batch(
             key = digest(how.canonical(), how.n, how.seed)
         chat = not isinstance(call.prompt, str)
         kinds.setdefault(digest(chat, key.hex()), (how, []))[1].append(place)
-    found: dict[int, Result] = {}
+    results: dict[int, CallResult] = {}
     for how, places in kinds.values():
         prompts = [calls[place][1].prompt for place in places]
         do = _completed if isinstance(how, Sampling) else _scored
         try:
-            found |= zip(places, do(engine, prompts, how), strict=True)  # type: ignore[arg-type]
+            results |= zip(places, do(engine, prompts, how), strict=True)  # type: ignore[arg-type]
         except InputError as error:
             if len(kinds) == 1:
                 raise
-            found |= dict.fromkeys(places, EngineError(str(error)))
-    return [found[place] for place in range(len(calls))]
+            results |= dict.fromkeys(places, EngineError(str(error)))
+    return [results[place] for place in range(len(calls))]
 
 
 def _seeded(sampling: Sampling, seed: int, number: int) -> Sampling:
@@ -210,7 +214,7 @@ def _seeded(sampling: Sampling, seed: int, number: int) -> Sampling:
     return replace(sampling, seed=int.from_bytes(digest("agents", seed, number)[:4], "big"))
 
 
-def _completed(engine: Engine, prompts: Sequence[Prompt], sampling: Sampling) -> list[Result]:
+def _completed(engine: Engine, prompts: Sequence[Prompt], sampling: Sampling) -> list[CallResult]:
     """Completions; one of which no sample came is an error."""
     answers = engine.generate(prompts, sampling, errors="return")
     return [
@@ -221,7 +225,7 @@ def _completed(engine: Engine, prompts: Sequence[Prompt], sampling: Sampling) ->
     ]
 
 
-def _scored(engine: Engine, prompts: Sequence[Prompt], labels: tuple[str, ...]) -> list[Result]:
+def _scored(engine: Engine, prompts: Sequence[Prompt], labels: tuple[str, ...]) -> list[CallResult]:
     """Log-probabilities; a label of which only a bound is known is an error."""
     scores = engine.label_logprobs(prompts, labels, errors="return")
     return [

@@ -1,0 +1,236 @@
+"""The agents of the house: ask once; sample and vote; sample and verify; criticise and revise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from workbench import values
+from workbench.agents.program import AgentCase, Answer, Ask, Call, Program, Score
+from workbench.errors import EngineError
+from workbench.types import Item, Sampling, Task
+
+VERIFY = """Problem:
+{problem}
+
+Proposed answer:
+{text}
+
+Is the proposed answer correct? Reply with Yes or No only."""
+CRITIQUE = "Check the solution above step by step. Name each mistake, or say that there is none."
+REVISE = "Now write the whole solution again, without the mistakes."
+REVISION_TOKENS = 160
+"""Tokens for a critique or a revision at the least."""
+
+
+def standard(case: AgentCase) -> Program:
+    """One answer, as the task asks for it."""
+    answer = yield Ask(case.prompt)
+    return str(answer.text)
+
+
+@dataclass(frozen=True, slots=True)
+class MajorityVote:
+    """The most frequent of several sampled answers (Wang et al. 2022, arXiv 2203.11171).
+
+    Equal numbers and expressions are one answer, however written; of answers with as many votes
+    the first one given wins. Its first text is the agent's, with the notes `votes`, `voters`
+    (samples that an answer could be read from), `unparsed`, `failed` and `tied`.
+
+    Args:
+        samples: answers for an item, at one call.
+        temperature: at which they are sampled.
+
+    Raises:
+        InputError: fewer than 2 samples, or a temperature that would make them all alike.
+    """
+
+    samples: int = 16
+    temperature: float = 0.8
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "samples", check_samples(self.samples, self.temperature))
+
+    def __call__(self, case: AgentCase) -> Program:
+        texts, failed = yield from sampled(case, self.samples, self.temperature)
+        votes = cluster(case.task, case.item, texts)
+        counts = sorted(map(len, votes), reverse=True)
+        voters = sum(counts)
+        notes = {
+            "votes": counts[0] if counts else 0,
+            "voters": voters,
+            "unparsed": len(texts) - voters,
+            "failed": failed,
+            "tied": len(counts) > 1 and counts[0] == counts[1],
+        }
+        winner = max(votes, key=len)[0] if votes else 0  # max takes the first of equals
+        return Answer(texts[winner], notes)
+
+
+def sampled(
+    case: AgentCase, samples: int, temperature: float
+) -> Generator[Call, Any, tuple[list[str], int]]:
+    """Ask for several answers at once; returns those that came, and how many failed.
+
+    Raises:
+        EngineError: none came.
+    """
+    sampling = replace(case.sampling, n=samples, temperature=temperature)
+    answer = yield Ask(case.prompt, sampling)
+    texts = [sample.text for sample in answer.samples if sample.error is None]
+    if not texts:
+        raise EngineError(answer.samples[0].error or "no sample came")
+    return texts, len(answer.samples) - len(texts)
+
+
+def cluster(task: Task, item: Item, texts: Sequence[str]) -> list[list[int]]:
+    """Places of equal answers together, in the order of their first ones, unreadable ones left out.
+
+    Two are equal if the task would take one for the other.
+    """
+    groups: dict[str, list[int]] = {}
+    for place, text in enumerate(texts):
+        answer = task.grade(item, text).extracted
+        if answer is None:
+            continue
+        if answer not in groups:  # it may be written in several ways
+            alike = (one for one in groups if task.grade(replace(item, answer=one), text).correct)
+            answer = next(alike, answer)
+        groups.setdefault(answer, []).append(place)
+    return list(groups.values())
+
+
+def check_samples(samples: object, temperature: object) -> int:
+    """How many samples; refuses what would not be several different ones."""
+    values.real("temperature", temperature, 0, 100, above=True)
+    return values.whole("samples", samples, 2)
+
+
+def yes_or_no(case: AgentCase, text: str) -> Score:
+    """Is this answer correct? The first label says that it is.
+
+    A chat is asked as a chat. A task may have words of its own for this (`judged`), as those have
+    that the embedded model was trained on.
+    """
+    chat = not isinstance(case.prompt, str)
+    last = case.prompt[-1]["content"] if chat else case.prompt  # type: ignore[index]
+    problem = str(case.item.fields.get("question", last))
+    judged = getattr(case.task, "judged", None)
+    if judged is not None and not chat:
+        return Score(judged(problem, text.strip()), (" Yes", " No"))
+    question = VERIFY.format(problem=problem, text=text.strip())
+    if chat:
+        return Score([{"role": "user", "content": question}], ("Yes", "No"))
+    return Score(f"{question}\nReply:", (" Yes", " No"))
+
+
+@dataclass(frozen=True, slots=True)
+class BestOfN:
+    """The sample that the model finds likeliest to be right (Cobbe et al. 2021, section 4.2).
+
+    Notes: `trust`, the probability of the first label among the labels for the sample chosen, and
+    `failed`, samples that did not come or could not be verified.
+
+    Args:
+        samples: answers for an item, at one call; different ones are verified in a second one.
+        temperature: at which they are sampled.
+        verify: what to weigh for an answer; its first label means that the answer is right.
+
+    Raises:
+        InputError: fewer than 2 samples, or a temperature that would make them all alike.
+    """
+
+    samples: int = 8
+    temperature: float = 0.8
+    verify: Callable[[AgentCase, str], Score] = field(default=yes_or_no, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "samples", check_samples(self.samples, self.temperature))
+
+    def __call__(self, case: AgentCase) -> Program:
+        import numpy as np
+
+        texts, failed = yield from sampled(case, self.samples, self.temperature)
+        different = list(dict.fromkeys(texts))
+        weights = yield from _weights([self.verify(case, text) for text in different])
+        trust = [
+            float(np.exp(w[0] - np.logaddexp.reduce(w))) if max(w, default=-np.inf) > -np.inf else 0
+            for w in weights
+        ]
+        best = trust.index(max(trust))
+        failed += sum(not w for w in weights)
+        return Answer(different[best], {"trust": trust[best], "failed": failed})
+
+
+def _weights(scores: list[Score]) -> Generator[Call | list[Call], Any, list[tuple[float, ...]]]:
+    """What the scores gave, all at once; where some fail, one by one, and () for those.
+
+    Raises:
+        EngineError: all failed.
+    """
+    with suppress(EngineError):
+        return list((yield [*scores]))
+    weights: list[tuple[float, ...]] = []
+    for score in scores:
+        try:
+            weights.append((yield score))
+        except EngineError as error:
+            weights.append(())
+            last = error
+    if not any(weights):
+        raise last
+    return weights
+
+
+@dataclass(frozen=True, slots=True)
+class SelfRefine:
+    """Draft, critique and revision by one model (Madaan et al. 2023, arXiv 2303.17651).
+
+    It ends when a revision gives the answer of the text before it, or none that can be read, and
+    then the text before it stands. Notes: `revisions` (asked for), `changed` (whether the last
+    answer differs from the draft's).
+
+    Args:
+        rounds: revisions at most.
+        critique, revise: what the model is asked for.
+
+    Raises:
+        InputError: fewer than 1 round, or nothing to ask.
+    """
+
+    rounds: int = 3
+    critique: str = CRITIQUE
+    revise: str = REVISE
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rounds", values.whole("rounds", self.rounds, 1))
+        for name in ("critique", "revise"):
+            text = getattr(self, name)
+            if not isinstance(text, str) or not text.strip():
+                values.refuse(name, text, "a text that is not empty")
+
+    def __call__(self, case: AgentCase) -> Program:
+        answer = yield Ask(case.prompt)
+        room = _room(case.sampling)
+        text = str(answer.text)
+        first = current = case.extracted(text)
+        revisions = 0
+        while revisions < self.rounds:
+            remarks = yield Ask(case.then(text, self.critique), room)
+            request = f"{self.critique}\n{remarks.text}\n\n{self.revise}"
+            revision = yield Ask(case.then(text, request), room)
+            revisions += 1
+            revised = case.extracted(revision.text)
+            alike = current and len(cluster(case.task, case.item, [text, revision.text])) == 1
+            if revised is None or alike:
+                break
+            text, current = str(revision.text), revised
+        return Answer(text, {"revisions": revisions, "changed": current != first})
+
+
+def _room(sampling: Sampling) -> Sampling:
+    """For remarks and whole solutions, where the task asks for a word or a letter."""
+    stop = tuple(text for text in sampling.stop if text != "\n") or ("\n\n",)
+    return replace(sampling, max_tokens=max(sampling.max_tokens, REVISION_TOKENS), stop=stop)
