@@ -90,9 +90,9 @@ def show_sweep(
 def _show(results: Results, *, as_json: bool) -> None:
     from workbench.sweep.grid import DETAIL, brief
 
-    def cell(name: str, value: object) -> object:
+    def cell(name: str, value: object) -> str:
         if isinstance(value, float) and name not in results.varied:
-            return value
+            return f"{value:.4g}"  # NaN was measured: it is not the lack of a number
         return brief("" if value is None else value, DETAIL if name == "detail" else 40)
 
     columns = [str(name) for name in results.shown.columns]
