@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -204,6 +205,10 @@ def test_requests_that_fail_are_counted(memoriser: DiffusionEngine) -> None:
     rows = Batching(memoriser, asked, ways, repeats=1).run()
     assert rows["failed"].tolist() == [3, 3]
     assert rows["error"].str.contains("512").all()
+
+
+def test_prompts_out_of_an_array_are_texts() -> None:
+    assert Traffic(np.array(["a", "b"])).prompts == ("a", "b")  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_measured_is_refused(memoriser: DiffusionEngine) -> None:

@@ -132,7 +132,7 @@ def test_any_setting_of_denoising_is_taken_or_named(name: str) -> None:
     ("make", "match"),
     [
         (lambda: Traffic(("a",), lengths=5), "lengths"),  # type: ignore[arg-type]
-        (lambda: Traffic(np.array(["a", "b"])), "prompts"),  # type: ignore[arg-type]
+        (lambda: Traffic(np.array([1, 2])), "prompts"),  # type: ignore[arg-type]
         (lambda: Wording(chat=None), "chat"),  # type: ignore[arg-type]
         (lambda: SlurmJob("a", 1, "4G", "1:00:00", container=5), "container"),  # type: ignore[arg-type]
         (lambda: Draw(1, 10**400), "high"),

@@ -84,9 +84,10 @@ class Traffic:
     lengths: tuple[int, ...] = (32, 64, 96)
 
     def __post_init__(self) -> None:
-        if not values.texts("prompts", self.prompts):
+        object.__setattr__(self, "prompts", values.texts("prompts", self.prompts))
+        if not self.prompts:
             values.refuse("prompts", self.prompts, "some texts, one at least")
-        if not self.lengths:
+        if not isinstance(self.lengths, Sequence) or not self.lengths:
             values.refuse("lengths", self.lengths, "some numbers, one at least")
         for length in self.lengths:
             values.whole("lengths", length, 1)
