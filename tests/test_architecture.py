@@ -9,7 +9,7 @@ import pytest
 
 from workbench import Sampling, open_engine
 from workbench.engines import unavailable
-from workbench.engines.architecture import Architecture, dummy_model, presets
+from workbench.engines.checkpoints.architecture import Architecture, dummy_model, presets
 from workbench.errors import InputError
 from workbench.store import default_path
 from workbench.tiny import MODEL

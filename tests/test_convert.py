@@ -34,8 +34,8 @@ from benchmarks import llada
 from tools.training.memoriser import MEMORISER, pairs
 from workbench import Sampling
 from workbench.cli import app
-from workbench.engines import convert
-from workbench.engines.convert import convert_dcp
+from workbench.engines.checkpoints import convert
+from workbench.engines.checkpoints.convert import convert_dcp
 from workbench.engines.diffusion import DiffusionEngine
 from workbench.errors import InputError, WorkbenchError
 

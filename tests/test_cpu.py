@@ -15,16 +15,17 @@ from typing import Any
 import pytest
 
 from workbench import Sampling, machine, open_engine
-from workbench.engines import cpu, fitting
-from workbench.engines.architecture import Architecture, dummy_model
-from workbench.engines.cpu import Need, fast_dtype, find_room, threads, weights_size
+from workbench.engines import cpu, device
+from workbench.engines.checkpoints.architecture import Architecture, dummy_model
+from workbench.engines.checkpoints.folder import weights_size
+from workbench.engines.cpu import MemoryNeed, fast_dtype, plan_cache, threads
 from workbench.engines.vllm import unavailable
 from workbench.errors import EngineError
 from workbench.tiny import MODEL
 
 GIB = 2**30
 # About Gemma 3 270M: 262,144 tokens of vocabulary and a context of 32,768.
-GEMMA = Need(
+GEMMA = MemoryNeed(
     dtype="float32", weights=1_700_000_000, token=36_864, step=40_000, row=12 * 262_144,
     context=32_768, sequences=256,
 )  # fmt: skip
@@ -32,14 +33,14 @@ GEMMA = Need(
 
 def test_a_large_machine_gives_the_whole_context_and_no_share_of_its_memory() -> None:
     for free in (24, 240, 2400):
-        room = find_room("m", free * GIB, [GEMMA])
+        room = plan_cache("m", free * GIB, [GEMMA])
         assert room.context == 32_768
         assert 32_768 * GEMMA.token <= room.cache <= 4 * GIB
 
 
 def test_6_gib_give_a_smaller_cache() -> None:
-    room = find_room("m", 6 * GIB, [GEMMA])
-    whole = find_room("m", 24 * GIB, [GEMMA])
+    room = plan_cache("m", 6 * GIB, [GEMMA])
+    whole = plan_cache("m", 24 * GIB, [GEMMA])
     assert room.cache < whole.cache
     assert GEMMA.beside(room.context) + room.cache <= 6 * GIB
     assert room.cache >= room.context * GEMMA.token
@@ -47,7 +48,7 @@ def test_6_gib_give_a_smaller_cache() -> None:
 
 @pytest.mark.parametrize("free", [2.8, 3, 3.5, 4, 5, 6, 8, 12])
 def test_what_is_given_is_free(free: float) -> None:
-    room = find_room("m", int(free * GIB), [GEMMA])
+    room = plan_cache("m", int(free * GIB), [GEMMA])
     assert GEMMA.beside(room.context) + room.cache <= free * GIB
     assert room.cache >= room.context * GEMMA.token
     assert room.context == 32_768 or room.context & (room.context - 1) == 0
@@ -55,7 +56,7 @@ def test_what_is_given_is_free(free: float) -> None:
 
 def test_1_gib_is_refused_with_what_would_fit() -> None:
     with pytest.raises(EngineError) as caught:
-        find_room("gemma", GIB, [replace(GEMMA, weights=1_070_000_000)])
+        plan_cache("gemma", GIB, [replace(GEMMA, weights=1_070_000_000)])
     text = str(caught.value)
     assert "'gemma' does not fit into the 1.0 GiB of memory that are free" in text
     assert "1.0 GiB of weights in float32" in text
@@ -64,21 +65,21 @@ def test_1_gib_is_refused_with_what_would_fit() -> None:
 
 def test_where_nothing_would_fit_it_says_that() -> None:
     with pytest.raises(EngineError, match=r"2\.\d GiB in all .* take a smaller or a quantised"):
-        find_room("m", GIB // 4, [GEMMA])
+        plan_cache("m", GIB // 4, [GEMMA])
 
 
 def test_half_the_bytes_where_only_they_fit() -> None:
     (half,) = GEMMA.halved()
-    assert find_room("m", 24 * GIB, [GEMMA, half]).dtype == "float32"
-    assert find_room("m", 2 * GIB, [GEMMA, half]).dtype == "bfloat16"
+    assert plan_cache("m", 24 * GIB, [GEMMA, half]).dtype == "float32"
+    assert plan_cache("m", 2 * GIB, [GEMMA, half]).dtype == "bfloat16"
     assert half.halved() == ()
 
 
 def test_a_context_that_was_asked_for_is_not_cut() -> None:
     with pytest.raises(EngineError, match="max_model_len=8192"):
-        find_room("m", 4 * GIB, [replace(GEMMA, fixed=True)])
-    assert find_room("m", 24 * GIB, [replace(GEMMA, fixed=True)]).context == 32_768
-    assert find_room("m", 6 * GIB, [replace(GEMMA, context=500)]).context == 500
+        plan_cache("m", 4 * GIB, [replace(GEMMA, fixed=True)])
+    assert plan_cache("m", 24 * GIB, [replace(GEMMA, fixed=True)]).context == 32_768
+    assert plan_cache("m", 6 * GIB, [replace(GEMMA, context=500)]).context == 500
 
 
 def test_bfloat16_where_the_processor_has_it() -> None:
@@ -150,7 +151,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         pytest.skip(f"needs vLLM: {reason}")
 
     def say(gib: float) -> None:
-        monkeypatch.setattr(fitting, "free_memory", lambda: gib * GIB)
+        monkeypatch.setattr(cpu, "free_memory", lambda: gib * GIB)
 
     return say
 
@@ -187,7 +188,7 @@ def test_none_is_no_wish(free: Any, large: Path) -> None:
 def test_steps_of_a_size_that_was_asked_for() -> None:
     assert replace(GEMMA, batched=4096).work(32_768) < GEMMA.work(32_768)
     assert replace(GEMMA, batched=65_536).work(1024) > GEMMA.work(1024)
-    assert find_room("m", 6 * GIB, [replace(GEMMA, token=0)]).cache == 0
+    assert plan_cache("m", 6 * GIB, [replace(GEMMA, token=0)]).cache == 0
 
 
 def test_the_callers_own_cache_stands(free: Any) -> None:
@@ -201,7 +202,7 @@ def test_threads_do_not_spin() -> None:
     code += "print(os.environ['OMP_WAIT_POLICY'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "passive"
-    assert cpu.PASSIVE == {"OMP_WAIT_POLICY": "passive"}
+    assert device.PASSIVE == {"OMP_WAIT_POLICY": "passive"}
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from tools.notebooks.refresh import refresh
-from workbench.engines.architecture import dummy_model
+from workbench.engines.checkpoints.architecture import dummy_model
 from workbench.files import whole_folder, write_whole
 from workbench.report import render
 from workbench.runs import save_metrics, save_table

@@ -19,8 +19,8 @@ from test_engine import _adapter
 
 from workbench import Sampling
 from workbench.engines import chat
+from workbench.engines.checkpoints.folder import check_folder, safe_format
 from workbench.engines.diffusion import DiffusionEngine
-from workbench.engines.folder import check_folder, safe_format
 from workbench.engines.transformers import TransformersEngine
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
@@ -93,7 +93,7 @@ def with_code(folder: Path, **config: Any) -> Path:
 ATTEMPTS = """
 import sys
 from workbench.engines import open_engine
-from workbench.engines.convert import convert_dcp
+from workbench.engines.checkpoints.convert import convert_dcp
 from workbench.errors import InputError
 
 folder, masked, dcp, out = sys.argv[1:]
@@ -413,7 +413,7 @@ def test_adapters_that_are_no_good(tmp_path: Path) -> None:
 def test_a_tensor_that_layers_share_is_stored_once(tmp_path: Path) -> None:
     from transformers import Zamba2Config, Zamba2ForCausalLM
 
-    from workbench.engines.folder import check_whole
+    from workbench.engines.checkpoints.folder import check_whole
 
     config = Zamba2Config(
         vocab_size=64, hidden_size=32, num_hidden_layers=4,

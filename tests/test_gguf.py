@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 from workbench import Sampling, open_engine
 from workbench.cli import app
 from workbench.engines.agreement import compare
-from workbench.engines.gguf import convert_gguf, converted
+from workbench.engines.checkpoints.gguf import convert_gguf, converted
 from workbench.engines.vllm import unavailable
 from workbench.errors import InputError, WorkbenchError
 from workbench.tiny import MODEL

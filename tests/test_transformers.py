@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from workbench import Sampling, open_engine
-from workbench.engines.architecture import Architecture, dummy_model
+from workbench.engines.checkpoints.architecture import Architecture, dummy_model
 from workbench.engines.decoding import BatchSize
 from workbench.engines.transformers import TransformersEngine, unavailable
 from workbench.engines.vllm import VLLMEngine

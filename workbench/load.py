@@ -8,7 +8,7 @@ from typing import Any
 
 from workbench import values
 from workbench.engines import open_engine
-from workbench.engines.architecture import dummy_model
+from workbench.engines.checkpoints.architecture import dummy_model
 from workbench.engines.local import LocalEngine
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError

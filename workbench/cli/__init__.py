@@ -175,7 +175,7 @@ def dcp(
     ] = None,
 ) -> None:
     """Turn a folder of torch.distributed.checkpoint into Hugging Face safetensors."""
-    from workbench.engines.convert import convert_dcp
+    from workbench.engines.checkpoints.convert import convert_dcp
 
     with clean_exit():
         result = convert_dcp(path, base_model, out, prefix=prefix)
@@ -194,7 +194,7 @@ def gguf(
     ] = None,
 ) -> None:
     """Turn a GGUF file into Hugging Face safetensors in bfloat16, and try it."""
-    from workbench.engines.gguf import convert_gguf
+    from workbench.engines.checkpoints.gguf import convert_gguf
 
     with clean_exit():
         result = convert_gguf(file, out, tokenizer=tokenizer)

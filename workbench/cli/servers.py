@@ -114,7 +114,7 @@ def _converted(
         return
     if dcp_path is None or base_model is None or model is not None:
         raise InputError("--dcp-path and --base-model go together, and without --model-path")
-    from workbench.engines.convert import convert_dcp
+    from workbench.engines.checkpoints.convert import convert_dcp
 
     with clean_exit(), TemporaryDirectory(prefix="workbench-dcp-") as folder:
         converted = convert_dcp(dcp_path, base_model, Path(folder) / dcp_path.resolve().name)

@@ -6,27 +6,27 @@ arithmetic. Here all three follow what the machine has and what is free on it.
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from workbench.engines.checkpoints.folder import weights_size
+from workbench.engines.device import shape_only
 from workbench.errors import EngineError
+from workbench.machine import free_memory
 
-# Threads that wait for each other spin unless this is set before their library is loaded. With
-# another busy process on two cores, 1,000 word problems took 36 to 61 s spinning, and 4 to 5 s not.
-PASSIVE = {"OMP_WAIT_POLICY": "passive"}
-
+log = logging.getLogger("workbench")
 # Flags of /proc/cpuinfo, any of which means arithmetic in that format.
 UNITS = {
     "bfloat16": {"amx_bf16", "avx512_bf16", "bf16"},
     "float16": {"amx_fp16", "avx512_fp16", "asimdhp"},
 }
-SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
-FLOATS = {"F64", "F32", "F16", "BF16"}
+SEQUENCES = {"server": 128, "process": 256}  # vLLM's own defaults
 SHARE = 0.5  # of what is free beside weights and work: other programs live here too
 ENOUGH = 4 * 2**30  # bytes of cache above which a CPU is not faster
 USUAL = 512  # tokens of a usual request, prompt and answer
@@ -34,6 +34,10 @@ LEAST = 1024  # tokens of context below which nothing useful fits
 STEP = 4096  # tokens of vLLM's step at the least, where prompts are not cut
 FEW = 16  # requests at once that still make a batch worth having
 GIB = 2**30
+# What libraries take while a model loads. Of Gemma 3 270M, weights, two copies of its output layer
+# and this are 2.9 GB in float32 and 1.75 in bfloat16, which is what was measured.
+RUNTIME = GIB // 2
+SERVER = GIB  # what the engine's process takes before it has a model
 
 
 def fast_dtype(dtype: str, flags: Iterable[str] | None = None) -> str:
@@ -44,23 +48,17 @@ def fast_dtype(dtype: str, flags: Iterable[str] | None = None) -> str:
         flags: the processor's abilities; None reads them from this machine.
     """
     units = UNITS.get(dtype)
-    found = _flags() if flags is None else set(flags)
-    return "float32" if units and found and not units & found else dtype
+    known = _flags() if flags is None else set(flags)
+    return "float32" if units and known and not units & known else dtype
 
 
 def _flags() -> set[str]:
     """Abilities of this processor as Linux lists them; none where they are not known."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
-        return set()
-    names = ("flags", "features")
-    return {
-        flag
-        for line in lines
-        if line.partition(":")[0].strip().lower() in names
-        for flag in line.partition(":")[2].split()
-    }
+    with suppress(OSError, ValueError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").lower().splitlines()
+        return {word for line in lines if line.startswith(("flags", "features")) for word in
+                line.partition(":")[2].split()}  # fmt: skip
+    return set()
 
 
 def threads() -> int:
@@ -93,36 +91,8 @@ def _quota(most: int) -> int:
     return most
 
 
-def weights_size(folder: Path, dtype: str) -> int:
-    """Bytes of a folder's safetensors once their floating-point tensors are in `dtype`.
-
-    Raises:
-        OSError, ValueError, KeyError: a file is broken.
-    """
-    index = folder / "model.safetensors.index.json"
-    files = {*folder.glob("*.safetensors")}
-    if index.is_file():
-        files = {
-            folder / name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()
-        }
-    elif len(files) > 1:  # Mistral's own file beside the common one
-        files -= {*folder.glob("consolidated*.safetensors")}
-    total = 0
-    for file in files:
-        with file.open("rb") as opened:
-            size = int.from_bytes(opened.read(8), "little")
-            header = json.loads(opened.read(min(size, 10**8)))
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            start, end = entry["data_offsets"]
-            count = math.prod(entry["shape"])
-            total += count * SIZES[dtype] if entry["dtype"] in FLOATS else end - start
-    return total
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Need:
+class MemoryNeed:
     """What a model takes, in bytes.
 
     Attributes:
@@ -155,19 +125,12 @@ class Need:
         """All but the cache."""
         return self.weights + self.work(context)
 
-    def halved(self) -> tuple[Need, ...]:
+    def halved(self) -> tuple[MemoryNeed, ...]:
         """The same in half the bytes, where that can be."""
         if self.dtype != "float32":
             return ()
-        return (
-            replace(
-                self,
-                dtype="bfloat16",
-                weights=self.weights // 2,
-                token=self.token // 2,
-                step=self.step // 2,
-            ),
-        )
+        sizes = {name: getattr(self, name) // 2 for name in ("weights", "token", "step")}
+        return (replace(self, dtype="bfloat16", **sizes),)
 
     def least(self, context: int) -> int:
         """What must be free for one request of so many tokens."""
@@ -175,7 +138,7 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class CachePlan:
     """What it gets: bytes of cache, and tokens of context."""
 
     dtype: str
@@ -183,7 +146,7 @@ class Room:
     context: int
 
 
-def find_room(name: str, free: int, needs: Sequence[Need]) -> Room:
+def plan_cache(name: str, free: int, needs: Sequence[MemoryNeed]) -> CachePlan:
     """Cache and context for the first of the needs that fits.
 
     The cache holds one request of the whole context and usual ones beside it, in at most half of
@@ -202,11 +165,11 @@ def find_room(name: str, free: int, needs: Sequence[Need]) -> Room:
             usual = need.sequences * min(USUAL, context)
             wanted = need.token * max(context, min(context + usual, ENOUGH // max(1, need.token)))
             cache = min(wanted, math.floor(SHARE * (free - need.beside(context))))
-            return Room(need.dtype, max(cache, need.token * context), context)
+            return CachePlan(need.dtype, max(cache, need.token * context), context)
     raise EngineError(_refusal(name, free, needs))
 
 
-def _context(need: Need, free: int) -> int | None:
+def _context(need: MemoryNeed, free: int) -> int | None:
     """The longest context that fits, if a useful one does: the whole, or a power of two.
 
     A power of two, as stored answers are found by the context: a little more or less of free
@@ -220,7 +183,7 @@ def _context(need: Need, free: int) -> int | None:
     return context
 
 
-def _refusal(name: str, free: int, needs: Sequence[Need]) -> str:
+def _refusal(name: str, free: int, needs: Sequence[MemoryNeed]) -> str:
     least = min(needs, key=lambda one: one.least(min(one.context, LEAST)))
     short = least.context if least.fixed else min(least.context, LEAST)
     text = (
@@ -241,3 +204,116 @@ def _refusal(name: str, free: int, needs: Sequence[Need]) -> str:
 
 def _gib(size: float) -> str:
     return f"{size / GIB:.1f} GiB"
+
+
+def fit(
+    arguments: Any, explicit: Collection[str], use: str = "process"
+) -> tuple[dict[str, Any], str | None]:
+    """What vLLM is started with where the caller has left it open; sets the threads too.
+
+    Args:
+        arguments: vLLM's `EngineArgs`.
+        explicit: names of the options that the caller gave, which stay.
+        use: "process" or "server".
+
+    Returns:
+        Number format, context and cache, and what a user should know of them, if anything.
+
+    Raises:
+        EngineError: the model does not fit into the memory that is free; says what would.
+        Exception: vLLM's own, for a model that it cannot read.
+    """
+    config = arguments.create_model_config()
+    count = use_threads()
+    needs = _needs(config, arguments, explicit, use)
+    workers = arguments.tensor_parallel_size * arguments.pipeline_parallel_size
+    free = max(0, _free(workers) - (SERVER if use == "server" else 0))
+    whole = {"kv_cache_memory_bytes", "gpu_memory_utilization"} & {*explicit}
+    if whole or os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+        log.info("on this CPU: %s, %d threads", needs[0].dtype, count)
+        return {"dtype": needs[0].dtype}, None
+    plan = plan_cache(Path(arguments.model).name, free, needs)
+    token = next(need.token for need in needs if need.dtype == plan.dtype)
+    if "dtype" in explicit:
+        why = "set"
+    elif plan.dtype != needs[0].dtype:
+        why = f"{needs[0].dtype} would be faster here, and does not fit"
+    else:
+        why = "fast here" if len(needs) == 1 else f"faster here than {needs[1].dtype}"
+    log.info(
+        "on this CPU: %s (%s), %d threads, %.1f GiB of cache for %s tokens, context %s; %.1f GiB "
+        "were free",
+        plan.dtype, why, count, plan.cache / GIB, f"{plan.cache // max(1, token):,}",
+        f"{plan.context:,}", free / GIB,
+    )  # fmt: skip
+    options = {"dtype": plan.dtype, "kv_cache_memory_bytes": plan.cache // workers}
+    if plan.context == needs[0].context:
+        return options, None
+    note = (
+        f"the context is {plan.context:,} tokens of the model's {needs[0].context:,}: "
+        f"{free / GIB:.1f} GiB of memory were free; max_model_len=… sets it"
+    )
+    return options | {"max_model_len": plan.context}, note
+
+
+def _free(workers: int) -> int:
+    """Bytes that so many workers may take: each takes them from one node of the memory."""
+    free = free_memory()
+    with suppress(Exception):  # vLLM's own look at the machine, which it may keep elsewhere
+        from vllm.utils.cpu_resource_utils import get_allowed_cpu_list, get_memory_node_info
+
+        node = get_memory_node_info(get_allowed_cpu_list()[0].numa_node)
+        free = min(free, float(workers * node.available_memory))
+    return int(free)
+
+
+def _needs(config: Any, arguments: Any, explicit: Collection[str], use: str) -> list[MemoryNeed]:
+    """Ways to run the model: in the fast format, and in its own where that takes less."""
+    own = str(config.dtype).removeprefix("torch.")
+    quantised = config.quantization is not None
+    fast = own if "dtype" in explicit or quantised else fast_dtype(own)
+    need = _need(config, arguments, fast, SEQUENCES[use])
+    need = replace(need, fixed="max_model_len" in explicit and arguments.max_model_len != -1)
+    return [need] if fast == own else [need, *need.halved()]
+
+
+def _need(config: Any, arguments: Any, dtype: str, sequences: int) -> MemoryNeed:
+    size = 4 if dtype == "float32" else 2
+    text = config.hf_text_config
+    heads, head = config.get_total_num_kv_heads(), config.get_head_size()
+    hidden = config.get_hidden_size()
+    inner = getattr(text, "intermediate_size", None) or 4 * hidden
+    latent = config.use_mla
+    stored = 1 if "fp8" in str(arguments.kv_cache_dtype) else size
+    packed = config.get_vocab_size() * hidden * size  # the output layer, copied by vLLM
+    return MemoryNeed(
+        dtype=dtype,
+        weights=_weights(config, arguments, dtype) + 2 * packed + RUNTIME,
+        # What is kept of a token is one vector a layer with latent attention, else 2 for each head.
+        token=config.get_total_num_hidden_layers() * stored * head * (1 if latent else 2 * heads),
+        step=size * (6 * hidden + 3 * int(inner)),
+        row=3 * 4 * config.get_vocab_size(),  # logits, log-probabilities, and one copy
+        context=config.max_model_len,
+        sequences=arguments.max_num_seqs or sequences,
+        batched=arguments.max_num_batched_tokens
+        or (STEP if arguments.enable_chunked_prefill else 0),
+    )
+
+
+def _weights(config: Any, arguments: Any, dtype: str) -> int:
+    """Bytes of the model's weights: from its files, or from its shapes where there are none yet."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path(arguments.model)
+    with suppress(OSError, ValueError, KeyError):  # a broken file is for who loads it to say
+        if not folder.is_dir():
+            folder = Path(snapshot_download(
+                arguments.model, revision=arguments.revision, local_files_only=True
+            ))  # fmt: skip
+        if arguments.load_format != "dummy" and (size := weights_size(folder, dtype)):
+            return size
+    with suppress(Exception):  # vLLM knows models that transformers does not
+        count = sum(int(one.numel()) for one in shape_only(config.hf_config).parameters())
+        return count * (4 if dtype == "float32" else 2)
+    log.warning("the size of %s is not known before it is loaded: it may not fit", arguments.model)
+    return 0

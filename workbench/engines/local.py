@@ -22,7 +22,7 @@ from workbench.engines.chat import (
     rendered,
     thinking_of,
 )
-from workbench.engines.folder import check_folder, check_load_format, check_trust, check_whole
+from workbench.engines.checkpoints.folder import check_folder, check_load_format, check_whole
 from workbench.engines.identity import variant
 from workbench.engines.requests import Request
 from workbench.engines.tokens import (
@@ -264,7 +264,7 @@ class Source:
         if model in OURS:
             return cls(str(OURS[model]), OURS[model], model)
         if model.lower().endswith(".gguf") and not (Path(model) / "config.json").exists():
-            from workbench.engines.gguf import converted
+            from workbench.engines.checkpoints.gguf import converted
 
             file = Path(model).expanduser()
             folder = converted(file)
@@ -309,7 +309,7 @@ class Source:
         Raises:
             InputError: names the folder and what is wrong with it.
         """
-        check_trust(options.get("trust_remote_code", False))
+        values.flag("trust_remote_code", options.get("trust_remote_code", False))
         form = options.get("load_format") or "auto"
         check_load_format(form)
         if self.folder is not None and (self.folder / "config.json").is_file():

@@ -19,9 +19,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from workbench.engines.checkpoints.folder import explain_load_error
+from workbench.engines.cpu import fit
 from workbench.engines.device import memory_ran_out
-from workbench.engines.fitting import fit
-from workbench.engines.folder import explained
 from workbench.errors import EngineError, EngineGoneError, InputError, WorkbenchError
 from workbench.progress import stopping
 
@@ -75,11 +75,10 @@ class SharedLLM:
                 from vllm.platforms import current_platform
 
                 with _uncaptured_streams():
-                    more = {}
+                    more: dict[str, Any] = {}
                     if current_platform.is_cpu():
                         explicit = {name for name, value in arguments.items() if value is not None}
-                        fitted = fit(EngineArgs(**arguments), explicit)
-                        self.note, more = fitted.note, fitted.options
+                        more, self.note = fit(EngineArgs(**arguments), explicit)
                     # It tries out a chat template, and the model's own is a program that may
                     # not end.
                     llm = LLM(**{"chat_template": "{{ messages }}", **arguments, **more})
@@ -272,5 +271,5 @@ def _explain(error: Exception, arguments: Mapping[str, Any]) -> Exception:
             "kernels"
         )
     if not isinstance(error, RuntimeError):
-        return InputError(explained(arguments["model"], error))
+        return InputError(explain_load_error(arguments["model"], error))
     return EngineError(f"{where}: {type(error).__name__}: {text:.600}")

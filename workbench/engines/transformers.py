@@ -15,7 +15,13 @@ from typing import Any, Literal, TypeVar
 from workbench import values
 from workbench.engines.base import failure
 from workbench.engines.chat import CHAT, ChatOptions
-from workbench.engines.cpu import fast_dtype, use_threads, weights_size
+from workbench.engines.checkpoints.folder import (
+    check_tensors,
+    explain_load_error,
+    silent,
+    weights_size,
+)
+from workbench.engines.cpu import fast_dtype, use_threads
 from workbench.engines.decoding import START, BatchSize, Decoding, padded
 from workbench.engines.device import (
     building,
@@ -26,11 +32,9 @@ from workbench.engines.device import (
     prepare,
     shown,
 )
-from workbench.engines.folder import explained
 from workbench.engines.identity import deciding
 from workbench.engines.local import LocalEngine, Source, check_options, versions
 from workbench.engines.requests import Request
-from workbench.engines.tensors import check_tensors, silent
 from workbench.engines.tokens import LabelCollector, Node
 from workbench.errors import EngineError, InputError, WorkbenchError
 from workbench.machine import free_memory
@@ -329,7 +333,7 @@ def _load(source: Source, device: Any, options: Mapping[str, Any]) -> tuple[Any,
         raise
     except Exception as error:  # broken files fail in as many ways as there are libraries
         if not memory_ran_out(error):
-            raise InputError(explained(source.name, error)) from error
+            raise InputError(explain_load_error(source.name, error)) from error
         raise EngineError(
             f"model {source.name!r} could not be loaded: {_memory_reason(error)}. Close other "
             "kernels, or take a smaller model or dtype"

@@ -14,8 +14,8 @@ from typing import Any
 
 from workbench.engines.base import failure
 from workbench.engines.chat import CHAT, ChatOptions
+from workbench.engines.checkpoints.folder import check_adapter, safe_format
 from workbench.engines.device import prepare, shown
-from workbench.engines.folder import check_adapter, safe_format
 from workbench.engines.identity import deciding
 from workbench.engines.local import LocalEngine, Source, check_options, versions
 from workbench.engines.requests import Request, misshapen

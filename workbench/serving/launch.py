@@ -12,7 +12,7 @@ import os
 import sys
 from typing import Any
 
-from workbench.engines.folder import safe_format
+from workbench.engines.checkpoints.folder import safe_format
 from workbench.engines.identity import variant
 
 IDENTITY = "WORKBENCH_SERVED"  # name, weights and options, from the process that starts this one
@@ -27,7 +27,7 @@ def main() -> None:
     from vllm.platforms import current_platform
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from workbench.engines.fitting import fit
+    from workbench.engines.cpu import fit
 
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("workbench").setLevel(logging.INFO)
@@ -41,9 +41,9 @@ def main() -> None:
     if current_platform.is_cpu():
         flags = (word.partition("=")[0] for word in sys.argv[1:] if word.startswith("--"))
         asked_for = {flag.removeprefix("--").replace("-", "_") for flag in flags}
-        fitting = fit(engine, asked_for, "server").options
-        dtype = fitting["dtype"]
-        sys.argv += [f"--{name.replace('_', '-')}={value}" for name, value in fitting.items()]
+        options, _ = fit(engine, asked_for, "server")
+        dtype = options["dtype"]
+        sys.argv += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     if revision:
         names.append(f"{identity['name']}@{variant(revision, dtype, identity['options'])}")
     form = safe_format(arguments.model, arguments.load_format, arguments.revision)

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from workbench import values
-from workbench.engines.cpu import PASSIVE
+from workbench.engines.device import PASSIVE
 from workbench.engines.identity import deciding
 from workbench.engines.local import EMBEDDED, Source
 from workbench.errors import InputError

@@ -12,11 +12,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from workbench.engines.checkpoints.folder import (
+    check_folder,
+    check_tensors,
+    explain_load_error,
+    silent,
+)
 from workbench.engines.device import building, context_length, memory_ran_out
 from workbench.engines.diffusion.network import Network
-from workbench.engines.folder import check_folder, explained
 from workbench.engines.local import Source
-from workbench.engines.tensors import KINDS, check_tensors, silent
 from workbench.errors import EngineError, InputError, WorkbenchError
 
 # From the names of LLaDA to those of Llama.
@@ -96,7 +100,7 @@ def read(source: Source, device: Any, options: Mapping[str, Any]) -> Network:
         raise
     except Exception as error:  # broken files fail in as many ways as there are libraries
         kind = EngineError if memory_ran_out(error) else InputError
-        raise kind(explained(source.name, error)) from error
+        raise kind(explain_load_error(source.name, error)) from error
     network.check_bidirectional()
     return network
 
@@ -247,5 +251,5 @@ def _weights(folder: Path, config: Any, dtype: str, *, llada: bool) -> Any:
             output_loading_info=True,
         )
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    check_tensors(str(folder), found, *KINDS, but=tied)
+    check_tensors(str(folder), found, but=tied)
     return model

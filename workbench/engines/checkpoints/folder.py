@@ -6,21 +6,25 @@ A pickle runs whatever its maker wants as it is read, so weights are read from s
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from workbench.engines.device import shape_only
 from workbench.errors import InputError
 
-Tensors = Mapping[str, tuple[int, ...]]  # shapes by name
+Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by name
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 PICKLE_FORMATS = ("pt", "npcache")  # of vLLM
 SAFE_FORMATS = ("auto", "hf", "safetensors", "fastsafetensors", "instanttensor")
+INDEX = "model.safetensors.index.json"
 TEXTS = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "model.safetensors.index.json",
+    INDEX,
 )  # fmt: skip
 VOCABULARIES = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken", "tekken.json", "*.gguf")
 # Sizes by the names that they have in most models.
@@ -30,6 +34,14 @@ POSITIONS = {"max_position_embeddings", "n_positions", "max_sequence_length"}
 LAYER = re.compile(r"\.\d+\.")
 WRONG = 8  # times the largest tensor's length, above which a size in config.json is none
 MOST_POSITIONS = 2**27
+SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+FLOATS = ("F64", "F32", "F16", "BF16")  # in safetensors
+# What transformers reports of a checkpoint: it fills in random numbers, and only warns.
+PROBLEMS = {
+    "missing_keys": "lacks",
+    "unexpected_keys": "has, beyond the model,",
+    "mismatched_keys": "has in another shape",
+}
 CONVERT = (
     "convert it where you trust it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained("
     '"new folder") writes safetensors'
@@ -40,41 +52,30 @@ CODE = (
 )
 
 
-def check_trust(given: object) -> bool:
-    """The option `trust_remote_code`.
-
-    Raises:
-        InputError: neither True nor False.
-    """
-    if not isinstance(given, bool):
-        raise InputError(f"trust_remote_code={given!r}: must be True or False")
-    return given
-
-
-def check_load_format(form: object) -> None:
+def check_load_format(load_format: object) -> None:
     """Refuse formats that are pickles.
 
     Raises:
         InputError: names the remedy.
     """
-    if form in PICKLE_FORMATS:
+    if load_format in PICKLE_FORMATS:
         raise InputError(
-            f"load_format={form!r} reads pickles, which run what their maker wants: leave it out "
-            f"for safetensors, or {CONVERT}"
+            f"load_format={load_format!r} reads pickles, which run what their maker wants: leave "
+            f"it out for safetensors, or {CONVERT}"
         )
 
 
-def safe_format(model: str, asked: str | None, revision: str | None) -> str:
-    """vLLM's way to read weights: as asked for, but that its own choice may not be a pickle.
+def safe_format(model: str, load_format: str | None, revision: str | None) -> str:
+    """vLLM's way to read weights: as given, but that its own choice may not be a pickle.
 
     Args:
         model: hub name or folder.
-        asked: its option `load_format`.
+        load_format: vLLM's option.
         revision: of a model on the hub.
     """
-    if asked not in (None, "auto", "hf"):
-        return asked
-    if asked == "hf" or not _of_mistral(model, revision):
+    if load_format not in (None, "auto", "hf"):
+        return load_format
+    if load_format == "hf" or not _of_mistral(model, revision):
         return "safetensors"
     return "mistral"
 
@@ -113,7 +114,7 @@ def check_folder(folder: Path, *, load_format: object = "auto", tokenizer: bool 
     if tokenizer and not any(any(folder.glob(pattern)) for pattern in VOCABULARIES):
         raise _wrong(folder, "it has no tokenizer (tokenizer.json): copy that of the model here")
     if load_format in SAFE_FORMATS and not any(folder.glob("*.gguf")):
-        _check_sizes(folder, config, _check_weights(folder))
+        _check_sizes(folder, config, _shapes(folder))
 
 
 def check_whole(folder: Path, load_format: object = "auto") -> None:
@@ -128,35 +129,63 @@ def check_whole(folder: Path, load_format: object = "auto") -> None:
     config = _object(folder, "config.json")
     if load_format not in SAFE_FORMATS or {"quantization_config", "auto_map"} & config.keys():
         return
-    tensors = _check_weights(folder)
-    known = {LAYER.sub(".*.", name) for name in tensors}
-    expected, twins = _expected(folder)
-    for name, shape in expected.items():
-        alone = not {*tensors} & {*twins[name]}
-        if alone and LAYER.sub(".*.", name) in known:
-            raise _wrong(folder, f"its weights lack {name}: fetch it again")
-        if tensors.get(name, shape) != shape:
-            what = f"{name} has the shape {tensors[name]}, where config.json says {shape}"
-            raise _wrong(folder, f"{what}: they do not belong together")
-
-
-def _expected(folder: Path) -> tuple[Tensors, Mapping[str, list[str]]]:
-    """The tensors of the model that config.json describes, as far as transformers knows it.
-
-    Also all names of each: one that is tied is stored once.
-    """
     from transformers import AutoConfig
 
+    stored = _shapes(folder)
+    layers = {LAYER.sub(".*.", name) for name in stored}
     try:
-        model = shape_only(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+        expected, twins = shapes_of(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     except Exception:  # noqa: BLE001  # what is wrong with it is said by who loads it
-        return {}, {}
-    found = model.state_dict(keep_vars=True)
-    same: dict[int, list[str]] = {}
-    for name, tensor in found.items():
-        same.setdefault(id(tensor), []).append(name)
-    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    return shapes, {name: same[id(tensor)] for name, tensor in found.items()}
+        return
+    for name, shape in expected.items():
+        names = [name, *(twin for twin, first in twins.items() if first == name)]
+        if not stored.keys() & names and layers & {LAYER.sub(".*.", one) for one in names}:
+            raise _wrong(folder, f"its weights lack {name}: fetch it again")
+        for one in stored.keys() & names:
+            if stored[one] != shape:
+                what = f"{one} has the shape {stored[one]}, where config.json says {shape}"
+                raise _wrong(folder, f"{what}: they do not belong together")
+
+
+def shapes_of(config: Any) -> tuple[Shapes, Mapping[str, str]]:
+    """The shapes of a model's tensors by name, and other names that some of them have too.
+
+    Raises:
+        InputError: transformers cannot make a language model of the configuration.
+    """
+    try:
+        model = shape_only(config)
+    except Exception as error:  # wrong sizes fail in as many ways as there are models
+        text = " ".join(str(error).split())
+        raise InputError(f"the base model is no language model: {text:.300}") from error
+    first: dict[int, str] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    twins: dict[str, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if (same := first.setdefault(id(tensor), name)) == name:
+            shapes[name] = tuple(tensor.shape)
+        else:
+            twins[name] = same
+    return shapes, twins
+
+
+def weights_size(folder: Path, dtype: str) -> int:
+    """Bytes of a folder's safetensors once their floating-point tensors are in `dtype`.
+
+    Raises:
+        InputError, OSError, KeyError: a file is broken or missing.
+    """
+    files = {*folder.glob("*.safetensors")}
+    if (folder / INDEX).is_file():
+        files = {folder / name for name in _object(folder, INDEX)["weight_map"].values()}
+    elif len(files) > 1:  # Mistral's own file beside the common one
+        files -= {*folder.glob("consolidated*.safetensors")}
+    bits = 0
+    for shape, kind in (tensor for file in files for tensor in _tensors(file).values()):
+        width = re.search(r"\d+", kind)  # of "I64", "F8_E4M3", "BOOL"
+        each = 8 * SIZES[dtype] if kind in FLOATS else int(width[0]) if width else 8
+        bits += prod(shape) * each
+    return bits // 8
 
 
 def check_adapter(folder: Path) -> None:
@@ -179,30 +208,74 @@ def check_adapter(folder: Path) -> None:
     _tensors(folder / "adapter_model.safetensors")
 
 
-def check_adapters(given: object) -> None:
+def check_adapters(option: object) -> None:
     """`check_adapter` for those folders that a server's option names, such as "name=folder".
 
     Raises:
         InputError: as there.
     """
-    for one in given if isinstance(given, list | tuple) else [given]:
+    for one in option if isinstance(option, list | tuple) else [option]:
         path = one.get("path") if isinstance(one, Mapping) else str(one).partition("=")[2]
         if path and Path(str(path)).is_dir():
             check_adapter(Path(str(path)))
 
 
-def explained(name: str, error: BaseException) -> str:
+def explain_load_error(name: str, error: BaseException) -> str:
     """What a library says of a model that it cannot load, in one line, with our remedy."""
-    said = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, LookupError | ArithmeticError | AssertionError):
-        said = f"{type(error).__name__} {said}"
-    if "trust_remote_code" in said:
-        said = CODE
-    elif "ignore_mismatched_sizes" in said:
-        said = "its weights have other shapes than config.json says: they do not belong together"
-    elif "weights_only" in said or "torch.load" in said:
-        said = f"its weights are pickles, which run what their maker wants: {CONVERT}"
-    return f"model {name!r} could not be loaded: {said:.500}"
+        text = f"{type(error).__name__} {text}"
+    if "trust_remote_code" in text:
+        text = CODE
+    elif "ignore_mismatched_sizes" in text:
+        text = "its weights have other shapes than config.json says: they do not belong together"
+    elif "weights_only" in text or "torch.load" in text:
+        text = f"its weights are pickles, which run what their maker wants: {CONVERT}"
+    return f"model {name!r} could not be loaded: {text:.500}"
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Without the table of tensors that transformers prints: `check_tensors` raises instead."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    logger = logging.getLogger("transformers")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def check_tensors(
+    model: str, report: Mapping[str, Any], *problems: str, but: Collection[str] = ()
+) -> None:
+    """Refuse a checkpoint that is not all of the model.
+
+    Args:
+        model: its name, for people.
+        report: the loading info of transformers.
+        problems: of `PROBLEMS`, what is refused; none given is all.
+        but: names that may be missing.
+
+    Raises:
+        InputError: names the tensors.
+    """
+    for problem in problems or PROBLEMS:
+        if names := [str(name) for name in report.get(problem) or () if name not in but]:
+            raise InputError(
+                f"model {model!r}: the checkpoint {PROBLEMS[problem]} {first_names(names)}: it "
+                "does not belong to its config.json, or is not whole; fetch it again"
+            )
+
+
+def first_names(names: Iterable[str]) -> str:
+    """The first names, for a message, and how many more there are."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - 3} more" if len(ordered) > 3 else ""
+    return ", ".join(ordered[:3]) + more
 
 
 def _wrong(folder: Path, what: str) -> InputError:
@@ -212,57 +285,58 @@ def _wrong(folder: Path, what: str) -> InputError:
 def _object(folder: Path, name: str) -> dict[str, Any]:
     """A file's JSON object."""
     try:
-        found = json.loads((folder / name).read_text("utf-8"))
+        content = json.loads((folder / name).read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise _wrong(folder, f"{name} cannot be read ({error}): fetch it again") from error
-    if not isinstance(found, dict):
-        raise _wrong(folder, f"{name} holds a {type(found).__name__}, no JSON object")
-    return found
+    if not isinstance(content, dict):
+        raise _wrong(folder, f"{name} holds a {type(content).__name__}, no JSON object")
+    return content
 
 
-def _check_weights(folder: Path) -> Tensors:
+def _shapes(folder: Path) -> Shapes:
     """All tensors of a folder, whose files are all there and whole."""
     files = sorted(folder.glob("*.safetensors"))
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        placed = _object(folder, index.name).get("weight_map")
+    if (folder / INDEX).is_file():
+        placed = _object(folder, INDEX).get("weight_map")
         if not isinstance(placed, dict) or not placed:
-            raise _wrong(folder, f"{index.name} has no weight_map")
-        missing = sorted({str(name) for name in placed.values()} - {file.name for file in files})
+            raise _wrong(folder, f"{INDEX} has no weight_map")
+        missing = {str(name) for name in placed.values()} - {file.name for file in files}
         if missing and not (folder / "model.safetensors").is_file():
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise _wrong(folder, f"{missing[0]}{more} of {index.name} is missing: fetch it again")
+            raise _wrong(folder, f"{INDEX} names {first_names(missing)}, missing: fetch it again")
     if not files:
         pickles = sorted(name.name for pattern in PICKLES for name in folder.glob(pattern))
         if pickles:
             what = f"its weights are pickles ({pickles[0]}), which run what their maker wants"
             raise _wrong(folder, f"{what}: {CONVERT}")
         raise _wrong(folder, 'it has no weights (*.safetensors); load_format="dummy" needs none')
-    return {name: shape for file in files for name, shape in _tensors(file).items()}
+    return {name: shape for file in files for name, (shape, _) in _tensors(file).items()}
 
 
-def _tensors(file: Path) -> Tensors:
-    """The tensors of a file, of which nothing but the header is read."""
+def _tensors(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shapes and number formats of a file's tensors, of which nothing but the header is read."""
     from safetensors import SafetensorError, safe_open
 
+    tensors = {}
     try:
         with safe_open(file, framework="numpy") as opened:
-            shapes = {x: tuple(opened.get_slice(x).get_shape()) for x in list(opened.keys())}
+            for name in list(opened.keys()):
+                tensor = opened.get_slice(name)
+                tensors[name] = (tuple(tensor.get_shape()), tensor.get_dtype())
     except (SafetensorError, OSError, ValueError) as error:
         what = f"{file.name} ({file.stat().st_size:,} bytes) is broken or cut off: {error}"
         raise _wrong(file.parent, f"{what}; fetch it again") from error
-    if not shapes:
+    if not tensors:
         raise _wrong(file.parent, f"{file.name} holds no tensors: fetch it again")
-    return shapes
+    return tensors
 
 
-def _check_sizes(folder: Path, config: Mapping[str, Any], tensors: Tensors) -> None:
+def _check_sizes(folder: Path, config: Mapping[str, Any], shapes: Shapes) -> None:
     """Refuse sizes that the weights cannot have: building the model would take forever."""
-    longest = max(size for shape in tensors.values() for size in (*shape, 1))
+    longest = max(size for shape in shapes.values() for size in (*shape, 1))
     text = config.get("text_config")
     for part in (config, text if isinstance(text, dict) else {}):
         for names, most in (
-            (LAYERS, len(tensors)),
+            (LAYERS, len(shapes)),
             (WIDTHS, WRONG * longest),
             (POSITIONS, MOST_POSITIONS),
         ):

@@ -45,7 +45,7 @@ LONGEST = 1000  # characters of a name
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Chunk:
     """A piece of a tensor: where it begins in it, its shape, and its bytes in a file."""
 
     offsets: tuple[int, ...]
@@ -56,12 +56,12 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class SavedTensor:
     """A tensor of a checkpoint: its shape and precision as they were saved, and its pieces."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    parts: tuple[Part, ...]
+    chunks: tuple[Chunk, ...]
 
     @property
     def size(self) -> int:
@@ -72,29 +72,26 @@ class Entry:
         """Whether each element is in just one piece."""
         import numpy as np
 
-        parts = [part for part in self.parts if prod(part.sizes)]
-        if sum(prod(part.sizes) for part in parts) != prod(self.shape):
-            return False  # and there are not more pieces than elements
-        ends = [{0, n, *(x for p in parts for x in (p.offsets[d], p.offsets[d] + p.sizes[d]))}
-                for d, n in enumerate(self.shape)]  # fmt: skip
-        cuts = [{cut: place for place, cut in enumerate(sorted(along))} for along in ends]
-        if any(max(along) > n for along, n in zip(cuts, self.shape, strict=True)):
+        chunks = [chunk for chunk in self.chunks if prod(chunk.sizes)]
+        boxes = [[*zip(chunk.offsets, chunk.sizes, self.shape, strict=True)] for chunk in chunks]
+        if any(start + size > length for box in boxes for start, size, length in box):
             return False
-        painted = np.zeros([len(along) - 1 for along in cuts], np.int8)
-        for part in parts:
-            box = zip(cuts, part.offsets, part.sizes, strict=True)
-            here = tuple(slice(places[at], places[at + size]) for places, at, size in box)
-            if painted[here].any():
-                return False
-            painted[here] = 1
-        return bool(painted.all())
+        if sum(prod(chunk.sizes) for chunk in chunks) != prod(self.shape):
+            return False
+        starts = np.array([chunk.offsets for chunk in chunks], np.int64)
+        ends = starts + np.array([chunk.sizes for chunk in chunks], np.int64)
+        # As many elements as the tensor has, all in it: it is whole if no two pieces overlap.
+        return all(
+            np.all((starts < end) & (start < ends), axis=1).sum() == 1
+            for start, end in zip(starts, ends, strict=True)
+        )
 
 
 class Checkpoint:
     """A checkpoint's tensors by name, nested names joined by dots; `read` gives their values.
 
     Attributes:
-        entries: what its tensors are; whatever else it holds is left alone.
+        tensors: what it holds of them; anything else that it holds is left alone.
 
     Raises:
         InputError: no such folder, an index that is broken or holds more than plain records.
@@ -102,7 +99,18 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.entries: Mapping[str, Entry] = _entries(folder)
+        path = folder / INDEX
+        if not path.is_file():
+            inner = sorted(index.parent for index in folder.glob(f"*/{INDEX}"))
+            hint = f"; give {inner[0]}" if inner else ""
+            raise InputError(f"{folder} is no folder of {TORCH}: it has no {INDEX}{hint}")
+        try:
+            index = _Index(_harmless(path.read_bytes())).load()
+            self.tensors: Mapping[str, SavedTensor] = _saved_tensors(index)
+        except Exception as error:  # broken pickles fail in as many ways as there are bytes
+            raise InputError(
+                f"{path} is broken, or not what torch writes ({error}); nothing of it was run"
+            ) from error
 
     def check(self, names: Iterable[str]) -> None:
         """See that everything of these tensors is there.
@@ -112,10 +120,10 @@ class Checkpoint:
         """
         ends: dict[str, int] = {}
         for name in names:
-            if not self.entries[name].is_whole():
+            if not self.tensors[name].is_whole():
                 raise InputError(f"{self.folder}: parts of {name} were never saved, or saved twice")
-            for part in self.entries[name].parts:
-                ends[part.file] = max(part.start + part.length, ends.get(part.file, 0))
+            for chunk in self.tensors[name].chunks:
+                ends[chunk.file] = max(chunk.start + chunk.length, ends.get(chunk.file, 0))
         for file, end in ends.items():
             path = self.folder / file
             if not path.is_file():
@@ -125,91 +133,95 @@ class Checkpoint:
             if (size := path.stat().st_size) < end:
                 raise InputError(f"{path} is cut off: {size:,} of {end:,} bytes")
 
-    def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """The tensors of these names, whole.
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor, whole.
 
         Raises:
             InputError: a shard holds something else than its tensors.
-            WorkbenchError: they do not fit into memory.
+            WorkbenchError: it does not fit into memory.
         """
-        return {name: self._tensor(name, self.entries[name]) for name in names}
-
-    def _tensor(self, name: str, entry: Entry) -> torch.Tensor:
         import torch
 
+        saved = self.tensors[name]
         try:
-            found = torch.empty(entry.shape, dtype=entry.dtype)
-            for part in entry.parts:
-                box = zip(part.offsets, part.sizes, strict=True)
-                here = found[tuple(slice(at, at + size) for at, size in box)]
-                here.copy_(self._value(part, entry.dtype))
+            whole = torch.empty(saved.shape, dtype=saved.dtype)
+            for chunk in saved.chunks:
+                box = zip(chunk.offsets, chunk.sizes, strict=True)
+                here = whole[tuple(slice(start, start + size) for start, size in box)]
+                here.copy_(self._values(chunk, saved.dtype))
         except Exception as error:  # broken files fail in as many ways as there are bytes
             if memory_ran_out(error):
                 raise WorkbenchError(
-                    f"{self.folder}: {name} has {entry.size:,} bytes, which are not free here"
+                    f"{self.folder}: {name} has {saved.size:,} bytes, which are not free here"
                 ) from error
             raise InputError(
                 f"{self.folder}: a shard of {name} could not be read: it is broken, or holds "
                 "something else than tensors as torch.save writes them; copy the whole folder again"
             ) from error
-        return found
+        return whole
 
-    def _value(self, part: Part, dtype: torch.dtype) -> torch.Tensor:
+    def _values(self, chunk: Chunk, dtype: torch.dtype) -> torch.Tensor:
         """One piece, from its bytes as they lie there (`torch.load` would build more than that)."""
         import torch
 
-        with (self.folder / part.file).open("rb") as file:
-            file.seek(part.start)
-            data = zipfile.ZipFile(io.BytesIO(file.read(part.length)))
+        with (self.folder / chunk.file).open("rb") as file:
+            file.seek(chunk.start)
+            data = zipfile.ZipFile(io.BytesIO(file.read(chunk.length)))
         members = {info.filename.partition("/")[2]: info for info in data.infolist()}
         if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
             raise TypeError("it is compressed")
         if data.read(members["byteorder"]).decode() != sys.byteorder:
             raise TypeError("it was saved with another byte order")
-        saved = _Shard(data.read(members["data.pkl"])).load()
-        (_, storage, key, *_), offset, size, stride, *more = saved
-        kinds = {"UntypedStorage": f"torch.{more[-1]}"}  # float8 and the like, told beside
+        (_, storage, key, *_), offset, size, stride, *more = _Shard(
+            _harmless(data.read(members["data.pkl"]))
+        ).load()
+        kinds = {"UntypedStorage": f"torch.{more[-1]}"}  # float8 and the like, named beside
         for known, kind in torch.storage._dtype_to_storage_type_map().items():
             kinds[kind] = str(known)
-        if _numbers(size) != part.sizes or kinds.get(storage) != str(dtype):
+        if _numbers(size) != chunk.sizes or kinds.get(storage) != str(dtype):
             raise TypeError("it holds another tensor")
-        if not prod(part.sizes):
-            return torch.empty(part.sizes, dtype=dtype)
+        if not prod(chunk.sizes):
+            return torch.empty(chunk.sizes, dtype=dtype)
         values = torch.frombuffer(bytearray(data.read(members[f"data/{key}"])), dtype=dtype)
-        return torch.as_strided(values, part.sizes, _numbers(stride), *_numbers((offset,)))
+        return torch.as_strided(values, chunk.sizes, _numbers(stride), *_numbers((offset,)))
+
+
+def _harmless(data: bytes) -> io.BytesIO:
+    """Refuse a pickle that numbers more objects than it has bytes: room is made for all of them.
+
+    Raises:
+        UnpicklingError: it does.
+    """
+    for code, number, _ in pickletools.genops(data):
+        if code.name.endswith("PUT") and int(number or 0) > len(data):
+            raise pickle.UnpicklingError("it numbers more objects than it has bytes")
+    return io.BytesIO(data)
 
 
 class _Shard(pickle.Unpickler):
     """Gives what a saved tensor is made of: its storage's description, offset, size, stride."""
 
-    def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(_harmless(data)))
-
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in REBUILT:
-            return _made_of
+            return lambda *parts: parts
         if (module, name) in PLAIN:
             return PLAIN[module, name]
         if module in {"torch", "torch.storage"} and (name.endswith("Storage") or "float" in name):
             return name
-        raise pickle.UnpicklingError(f"it asks for {_told(f'{module}.{name}')}")
+        raise pickle.UnpicklingError(f"it asks for {_shown(f'{module}.{name}')}")
 
-    def persistent_load(self, told: Any) -> Any:
-        return told
-
-
-def _made_of(*parts: Any) -> tuple[Any, ...]:
-    return parts
+    def persistent_load(self, description: Any) -> Any:
+        return description
 
 
 # --- the index
 
 
 class _Record:
-    """An object of an index: what it was made of, and no behaviour."""
+    """An object of an index: its arguments or fields, and no behaviour."""
 
-    def __init__(self, *made_of: object) -> None:
-        self.state: Any = made_of
+    def __init__(self, *arguments: object) -> None:
+        self.state: Any = arguments
 
     def __setstate__(self, state: object) -> None:
         self.state = state
@@ -226,59 +238,33 @@ class _Index(pickle.Unpickler):
     The classes of the records are made anew for each index: a pickle can change a class too.
     """
 
-    def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data))
-        self._made: dict[str, type] = {}
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self._classes: dict[str, type] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         import torch
 
         if (module, name) in PLAIN:
             return PLAIN[module, name]
-        if module == "torch" and isinstance(found := vars(torch).get(name), torch.dtype):
-            return found
+        if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):
+            return dtype
         path = module.partition(".")[0] == "pathlib" and name.endswith("Path")
         if path or (module, name) in RECORDS:
-            return self._made.setdefault(name, type(name, (_Record,), {}))
-        asked = _told(f"{module}.{name}")
-        raise pickle.UnpicklingError(f"it asks for {asked}, which no checkpoint needs")
+            return self._classes.setdefault(name, type(name, (_Record,), {}))
+        asked_for = _shown(f"{module}.{name}")
+        raise pickle.UnpicklingError(f"it asks for {asked_for}, which no checkpoint needs")
 
 
-def _harmless(data: bytes) -> bytes:
-    """Refuse a pickle that numbers more objects than it has bytes: room is made for all of them.
-
-    Raises:
-        UnpicklingError: it does.
-    """
-    for code, number, _ in pickletools.genops(data):
-        if code.name.endswith("PUT") and int(number or 0) > len(data):
-            raise pickle.UnpicklingError("it numbers more objects than it has bytes")
-    return data
-
-
-def _told(value: object) -> str:
+def _shown(value: object) -> str:
     """A value for a message; of what may be huge, only its kind."""
     if isinstance(value, str):
         return repr(value[:80])
     return f"{value}" if type(value) is int and abs(value) < 2**64 else type(value).__name__
 
 
-def _entries(folder: Path) -> dict[str, Entry]:
-    path = folder / INDEX
-    if not path.is_file():
-        inner = sorted(found.parent for found in folder.glob(f"*/{INDEX}"))
-        hint = f"; give {inner[0]}" if inner else ""
-        raise InputError(f"{folder} is no folder of {TORCH}: it has no {INDEX}{hint}")
-    try:
-        return _checked(_Index(_harmless(path.read_bytes())).load())
-    except Exception as error:  # broken pickles fail in as many ways as there are bytes
-        raise InputError(
-            f"{path} is broken, or not what torch writes ({error}); nothing of it was run"
-        ) from error
-
-
-def _checked(index: Any) -> dict[str, Entry]:
-    """The tensors that an index tells of.
+def _saved_tensors(index: Any) -> dict[str, SavedTensor]:
+    """The tensors of an index.
 
     Raises:
         Exception: of any kind, where it is not as torch writes it.
@@ -286,44 +272,44 @@ def _checked(index: Any) -> dict[str, Entry]:
     import torch
 
     places: dict[tuple[str, tuple[int, ...]], Any] = {}
-    for at, place in index.get("Metadata", "storage_data").items():
-        offset = at.get("MetadataIndex", "offset")
+    for key, place in index.get("Metadata", "storage_data").items():
+        offset = key.get("MetadataIndex", "offset")
         if offset is not None:
-            places[at.get("MetadataIndex", "fqn"), _numbers(offset)] = place
-    found = {}
+            places[key.get("MetadataIndex", "fqn"), _numbers(offset)] = place
+    tensors = {}
     for name, one in index.get("Metadata", "state_dict_metadata").items():
         if type(one).__name__ == "BytesStorageMetadata":
             continue
         shape = _numbers(one.get("TensorStorageMetadata", "size"))
         dtype = one.get("TensorStorageMetadata", "properties").state[0]
         if not isinstance(name, str) or len(name) > LONGEST or not isinstance(dtype, torch.dtype):
-            raise TypeError(f"{_told(name)} of {_told(dtype)} is no tensor")
-        parts = []
-        for chunk in one.get("TensorStorageMetadata", "chunks"):
-            offsets = _numbers(chunk.get("ChunkStorageMetadata", "offsets"))
-            sizes = _numbers(chunk.get("ChunkStorageMetadata", "sizes"))
+            raise TypeError(f"{_shown(name)} of {_shown(dtype)} is no tensor")
+        chunks = []
+        for record in one.get("TensorStorageMetadata", "chunks"):
+            offsets = _numbers(record.get("ChunkStorageMetadata", "offsets"))
+            sizes = _numbers(record.get("ChunkStorageMetadata", "sizes"))
             if not len(offsets) == len(sizes) == len(shape):
-                raise TypeError(f"a part of {_told(name)} has other dimensions")
+                raise TypeError(f"a part of {_shown(name)} has other dimensions")
             if (name, offsets) in places:
-                parts.append(_part(offsets, sizes, places[name, offsets]))
-        found[name] = Entry(shape, dtype, tuple(parts))
-    return found
+                chunks.append(_chunk(offsets, sizes, places[name, offsets]))
+        tensors[name] = SavedTensor(shape, dtype, tuple(chunks))
+    return tensors
 
 
-def _part(offsets: tuple[int, ...], sizes: tuple[int, ...], place: Any) -> Part:
+def _chunk(offsets: tuple[int, ...], sizes: tuple[int, ...], place: Any) -> Chunk:
     names = ("relative_path", "offset", "length", "transform_descriptors")
     file, start, length, changed = (place.get("_StorageInfo", name) for name in names)
     plain = isinstance(file, str) and file not in {"", ".", ".."} and len(file.encode()) < 256
     if not plain or {*file} & {*"/\\\0"}:
-        raise TypeError(f"it names the file {_told(file)}, which is not one of its folder")
+        raise TypeError(f"it names the file {_shown(file)}, which is not one of its folder")
     if changed:
-        raise TypeError(f"{_told(file)} is compressed: save it without")
+        raise TypeError(f"{_shown(file)} is compressed: save it without")
     start, length = _numbers((start, length))
-    return Part(offsets, sizes, file, start, length)
+    return Chunk(offsets, sizes, file, start, length)
 
 
 def _numbers(values: Any) -> tuple[int, ...]:
     numbers = tuple(values)
     if not all(type(x) is int and 0 <= x < 2**63 for x in numbers):
-        raise TypeError(f"{', '.join(map(_told, numbers[:8]))} are no sizes")
+        raise TypeError(f"{', '.join(map(_shown, numbers[:8]))} are no sizes")
     return numbers

@@ -1,7 +1,8 @@
 """What a GGUF file holds: its header read with care, its tensors as plain numbers.
 
 Counts, lengths and offsets of the header are checked against the file before they are used, so
-that a broken file is refused in a moment and not when memory has run out.
+that a broken file is refused in a moment and not when memory has run out (gguf's own reader
+believes them).
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ TEXT, ARRAY = 8, 9
 # Well above those of any model; a loop over as many takes seconds.
 MOST_KEYS, MOST_TENSORS, MOST_ELEMENTS, MOST_LETTERS = 2**14, 2**17, 2**23, 2**24
 PART = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.gguf$", re.IGNORECASE)
+JOIN = "join them with llama-gguf-split --merge"
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredTensor:
     """Where a tensor lies, and how it is stored.
 
     Attributes:
         kind: of gguf's `GGMLQuantizationType`.
         shape: as in torch.
+        row: bytes of its last dimension.
         start: from the beginning of the tensors' part.
     """
 
@@ -39,7 +42,11 @@ class Stored:
     shape: tuple[int, ...]
     row: int
     start: int
-    size: int
+
+    @property
+    def end(self) -> int:
+        """Where it ends, from the beginning of the tensors' part."""
+        return self.start + math.prod(self.shape[:-1]) * self.row
 
 
 class GGUFFile:
@@ -51,6 +58,8 @@ class GGUFFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.fields: dict[str, Any] = {}
+        self.tensors: dict[str, StoredTensor] = {}
         if find_spec("gguf") is None:
             raise InputError(
                 f'reading {path} needs the package gguf: pip install "workbench[gguf]"'
@@ -58,7 +67,7 @@ class GGUFFile:
         if path.is_dir():
             raise InputError(f"{path} is a folder: give a .gguf file")
         if PART.search(path.name):
-            raise self.refused("is one part of several", "join them with llama-gguf-split --merge")
+            raise self.refused("is one part of several", JOIN)
         try:
             with path.open("rb") as file:
                 if file.read(4) != b"GGUF":
@@ -76,54 +85,49 @@ class GGUFFile:
         return InputError(f"{self.path} {what}: {remedy}")
 
     def _read(self, blob: mmap.mmap) -> None:
-        (version,) = struct.unpack_from("<I", blob, 4)
+        header = _Header(blob)
+        (version,) = header.take("I")
         if version not in VERSIONS:
             raise self.refused(
                 f"is GGUF of version {version:,}, and 2 and 3 are known here",
                 "make it anew with llama.cpp, in little-endian order",
             )
-        tensors, keys = struct.unpack_from("<QQ", blob, 8)
+        tensors, keys = header.take("QQ")
         if keys > MOST_KEYS or tensors > MOST_TENSORS:
             raise self.refused(f"claims {keys:,} settings and {tensors:,} tensors")
-        at = 24
-        self.fields: dict[str, Any] = {}
         for _ in range(keys):
-            name, at = _text(blob, at)
-            (kind,) = struct.unpack_from("<I", blob, at)
-            self.fields[name], at = _value(blob, at + 4, kind)
+            name = header.text()
+            self.fields[name] = header.value()
         if self.fields.get("split.count", 0) not in (0, 1):
-            raise self.refused("is one part of several", "join them with llama-gguf-split --merge")
-        self.tensors: dict[str, Stored] = {}
+            raise self.refused("is one part of several", JOIN)
         for _ in range(tensors):
-            name, at = _text(blob, at)
+            name = header.text()
             if name in self.tensors:
                 raise self.refused(f"has two tensors of the name {name!r:.80}")
-            (count,) = struct.unpack_from("<I", blob, at)
-            if not 1 <= count <= 4:
-                raise self.refused(f"has {name!r:.80} with {count:,} dimensions")
-            *shape, kind, start = struct.unpack_from(f"<{count}QIQ", blob, at + 4)
-            at += 16 + 8 * count
-            self.tensors[name] = self._stored(name, tuple(reversed(shape)), kind, start)
+            self.tensors[name] = self._stored(name, header)
         step = self.fields.get("general.alignment", 32)
         if not isinstance(step, int) or not 1 <= step <= 2**20:
             raise self.refused(f"has general.alignment={step!r:.40}")
-        self._start = -(-at // step) * step
-        end = max((self._start + t.start + t.size for t in self.tensors.values()), default=0)
+        self._start = -(-header.at // step) * step
+        end = max((self._start + tensor.end for tensor in self.tensors.values()), default=0)
         if end > len(blob):
             raise self.refused(f"is cut off: {len(blob):,} of {end:,} bytes are there")
         self._check_kinds()
 
-    def _stored(self, name: str, shape: tuple[int, ...], number: int, start: int) -> Stored:
+    def _stored(self, name: str, header: _Header) -> StoredTensor:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-        kind = GGMLQuantizationType(number)
+        (dimensions,) = header.take("I")
+        if not 1 <= dimensions <= 4:
+            raise self.refused(f"has {name!r:.80} with {dimensions:,} dimensions")
+        *sizes, number, start = header.take(f"{dimensions}QIQ")
+        shape, kind = tuple(reversed(sizes)), GGMLQuantizationType(number)
         block, size = GGML_QUANT_SIZES[kind]
         if not all(shape) or shape[-1] % block:
             raise self.refused(
                 f"has {name!r:.80} with the shape {[*shape]}, which {kind.name} has not"
             )
-        row = shape[-1] // block * size
-        return Stored(kind, shape, row, start, math.prod(shape[:-1]) * row)
+        return StoredTensor(kind, shape, shape[-1] // block * size, start)
 
     def _check_kinds(self) -> None:
         """Refuse what gguf cannot make plain numbers of, before any work is done."""
@@ -131,13 +135,13 @@ class GGUFFile:
         from gguf import GGML_QUANT_SIZES
         from gguf.quants import dequantize
 
-        for kind in {stored.kind for stored in self.tensors.values()}:
+        examples = {tensor.kind: name for name, tensor in reversed(self.tensors.items())}
+        for kind, name in examples.items():
             try:
                 dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
             except NotImplementedError as error:
-                names = [name for name, stored in self.tensors.items() if stored.kind is kind]
                 raise self.refused(
-                    f"stores {names[0]} as {kind.name}, which gguf cannot make plain numbers of",
+                    f"stores {name} as {kind.name}, which gguf cannot make plain numbers of",
                     "take one in another quantisation, such as Q8_0",
                 ) from error
 
@@ -152,36 +156,46 @@ class GGUFFile:
         return np.array(dequantize(raw, stored.kind), np.float32).reshape(stored.shape)
 
 
-def _text(blob: mmap.mmap, at: int) -> tuple[str, int]:
-    (length,) = struct.unpack_from("<Q", blob, at)
-    at += 8
-    if length > min(MOST_LETTERS, len(blob) - at):
-        raise ValueError(f"a text of {length:,} bytes")
-    return blob[at : at + length].decode(), at + length
+class _Header:
+    """A header, read from front to back.
 
+    Raises:
+        struct.error, ValueError: it ends too early, or claims what cannot be.
+    """
 
-def _value(blob: mmap.mmap, at: int, kind: int) -> tuple[Any, int]:
-    """A setting, and where the next one begins."""
-    if kind == TEXT:
-        return _text(blob, at)
-    if kind != ARRAY:
-        code = _code(kind)
-        return struct.unpack_from(f"<{code}", blob, at)[0], at + struct.calcsize(f"<{code}")
-    of, count = struct.unpack_from("<IQ", blob, at)
-    at += 12
-    if count > MOST_ELEMENTS:
-        raise ValueError(f"a list of {count:,} elements")
-    if of != TEXT:
-        form = f"<{count}{_code(of)}"
-        return list(struct.unpack_from(form, blob, at)), at + struct.calcsize(form)
-    texts = []
-    for _ in range(count):
-        text, at = _text(blob, at)
-        texts.append(text)
-    return texts, at
+    def __init__(self, blob: mmap.mmap) -> None:
+        self._blob = blob
+        self.at = 4
 
+    def take(self, form: str) -> tuple[Any, ...]:
+        """The next values, in the form that `struct` calls so."""
+        values = struct.unpack_from(f"<{form}", self._blob, self.at)
+        self.at += struct.calcsize(f"<{form}")
+        return values
 
-def _code(kind: int) -> str:
-    if kind not in PLAIN:
-        raise ValueError(f"a setting of the kind {kind}")
-    return PLAIN[kind]
+    def text(self) -> str:
+        (length,) = self.take("Q")
+        if length > min(MOST_LETTERS, len(self._blob) - self.at):
+            raise ValueError(f"a text of {length:,} bytes")
+        self.at += length
+        return self._blob[self.at - length : self.at].decode()
+
+    def value(self) -> Any:
+        """A setting, after its kind."""
+        (kind,) = self.take("I")
+        if kind == TEXT:
+            return self.text()
+        if kind != ARRAY:
+            return self.take(self._code(kind))[0]
+        of, count = self.take("IQ")
+        if count > MOST_ELEMENTS:
+            raise ValueError(f"a list of {count:,} elements")
+        if of == TEXT:
+            return [self.text() for _ in range(count)]
+        return list(self.take(f"{count}{self._code(of)}"))
+
+    @staticmethod
+    def _code(kind: int) -> str:
+        if kind not in PLAIN:
+            raise ValueError(f"a setting of the kind {kind}")
+        return PLAIN[kind]

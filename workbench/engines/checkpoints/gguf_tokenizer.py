@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from workbench.engines.gguf_file import GGUFFile
+from workbench.engines.checkpoints.gguf_file import GGUFFile
 from workbench.errors import InputError
 
 REMEDY = "give the model's own tokenizer with --tokenizer (tokenizer=…), a hub name or folder"
