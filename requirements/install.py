@@ -32,7 +32,7 @@ VARIANTS = {
 }
 KERNEL_ENV = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "OMP_WAIT_POLICY": "passive",  # threads that wait do not spin (engines/cpu.py)
+    "OMP_WAIT_POLICY": "passive",  # threads that wait do not spin (engines/device.py)
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",

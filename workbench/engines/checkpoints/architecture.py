@@ -8,14 +8,13 @@ is noise: most of its token ids are beyond the tokenizer's and print as nothing.
 
 from __future__ import annotations
 
-import difflib
 import json
-import math
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from workbench import values
 from workbench.errors import InputError
 from workbench.files import whole_folder
 from workbench.store import default_path, digest
@@ -55,9 +54,15 @@ class Architecture:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if need := _unmet(field.name, value):
-                raise InputError(f"{field.name}={value!r}: must be {need}")
+            name, value = field.name, getattr(self, field.name)
+            if name == "tie_word_embeddings":
+                value = values.flag(name, value)
+            elif name == "rope_theta":
+                number = values.real(name, value, 0, values.LARGEST, above=True)
+                value = value if isinstance(value, int) else number  # as it is written
+            elif name != "head_dim" or value is not None:
+                value = values.whole(name, value, 1)
+            object.__setattr__(self, name, value)  # Python's own
         heads, shared = self.num_attention_heads, self.num_key_value_heads
         if self.head_dim is None and self.hidden_size % heads:
             raise InputError(
@@ -158,23 +163,19 @@ def dummy_model(name_or_path: str | Path, folder: str | Path | None = None) -> P
         target = default_path().parent / "dummy" / f"{name}-{digest(files).hex()[:12]}"
     else:
         target = Path(folder).expanduser()
-    if not _holds(target, files):
-        try:
-            _write(target, files)
-        except OSError as error:
-            if not _holds(target, files):  # else another process was quicker
-                raise InputError(
-                    f"the dummy model cannot be written to {str(target)!r} "
-                    f"({error.strerror or error}): give a new folder where you may write, as "
-                    "folder=…, or delete that one if it is an old dummy"
-                ) from error
+    try:
+        if not _holds(target, files):
+            with whole_folder(target) as part:
+                for name, text in files.items():
+                    (part / name).write_bytes(text.encode())
+    except OSError as error:
+        if not _holds(target, files):  # else another process was quicker
+            raise InputError(
+                f"the dummy model cannot be written to {str(target)!r} "
+                f"({error.strerror or error}): give a new folder where you may write, as "
+                "folder=…, or delete that one if it is an old dummy"
+            ) from error
     return target
-
-
-def _write(target: Path, files: dict[str, str]) -> None:
-    with whole_folder(target) as part:
-        for name, text in files.items():
-            (part / name).write_bytes(text.encode())
 
 
 def _holds(folder: Path, files: dict[str, str]) -> bool:
@@ -192,44 +193,22 @@ def _locate(name_or_path: object) -> Path:
             f"name_or_path={name_or_path!r} must be a preset ({', '.join(presets())}) or the path "
             "of a JSON file"
         )
-    if name_or_path in presets():
-        return SHAPES / f"{name_or_path}.json"
     path = Path(name_or_path)
     if isinstance(name_or_path, Path) or path.suffix == ".json" or path.name != name_or_path:
         return path.expanduser()
-    near = difflib.get_close_matches(name_or_path.lower(), presets(), 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ", or give the path of a JSON file"
-    raise InputError(
-        f"unknown architecture {name_or_path!r:.80}, known: {', '.join(presets())}{hint}"
-    )
+    values.known("architecture", name_or_path, presets(), ", or give the path of a JSON file")
+    return SHAPES / f"{name_or_path}.json"
 
 
 def _check_keys(shapes: object) -> None:
-    known = [field.name for field in fields(Architecture)]
+    names = [field.name for field in fields(Architecture)]
     if not isinstance(shapes, dict):
-        raise InputError(f"must be an object with the keys {', '.join(known)}")
+        raise InputError(f"must be an object with the keys {', '.join(names)}")
     for name in shapes:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise InputError(f"unknown key {name!r}; {hint}")
+        values.known("key", name, names)
     needed = [field.name for field in fields(Architecture) if field.default is MISSING]
     if missing := [name for name in needed if name not in shapes]:
         raise InputError(f"missing {', '.join(missing)}: give a value for each")
-
-
-def _unmet(name: str, value: object) -> str | None:
-    """What the value of that field has to be, or None if it is."""
-    if name == "tie_word_embeddings":
-        return None if isinstance(value, bool) else "true or false"
-    if name == "head_dim" and value is None:
-        return None
-    number = not isinstance(value, bool)
-    if name == "rope_theta":
-        holds = isinstance(value, int | float) and number and 0 < value < math.inf
-        return None if holds else "a number above 0"
-    holds = isinstance(value, int) and number and value > 0
-    return None if holds else "a whole number from 1"
 
 
 def _text(name: str) -> str:

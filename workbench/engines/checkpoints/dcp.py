@@ -7,7 +7,7 @@ which are checked, and nothing of torch's own reader sees it; of shards the plai
 from __future__ import annotations
 
 import io
-import pickle  # see `_Index` and `_Shard`
+import pickle  # see `_Unpickler`
 import pickletools
 import sys
 import zipfile
@@ -105,8 +105,7 @@ class Checkpoint:
             hint = f"; give {inner[0]}" if inner else ""
             raise InputError(f"{folder} is no folder of {TORCH}: it has no {INDEX}{hint}")
         try:
-            index = _Index(_harmless(path.read_bytes())).load()
-            self.tensors: Mapping[str, SavedTensor] = _saved_tensors(index)
+            self.tensors: Mapping[str, SavedTensor] = _saved_tensors(_load(path.read_bytes()))
         except Exception as error:  # broken pickles fail in as many ways as there are bytes
             raise InputError(
                 f"{path} is broken, or not what torch writes ({error}); nothing of it was run"
@@ -172,10 +171,9 @@ class Checkpoint:
             raise TypeError("it is compressed")
         if data.read(members["byteorder"]).decode() != sys.byteorder:
             raise TypeError("it was saved with another byte order")
-        (_, storage, key, *_), offset, size, stride, *more = _Shard(
-            _harmless(data.read(members["data.pkl"]))
-        ).load()
-        kinds = {"UntypedStorage": f"torch.{more[-1]}"}  # float8 and the like, named beside
+        pickled = _load(data.read(members["data.pkl"]))
+        (_, storage, key, *_), offset, size, stride, *more = pickled
+        kinds = {"UntypedStorage": f"{more[-1]}"}  # float8 and the like, named beside
         for known, kind in torch.storage._dtype_to_storage_type_map().items():
             kinds[kind] = str(known)
         if _numbers(size) != chunk.sizes or kinds.get(storage) != str(dtype):
@@ -186,35 +184,19 @@ class Checkpoint:
         return torch.as_strided(values, chunk.sizes, _numbers(stride), *_numbers((offset,)))
 
 
-def _harmless(data: bytes) -> io.BytesIO:
-    """Refuse a pickle that numbers more objects than it has bytes: room is made for all of them.
+# --- pickles
+
+
+def _load(data: bytes) -> Any:
+    """What a pickle holds, as records, tuples and names.
 
     Raises:
-        UnpicklingError: it does.
+        Exception: of any kind, where it holds something else or is broken.
     """
     for code, number, _ in pickletools.genops(data):
-        if code.name.endswith("PUT") and int(number or 0) > len(data):
+        if code.name.endswith("PUT") and int(number or 0) > len(data):  # room is made for them all
             raise pickle.UnpicklingError("it numbers more objects than it has bytes")
-    return io.BytesIO(data)
-
-
-class _Shard(pickle.Unpickler):
-    """Gives what a saved tensor is made of: its storage's description, offset, size, stride."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in REBUILT:
-            return lambda *parts: parts
-        if (module, name) in PLAIN:
-            return PLAIN[module, name]
-        if module in {"torch", "torch.storage"} and (name.endswith("Storage") or "float" in name):
-            return name
-        raise pickle.UnpicklingError(f"it asks for {_shown(f'{module}.{name}')}")
-
-    def persistent_load(self, description: Any) -> Any:
-        return description
-
-
-# --- the index
+    return _Unpickler(io.BytesIO(data)).load()
 
 
 class _Record:
@@ -232,10 +214,11 @@ class _Record:
         return self.state.get(name)
 
 
-class _Index(pickle.Unpickler):
+class _Unpickler(pickle.Unpickler):
     """Gives records for the names that torch writes; any other name ends the reading.
 
-    The classes of the records are made anew for each index: a pickle can change a class too.
+    Of a saved tensor it gives its storage's description, offset, size, stride. The classes of the
+    records are made anew for each pickle: it can change a class too.
     """
 
     def __init__(self, file: io.BytesIO) -> None:
@@ -247,13 +230,20 @@ class _Index(pickle.Unpickler):
 
         if (module, name) in PLAIN:
             return PLAIN[module, name]
+        if (module, name) in REBUILT:
+            return lambda *parts: parts
         if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):
             return dtype
+        if module in {"torch", "torch.storage"} and name.endswith("Storage"):
+            return name
         path = module.partition(".")[0] == "pathlib" and name.endswith("Path")
         if path or (module, name) in RECORDS:
             return self._classes.setdefault(name, type(name, (_Record,), {}))
         asked_for = _shown(f"{module}.{name}")
         raise pickle.UnpicklingError(f"it asks for {asked_for}, which no checkpoint needs")
+
+    def persistent_load(self, description: Any) -> Any:
+        return description
 
 
 def _shown(value: object) -> str:

@@ -13,8 +13,8 @@ from workbench.engines.checkpoints.gguf_file import GGUFFile
 from workbench.errors import InputError
 
 REMEDY = "give the model's own tokenizer with --tokenizer (tokenizer=…), a hub name or folder"
-UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
-SEALED = (UNKNOWN, CONTROL, BYTE)  # never made of parts
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+UNMERGED = (UNKNOWN, CONTROL, BYTE)  # never made of parts
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 THREE = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -39,7 +39,7 @@ PATTERNS = {name: patterns for names, patterns in SPLITS.items() for name in nam
 # A text that is a token is that token, and BOS comes first where the file says nothing.
 WHOLE_FIRST = ("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "tekken")
 # What is true where the file says nothing.
-USUAL = {"llama": {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}}
+DEFAULTS = {"llama": {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}}
 
 PROBES = (
     "Hello  world\n\n\n  - don't WE'LL\t(x1, y_2): 12345 + 6.75e-3",
@@ -50,9 +50,9 @@ PROBES = (
 def special(file: GGUFFile, name: str) -> int | None:
     """The id of a special token, such as "bos"; None where the file has none."""
     tokens = _list(file, "tokens")
-    usual = USUAL.get(str(file.fields.get("tokenizer.ggml.model")), {})
+    defaults = DEFAULTS.get(str(file.fields.get("tokenizer.ggml.model")), {})
     key = f"{name}_token_id"
-    number = file.fields.get(f"tokenizer.ggml.{key}", usual.get(key))
+    number = file.fields.get(f"tokenizer.ggml.{key}", defaults.get(key))
     if number is None or number == 2**32 - 1:  # llama.cpp's "none"
         return None
     if not isinstance(number, int) or not 0 <= number < len(tokens):
@@ -62,8 +62,8 @@ def special(file: GGUFFile, name: str) -> int | None:
 
 def end_tokens(file: GGUFFile) -> list[int]:
     """Every token at which an answer ends, the usual one first."""
-    found = (special(file, name) for name in ("eos", "eot", "eom"))
-    return [*dict.fromkeys(number for number in found if number is not None)]
+    numbers = (special(file, name) for name in ("eos", "eot", "eom"))
+    return [*dict.fromkeys(number for number in numbers if number is not None)]
 
 
 def write_tokenizer(file: GGUFFile, folder: Path, context: int) -> int:
@@ -136,18 +136,19 @@ def _list(file: GGUFFile, name: str) -> list[Any]:
 
 
 def _kinds(file: GGUFFile) -> list[int]:
-    kinds = file.fields.get("tokenizer.ggml.token_type") or [1] * len(_list(file, "tokens"))
-    if len(kinds) != len(_list(file, "tokens")):
+    count = len(_list(file, "tokens"))
+    kinds = file.fields.get("tokenizer.ggml.token_type") or [NORMAL] * count
+    if len(kinds) != count:
         raise file.refused("has not one token type for each token", REMEDY)
     return list(kinds)
 
 
 def _vocabulary(file: GGUFFile) -> dict[str, int]:
-    found: dict[str, int] = {}
+    vocabulary: dict[str, int] = {}
     for number, token in enumerate(_list(file, "tokens")):
-        if found.setdefault(token or f"[EMPTY_{number}]", number) != number:
+        if vocabulary.setdefault(token or f"[EMPTY_{number}]", number) != number:
             raise file.refused(f"has the token {token!r:.40} twice", REMEDY)
-    return found
+    return vocabulary
 
 
 def _by_scores(file: GGUFFile) -> Any:
@@ -155,7 +156,7 @@ def _by_scores(file: GGUFFile) -> Any:
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     vocabulary, scores, kinds = _vocabulary(file), _list(file, "scores"), _kinds(file)
-    parts = {token for token, number in vocabulary.items() if kinds[number] not in SEALED}
+    parts = {token for token, number in vocabulary.items() if kinds[number] not in UNMERGED}
     merges = [
         (-scores[vocabulary[token]], at, token)
         for token in parts
@@ -172,12 +173,12 @@ def _by_scores(file: GGUFFile) -> Any:
     )
     tokenizer = Tokenizer(model)
     spaces: list[Any] = [normalizers.Replace(" ", "▁")]
-    back: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if file.fields.get("tokenizer.ggml.add_space_prefix", True):
         spaces = [normalizers.Prepend("▁"), *spaces]
-        back.append(decoders.Strip(" ", 1, 0))
+        steps.append(decoders.Strip(" ", 1, 0))
     tokenizer.normalizer = normalizers.Sequence(spaces)
-    tokenizer.decoder = decoders.Sequence(back)
+    tokenizer.decoder = decoders.Sequence(steps)
     return tokenizer
 
 
@@ -205,15 +206,14 @@ def _finish(file: GGUFFile, tokenizer: Any) -> None:
 
     tokens, kinds = _list(file, "tokens"), _kinds(file)
     ids = {name: special(file, name) for name in ("bos", "eos", "unknown", "padding")}
-    whole = {
-        number for number, kind in enumerate(kinds) if kind in (UNKNOWN, CONTROL, USER_DEFINED)
-    }
+    whole = {n for n, kind in enumerate(kinds) if kind in (UNKNOWN, CONTROL, USER_DEFINED)}
     whole |= {number for number in ids.values() if number is not None}
-    added = [
-        AddedToken(tokens[number], normalized=False, special=kinds[number] != USER_DEFINED)
-        for number in sorted(whole)
-    ]
-    tokenizer.add_tokens(added)
+    tokenizer.add_tokens(
+        [
+            AddedToken(tokens[number], normalized=False, special=kinds[number] != USER_DEFINED)
+            for number in sorted(whole)
+        ]
+    )
     kind, pre = (file.fields.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
     usual = {"bos": kind == "llama" or pre in WHOLE_FIRST, "eos": False}
     around = {
