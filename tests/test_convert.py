@@ -36,6 +36,7 @@ from workbench import Sampling
 from workbench.cli import app
 from workbench.engines.checkpoints import convert
 from workbench.engines.checkpoints.convert import convert_dcp
+from workbench.engines.checkpoints.dcp import Chunk, SavedTensor
 from workbench.engines.diffusion import DiffusionEngine
 from workbench.errors import InputError, WorkbenchError
 
@@ -350,6 +351,27 @@ def test_broken_indexes_and_wrong_folders(tmp_path: Path, tensors: Tensors) -> N
     changed("not what torch", lambda m, _, __: setattr(m, "storage_data", None))
     changed("not what torch", lambda m, _, __: m.state_dict_metadata.update(a=m))
     changed("no tensor", lambda m, t, __: m.state_dict_metadata.update({5: t}))
+
+
+@pytest.mark.parametrize(
+    ("shape", "boxes", "whole"),
+    [
+        ((4, 4), [((0, 0), (2, 4)), ((2, 0), (2, 1)), ((2, 1), (2, 3))], True),
+        ((4, 4), [((0, 0), (2, 4)), ((1, 0), (2, 4))], False),  # as many elements, some twice
+        ((4, 4), [((0, 0), (2, 4)), ((2, 1), (2, 4))], False),  # as many elements, some beyond
+        ((4, 4), [((0, 0), (2, 4))], False),
+        ((2**62,), [((2**62,), (2**62,))], False),
+        ((3,), [((0,), (3,)), ((1,), (0,))], True),
+        ((), [((), ())], True),
+        ((), [((), ()), ((), ())], False),
+        ((0, 4), [], True),
+    ],
+)
+def test_a_tensor_is_whole_if_its_pieces_cover_it_once(
+    shape: tuple[int, ...], boxes: list[Any], whole: bool
+) -> None:
+    chunks = tuple(Chunk(offsets, sizes, "file", 0, 0) for offsets, sizes in boxes)
+    assert SavedTensor(shape, torch.float32, chunks).is_whole() is whole
 
 
 def test_what_differs_by_a_wrapper_only_is_not_chosen_from(
