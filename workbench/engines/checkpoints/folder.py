@@ -302,7 +302,7 @@ def _shapes(folder: Path) -> Shapes:
             raise _wrong(folder, f"{INDEX} has no weight_map")
         missing = {str(name) for name in placed.values()} - {file.name for file in files}
         if missing and not (folder / "model.safetensors").is_file():
-            raise _wrong(folder, f"{INDEX} names {first_names(missing)}, missing: fetch it again")
+            raise _wrong(folder, f"{first_names(missing)} of {INDEX} is missing: fetch it again")
     if not files:
         pickles = sorted(name.name for pattern in PICKLES for name in folder.glob(pattern))
         if pickles:
