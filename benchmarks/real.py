@@ -28,7 +28,7 @@ from workbench.stats import proportion
 from workbench.tasks import GSM8K, TruthfulQA, WordProblems
 from workbench.tasks.multiple_choice import open_choices
 from workbench.types import Engine, Metric
-from workbench.uncertainty.elicit import elicit
+from workbench.uncertainty.elicitation import elicit
 from workbench.uncertainty.report import score_options
 
 LETTERS = "options, letters of six in a 90 % conformal set"

@@ -30,15 +30,14 @@ from benchmarks.injector import Faults, Injector
 from workbench.cli.output import say
 from workbench.errors import InputError
 from workbench.tasks.multiple_choice import MultipleChoice, open_choices
+from workbench.tasks.options import LETTERS
 from workbench.tasks.published import published_file
 from workbench.types import Engine, Item
 from workbench.uncertainty.calibration import Method, calibration_report, rescaled
-from workbench.uncertainty.choices import LETTERS
 from workbench.uncertainty.conformal import conformal_report, conformal_splits, split_summary
-from workbench.uncertainty.elicit import elicit
-from workbench.uncertainty.prompts import PROMPTS, option_prompts
+from workbench.uncertainty.elicitation import PROMPTS, elicit, option_prompts
 from workbench.uncertainty.report import arrays
-from workbench.uncertainty.selective import from_options, selective_report
+from workbench.uncertainty.selective_prediction import from_options, selective_report
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -22,8 +22,8 @@ from workbench.uncertainty.calibration import (
     calibration_report,
     rescaled,
 )
-from workbench.uncertainty.choices import halves, softmax
-from workbench.uncertainty.selective import resampled
+from workbench.uncertainty.logits import softmax, split_rows
+from workbench.uncertainty.selective_prediction import resampled
 
 METHODS: tuple[Method, ...] = ("temperature", "isotonic")
 
@@ -185,7 +185,7 @@ def test_the_temperature_has_the_least_log_loss() -> None:
     logits, answers = made(400, 1.7, seed=3)
     temperature = rescaled(logits, answers, resamples=1).temperature
     assert temperature is not None
-    fit, _ = halves(400, 0.5, 42)
+    fit, _ = split_rows(400, 0.5, 42)
 
     def loss(t: float) -> float:
         return calibration_report(logits[fit] / t, answers[fit], resamples=1).log_loss
@@ -213,7 +213,7 @@ def test_scaling_is_judged_on_the_other_half(method: Method) -> None:
     # 13 bins: an isotonic value may lie on the edge of one of 15, and its logarithm's beside it.
     how: dict[str, Any] = {"method": method, "calibration": 0.3, "split_seed": 7}
     found = rescaled(logits, answers, **how, bins=13, resamples=30)
-    _, test = halves(301, 0.3, 7)
+    _, test = split_rows(301, 0.3, 7)
     assert found.test.tolist() == test.tolist()
     before = calibration_report(logits[test], answers[test], bins=13, resamples=30)
     assert found.before.metrics() == before.metrics()
@@ -281,13 +281,13 @@ def test_isotonic_by_hand() -> None:
         for k in range(items):
             rows.append([level, rest / 2, rest / 4, rest / 4, 0, 0])
             answers.append(0 if k < right else 1)
-    fit, _ = halves(80, 0.5, 42)
+    fit, _ = split_rows(80, 0.5, 42)
     logits, truth = of(*[[0.7, 0.15, 0.075, 0.075, 0, 0]] * 80), np.zeros(80, int)
     logits[fit], truth[fit] = of(*rows), answers
     p = rescaled(logits, truth, method="isotonic", resamples=1).probabilities
     # 0.7 is half way between the knots 0.6 and 0.8; the rest keeps its proportion.
     assert p == pytest.approx(np.tile([0.7, 0.15, 0.075, 0.075, 0, 0], (40, 1)))
-    _, test = halves(80, 0.5, 42)
+    _, test = split_rows(80, 0.5, 42)
     for level, wanted in ((0.55, 0.5), (0.45, 0.3), (0.99, 0.9)):
         logits[test] = of([level, (1 - level) / 2, (1 - level) / 2, 0, 0, 0])
         p = rescaled(logits, truth, method="isotonic", resamples=1).probabilities
@@ -316,7 +316,7 @@ def test_nothing_wrong_or_nothing_right_to_fit_on(method: Method) -> None:
 
 def test_missing_truths_are_left_out_of_the_fit(caplog: pytest.LogCaptureFixture) -> None:
     logits, answers = made(200, 2.0)
-    fit, _ = halves(200, 0.5, 42)
+    fit, _ = split_rows(200, 0.5, 42)
     gone = fit[:8]
     logits[gone, answers[gone]] = -np.inf
     with caplog.at_level(logging.WARNING, "workbench"):
@@ -345,11 +345,11 @@ def test_a_report_is_no_thing_to_change() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"bins": 0}, "bins=0: give a whole number from 1"),
+        ({"bins": 0}, "bins=0: must be a whole number from 1"),
         ({"bins": 1.5}, "bins=1.5"),
         ({"bins": True}, "bins=True"),
-        ({"resamples": 0}, "resamples=0: give a whole number from 1"),
-        ({"seed": -1}, "seed=-1: give a whole number from 0"),
+        ({"resamples": 0}, "resamples=0: must be a whole number from 1"),
+        ({"seed": -1}, "seed=-1: must be a whole number from 0"),
         ({"answers": [0, 1]}, r"answers of shape \(2,\) for 30 rows"),
         ({"logits": np.zeros((30, 5))}, r"logits of shape \(30, 5\): give \[n, 6\]"),
         ({"logits": np.full((30, 6), np.nan)}, "row 0 has NaN"),
@@ -365,7 +365,7 @@ def test_bad_input_is_named(change: dict[str, Any], reason: str) -> None:
 
 def test_bad_scalings_are_named() -> None:
     logits, answers = made(30)
-    with pytest.raises(InputError, match="method='platt': give one of temperature, isotonic"):
+    with pytest.raises(InputError, match=r"no method 'platt'\. Known: temperature, isotonic"):
         rescaled(logits, answers, method="platt")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"calibration=1.0"):
         rescaled(logits, answers, calibration=1.0)

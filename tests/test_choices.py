@@ -18,7 +18,7 @@ from workbench.tasks import Options, Sums
 from workbench.tasks.multiple_choice import KINDS, PUBLISHED, Kind, MultipleChoice, open_choices
 from workbench.tasks.options import LEVELS
 from workbench.types import Item
-from workbench.uncertainty.prompts import PROMPTS, labels, option_prompts
+from workbench.uncertainty.elicitation import PROMPTS, labels, option_prompts
 
 LAST_TWO = {"E": "I don't know", "F": "None of the above"}
 
@@ -453,18 +453,20 @@ def test_what_cannot_be_asked() -> None:
         option_prompts([Item("x", {"question": "?"}, "A")])
     with pytest.raises(InputError, match=r"item 'Who flies.' of kind 'rc' has no context: fill"):
         option_prompts([bird("rc", "")])
-    with pytest.raises(InputError, match="item 'x': kind='mc' must be one of qa, rc"):
+    with pytest.raises(InputError, match="item 'x': kind='mc': must be one of qa, rc"):
         option_prompts([changed({"kind": "mc"})])
     for options in ("abcdef", list("abcde"), tuple("abcdefg"), 6):
         with pytest.raises(InputError, match=r"item 'x': options=.* must be six texts"):
             option_prompts([changed({"options": options})])
-    with pytest.raises(InputError, match="prompt='tasks': give one of base, shared, task"):
+    with pytest.raises(
+        InputError, match=r"no prompt 'tasks', did you mean 'task'.* Known: base, shared, task"
+    ):
         option_prompts([bird("qa")], "tasks")  # type: ignore[arg-type]
     prompts: tuple[Any, ...] = ("shared", "task")
     for prompt in prompts:
         with pytest.raises(InputError, match=rf"prompt='{prompt}' says that examples follow"):
             option_prompts([bird("qa")], prompt)
-    with pytest.raises(InputError, match="demonstration 'x': answer='7' must be one of A, B"):
+    with pytest.raises(InputError, match="demonstration 'x': answer='7': must be one of A to F"):
         option_prompts([cat("qa")], demonstrations=[Item("x", bird("qa").fields, "7")])
     with pytest.raises(InputError, match=r"item 'Who flies.' is one of the demonstrations"):
         option_prompts([cat("qa"), bird("qa")], demonstrations=[bird("qa")])

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from workbench.errors import InputError
 from workbench.stats import proportion
-from workbench.uncertainty.choices import halves, softmax
 from workbench.uncertainty.conformal import (
     ConformalReport,
+    Sets,
     conformal_report,
     conformal_splits,
     split_summary,
 )
-from workbench.uncertainty.sets import Sets, _published_order
+from workbench.uncertainty.logits import _published_order, softmax, split_rows
 
 FOLDER = Path(os.environ.get("WORKBENCH_DATA", "none")) / "uncertainty"
 needs_data = pytest.mark.skipif(
@@ -85,7 +85,7 @@ def placed(calibration: list[Row], test: list[Row]) -> tuple[NDArray[np.float64]
     """Logits (from probabilities, 0 is missing) and answers that the default split parts so."""
     n = len(calibration) + len(test)
     logits, answers = np.empty((n, 6)), [""] * n
-    fit, rest = halves(n, 0.5, 42)
+    fit, rest = split_rows(n, 0.5, 42)
     for place, (p, answer) in zip([*fit, *rest], calibration + test, strict=True):
         with np.errstate(divide="ignore"):
             logits[place], answers[place] = np.log(p), answer
@@ -340,7 +340,7 @@ def test_missing_truths_score_infinity(
     rule: Literal["ye2024", "exact"], caplog: pytest.LogCaptureFixture
 ) -> None:
     logits, answers = drawn(80)
-    fit, test = halves(80, 0.5, 42)
+    fit, test = split_rows(80, 0.5, 42)
     whole = conformal_report(logits, answers, rule=rule, alpha=0.2)
     assert not caplog.records
     for hidden, endless in ((3, False), (4, False), (9, True)):
@@ -439,7 +439,7 @@ def test_dropped_rows_are_nowhere() -> None:
     assert again.uacc == report.uacc
     third = conformal_report(logits, answers, calibration=0.25, split_seed=7)
     assert (len(third.calibration), len(third.test)) == (51, 154)
-    assert third.test.tolist() == halves(205, 0.25, 7)[1].tolist()
+    assert third.test.tolist() == split_rows(205, 0.25, 7)[1].tolist()
 
 
 # Intervals and groups.
@@ -571,20 +571,20 @@ def test_the_summary_of_splits() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"alpha": 0}, r"alpha=0: give a number between 0 and 1, such as 0\.1"),
-        ({"alpha": 1}, r"alpha=1: give a number"),
-        ({"alpha": 1.0}, r"alpha=1\.0: give a number"),
-        ({"alpha": -0.1}, r"alpha=-0\.1: give a number"),
-        ({"alpha": 2.5}, r"alpha=2\.5: give a number"),
-        ({"alpha": 2}, r"alpha=2: give a number"),
-        ({"alpha": True}, r"alpha=True: give a number"),
-        ({"alpha": math.nan}, r"alpha=nan: give a number"),
-        ({"alpha": "0.1"}, r"alpha='0\.1': give a number"),
-        ({"alpha": None}, r"alpha=None: give a number"),
-        ({"score": "raps"}, r"score='raps': give one of both, lac, aps"),
-        ({"score": "LAC"}, r"score='LAC': give one of"),
-        ({"rule": "textbook"}, r"rule='textbook': give one of ye2024, exact"),
-        ({"calibration": 1.5}, r"calibration=1\.5: give a share between 0 and 1"),
+        ({"alpha": 0}, r"alpha=0: must be a number between 0 and 1, such as 0\.1"),
+        ({"alpha": 1}, r"alpha=1: must be a number"),
+        ({"alpha": 1.0}, r"alpha=1\.0: must be a number"),
+        ({"alpha": -0.1}, r"alpha=-0\.1: must be a number"),
+        ({"alpha": 2.5}, r"alpha=2\.5: must be a number"),
+        ({"alpha": 2}, r"alpha=2: must be a number"),
+        ({"alpha": True}, r"alpha=True: must be a number"),
+        ({"alpha": math.nan}, r"alpha=nan: must be a number"),
+        ({"alpha": "0.1"}, r"alpha='0\.1': must be a number"),
+        ({"alpha": None}, r"alpha=None: must be a number"),
+        ({"score": "raps"}, r"no score 'raps'.*Known: both, lac, aps"),
+        ({"score": "LAC"}, r"no score 'LAC', did you mean 'lac'"),
+        ({"rule": "textbook"}, r"no rule 'textbook'. Known: ye2024, exact"),
+        ({"calibration": 1.5}, r"calibration=1\.5: must be a number above 0 to 1"),
         ({"calibration": 0.1}, r"5 items of 50 to calibrate on .* at least 10"),
     ],
 )
@@ -684,7 +684,7 @@ def test_a_letter_too_unlikely_for_a_float_is_missing(
 def test_sets_that_are_all_empty_are_said(caplog: pytest.LogCaptureFixture) -> None:
     """Calibrated where the model is sure, and measured where it is not."""
     answers = np.arange(40) % 6
-    fit, _ = halves(40, 0.5, 42)
+    fit, _ = split_rows(40, 0.5, 42)
     logits = np.eye(6)[answers] * 0.1
     logits[fit] *= 100
     report = conformal_report(logits, answers, score="lac")

@@ -22,9 +22,9 @@ from workbench.plots.uncertainty import (
     plot_set_sizes,
 )
 from workbench.uncertainty.calibration import calibration_report, rescaled
-from workbench.uncertainty.choices import softmax
 from workbench.uncertainty.conformal import conformal_report, conformal_splits
-from workbench.uncertainty.selective import from_options, risk_coverage
+from workbench.uncertainty.logits import softmax
+from workbench.uncertainty.selective_prediction import from_options, risk_coverage
 
 
 def made(n: int = 400, factor: float = 2.0) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -30,18 +30,15 @@ from workbench.types import (
     TokenLogprob,
     Usage,
 )
-from workbench.uncertainty.meanings import (
+from workbench.uncertainty.sampling import (
     SAME,
     Same,
     discrete_entropy,
     judged,
+    sample_uncertainty,
     semantic_entropy,
 )
-from workbench.uncertainty.sampling import (
-    sample_uncertainty,
-    selective,
-    signals,
-)
+from workbench.uncertainty.selective_prediction import selective, signals
 
 BY_COUNTS = [
     ([6], 0.0),

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from workbench.errors import InputError
-from workbench.uncertainty.selective import (
+from workbench.uncertainty.selective_prediction import (
     aurc,
     auroc,
     from_options,
@@ -94,7 +94,7 @@ def test_resamples_are_counts_of_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     again = np.concatenate(list(resampled(30, 500, seed=3)))
     assert (weights == again).all()
     assert (weights != np.concatenate(list(resampled(30, 500, seed=4)))).any()
-    monkeypatch.setattr("workbench.uncertainty.selective.CELLS", 70)
+    monkeypatch.setattr("workbench.uncertainty.selective_prediction.CELLS", 70)
     parts = list(resampled(30, 5, seed=3))
     assert [len(part) for part in parts] == [2, 2, 1]
     assert all((part.sum(axis=1) == 30).all() for part in parts)
@@ -231,9 +231,9 @@ def test_bad_signals_are_named(signal: Any, right: Any, reason: str) -> None:
         ({"lengths": [1]}, r"lengths of shape \(1,\) for 2 items"),
         ({"lengths": [1, np.nan]}, "lengths: item 1 is NaN"),
         ({"right": []}, r"right of shape \(0,\)"),
-        ({"resamples": 0}, "resamples=0: give a whole number from 1"),
+        ({"resamples": 0}, "resamples=0: must be a whole number from 1"),
         ({"resamples": 1.5}, "resamples=1.5"),
-        ({"seed": -1}, "seed=-1: give a whole number from 0"),
+        ({"seed": -1}, "seed=-1: must be a whole number from 0"),
     ],
 )
 def test_bad_reports_are_named(change: dict[str, Any], reason: str) -> None:

@@ -21,18 +21,17 @@ from workbench.evaluation import load
 from workbench.tasks import Options
 from workbench.tasks.multiple_choice import MultipleChoice as Choices
 from workbench.tasks.multiple_choice import open_choices
-from workbench.types import Engine, Item, Report, Usage
-from workbench.uncertainty.choices import LETTERS
+from workbench.tasks.options import LETTERS
+from workbench.types import Engine, Item, LabelRow, Report, Usage
 from workbench.uncertainty.conformal import conformal_report
-from workbench.uncertainty.elicit import _row, elicit, elicit_options
+from workbench.uncertainty.elicitation import _Question, _scored_by_all, elicit
 from workbench.uncertainty.report import (
     arrays,
     certainty,
-    joined_tables,
+    join_tables,
     paper_table,
     score_options,
 )
-from workbench.uncertainty.streams import scored_by_all
 
 OPTIONS = [*LETTERS]
 
@@ -56,10 +55,15 @@ def answered(prompt: str) -> dict[str, float]:
     return {f" {right}": -0.4 if number % 5 else -2.0, f" {other}": -1.5}
 
 
+def elicit_items(asked: list[Item], engine: Engine, **about: Any) -> Report:
+    """These items in one prompt."""
+    return elicit([Choices("own", "qa", asked)], [engine], ["base"], **about)
+
+
 def told(tops: Mapping[str, float], **about: Any) -> Report:
     """What comes of a server that always tells these tokens."""
     with Injector(vllm=False, tops=lambda _: tops) as server, remote(server) as engine:
-        return elicit_options(items(12), engine, **about)
+        return elicit_items(items(12), engine, **about)
 
 
 def test_the_embedded_model_answers_as_label_scores_say(plain: VLLMEngine, tmp_path: Path) -> None:
@@ -117,7 +121,7 @@ def test_hidden_letters_are_missing_and_widen_sets() -> None:
         return {f" {other}": -1.5} | ({} if number % 5 == 0 else {f" {right}": -0.4})
 
     with Injector(vllm=False, tops=near) as server, remote(server) as engine:
-        report = elicit_options(items(200), engine)
+        report = elicit_items(items(200), engine)
     assert report.summary[0].value == 0.8
     logits, answers, _ = arrays(report.rows)
     missing = np.isneginf(logits[np.arange(200), answers])
@@ -144,7 +148,7 @@ def test_a_question_that_fails_costs_no_other() -> None:
         Injector(plan, vllm=False, tops=lambda _: tops) as server,
         remote(server, attempts=1) as engine,
     ):
-        report = elicit_options(items(12), engine)
+        report = elicit_items(items(12), engine)
     bad = report.rows["error"].notna()
     assert report.rows["id"][bad].tolist() == ["q3"]
     assert report.rows.loc[bad, OPTIONS].isna().all(axis=None)
@@ -173,7 +177,7 @@ def test_a_lost_server_costs_no_other_model() -> None:
 
 def test_a_model_of_which_all_failed_leaves_the_others_scored() -> None:
     gone = table("gone").assign(error="lost", **dict.fromkeys(OPTIONS, np.nan))
-    wide = paper_table(score_options(joined_tables([gone, table()])), "accuracy")
+    wide = paper_table(score_options(join_tables([gone, table()])), "accuracy")
     assert list(wide.index) == ["gone", "m"]
     assert wide["average"].iloc[1] > 0.5
     assert wide["average"].isna().tolist() == [True, False]
@@ -209,7 +213,7 @@ def test_an_interrupt_does_not_wait_for_other_servers() -> None:
         remote(slow) as other,
     ):
         slow.latency = 20
-        came = scored_by_all([one, other], ["What is 1?", "What is 2?"], [" A", " B"])
+        came = _scored_by_all([one, other], ["What is 1?", "What is 2?"], [" A", " B"])
         assert [next(came)[0] for _ in range(2)] == [0, 0]
         start = time.monotonic()
         came.close()
@@ -231,13 +235,15 @@ def test_an_interrupt_stops_all_servers_and_what_came_is_kept(
             for server in (first, second)
         ]  # fmt: skip
 
-        def interrupted(model: str, question: Any, found: Any) -> dict[str, Any]:
-            if model == "one" and found.index > 5:
+        real = _Question.row
+
+        def interrupted(question: _Question, model: str, scored: LabelRow) -> dict[str, Any]:
+            if model == "one" and scored.index > 5:
                 raise KeyboardInterrupt
-            return _row(model, question, found)
+            return real(question, model, scored)
 
         with monkeypatch.context() as patch:
-            patch.setattr("workbench.uncertainty.elicit._row", interrupted)
+            patch.setattr(_Question, "row", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 elicit([task], opened, ["base"])
         asked = first.requests + second.requests
@@ -256,7 +262,7 @@ def test_both_transports_ask_the_same() -> None:
         found = []
         for transport in ("aiohttp", "threads"):
             with remote(server, transport=transport) as engine:
-                found.append(elicit_options(items(30), engine).rows)
+                found.append(elicit_items(items(30), engine).rows)
     pd.testing.assert_frame_equal(found[0], found[1])
 
 
@@ -267,7 +273,7 @@ def test_both_transports_ask_the_same() -> None:
         ({"prompts": []}, "prompts is empty"),
         ({"engines": []}, "engines is empty"),
         ({"prompts": ["base", "base"]}, "2 are called 'base'"),
-        ({"prompts": ["polite"]}, "prompt='polite'"),
+        ({"prompts": ["polite"]}, "no prompt 'polite'"),
         ({"tasks": [Choices("none", "qa", [])]}, "task none has no items"),
         (
             {"tasks": [Choices("twice", "qa", items(2) + items(2))]},
@@ -280,7 +286,7 @@ def test_both_transports_ask_the_same() -> None:
         ({"tasks": [replace(items(1)[0], answer="Paris")]}, "none of `open_choices`"),
         (
             {"tasks": [Choices("own", "qa", [replace(items(1)[0], answer="Paris")])]},
-            "answer='Paris' must be one of A to F",
+            "answer='Paris': must be one of A to F",
         ),
         (
             {
@@ -288,7 +294,7 @@ def test_both_transports_ask_the_same() -> None:
                     Choices("own", "qa", [Item("q", {"question": 5, "options": "abcdef"}, "A")])
                 ]
             },
-            "question=5 must be a text",
+            "question=5: must be a text",
         ),
     ],
 )
@@ -324,7 +330,7 @@ def test_scores_are_those_of_each_part_and_their_means() -> None:
             [("a", "base"), ("a", "shared"), ("b", "base"), ("b", "shared")]
         )
     }
-    scored = score_options(joined_tables([*parts.values()]))
+    scored = score_options(join_tables([*parts.values()]))
     for (task, prompt), part in parts.items():
         logits, answers, _ = arrays(part)
         alone = conformal_report(logits, answers)
@@ -360,27 +366,29 @@ def test_failed_rows_are_left_out_and_counted() -> None:
 
 
 def test_several_models_are_told_apart() -> None:
-    scored = score_options(joined_tables([table("one"), table("two", seed=1)]))
+    scored = score_options(join_tables([table("one"), table("two", seed=1)]))
     names = [metric.name for metric in scored.summary]
     assert names[0] == "one: accuracy"
     assert "two: UAcc" in names
-    with pytest.raises(InputError, match="measure='uacc': give one of accuracy"):
+    with pytest.raises(
+        InputError, match=r"no measure 'uacc', did you mean 'UAcc'.* Known: accuracy"
+    ):
         paper_table(scored, "uacc")
 
 
 def test_tables_that_do_not_go_together() -> None:
     one = table()
     with pytest.raises(InputError, match="two rows of model='m', task='t', prompt='base', id='q0'"):
-        joined_tables([one, one])
+        join_tables([one, one])
     moved = table("other").assign(answer=[LETTERS[(n + 1) % 4] for n in range(80)])
     with pytest.raises(InputError, match="item 'q0' of t has two right answers"):
-        joined_tables([one, moved])
+        join_tables([one, moved])
     with pytest.raises(InputError, match="a table without task, prompt"):
-        joined_tables([one, pd.DataFrame({"model": ["x"]})])
+        join_tables([one, pd.DataFrame({"model": ["x"]})])
     with pytest.raises(InputError, match="give a list of tables"):
-        joined_tables([])
+        join_tables([])
     with pytest.raises(InputError, match=r"two was not asked task, prompt, id = .*'easy'"):
-        joined_tables([one, table(task="easy"), table("two")])
+        join_tables([one, table(task="easy"), table("two")])
     with pytest.raises(InputError, match="without a model, task, prompt or id"):
         score_options(one.assign(model=None))
     with pytest.raises(InputError, match="what `score_options` returns"):

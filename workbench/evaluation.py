@@ -31,7 +31,7 @@ from workbench.answers import given_up
 from workbench.errors import InputError
 from workbench.progress import fact
 from workbench.runs import commit
-from workbench.stats import mean, proportion
+from workbench.stats import mean_share
 from workbench.store import digest
 from workbench.tasks import open_task
 from workbench.types import Completion, Engine, Grade, Item, Metric, Report, Sampling, Task, Usage
@@ -267,15 +267,10 @@ def accuracy(rows: pd.DataFrame, name: str = "accuracy") -> Metric:
     """
     done = rows[rows["error"].isna()]
     missing = {"n_failed": len(rows) - len(done), "n_unparsed": int((~done["parsed"]).sum())}
-    if done.empty:  # nothing is known, which is not the same as nothing right
-        return Metric(name, float("nan"), 0.0, 1.0, 0, **missing)
-    if "run" not in rows or not rows["run"].max():
-        return proportion(name, int(done["correct"].sum()), len(done), **missing)
-    shares = done.astype({"correct": float}).groupby("id")["correct"].mean()
-    if shares.isin([0.0, 1.0]).all():
-        return proportion(name, int(shares.sum()), len(shares), **missing)
-    share = mean(name, shares, 0.0, 1.0)
-    return Metric(name, share.value, share.low, share.high, share.n, **missing)
+    shares = done["correct"].astype(float)
+    if "run" in rows and rows["run"].max():
+        shares = shares.groupby(done["id"]).mean()
+    return mean_share(name, shares, **missing)
 
 
 def accuracy_by(rows: pd.DataFrame, field: str) -> list[Metric]:

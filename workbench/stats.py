@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
@@ -177,6 +178,24 @@ def mean(name: str, values: ArrayLike, least: float, most: float) -> Metric:
 
     half = float(t.ppf(0.975, n - 1)) * float(x.std(ddof=1)) / n**0.5
     return Metric(name, middle, max(least, middle - half), min(most, middle + half), n)
+
+
+def mean_share(name: str, shares: ArrayLike, *, n_failed: int = 0, n_unparsed: int = 0) -> Metric:
+    """Mean of the shares [n] of n items: Wilson's interval where all are 0 or 1, else the t one.
+
+    Of no items nothing is known, which is not the same as 0: then NaN, from 0 to 1.
+
+    Raises:
+        InputError: as `mean`.
+    """
+    import numpy as np
+
+    x = np.asarray(shares, float)
+    if not len(x):
+        return Metric(name, float("nan"), 0.0, 1.0, 0, n_failed, n_unparsed)
+    if np.isin(x, (0.0, 1.0)).all():
+        return proportion(name, int(x.sum()), len(x), n_failed=n_failed, n_unparsed=n_unparsed)
+    return replace(mean(name, x, 0.0, 1.0), n_failed=n_failed, n_unparsed=n_unparsed)
 
 
 def kappa(name: str, verdicts: ArrayLike, gold: ArrayLike, *, power: int | None = None) -> Metric:

@@ -97,10 +97,10 @@ def score(
 ) -> None:
     """Score saved answers, with no model: several folders make one table."""
     from workbench.evaluation import load
-    from workbench.uncertainty.report import joined_tables, score_options
+    from workbench.uncertainty.report import join_tables, score_options
 
     check_new(out)
-    table = joined_tables([load(folder) for folder in folders])
+    table = join_tables([load(folder) for folder in folders])
     _show(score_options(table, alpha=alpha, rule=rule), out, as_json=as_json)
 
 
@@ -127,14 +127,14 @@ def _elicited(
 ) -> Report:  # fmt: skip
     """Models of servers at the same time, others in turn, as each fills the machine."""
     from workbench.engines import open_engine
-    from workbench.uncertainty.elicit import elicit, joined
+    from workbench.uncertainty.elicitation import elicit, join_reports
 
     reports = []
     for group in [models] if together else [[model] for model in models]:
         with ExitStack() as stack:
             engines = [stack.enter_context(open_engine(model, **arguments)) for model in group]
             reports.append(elicit(tasks, engines, **settings))
-    return joined(reports)
+    return join_reports(reports)
 
 
 def _show(scored: Report, out: Path | None, *, as_json: bool) -> None:

@@ -85,7 +85,7 @@ def discrimination(name: str, odds: ArrayLike, gold: ArrayLike) -> Metric:
     """
     import numpy as np
 
-    from workbench.uncertainty.selective import selective_report
+    from workbench.uncertainty.selective_prediction import selective_report
 
     values, truth = np.asarray(odds, float), np.asarray(gold, bool)
     known = ~np.isnan(values)

@@ -1,4 +1,40 @@
 """How sure is a model, and can it be believed? Six options, their probabilities, and what follows.
 
-Asking (`elicit`) is apart from scoring: every score is computed again from a saved table.
+Asking (`elicit`, `sample_uncertainty`) is apart from scoring: every score is computed again from a
+saved table.
 """
+
+from workbench.uncertainty.calibration import calibration_report, rescaled
+from workbench.uncertainty.conformal import conformal_report, conformal_splits, split_summary
+from workbench.uncertainty.elicitation import elicit, option_prompts
+from workbench.uncertainty.report import arrays, certainty, join_tables, paper_table, score_options
+from workbench.uncertainty.sampling import judged, sample_uncertainty
+from workbench.uncertainty.selective_prediction import (
+    from_options,
+    risk_coverage,
+    selective,
+    selective_report,
+    signals,
+)
+
+__all__ = [
+    "arrays",
+    "calibration_report",
+    "certainty",
+    "conformal_report",
+    "conformal_splits",
+    "elicit",
+    "from_options",
+    "join_tables",
+    "judged",
+    "option_prompts",
+    "paper_table",
+    "rescaled",
+    "risk_coverage",
+    "sample_uncertainty",
+    "score_options",
+    "selective",
+    "selective_report",
+    "signals",
+    "split_summary",
+]

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from workbench import values
 from workbench.errors import InputError
 from workbench.stats import proportion
+from workbench.tasks.options import LETTERS
 from workbench.types import Metric
-from workbench.uncertainty.choices import LETTERS, checked, halves, softmax
-from workbench.uncertainty.selective import resampled
+from workbench.uncertainty.logits import check_logits, softmax, split_rows
+from workbench.uncertainty.selective_prediction import resampled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,15 +113,15 @@ def calibration_report(
     """Judge the probabilities of all rows.
 
     Args:
-        logits, answers: as `choices.checked`.
+        logits, answers: as `logits.check_logits`.
         bins: of equal width over 0 to 1, open below and closed above.
         resamples: bootstrap resamples of the items, for the intervals.
 
     Raises:
-        InputError: as `choices.checked`; there are no rows; `bins`, `resamples` or `seed` is no
+        InputError: as `logits.check_logits`; there are no rows; `bins`, `resamples` or `seed` is no
             such number.
     """
-    scores, truth = checked(logits, answers)
+    scores, truth = check_logits(logits, answers)
     report = _judged(softmax(scores.astype(float)), truth, bins, resamples, seed)
     if report.n_floored:
         log.warning("%d of %d truths count as %g in log loss", report.n_floored, report.n, FLOOR)
@@ -145,18 +147,17 @@ def rescaled(
     letter that was missing can get a share.
 
     Args:
-        calibration, split_seed: share of the items to fit on, and which (`choices.halves`).
+        calibration, split_seed: share of the items to fit on, and which (`logits.split_rows`).
         logits, answers, bins, resamples, seed: as `calibration_report`.
 
     Raises:
-        InputError: as `calibration_report` and `choices.halves`; there is no such method; no item
-            is left to fit a temperature on.
+        InputError: as `calibration_report` and `logits.split_rows`; there is no such method; no
+            item is left to fit a temperature on.
     """
-    if method not in get_args(Method):
-        raise InputError(f"method={method!r}: give one of {', '.join(get_args(Method))}")
-    told, truth = checked(logits, answers)
-    scores = told.astype(float)
-    fit, test = halves(len(scores), calibration, split_seed)
+    values.known("method", method, get_args(Method))
+    scores, truth = check_logits(logits, answers)
+    scores = scores.astype(float)
+    fit, test = split_rows(len(scores), calibration, split_seed)
     plain, temperature = softmax(scores[test]), None
     if method == "temperature":
         temperature = _temperature(scores[fit], truth[fit])
@@ -177,8 +178,7 @@ def _judged(
     p: NDArray[Any], truth: NDArray[np.int64], bins: int, resamples: int, seed: int
 ) -> CalibrationReport:
     n = len(p)
-    if not isinstance(bins, int) or isinstance(bins, bool) or bins < 1:
-        raise InputError(f"bins={bins!r}: give a whole number from 1; 15 is usual")
+    bins = values.whole("bins", bins, 1)
     confidence, right = p.max(axis=1), p.argmax(axis=1) == truth
     place = np.searchsorted(np.arange(bins + 1) / bins, confidence) - 1
     member = (np.clip(place, 0, bins - 1)[:, None] == np.arange(bins)).astype(float)

@@ -1,7 +1,7 @@
 """Sets of letters that hold the right one as often as was asked for: split conformal prediction.
 
 Some items calibrate: the scores of their right letters give a threshold. On the other items each
-letter that scores no more is in the set. The scores are LAC and APS: see `sets`.
+letter that scores no more is in the set. The scores are LAC and APS: see `logits`.
 """
 
 from __future__ import annotations
@@ -9,21 +9,58 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from workbench import values
 from workbench.errors import InputError
 from workbench.stats import Z, mean, proportion
+from workbench.tasks.options import LETTERS
 from workbench.types import Metric
-from workbench.uncertainty.choices import LETTERS, checked, halves
-from workbench.uncertainty.sets import BOTH, ROOT, Rule, Score, Sets, scored, sets_of, threshold
+from workbench.uncertainty.logits import (
+    Rule,
+    Score,
+    check_logits,
+    conformal_scores,
+    split_rows,
+    threshold,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike, NDArray
 
 log = logging.getLogger("workbench")
+
+SCORES: tuple[Score, ...] = get_args(Score)
+ROOT = len(LETTERS) ** 0.5
+"""What a guess over all letters has as its set size, in UAcc: the most that UAcc can be."""
+_MEASURES = ("coverage", "covered_before", "set_size", "uacc")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sets:
+    """The sets that one score gives for the test rows.
+
+    Attributes:
+        threshold: the highest score in a set; inf: too few items, or too many truths missing.
+        coverage: share of sets that hold the right letter.
+        set_size: mean number of letters.
+        uacc: accuracy times sqrt(6) / set_size (Ye et al. 2024).
+        sets: bool [n_test, 6]; where no letter was in, the likeliest one was put there.
+        empty: sets without a letter before that.
+        covered_before: coverage before that, the one that conformal prediction speaks of.
+    """
+
+    score: Score
+    threshold: float
+    coverage: float
+    set_size: float
+    uacc: float
+    sets: NDArray[np.bool_]
+    empty: int
+    covered_before: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,15 +107,15 @@ class ConformalReport:
         method; where no item differs from another, accuracy's and set size's are joined.
         """
         right = self.predicted == self.answers
-        found = [proportion("accuracy", int(right.sum()), len(right))]
+        metrics = [proportion("accuracy", int(right.sum()), len(right))]
         if len(self.scores) > 1:
-            found += _measured("", self.scores, self.answers, right)
+            metrics += _set_metrics("", self.scores, self.answers, right)
         for one in self.scores:
-            found += _measured(f" {one.score.upper()}", (one,), self.answers, right)
+            metrics += _set_metrics(f" {one.score.upper()}", (one,), self.answers, right)
         for letter in "EF":
             chosen = self.predicted == LETTERS.index(letter)
-            found.append(proportion(f"{letter} rate", int(chosen.sum()), len(chosen)))
-        return tuple(found)
+            metrics.append(proportion(f"{letter} rate", int(chosen.sum()), len(chosen)))
+        return tuple(metrics)
 
     def coverage_by(self, groups: ArrayLike) -> pd.DataFrame:
         """Coverage where it may hide below the mean: in each group of test rows.
@@ -94,18 +131,18 @@ class ConformalReport:
         """
         import pandas as pd
 
-        told = np.asarray(groups, dtype=object)
-        if told.shape != (self.rows,):
+        group_of = np.asarray(groups, dtype=object)
+        if group_of.shape != (self.rows,):
             raise InputError(
-                f"groups of shape {told.shape} for {self.rows} rows of logits: give one value for "
-                "each, those dropped included"
+                f"groups of shape {group_of.shape} for {self.rows} rows of logits: give one value "
+                "for each, those dropped included"
             )
-        frame, rows = pd.DataFrame({"group": told[self.test]}), []
-        for group, part in frame.groupby("group", dropna=False):
-            places = part.index.to_numpy()
+        rows = []
+        test = pd.Series(group_of[self.test])
+        for group, part in test.groupby(test, dropna=False):
             for one in self.scores:
-                sets = one.sets[places]
-                hits = int(sets[np.arange(len(sets)), self.answers[places]].sum())
+                sets, answers = one.sets[part.index], self.answers[part.index]
+                hits = int(sets[np.arange(len(sets)), answers].sum())
                 share = proportion("coverage", hits, len(sets))
                 rows.append({
                     "group": group, "score": one.score, "n": share.n, "coverage": share.value,
@@ -140,44 +177,38 @@ def conformal_report(
         drop: places of rows that are neither, such as those shown as examples.
 
     Raises:
-        InputError: a value is out of its range, there are too few rows, or see `choices.checked`.
+        InputError: a value is out of its range, there are too few rows, or see
+            `logits.check_logits`.
     """
-    alpha = check_settings(alpha, score, rule)
-    told, truth = checked(logits, answers)
-    kept = _kept(len(told), drop)
-    fit, test = (kept[half] for half in halves(len(kept), calibration, split_seed))
-    predicted = told.argmax(axis=1)
-    found: dict[str, Sets] = {}
-    for name in _names(score):
-        cells, own = scored(told, truth, name, rule)
-        cut = threshold(own[fit], alpha, rule)
-        found[name] = one = sets_of(name, cells[test], truth[test], predicted[test], cut)
+    table = _Table.of(logits, answers, alpha, score, rule)
+    left = _not_dropped(len(table.answers), drop)
+    fit, test = (left[part] for part in split_rows(len(left), calibration, split_seed))
+    sets = table.sets(fit, test)
+    for one in sets:
         if one.empty == len(test):
             log.warning(
                 "conformal: %s leaves all %d sets empty at alpha=%g; each holds its likeliest "
-                "letter only because one was put there",
-                name.upper(),
-                len(test),
-                alpha,
-            )
-    top = predicted[test]
+                "letter only because one was put there", one.score.upper(), len(test), table.alpha,
+            )  # fmt: skip
+    by_score = {one.score: one for one in sets}
+    top = table.predicted[test]
     return ConformalReport(
-        acc=float((top == truth[test]).mean()),
-        coverage=float(np.mean([one.coverage for one in found.values()])),
-        set_size=float(np.mean([one.set_size for one in found.values()])),
-        uacc=float(np.mean([one.uacc for one in found.values()])),
+        acc=float((top == table.answers[test]).mean()),
+        coverage=float(np.mean([one.coverage for one in sets])),
+        set_size=float(np.mean([one.set_size for one in sets])),
+        uacc=float(np.mean([one.uacc for one in sets])),
         e_rate=float((top == LETTERS.index("E")).mean()),
         f_rate=float((top == LETTERS.index("F")).mean()),
-        lac=found.get("lac"),
-        aps=found.get("aps"),
+        lac=by_score.get("lac"),
+        aps=by_score.get("aps"),
         calibration=fit,
         test=test,
-        answers=truth[test],
+        answers=table.answers[test],
         predicted=top,
-        missing=_missing(told[fit], truth[fit], alpha),
-        alpha=alpha,
+        missing=table.missing(fit),
+        alpha=table.alpha,
         rule=rule,
-        rows=len(told),
+        rows=len(table.answers),
     )
 
 
@@ -205,37 +236,27 @@ def conformal_splits(
     """
     import pandas as pd
 
-    alpha = check_settings(alpha, score, rule)
-    _whole("splits", splits, 1)
-    _whole("seed", seed, 0)
-    told, truth = checked(logits, answers)
-    predicted = told.argmax(axis=1)
-    _missing(told, truth, alpha)
-    each = {name: scored(told, truth, name, rule) for name in _names(score)}
+    table = _Table.of(logits, answers, alpha, score, rule)
+    splits, seed = values.whole("splits", splits, 1), values.whole("seed", seed, 0)
+    table.missing(np.arange(len(table.answers)))
     rows: list[dict[str, Any]] = []
     for split in range(seed, seed + splits):
-        fit, test = halves(len(truth), calibration, split)
-        acc = float((predicted[test] == truth[test]).mean())
-        for name, (cells, own) in each.items():
-            cut = threshold(own[fit], alpha, rule)
-            one = sets_of(name, cells[test], truth[test], predicted[test], cut)
-            rows.append({
-                "split": split, "score": name, "coverage": one.coverage,
-                "covered_before": one.covered_before, "set_size": one.set_size,
-                "uacc": one.uacc, "acc": acc,
-            })  # fmt: skip
+        fit, test = split_rows(len(table.answers), calibration, split)
+        acc = float((table.predicted[test] == table.answers[test]).mean())
+        for one in table.sets(fit, test):
+            measures = {name: getattr(one, name) for name in _MEASURES}
+            rows.append({"split": split, "score": one.score, **measures, "acc": acc})
     return pd.DataFrame(rows)
 
 
 def split_summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """What `conformal_splits` found, over the splits of these very items.
+    """What `conformal_splits` returned, over the splits of these very items.
 
     Returns:
         A row a score and measure: score, measure, splits, mean, sd over the splits, sem (standard
         error of the mean), and low and high, the mean's 95 % interval.
     """
-    measures = ["coverage", "covered_before", "set_size", "uacc"]
-    long = frame.melt("score", measures, var_name="measure", value_name="value")
+    long = frame.melt("score", _MEASURES, var_name="measure", value_name="value")
     parts = long.groupby(["score", "measure"], sort=False)["value"]
     table = parts.agg(splits="size", mean="mean", sd="std", sem="sem").reset_index()
     low, high = table["mean"] - Z * table["sem"], table["mean"] + Z * table["sem"]
@@ -248,28 +269,73 @@ def check_settings(alpha: object, score: object, rule: object) -> float:
     Raises:
         InputError: there are not, or it is none.
     """
-    if not (isinstance(alpha, float | np.floating) and 0 < alpha < 1):
-        raise InputError(f"alpha={alpha!r}: give a number between 0 and 1, such as 0.1")
-    for name, value, known in (
-        ("score", score, ("both", *BOTH)),
-        ("rule", rule, ("ye2024", "exact")),
-    ):
-        if value not in known:
-            raise InputError(f"{name}={value!r}: give one of {', '.join(known)}")
-    return float(alpha)
+    level = values.real("alpha", alpha, 0, 1)
+    if level in {0, 1}:
+        values.refuse("alpha", alpha, "a number between 0 and 1, such as 0.1")
+    values.known("score", score, ("both", *SCORES))
+    values.known("rule", rule, get_args(Rule))
+    return level
 
 
-def _whole(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-        raise InputError(f"{name}={value!r}: must be a whole number from {least}")
+@dataclass(frozen=True, slots=True, eq=False)
+class _Table:
+    """Rows with their `conformal_scores`, to be split in one way or in many."""
+
+    logits: NDArray[Any]
+    answers: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    alpha: float
+    rule: Rule
+    scored: dict[Score, tuple[NDArray[np.float64], NDArray[np.float64]]]
+
+    @classmethod
+    def of(
+        cls, logits: ArrayLike, answers: ArrayLike, alpha: float,
+        score: Literal["both", "lac", "aps"], rule: Rule,
+    ) -> _Table:  # fmt: skip
+        alpha = check_settings(alpha, score, rule)
+        cells, places = check_logits(logits, answers)
+        names = SCORES if score == "both" else (score,)
+        scored = {name: conformal_scores(cells, places, name, rule) for name in names}
+        return cls(cells, places, cells.argmax(axis=1), alpha, rule, scored)
+
+    def sets(self, fit: NDArray[np.int64], test: NDArray[np.int64]) -> list[Sets]:
+        """Each score's sets of the test rows, calibrated on the others."""
+        predicted, answers, rows = self.predicted[test], self.answers[test], np.arange(len(test))
+        each = []
+        for score, (cells, own) in self.scored.items():
+            highest = threshold(own[fit], self.alpha, self.rule)
+            sets = cells[test] <= highest
+            before = float(sets[rows, answers].mean())
+            empty = ~sets.any(axis=1)
+            sets[empty, predicted[empty]] = True
+            size = float(sets.sum(axis=1).mean())
+            each.append(Sets(
+                score=score,
+                threshold=1 + highest,
+                coverage=float(sets[rows, answers].mean()),
+                set_size=size,
+                uacc=float((predicted == answers).mean()) * ROOT / size,
+                sets=sets,
+                empty=int(empty.sum()),
+                covered_before=before,
+            ))  # fmt: skip
+        return each
+
+    def missing(self, rows: NDArray[np.int64]) -> float:
+        """Share of rows whose right letter is missing, with a warning where it spoils the sets."""
+        share = float(np.isneginf(self.logits[rows, self.answers[rows]]).mean())
+        if share > self.alpha / 2:
+            log.warning(
+                "conformal: the right letter is missing in %.1f %% of rows (alpha is %g %%), and "
+                "all sets are large for it: ask for more log-probabilities",
+                100 * share, 100 * self.alpha,
+            )  # fmt: skip
+        return share
 
 
-def _names(score: Literal["both", "lac", "aps"]) -> tuple[Score, ...]:
-    return BOTH if score == "both" else (score,)
-
-
-def _kept(n: int, drop: Sequence[int]) -> NDArray[np.int64]:
-    """Places of the rows that are not dropped."""
+def _not_dropped(n: int, drop: Sequence[int]) -> NDArray[np.int64]:
+    """Places of the rows that are left."""
     places = np.asarray(drop)
     if not places.size:
         return np.arange(n)
@@ -284,20 +350,7 @@ def _kept(n: int, drop: Sequence[int]) -> NDArray[np.int64]:
     return np.delete(np.arange(n), places)
 
 
-def _missing(logits: NDArray[Any], answers: NDArray[np.int64], alpha: float) -> float:
-    """Share of rows whose right letter is missing, with a warning where it spoils the sets."""
-    share = float(np.isneginf(logits[np.arange(len(logits)), answers]).mean())
-    if share > alpha / 2:
-        log.warning(
-            "conformal: the right letter is missing in %.1f %% of rows (alpha is %g %%), and all "
-            "sets are large for it: ask for more log-probabilities",
-            100 * share,
-            100 * alpha,
-        )
-    return share
-
-
-def _measured(
+def _set_metrics(
     suffix: str, scores: tuple[Sets, ...], answers: NDArray[np.int64], right: NDArray[np.bool_]
 ) -> list[Metric]:
     """Coverage, set size and UAcc, the mean over `scores` of each."""

@@ -13,22 +13,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from workbench import values
 from workbench.errors import InputError
+from workbench.stats import mean_share
+from workbench.tasks.options import LETTERS
 from workbench.types import Metric, Report, Usage
 from workbench.uncertainty.calibration import calibration_report
-from workbench.uncertainty.choices import LETTERS
 from workbench.uncertainty.conformal import check_settings, conformal_report
-from workbench.uncertainty.sets import Rule
+from workbench.uncertainty.logits import Rule
 
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
 KEY = ["model", "task", "prompt"]
-ASKED = ["task", "prompt", "id"]
-COLUMNS = [*KEY, "id", "answer", *LETTERS, "error"]
-SCORED = ["model", "task", "prompt", "name", "value"]
-AVERAGE = "average"
 log = logging.getLogger("workbench")
 
 
@@ -64,19 +62,19 @@ def score_options(
     """
     import pandas as pd
 
-    told = _checked(table)
+    elicited = _check_table(table)
     settings: dict[str, Any] = {
         "alpha": alpha, "score": score, "rule": rule, "calibration": calibration,
         "split_seed": split_seed,
     }  # fmt: skip
     check_settings(alpha, score, rule)
-    if told["error"].notna().all():
-        raise InputError(f"all {len(told)} rows failed; the first: {told['error'].iloc[0]}")
+    if elicited["error"].notna().all():
+        raise InputError(f"all {len(elicited)} rows failed; the first: {elicited['error'].iloc[0]}")
     rows: list[dict[str, Any]] = []
-    for key, part in told.groupby(KEY, sort=False):
-        about: dict[str, Any] = dict(zip(KEY, key, strict=True))
-        found = _measured(part, settings, ", ".join(map(str, key)))
-        rows += [about | asdict(metric) for metric in found]
+    for key, part in elicited.groupby(KEY, sort=False):
+        about = dict(zip(KEY, key, strict=True))
+        metrics = _measure(part, settings, ", ".join(map(str, key)))
+        rows += [about | asdict(metric) for metric in metrics]
     frame = pd.DataFrame(rows)
     provenance = dict(settings)
     if isinstance(table, Report):
@@ -84,12 +82,12 @@ def score_options(
     return Report(_summary(frame), frame, Usage(), provenance)
 
 
-def _measured(part: pd.DataFrame, settings: Mapping[str, Any], name: str) -> list[Metric]:
+def _measure(part: pd.DataFrame, settings: Mapping[str, Any], name: str) -> list[Metric]:
     """All metrics of a model, task and prompt."""
     failed = int(part["error"].notna().sum())
     if failed == len(part):
         log.warning("%s: all rows failed, the first: %s", name, part["error"].iloc[0])
-        return [Metric("accuracy", float("nan"), 0.0, 1.0, 0, failed)]
+        return [mean_share("accuracy", [], n_failed=failed)]
     try:
         logits, answers, _ = arrays(part)
         sets = conformal_report(logits, answers, **settings).metrics()
@@ -113,9 +111,9 @@ def arrays(
     done = part[part["error"].isna()]
     if done.empty:
         raise InputError(f"all {len(part)} rows failed")
-    wrong = ~done["answer"].isin(LETTERS)
-    if wrong.any():
-        row = done[wrong].iloc[0]
+    wrong = done[~done["answer"].isin(LETTERS)]
+    if len(wrong):
+        row = wrong.iloc[0]
         raise InputError(f"item {row['id']!r}: answer={row['answer']!r} is none of A to F")
     places = done["answer"].map(LETTERS.index).to_numpy(np.int64)
     try:
@@ -124,7 +122,7 @@ def arrays(
         raise InputError(f"A to F must be log-probabilities: {error}") from error
 
 
-def joined_tables(reports: Sequence[Report | pd.DataFrame]) -> pd.DataFrame:
+def join_tables(reports: Sequence[Report | pd.DataFrame]) -> pd.DataFrame:
     """Several tables as one, such as those of several models.
 
     Raises:
@@ -134,15 +132,15 @@ def joined_tables(reports: Sequence[Report | pd.DataFrame]) -> pd.DataFrame:
 
     if not isinstance(reports, Sequence) or not reports:
         raise InputError(f"reports={reports!r:.60}: give a list of tables, 1 at least")
-    found = [one.rows if isinstance(one, Report) else one for one in reports]
-    for one in found:
-        _check_columns(one)
-    rows = _checked(pd.concat(found, ignore_index=True))
-    groups = rows.groupby("model", sort=False)[ASKED]
-    asked = {str(model): {*part.itertuples(index=False, name=None)} for model, part in groups}
-    every = set().union(*asked.values())
-    for model, mine in asked.items():
-        if lacking := every - mine:
+    tables = [one.rows if isinstance(one, Report) else one for one in reports]
+    for table in tables:
+        _check_columns(table)
+    rows = _check_table(pd.concat(tables, ignore_index=True))
+    groups = rows.groupby("model", sort=False)[["task", "prompt", "id"]]
+    questions = {str(model): {*part.itertuples(index=False, name=None)} for model, part in groups}
+    every = set().union(*questions.values())
+    for model, own in questions.items():
+        if lacking := every - own:
             raise InputError(
                 f"{model} was not asked task, prompt, id = {min(lacking)!r}, as another model was "
                 f"({len(lacking)} such): ask all the same questions, or score them apart"
@@ -156,16 +154,12 @@ def paper_table(scored: Report, measure: str = "UAcc") -> pd.DataFrame:
     Raises:
         InputError: there is no such measure.
     """
-    rows = scored.rows
-    _check_columns(rows, SCORED, "score_options")
-    if measure not in set(rows["name"]):
-        raise InputError(
-            f"measure={measure!r}: give one of {', '.join(dict.fromkeys(rows['name']))}"
-        )
+    rows = _scored(scored)
+    values.known("measure", measure, dict.fromkeys(rows["name"]))
     chosen = rows[rows["name"] == measure]
     wide = chosen.pivot_table("value", "model", "task", sort=False, dropna=False)
     wide.columns.name = wide.index.name = None
-    return wide.assign(**{AVERAGE: wide.mean(axis=1, skipna=False)})
+    return wide.assign(average=wide.mean(axis=1, skipna=False))
 
 
 def certainty(scored: Report) -> pd.DataFrame:
@@ -178,34 +172,36 @@ def certainty(scored: Report) -> pd.DataFrame:
     import pandas as pd
 
     rows = []
-    _check_columns(scored.rows, SCORED, "score_options")
-    known = scored.rows.dropna(subset=["value"])
+    known = _scored(scored).dropna(subset=["value"])
     for (model, task), part in known.groupby(["model", "task"], sort=False):
         row: dict[str, Any] = {"model": model, "task": task}
-        for column, name in (("accuracy", "accuracy"), ("set_size", _size(part))):
-            mine = part[part["name"] == name]
-            row |= {column: mine["value"].mean(), f"{column}_low": mine["low"].mean(),
-                    f"{column}_high": mine["high"].mean()}  # fmt: skip
+        size = next(name for name in part["name"] if name.startswith("set size"))
+        for column, name in (("accuracy", "accuracy"), ("set_size", size)):
+            means = part.loc[part["name"] == name, ["value", "low", "high"]].mean()
+            names = (column, f"{column}_low", f"{column}_high")
+            row |= dict(zip(names, means, strict=True))
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _size(rows: pd.DataFrame) -> str:
-    return str(next(name for name in rows["name"] if name.startswith("set size")))
+def _scored(report: Report) -> pd.DataFrame:
+    _check_columns(report.rows, [*KEY, "name", "value"], "score_options")
+    return report.rows
 
 
 def _summary(rows: pd.DataFrame) -> tuple[Metric, ...]:
-    models = list(dict.fromkeys(rows["model"]))
-    names = [n for n in dict.fromkeys(rows["name"]) if n.split(" ")[0] in {"accuracy", "UAcc"}
-             or n.startswith(("coverage", "set size")) or n == "ece"]  # fmt: skip
-    found = []
-    for model in models:
+    """Of each model, the averages of the main metrics."""
+    main = rows["name"].str.match(r"(accuracy|UAcc|coverage|set size)\b|ece$")
+    names = rows["name"][main].unique()
+    metrics = []
+    models = rows.groupby("model", sort=False)
+    for model, part in models:
         for name in names:
-            chosen = rows[(rows["model"] == model) & (rows["name"] == name)]
-            shown = name if len(models) == 1 else f"{model}: {name}"
+            chosen = part[part["name"] == name]
             if not chosen.empty:
-                found.append(_average(shown, chosen))
-    return tuple(found)
+                shown = name if len(models) == 1 else f"{model}: {name}"
+                metrics.append(_average(shown, chosen))
+    return tuple(metrics)
 
 
 def _average(name: str, rows: pd.DataFrame) -> Metric:
@@ -221,7 +217,8 @@ def _average(name: str, rows: pd.DataFrame) -> Metric:
     return Metric(name, value, value - below, value + above, *counted.tolist())
 
 
-def _checked(table: Report | pd.DataFrame) -> pd.DataFrame:
+def _check_table(table: Report | pd.DataFrame) -> pd.DataFrame:
+    """Its rows, each item once and with one answer."""
     rows = table.rows if isinstance(table, Report) else table
     _check_columns(rows)
     if rows.empty:
@@ -242,7 +239,11 @@ def _checked(table: Report | pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-def _check_columns(rows: Any, names: Sequence[str] = COLUMNS, made_by: str = "elicit") -> None:
+def _check_columns(
+    rows: Any,
+    names: Sequence[str] = (*KEY, "id", "answer", *LETTERS, "error"),
+    made_by: str = "elicit",
+) -> None:
     missing = [name for name in names if name not in getattr(rows, "columns", [])]
     if missing:
         raise InputError(f"a table without {', '.join(missing)}: give what `{made_by}` returns")

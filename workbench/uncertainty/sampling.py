@@ -7,9 +7,8 @@ of its own: as one they would make a model that babbles look sure.
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,27 +16,26 @@ from workbench.agents import AgentCase, named
 from workbench.agents.methods import check_samples, cluster, yes_or_no
 from workbench.errors import InputError
 from workbench.evaluation import accuracy, prepare_cases, to_frame
+from workbench.judge.templates import Pair, Template
+from workbench.judge.votes import cast
 from workbench.stats import mean
 from workbench.store import digest
-from workbench.types import Completion, Engine, Grade, Metric, Report, Task
-from workbench.uncertainty.meanings import Same, Texts, discrete_entropy, joined, semantic_entropy
-from workbench.uncertainty.selective import selective_report
+from workbench.types import Completion, Engine, Grade, Item, Metric, Report, Sampling, Task
 
 if TYPE_CHECKING:
     import pandas as pd
-    from numpy.typing import NDArray
 
-log = logging.getLogger("workbench")
 NAN = float("nan")
 
-SIGNALS = {
-    "majority share": ("majority_share", 1),
-    "semantic entropy": ("entropy_weighted", -1),
-    "discrete entropy": ("entropy_discrete", -1),
-    "mean log-probability": ("mean_logprob", 1),
-    "p(true)": ("p_true", 1),
-}
-"""The column of each, and its sign where higher is surer."""
+Same = Callable[[Sequence[tuple[Item, str, str]]], Sequence[bool | None]]
+"""Do two answers to an item mean the same? For many pairs at once; None where it cannot be said."""
+
+SAME = Template(
+    "Question: {problem}\nOne answer: {a}\nAnother answer: {b}\nDo both answers mean the same?",
+    choices=(" Yes", " No"),
+    style="completion",
+    name="same",
+)
 
 
 def sample_uncertainty(
@@ -89,41 +87,43 @@ def sample_uncertainty(
         task, engine, "standard", count, 1, seed, shots=shots, style=style
     )
     greedy = replace(cases[0].sampling, n=1, temperature=0.0, seed=None, logprobs=0)
-    own = int.from_bytes(digest("uncertainty", seed)[:4], "big")
-    drawn = replace(greedy, n=samples, temperature=float(temperature), seed=own)
+    own_seed = int.from_bytes(digest("uncertainty", seed)[:4], "big")
+    sampling = replace(greedy, n=samples, temperature=float(temperature), seed=own_seed)
     before, prompts = engine.usage, [case.prompt for case in cases]
     firsts = engine.generate(prompts, greedy, errors="return")
-    others = engine.generate(prompts, drawn, errors="return")
+    others = engine.generate(prompts, sampling, errors="return")
     answered = [_Answered(*three) for three in zip(cases, firsts, others, strict=True)]
     for one in answered:
         one.read(by_grader=same == "grader")
     done = [one for one in answered if one.error is None]
     if callable(same):
-        for one, groups in zip(done, joined([one.texts() for one in done], same), strict=True):
-            one.groups = groups
-            if groups is None:
-                one.unknown.append("clusters: no verdict on whether two answers are the same")
+        _join(done, same)
     if p_true and done:
-        _trust(done, engine)
+        _weigh(done, engine)
     rows = to_frame([one.row() for one in answered])
     rows = rows.astype({"clusters": "Int64", "n_unparsed": "Int64"})
-    told = {"sampling": asdict(drawn), "samples": samples, "temperature": temperature}
-    provenance |= told | {"same": named(same), "p_true": p_true}  # type: ignore[arg-type]
+    provenance |= {
+        "sampling": asdict(sampling), "samples": samples, "temperature": temperature,
+        "same": named(same), "p_true": p_true,  # type: ignore[arg-type]
+    }  # fmt: skip
     summary = tuple(_summary(rows, samples, p_true=p_true))
     return Report(summary, rows, engine.usage.since(before), provenance)
 
 
 @dataclass(slots=True)
 class _Answered:
-    """An item with its answers. `groups` are places in `came` of readable samples of one meaning,
-    `right` those of their first ones that are right."""
+    """An item with its answers.
+
+    `groups` are places in `samples` (those that came) of readable ones of one meaning, None where
+    that is not known; `right` those of their first ones that are right.
+    """
 
     case: AgentCase
     greedy: Completion
     drawn: Completion
     error: str | None = None
     grade: Grade | None = None
-    came: list[Completion] = field(default_factory=list)
+    samples: list[Completion] = field(default_factory=list)
     unparsed: int | None = None
     groups: list[list[int]] | None = None
     right: set[int] = field(default_factory=set)
@@ -132,10 +132,10 @@ class _Answered:
 
     def read(self, *, by_grader: bool) -> None:
         """Grade the answers, and put together those that are equal without asking."""
-        self.came = [sample for sample in self.drawn.samples if sample.error is None]
+        self.samples = [sample for sample in self.drawn.samples if sample.error is None]
         if self.greedy.error is not None:
             self.error = f"the greedy answer failed: {self.greedy.error}"
-        elif not self.came:
+        elif not self.samples:
             self.error = f"all samples failed: {self.drawn.samples[0].error}"
         else:
             try:
@@ -144,7 +144,7 @@ class _Answered:
                 self.error = f"the task's grader raised {type(failure).__name__}: {failure}"
 
     def _grade(self, by_grader: bool) -> None:
-        task, item, texts = self.case.task, self.case.item, [one.text for one in self.came]
+        task, item, texts = self.case.task, self.case.item, [one.text for one in self.samples]
         self.grade = task.grade(item, self.greedy.text)
         if by_grader:
             groups = cluster(task, item, texts)
@@ -159,13 +159,10 @@ class _Answered:
         self.unparsed = len(texts) - sum(map(len, groups))
         self.groups = groups
 
-    def texts(self) -> Texts:
-        return self.case.item, [sample.text for sample in self.came], self.groups or []
-
     def row(self) -> dict[str, Any]:
         item, prompt, done = self.case.item, self.case.prompt, self.error is None
         shown = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-        logprob = _loglik(self.greedy) if done else NAN
+        logprob = _mean_logprob(self.greedy) if done else NAN
         if done and math.isnan(logprob):
             self.unknown.append("mean_logprob: the answer came without log-probabilities")
         return {
@@ -179,48 +176,95 @@ class _Answered:
             "mean_logprob": logprob,
             "p_true": self.p_true,
             "length": len(str(item.fields.get("question", shown))),
-            "n_samples": len(self.came),
-            "n_failed": len(self.drawn.samples) - len(self.came),
+            "n_samples": len(self.samples),
+            "n_failed": len(self.drawn.samples) - len(self.samples),
             "n_unparsed": self.unparsed if done else None,
             "unknown": "; ".join(self.unknown) or None,
         }
 
     def _meanings(self) -> dict[str, Any]:
-        """What the samples tell; nothing of it where it is not known which mean the same."""
+        """What the samples show; nothing of it where it is not known which mean the same."""
         if self.error is not None or self.groups is None:
-            found = dict.fromkeys(("majority_share", "entropy_discrete", "entropy_weighted"), NAN)
-            return found | {"clusters": None, "majority_text": "", "majority_correct": False}
-        read = {place for group in self.groups for place in group}
-        groups = [*self.groups, *([place] for place in range(len(self.came)) if place not in read)]
-        logliks = [_loglik(sample) for sample in self.came]
+            lacking = dict.fromkeys(("majority_share", "entropy_discrete", "entropy_weighted"), NAN)
+            return lacking | {"clusters": None, "majority_text": "", "majority_correct": False}
+        n, parsed = len(self.samples), {place for group in self.groups for place in group}
+        groups = [*self.groups, *([place] for place in range(n) if place not in parsed)]
+        logliks = [_mean_logprob(sample) for sample in self.samples]
         known = all(map(math.isfinite, logliks))
         if not known:
             self.unknown.append("entropy_weighted: a sample came without log-probabilities")
         most = max(self.groups, key=len, default=[])  # max takes the first of equals
         return {
             "clusters": len(groups),
-            "majority_share": len(most) / len(self.came),
-            "majority_text": self.came[most[0]].text if most else "",
+            "majority_share": len(most) / n,
+            "majority_text": self.samples[most[0]].text if most else "",
             "majority_correct": bool(most) and most[0] in self.right,
             "entropy_discrete": discrete_entropy([len(group) for group in groups]),
             "entropy_weighted": semantic_entropy(groups, logliks) if known else NAN,
         }
 
 
-def _loglik(answer: Completion) -> float:
+def _mean_logprob(answer: Completion) -> float:
     """Mean over its tokens, NaN where that is not known."""
-    told = [token.logprob for token in answer.logprobs or ()]
-    return math.fsum(told) / len(told) if told and all(map(math.isfinite, told)) else NAN
+    logprobs = [token.logprob for token in answer.logprobs or ()]
+    known = logprobs and all(map(math.isfinite, logprobs))
+    return math.fsum(logprobs) / len(logprobs) if known else NAN
 
 
-def _trust(answered: Sequence[_Answered], engine: Engine) -> None:
+def _join(answered: Sequence[_Answered], same: Same) -> None:
+    """Join the groups of each item that mean the same: each with the first whose first text it
+    equals.
+
+    A round asks what is left of every item about the first of it, which gives the same clusters as
+    one text after the other would.
+    """
+    left = [(one, one.groups) for one in answered if one.groups]
+    for one, _ in left:
+        one.groups = []
+    while left:
+        pairs = [
+            (one.case.item, one.samples[first[0]].text, one.samples[other[0]].text)
+            for one, (first, *others) in left
+            for other in others
+        ]
+        verdicts = iter(_verdicts(same, pairs))
+        following = []
+        for one, (first, *others) in left:
+            compared = [(other, next(verdicts)) for other in others]
+            if any(alike is None for _, alike in compared):
+                one.groups = None
+                one.unknown.append("clusters: no verdict on whether two answers are the same")
+                continue
+            group = [*first, *(place for other, alike in compared if alike for place in other)]
+            one.groups = [*(one.groups or []), group]
+            if rest := [other for other, alike in compared if not alike]:
+                following.append((one, rest))
+        left = following
+
+
+def _verdicts(same: Same, pairs: Sequence[tuple[Item, str, str]]) -> list[bool | None]:
+    """What `same` says, if it is a verdict a pair; it is not asked about none."""
+    import numpy as np
+
+    verdicts = same(pairs) if pairs else []
+    if not hasattr(verdicts, "__len__") or len(verdicts) != len(pairs):
+        raise InputError(
+            f"same gave {verdicts!r:.60} for {len(pairs)} pairs: give a verdict for each"
+        )
+    for one in verdicts:
+        if not isinstance(one, bool | np.bool_ | None):
+            raise InputError(f"same gave {one!r:.60} for a pair: give True, False, or None")
+    return [None if one is None else bool(one) for one in verdicts]
+
+
+def _weigh(answered: Sequence[_Answered], engine: Engine) -> None:
     """Have the greedy answers weighed, all at once."""
     import numpy as np
 
-    asked_for = [yes_or_no(one.case, one.greedy.text) for one in answered]
-    prompts = [score.prompt for score in asked_for]
-    found = engine.label_logprobs(prompts, asked_for[0].labels, errors="return")
-    rows = zip(answered, found.logprobs, found.missing, found.errors, strict=True)
+    scores = [yes_or_no(one.case, one.greedy.text) for one in answered]
+    prompts = [score.prompt for score in scores]
+    scored = engine.label_logprobs(prompts, scores[0].labels, errors="return")
+    rows = zip(answered, scored.logprobs, scored.missing, scored.errors, strict=True)
     for one, logprobs, missing, error in rows:
         if error or missing.any() or logprobs.max() == -np.inf:
             reason = error or "a label has no exact log-probability here"
@@ -246,42 +290,74 @@ def _summary(rows: pd.DataFrame, samples: int, *, p_true: bool) -> Iterator[Metr
         yield replace(metric, n_failed=len(rows) - len(known))
 
 
-def signals(report: Report | pd.DataFrame) -> dict[str, NDArray[Any]]:
-    """The signals of a report (or its rows) by name, [n] each, higher is surer.
-
-    They are of the same rows: those that did not fail and lack none of the signals. A signal that
-    no row has is left out.
+def discrete_entropy(counts: Sequence[int]) -> float:
+    """Entropy in nats of the shares that clusters of these sizes have.
 
     Raises:
-        InputError: there are no such rows.
+        InputError: there are none, or one is no whole number from 1.
     """
-    rows, columns = _complete(report)
-    return {
-        name: sign * rows[column].to_numpy(float)
-        for name, (column, sign) in SIGNALS.items()
-        if column in columns
-    }
+    if not len(counts) or any(not n >= 1 or n % 1 != 0 for n in counts):
+        raise InputError(f"counts={counts!r:.60}: give the size of each cluster, 1 at least")
+    return _entropy(counts)
 
 
-def selective(report: Report | pd.DataFrame, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """How well each signal tells right greedy answers from wrong: `selective_report` on them, with
-    its random numbers and the question's length beside them.
+def semantic_entropy(clusters: Sequence[Sequence[int]], logliks: Sequence[float]) -> float:
+    """Entropy in nats over meanings (Farquhar et al. 2024, Nature 630:625-630): a meaning has the
+    share of the likelihood that its samples have of that of all.
+
+    Args:
+        clusters: places in `logliks` of the samples of each meaning, each place once.
+        logliks: log-likelihood of each sample over its number of tokens.
 
     Raises:
-        InputError: as `signals` and `selective_report`.
+        InputError: a place is missing, twice or none, or a log-likelihood is not finite.
     """
-    rows, _ = _complete(report)
-    return selective_report(signals(rows), rows["correct"], lengths=rows["length"],
-                            resamples=resamples, seed=seed)  # fmt: skip
+    places = sorted(place for group in clusters for place in group)
+    if not places or places != list(range(len(logliks))) or not all(map(len, clusters)):
+        raise InputError(
+            f"clusters={clusters!r:.60} for {len(logliks)} samples: give each of their places, "
+            "from 0, once"
+        )
+    if not all(map(math.isfinite, logliks)):
+        raise InputError(f"logliks={logliks!r:.60}: give finite numbers; leave other samples out")
+    most = max(logliks)
+    weights = [math.exp(loglik - most) for loglik in logliks]
+    return _entropy([math.fsum(weights[place] for place in group) for group in clusters])
 
 
-def _complete(report: Report | pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    rows = report.rows if isinstance(report, Report) else report
-    done = rows[rows["error"].isna()]
-    columns = [column for column, _ in SIGNALS.values() if done[column].notna().any()]
-    kept = done.dropna(subset=columns)
-    if not columns or kept.empty:
-        raise InputError(f"{len(rows)} rows, none with signals: `error` and `unknown` say why")
-    if less := len(done) - len(kept):
-        log.warning("%d of %d rows are left out: they lack a signal (`unknown`)", less, len(done))
-    return kept, columns
+def _entropy(masses: Sequence[float]) -> float:
+    """Of masses not normalised. `fsum` is exact, so that their order cannot break a tie."""
+    total = math.fsum(masses)
+    shares = [mass / total for mass in masses if mass > 0]  # a far less likely one may be 0
+    # Rounding may leave the scale, and a sum of nothing but -0.0 is not to be shown.
+    return min(max(0.0, -math.fsum(p * math.log(p) for p in shares)), math.log(len(masses)))
+
+
+def judged(engine: Engine, template: Template = SAME) -> Same:
+    """A model as the judge of whether two answers to a question mean the same.
+
+    It must say so in both orders, which is one batch of prompts a round.
+
+    Args:
+        template: its first choice means that they do; for a chat model one in the style "chat".
+
+    Raises:
+        InputError: the template is not for two answers and two choices.
+    """
+    fits = isinstance(template, Template) and template.compares and len(template.choices) == 2
+    if not fits:
+        raise InputError(f"template={template!r:.80}: give a Template with {{a}}, {{b}}, 2 choices")
+
+    def same(pairs: Sequence[tuple[Item, str, str]]) -> list[bool | None]:
+        shown = [
+            Pair(str(item.fields.get("question") or item.fields.get("problem") or item.id), a, b)
+            for item, a, b in pairs
+        ]
+        values = [pair.values(swapped=swapped) for swapped in (False, True) for pair in shown]
+        votes, _ = cast(engine, template, [*map(template.fill, values)], Sampling(), "logprob")
+        places = [vote.choice for (vote,) in votes]
+        orders = zip(places[: len(shown)], places[len(shown) :], strict=True)
+        return [False if 1 in both else None if None in both else True for both in orders]
+
+    same.__name__ = f"judged({engine.info.model}, template {template.digest})"  # for the provenance
+    return same

@@ -9,20 +9,34 @@ come from cumulative sums over answers that were sorted once.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workbench import values
 from workbench.errors import InputError
-from workbench.uncertainty.choices import LETTERS, checked, softmax
+from workbench.tasks.options import LETTERS
+from workbench.types import Report
+from workbench.uncertainty.logits import check_logits, softmax
 
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike, NDArray
 
+log = logging.getLogger("workbench")
 BASELINES = ("random", "length")
+SIGNALS = {
+    "majority share": ("majority_share", 1),
+    "semantic entropy": ("entropy_weighted", -1),
+    "discrete entropy": ("entropy_discrete", -1),
+    "mean log-probability": ("mean_logprob", 1),
+    "p(true)": ("p_true", 1),
+}
+"""Of a report of `sample_uncertainty`: the column of each, and its sign where higher is surer."""
+
 COVERAGES = (50, 80)
 """Percent of the answers kept, for the two accuracies of a report."""
 
@@ -39,18 +53,15 @@ def resampled(n: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
     Raises:
         InputError: `resamples` or `seed` is no such number.
     """
-    for name, value, least in (("resamples", resamples, 1), ("seed", seed, 0)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(f"{name}={value!r}: give a whole number from {least}")
-    return _resampled(n, resamples, np.random.default_rng(seed))
+    left = values.whole("resamples", resamples, 1)
+    rng = np.random.default_rng(values.whole("seed", seed, 0))
+    some = max(1, CELLS // max(n, 1))
+    return (_drawn(n, min(some, left - start), rng) for start in range(0, left, some))
 
 
-def _resampled(n: int, left: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    while left > 0:
-        some = min(left, max(1, CELLS // n))
-        drawn = rng.integers(0, n, (some, n)) + n * np.arange(some)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=some * n).reshape(some, n)
-        left -= some
+def _drawn(n: int, some: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    drawn = rng.integers(0, n, (some, n)) + n * np.arange(some)[:, None]
+    return np.bincount(drawn.ravel(), minlength=some * n).reshape(some, n)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -221,16 +232,57 @@ def from_options(logits: ArrayLike) -> dict[str, NDArray[np.float64]]:
         the entropy in nats with its sign turned. All are [n] and do not ask which letter it is.
 
     Raises:
-        InputError: as `choices.checked`.
+        InputError: as `logits.check_logits`.
     """
     from scipy.special import xlogy
 
     n = len(np.atleast_1d(np.asarray(logits)))
-    scores, _ = checked(logits, np.arange(n) % len(LETTERS))  # any answers: none is used
+    scores, _ = check_logits(logits, np.arange(n) % len(LETTERS))  # any answers: none is used
     # Sorted first, so that the same six numbers in another order give the same bits: a tie.
     p = softmax(np.sort(scores.astype(float), axis=1))
     entropy = xlogy(p, p).sum(axis=1)
     return {"confidence": p[:, -1], "margin": p[:, -1] - p[:, -2], "entropy": entropy}
+
+
+def signals(report: Report | pd.DataFrame) -> dict[str, NDArray[Any]]:
+    """The signals of a report of `sample_uncertainty` (or its rows), [n] each, higher is surer.
+
+    They are of the same rows: those that did not fail and lack none of the signals. A signal that
+    no row has is left out.
+
+    Raises:
+        InputError: there are no such rows.
+    """
+    rows, columns = _complete(report)
+    return {
+        name: sign * rows[column].to_numpy(float)
+        for name, (column, sign) in SIGNALS.items()
+        if column in columns
+    }
+
+
+def selective(report: Report | pd.DataFrame, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """How well each signal tells right greedy answers from wrong: `selective_report` on them, with
+    its random numbers and the question's length beside them.
+
+    Raises:
+        InputError: as `signals` and `selective_report`.
+    """
+    rows, _ = _complete(report)
+    return selective_report(signals(rows), rows["correct"], lengths=rows["length"],
+                            resamples=resamples, seed=seed)  # fmt: skip
+
+
+def _complete(report: Report | pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    rows = report.rows if isinstance(report, Report) else report
+    done = rows[rows["error"].isna()]
+    columns = [column for column, _ in SIGNALS.values() if done[column].notna().any()]
+    complete = done.dropna(subset=columns)
+    if not columns or complete.empty:
+        raise InputError(f"{len(rows)} rows, none with signals: `error` and `unknown` say why")
+    if less := len(done) - len(complete):
+        log.warning("%d of %d rows are left out: they lack a signal (`unknown`)", less, len(done))
+    return complete, columns
 
 
 def _areas(one: _Sorted, weights: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
