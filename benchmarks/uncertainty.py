@@ -36,7 +36,7 @@ from workbench.types import Engine, Item
 from workbench.uncertainty.calibration import Method, calibration_report, rescaled
 from workbench.uncertainty.conformal import conformal_report, conformal_splits, split_summary
 from workbench.uncertainty.elicitation import PROMPTS, elicit, option_prompts
-from workbench.uncertainty.report import arrays
+from workbench.uncertainty.scoring import arrays
 from workbench.uncertainty.selective_prediction import from_options, selective_report
 
 if TYPE_CHECKING:

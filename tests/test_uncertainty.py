@@ -25,7 +25,7 @@ from workbench.tasks.options import LETTERS
 from workbench.types import Engine, Item, LabelRow, Report, Usage
 from workbench.uncertainty.conformal import conformal_report
 from workbench.uncertainty.elicitation import _Question, _scored_by_all, elicit
-from workbench.uncertainty.report import (
+from workbench.uncertainty.scoring import (
     arrays,
     certainty,
     join_tables,

@@ -61,7 +61,7 @@ def run(
     """Ask for the probabilities of six options and score them. Run again, it resumes."""
     from workbench.tasks import open_choices
     from workbench.uncertainty.conformal import check_settings
-    from workbench.uncertainty.report import score_options
+    from workbench.uncertainty.scoring import score_options
 
     check_new(out)
     check_settings(alpha, "both", rule)
@@ -97,7 +97,7 @@ def score(
 ) -> None:
     """Score saved answers, with no model: several folders make one table."""
     from workbench.evaluation import load
-    from workbench.uncertainty.report import join_tables, score_options
+    from workbench.uncertainty.scoring import join_tables, score_options
 
     check_new(out)
     table = join_tables([load(folder) for folder in folders])
@@ -139,7 +139,7 @@ def _elicited(
 
 def _show(scored: Report, out: Path | None, *, as_json: bool) -> None:
     from workbench.plots.uncertainty import plot_certainty
-    from workbench.uncertainty.report import certainty, paper_table
+    from workbench.uncertainty.scoring import certainty, paper_table
 
     if not as_json and len(scored.rows[["model", "task"]].drop_duplicates()) > 1:
         for measure in ("accuracy", "set size", "coverage", "UAcc"):

@@ -113,11 +113,11 @@ def plot_coverage(ax: Axes, splits: pd.DataFrame, target: float) -> None:
 def plot_selective(ax: Axes, curves: Mapping[str, pd.DataFrame]) -> None:
     """Accuracy of the surest answers against how many are kept, a line for each signal.
 
-    Between answers of equal sureness it is the expected accuracy, as in `selective.aurc`. A signal
+    Between answers of equal sureness it is the expected accuracy, as in `aurc`. A signal
     that tells nothing is flat. Lines begin at 1 %, as fewer answers are mostly noise.
 
     Args:
-        curves: by name, what `selective.risk_coverage` returns of the same answers.
+        curves: by name, what `risk_coverage` returns of the same answers.
 
     Raises:
         InputError: there are none, or they are not whole or not of the same answers.
@@ -155,7 +155,7 @@ def plot_certainty(ax: Axes, table: pd.DataFrame) -> None:
     Up to 8 dots are named, by colour for the model and by marker for the task.
 
     Args:
-        table: what `report.certainty` returns.
+        table: what `certainty` returns.
 
     Raises:
         InputError: the table has no rows, lacks a column, or has a value outside its interval.

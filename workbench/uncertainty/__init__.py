@@ -7,8 +7,8 @@ saved table.
 from workbench.uncertainty.calibration import calibration_report, rescaled
 from workbench.uncertainty.conformal import conformal_report, conformal_splits, split_summary
 from workbench.uncertainty.elicitation import elicit, option_prompts
-from workbench.uncertainty.report import arrays, certainty, join_tables, paper_table, score_options
 from workbench.uncertainty.sampling import judged, sample_uncertainty
+from workbench.uncertainty.scoring import arrays, certainty, join_tables, paper_table, score_options
 from workbench.uncertainty.selective_prediction import (
     from_options,
     risk_coverage,

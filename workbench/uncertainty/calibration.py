@@ -28,7 +28,7 @@ Method = Literal["temperature", "isotonic"]
 
 log = logging.getLogger("workbench")
 
-# Least probability in a log loss (27.6 nats): a letter not told is unlikely, not impossible.
+# Least probability in a log loss (27.6 nats): a letter left out is unlikely, not impossible.
 FLOOR = 1e-12
 HOTTEST = 50.0  # and the coldest temperature is 1/50
 MARGIN = 1e-9  # keeps a top letter above one that would have as much; far above rounding
@@ -265,8 +265,8 @@ def _temperature(scores: NDArray[Any], truth: NDArray[np.int64]) -> float:
         return -float(logp[np.arange(len(truth)), truth].mean())
 
     ends = (-np.log(HOTTEST), np.log(HOTTEST))
-    found = minimize_scalar(loss, bounds=ends, options={"xatol": 1e-8})
-    return float(np.exp(found.x))
+    best = minimize_scalar(loss, bounds=ends, options={"xatol": 1e-8})
+    return float(np.exp(best.x))
 
 
 def _isotonic(fitted: NDArray[Any], truth: NDArray[np.int64], p: NDArray[Any]) -> NDArray[Any]:

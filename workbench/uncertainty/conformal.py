@@ -180,7 +180,7 @@ def conformal_report(
         InputError: a value is out of its range, there are too few rows, or see
             `logits.check_logits`.
     """
-    table = _Table.of(logits, answers, alpha, score, rule)
+    table = _ScoredRows.of(logits, answers, alpha, score, rule)
     left = _not_dropped(len(table.answers), drop)
     fit, test = (left[part] for part in split_rows(len(left), calibration, split_seed))
     sets = table.sets(fit, test)
@@ -236,7 +236,7 @@ def conformal_splits(
     """
     import pandas as pd
 
-    table = _Table.of(logits, answers, alpha, score, rule)
+    table = _ScoredRows.of(logits, answers, alpha, score, rule)
     splits, seed = values.whole("splits", splits, 1), values.whole("seed", seed, 0)
     table.missing(np.arange(len(table.answers)))
     rows: list[dict[str, Any]] = []
@@ -278,7 +278,7 @@ def check_settings(alpha: object, score: object, rule: object) -> float:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Table:
+class _ScoredRows:
     """Rows with their `conformal_scores`, to be split in one way or in many."""
 
     logits: NDArray[Any]
@@ -292,7 +292,7 @@ class _Table:
     def of(
         cls, logits: ArrayLike, answers: ArrayLike, alpha: float,
         score: Literal["both", "lac", "aps"], rule: Rule,
-    ) -> _Table:  # fmt: skip
+    ) -> _ScoredRows:  # fmt: skip
         alpha = check_settings(alpha, score, rule)
         cells, places = check_logits(logits, answers)
         names = SCORES if score == "both" else (score,)

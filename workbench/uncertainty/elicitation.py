@@ -32,7 +32,7 @@ from workbench.stats import mean_share
 from workbench.tasks.multiple_choice import KINDS, Kind, MultipleChoice
 from workbench.tasks.options import LETTERS, listed
 from workbench.types import Engine, Item, LabelRow, Metric, Prompt, Report, Usage
-from workbench.uncertainty.report import join_tables
+from workbench.uncertainty.scoring import join_tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -159,7 +159,7 @@ def join_reports(reports: Sequence[Report]) -> Report:
     """What several calls of `elicit` for the same questions returned, such as one for each model.
 
     Raises:
-        InputError: as `report.join_tables`.
+        InputError: as `scoring.join_tables`.
     """
     rows = join_tables(reports)
     parts = [report.provenance for report in reports]

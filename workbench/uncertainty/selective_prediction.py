@@ -76,9 +76,9 @@ class _Sorted:
     @classmethod
     def of(cls, signal: NDArray[Any], right: NDArray[np.int64]) -> _Sorted:
         order = np.argsort(-signal, kind="stable")
-        values = signal[order]
-        starts = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
-        return cls(order, starts, right[order], values[starts])
+        falling = signal[order]
+        starts = np.flatnonzero(np.append(True, falling[1:] != falling[:-1]))
+        return cls(order, starts, right[order], falling[starts])
 
     def blocks(self, weights: NDArray[np.int64] | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
         """Answers and wrong answers in each block, for each row of weights [some, n]."""
@@ -117,10 +117,10 @@ def _aurc(items: NDArray[Any], wrong: NDArray[Any]) -> NDArray[np.float64]:
 def _accuracies(items: NDArray[Any], wrong: NDArray[Any]) -> dict[str, float]:
     """Expected accuracy of the surest answers, at least the given percentages of them all."""
     until, errors = np.append(0, np.cumsum(items[0])), np.append(0, np.cumsum(wrong[0]))
-    kept = {percent: -(-int(until[-1]) * percent // 100) for percent in COVERAGES}
+    fewest = {percent: -(-int(until[-1]) * percent // 100) for percent in COVERAGES}
     return {
         f"accuracy_{percent}": 1 - float(np.interp(k, until, errors)) / k
-        for percent, k in kept.items()
+        for percent, k in fewest.items()
     }
 
 
@@ -199,25 +199,25 @@ def selective_report(
     """
     import pandas as pd
 
-    drawn = resampled(np.size(right), resamples, seed)
+    weights_of_all = resampled(np.size(right), resamples, seed)
     every, hit = _with_baselines(signals, right, lengths, seed)
     ordered = {name: _Sorted.of(values, hit) for name, values in every.items()}
-    areas = {name: [_areas(one)] for name, one in ordered.items()}
-    for weights in drawn:
+    parts = {name: [_areas(one)] for name, one in ordered.items()}
+    for weights in weights_of_all:
         for name, one in ordered.items():
-            areas[name].append(_areas(one, weights))
-    joined = {name: np.concatenate(parts) for name, parts in areas.items()}
-    length = joined["length"][:, 0]
+            parts[name].append(_areas(one, weights))
+    drawn = {name: np.concatenate(each) for name, each in parts.items()}
+    length = drawn["length"][:, 0]
     return pd.DataFrame(
         {
             "signal": name,
             "n": len(hit),
-            **_with_interval("auroc", found[:, 0]),
-            **_with_interval("aurc", found[:, 1]),
-            **_with_interval("above_length", found[:, 0] - length),
+            **_with_interval("auroc", areas[:, 0]),
+            **_with_interval("aurc", areas[:, 1]),
+            **_with_interval("above_length", areas[:, 0] - length),
             **_accuracies(*ordered[name].blocks()),
         }
-        for name, found in joined.items()
+        for name, areas in drawn.items()
     )
 
 
@@ -299,30 +299,30 @@ def _with_interval(name: str, values: NDArray[np.float64]) -> dict[str, float]:
 
 
 def _signal(
-    name: str, values: ArrayLike, right: ArrayLike
+    name: str, signal: ArrayLike, right: ArrayLike
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Both as arrays; infinite values are the surest and the least sure.
 
     Raises:
         InputError: as `risk_coverage`.
     """
-    told, hit = np.asarray(values), np.asarray(right)
+    numbers, hit = np.asarray(signal), np.asarray(right)
     if hit.ndim != 1 or len(hit) < 2:
         raise InputError(f"right of shape {hit.shape}: give one verdict an item, for 2 or more")
     if (neither := ~np.isin(hit, [0, 1])).any() or hit.dtype.kind not in "biuf":
         item = int(neither.argmax())
         raise InputError(f"right: item {item} is {hit[item]!r}; give right (1) or wrong (0)")
-    if told.shape != hit.shape:
+    if numbers.shape != hit.shape:
         raise InputError(
-            f"{name} of shape {told.shape} for {len(hit)} items: give one number for each"
+            f"{name} of shape {numbers.shape} for {len(hit)} items: give one number for each"
         )
-    if told.dtype.kind not in "biuf":
-        raise InputError(f"{name} of type {told.dtype}: give numbers, higher where surer")
-    if (missing := np.isnan(told.astype(float))).any():
+    if numbers.dtype.kind not in "biuf":
+        raise InputError(f"{name} of type {numbers.dtype}: give numbers, higher where surer")
+    if (missing := np.isnan(numbers.astype(float))).any():
         raise InputError(
             f"{name}: item {int(missing.argmax())} is NaN; leave such items out of all signals"
         )
-    return told.astype(float), hit.astype(np.int64)
+    return numbers.astype(float), hit.astype(np.int64)
 
 
 def _with_baselines(
@@ -333,7 +333,7 @@ def _with_baselines(
     if taken := sorted(set(signals) & set(BASELINES)):
         raise InputError(f"signals: {taken[0]!r} is the name of a baseline; give it another name")
     shorter, hit = _signal("lengths", lengths, right)
-    every = {name: _signal(name, values, right)[0] for name, values in signals.items()}
+    every = {name: _signal(name, signal, right)[0] for name, signal in signals.items()}
     # A second word in the seed: other numbers than those that draw the resamples.
     every["random"] = np.random.default_rng([seed, 1]).random(len(hit))
     return every | {"length": -shorter}, hit

@@ -139,8 +139,8 @@ def join_tables(reports: Sequence[Report | pd.DataFrame]) -> pd.DataFrame:
     groups = rows.groupby("model", sort=False)[["task", "prompt", "id"]]
     questions = {str(model): {*part.itertuples(index=False, name=None)} for model, part in groups}
     every = set().union(*questions.values())
-    for model, own in questions.items():
-        if lacking := every - own:
+    for model, its in questions.items():
+        if lacking := every - its:
             raise InputError(
                 f"{model} was not asked task, prompt, id = {min(lacking)!r}, as another model was "
                 f"({len(lacking)} such): ask all the same questions, or score them apart"
