@@ -179,9 +179,8 @@ def _check_lists(
         if not isinstance(task, MultipleChoice):
             raise InputError(f"tasks: {task!r:.60} is none of `open_choices`")
     names, models = [task.name for task in tasks], [engine.info.model for engine in engines]
-    _check_different("tasks", names)
-    _check_different("engines", models)
-    _check_different("prompts", prompts)
+    for what, distinct in (("tasks", names), ("engines", models), ("prompts", prompts)):
+        _check_different(what, distinct)
     return names, models
 
 
@@ -203,8 +202,7 @@ def _questions(
         if not items:
             raise InputError(f"task {task.name} has no items: give 1 at least")
         for item in items:
-            values.text(f"item {item.id!r:.60}: id", item.id)
-            _check_answer(item)
+            _check_item(item)
         _check_different(f"ids of {task.name}", [item.id for item in items])
         for prompt in prompts:
             texts = option_prompts(items, prompt, demonstrations=task.demonstrations, chat=chat)
@@ -214,8 +212,9 @@ def _questions(
     return questions
 
 
-def _check_answer(item: Item, what: str = "item") -> None:
-    """Refuse an item whose answer is no letter."""
+def _check_item(item: Item, what: str = "item") -> None:
+    if not isinstance(item.id, str):
+        values.refuse(f"{what} {item.id!r:.60}: id", item.id, "a text")
     if item.answer not in LETTERS:
         values.refuse(f"{what} {item.id!r:.60}: answer", item.answer, "one of A to F")
 
@@ -249,7 +248,7 @@ def option_prompts(
             "demonstrations, or prompt='base'"
         )
     for item in demonstrations:
-        _check_answer(item, "demonstration")
+        _check_item(item, "demonstration")
     examples = [_question(item) for item in demonstrations]
     answers = [item.answer for item in demonstrations]
     shown = "".join(f"{one} {letter}\n" for one, letter in zip(examples, answers, strict=True))
