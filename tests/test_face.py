@@ -26,6 +26,11 @@ def test_a_name_is_the_thing_itself() -> None:
     assert wb.Judge is Judge
 
 
+def test_a_room_has_a_face_of_its_own() -> None:
+    for name in wb.uncertainty.__all__:
+        assert callable(getattr(wb.uncertainty, name))
+
+
 def test_the_import_brings_no_large_library() -> None:
     code = "import sys, workbench; print([m for m in sys.argv[1:] if m in sys.modules])"
     command = [sys.executable, "-c", code, *HEAVY]

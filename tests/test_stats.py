@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest
@@ -14,6 +17,7 @@ from workbench.stats import (
     kappa,
     mcnemar,
     mean,
+    mean_share,
     paired_shares,
     proportion,
 )
@@ -221,3 +225,13 @@ def test_kappa_and_mean_refuse_what_they_cannot_count() -> None:
     for scores in ([], [0.0], [float("nan")], [6.0]):
         with pytest.raises(InputError, match="no values from 1 to 5"):
             mean("x", scores, 1, 5)
+
+
+def test_a_mean_share_takes_the_interval_that_fits() -> None:
+    verdicts = mean_share("accuracy", [1, 0, 1, 1], n_failed=2, n_unparsed=1)
+    assert verdicts == proportion("accuracy", 3, 4, n_failed=2, n_unparsed=1)
+    shares = mean_share("accuracy", [1, 0.5, 0.25], n_failed=2)
+    assert shares == replace(mean("accuracy", [1, 0.5, 0.25], 0, 1), n_failed=2)
+    nothing = mean_share("accuracy", [], n_failed=3)
+    assert math.isnan(nothing.value)
+    assert (nothing.low, nothing.high, nothing.n, nothing.n_failed) == (0, 1, 0, 3)
