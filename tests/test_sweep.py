@@ -29,8 +29,8 @@ from workbench.plots.points import averaged
 from workbench.plots.sweep import plot_lines, plot_pareto
 from workbench.report.sweeps import sweep_report
 from workbench.sweep import Grid, Results, Sweep, read_results, run
-from workbench.sweep.folder import Folder
-from workbench.sweep.plan import Planned
+from workbench.sweep.folder import SweepFolder
+from workbench.sweep.plan import SweepPoint
 from workbench.sweep.results import results, save_results
 from workbench.sweep.run import _shares, todo
 
@@ -53,7 +53,7 @@ def tallied(points: Path) -> Counter[str]:
     return Counter(tally.read_text().split("\n")[:-1]) if tally.exists() else Counter()
 
 
-def kept(place: Folder, point: Planned, metrics: str) -> None:
+def kept(place: SweepFolder, point: SweepPoint, metrics: str) -> None:
     """A done point, as a sweep leaves it."""
     target = place.begin(point)
     (target / "out.ipynb").write_text("{}")
@@ -134,7 +134,7 @@ def test_a_process_is_known_whenever_the_clock_is_set(
     points: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (point,) = of(grid=Grid(product={"n": [1]})).points
-    place = Folder(points / "runs")
+    place = SweepFolder(points / "runs")
     note = place.begin(point) / "pid.json"
 
     def state() -> str:
@@ -166,7 +166,7 @@ def test_a_process_is_known_whenever_the_clock_is_set(
 def test_two_sweeps_do_not_work_in_one_folder(points: Path) -> None:
     sweep = of(grid=Grid(product={"n": [1]}))
     with (
-        Folder(points / "runs").lock(),
+        SweepFolder(points / "runs").lock(),
         pytest.raises(InputError, match="another sweep is at work"),
     ):
         run(sweep, points / "runs")
@@ -179,7 +179,7 @@ def test_a_changed_notebook_or_model_makes_results_stale_and_says_so(points: Pat
     text = (points / "point.ipynb").read_text()
     (points / "point.ipynb").write_text(text.replace("n * n - 1", "n * n - 2"))
     changed = of(grid=Grid(product={"n": [1, 2, 3]}))
-    seen = results(changed.points, Folder(points / "runs"))
+    seen = results(changed.points, SweepFolder(points / "runs"))
     assert list(seen.table["state"]) == ["stale", "stale", "waiting"]
     assert seen.table["detail"][0] == "there is a result of before the notebook changed"
     assert "square" not in seen.table  # a stale number is nobody's result
@@ -204,7 +204,7 @@ def test_a_changed_model_or_version_makes_results_stale(
         (row,) = results(sweep().points, place).table.to_dict("records")
         return row["state"], row["detail"]
 
-    place = Folder(points / "runs")
+    place = SweepFolder(points / "runs")
     kept(place, sweep().points[0], "{}")
     assert state()[0] == "done"
     (model / "model.safetensors").write_bytes(b"two")
@@ -318,7 +318,9 @@ def test_a_notebook_edited_while_the_sweep_runs_changes_none_of_its_points(point
     assert list(run(sweep, points / "runs").table["square"]) == [4, 9]
     assert "1000 * n" in (points / "point.ipynb").read_text()
     again = of(grid=Grid(product={"n": [2, 3]}), fixed={"do": edit})
-    assert todo(again, Folder(points / "runs"), resume=True, retry_failed=False) == [*again.points]
+    assert todo(again, SweepFolder(points / "runs"), resume=True, retry_failed=False) == [
+        *again.points
+    ]
 
 
 @pytest.mark.parametrize(
@@ -334,7 +336,7 @@ def test_odd_metrics_and_parameters_cost_nothing(points: Path, written: str) -> 
     """As a notebook could leave them; the folder is written as a sweep does it."""
     rows: list[dict[str, object]] = [{"n": 10**30}, {"n": 1, "label": "x"}]
     planned = of(grid=Grid(list=rows)).points
-    place = Folder(points / "runs")
+    place = SweepFolder(points / "runs")
     for point in planned:
         kept(place, point, written)
     found = results(planned, place)
@@ -357,7 +359,7 @@ def test_nan_infinity_and_no_number_are_three_things_and_whole_numbers_stay_whol
     points: Path,
 ) -> None:
     sweep = of(grid=Grid(list=[{"n": 1}, {"n": 2}, {"label": "\x1b[2J\n" * 9}]))
-    place = Folder(points / "runs")
+    place = SweepFolder(points / "runs")
     for point, written in zip(
         sweep.points,
         [

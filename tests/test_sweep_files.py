@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from workbench.cli.sweep import app
 from workbench.errors import InputError
 from workbench.sweep import Grid, Results, Sweep
-from workbench.sweep.folder import Folder
+from workbench.sweep.folder import SweepFolder
 from workbench.sweep.plan import located
 from workbench.sweep.results import read_results, results, save_results
 
@@ -33,7 +33,7 @@ def key(folder: Path, code: str = "", **parts: Any) -> str:
 
 
 def notes(sweep: Sweep) -> str:
-    return "\n".join(results(sweep.points, Folder(Path("runs"))).notes)
+    return "\n".join(results(sweep.points, SweepFolder(Path("runs"))).notes)
 
 
 def write(folder: Path, *names: str, text: str = "") -> None:
@@ -112,7 +112,7 @@ def test_a_stale_point_names_the_files(points: Path) -> None:
         return results(of(points, "import helper").points, place)
 
     write(points, "helper.py")
-    place = Folder(points / "runs")
+    place = SweepFolder(points / "runs")
     (point,) = of(points, "import helper").points
     target = place.begin(point)
     (target / "out.ipynb").write_text("{}")
@@ -151,7 +151,7 @@ def test_folders_and_files_elsewhere_that_a_value_names_are_named(points: Path) 
     grid = Grid(list=[{"label": "data"}, {"label": str(points / "there.csv")}])
     sweep = of(points, grid=grid)
     assert f"key: data/, {points / 'there.csv'}" in notes(sweep)
-    save_results(results(sweep.points, Folder(points)), sweep, Folder(points))
+    save_results(results(sweep.points, SweepFolder(points)), sweep, SweepFolder(points))
     assert f"key: data/, {points / 'there.csv'}" in "\n".join(read_results(points).notes)
     assert "not part" not in notes(of(points))
 

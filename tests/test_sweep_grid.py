@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from workbench.errors import InputError, WorkbenchError
-from workbench.sweep import Draw, Grid, Random, Sweep
+from workbench.sweep import Grid, Random, RandomValue, Sweep
 from workbench.sweep.grid import MOST, brief
 
 
@@ -43,10 +43,10 @@ def test_conditions_leave_points_out() -> None:
 
 def test_random_points_are_those_of_their_seed() -> None:
     of: Any = {
-        "rate": Draw(1e-4, 1.0, log=True),
-        "k": Draw(1, 3),
+        "rate": RandomValue(1e-4, 1.0, log=True),
+        "k": RandomValue(1, 3),
         "mode": ["a", "b"],
-        "x": Draw(0, 0.5),
+        "x": RandomValue(0, 0.5),
     }
     one, same, other = (Grid(random=Random(200, of, seed)).points for seed in (0, 0, 1))
     assert one == same != other
@@ -56,7 +56,7 @@ def test_random_points_are_those_of_their_seed() -> None:
     assert 1e-4 <= rates[0] < 1e-3
     assert 0.1 < rates[-1] <= 1.0
     assert all(isinstance(point["x"], float) and point["x"] <= 0.5 for point in one)
-    whole = Grid(random=Random(50, {"n": Draw(1, 1000, log=True)})).points
+    whole = Grid(random=Random(50, {"n": RandomValue(1, 1000, log=True)})).points
     assert all(isinstance(point["n"], int) and 1 <= point["n"] <= 1000 for point in whole)
 
 
@@ -102,7 +102,7 @@ def test_conditions_that_leave_nothing_or_cannot_be_judged_are_refused() -> None
 )  # fmt: skip
 def test_a_range_that_is_none_is_refused(draw: tuple[Any, ...], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Draw(*draw)
+        RandomValue(*draw)
 
 
 def test_random_points_need_a_number_and_a_parameter() -> None:
@@ -142,14 +142,20 @@ def test_a_file_is_read_and_its_points_are_typed(write: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("notebook: point.ipynb\nproducts: {n: [1]}", "unknown key 'products'; known: notebook"),
+        (
+            "notebook: point.ipynb\nproducts: {n: [1]}",
+            "no key of a sweep 'products', did you mean 'product'\\?. Known: notebook",
+        ),
         ("product: {n: [1]}", "give the notebook"),
         ("- a list", "is no sweep"),
         ("notebook: [", "is no YAML"),
         ("notebook: point.ipynb\nproduct: [1]", r"product: \[1\] must be names"),
         ("notebook: point.ipynb\nlist: {a: 1}", "must be a list of points"),
-        ("notebook: point.ipynb\nrandom: {points: 3, over: {}}", "random: unknown key 'over'"),
-        ("notebook: point.ipynb\nrandom: {points: 1, of: {n: {low: 1, most: 2}}}", "unknown key"),
+        ("notebook: point.ipynb\nrandom: {points: 3, over: {}}", "no key of random 'over'"),
+        (
+            "notebook: point.ipynb\nrandom: {points: 1, of: {n: {low: 1, most: 2}}}",
+            "no key of random: n 'most'",
+        ),
         ("notebook: point.ipynb\nrandom: {points: 1, of: {n: {low: 1}}}", "high"),
         ("notebook: point.ipynb\nseeds: -1", "seeds: -1"),
         ("notebook: point.ipynb\nseeds: [a]", "seeds: "),
@@ -213,7 +219,7 @@ def test_points_that_do_not_fit_the_notebook_are_refused(
         ),
         (
             "product: {n: [1, 2]}\nseeds: 2\nwhere: [n < 2, sed == 0]",
-            "'sed == 0': 'sed' is not in the grid: did you mean 'seed'\\?; what varies: n, seed",
+            "'sed == 0': 'sed' is not in the grid, did you mean 'seed'\\?; what varies: n, seed",
         ),
         ("product: {n: [1, 2]}\nwhere: label == 'x'", "'label' is not in the grid; what varies: n"),
         ("fixed: {n: 1}\nwhere: n == 1", "'n' is fixed; what varies: nothing"),

@@ -22,7 +22,7 @@ from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
 from workbench.icm import Wording
 from workbench.serving.slurm import SlurmJob
-from workbench.sweep import Draw, Grid, Random
+from workbench.sweep import Grid, Random, RandomValue
 from workbench.types import Engine, Usage
 
 JUNK: list[Any] = [
@@ -135,7 +135,7 @@ def test_any_setting_of_denoising_is_taken_or_named(name: str) -> None:
         (lambda: Traffic(np.array([1, 2])), "prompts"),  # type: ignore[arg-type]
         (lambda: Wording(chat=None), "chat"),  # type: ignore[arg-type]
         (lambda: SlurmJob("a", 1, "4G", "1:00:00", container=5), "container"),  # type: ignore[arg-type]
-        (lambda: Draw(1, 10**400), "high"),
+        (lambda: RandomValue(1, 10**400), "high"),
         (lambda: Random(2, ["a"]), "of="),  # type: ignore[arg-type]
         (lambda: Grid(product=["a"]), "product"),  # type: ignore[arg-type]
         (lambda: Grid(list=3), "list"),  # type: ignore[arg-type]

@@ -38,7 +38,7 @@ def run_sweep(
     """Run what is not done yet; non-zero unless all points are done. Ctrl-C keeps what is."""
     from workbench.runs import run_dir
     from workbench.sweep import Sweep, read_results, run
-    from workbench.sweep.folder import Folder
+    from workbench.sweep.folder import SweepFolder
     from workbench.sweep.results import results
     from workbench.sweep.run import todo
 
@@ -47,7 +47,7 @@ def run_sweep(
         chosen = dataclasses.replace(chosen, timeout=timeout)
     folder = out or run_dir() / chosen.name
     if dry_run:
-        place = Folder(folder)
+        place = SweepFolder(folder)
         plan = todo(chosen, place, resume=resume, retry_failed=retry_failed)
         _show(results(chosen.points, place), as_json=as_json)
         say(f"{len(plan)} of {len(chosen.points)} points would run")
@@ -76,14 +76,14 @@ def show_sweep(
     """The table as it is now, also while the sweep runs."""
     from workbench.runs import run_dir
     from workbench.sweep import Sweep, read_results
-    from workbench.sweep.folder import Folder
+    from workbench.sweep.folder import SweepFolder
     from workbench.sweep.results import results
 
     if sweep.is_dir():
         outcome = read_results(sweep)
     else:
         chosen = Sweep.read(sweep)
-        outcome = results(chosen.points, Folder(out or run_dir() / chosen.name))
+        outcome = results(chosen.points, SweepFolder(out or run_dir() / chosen.name))
     _show(outcome, as_json=as_json)
 
 

@@ -3,9 +3,9 @@
 `run(Sweep.read("sweep.yaml"))` runs what is not done, `read_results(folder)` looks at it meanwhile.
 """
 
-from workbench.sweep.grid import Draw, Grid, Random
+from workbench.sweep.grid import Grid, Random, RandomValue
 from workbench.sweep.plan import Sweep
 from workbench.sweep.results import Results, read_results
 from workbench.sweep.run import run
 
-__all__ = ["Draw", "Grid", "Random", "Results", "Sweep", "read_results", "run"]
+__all__ = ["Grid", "Random", "RandomValue", "Results", "Sweep", "read_results", "run"]

@@ -24,7 +24,7 @@ WRITES = ("dump", "save", "to_", "write", "FileHandler", "basicConfig", "connect
 MODE = re.compile(r"[rbt]*[wax+][bt+]*")
 
 
-class Beside:
+class NotebookFiles:
     """The files that a notebook reads from its own folder, each of them digested once.
 
     Args:
@@ -39,7 +39,7 @@ class Beside:
         self._variables = _assigned(source for _, source in sources)
         self._code = self._reached(sources, {apart} if isinstance(apart, str) else set())
 
-    def of(self, values: Mapping[str, object]) -> tuple[str | None, tuple[str, ...]]:
+    def named_by(self, values: Mapping[str, object]) -> tuple[str | None, tuple[str, ...]]:
         """A digest of what a point with these values reads, None of nothing; what is not in it.
 
         Raises:

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from workbench.errors import InputError
 from workbench.files import write_whole
 from workbench.machine import born
-from workbench.sweep.plan import Planned
+from workbench.sweep.plan import SweepPoint
 
 Status = Literal["done", "failed", "timeout", "killed", "stale", "running", "waiting"]
 BEGINNING = 2**20  # bytes
@@ -40,7 +40,7 @@ RESTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class PointState:
     """What is known of a point.
 
     Attributes:
@@ -57,13 +57,13 @@ class State:
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Folder:
+class SweepFolder:
     """Where a sweep's points are; made when something is first written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def of(self, point: Planned) -> Path:
+    def of(self, point: SweepPoint) -> Path:
         """The point's own folder."""
         return self.path / point.key
 
@@ -89,23 +89,24 @@ class Folder:
         finally:
             lock.release()
 
-    def begin(self, point: Planned) -> Path:
+    def begin(self, point: SweepPoint) -> Path:
         """An empty folder for a point; what an earlier attempt left is ended and removed."""
         target = self.of(point)
         _end_leftover(target / "pid.json")
         shutil.rmtree(target, ignore_errors=True)
         (target / "result").mkdir(parents=True)
-        record = {"parameters": point.noted, "served": point.served, "rests": point.rests}
-        _write(target / "params.json", record)
+        _write(target / "params.json", point.record())
         return target
 
-    def runs(self, point: Planned, pid: int) -> None:
+    def runs(self, point: SweepPoint, pid: int) -> None:
         """Note whose process works on a point, so that an orphan of it can be ended."""
         psutil: Any = import_module("psutil")
         with suppress(psutil.Error):  # it has ended already
             _write(self.of(point) / "pid.json", {"pid": pid, "born": born(pid)})
 
-    def finish(self, point: Planned, status: Status, detail: str, facts: Mapping[str, Any]) -> None:
+    def finish(
+        self, point: SweepPoint, status: Status, detail: str, facts: Mapping[str, Any]
+    ) -> None:
         """Say for good how a point ended."""
         target = self.of(point)
         target.mkdir(parents=True, exist_ok=True)  # a notebook may have removed it
@@ -115,25 +116,25 @@ class Folder:
             outcome["files"] = _digests(target)
         _write(target / ("DONE" if status == "done" else "FAILED"), outcome)
 
-    def drop(self, point: Planned) -> None:
+    def drop(self, point: SweepPoint) -> None:
         """Forget a point that was interrupted."""
         shutil.rmtree(self.of(point), ignore_errors=True)
 
-    def state(self, point: Planned, *, others: Mapping[str, Mapping[str, Any]]) -> State:
+    def state(self, point: SweepPoint, *, others: Mapping[str, Mapping[str, Any]]) -> PointState:
         """What is known of a point; `others` as `records` gives them."""
         target = self.of(point)
         done, failed = _read(target / "DONE"), _read(target / "FAILED")
         if done is not None:
             return _checked(target, done)
         if failed is not None and failed.get("status") in ("failed", "timeout", "killed"):
-            return State(failed["status"], str(failed.get("detail", "")), _facts(failed))
+            return PointState(failed["status"], str(failed.get("detail", "")), _facts(failed))
         if _worker(target / "pid.json") is not None:
-            return State("running")
-        found = others.get(_same(point.noted, point.served))
+            return PointState("running")
+        found = others.get(_same(point.plain_parameters, point.served))
         if found is None or found == point.rests:
-            return State("waiting")
+            return PointState("waiting")
         old = [what for name, what in RESTS.items() if found.get(name) != point.rests.get(name)]
-        return State("stale", f"there is a result of before {' and '.join(old)} changed")
+        return PointState("stale", f"there is a result of before {' and '.join(old)} changed")
 
     def records(self) -> dict[str, Mapping[str, Any]]:
         """For the parameters of each finished point that is here: what its result rests on."""
@@ -149,7 +150,7 @@ def _same(parameters: object, served: object) -> str:
     return json.dumps([parameters, served], sort_keys=True, default=str)
 
 
-def _checked(target: Path, done: Mapping[str, Any]) -> State:
+def _checked(target: Path, done: Mapping[str, Any]) -> PointState:
     """A finished point, if all that it has written is there as it was."""
     files = done.get("files")
     if (
@@ -157,20 +158,20 @@ def _checked(target: Path, done: Mapping[str, Any]) -> State:
         or not {"out.ipynb", "params.json"} <= {*files}
         or done.get("status") != "done"
     ):
-        return State("stale", "DONE is broken")
+        return PointState("stale", "DONE is broken")
     for name, there in files.items():
         try:
             same = _digest(target / name) == there
         except (OSError, ValueError):
-            return State("stale", f"{name} is gone", _facts(done))
+            return PointState("stale", f"{name} is gone", _facts(done))
         if not same:
-            return State("stale", f"{name} is not as it was written", _facts(done))
+            return PointState("stale", f"{name} is not as it was written", _facts(done))
     metrics = _read(target / "result" / "metrics.json")
     lack = (
         "it has kept no metrics" if metrics is None else "" if metrics else "metrics.json is broken"
     )
     said = lack or str(done.get("detail", ""))
-    return State("done", said, _facts(done), metrics or {})
+    return PointState("done", said, _facts(done), metrics or {})
 
 
 def _facts(outcome: Mapping[str, Any]) -> dict[str, Any]:

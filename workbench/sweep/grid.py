@@ -6,15 +6,15 @@ A point is a mapping of names to values. Points are plain data: nothing here kno
 from __future__ import annotations
 
 import ast
-import difflib
 import math
 import random
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import product
 from typing import Any
 
+from workbench import values
 from workbench.errors import InputError
 
 Point = Mapping[str, object]
@@ -29,7 +29,7 @@ NODES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class RandomValue:
     """Numbers from `low` to `high`, whole ones where both are; even, or even in their logarithm.
 
     Raises:
@@ -49,7 +49,7 @@ class Draw:
         if self.log and self.low <= 0:
             raise InputError(f"random: low={self.low} has no logarithm: begin above 0")
 
-    def one(self, chance: random.Random) -> float:
+    def draw(self, chance: random.Random) -> float:
         """One number."""
         if self.log:
             value = math.exp(chance.uniform(math.log(self.low), math.log(self.high)))
@@ -62,28 +62,45 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class Random:
-    """So many points, drawn from ranges (`Draw`) and lists; the same ones for the same seed."""
+    """So many points, drawn from ranges and lists; the same ones for the same seed."""
 
     points: int
-    of: Mapping[str, Draw | Sequence[object]]
+    of: Mapping[str, RandomValue | Sequence[object]]
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.points, int) or isinstance(self.points, bool) or self.points < 1:
-            raise InputError(f"random: points={self.points!r} must be a whole number from 1")
+        values.whole("random: points", self.points, 1)
         if not isinstance(self.of, Mapping) or not self.of:
             raise InputError(f"random: of={self.of!r:.60} names no parameter to draw")
-        for name, values in self.of.items():
-            if not isinstance(values, Draw):
-                _check_values("random", name, values)
+        for name, choices in self.of.items():
+            if not isinstance(choices, RandomValue):
+                _check_values("random", name, choices)
+
+    @classmethod
+    def read(cls, settings: Mapping[str, Any]) -> Random:
+        """As a file gives it, ranges as `{low: …, high: …}`.
+
+        Raises:
+            InputError: an unknown key, or a value that does not fit.
+        """
+        check_mapping("random", settings, [one.name for one in fields(cls)])
+        of = settings.get("of") or {}
+        check_mapping("random: of", of)
+        known = [one.name for one in fields(RandomValue)]
+        drawn = dict(of)
+        for name, choices in of.items():
+            if isinstance(choices, Mapping):
+                check_mapping(f"random: {name}", choices, known)
+                drawn[name] = RandomValue(**choices)
+        return cls(settings.get("points", 0), drawn, settings.get("seed", 0))
 
     def draw(self) -> list[Point]:
         """The points."""
         chance = random.Random(f"grid/{self.seed}")
         return [
             {
-                name: values.one(chance) if isinstance(values, Draw) else chance.choice(values)
-                for name, values in self.of.items()
+                name: one.draw(chance) if isinstance(one, RandomValue) else chance.choice(one)
+                for name, one in self.of.items()
             }
             for _ in range(self.points)
         ]
@@ -117,20 +134,16 @@ class Grid:
 
     def __post_init__(self) -> None:
         self._check_kinds()
-        for factor in ("product", "zip"):
-            for name, values in getattr(self, factor).items():
-                _check_values(factor, name, values)
         lengths = {name: len(values) for name, values in self.zip.items()}
         if len(set(lengths.values())) > 1:
             raise InputError(f"zip: the lists differ in length ({lengths}): they go together")
         for point in self.list:
             if not isinstance(point, Mapping) or not all(isinstance(n, str) for n in point):
                 raise InputError(f"list: {point!r:.60} is no point: give names with their values")
-        if not isinstance(self.seeds, Sequence) or not all(type(n) is int for n in self.seeds[:99]):
-            raise InputError(f"seeds: {self.seeds!r:.60} must be whole numbers")
-        if isinstance(self.where, str | Mapping) or not isinstance(self.where, Sequence):
-            raise InputError(f"where: {self.where!r:.60} must be a list of texts")
-        self._check_names()
+        names = self._names()
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if twice:
+            raise InputError(f"{twice[0]!r} is in two parts of the grid: give it in one of them")
         if not 0 < (size := self._size()) <= MOST:
             raise InputError(
                 f"the grid has {size:,} points; a sweep takes 1 to {MOST:,}: "
@@ -140,19 +153,22 @@ class Grid:
             _parsed(condition)
 
     def _check_kinds(self) -> None:
+        if isinstance(self.where, str):
+            object.__setattr__(self, "where", (self.where,))
         for factor in ("product", "zip"):
-            if not isinstance(names := getattr(self, factor), Mapping):
-                raise InputError(f"{factor}: {names!r:.60} must map names to lists of values")
+            check_mapping(factor, getattr(self, factor))
+            for name, choices in getattr(self, factor).items():
+                _check_values(factor, name, choices)
         if not isinstance(self.random, Random | None):
             raise InputError(f"random: {self.random!r:.60} must be a workbench.sweep.Random")
-        if isinstance(self.list, str | Mapping) or not isinstance(self.list, Sequence):
+        if not _is_list(self.list):
             raise InputError(f"list: {self.list!r:.60} must be a list of points")
-
-    def _check_names(self) -> None:
-        names = self._names()
-        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-        if twice:
-            raise InputError(f"{twice[0]!r} is in two parts of the grid: give it in one of them")
+        if not _is_list(self.seeds) or not all(type(seed) is int for seed in self.seeds[:99]):
+            raise InputError(
+                f"seeds: {self.seeds!r:.60} must be whole numbers, or how many from 0 on"
+            )
+        if not _is_list(self.where):
+            raise InputError(f"where: {self.where!r:.60} must be a list of texts")
 
     def _names(self) -> Sequence[str]:
         listed = dict.fromkeys(name for point in self.list for name in point)
@@ -168,16 +184,15 @@ class Grid:
         names = self._names()
         for condition in self.where:
             for name in sorted(_used(_parsed(condition)) - {*names}):
-                near = " or ".join(map(repr, difflib.get_close_matches(name, names, cutoff=0.6)))
-                hint = f": did you mean {near}?" if near else ""
-                why = "is fixed" if name in fixed else f"is not in the grid{hint}"
+                near = values.near(name, names)
+                why = "is fixed" if name in fixed else f"is not in the grid{near}"
                 varies = ", ".join(names) or "nothing"
                 raise InputError(f"where: {condition!r}: {name!r} {why}; what varies: {varies}")
 
     def _size(self) -> int:
         zipped = len(next(iter(self.zip.values()))) if self.zip else 1
         drawn = self.random.points if self.random else 1
-        combined = math.prod(len(values) for values in self.product.values())
+        combined = math.prod(len(choices) for choices in self.product.values())
         return combined * zipped * drawn * (len(self.list) or 1) * (len(self.seeds) or 1)
 
     @property
@@ -188,25 +203,41 @@ class Grid:
             InputError: the conditions leave none, or one has a name that does not vary.
         """
         self.check_where()
-        combined = [dict(zip(self.product, values, strict=True))
-                    for values in product(*self.product.values())]  # fmt: skip
-        rows = zip(*self.zip.values(), strict=True)
-        zipped = [dict(zip(self.zip, values, strict=True)) for values in rows] or [{}]
+        rows = product(*self.product.values())
+        combined = [dict(zip(self.product, row, strict=True)) for row in rows]
+        pairs = zip(*self.zip.values(), strict=True)
+        zipped = [dict(zip(self.zip, row, strict=True)) for row in pairs] or [{}]
         drawn = self.random.draw() if self.random else [{}]
         seeded = [{"seed": seed} for seed in self.seeds] or [{}]
         every: Iterator[dict[str, object]] = (
             {name: value for part in parts for name, value in part.items()}
             for parts in product(combined, zipped, self.list or [{}], drawn, seeded)
         )
-        kept = [point for point in every if all(_holds(text, point) for text in self.where)]
-        if not kept:
+        fitting = [point for point in every if all(_holds(text, point) for text in self.where)]
+        if not fitting:
             raise InputError(f"no point of the grid fulfils where={list(self.where)}: loosen it")
-        return list({repr(point): point for point in kept}.values())
+        return list({repr(point): point for point in fitting}.values())
 
 
-def _check_values(factor: str, name: str, values: object) -> None:
-    if isinstance(values, str | bytes) or not isinstance(values, Sequence) or not values:
-        raise InputError(f"{factor}: {name}={values!r:.60} must be a list of 1 value or more")
+def check_mapping(name: str, value: object, known: Sequence[str] | None = None) -> None:
+    """Refuse what is no mapping of names, or has others than the known ones.
+
+    Raises:
+        InputError: it says which.
+    """
+    if not isinstance(value, Mapping) or not all(isinstance(n, str) and n for n in value):
+        raise InputError(f"{name}: {value!r:.60} must be names with their values")
+    for key in value if known is not None else ():
+        values.known(f"key of {name}", key, known or ())
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _check_values(factor: str, name: str, choices: Any) -> None:
+    if not _is_list(choices) or not choices:
+        raise InputError(f"{factor}: {name}={choices!r:.60} must be a list of 1 value or more")
 
 
 def _parsed(condition: object) -> ast.Expression:
@@ -232,13 +263,10 @@ def _holds(condition: str, point: Point) -> bool:
         return False
     try:
         scope: dict[str, Any] = {"__builtins__": {}, **point}
-        return bool(
-            eval(compile(tree, "where", "eval"), scope)
-        )  # nothing but comparisons: see _parsed
+        return bool(eval(compile(tree, "where", "eval"), scope))  # only comparisons: see _parsed
     except (TypeError, ArithmeticError, MemoryError) as error:
-        raise InputError(
-            f"where: {condition!r} cannot be said of {listed(point)}: {error}"
-        ) from error
+        detail = f"cannot be said of {listed(point)}: {error}"
+        raise InputError(f"where: {condition!r} {detail}") from error
 
 
 def _used(tree: ast.Expression) -> set[str]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from workbench import values
 from workbench.engines import URL
 from workbench.engines.local import OURS, Source
 from workbench.errors import InputError, NotebookError
@@ -29,8 +30,8 @@ from workbench.nb.notebook import Notebook, load
 from workbench.nb.parameters import default, resolve
 from workbench.serving.presets import arguments, find_preset
 from workbench.store import digest
-from workbench.sweep.files import Beside
-from workbench.sweep.grid import Draw, Grid, Random, listed
+from workbench.sweep.files import NotebookFiles
+from workbench.sweep.grid import Grid, Random, check_mapping, listed
 
 TAKEN = ("key", "state", "detail", "seconds", "ended", "machine", "versions", "commit")
 SERVE = "serve."  # before a name that is an option of the server, not a parameter
@@ -38,7 +39,7 @@ VERSION = metadata.version("workbench")
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class SweepPoint:
     """A point that can run.
 
     Attributes:
@@ -59,12 +60,16 @@ class Planned:
     def row(self) -> dict[str, object]:
         """Its values as a table shows them."""
         options = {SERVE + k: v for k, v in (self.served or {}).items() if k != "model"}
-        return {**self.noted, **options}
+        return {**self.plain_parameters, **options}
 
     @property
-    def noted(self) -> dict[str, object]:
+    def plain_parameters(self) -> dict[str, object]:
         """The parameters as JSON can hold them: a tuple, say, as its source."""
-        return _noted(self.parameters)
+        return _plain_values(self.parameters)
+
+    def record(self) -> dict[str, Any]:
+        """What its folder says of it."""
+        return {"parameters": self.plain_parameters, "served": self.served, "rests": self.rests}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,14 +103,10 @@ class Sweep:
             raise InputError(
                 f"name={self.name!r}: the name of a folder, of letters, digits and .-_"
             )
-        if isinstance(self.timeout, bool) or not isinstance(self.timeout, int | float):
-            raise InputError(f"timeout={self.timeout!r} must be a number of seconds")
-        if not 0 < self.timeout < 1e9:
-            raise InputError(f"timeout={self.timeout!r} must be above 0 seconds, and end")
-        if not isinstance(self.kernel, str):
-            raise InputError(f"kernel={self.kernel!r} must be a kernel's name")
-        _check_mapping("fixed", self.fixed)
-        _check_mapping("serve", self.serve if self.serve is not None else {})
+        values.real("timeout", self.timeout, 0, 1e9, above=True)
+        values.text("kernel", self.kernel)
+        check_mapping("fixed", self.fixed)
+        check_mapping("serve", self.serve if self.serve is not None else {})
 
     @classmethod
     def read(cls, path: str | Path) -> Sweep:
@@ -117,27 +118,30 @@ class Sweep:
             InputError: the file cannot be read, or has an unknown key.
         """
         path = Path(path)
-        given = _yaml(path)
+        settings = _yaml(path)
         parts = [one.name for one in fields(Grid)]
-        known = [one.name for one in fields(cls) if one.name != "grid"]
-        for name in given:
-            if name not in (*known, *parts):
-                raise InputError(f"{path}: unknown key {name!r}; known: {', '.join(known + parts)}")
-        if not isinstance(given.get("notebook"), str):
+        own = [one.name for one in fields(cls) if one.name != "grid"]
+        if not isinstance(settings.get("notebook"), str):
             raise InputError(f"{path}: give the notebook, as `notebook: NAME.ipynb`")
         try:
-            chosen: dict[str, Any] = {name: given[name] for name in known if name in given}
-            chosen["grid"] = _grid({name: given[name] for name in parts if name in given})
-            chosen["notebook"] = path.parent / given["notebook"]
-            chosen["fixed"] = given.get("fixed") or {}
-            if isinstance(given.get("serve"), bool):
-                chosen["serve"] = {} if given["serve"] else None
-            return cls(**{"name": path.stem, **chosen})
+            for name in settings:
+                values.known("key of a sweep", name, own + parts)
+            grid = {name: settings[name] for name in parts if settings.get(name) is not None}
+            if type(seeds := grid.get("seeds")) is int and seeds > 0:
+                grid["seeds"] = range(seeds)
+            if "random" in grid:
+                grid["random"] = Random.read(grid["random"])
+            chosen = {name: settings[name] for name in own if name in settings}
+            chosen["notebook"] = path.parent / settings["notebook"]
+            chosen["fixed"] = settings.get("fixed") or {}
+            if isinstance(settings.get("serve"), bool):
+                chosen["serve"] = {} if settings["serve"] else None
+            return cls(**{"name": path.stem, **chosen, "grid": Grid(**grid)})
         except (InputError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"{path}: {error}") from error
 
     @cached_property
-    def points(self) -> tuple[Planned, ...]:
+    def points(self) -> tuple[SweepPoint, ...]:
         """All points, those of one server next to each other.
 
         Raises:
@@ -174,13 +178,13 @@ class Sweep:
         return {name: default(self._loaded, name) for name in ("model", "base_url")}
 
     @cached_property
-    def beside(self) -> Beside:
+    def beside(self) -> NotebookFiles:
         """The files that the key covers, as they are when the points are first asked for."""
-        return Beside(self._loaded, self._defaults["model"])
+        return NotebookFiles(self._loaded, self._defaults["model"])
 
     def _planned(
         self, code: str, row: Mapping[str, object], models: dict[str, str | None]
-    ) -> Planned:
+    ) -> SweepPoint:
         options = {n.removeprefix(SERVE): v for n, v in row.items() if n.startswith(SERVE)}
         given = {name: value for name, value in row.items() if not name.startswith(SERVE)}
         if options and self.serve is None:
@@ -189,32 +193,35 @@ class Sweep:
             raise InputError(
                 f"engine={given['engine']!r}: with `serve:` it is remote; leave it out"
             )
-        values = resolve(self._loaded, given)
-        model = values.get("model", self._defaults["model"])
+        parameters = resolve(self._loaded, given)
+        model = parameters.get("model", self._defaults["model"])
         place = located(self.notebook.parent, model)
         served = None if self.serve is None else _served(model, place, {**self.serve, **options})
         if repr(model) not in models:
             models[repr(model)] = _revision(place)
         rests = {"notebook": code, "version": VERSION, "model": models[repr(model)]}
-        files, others = self.beside.of(values)
+        files, others = self.beside.named_by(parameters)
         if files:  # without any, older results are still good
             rests["files"] = files
         try:
-            key = digest(sorted(_noted(values).items()), served, rests, self.kernel).hex()[:12]
+            key = digest(
+                sorted(_plain_values(parameters).items()), served, rests, self.kernel
+            ).hex()[:12]
         except (TypeError, ValueError) as error:
             raise InputError(f"{listed(row)}: {error}; give numbers, texts and lists") from error
-        return Planned(key, values, served, rests, (*others, *self._asked(values)))
+        return SweepPoint(key, parameters, served, rests, (*others, *self._server(parameters)))
 
-    def _asked(self, values: Mapping[str, object]) -> Sequence[str]:
+    def _server(self, parameters: Mapping[str, object]) -> Sequence[str]:
         """Who answers, where it is a server of others: what it serves is not known here."""
-        if values.get("base_url", self._defaults["base_url"]):
+        if parameters.get("base_url", self._defaults["base_url"]):
             return ("what the server at base_url serves",)
         others = self.serve is None and os.environ.get(URL)
         return (f"what the server at {URL} serves",) if others else ()
 
 
-def _noted(values: Mapping[str, object]) -> dict[str, object]:
-    return {name: value if _is_json(value) else source_of(value) for name, value in values.items()}
+def _plain_values(parameters: Mapping[str, object]) -> dict[str, object]:
+    pairs = parameters.items()
+    return {name: value if _is_json(value) else source_of(value) for name, value in pairs}
 
 
 def _is_json(value: object) -> bool:
@@ -255,54 +262,6 @@ def _yaml(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{path} is no sweep: give `notebook:` and what varies")
     return found
-
-
-def _grid(given: Mapping[str, Any]) -> Grid:
-    for name in ("product", "zip"):
-        _check_mapping(name, given.get(name) or {})
-    listed = given.get("list") or ()
-    if isinstance(listed, str) or not isinstance(listed, Sequence):
-        raise InputError(f"list: {listed!r:.60} must be a list of points")
-    where = given.get("where") or ()
-    return Grid(
-        product=given.get("product") or {},
-        zip=given.get("zip") or {},
-        list=listed,
-        random=_random(given["random"]) if given.get("random") else None,
-        seeds=_seeds(given.get("seeds", ())),
-        where=(where,) if isinstance(where, str) else where,
-    )
-
-
-def _random(given: object) -> Random:
-    _check_mapping("random", given, known=[one.name for one in fields(Random)])
-    assert isinstance(given, Mapping)
-    of = given.get("of") or {}
-    _check_mapping("random: of", of)
-    drawn = {}
-    for name, values in of.items():
-        if isinstance(values, Mapping):
-            _check_mapping(f"random: {name}", values, known=[one.name for one in fields(Draw)])
-            values = Draw(**values)  # noqa: PLW2901
-        drawn[name] = values
-    return Random(given.get("points", 0), drawn, given.get("seed", 0))
-
-
-def _check_mapping(what: str, given: object, known: Sequence[str] | None = None) -> None:
-    if not isinstance(given, Mapping) or not all(isinstance(n, str) and n for n in given):
-        raise InputError(f"{what}: {given!r:.60} must be names with their values")
-    for name in given:
-        if known is not None and name not in known:
-            raise InputError(f"{what}: unknown key {name!r}; known: {', '.join(known)}")
-
-
-def _seeds(given: object) -> Sequence[int]:
-    if isinstance(given, int) and not isinstance(given, bool) and given > 0:
-        return range(given)
-    whole = isinstance(given, Sequence) and all(type(one) is int for one in given)
-    if not whole or isinstance(given, str):
-        raise InputError(f"seeds: {given!r:.60} must be whole numbers, or how many from 0 on")
-    return tuple(given)  # type: ignore[arg-type]
 
 
 def located(folder: Path, model: object) -> str | None:

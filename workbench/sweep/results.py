@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import InputError
 from workbench.evaluation import to_frame
 from workbench.files import write_whole
-from workbench.sweep.folder import Folder, State
+from workbench.sweep.folder import PointState, SweepFolder
 from workbench.sweep.grid import DETAIL, brief
-from workbench.sweep.plan import TAKEN, Planned, Sweep
+from workbench.sweep.plan import TAKEN, Sweep, SweepPoint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,7 +72,7 @@ class Results:
         return f"{self.shown.to_html(index=False, escape=True)}{notes}"
 
 
-def results(points: Sequence[Planned], folder: Folder) -> Results:
+def results(points: Sequence[SweepPoint], folder: SweepFolder) -> Results:
     """What is known of these points, done or not."""
     others = folder.records()
     states = [folder.state(point, others=others) for point in points]
@@ -100,21 +100,21 @@ def read_results(folder: str | Path) -> Results:
         raise InputError(f"{path} is no sweep's folder: it has no {PLAN}") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{path / PLAN} is broken: {error}; run the sweep again") from error
-    return results(points, Folder(path))
+    return results(points, SweepFolder(path))
 
 
 def _planned(
     key: str, parameters: object, served: object, rests: object, uncovered: Sequence[str] = ()
-) -> Planned:
+) -> SweepPoint:
     if not (
         isinstance(key, str) and isinstance(parameters, dict) and isinstance(rests, dict)
         and isinstance(served, dict | None)
     ):  # fmt: skip
         raise TypeError(f"a point is {key!r:.40}, {parameters!r:.40}, {served!r:.40}")
-    return Planned(key, parameters, served, rests, tuple(map(str, uncovered)))
+    return SweepPoint(key, parameters, served, rests, tuple(map(str, uncovered)))
 
 
-def save_results(found: Results, sweep: Sweep, folder: Folder) -> None:
+def save_results(found: Results, sweep: Sweep, folder: SweepFolder) -> None:
     """Write `results.parquet`, `results.csv` and `sweep.json`, each of them whole or not at all."""
     fixed = {n: v for n, v in sweep.points[0].row.items() if n not in found.varied}
     about = {
@@ -123,7 +123,7 @@ def save_results(found: Results, sweep: Sweep, folder: Folder) -> None:
         "parameters": {"varied": list(found.varied), "fixed": fixed},
         "metrics": list(found.metrics),
         "notes": list(found.notes),
-        "points": [{**asdict(point), "parameters": point.noted} for point in sweep.points],
+        "points": [asdict(point) | point.record() for point in sweep.points],
     }
     files: dict[str, Any] = {
         PLAN: json.dumps(about, indent=1, default=str) + "\n",
@@ -134,13 +134,13 @@ def save_results(found: Results, sweep: Sweep, folder: Folder) -> None:
         write_whole(folder.path / name, data)
 
 
-def varied(points: Sequence[Planned]) -> tuple[str, ...]:
+def varied(points: Sequence[SweepPoint]) -> tuple[str, ...]:
     rows = [point.row for point in points]
     names = dict.fromkeys(name for row in rows for name in row)
     return tuple(n for n in names if len({repr(row.get(n)) for row in rows}) > 1)
 
 
-def _row(point: Planned, state: State, metrics: Mapping[str, str]) -> dict[str, object]:
+def _row(point: SweepPoint, state: PointState, metrics: Mapping[str, str]) -> dict[str, object]:
     row: dict[str, object] = {"key": point.key, "state": state.status, "detail": state.detail}
     row |= {name: _plain(value) for name, value in point.row.items()}
     for metric, name in metrics.items():
@@ -202,12 +202,12 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _uncovered(points: Sequence[Planned]) -> list[str]:
+def _uncovered(points: Sequence[SweepPoint]) -> list[str]:
     names = dict.fromkeys(brief(name, DETAIL) for point in points for name in point.uncovered)
     return [f"not part of a point's key: {', '.join(names)}"] if names else []
 
 
-def _notes(states: Sequence[State]) -> list[str]:
+def _notes(states: Sequence[PointState]) -> list[str]:
     counts = Counter(state.status for state in states)
     notes = [", ".join(f"{count} {status}" for status, count in counts.items())]
     for fact, name in MARKS.items():

