@@ -6,7 +6,7 @@ What cannot be read is an outcome of its own ("unparsed") and never silently wro
     grade("The answer is (B).", "B", "choice")             right
     grade("I cannot tell.", "18")                          unparsed
 
-Think tags are set aside first (`tidy.outside_reasoning`). Which statement counts is told in
+Think tags are set aside first (`statements.outside_reasoning`). Which statement counts is told in
 `statements`, what a number is in `numerals`.
 """
 
@@ -17,13 +17,12 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, get_args
 
-from workbench.answers.choices import LETTERS, read_letter
 from workbench.answers.expressions import LONGEST, given_up, same_expression
+from workbench.answers.extraction import bare_number, expression, read_number, read_several, stated
 from workbench.answers.formula import parse, tokens
-from workbench.answers.labels import read_label, read_text
-from workbench.answers.numerals import written
-from workbench.answers.reading import bare_number, expression, read_number, read_several, stated
-from workbench.answers.tidy import outside_reasoning, tidy
+from workbench.answers.numerals import normalise, written
+from workbench.answers.selection import LETTERS, read_label, read_letter, read_text
+from workbench.answers.statements import outside_reasoning
 from workbench.errors import InputError
 from workbench.types import Grade
 
@@ -132,7 +131,9 @@ def _same(first: str, second: str) -> bool | None:
     pair = canonical(first), canonical(second)
     if None not in pair:
         return pair[0] == pair[1]
-    if _compact(first) == _compact(second) or _compact(tidy(first)) == _compact(tidy(second)):
+    if _compact(first) == _compact(second) or _compact(normalise(first)) == _compact(
+        normalise(second)
+    ):
         return True
     one, other = pair[0] or _formula(first), pair[1] or _formula(second)
     if one is None or other is None:  # words, and they are others

@@ -90,7 +90,7 @@ class _Worker:
         self.stop()
         self.process = process = subprocess.Popen(
             # -P: the modules beside the worker must not hide those of the standard library.
-            [sys.executable, "-P", str(Path(__file__).with_name("worker.py"))],
+            [sys.executable, "-P", str(Path(__file__).with_name("sympy_worker.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -17,6 +17,7 @@ A formula is a list for JSON, such as `["+", ["n", "1"], ["v", "x"]]`:
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -81,161 +82,140 @@ def tokens(text: str) -> tuple[str, ...]:
     if not text.isascii():
         text = POWER.sub(lambda power: "^{" + power[0].translate(RAISED) + "}", text)
         text = "".join(f" {SIGNS[char]} " if char in SIGNS else char for char in text)
-    text = REPEATING.sub(_repeated, text)
+    text = REPEATING.sub(_fraction, text)
     text = JOINING.sub(lambda word: f'"{word[0]}"', text.replace('"', ""))
-    text = WORDED.sub(_worded, text)
-    text = NAMED.sub(_named, text)
+    text = WORDED.sub(_quoted, text)
+    text = NAMED.sub(_operator, text)
     text = PLAIN.sub(r" \\\1 ", text).replace("{,}", "")
     text = ROOT.sub(r"\\sqrt{\1}", text)
-    found = [SAME.get(token, token) for token in TOKEN.findall(text) if token not in SPACES]
-    found = [t for t, before in zip(found, ["", *found], strict=False) if t != "," or before != ","]
-    while found and found[-1] in {".", ",", ";"}:
-        found.pop()
-    return tuple(_unbraced(_single_digits(found)))
+    signs: list[str] = []
+    for token in TOKEN.findall(text):
+        sign = SAME.get(token, token)
+        if token in SPACES or (sign == "," and signs[-1:] == [","]):
+            continue
+        if sign == "}" and signs[-2:-1] == ["{"] and signs[-1] not in {"{", "}"}:
+            signs[-2:] = signs[-1:]  # x_{1} is x_1
+        elif re.fullmatch(r"\d\d", sign) and signs[-1:] in ([r"\frac"], [r"\binom"]):
+            signs += sign  # \frac12 has two arguments
+        else:
+            signs.append(sign)
+    while signs and signs[-1] in {".", ",", ";"}:
+        signs.pop()
+    return tuple(signs)
 
 
-def _named(found: re.Match[str]) -> str:
-    name = found[1] or found[2]
-    return rf" \{name} " if len(name) > 1 else f"{{{name}}}"
+def _operator(name: re.Match[str]) -> str:
+    letters = name[1] or name[2]
+    return rf" \{letters} " if len(letters) > 1 else f"{{{letters}}}"
 
 
-def _repeated(found: re.Match[str]) -> str:
+def _fraction(repeating: re.Match[str]) -> str:
     """`0.1\\overline{6}` as the fraction that it is."""
-    whole, once, again = found[1] or "0", found[2], found[3]
+    whole, once, again = repeating[1] or "0", repeating[2], repeating[3]
     top = int(whole + once + again) - int(whole + once)
     return rf"\frac{{{top}}}{{{10 ** len(once) * (10 ** len(again) - 1)}}}"
 
 
-def _worded(found: re.Match[str]) -> str:
-    words = " ".join(found[2].replace('"', "").split())
+def _quoted(worded: re.Match[str]) -> str:
+    words = " ".join(worded[2].replace('"', "").split())
     return f" {words} " if re.fullmatch(r"[\d.,]*", words) else f' "{words}" '
-
-
-def _single_digits(found: list[str]) -> list[str]:
-    """`\\frac12` has two arguments."""
-    made: list[str] = []
-    for token in found:
-        two = token.isdigit() and len(token) == 2 and made and made[-1] in {r"\frac", r"\binom"}
-        made += [*token] if two else [token]
-    return made
-
-
-def _unbraced(found: list[str]) -> list[str]:
-    """Without braces around one token: `x_{1}` is `x_1`."""
-    kept: list[str] = []
-    for token in found:
-        if token == "}" and len(kept) > 1 and kept[-2] == "{" and kept[-1] not in {"{", "}"}:
-            kept[-2:] = kept[-1:]
-        else:
-            kept.append(token)
-    return kept
 
 
 @lru_cache(maxsize=8192)
 def parse(text: str) -> Formula | None:
     """The formula that a text is, None where not all of it is known."""
-    found = [*tokens(text)]
-    unit = found[:-2] if found[-2:-1] == ["^"] else found  # cm^2
+    signs = [*tokens(text)]
+    unit = signs[:-2] if signs[-2:-1] == ["^"] else signs  # cm^2
     if len(unit) > 1 and unit[-1][:1] == '"' and UNITS.issuperset(unit[-1].strip('"').split()):
-        found = unit[:-1]
-    reader = _Reader(found)
+        signs = unit[:-1]
     try:
-        made = reader.everything()
+        return _Reader(signs).everything()
     except (_UnreadableError, RecursionError):
         return None
-    return made
 
 
 class _Reader:
     """Reads tokens from left to right; every method leaves what it did not read."""
 
-    def __init__(self, found: list[str]) -> None:
-        self.rest = found
+    def __init__(self, signs: list[str]) -> None:
+        self.tokens = signs
         self.at = 0
         self.bars = 0  # open |
 
     @property
     def next(self) -> str:
-        return self.rest[self.at] if self.at < len(self.rest) else ""
+        return self.tokens[self.at] if self.at < len(self.tokens) else ""
 
     def take(self, *wanted: str) -> str:
         if self.next == "" or (wanted and self.next not in wanted):
             raise _UnreadableError
         self.at += 1
-        return self.rest[self.at - 1]
+        return self.tokens[self.at - 1]
+
+    def accept(self, token: str) -> bool:
+        """Whether the token is next; then it is read."""
+        accepted = self.next == token
+        self.at += accepted
+        return accepted
 
     def everything(self) -> Formula:
-        if not self.rest:
-            raise _UnreadableError
-        made = self.items(loose=True)
+        items = self.items('"and"', '"or"', ";")
         if self.next:
             raise _UnreadableError
-        return made[0] if len(made) == 1 else ["list", *made]
+        return items[0] if len(items) == 1 else ["list", *items]
 
-    def items(self, *, loose: bool = False) -> list[Formula]:
-        """Between commas; `loose` outside of brackets, where "and" and "or" separate too."""
-        made = [self.relation()]
-        while True:
-            separates = self.next == "," or (loose and (self.next == ";" or self.conjunction()))
-            if not separates:
-                return made
-            if self.next in {",", ";"}:
+    def items(self, *loose: str) -> list[Formula]:
+        """Between commas, and outside of brackets between words and semicolons too."""
+        items = [self.relation()]
+        while self.next in {",", *loose}:
+            if self.take() in {",", ";"} and self.next in loose[:2]:
                 self.take()
-            if loose and self.conjunction():
-                self.take()
-            made.append(self.relation())
-
-    def conjunction(self) -> bool:
-        return self.next in {'"and"', '"or"'}
+            items.append(self.relation())
+        return items
 
     def relation(self) -> Formula:
-        made: Formula = ["rel", self.union()]
+        relation: Formula = ["rel", self.union()]
         while self.next in RELATIONS:
-            made += [self.take(), self.union()]
-        return made[1] if len(made) == 2 else made
+            relation += [self.take(), self.union()]
+        return relation[1] if len(relation) == 2 else relation
 
     def union(self) -> Formula:
-        made, sign = [self.sum()], ""
-        while self.next in {r"\cup", r"\cap"}:
-            if sign and self.next != sign:
-                raise _UnreadableError
-            sign = self.take()
-            made.append(self.sum())
-        return [sign[1:], *made] if sign else made[0]
+        first, sign = self.sum(), self.next
+        if sign not in {r"\cup", r"\cap"}:
+            return first
+        union = [sign[1:], first]
+        while self.accept(sign):
+            union.append(self.sum())
+        return union
 
     def sum(self) -> Formula:
-        if self.next == r"\pm":
-            self.take()
+        if self.accept(r"\pm"):
             return ["pm", ["n", "0"], self.product()]
-        made = self.signed()
+        made = self.product() if self.accept("+") else self.negated(self.product)
         while self.next in {"+", "-", r"\pm"}:
             sign = self.take()
             term = self.product()
             made = ["pm" if sign == r"\pm" else "+", made, ["-", term] if sign == "-" else term]
         return made
 
-    def signed(self) -> Formula:
-        if self.next in {"+", "-"}:
-            return ["-", self.product()] if self.take() == "-" else self.product()
-        return self.product()
-
     def product(self) -> Formula:
         made, first = self.power(), True
         while True:
             if self.next in {"*", r"\times", r"\cdot", "/"}:
                 sign = "/" if self.take() == "/" else "*"
-                minus = self.next == "-"
-                if minus:
-                    self.take()
-                factor = self.power()
+                factor = self.negated(self.power)
                 if sign == "/" and self.begins():  # 1/2x: under the line or not?
                     raise _UnreadableError
-                made = [sign, made, ["-", factor] if minus else factor]
+                made = [sign, made, factor]
             elif self.begins():
                 made = ["*", made, self.beside(made, first=first)]
             else:
                 return made
             first = False
+
+    def negated(self, read: Callable[[], Formula]) -> Formula:
+        """What may have a minus before it: 2 * -3, 2^-3 in plain text."""
+        return ["-", read()] if self.accept("-") else read()
 
     def begins(self) -> bool:
         """Whether a factor follows without a sign."""
@@ -256,29 +236,22 @@ class _Reader:
         made = self.atom()
         while self.next in {"^", "!"}:
             if self.take() == "!":
+                made = ["!", made]
                 if self.next == "!":
                     raise _UnreadableError
-                made = ["!", made]
             else:
-                made = ["^", made, self.exponent()]
+                made = ["^", made, self.negated(self.atom)]
         return made
-
-    def exponent(self) -> Formula:
-        if self.next == "-":  # 2^-3, in plain text
-            self.take()
-            return ["-", self.atom()]
-        return self.atom()
 
     def group(self) -> Formula:
         """An argument of a command: in braces, or one sign."""
-        if self.next == "{":
-            self.take()
-            bars, self.bars = self.bars, 0
-            made = self.relation()
-            self.bars = bars
-            self.take("}")
-            return made
-        return self.atom()
+        if not self.accept("{"):
+            return self.atom()
+        bars, self.bars = self.bars, 0
+        made = self.relation()
+        self.bars = bars
+        self.take("}")
+        return made
 
     def atom(self) -> Formula:
         token = self.next
@@ -290,15 +263,13 @@ class _Reader:
         if token.isascii() and token.isalpha():
             return self.name(token)
         if token[0] == '"':
-            return self.words(token.strip('"()[]. '))
+            words = token.strip('"()[]. ')
+            if words in {"and", "or", ""}:
+                raise _UnreadableError
+            return self.name(words) if len(words) == 1 else ["t", words]
         if token in CLOSING:
             return self.bracket(token)
         return self.bar() if token == "|" else self.command(token)
-
-    def words(self, said: str) -> Formula:
-        if said in {"and", "or", ""}:
-            raise _UnreadableError
-        return self.name(said) if len(said) == 1 else ["t", said]
 
     def bar(self) -> Formula:
         self.bars += 1
@@ -322,31 +293,23 @@ class _Reader:
 
     def name(self, letters: str) -> Formula:
         """A letter with its index; with a bracket behind it, a function of a name of its own."""
-        if self.next == "_":
-            self.take()
-            letters += "_" + self.raw()
+        if self.accept("_"):
+            letters += "_" + self.verbatim()
         if self.next == "'":
             raise _UnreadableError
         if letters in APPLIED and self.next == "(":
-            return ["v", letters + self.raw_bracket()]
+            letters += f"({self.verbatim('()')})"
         return ["v", letters]
 
-    def raw(self) -> str:
-        """An index as it stands."""
-        if self.next != "{":
-            return self.take()
-        self.take()
-        said = ""
-        while self.next not in {"", "{", "}"}:
-            said += self.take()
-        self.take("}")
-        return said
-
-    def raw_bracket(self) -> str:
-        said = self.take("(")
-        while self.next not in {"", "(", ")"}:
-            said += self.take()
-        return said + self.take(")")
+    def verbatim(self, brackets: str = "{}") -> str:
+        """An index, or what is in brackets, as it stands."""
+        text = self.take()
+        if text == brackets[0]:
+            text = ""
+            while self.next and self.next not in brackets:
+                text += self.take()
+            self.take(brackets[1])
+        return text
 
     def command(self, token: str) -> Formula:
         name = token[1:]
@@ -366,9 +329,8 @@ class _Reader:
         return ["f", name[1:], made]
 
     def root(self) -> Formula:
-        if self.next != "[":
+        if not self.accept("["):
             return ["f", "sqrt", self.group()]
-        self.take()
         index = self.sum()
         self.take("]")
         return ["f", "root", self.group(), index]
@@ -379,7 +341,7 @@ class _Reader:
             if self.take() == "_":
                 base = self.group()
             else:
-                power = self.exponent()
+                power = self.negated(self.atom)
         if (base and name != "log") or (power and power[0] == "-"):  # an inverse, or a reciprocal?
             raise _UnreadableError
         made = ["f", name, self.argument(), *([base] if base else [])]
@@ -395,7 +357,7 @@ class _Reader:
         return made
 
     def matrix(self) -> Formula:
-        kind = self.raw()
+        kind = self.verbatim()
         if kind not in MATRICES:
             raise _UnreadableError
         rows: list[list[Formula]] = [[self.relation()]]
@@ -405,6 +367,6 @@ class _Reader:
             elif self.next != r"\end":
                 rows.append([self.relation()])
         self.take(r"\end")
-        if self.raw() != kind:
+        if self.verbatim() != kind:
             raise _UnreadableError
         return ["mat", *rows]

@@ -1,4 +1,4 @@
-"""Plain numbers in text: one in, one out, as exact fractions.
+"""Text in plain characters (`normalise`), and the plain numbers in it, as exact fractions.
 
 Known are signs (`-`, `−`, minus, negative), digits of any script, groups of thousands (`1,234`,
 `1 234`, `1'234`, `1_234`, the Indian `1,23,456`), the decimal comma where it can be nothing else
@@ -11,9 +11,45 @@ Times, dates, versions, ordinals, ranges, `2k`, `2 dozen` and `18+` are no plain
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 from typing import NamedTuple
 
+SPECIAL = {
+    **dict.fromkeys("−‐‑‒–﹣－", "-"),
+    **dict.fromkeys("’‘′", "'"),
+    **dict.fromkeys("“”", '"'),
+    **dict.fromkeys("\u200b\u200c\u200d\u200e\u200f\u2060\ufeff", ""),
+    "⁄": "/",
+    "٫": ".",
+    "٬": ",",
+    "⋅": "·",
+    "\u3000": " ",
+    "⁻": "^-",
+}
+DRESSING = [
+    (re.compile(pattern), plain)
+    for pattern, plain in (
+        (r"\\(?:text\w*|math\w*|mbox|emph|operatorname)\s?\{([^{}]*)\}", r"\1"),
+        (r"\{,\}", ","),
+        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\^\s?\{?\s?\\circ\s?\}?|\\degree\b", "°"),
+        (r"\\times(?![A-Za-z])", "×"),
+        (r"\\cdot(?![A-Za-z])", "·"),
+        (r"\\(?:approx|simeq)(?![A-Za-z])", "≈"),
+        (r"\\pounds(?![A-Za-z])", "£"),
+        (r"(?<=\d)\\[,;: ](?=\d{3})", "\u2009"),
+        (r"\\!|\\(?:left|right|displaystyle|bigl?|bigr|Bigl?|Bigr)(?![A-Za-z])|\\[()\[\]]", ""),
+        (r"\\(?:[,;: \\]|q?quad(?![A-Za-z]))", " "),
+        (r"\\([$%#&_])", r"\1"),
+    )
+]
+MARKUP = re.compile(
+    r"<<[^<>\n]*>>"  # a calculation of GSM8K
+    r"|~~[^~\n]{1,80}~~|<(?P<struck>s|del)>[^<\n]{0,80}</(?P=struck)>"
+    r"|</?(?:b|i|u|s|em|strong|p|br|span|div|code)\s?/?>|<\|\w{1,40}\|>"
+)
+RAISED = re.compile(r"(?<=\^[-\d])\^")
 LONGEST = 300
 """Digits of a number that is still read; Python itself refuses over 4,300."""
 
@@ -97,6 +133,44 @@ PRONOUN = re.compile(r"one\s+of\b", re.IGNORECASE)
 JOINT = re.compile(r"[\s-]+(and\s+)?", re.IGNORECASE)
 
 
+class _PlainCharacters(dict[int, str]):
+    """Every character's plain form, worked out when it is first met."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = plain = _plain(chr(code))
+        return plain
+
+
+def _plain(char: str) -> str:
+    if char in SPECIAL or char.isascii():
+        return SPECIAL.get(char, char)
+    if char.isdecimal():
+        return str(unicodedata.decimal(char))
+    kind, _, code = unicodedata.decomposition(char).partition(" ")
+    if kind == "<super>" and char.isdigit():
+        return f"^{unicodedata.digit(char)}"
+    if kind == "<fraction>":
+        return " " + "".join(chr(int(one, 16)) for one in code.split()).replace("⁄", "/")
+    if kind == "<wide>":
+        return chr(int(code, 16))
+    return "\u2009" if char.isspace() and char not in "\u2028\u2029\x85" else char
+
+
+PLAIN_CHARACTERS = _PlainCharacters()
+
+
+def normalise(text: str) -> str:
+    """A short text with ASCII digits, signs and spaces, and without what is only for the eye."""
+    if not text.isascii():
+        text = RAISED.sub("", text.translate(PLAIN_CHARACTERS))
+    if "<" in text or "~~" in text:
+        text = MARKUP.sub("", text)
+    if "\\" in text or "{" in text:
+        for pattern, plain in (DRESSING[0], *DRESSING):  # twice: \textbf{\text{B}}
+            text = pattern.sub(plain, text)
+    return text
+
+
 class Number(NamedTuple):
     """A number and where it stands in its text."""
 
@@ -106,7 +180,7 @@ class Number(NamedTuple):
 
 
 def number_at(text: str, start: int = 0) -> Number | None:
-    """The number that begins right at `start`, None where none does; the text must be tidy."""
+    """The number that begins right at `start` of a normalised text, None where none does."""
     found = NUMBER.match(text, start)
     if found is None:
         return _spelt(text, start)
@@ -119,7 +193,7 @@ def number_at(text: str, start: int = 0) -> Number | None:
 
 
 def numbers_in(text: str) -> list[Number]:
-    """All plain numbers of a short tidy text; those in words only where there are no digits."""
+    """All plain numbers of a short normalised text; in words only where there are no digits."""
     first = re.search(r"\d", text)
     found, at = [], max(0, first.start() - LEAD) if first else len(text)
     while match := NUMBER.search(text, at):

@@ -1,4 +1,4 @@
-"""Where a response states its answer: marks, phrases in several languages, in order of weight.
+"""What of a response counts: think tags set aside, its statements of an answer, its sentences.
 
 The rule, whatever the answers are (numbers, letters, labels):
 
@@ -8,43 +8,39 @@ The rule, whatever the answers are (numbers, letters, labels):
 2. Without a mark, the last phrase: "the answer is …", "Answer: …", "A: …" and the like.
 
 A statement with no answer in it ("the answer is unknown", "#### Step 1"), under an "if", doubted
-("I doubt that the answer is 7") or asked ("The answer is 7?") is none.
+("I doubt that the answer is 7") or asked ("The answer is 7?") is none. A wrong "right" spoils a
+result, an unread answer only costs one item: what stands beside a denial, a bound, an operand or a
+correction is not read.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
-from workbench.answers.wording import DOUBTED
-
 WINDOW = 400
-"""Characters of a statement that are looked at."""
+"""Characters of a statement, or of a last sentence, that are looked at."""
 MOST = 32
 """Statements of a kind that are tried, from the last one on: enough, and safe from floods."""
 
 Kind = Literal["line", "whole", "phrase", "label"]
 """`####` line; content of a box or a tag; "answer is"; "Answer:", which may head a solution."""
 
-NOUNS = (
-    *("answer", "antwort", "antwoord", "respuesta", "réponse", "reponse", "risposta", "resposta"),
-    *(
-        "ans",
-        "svar",
-        "odpowiedź",
-        "ответ",
-        "答案",
-        "答え",
-        "정답",
-        "답",
-        "उत्तर",
-        "الإجابة",
-        "الجواب",
-    ),
+# Reasoning and sentences
+
+THINK_TAG = re.compile(r"[<\[](/?)(?:think|thinking|thought|reasoning)[>\]]", re.IGNORECASE)
+FINAL_CHANNEL = re.compile(r"<\|channel\|>\s?final\b[^<\n]{0,40}<\|message\|>")
+STOP = re.compile(r"[.!?](?=[\"')\]}*_`$]*(?:\s|$))|[。！？।]|\n")
+FINISHED = re.compile(r"(?:[.!。！।][\"')\]}*_`$]*|\*\*|\\[)\]])\Z")
+
+# Marks and phrases
+
+NOUNS = tuple(
+    "answer antwort antwoord respuesta réponse reponse risposta resposta ans svar odpowiedź ответ "
+    "答案 答え 정답 답 उत्तर الإجابة الجواب".split()
 )
 CHOSEN = ("option", "choice", "label", "verdict", "sentiment", "category", "classification")
-SHORT = ("a:", "a*", "a_")
 VERBS = (
     r"(?:is|are|was|(?:would|will|should|must|has\s+to)\s+be|equals|comes\s+(?:out\s+)?to|ist|"
     r"lautet|es|est|è|é|jest|är|er|это|равен|हे|है|هي|هو)(?![\w'’])|是|为|為|は|은|는"
@@ -55,7 +51,7 @@ MARK = re.compile(
 )
 
 
-def _phrase(nouns: tuple[str, ...]) -> re.Pattern[str]:
+def _phrase_pattern(nouns: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(
         rf"""
         (?<![a-zß-ÿа-я])(?:{"|".join(nouns)})s?(?![a-z])
@@ -68,12 +64,87 @@ def _phrase(nouns: tuple[str, ...]) -> re.Pattern[str]:
     )
 
 
-PHRASES: dict[tuple[str, ...], re.Pattern[str]] = {
-    nouns: _phrase(nouns) for nouns in (NOUNS, NOUNS + CHOSEN)
-}
-FINAL = re.compile(
+PHRASES = {nouns: _phrase_pattern(nouns) for nouns in (NOUNS, NOUNS + CHOSEN)}
+CONCLUDING = re.compile(
     r"\b(?:final|correct|actual|so|therefore|thus|hence|actually|finally|wait|sorry|conclusion)\b"
     r"\W{1,4}(?:(?:the|my|our|final|correct|actual)\W{1,4}){0,3}\Z",
+    re.IGNORECASE,
+)
+
+# Words that take an answer back
+
+_NOT = (
+    r"(?:\b(?:not|never|neither|nor|cannot|no(?=\s)(?!\s+(?:doubt|wonder|question|other"
+    r"|need|longer))"
+    r"|doubt(?:s|ed|ful)?(?<!no\sdoubt)|myth|impossible|unable|nicht|kein\w*|pas|non(?!-)"
+    r"|não|не|нет|niet|geen|inte|"
+    r"ikke|ليس)\b|n['’]t\b|नहीं|不是|不可能|并非|並非|ではあり|ではな|じゃな|아니|아닙)"
+)
+_AGAINST = (
+    r"\b(?:wrong|incorrect|false|unlikely|except|besides|other\s+than|rul(?:e[ds]?|ing)\s+out|"
+    r"eliminat\w+|excluded?|(?<!at\s)least|worst)\b"
+)
+DENIAL = re.compile(_NOT, re.IGNORECASE)
+REFUSAL = re.compile(f"{_NOT}|{_AGAINST}", re.IGNORECASE)
+"""A sentence with one of these names what is not the answer; `DENIAL` leaves judgements out."""
+
+DOUBTED = re.compile(
+    r"\b(?:if|whether|unless|suppose|supposing|assume|assuming)[^\w.!?\n]+"
+    r"(?:\w+[^\w.!?\n]+){0,3}\Z"
+    r"|(?:\bdoubt\w*|\bden(?:y|ie[ds])|\bmyth|(?:\b(?:not|never|hardly|no\s+one|nobody)|n['’]t)\s+"
+    r"(?:\w+\s+){0,2}?(?:case|true|certain|clear|likely|sure|think|believe|say|mean|know)s?)\s+"
+    r"(?:(?:that|if|the|my|correct|right|final|best)\s+)*\Z"
+    r"|\b(?:wrong|incorrect|false|worst|least\s+\w+)\s+\Z",
+    re.IGNORECASE,
+)
+"""Right before "answer": it is asked, supposed or denied, or the wrong one."""
+
+HINDERED = re.compile(
+    rf"{_NOT}(?:\W+\w+){{0,3}}\W*\Z|\b(?:impossible|unable)\b|\bI\s+need\W*\Z"
+    r"|(?:[<>≤≥≠±]|\+/-|\\[lg]eq?)\W*\Z"
+    r"|\b(?:half|twice|double|triple|thrice|quarter|third|root|square|cube"
+    r"|(?<!\ba\s)(?:sum|product|difference|quotient))"
+    r"(?:\s+(?:of|the|between|both|a|an))*[\s$*_`(]*\Z"
+    r"|\b(?:step|page|question|problem|part|section|chapter|figure|table|line|example|exercise"
+    r"|equation|note|case)\s+\Z",
+    re.IGNORECASE,
+)
+"""Before a number: it is denied, an operand, or the number of a step or a page."""
+
+BOUND = re.compile(
+    r"\b(?:at\s+(?:least|most)|(?:more|less|fewer|greater|higher|lower|larger|smaller)\s+than"
+    r"|(?<!left\s)over|under|above|below|beyond|up\s+to|minimum|maximum)\W*\Z",
+    re.IGNORECASE,
+)
+"""Before the number of "the answer is": a bound; "She needs at least 18 boxes" may be right."""
+
+UNFIT = re.compile(
+    r"""
+    [\s*_`"'”’$)\]}]{0,6}
+    (?: (?:is|was|are|would\s+be|seems|can)\s+(?:(?:just|clearly|definitely|certainly)\s+)?
+        (?:not|never|wrong|incorrect|false)\b
+      | (?:is|was|are)n['’]t\b | cannot\b | can['’]t\b
+      | (?:\w+\s+){0,2}(?:or|and)\s+(?:more|less|fewer|over|under|above|below|higher|lower|up)\b
+      | (?:では|じゃ)(?:あり|な) | [이가]?\s?(?:아니|아닙) | नहीं
+      | \s*[<>≤≥]=?\s*[A-Za-z]\b
+    )
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+"""Behind an answer: it is denied or a bound."""
+
+_START = r"(?:\A|[.!?,;:\n–—-])[\s*_`\"'”’)$\]}]{0,6}(?:(?:but|and|oh|hmm|no)\b,?\s+)?"
+_CORRECTED = re.compile(
+    rf"{_START}(?:no[,.!:]|(?:(?:no\s+)?wait(?!\s+(?:times?|for|until)\b)|hold\s+on|oops|correction"
+    r"|scratch\s+that|sorry|actually,?\s+(?:it|that|the\s+answer)|I\s+(?:mean|meant"
+    r"|miscounted|forgot|was\s+wrong"
+    r"|made\s+an?\s+(?:\w+\s+)?(?:mistake|error|slip)))\b)",
+    re.IGNORECASE,
+)
+_DISOWNED = re.compile(
+    r"[^.!?\n]{0,80}?[.!?,;\n]\W{0,6}(?:(?:but|and|though|yet)\s+)?"
+    r"(?:(?:that|this|it|they|which)(?:\s+(?:is|are|was|were)|['’](?:s|re)))\s+"
+    r"(?:wrong|incorrect|mistaken|false|not\s+(?:right|correct|true)\b)",
     re.IGNORECASE,
 )
 
@@ -105,20 +176,19 @@ def statements(text: str, *, chosen: bool = False) -> Iterator[Place]:
         chosen: know "option", "choice", "label" and "verdict" beside "answer".
     """
     nouns = NOUNS + CHOSEN if chosen else NOUNS
-    if marks := marked(text):
-        said = _said(text, nouns, marks[0].start)
-        strong = [*marks, *(phrase for phrase in said if phrase.final)]
-        yield from sorted(strong, key=lambda place: place.start, reverse=True)
-    yield from reversed(_said(text, nouns))
+    if places := marks(text):
+        places += [phrase for phrase in _phrases(text, nouns, places[0].start) if phrase.final]
+        yield from sorted(places, key=lambda place: place.start, reverse=True)
+    yield from reversed(_phrases(text, nouns))
 
 
-def marked(text: str) -> list[Place]:
+def marks(text: str) -> list[Place]:
     """The last marks of a text, in its order."""
-    places = [_marked(text, mark) for mark in list(MARK.finditer(text))[-MOST:]]
+    places = [_mark(text, mark) for mark in list(MARK.finditer(text))[-MOST:]]
     return [place for place in places if place]
 
 
-def _marked(text: str, mark: re.Match[str]) -> Place | None:
+def _mark(text: str, mark: re.Match[str]) -> Place | None:
     end = mark.end()
     window = text[end : end + WINDOW]
     if mark[0].startswith("#"):
@@ -130,14 +200,14 @@ def _marked(text: str, mark: re.Match[str]) -> Place | None:
         return None if cut else Place(line, "line", mark.start(), window, not rest.strip())
     if mark["bare"]:  # \\boxed 5
         return Place(mark["bare"], "whole", mark.start(), window)
-    close = _closed(window) if "{" in mark[0] else window.lower().find("</answer>")
+    close = _closing_brace(window) if "{" in mark[0] else window.lower().find("</answer>")
     if close < 0:
         return None
     after = text[end + close + 1 : end + close + 1 + WINDOW].removeprefix("/answer>")
     return Place(window[:close], "whole", mark.start(), after)
 
 
-def _closed(text: str) -> int:
+def _closing_brace(text: str) -> int:
     """Where the brace closes that was opened before the text, -1 if it is not closed."""
     depth = 1
     for brace in re.finditer(r"(?<!\\)[{}]", text):
@@ -147,21 +217,76 @@ def _closed(text: str) -> int:
     return -1
 
 
-def _said(text: str, nouns: tuple[str, ...], start: int = 0) -> list[Place]:
+def _phrases(text: str, nouns: tuple[str, ...], start: int = 0) -> list[Place]:
     """The last phrases from `start` on."""
     lower = text.lower()
-    if len(lower) == len(text):  # then a plain search tells, much faster, where the first one is
-        at = [lower.find(stem, start) for stem in (*nouns, *SHORT)]
+    if len(lower) == len(text):  # then a plain search finds, much faster, where the first one is
+        at = [lower.find(stem, start) for stem in (*nouns, "a:", "a*", "a_")]
         start = max(start, min((place for place in at if place >= 0), default=len(text)) - 6)
-    found = list(PHRASES[nouns].finditer(text, start))[-MOST:]
-    return [place for one in found if (place := _phrased(text, one))]
+    phrases = list(PHRASES[nouns].finditer(text, start))[-MOST:]
+    return [place for phrase in phrases if (place := _phrase(text, phrase))]
 
 
-def _phrased(text: str, found: re.Match[str]) -> Place | None:
-    before = text[max(0, found.start() - 40) : found.start()]
+def _phrase(text: str, phrase: re.Match[str]) -> Place | None:
+    before = text[max(0, phrase.start() - 40) : phrase.start()]
     if DOUBTED.search(before):
         return None
-    window = text[found.end() : found.end() + WINDOW]
-    kind: Kind = "phrase" if found["verb"] else "label"
+    window = text[phrase.end() : phrase.end() + WINDOW]
+    kind: Kind = "phrase" if phrase["verb"] else "label"
     last = not window.strip().partition("\n")[2].strip()
-    return Place(window, kind, found.start(), window, last, final=bool(FINAL.search(before)))
+    final = bool(CONCLUDING.search(before))
+    return Place(window, kind, phrase.start(), window, last, final)
+
+
+def retracted(after: str, answer: str, answers_in: Callable[[str], list[str]]) -> bool:
+    """Whether the words from an answer on take it back and do not come to it again.
+
+    Args:
+        answers_in: the answers that a text names, in its order.
+    """
+    if _DISOWNED.match(after):
+        return True
+    sign = _CORRECTED.search(after)
+    if not sign:
+        return False
+    tail = after[sign.end() :]
+    answers = answers_in(tail)
+    return answers[-1] != answer if answers else bool(REFUSAL.search(tail))
+
+
+def outside_reasoning(text: str) -> str:
+    """The text without its parts in think tags, or what it says on the channel "final".
+
+    A closing tag alone ends reasoning that began with the text. After an opening tag that is never
+    closed the answer has not been given: then nothing is left.
+    """
+    if "<|channel|>" in text:
+        final = list(FINAL_CHANNEL.finditer(text))
+        return text[final[-1].end() :].partition("<|")[0] if final else ""
+    outside = ""
+    start, thinking = 0, False
+    for tag in THINK_TAG.finditer(text):
+        if not tag[1]:
+            outside += "" if thinking else text[start : tag.start()]
+        elif not thinking:
+            outside = ""
+        thinking = not tag[1]
+        start = tag.end()
+    return "" if thinking else outside + text[start:]
+
+
+def sentence(text: str, start: int = 0) -> tuple[str, str]:
+    """The sentence that begins at `start`, without its end mark, and that mark ("" for none)."""
+    end = STOP.search(text, start)
+    return (text[start : end.start()], end[0]) if end else (text[start:], "")
+
+
+def final_sentence(text: str) -> str | None:
+    """The last sentence of a stripped text; None where it breaks off, asks or is too long."""
+    if not FINISHED.search(text[-12:]):
+        return None
+    window = text[-WINDOW:]
+    begin = 0 if len(text) <= WINDOW else -1
+    for stop in STOP.finditer(window.rstrip("\"')]}*_`$\\.!。！। ")):
+        begin = stop.end()
+    return None if begin < 0 else window[begin:]

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Literal
 
 from workbench import answers, values
-from workbench.answers.tidy import outside_reasoning
+from workbench.answers.statements import outside_reasoning
 from workbench.errors import InputError
 from workbench.types import Grade, Item, Prompt, Sampling
 

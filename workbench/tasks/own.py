@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from workbench import answers
-from workbench.answers.choices import LETTERS
-from workbench.answers.reading import expression
+from workbench.answers.extraction import expression
+from workbench.answers.selection import LETTERS
 from workbench.errors import InputError
 from workbench.tasks.base import FixedTask, worded
 from workbench.tasks.rows import TableRow, check_distinct, read_rows

@@ -7,10 +7,17 @@ from typing import Any
 
 from workbench.answers.expressions import LONGEST
 from workbench.answers.formula import parse
-from workbench.answers.numerals import Number, number_at, numbers_in, written
-from workbench.answers.statements import Place, statements
-from workbench.answers.tidy import final_sentence, sentence, tidy
-from workbench.answers.wording import BOUND, HINDERED, UNFIT, retracted
+from workbench.answers.numerals import Number, normalise, number_at, numbers_in, written
+from workbench.answers.statements import (
+    BOUND,
+    HINDERED,
+    UNFIT,
+    Place,
+    final_sentence,
+    retracted,
+    sentence,
+    statements,
+)
 
 HEDGES = (
     r"approximately|approx\.?|about|around|roughly|nearly|almost|exactly|precisely|equal\s+to|"
@@ -115,22 +122,22 @@ def read_number(text: str) -> str | None:
     text = text.strip()
     if len(text) <= LONGEST and (number := bare_number(text)):
         return written(number.value)
-    last = final_sentence(text, LONGEST)
+    last = final_sentence(text)
     if last:
-        return _concluded(tidy(last), *hindrances)
-    last = final_sentence(f"{text}.", LONGEST)  # an equation needs no full stop
-    number = _after_equals(tidy(last)) if last and not WORD.search(last) else None
+        return _concluded(normalise(last), *hindrances)
+    last = final_sentence(f"{text}.")  # an equation needs no full stop
+    number = _after_equals(normalise(last)) if last and not WORD.search(last) else None
     return written(number.value) if number and not text.endswith("?") else None
 
 
 def _given(text: str) -> list[str]:
     """The numbers of a text."""
-    return [written(number.value) for number in numbers_in(tidy(text))]
+    return [written(number.value) for number in numbers_in(normalise(text))]
 
 
 def bare_number(text: str) -> Number | None:
     """The number that a text is, with at most a currency and a unit."""
-    text = tidy(text)
+    text = normalise(text)
     number = _begins(text)
     return number if number and "!" not in text and _units(text[number.end :]) else None
 
@@ -156,14 +163,14 @@ def _line(place: Place) -> str | None:
     """After `####`: a heading is no answer."""
     if not place.last and HEADING.match(place.content):
         return None
-    answer = _at_start(tidy(place.content))
+    answer = _at_start(normalise(place.content))
     return answer if answer is not None else _formula(place.content)
 
 
 def _label(place: Place) -> str | None:
     """After "Answer:", which may also head a whole solution: then its first sum is no answer."""
     line = BULLET.sub("", place.content).lstrip(" \n:*").partition("\n")[0]
-    words = tidy(sentence(line)[0])
+    words = normalise(sentence(line)[0])
     number = _begins(words)
     if not place.last and (number or NAMED.match(words)):
         rest = words[number.end :] if number else ""
@@ -176,7 +183,7 @@ def _label(place: Place) -> str | None:
 
 def _phrase(place: Place) -> str | None:
     """After "the answer is"."""
-    words, mark = sentence(tidy(place.content.lstrip(" \n:*")))
+    words, mark = sentence(normalise(place.content.lstrip(" \n:*")))
     if "?" in mark:
         return None
     for reader in (_at_start, _formula, _only):
@@ -188,7 +195,7 @@ def _phrase(place: Place) -> str | None:
 
 def _whole(place: Place) -> str | None:
     """In a box or a tag: all of it is the answer, words included."""
-    text = tidy(place.content).strip()
+    text = normalise(place.content).strip()
     if not re.search(r"[^\W_]", text):
         return None
     made = parse(place.content) if MARKS.search(place.content) else None
@@ -213,7 +220,7 @@ def _reduced(formula: str) -> str:
     if not sign or not right.strip() or (made and made[0] != "rel"):
         return formula
     if made is None:
-        reduces = not ALGEBRA.search(tidy(left))
+        reduces = not ALGEBRA.search(normalise(left))
     else:
         comes_to = _defines(made) or all(map(_is_numeric, made[1:-1:2]))
         reduces = comes_to and set(made[2::2]) == {"="}

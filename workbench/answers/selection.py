@@ -1,0 +1,316 @@
+"""One of a few options out of a response: a letter, or a label; or the text of an exact answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+
+from workbench.answers.numerals import PLAIN_CHARACTERS, normalise
+from workbench.answers.statements import (
+    DENIAL,
+    REFUSAL,
+    STOP,
+    UNFIT,
+    WINDOW,
+    final_sentence,
+    marks,
+    retracted,
+    sentence,
+    statements,
+)
+
+LETTERS = tuple("ABCDEFGHIJ")
+OPEN = r"[\s*_`\"'“‘$(\[{:：#]{0,12}"
+CLOSE = r"[\s*_`\"'”’$)\]}.:!]{0,12}"
+LINK = re.compile(
+    r"[\s*_`\"')\]}]{0,6}(?:(?P<weak>[,;+–—-])|/|&|\||\b(?:or|and|nor)\b)[\s,]{0,4}"
+    r"(?:(?:or|and|maybe)\s)?",
+    re.IGNORECASE,
+)
+GOES_ON = re.compile(r"[*_`\"']{0,6}[,:]?[ \t]+(?!(?:and|or|nor|are)\b)[a-z]")
+"""A label with a clause of its own is none that is added by a comma: "B; C is wrong"."""
+PROSE = re.compile(r"\s+(?!(?:because|since|as|for|which|is|or|and)\b)[a-z]")
+OF_A_NAME = re.compile(
+    r"\b(?:vitamin|hepatitis|influenza|type|plan|figure|step|part|section|point|case)s?\s\Z",
+    re.IGNORECASE,
+)
+PREDICATE = re.compile(r"[\W_]{0,4}\s(?:is|was|can|could|does|seems)")
+NOT = re.compile(r"[\s*_]*not\b", re.IGNORECASE)
+BUT = re.compile(r"\bbut\s+(?:rather\s+|instead\s+)?", re.IGNORECASE)
+RIGHT = re.compile(
+    r"[\s*_`:=–—-]*(?:[^\n,;:]{0,60}[:–—-]\s*)?[*_]*(?:correct|true|right|yes|✓|✔|✅)(?!\w)",
+    re.IGNORECASE,
+)
+ASIDE = re.compile(
+    r"\b(?i:among|between|of)\s+(?:(?:options?|choices?)\s+)?[A-J]\b(?:,\s*[A-J]\b)*(?:,?\s*(?:and|or)\s+[A-J]\b)?"
+)
+CLAUSES = re.compile(
+    r"[,;]\s*(?:and\s+)?(?=(?:so|thus|therefore|hence|which\s+leaves|that\s+leaves|leaving)\b)"
+)
+TAIL = 4000
+"""Characters at the end of a response in which an option is looked for that is not stated."""
+BESIDE = re.compile(
+    r"(?P<weak>[.!;][\s*_]{1,6})|[\s,/|&]{0,6}(?:(?:or|and|nor|vs\.?|versus)\s)?\s{0,4}",
+    re.IGNORECASE,
+)
+NO_LABEL = re.compile(
+    r"[\s*_]*\?|\s+(?:idea|doubt|clue|comment|opinion|answer|one|matter|wonder|way)\b",
+    re.IGNORECASE,
+)
+DOUBT = re.compile(r"\b(?:whether|if|or|could|may|might)\b|\?", re.IGNORECASE)
+
+
+class _Letters:
+    """The patterns of one set of letters, and how a letter is read with them."""
+
+    def __init__(self, labels: tuple[str, ...]) -> None:
+        either = _either(labels)
+        bracketed = rf"(?:[(\[{{]\s?)?(?P<bracketed>(?ai:{either}))\s?[)\]}}]"
+        plain = rf"(?P<plain>{either})(?![A-Za-z0-9_À-\u1fff'’]|-\w)"
+        lower = rf"(?P<lower>(?ai:{either}))(?=[*_`\"'”’$)\]]{{0,4}}[.!]?\s*(?:\Z|\n))"
+        why = r"\s+(?:because|since|as)\b"
+        noun = r"(?i:(?:the\s)?(?:option|choice|letter|answer)\b)?"
+        marked = rf"(?=[*_`\"']{{0,4}}(?:[).:;!]|\s*\Z|\s*\n|\s+[-–—]\s|{why}))"
+        self.labels = labels
+        self.by_capital = {label.upper(): label for label in labels}
+        self.whole = re.compile(rf"{OPEN}{noun}{OPEN}(?P<plain>(?ai:{either})){CLOSE}\Z")
+        self.stated = re.compile(rf"{OPEN}{noun}{OPEN}(?:{bracketed}|{plain}|{lower})")
+        self.first = re.compile(rf"[\s*_`\"'$]{{0,12}}{noun}{OPEN}(?:{bracketed}|{plain}{marked})")
+        self.alone = re.compile(rf"\s{{0,4}}(?P<plain>(?i:{either}))[.:]\s+\S[^\n]*\Z")
+        self.mention = re.compile(rf"[(\[{{]{bracketed}|(?<![A-Za-z0-9_À-\u1fff'’.-]){plain}")
+        self.right = re.compile(
+            rf"\A[\s*_]*(?i:(?:so|thus|therefore|only|option|choice)\s+)*(?:{bracketed}|{plain})"
+            r"[*_]*\s+is\s+(?:the\s+)?(?:only\s+)?(?:correct|right|best|true)\b(?!\s+(?:if|only|when))[^?]*\Z"
+        )
+        self.option = re.compile(
+            rf"(?<![A-Za-z0-9])(?:[(\[{{]\s?({either})\s?[)\]}}][.:]?|({either})\s?[).:=])(?=[\s*\d])"
+        )
+
+    def of(self, match: re.Match[str]) -> str:
+        """The letter of a match."""
+        return self.by_capital[next(filter(None, match.groupdict().values())).upper()]
+
+    def in_statement(self, content: str) -> str | None:
+        """The letter of a statement: "" where it gives several, None where it gives none."""
+        if NOT.match(content):
+            rest = BUT.split(content.partition("\n")[0], maxsplit=1)
+            content = rest[1] if len(rest) == 2 else ""
+        letter = self.stated.match(content)
+        if letter and self.lists_options(content.partition("\n")[0]):
+            return None  # "Options: A) … B) …"
+        if not letter or _is_article(letter) or content[letter.end() :].lstrip(" *)")[:1] == "?":
+            return None
+        if UNFIT.match(content, letter.end()):
+            return ""
+        return "" if self.is_one_of_several(letter) else self.of(letter)
+
+    def is_one_of_several(self, letter: re.Match[str]) -> bool:
+        """Whether a different letter is given beside this one."""
+        link = LINK.match(letter.string, letter.end())
+        other = self.stated.match(letter.string, link.end()) if link else None
+        if not link or not other:
+            return False
+        if link["weak"] and other["plain"] and GOES_ON.match(letter.string, other.end()):
+            return False
+        return not _is_article(other) and self.of(other) != self.of(letter)
+
+    def is_set_aside(self, first: re.Match[str]) -> bool:
+        """Whether the letter that a response begins with is refused, one of several, or retracted.
+
+        So it is where the options are written out: the first one, and in a later line the second.
+        """
+        text = first.string
+        after = text[first.end() : first.end() + WINDOW]
+        lines = [(self.first.match(line), line) for line in after.split("\n")[1:]]
+        return (
+            bool(PREDICATE.match(after) and REFUSAL.search(sentence(text[:TAIL])[0]))
+            or self.is_one_of_several(first)
+            or self.lists_options(text.partition("\n")[0])
+            or retracted(after, self.of(first), self.named)
+            or any(
+                second and self.labels[:2] == (self.of(first), self.of(second))
+                for second, line in lines
+                if not REFUSAL.search(line)
+            )
+        )
+
+    def lists_options(self, line: str) -> bool:
+        """Whether a line goes through several options: "(A) cat (B) dog"."""
+        options = {_option(mark).upper() for mark in self.option.finditer(line)}
+        return len(options) > 1 and not REFUSAL.search(line)
+
+    def named(self, text: str) -> list[str]:
+        """The letters that a text names, in its order."""
+        return [
+            self.of(letter)
+            for letter in self.mention.finditer(text)
+            if not _is_article(letter)
+            and not OF_A_NAME.search(text[max(0, letter.start() - 12) : letter.start()])
+        ]
+
+    def settled(self, text: str) -> str | None:
+        """The only letter named, or else the only one of the last sentence."""
+        named: list[set[str]] = []
+        for clause in _clauses(ASIDE.sub("", text[-TAIL:])):
+            if right := self.right.search(clause):
+                named.append({self.of(right)})
+                continue
+            refused = "?" in clause or REFUSAL.search(clause)
+            named.append(set() if refused else set(self.named(clause)))
+        every = set[str]().union(*named)
+        last = every if len(every) == 1 else named[-1] if named else every
+        return last.pop() if len(last) == 1 else None
+
+
+_letters = lru_cache(maxsize=64)(_Letters)
+
+
+def read_letter(text: str, labels: tuple[str, ...]) -> str | None:
+    """The option that a response settles on.
+
+    In order: the whole response; a statement (`statements`); a letter with a mark of its own at
+    the very start ("B) because …"); the one letter named in sentences that refuse nothing; the one
+    letter of the last sentence, if that refuses nothing. A letter counts in its own case, unless
+    it is bracketed or alone, and "A" or "I" not where a word follows ("A cat sat").
+    """
+    letters = _letters(labels)
+    text = text if text.isascii() else text.translate(PLAIN_CHARACTERS)
+    if whole := letters.whole.match(text):
+        return letters.of(whole)
+    for place in statements(text, chosen=True):
+        content = normalise(place.content)
+        boxed = letters.whole.match(content) if place.kind == "whole" else None
+        answer = letters.of(boxed) if boxed else letters.in_statement(content)
+        if answer is not None:
+            return None if retracted(place.after, answer, letters.named) else answer or None
+    comments = _comments(text[:TAIL], letters.option, labels)
+    if comments is not None:
+        concluded = [*comments.values()][-1].partition("\n")[2]  # behind the line of the last one
+        return _called_right(comments) or letters.settled(concluded)
+    if {*map(str.strip, text[:TAIL].splitlines())} >= {*labels[:3]} and len(labels) > 2:
+        return None  # bare letters, a line each
+    first = letters.first.match(text) or letters.alone.match(text)
+    return letters.of(first) if first and not letters.is_set_aside(first) else letters.settled(text)
+
+
+def _option(mark: re.Match[str]) -> str:
+    return next(filter(None, mark.groups()))
+
+
+def _comments(text: str, option: re.Pattern[str], labels: tuple[str, ...]) -> dict[str, str] | None:
+    """What is said of each option where a response goes through all of them, else None."""
+    options = list(option.finditer(text))
+    names = [_as_given(_option(mark), labels) for mark in options]
+    whole = len(names) == len(labels) >= 2 and set(names) == {*labels}
+    if not whole and (len(names) < 3 or names != [*labels[: len(names)]]):
+        return None
+    ends = [mark.start() for mark in options[1:]] + [len(text)]
+    comments = [text[mark.end() : end] for mark, end in zip(options, ends, strict=True)]
+    return dict(zip(names, comments, strict=True))
+
+
+def _called_right(comments: dict[str, str]) -> str | None:
+    """The only option that is called right, or else the only one that is not refused."""
+    right = [label for label, comment in comments.items() if RIGHT.match(comment)]
+    if not right:
+        right = [label for label, comment in comments.items() if not REFUSAL.search(comment)]
+    return right[0] if len(right) == 1 else None
+
+
+def _is_article(letter: re.Match[str]) -> bool:
+    """Whether a letter is the word "a" or "I"."""
+    return letter["plain"] in {*"AIai"} and bool(PROSE.match(letter.string, letter.end()))
+
+
+def _clauses(text: str) -> Iterator[str]:
+    """Sentences, with what they conclude apart: "not A, so B"."""
+    start = 0
+    for stop in STOP.finditer(text):
+        yield from CLAUSES.split(text[start : stop.end()])
+        start = stop.end()
+    if text[start:].strip():
+        yield from CLAUSES.split(text[start:])
+
+
+def read_label(text: str, labels: tuple[str, ...]) -> str | None:
+    """The label that a response begins with, else that of its last statement, else its last word.
+
+    Only as a whole word, in any case; None where another label stands right beside it, or where
+    it is taken back. The last word counts at the end of a sentence that denies and doubts nothing.
+    """
+    at_start, anywhere, listed = _label_patterns(labels)
+    comments = _comments(text[:TAIL], listed, labels)
+    if comments is not None:  # "Positive: 20 %, Negative: 80 %"
+        return _called_right(comments)
+    first = at_start.match(text)
+    if first and not _is_no_label(first):
+        return _sole_label(first, text[first.end() : first.end() + WINDOW], labels)
+    for place in statements(text, chosen=True):
+        if label := at_start.match(normalise(place.content)):
+            return _sole_label(label, place.after, labels)
+    last = final_sentence(text.strip())
+    if not last or DOUBT.search(last) or DENIAL.search(last):
+        return None
+    named = list(anywhere.finditer(last))
+    if not named or re.search(r"\w", last[named[-1].end() :]):
+        return None
+    names = {_as_given(word[0], labels) for word in named}
+    return names.pop() if len(names) == 1 else None
+
+
+def _is_no_label(first: re.Match[str]) -> bool:
+    """Whether a label at the start is asked, denied or a part of something: "No idea"."""
+    text, end = first.string, first.end()
+    denied = PREDICATE.match(text, end) and DENIAL.search(sentence(text[:TAIL])[0])
+    return bool(denied or NO_LABEL.match(text, end))
+
+
+def _sole_label(found: re.Match[str], after: str, labels: tuple[str, ...]) -> str | None:
+    """The label, if no other one is named beside it and the words behind do not retract it."""
+    at_start, anywhere, _ = _label_patterns(labels)
+    label = _as_given(found[1], labels)
+    beside = BESIDE.match(found.string, found.end())
+    other = at_start.match(found.string, beside.end()) if beside else None
+    clause = beside and other and beside["weak"] and GOES_ON.match(found.string, other.end())
+    if other and not clause and _as_given(other[1], labels) != label:
+        return None
+
+    def named(text: str) -> list[str]:
+        return [_as_given(word[0], labels) for word in anywhere.finditer(text)]
+
+    return None if retracted(after, label, named) else label
+
+
+@lru_cache(maxsize=64)
+def _label_patterns(labels: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
+    """A label at the start, anywhere, and in a list of them."""
+    either, ends = _either(labels), r"(?!\w|[-'’]\w)"
+    patterns = (
+        rf"{OPEN}({either}){ends}",
+        rf"(?<!\w|[-'’])(?:{either}){ends}",
+        rf"(?<!\w)({either})\s?[:=]",
+    )
+    return tuple(re.compile(pattern, re.IGNORECASE) for pattern in patterns)
+
+
+def _either(labels: tuple[str, ...]) -> str:
+    """A pattern of any of the labels, the longest first."""
+    return "|".join(map(re.escape, sorted(labels, key=len, reverse=True)))
+
+
+def _as_given(word: str, labels: tuple[str, ...]) -> str:
+    """A label as it is written in `labels`."""
+    return next((label for label in labels if label.casefold() == word.casefold()), word)
+
+
+def read_text(text: str) -> str | None:
+    """A text, its white space collapsed: what the last mark holds, or else all of it.
+
+    A `####` line is a mark only at the end; elsewhere it is a heading of the text.
+    """
+    for place in reversed(marks(text)):
+        content = " ".join(normalise(place.content).split())
+        if content and (place.kind == "whole" or place.last):
+            return content
+    return " ".join(text.split()) or None
