@@ -537,6 +537,8 @@ def test_a_worker_that_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPatch)
         ("The answer is A.", "A"),
         ("The answer is A because I say so", "A"),
         ("The answer is not A but B.", "B"),
+        ("The answer is definitely not A but B.", "B"),
+        ("The answer is not A but actually B.", "B"),
         ("Answer: B", "B"),
         ("Answer: B) the sky", "B"),
         ("#### B", "B"),
@@ -1013,10 +1015,10 @@ def test_bad_input_is_named(call: Callable[[], object], message: str) -> None:
 def test_floods_are_fast(text: str, style: Style) -> None:
     labels = ["true", "false"] if style == "label" else ()
     for flood in ((text * 100_000)[:100_000], "The answer is " + (text * 100_000)[:100_000]):
-        start = time.perf_counter()
+        start = time.process_time()
         extract(flood, style, labels=labels)
         canonical(flood)
-        assert time.perf_counter() - start < 2
+        assert time.process_time() - start < 2
 
 
 def test_a_long_response_keeps_its_end() -> None:

@@ -6,8 +6,8 @@ What cannot be read is an outcome of its own ("unparsed") and never silently wro
     grade("The answer is (B).", "B", "choice")             right
     grade("I cannot tell.", "18")                          unparsed
 
-Think tags are set aside first (`statements.outside_reasoning`). Which statement counts is told in
-`statements`, what a number is in `numerals`.
+Think tags are set aside first (`statements.outside_reasoning`). `statements` says which statement
+counts, `numerals` what a number is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import Literal, get_args
 
 from workbench.answers.expressions import LONGEST, given_up, same_expression
-from workbench.answers.extraction import bare_number, expression, read_number, read_several, stated
+from workbench.answers.extraction import bare_number, boxed, expression, read_number, read_several
 from workbench.answers.formula import parse, tokens
 from workbench.answers.numerals import normalise, written
 from workbench.answers.selection import LETTERS, read_label, read_letter, read_text
@@ -68,9 +68,9 @@ def grade(
     read = extract(response, style, labels=names)
     if style == "gsm8k" and canonical(gold) is None:
         text = outside_reasoning(response)
-        held = stated(text)
-        if held is not None and tokens(held) == tokens(answer):
-            return Grade(True, read or held.strip(), parsed=True)
+        content = boxed(text)
+        if content is not None and tokens(content) == tokens(answer):
+            return Grade(True, read or content.strip(), parsed=True)
         read = read_several(text) if several else read
     if read is None:
         return Grade(None, None, parsed=False)
@@ -102,8 +102,8 @@ def extract(response: str, style: Style = "gsm8k", *, labels: Sequence[str] = ()
 
 def _is_several(gold: str) -> bool:
     """Whether the right answer is a list or an equation, of which one number would be a part."""
-    made = parse(gold) if canonical(gold) is None else None
-    return made is not None and made[0] in {"list", "rel"}
+    formula = parse(gold) if canonical(gold) is None else None
+    return formula is not None and formula[0] in {"list", "rel"}
 
 
 def equivalent(first: str, second: str) -> bool:

@@ -26,10 +26,9 @@ from workbench.errors import WorkbenchError
 
 SECONDS = 1.5
 """Of CPU time for a question; half as long again to find out which of two formulas is to blame."""
-PATIENCE = 120.0
+SILENCE = 120.0
 """Seconds by the clock after which a worker that says nothing is replaced."""
-STARTUP = 120.0
-KEPT, AGE = 1024, 300.0
+MOST_SLOW, SLOW_FOR = 1024, 300.0
 """Formulas that took too long which are remembered, and for how many seconds."""
 LOOK = 1.0
 """Seconds between looks at a worker that says nothing."""
@@ -44,14 +43,14 @@ class _Worker:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.process: subprocess.Popen[str] | None = None
-        self.hopeless: dict[str, float] = {}  # and when they were tried
+        self.slow: dict[str, float] = {}  # formulas, and when they were tried
         self.given_up = 0
 
     def ask(self, first: Formula, second: Formula) -> bool | None:
         with self.lock:
             pair = {json.dumps(one): one for one in (first, second)}
             now = time.monotonic()
-            if any(now - self.hopeless.get(name, -AGE) < AGE for name in pair):
+            if any(now - self.slow.get(name, -SLOW_FOR) < SLOW_FOR for name in pair):
                 self.given_up += 1
                 return None
             reply = self.reply(first, second, SECONDS)
@@ -62,9 +61,9 @@ class _Worker:
                 reply = "" if slow else self.reply(first, second, SECONDS)
                 if not reply:
                     self.given_up += 1
-                    self.hopeless |= dict.fromkeys(slow, now)
-                    for known in list(self.hopeless)[:-KEPT]:
-                        del self.hopeless[known]
+                    self.slow |= dict.fromkeys(slow, now)
+                    for oldest in list(self.slow)[:-MOST_SLOW]:
+                        del self.slow[oldest]
             return json.loads(reply) if reply else None
 
     def reply(self, first: Formula, second: Formula, seconds: float) -> str:
@@ -74,7 +73,7 @@ class _Worker:
             assert process.stdin
             process.stdin.write(json.dumps([seconds, first, second]) + "\n")
             process.stdin.flush()
-            line = _line(process, PATIENCE)
+            line = _line(process)
         except BrokenPipeError:
             line = ""
         except BaseException:  # Ctrl-C: the reply would be taken for that of the next question
@@ -98,10 +97,10 @@ class _Worker:
             encoding="utf-8",
             start_new_session=True,  # Ctrl-C is for its owner
         )
-        word = json.loads(_line(process, STARTUP) or '"it died"')
-        if word != "ready":
+        state = json.loads(_line(process) or '"it died"')
+        if state != "ready":
             raise WorkbenchError(
-                f"expressions cannot be compared, no worker starts: {word}; "
+                f"expressions cannot be compared, no worker starts: {state}; "
                 f"{sys.executable} needs the package sympy"
             )
         return process
@@ -116,10 +115,10 @@ class _Worker:
                     pipe.close()
 
 
-def _line(process: subprocess.Popen[str], seconds: float) -> str:
+def _line(process: subprocess.Popen[str]) -> str:
     """What the process says next, "" if it ends, is stopped, or says nothing in time."""
     assert process.stdout
-    end = time.monotonic() + seconds
+    end = time.monotonic() + SILENCE
     while (left := end - time.monotonic()) > 0:
         ready, _, _ = select.select([process.stdout], [], [], min(left, LOOK))
         if ready:
@@ -141,11 +140,11 @@ _worker = _Worker()
 
 def _forget() -> None:
     """A forked child must not speak into its parent's pipes."""
-    _left.append(_worker.process)  # not collected: its end is not the child's to wait for
+    _of_parents.append(_worker.process)  # not collected: its end is not the child's to wait for
     _worker.lock, _worker.process = threading.Lock(), None
 
 
-_left: list[subprocess.Popen[str] | None] = []
+_of_parents: list[subprocess.Popen[str] | None] = []
 atexit.register(_worker.stop)
 os.register_at_fork(after_in_child=_forget)
 

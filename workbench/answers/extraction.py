@@ -13,6 +13,7 @@ from workbench.answers.statements import (
     HINDERED,
     UNFIT,
     Place,
+    corrected,
     final_sentence,
     retracted,
     sentence,
@@ -67,8 +68,6 @@ COMPOUND = re.compile(
 BULLET = re.compile(r"\A[\s*]*\n\s*[->]\s")
 HEADING = re.compile(r"\s*\d+(?:[.)]\s+|:\s+)[*_]*[A-Za-z]")
 CLOCK = re.compile(r"\d{1,3}(?::\d{1,3})+(?:\s?[ap]\.?m\b\.?)?(?![\w:])", re.IGNORECASE)
-NOT = re.compile(r"[\s*_]*(?:definitely\s+|certainly\s+)?not\b", re.IGNORECASE)
-BUT = re.compile(r"\bbut\s+(?:rather\s+|instead\s+|actually\s+)?", re.IGNORECASE)
 ROUTE = re.compile(r"\b(?:by|from|if|when|using|between|than|step|no|not|either)\b", re.IGNORECASE)
 MEANS = re.compile(r"\bby\s+\w+ing\b", re.IGNORECASE)
 QUESTION = re.compile(r"[\w\s*_`$]{0,30}\?")
@@ -88,10 +87,10 @@ FUNCTIONS = {
 }
 
 
-def stated(text: str) -> str | None:
+def boxed(text: str) -> str | None:
     """What a response puts in its last box or tag, as it stands."""
     place = next((place for place in statements(text) if place.kind == "whole"), None)
-    taken = place is None or retracted(place.after, place.content.strip(), _given)
+    taken = place is None or retracted(place.after, place.content.strip(), _numbers_named)
     return None if place is None or taken else place.content
 
 
@@ -118,19 +117,19 @@ def read_number(text: str) -> str | None:
         hindrances = [MEANS, BOUND]
         answer = _READERS[place.kind](place)
         if answer is not None:
-            return None if not answer or retracted(place.after, answer, _given) else answer
+            return None if not answer or retracted(place.after, answer, _numbers_named) else answer
     text = text.strip()
     if len(text) <= LONGEST and (number := bare_number(text)):
         return written(number.value)
     last = final_sentence(text)
     if last:
-        return _concluded(normalise(last), *hindrances)
+        return _conclusion(normalise(last), *hindrances)
     last = final_sentence(f"{text}.")  # an equation needs no full stop
     number = _after_equals(normalise(last)) if last and not WORD.search(last) else None
     return written(number.value) if number and not text.endswith("?") else None
 
 
-def _given(text: str) -> list[str]:
+def _numbers_named(text: str) -> list[str]:
     """The numbers of a text."""
     return [written(number.value) for number in numbers_in(normalise(text))]
 
@@ -138,8 +137,8 @@ def _given(text: str) -> list[str]:
 def bare_number(text: str) -> Number | None:
     """The number that a text is, with at most a currency and a unit."""
     text = normalise(text)
-    number = _begins(text)
-    return number if number and "!" not in text and _units(text[number.end :]) else None
+    number = _first_number(text)
+    return number if number and "!" not in text and _is_unit(text[number.end :]) else None
 
 
 def expression(text: str) -> str | None:
@@ -163,7 +162,7 @@ def _line(place: Place) -> str | None:
     """After `####`: a heading is no answer."""
     if not place.last and HEADING.match(place.content):
         return None
-    answer = _at_start(normalise(place.content))
+    answer = _from_start(normalise(place.content))
     return answer if answer is not None else _formula(place.content)
 
 
@@ -171,13 +170,13 @@ def _label(place: Place) -> str | None:
     """After "Answer:", which may also head a whole solution: then its first sum is no answer."""
     line = BULLET.sub("", place.content).lstrip(" \n:*").partition("\n")[0]
     words = normalise(sentence(line)[0])
-    number = _begins(words)
+    number = _first_number(words)
     if not place.last and (number or NAMED.match(words)):
         rest = words[number.end :] if number else ""
         clause = CLAUSE.split(rest, maxsplit=1)[0]
-        if not number or OPERATOR.match(rest) or not _units(clause):
+        if not number or OPERATOR.match(rest) or not _is_unit(clause):
             return None
-    answer = _at_start(words)
+    answer = _from_start(words)
     return answer if answer is not None else _formula(line)
 
 
@@ -186,11 +185,10 @@ def _phrase(place: Place) -> str | None:
     words, mark = sentence(normalise(place.content.lstrip(" \n:*")))
     if "?" in mark:
         return None
-    for reader in (_at_start, _formula, _only):
-        answer = reader(words if reader is not _formula else place.content)
-        if answer is not None:
-            return answer
-    return None
+    answer = _from_start(words)
+    if answer is None:
+        answer = _formula(place.content)
+    return _only_number(words) if answer is None else answer
 
 
 def _whole(place: Place) -> str | None:
@@ -198,32 +196,32 @@ def _whole(place: Place) -> str | None:
     text = normalise(place.content).strip()
     if not re.search(r"[^\W_]", text):
         return None
-    made = parse(place.content) if MARKS.search(place.content) else None
-    number = bare_number(text) if made is None or made[0] not in STRUCTURES else None
+    tree = parse(place.content) if MARKS.search(place.content) else None
+    number = bare_number(text) if tree is None or tree[0] not in STRUCTURES else None
     if number:
         return written(number.value)
     formula = expression(place.content)
-    if formula is not None and (made is None or made[0] != "t"):
+    if formula is not None and (tree is None or tree[0] != "t"):
         return _reduced(formula)
     number = None if ALGEBRA.search(text.rpartition("=")[0]) else _after_equals(text)
     if number:
         return written(number.value)
-    answer = _at_start(text)
-    return (_only(text) if answer is None else answer) or text
+    answer = _from_start(text)
+    return (_only_number(text) if answer is None else answer) or text
 
 
 def _reduced(formula: str) -> str:
     """What "x = 5", "f(3) = 5" or "9 * 2 = 18" comes to; else an equation is itself the answer."""
     bare = SCRIPT.sub(lambda script: "_" * len(script[0]), formula)
     left, sign, right = formula[: bare.rfind("=")], "=" in bare, formula[bare.rfind("=") + 1 :]
-    made = parse(formula)
-    if not sign or not right.strip() or (made and made[0] != "rel"):
+    tree = parse(formula)
+    if not sign or not right.strip() or (tree and tree[0] != "rel"):
         return formula
-    if made is None:
+    if tree is None:
         reduces = not ALGEBRA.search(normalise(left))
     else:
-        comes_to = _defines(made) or all(map(_is_numeric, made[1:-1:2]))
-        reduces = comes_to and set(made[2::2]) == {"="}
+        comes_to = _defines(tree) or all(map(_is_numeric, tree[1:-1:2]))
+        reduces = comes_to and set(tree[2::2]) == {"="}
     if REVERSED.fullmatch(formula):  # 5 = x
         left, right, reduces = right, left, True
     if not reduces:
@@ -247,20 +245,18 @@ def _is_numeric(formula: object) -> bool:
 _READERS = {"line": _line, "label": _label, "phrase": _phrase, "whole": _whole}
 
 
-def _at_start(text: str) -> str | None:
+def _from_start(text: str) -> str | None:
     """The number that a statement begins with, or that its sum comes to."""
-    if NOT.match(text):
-        but = BUT.search(text)
-        return _at_start(text[but.end() :]) if but else None
-    if clock := CLOCK.match(text, _lead(text)):
+    text = corrected(text)
+    if clock := CLOCK.match(text, _end_of_lead(text)):
         return clock[0]
-    if number := _begins(text):
-        return _carried_on(number, text)
+    if number := _first_number(text):
+        return _with_what_follows(number, text)
     number = _after_equals(text) if NAMED.match(text) else None
     return written(number.value) if number else None
 
 
-def _carried_on(number: Number, text: str) -> str | None:
+def _with_what_follows(number: Number, text: str) -> str | None:
     """What a number at the start comes to with the words behind it."""
     rest = text[number.end :]
     last: Number | None = number
@@ -269,7 +265,7 @@ def _carried_on(number: Number, text: str) -> str | None:
         return None
     if OPERATOR.match(rest):
         last = _after_equals(rest)
-    elif UNFIT.match(rest) or _another(rest):  # 18 or more, 18 or 20
+    elif UNFIT.match(rest) or _has_another(rest):  # 18 or more, 18 or 20
         return ""
     elif "=" in rest and not ASIDE.search(rest.partition("=")[0]):
         last = _after_equals(rest) or number
@@ -278,29 +274,29 @@ def _carried_on(number: Number, text: str) -> str | None:
     return written(last.value) if last else None
 
 
-def _another(rest: str) -> bool:
+def _has_another(rest: str) -> bool:
     """Whether a second number is given beside the first."""
     rest = rest[:80]
     link = LINKED.match(rest)
     return bool(COMPOUND.match(rest) or (link and number_at(rest, link.end())))
 
 
-def _units(rest: str) -> bool:
+def _is_unit(rest: str) -> bool:
     """Whether what follows a number is at most its unit."""
     words = rest.translate(CLOSERS).strip(" .!。,;").split()
     plain = len(words) <= 3 and all(map(UNIT.fullmatch, words))
     return plain and not NO_UNIT.search(rest) and not (words and numbers_in(rest))
 
 
-def _lead(text: str) -> int:
+def _end_of_lead(text: str) -> int:
     """Where emphasis, hedges and the like end."""
     lead = LEAD.match(text)
     return lead.end() if lead else 0
 
 
-def _begins(text: str) -> Number | None:
+def _first_number(text: str) -> Number | None:
     """The number at the start."""
-    start = _lead(text)
+    start = _end_of_lead(text)
     number = number_at(text, start)
     if number is None and (maths := MATHS.match(text, start)):
         number = number_at(text, maths.end())
@@ -316,27 +312,27 @@ def _after_equals(text: str) -> Number | None:
     if not signs or SEVERAL.search(text):
         return None
     rest = text[signs[-1].end() :]
-    number = _begins(rest)
+    number = _first_number(rest)
     return None if number is None or OPERATOR.match(rest, number.end) else number
 
 
-def _only(words: str) -> str | None:
+def _only_number(words: str) -> str | None:
     """The one number of a statement that puts words before it, if they do not tell of a way."""
-    return _concluded(words, ROUTE, BOUND)
+    return _conclusion(words, ROUTE, BOUND)
 
 
-def _concluded(words: str, *unless: re.Pattern[str]) -> str | None:
+def _conclusion(words: str, *unless: re.Pattern[str]) -> str | None:
     """What a sentence comes to; no hindrance, nor `unless`, may stand before its one number."""
     if number := _after_equals(words):
         return written(number.value)
-    found = numbers_in(words)
-    if len({number.value for number in found}) != 1:
+    numbers = numbers_in(words)
+    if len({number.value for number in numbers}) != 1:
         return None
-    before, rest = words[max(0, found[0].start - 80) : found[0].start], words[found[0].end :]
+    before, rest = words[max(0, numbers[0].start - 80) : numbers[0].start], words[numbers[0].end :]
     if any(hindrance.search(before) for hindrance in (HINDERED, *unless)):
         return None
-    more = UNFIT.match(rest) or OPERATOR.match(rest) or (len(found) > 1 and _another(rest))
-    return None if more else written(found[0].value)
+    more = UNFIT.match(rest) or OPERATOR.match(rest) or (len(numbers) > 1 and _has_another(rest))
+    return None if more else written(numbers[0].value)
 
 
 def _formula(content: str) -> str | None:

@@ -191,26 +191,26 @@ class _Reader:
     def sum(self) -> Formula:
         if self.accept(r"\pm"):
             return ["pm", ["n", "0"], self.product()]
-        made = self.product() if self.accept("+") else self.negated(self.product)
+        tree = self.product() if self.accept("+") else self.negated(self.product)
         while self.next in {"+", "-", r"\pm"}:
             sign = self.take()
             term = self.product()
-            made = ["pm" if sign == r"\pm" else "+", made, ["-", term] if sign == "-" else term]
-        return made
+            tree = ["pm" if sign == r"\pm" else "+", tree, ["-", term] if sign == "-" else term]
+        return tree
 
     def product(self) -> Formula:
-        made, first = self.power(), True
+        tree, first = self.power(), True
         while True:
             if self.next in {"*", r"\times", r"\cdot", "/"}:
                 sign = "/" if self.take() == "/" else "*"
                 factor = self.negated(self.power)
                 if sign == "/" and self.begins():  # 1/2x: under the line or not?
                     raise _UnreadableError
-                made = [sign, made, factor]
+                tree = [sign, tree, factor]
             elif self.begins():
-                made = ["*", made, self.beside(made, first=first)]
+                tree = ["*", tree, self.beside(tree, first=first)]
             else:
-                return made
+                return tree
             first = False
 
     def negated(self, read: Callable[[], Formula]) -> Formula:
@@ -233,25 +233,25 @@ class _Reader:
         return self.power()
 
     def power(self) -> Formula:
-        made = self.atom()
+        tree = self.atom()
         while self.next in {"^", "!"}:
             if self.take() == "!":
-                made = ["!", made]
+                tree = ["!", tree]
                 if self.next == "!":
                     raise _UnreadableError
             else:
-                made = ["^", made, self.negated(self.atom)]
-        return made
+                tree = ["^", tree, self.negated(self.atom)]
+        return tree
 
     def group(self) -> Formula:
         """An argument of a command: in braces, or one sign."""
         if not self.accept("{"):
             return self.atom()
         bars, self.bars = self.bars, 0
-        made = self.relation()
+        tree = self.relation()
         self.bars = bars
         self.take("}")
-        return made
+        return tree
 
     def atom(self) -> Formula:
         token = self.next
@@ -273,23 +273,23 @@ class _Reader:
 
     def bar(self) -> Formula:
         self.bars += 1
-        made = self.sum()
+        tree = self.sum()
         self.take("|")
         self.bars -= 1
-        return ["f", "abs", made]
+        return ["f", "abs", tree]
 
     def bracket(self, opening: str) -> Formula:
         bars, self.bars = self.bars, 0
-        made = self.items()
+        tree = self.items()
         self.bars = bars
         closing = self.take(*CLOSING[opening])
-        if len(made) == 1 and opening == "(" and closing == ")":
-            if made[0][0] == "rel":
+        if len(tree) == 1 and opening == "(" and closing == ")":
+            if tree[0][0] == "rel":
                 raise _UnreadableError
-            return made[0]
-        if len(made) == 1 and opening != r"\{":
+            return tree[0]
+        if len(tree) == 1 and opening != r"\{":
             raise _UnreadableError
-        return [opening, closing, *made]
+        return [opening, closing, *tree]
 
     def name(self, letters: str) -> Formula:
         """A letter with its index; with a bracket behind it, a function of a name of its own."""
@@ -324,9 +324,9 @@ class _Reader:
             return ["/", *pair] if name == "frac" else ["f", name, *pair]
         if name in {"sqrt", "begin"}:
             return self.root() if name == "sqrt" else self.matrix()
-        made = self.sum()
+        tree = self.sum()
         self.take("\\r" + name[1:])
-        return ["f", name[1:], made]
+        return ["f", name[1:], tree]
 
     def root(self) -> Formula:
         if not self.accept("["):
@@ -344,17 +344,17 @@ class _Reader:
                 power = self.negated(self.atom)
         if (base and name != "log") or (power and power[0] == "-"):  # an inverse, or a reciprocal?
             raise _UnreadableError
-        made = ["f", name, self.argument(), *([base] if base else [])]
-        return ["^", made, power] if power else made
+        tree = ["f", name, self.argument(), *([base] if base else [])]
+        return ["^", tree, power] if power else tree
 
     def argument(self) -> Formula:
         """What a function is of: brackets, or the factors up to the next function or sign."""
         if self.next == "(":
             return self.atom()
-        made = self.power()
+        tree = self.power()
         while self.begins() and self.next[1:] not in FUNCTIONS and self.next != "(":
-            made = ["*", made, self.beside(made, first=True)]
-        return made
+            tree = ["*", tree, self.beside(tree, first=True)]
+        return tree
 
     def matrix(self) -> Formula:
         kind = self.verbatim()

@@ -181,21 +181,21 @@ class Number(NamedTuple):
 
 def number_at(text: str, start: int = 0) -> Number | None:
     """The number that begins right at `start` of a normalised text, None where none does."""
-    found = NUMBER.match(text, start)
-    if found is None:
+    match = NUMBER.match(text, start)
+    if match is None:
         return _spelt(text, start)
-    if BROKEN.match(text, found.end()):
+    if BROKEN.match(text, match.end()):
         return None
-    value = _value(found)
-    if value is not None and (grouped := GERMAN.match(text, found.start("token"))):
+    value = _value(match)
+    if value is not None and (grouped := GERMAN.match(text, match.start("token"))):
         value *= 1000 ** grouped["groups"].count(".")
-    return None if value is None else Number(value, start, found.end())
+    return None if value is None else Number(value, start, match.end())
 
 
 def numbers_in(text: str) -> list[Number]:
     """All plain numbers of a short normalised text; in words only where there are no digits."""
     first = re.search(r"\d", text)
-    found, at = [], max(0, first.start() - LEAD) if first else len(text)
+    numbers, at = [], max(0, first.start() - LEAD) if first else len(text)
     while match := NUMBER.search(text, at):
         start, at = match.span()
         if match["sign"] and text[start + 1].isspace():  # a dash, or 5 - 3
@@ -204,30 +204,23 @@ def numbers_in(text: str) -> list[Number]:
         part = BEFORE.search(text[max(0, start - 2) : start])
         number = None if part else number_at(text, start)
         if number is not None:
-            found.append(number)
-    return found or _all_spelt(text)
+            numbers.append(number)
+    return numbers or _all_spelt(text)
 
 
 def written(value: Fraction) -> str:
     """A number as text, the same for equal numbers: `1234.5`, or `1/3` where decimals never end."""
-    if value.denominator == 1:
-        return str(value.numerator)
-    rest, places = value.denominator, 0
-    while rest % 10 == 0:
-        rest, places = rest // 10, places + 1
-    for prime in (2, 5):
-        while rest % prime == 0:
-            rest, places = rest // prime, places + 1
-    if rest > 1 or places > 30:
-        return f"{value.numerator}/{value.denominator}"
-    digits = str(abs(value.numerator) * 10**places // value.denominator).rjust(places + 1, "0")
-    sign = "-" if value < 0 else ""
-    return f"{sign}{digits[:-places]}.{digits[-places:]}".rstrip("0")
+    top, bottom = value.numerator, value.denominator
+    places = next((n for n in range(31) if 10**n % bottom == 0), None)
+    if not places:
+        return str(top) if bottom == 1 else f"{top}/{bottom}"
+    digits = str(abs(top) * 10**places // bottom).rjust(places + 1, "0")
+    return f"{'-' if top < 0 else ''}{digits[:-places]}.{digits[-places:]}"
 
 
-def _value(found: re.Match[str]) -> Fraction | None:
+def _value(match: re.Match[str]) -> Fraction | None:
     """What a match of `NUMBER` is worth, None where its groups of digits make no number."""
-    part = found.groupdict()
+    part = match.groupdict()
     if part["token"]:
         value = _token(part["token"])
         if part["divisor"]:
@@ -316,7 +309,7 @@ def _spelt(text: str, start: int) -> Number | None:
 
 def _all_spelt(text: str) -> list[Number]:
     """Numbers in words; a lone "one" is mostly a pronoun."""
-    found, at = [], 0
+    numbers, at = [], 0
     while word := WORD.search(text, at):
         at = word.end()
         part = BEFORE.search(text[max(0, word.start() - 2) : word.start()])
@@ -324,5 +317,5 @@ def _all_spelt(text: str) -> list[Number]:
         if number is not None:
             at = number.end
             if text[number.start : at].lower() != "one":
-                found.append(number)
-    return found
+                numbers.append(number)
+    return numbers

@@ -13,6 +13,7 @@ from workbench.answers.statements import (
     STOP,
     UNFIT,
     WINDOW,
+    corrected,
     final_sentence,
     marks,
     retracted,
@@ -36,8 +37,6 @@ OF_A_NAME = re.compile(
     re.IGNORECASE,
 )
 PREDICATE = re.compile(r"[\W_]{0,4}\s(?:is|was|can|could|does|seems)")
-NOT = re.compile(r"[\s*_]*not\b", re.IGNORECASE)
-BUT = re.compile(r"\bbut\s+(?:rather\s+|instead\s+)?", re.IGNORECASE)
 RIGHT = re.compile(
     r"[\s*_`:=–—-]*(?:[^\n,;:]{0,60}[:–—-]\s*)?[*_]*(?:correct|true|right|yes|✓|✔|✅)(?!\w)",
     re.IGNORECASE,
@@ -93,9 +92,7 @@ class _Letters:
 
     def in_statement(self, content: str) -> str | None:
         """The letter of a statement: "" where it gives several, None where it gives none."""
-        if NOT.match(content):
-            rest = BUT.split(content.partition("\n")[0], maxsplit=1)
-            content = rest[1] if len(rest) == 2 else ""
+        content = corrected(content)
         letter = self.stated.match(content)
         if letter and self.lists_options(content.partition("\n")[0]):
             return None  # "Options: A) … B) …"
@@ -266,13 +263,13 @@ def _is_no_label(first: re.Match[str]) -> bool:
     return bool(denied or NO_LABEL.match(text, end))
 
 
-def _sole_label(found: re.Match[str], after: str, labels: tuple[str, ...]) -> str | None:
+def _sole_label(first: re.Match[str], after: str, labels: tuple[str, ...]) -> str | None:
     """The label, if no other one is named beside it and the words behind do not retract it."""
     at_start, anywhere, _ = _label_patterns(labels)
-    label = _as_given(found[1], labels)
-    beside = BESIDE.match(found.string, found.end())
-    other = at_start.match(found.string, beside.end()) if beside else None
-    clause = beside and other and beside["weak"] and GOES_ON.match(found.string, other.end())
+    label = _as_given(first[1], labels)
+    beside = BESIDE.match(first.string, first.end())
+    other = at_start.match(first.string, beside.end()) if beside else None
+    clause = beside and other and beside["weak"] and GOES_ON.match(first.string, other.end())
     if other and not clause and _as_given(other[1], labels) != label:
         return None
 

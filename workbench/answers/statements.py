@@ -65,6 +65,8 @@ def _phrase_pattern(nouns: tuple[str, ...]) -> re.Pattern[str]:
 
 
 PHRASES = {nouns: _phrase_pattern(nouns) for nouns in (NOUNS, NOUNS + CHOSEN)}
+NOT = re.compile(r"[\s*_]*(?:definitely\s+|certainly\s+)?not\b", re.IGNORECASE)
+BUT = re.compile(r"\bbut\s+(?:rather\s+|instead\s+|actually\s+)?", re.IGNORECASE)
 CONCLUDING = re.compile(
     r"\b(?:final|correct|actual|so|therefore|thus|hence|actually|finally|wait|sorry|conclusion)\b"
     r"\W{1,4}(?:(?:the|my|our|final|correct|actual)\W{1,4}){0,3}\Z",
@@ -252,6 +254,14 @@ def retracted(after: str, answer: str, answers_in: Callable[[str], list[str]]) -
     tail = after[sign.end() :]
     answers = answers_in(tail)
     return answers[-1] != answer if answers else bool(REFUSAL.search(tail))
+
+
+def corrected(text: str) -> str:
+    """What a statement comes to: "not 20 but 18" is 18; nothing where it only denies."""
+    while NOT.match(text):
+        but = BUT.search(text)
+        text = text[but.end() :] if but else ""
+    return text
 
 
 def outside_reasoning(text: str) -> str:

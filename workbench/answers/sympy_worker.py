@@ -151,8 +151,8 @@ def _same_items(first: list[Any], second: list[Any]) -> bool | None:
 
 
 def _all(verdicts: Any) -> bool | None:
-    found = [*verdicts]
-    return False if False in found else None if None in found else True
+    known = [*verdicts]
+    return False if False in known else None if None in known else True
 
 
 def _same_relation(first: Any, second: Any) -> bool | None:
