@@ -192,7 +192,7 @@ def read_letter(text: str, labels: tuple[str, ...]) -> str | None:
 
 
 def _option(mark: re.Match[str]) -> str:
-    return next(filter(None, mark.groups()))
+    return str(next(filter(None, mark.groups())))
 
 
 def _comments(text: str, option: re.Pattern[str], labels: tuple[str, ...]) -> dict[str, str] | None:
