@@ -330,7 +330,7 @@ def test_icm_keeps_labels_where_their_check_fails(
     def fails(*_: object, **__: object) -> None:
         raise EngineError("the server is gone")
 
-    monkeypatch.setattr(sys.modules["workbench.icm.salience"], "salience", fails)
+    monkeypatch.setattr(sys.modules["workbench.icm.report"], "salience", fails)
     source = write(tmp_path / "mine.jsonl", [{"text": f"{n}+1={n}"} for n in range(4)])
     command = ["icm", "--testbed", str(source), "--store", "none", "--k", "5"]
     done = run(app, [*command, "--out", str(tmp_path / "out")])

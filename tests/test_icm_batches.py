@@ -23,7 +23,7 @@ from workbench.errors import InputError
 from workbench.icm import Claim, ICMReport, search
 from workbench.icm.claim import relations, violated
 from workbench.icm.predictability import energy
-from workbench.icm.salience import salience, stands_out
+from workbench.icm.report import salience, stands_out
 from workbench.icm.search import label_all, split
 from workbench.icm.testbeds import embedded
 from workbench.plots.icm import plot_salience

@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from test_icm_search import (
-    INFO,
     LINES,
     ORDERS,
     Synthetic,
@@ -300,7 +299,7 @@ def test_a_checkpoint_of_something_else_is_refused(
     before = path.read_bytes()
     claims = change.get("claims", CLAIMS)
     engine = Synthetic(claims)
-    engine.info = replace(INFO, **change.get("info", {}))
+    engine.info = replace(engine.info, **change.get("info", {}))
     settings = chosen | {k: v for k, v in change.items() if k not in ("claims", "info")}
     with pytest.raises(InputError, match=f"search.jsonl is of another search: its {name}"):
         search(claims, engine, checkpoint=path, **settings)

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import chain, combinations, islice
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from fakes import FakeEngine
 
 from workbench import Sampling
 from workbench.engines.remote import RemoteEngine
@@ -26,17 +27,13 @@ from workbench.icm.predictability import Objective, Order, by_halves
 from workbench.serving import Server
 from workbench.tasks.claims import equations
 from workbench.tiny import MODEL
-from workbench.types import Completion, Engine, EngineInfo, Errors, LabelScores, Prompt, Usage
+from workbench.types import Completion, Engine, Errors, LabelScores, Prompt
 
-INFO = EngineInfo(
-    engine="synthetic", model="stand-in", revision="1", device="none", dtype="float64",
-    context_length=0, versions={}, why="a test",
-)  # fmt: skip
 NOISE = 6  # of the stand-in's beliefs; the truth's own weight is 2
 ORDERS: tuple[Order, ...] = ("reference", "exact", "tree")
 
 
-class Synthetic:
+class Synthetic(FakeEngine):
     """Log-odds of a claim: whole numbers over its demonstrations, so no rounding depends on order.
 
     Args:
@@ -69,9 +66,8 @@ class Synthetic:
             }
             for i, claim in enumerate(claims)
         }
+        super().__init__(engine="synthetic", context_length=context)
         self._places = places
-        self.info = replace(INFO, context_length=context)
-        self.usage = Usage()
         self.calls: list[list[str]] = []
 
     @property
@@ -130,19 +126,6 @@ class Synthetic:
     def _too_long(self, text: str, more: int) -> str | None:
         tokens, context = len(text.split()) + more, self.info.context_length
         return f"{tokens} tokens do not fit" if context and tokens > context else None
-
-    def stream(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: Sampling = Sampling(),  # noqa: B008
-    ) -> Generator[tuple[int, Completion], None, None]:
-        yield from enumerate(self.generate(prompts, sampling))
-
-    def close(self) -> None: ...
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None: ...
 
 
 def claims_of(count: int, size: int = 4, kind: str = "keys", seed: int = 0) -> list[Claim]:

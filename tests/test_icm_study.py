@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from fakes import FakeEngine
 from scipy.stats import t as student
 
 from workbench.comparison import compare, compare_p
@@ -44,27 +45,20 @@ from workbench.icm.compare import (
 from workbench.icm.testbeds import Testbed, embedded
 from workbench.stats import mcnemar, paired_shares, proportion
 from workbench.types import (
-    Completion,
-    EngineInfo,
     Errors,
     LabelScores,
     Metric,
     Prompt,
-    Sampling,
     Usage,
 )
 
-INFO = EngineInfo(
-    engine="scripted", model="stand-in", revision="1", device="none", dtype="float64",
-    context_length=0, versions={}, why="a test",
-)  # fmt: skip
 
-
-class Scripted:
+class Scripted(FakeEngine):
     """Log-odds of true by a rule of the test: NaN is a missing score, a text why it failed."""
 
     def __init__(self, rule: Callable[[Prompt], float | str], cached: int | None = 0) -> None:
-        self.info, self.usage = INFO, Usage(cached_tokens=cached)
+        super().__init__(engine="scripted")
+        self.usage = Usage(cached_tokens=cached)
         self._rule = rule
         self.calls: list[list[str]] = []
 
@@ -85,28 +79,6 @@ class Scripted:
             cached_tokens=cached,
         )
         return LabelScores(rows, rows, np.zeros(rows.shape, bool), errors_of)
-
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: Sampling = Sampling(),  # noqa: B008
-        *,
-        errors: Errors = "raise",
-    ) -> list[Completion]:
-        raise NotImplementedError
-
-    def stream(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: Sampling = Sampling(),  # noqa: B008
-    ) -> Generator[tuple[int, Completion], None, None]:
-        raise NotImplementedError
-
-    def close(self) -> None: ...
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None: ...
 
 
 def golden(bed: Testbed) -> Labelled:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 import pytest
+from fakes import FakeEngine
 
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
@@ -30,7 +31,6 @@ from workbench.tasks.word_problems import Verdicts, WordProblems, verdict_prompt
 from workbench.types import (
     Completion,
     Engine,
-    EngineInfo,
     Errors,
     LabelScores,
     Metric,
@@ -78,7 +78,7 @@ def failed(reason: str) -> Completion:
     return Completion(text="", finish_reason="error", error=reason)
 
 
-class Fake:
+class Fake(FakeEngine):
     """An engine for faults that a real one cannot be made to have."""
 
     def __init__(
@@ -86,13 +86,9 @@ class Fake:
         answer: Callable[[str, Sampling], Completion] = lambda prompt, sampling: said("correct"),
         scores: LabelScores | None = None,
     ) -> None:
+        super().__init__(model="fake", context_length=1)
         self.answer, self.scores = answer, scores
         self.asked: list[Sampling] = []
-        self.usage = Usage()
-        self.info = EngineInfo(
-            engine="fake", model="fake", revision="", device="", dtype="", context_length=1,
-            versions={}, why="",
-        )  # fmt: skip
 
     def generate(
         self,
@@ -104,13 +100,6 @@ class Fake:
         self.asked.append(sampling)
         return [self.answer(user(prompt), sampling) for prompt in prompts]
 
-    def stream(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: Sampling = Sampling(),  # noqa: B008
-    ) -> Generator[tuple[int, Completion], None, None]:
-        yield from enumerate(self.generate(prompts, sampling))
-
     def label_logprobs(
         self, prompts: Sequence[Prompt], labels: Sequence[str], *, errors: Errors = "raise"
     ) -> LabelScores:
@@ -119,9 +108,6 @@ class Fake:
 
     def close(self) -> None:
         self.usage = Usage()
-
-    def __enter__(self) -> Engine:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()

@@ -223,7 +223,7 @@ def _label(
 def _headlines(report: ICMReport, engine: Engine, out: Path | None, prefix: str) -> list[Metric]:
     """The headline numbers of one seed's labels, saved where a folder is given."""
     from workbench.icm.compare import discrimination
-    from workbench.icm.salience import salience, stands_out
+    from workbench.icm.report import salience, stands_out
     from workbench.plots import new_figure
     from workbench.plots.icm import plot_convergence, plot_salience
 

@@ -2,11 +2,9 @@
 
 from workbench.icm.annealing import Step
 from workbench.icm.claim import Claim, Labelled, Wording, wording_from
-from workbench.icm.compare import join
-from workbench.icm.evaluate import evaluate_chat, evaluate_labels
+from workbench.icm.compare import evaluate_chat, evaluate_labels, join
 from workbench.icm.reading import comparisons, open_testbed, read_claims
-from workbench.icm.report import ICMReport, save_table
-from workbench.icm.salience import salience, stands_out
+from workbench.icm.report import ICMReport, salience, save_table, stands_out
 from workbench.icm.scorer import compute_logprobs_batched
 from workbench.icm.search import label_all, search
 from workbench.icm.study import METHODS, ICMStudy, bootstrap, study

@@ -1,4 +1,4 @@
-"""Methods side by side: accuracies with intervals, paired differences, costs, and plain words.
+"""What labels are worth: held-out claims judged after them, and methods side by side.
 
 With several seeds the same claim, judged again with other labels, is no new one: intervals are over
 claims (means over seeds) and over seeds, both.
@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import InputError
-from workbench.icm.claim import Labelled
+from workbench.errors import EngineError, InputError
+from workbench.evaluation import accuracy
+from workbench.icm.claim import Claim, Labelled, Wording, check_claims
 from workbench.icm.predictability import collapsed
+from workbench.icm.report import ICMReport
+from workbench.icm.scorer import Scorer
+from workbench.runs import commit
 from workbench.stats import Z, mcnemar, mean, paired_shares, proportion
-from workbench.types import Metric
+from workbench.types import Engine, Metric, Prompt, Report, Usage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +35,134 @@ ONCE = ("zero-shot", "zero-shot chat")
 """The methods that depend neither on claims nor on chance."""
 FOUND = ("ICM", "bootstrapping")
 """The methods that find labels by themselves."""
+
+
+def evaluate_labels(
+    report_or_labels: ICMReport | Labelled,
+    test_claims: Sequence[Claim],
+    engine: Engine,
+    *,
+    wording: Wording | None = None,
+) -> Report:
+    """Test accuracy: held-out claims, each judged after all labelled ones as demonstrations.
+
+    This is not *label accuracy*, how many of the labels themselves are right.
+
+    Args:
+        report_or_labels: what `search` found, or claims with labels; an empty list is zero-shot.
+        test_claims: held out; those without gold are judged, but do not count.
+        wording: None is that of the report.
+
+    Returns:
+        A `Report` with "test accuracy" and the share judged True, one row a test claim. Where not
+        all demonstrations fit into the context, `scorer.ContextFit` says which are shown; the
+        provenance has the mean, the least and the most of a prompt. A test claim that does not fit
+        even alone is a row that failed.
+
+    Raises:
+        InputError: no test claims, one of them is among the labelled ones, or a label is missing.
+        EngineError: no claim could be judged.
+    """
+    if isinstance(report_or_labels, ICMReport):
+        wording = wording or Wording(**report_or_labels.provenance["wording"])
+        shown = report_or_labels.labelled()
+    else:
+        shown = report_or_labels
+    wording, test = wording or Wording(), check_claims(test_claims, "test_claims")
+    claims, labels = _parted(shown)
+    known = {claim.text for claim in claims}
+    for claim in test:
+        if claim.text in known:
+            raise InputError(f"the test claim {claim.text!r:.80} is a demonstration too: drop it")
+    before, prompts = engine.usage, [claim.text for claim in test]
+    settings: dict[str, Any] = {"demonstrations": 0, "labelled": len(claims)}
+    if claims:
+        scorer = Scorer(engine, claims, wording, more=prompts)
+        prompts = [scorer.prompt(labels, range(len(claims)), text) for text in prompts]
+        counts = scorer.shown_counts
+        settings |= {
+            "demonstrations": counts.mean,
+            "demonstrations_least": counts.least,
+            "demonstrations_most": counts.most,
+        }
+    return _judged(test, prompts, wording.labels, engine, before=before, settings=settings)
+
+
+def evaluate_chat(
+    test_claims: Sequence[Claim], engine: Engine, *, wording: Wording | None = None
+) -> Report:
+    """Test accuracy without demonstrations, each claim put as a question through the chat template.
+
+    Raises:
+        InputError: no test claims, or the model has no chat template.
+        EngineError: no claim could be judged.
+    """
+    wording, test = wording or Wording(), check_claims(test_claims, "test_claims")
+    prompts = [
+        [{"role": "user", "content": wording.chat.replace("{claim}", claim.text)}] for claim in test
+    ]
+    before, settings = engine.usage, {"demonstrations": 0, "chat": True}
+    return _judged(test, prompts, wording.chat_labels, engine, before=before, settings=settings)
+
+
+def _parted(shown: Labelled) -> tuple[tuple[Claim, ...], tuple[bool, ...]]:
+    """Claims and their labels, if there is one for each."""
+    import numpy as np
+
+    for pair in shown:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], bool | np.bool)):
+            raise InputError(f"{pair!r:.80} must be a claim with its label: (Claim, True or False)")
+    claims = check_claims([claim for claim, _ in shown]) if shown else ()
+    return claims, tuple(bool(label) for _, label in shown)
+
+
+def _judged(
+    test: Sequence[Claim],
+    prompts: Sequence[Prompt],
+    labels: tuple[str, str],
+    engine: Engine,
+    *,
+    before: Usage,
+    settings: dict[str, Any],
+) -> Report:
+    import pandas as pd
+
+    scores = engine.label_logprobs(prompts, labels, errors="return")
+    facts = []
+    for index, claim in enumerate(test):
+        true, false = (float(value) for value in scores.logprobs[index])
+        error = scores.errors[index]
+        known = math.isfinite(true) and math.isfinite(false) and not scores.missing[index].any()
+        if error is None and not known:
+            error = "a label's log-probability is missing: an engine that scores labels is needed"
+        verdict, odds = (None, None) if error else (true > false, true - false)
+        facts.append(verdict_row(claim, verdict, odds, error))
+    rows = pd.DataFrame(facts)
+    if rows["error"].notna().all():
+        raise EngineError(f"no test claim could be judged. First: {rows['error'].iloc[0]}")
+    with_gold = rows[rows["answer"].notna()]
+    verdicts = rows.assign(correct=rows["verdict"].fillna(value=False).astype(bool))
+    summary = [accuracy(with_gold, "test accuracy")] if len(with_gold) else []
+    summary.append(accuracy(verdicts, "judged True"))
+    provenance = {**settings, "test_claims": len(test), "engine": asdict(engine.info)}
+    provenance["commit"] = commit()
+    return Report(tuple(summary), rows, engine.usage.since(before), provenance)
+
+
+def verdict_row(
+    claim: Claim, verdict: bool | None, log_odds: float | None = None, error: str | None = None
+) -> dict[str, Any]:
+    """What is kept of a test claim."""
+    return {
+        "id": claim.text,
+        "group": claim.group,
+        "answer": None if claim.gold is None else str(claim.gold),
+        "verdict": verdict,
+        "log_odds": log_odds,
+        "correct": verdict is not None and verdict is claim.gold,
+        "parsed": True,
+        "error": error,
+    }
 
 
 def method_table(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
@@ -57,9 +190,9 @@ def method_table(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 def _method(
     rows: pd.DataFrame, runs: pd.DataFrame, method: str, methods: list[str]
 ) -> dict[str, Any]:
-    mine, run = rows[rows["method"] == method], runs[runs["method"] == method]
-    metric = _accuracy(mine)
-    by_seed = _right(mine).mean()
+    own, run = rows[rows["method"] == method], runs[runs["method"] == method]
+    metric = _accuracy(own)
+    by_seed = _right(own).mean()
     facts: dict[str, Any] = {
         "method": method, "seeds": len(run), "value": metric.value, "low": metric.low,
         "high": metric.high, "n": metric.n, "n_failed": metric.n_failed,
@@ -129,11 +262,11 @@ def join(*folders: str | Path) -> pd.DataFrame:
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{folder} holds no saved study: {error}") from error
         engine = {name: facts["engine"][name] for name in ("model", "revision", "dtype")}
-        mine = {k: v for k, v in facts.items() if k not in MAY_DIFFER} | engine
-        mine["test claims"] = sorted({*rows[-1]["id"]})
-        if differ := [k for k, v in mine.items() if known and known.get(k) != v]:
+        facts = {k: v for k, v in facts.items() if k not in MAY_DIFFER} | engine
+        facts["test claims"] = sorted({*rows[-1]["id"]})
+        if differ := [k for k, v in facts.items() if known and known.get(k) != v]:
             raise InputError(f"{folder} is of another study than {folders[0]}: its {differ[0]}")
-        known = known or mine
+        known = known or facts
     if not folders:
         raise InputError("give the folders of saved studies, 1 at least")
     every, facts_of = pd.concat(rows, ignore_index=True), pd.concat(runs, ignore_index=True)
@@ -151,10 +284,8 @@ def _accuracy(rows: pd.DataFrame) -> Metric:
     shares = right.mean(axis=1)
     if shares.isin([0.0, 1.0]).all():
         return proportion("", int(shares.sum()), len(shares), n_failed=failed)
-    found = mean("", shares, 0.0, 1.0)
-    below, above = _halves(found, right)
-    low, high = max(0.0, found.value - below), min(1.0, found.value + above)
-    return Metric("", found.value, low, high, found.n, failed)
+    metric = _over_claims_and_seeds(right, 0.0)
+    return replace(metric, low=max(0.0, metric.low), high=min(1.0, metric.high), n_failed=failed)
 
 
 def paired(rows: pd.DataFrame, method: str, other: str) -> tuple[Metric, float]:
@@ -164,18 +295,18 @@ def paired(rows: pd.DataFrame, method: str, other: str) -> tuple[Metric, float]:
     the claims' mean differences and of the seeds' are added in squares, and p is below 0.05 where
     the sum leaves out 0 (normal).
     """
-    mine, theirs = (_right(rows[rows["method"] == name]) for name in (method, other))
-    apart = (mine - theirs).dropna()
+    ours, theirs = (_right(rows[rows["method"] == name]) for name in (method, other))
+    apart = (ours - theirs).dropna()
     if len(apart) < 2:
         return Metric("", NAN, -1.0, 1.0, len(apart)), NAN
-    a, b = (one.loc[apart.index].mean(axis=1) for one in (mine, theirs))
+    a, b = (one.loc[apart.index].mean(axis=1) for one in (ours, theirs))
     if a.isin([0.0, 1.0]).all() and b.isin([0.0, 1.0]).all():
         return paired_shares("", a, b), mcnemar(a, b)
-    found = mean("", apart.mean(axis=1), -1.0, 1.0)
-    below, above = _halves(found, apart)
-    p = math.erfc(Z * abs(found.value) / (below if found.value > 0 else above) / 2**0.5)
-    low, high = max(-1.0, found.value - below), min(1.0, found.value + above)
-    return Metric("", found.value, low, high, found.n), p
+    metric = _over_claims_and_seeds(apart, -1.0)
+    value = metric.value
+    towards_zero = value - metric.low if value > 0 else metric.high - value
+    p = math.erfc(Z * abs(value) / towards_zero / 2**0.5)
+    return replace(metric, low=max(-1.0, metric.low), high=min(1.0, metric.high)), p
 
 
 def _right(rows: pd.DataFrame) -> pd.DataFrame:
@@ -184,51 +315,52 @@ def _right(rows: pd.DataFrame) -> pd.DataFrame:
     return done.pivot_table("correct", "id", "seed")
 
 
-def _halves(claims: Metric, by_seed: pd.DataFrame) -> tuple[float, float]:
-    """How far the interval of claims' means goes down and up with a t interval over the seeds."""
+def _over_claims_and_seeds(by_seed: pd.DataFrame, least: float) -> Metric:
+    """Mean over claims; its interval is widened by a t interval over the seeds."""
     from scipy.stats import t
 
+    metric = mean("", by_seed.mean(axis=1), least, 1.0)
     seeds, k, half = by_seed.mean(), by_seed.shape[1], 0.0
     if k > 1:
         half = float(t.ppf(0.975, k - 1) * seeds.std(ddof=1) / k**0.5)
-    value = claims.value
-    return math.hypot(value - claims.low, half), math.hypot(claims.high - value, half)
+    below = math.hypot(metric.value - metric.low, half)
+    above = math.hypot(metric.high - metric.value, half)
+    return replace(metric, low=metric.value - below, high=metric.value + above)
 
 
 def seed_notes(rows: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
     """Which of several seeds have collapsed or are inverted, which a mean hides."""
     if runs["seed"].nunique() < 2:
         return []
-    said, shares = [], runs.astype({"label_accuracy": float, "labels_true": float})
+    notes, shares = [], runs.astype({"label_accuracy": float, "labels_true": float})
     for run in shares[shares["method"].isin(FOUND)].to_dict("records"):
-        mine = rows[(rows["method"] == run["method"]) & (rows["seed"] == run["seed"])]
-        right = mine["correct"][mine["error"].isna()].astype(float).mean()
+        own = rows[(rows["method"] == run["method"]) & (rows["seed"] == run["seed"])]
+        right = own["correct"][own["error"].isna()].astype(float).mean()
         who = f"{run['method']}, seed {run['seed']} (test accuracy {right:.2f})"
-        if collapsed(run["labels_true"]):
-            said.append(f"{who}: it has collapsed, {run['labels_true']:.0%} of its labels are True")
-        elif run["label_accuracy"] < 0.5:
-            said.append(
-                f"{who}: {1 - run['label_accuracy']:.0%} of its labels are opposite to gold"
-            )
-    return said
+        true, opposite = run["labels_true"], 1 - run["label_accuracy"]
+        if collapsed(true):
+            notes.append(f"{who}: it has collapsed, {true:.0%} of its labels are True")
+        elif opposite > 0.5:
+            notes.append(f"{who}: {opposite:.0%} of its labels are opposite to gold")
+    return notes
 
 
 def verdicts(rows: pd.DataFrame, table: pd.DataFrame) -> list[str]:
     """What the table says of the search, in plain words."""
     by_name = table.set_index("method")
-    said = [
+    notes = [
         f"{name}: {share:.0%} of its labels are opposite to gold: it has found the concept upside "
         "down, or another one"
         for name, share in by_name["labels_opposite"].items()
         if share > 0.5 and name in FOUND
     ]
     if "ICM" not in by_name.index or "bootstrapping" not in by_name.index:
-        return said
+        return notes
     gain, p = paired(rows, "ICM", "bootstrapping")
     tokens = by_name["finding_computed_tokens"][["ICM", "bootstrapping"]]
     ends = f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f} points, p = {p:.2g}"
     does = "beats" if gain.low > 0 else "does not beat"
     times = tokens["ICM"] / tokens["bootstrapping"] if tokens.all() else NAN  # all from the store
     price = f", at {times:.1f} times its computed tokens" if times > 0 else ""
-    said.append(f"ICM {does} bootstrapping here ({100 * gain.value:+.1f}, {ends}){price}")
-    return said
+    notes.append(f"ICM {does} bootstrapping here ({100 * gain.value:+.1f}, {ends}){price}")
+    return notes

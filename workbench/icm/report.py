@@ -1,26 +1,37 @@
-"""What a search found: labels and scores of the claims, the way there, and what it cost."""
+"""What a search found: labels and scores of the claims, the way there, and what it cost.
+
+And whether they are more coherent than labels that know nothing, for which no gold is needed.
+Coherence alone is no sign of truth: where all claims have the same label, each predicts the others,
+and the energy of such a collapsed search can be that of a good one.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import InputError
-from workbench.icm.claim import Claim, Labelled, Labels, relations, violated
-from workbench.icm.predictability import Scores, energy
-from workbench.icm.scorer import Cost, TrueFalse
+from workbench.icm.claim import Claim, Labelled, Labels, Wording, relations, violated
+from workbench.icm.predictability import Reference, Scores, collapsed, energy
+from workbench.icm.scorer import Cost, Scorer, TrueFalse
 from workbench.icm.testbeds import Testbed, joined
+from workbench.progress import one_bar
 from workbench.runs import commit
-from workbench.stats import proportion
+from workbench.stats import difference, proportion
 from workbench.types import Engine, Metric, Report, Usage
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+DRAWS = 2  # of random labels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -239,3 +250,104 @@ def _cell(value: object) -> object:
 def _plain(value: Any) -> object:
     """What JSON has no word for: NumPy's numbers and arrays as Python's, all else as text."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def salience(report: ICMReport, engine: Engine, *, seed: int = 0) -> pd.DataFrame:
+    """Energies of the labels found and of others on the same claims, all in the claims' own order.
+
+    Each of the others takes a leave-one-out pass. Of a report in batches it is the first batch,
+    which no labels stand before.
+
+    Args:
+        report: of a search or of `label_all`; its energy's settings are taken over.
+        engine: the one that it was made with.
+        seed: of the random labels, of which the mean over 2 draws counts.
+
+    Returns:
+        A row for the labels found, inverted, all true, all false and random: labels, energy (nats),
+        inconsistencies, below (energy found minus this one), low, high (its 95 % interval, paired
+        over claims; claims are judged after each other, so it is a little too narrow), labels_true
+        (share of True).
+
+    Raises:
+        InputError: fewer than 2 claims have a label.
+        EngineError: a claim could not be scored.
+    """
+    import numpy as np
+    import pandas as pd
+
+    facts, known = report.provenance, report.scores()
+    batches = facts.get("batches") or [range(len(report.claims))]
+    there = [index for index in batches[0] if report.labels[index] is not None]
+    if len(there) < 2:
+        raise InputError(f"{len(there)} claims have a label: 2 at least are compared")
+    claims = [report.claims[index] for index in there]
+    labels = tuple(bool(report.labels[index]) for index in there)
+    chosen = {name: facts[name] for name in ("seed", "scores")}
+    order = Reference(Scorer(engine, claims, Wording(**facts["wording"]), **chosen))
+    passes = {"found": [(labels, {i: known[index] for i, index in enumerate(there)})]}
+    rng = random.Random(f"salience-{seed}")
+    others = [("inverted", tuple(not label for label in labels))]
+    others += [("all true", (True,) * len(labels)), ("all false", (False,) * len(labels))]
+    others += [("random", tuple(rng.random() < 0.5 for _ in labels)) for _ in range(DRAWS)]
+    with one_bar(len(others), "salience", "pass") as bar:
+        for name, other in others:
+            passes.setdefault(name, []).append((other, dict(order.all(other))))
+            bar.update(1)
+    related = relations(claims, facts["consistency"])
+    rows, first = [], (np.zeros(0), 0.0)
+    for name, own in passes.items():
+        likely = np.mean([_each(report, *one) for one in own], axis=0)
+        broken = fmean(len(violated(related, one)) for one, _ in own)
+        first = (likely, broken) if name == "found" else first
+        apart, more = difference(name, first[0], likely), broken - first[1]
+        rows.append(
+            {
+                "labels": name,
+                "energy": likely.mean() - broken,
+                "inconsistencies": broken,
+                "below": apart.value + more,
+                "low": apart.low + more,
+                "high": apart.high + more,
+            }
+        )
+    share = fmean(labels)
+    return pd.DataFrame(rows).assign(labels_true=[share, 1 - share, 1.0, 0.0, 0.5])
+
+
+def _each(report: ICMReport, labels: Labels, scores: Scores) -> list[float]:
+    """The energy that each claim alone would have."""
+    alpha, objective = report.provenance["alpha"], report.provenance["objective"]
+    return [energy(labels, {i: score}, (), alpha, objective) for i, score in scores.items()]
+
+
+def stands_out(table: pd.DataFrame) -> tuple[bool, str]:
+    """Whether the labels found are more coherent than random and inverted ones, and a sentence.
+
+    The same label for all claims is no such rival: each predicts the next in any context, so that
+    good labels can have less energy. Labels that are nearly all the same never stand out.
+
+    Args:
+        table: of `salience`.
+    """
+    rows = {str(name): own.iloc[0] for name, own in table.groupby("labels")}
+    rival = min(("inverted", "random"), key=lambda name: float(rows[name]["low"]))
+    same = max(("all true", "all false"), key=lambda name: float(rows[name]["energy"]))
+    found, near, flat = (f"{float(rows[name]['energy']):.1f}" for name in ("found", rival, same))
+    share = float(rows["found"]["labels_true"])
+    if collapsed(share):
+        return False, (
+            f"{share:.0%} of the labels found are True, nearly all the same: do not believe them, "
+            f"however coherent (energy {found}, {same} {flat})"
+        )
+    if rows[rival]["low"] <= 0:
+        return False, (
+            f"the labels found (energy {found}) do not stand out from {rival} ones ({near}): their "
+            "coherence is no reason to believe them"
+        )
+    text = f"the labels found (energy {found}) stand out from random and inverted ones ({near})"
+    if rows[same]["low"] <= 0:
+        text += (
+            f"; {same} is as coherent ({flat}), so that another seed may end there: compare some"
+        )
+    return True, text

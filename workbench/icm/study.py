@@ -22,8 +22,17 @@ from workbench.icm.claim import (
     consistent_labels,
     relations,
 )
-from workbench.icm.compare import AUROC, ONCE, discrimination, method_table, seed_notes, verdicts
-from workbench.icm.evaluate import evaluate_chat, evaluate_labels
+from workbench.icm.compare import (
+    AUROC,
+    ONCE,
+    discrimination,
+    evaluate_chat,
+    evaluate_labels,
+    method_table,
+    seed_notes,
+    verdict_row,
+    verdicts,
+)
 from workbench.icm.predictability import by_halves
 from workbench.icm.report import ICMReport, said_by
 from workbench.icm.scorer import Cost, Scorer
@@ -275,7 +284,8 @@ class _Bench:
                 raise
             self.notes.append(f"{method}: left out ({error})")
             return
-        used = _cost(self._engine.usage.since(before))
+        spent = self._engine.usage.since(before)
+        used = Cost.of(spent.requests, spent)
         facts: dict[str, Any] = {
             "method": method,
             "seed": seed,
@@ -285,8 +295,8 @@ class _Bench:
             ),
             "labels_true": _mean(label for _, label in labelled),
         }
-        told = discrimination("", rows["log_odds"], rows["answer"] == "True")
-        facts |= dict(zip(AUROC, (told.value, told.low, told.high), strict=True))
+        auroc = discrimination("", rows["log_odds"], rows["answer"] == "True")
+        facts |= dict(zip(AUROC, (auroc.value, auroc.low, auroc.high), strict=True))
         for name, cost in (("finding", finding), ("test", used)):
             facts |= {f"{name}_{key}": value for key, value in asdict(cost).items()}
         self.runs.append(facts)
@@ -336,20 +346,9 @@ class _Bench:
             return evaluate_labels(labelled, bed.test, self._engine, wording=bed.wording).rows
         gold = [claim.gold for claim in bed.claims]
         verdict = 2 * sum(map(bool, gold)) > len(gold)
-        return pd.DataFrame(
-            {
-                "id": claim.text, "group": claim.group, "answer": str(claim.gold),
-                "verdict": verdict, "log_odds": None, "correct": verdict is claim.gold,
-                "parsed": True, "error": None,
-            }
-            for claim in bed.test
-        )  # fmt: skip
+        return pd.DataFrame([verdict_row(claim, verdict) for claim in bed.test])
 
 
 def _mean(values: Iterable[bool]) -> float | None:
-    found = list(values)
-    return sum(found) / len(found) if found else None
-
-
-def _cost(used: Usage) -> Cost:
-    return Cost(used.requests, used.prompt_tokens, used.computed_tokens, round(used.seconds, 3))
+    known = list(values)
+    return sum(known) / len(known) if known else None

@@ -120,9 +120,9 @@ def plot_salience(ax: Axes, table: pd.DataFrame) -> None:
     """Energies of the labels found and of others; lines are 95 % intervals of the distance to them.
 
     Args:
-        table: of `icm.salience.salience`.
+        table: of `icm.salience`.
     """
-    from workbench.icm.salience import stands_out
+    from workbench.icm.report import stands_out
 
     found = float(table["energy"].iloc[0])
     colours = [COLOURS[1] if name == "found" else COLOURS[0] for name in table["labels"]]
