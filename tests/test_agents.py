@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +28,6 @@ from workbench.agents import (
     advance,
     named,
     open_agent,
-    scheduler,
     standard,
 )  # fmt: skip
 from workbench.agents.methods import cluster, yes_or_no
@@ -36,6 +37,7 @@ from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
 from workbench.evaluation import Evaluation, evaluate, load
 from workbench.plots import new_figure, plot_costs, plot_samples
+from workbench.store import digest
 from workbench.tasks import OwnTask, Sums, WordProblems
 from workbench.types import Completion, Grade, Item, Sampling
 
@@ -52,7 +54,7 @@ def sums(count: int = COUNT) -> list[AgentCase]:
 def calls(plain: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many prompts went in each call to the engine."""
     made: list[int] = []
-    for name in ("generate", "label_logprobs"):
+    for name in ("stream", "stream_labels"):
         real = getattr(plain, name)
 
         def counted(prompts: Sequence[Any], *rest: Any, _real: Any = real, **more: Any) -> Any:
@@ -253,7 +255,7 @@ def test_all_programs_go_on_together(plain: VLLMEngine, calls: list[int]) -> Non
     odd = sum(int(case.item.answer) % 2 for case in cases)
     assert 0 < odd < COUNT
     outcomes = advance(some, cases, plain)
-    assert calls == [COUNT, odd]
+    assert (calls[0], sum(calls)) == (COUNT, COUNT + odd)
     assert [len(o.trace) for o in outcomes] == [1 + int(c.item.answer) % 2 for c in cases]
     alone = [advance(some, [case], plain)[0].answer for case in cases]
     assert [outcome.answer for outcome in outcomes] == alone
@@ -497,9 +499,8 @@ def test_interrupted_in_any_round_it_goes_on(stop: int, kept: VLLMEngine) -> Non
     pd.testing.assert_frame_equal(
         report.rows.drop(columns="from_store"), whole.rows.drop(columns="from_store")
     )
-    asked_before = report.trace["round"] < stop
-    assert report.trace["from_store"][asked_before].all()
-    assert not report.trace["from_store"][~asked_before].any()
+    before = report.trace[(report.trace["id"] == last) & (report.trace["round"] < stop)]
+    assert before["from_store"].all()
     assert whole.trace["from_store"].all()
 
 
@@ -582,14 +583,80 @@ def test_a_grader_may_read_an_items_fields(plain: VLLMEngine) -> None:
     assert by_samples(Strict(), report, (1, 3))["n"].tolist() == [4, 4]
 
 
-def test_a_round_hands_out_its_results_without_moving_the_rest(
-    plain: VLLMEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Fixed(list[Any]):
-        def pop(self, *_: Any) -> Any:  # from the front it moves all that follow
-            raise AssertionError("results are taken out of the list")
+class Instant:
+    """An engine that answers at once, and holds back what `waits` names until the rest is done."""
 
-    real = scheduler._batch
-    monkeypatch.setattr(scheduler, "_batch", lambda *given: Fixed(real(*given)))
+    def __init__(self, waits: Callable[[str], bool] = lambda _: False) -> None:
+        self.waits, self.others = waits, threading.Event()
+        self.asked: list[str] = []
+
+    def stream(self, prompts: Sequence[str], _: Sampling) -> Iterator[tuple[int, Completion]]:
+        for index, prompt in sorted(enumerate(prompts), key=lambda pair: self.waits(pair[1])):
+            if self.waits(prompt) and not self.others.wait(60):
+                raise AssertionError("the other items do not go on")
+            self.asked.append(prompt)
+            yield index, Completion(text="7", finish_reason="stop")
+
+
+def test_no_item_waits_for_the_slowest() -> None:
+    cases = sums(3)
+    slow = str(cases[0].prompt)
+    engine = Instant(lambda prompt: prompt == slow)
+
+    def three(case: AgentCase) -> Program:
+        for number in range(3):
+            yield Ask(f"{case.prompt}{'+' * number}")
+            if case.prompt == cases[2].prompt and number == 2:
+                engine.others.set()
+        return "7"
+
+    outcomes = advance(three, cases, cast("Any", engine))
+    assert [[call.round for call in outcome.trace] for outcome in outcomes] == [[1, 2, 3]] * 3
+    assert engine.asked[:4].count(slow) == 0
+
+
+def test_work_grows_with_the_number_of_items_and_no_faster() -> None:
+    (case,) = sums(1)
+    start = time.process_time()
+    outcomes = advance(twice, [case] * 30_000, cast("Any", Instant()))
+    assert all(len(outcome.trace) == 2 for outcome in outcomes)
+    assert time.process_time() - start < 60  # minutes, where each answer is looked for
+
+
+def test_sampled_calls_of_a_round_draw_by_their_order(plain: VLLMEngine) -> None:
+    hot = Sampling(max_tokens=12, temperature=1.5)
+
+    def late(case: AgentCase) -> Program:
+        for _ in range(int(case.item.id == first)):  # the first item comes to the draw last
+            yield [Ask(f"{case.prompt} "), Score(case.prompt, (" 1", " 2"))]
+        if case.item.id != first:
+            yield Ask(case.prompt)
+        drawn = yield Ask("Question: How", hot)
+        return str(drawn.text)
+
     cases = sums(4)
-    assert None not in texts(MajorityVote(3), cases, plain)
+    first = cases[0].item.id
+    prompts = ["Question: How"] * 4
+    seed = int.from_bytes(digest("agents", 5, 2)[:4], "big")
+    expected = [c.text for c in plain.generate(prompts, replace(hot, seed=seed))]
+    assert texts(late, cases, plain, seed=5) == expected
+    assert len(set(expected)) == 4
+
+
+def test_an_interrupt_does_not_wait_for_what_is_on_its_way(plain: VLLMEngine) -> None:
+    def interrupted(case: AgentCase) -> Program:
+        yield Ask(case.prompt)
+        if case.item.id == last:
+            raise KeyboardInterrupt
+        yield Ask(case.prompt, Sampling(max_tokens=4000, ignore_eos=True))
+        return ""
+
+    cases = sums()
+    last = cases[-1].item.id
+    with pytest.raises(KeyboardInterrupt):
+        advance(interrupted, cases, plain)
+    end = time.monotonic() + 20  # a thread ends at its next step, not after its answers
+    while any(thread.name == "stream" for thread in threading.enumerate()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert None not in texts(standard, cases, plain)

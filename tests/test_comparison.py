@@ -192,7 +192,7 @@ def test_a_suite_asks_again_what_failed(
     whole = run_suite(Sums(), plain, ["standard"], count=3)["standard"]
     with monkeypatch.context() as down:
         gone = [failure("the server went away")] * 3
-        down.setattr(plain, "generate", lambda *_, **__: gone)
+        down.setattr(plain, "stream", lambda *_: iter(enumerate(gone)))
         lost = run_suite(Sums(), plain, ["standard"], folder=tmp_path, count=3)["standard"]
     assert lost.summary[0].n_failed == 3
     (report,) = tmp_path.iterdir()

@@ -117,7 +117,8 @@ class Progress:
     def milestones(self, start: int = 0) -> list[Stage]:
         """A stage as it was whenever a quarter of it was done, in that order, from `start` on.
 
-        They rest on counts alone, so that the same work has the same ones.
+        They rest on counts alone, so that the same work has the same ones; only where several
+        streams share a stage (an agent's later rounds) is it as long as those begun so far.
         """
         with self._lock:
             return self._milestones[start:]
@@ -142,6 +143,7 @@ class _Display:
 
 
 _CURRENT: ContextVar[Progress | None] = ContextVar("progress", default=None)
+_STOP: ContextVar[threading.Event | None] = ContextVar("stop", default=None)
 _DISPLAY: ContextVar[_Display] = ContextVar("display", default=_Display())  # noqa: B039  # frozen
 
 
@@ -151,9 +153,14 @@ def current() -> Progress | None:
 
 
 def stopping() -> bool:
-    """Whether somebody watches and has said stop."""
-    progress = _CURRENT.get()
-    return progress is not None and progress.stopping
+    """Whether somebody watches and has said stop, or the thread that this one works for has."""
+    progress, stop = _CURRENT.get(), _STOP.get()
+    return (progress is not None and progress.stopping) or (stop is not None and stop.is_set())
+
+
+def stop_with(event: threading.Event) -> None:
+    """Have work of this context end at its next step once the event is set."""
+    _STOP.set(event)
 
 
 def check() -> None:
@@ -310,6 +317,7 @@ class UsageTracker:
         self._lock = threading.Lock()
         self._device = info.device
         self._total = Usage()
+        self._running, self._counted = 0, 0.0  # calls, and until when their seconds are counted
 
     def usage(self) -> Usage:
         """The totals so far."""
@@ -318,15 +326,21 @@ class UsageTracker:
 
     @contextmanager
     def call(self, what: str, total: int) -> Iterator[CallProgress]:
-        """Track one call; its numbers count however it ends."""
+        """Track one call; its numbers count however it ends, seconds of several at once do once."""
         call = CallProgress(total, what)
+        with self._lock:
+            if not self._running:
+                self._counted = call.start
+            self._running += 1
         try:
             yield call
         finally:
             call.bar.close()
-            used = replace(call.used, seconds=time.perf_counter() - call.start)
+            now = time.perf_counter()
+            used = replace(call.used, seconds=now - call.start)
             with self._lock:
-                self._total += used
+                self._total += replace(used, seconds=now - self._counted)
+                self._running, self._counted = self._running - 1, now
             log.log(_DISPLAY.get().level, "%s", _line(what, used))
 
 

@@ -5,7 +5,7 @@
         final = yield Ask(case.then(draft.text, "Check this and answer again."))
         return final.text
 
-`scheduler.advance` runs the programs of all items together, a batch of calls at a time.
+`scheduler.advance` runs the programs of all items together, and none waits for another.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Programs of many items, advanced together: each round is one batch of all their calls."""
+"""Programs of many items, advanced together: each as soon as its own answers are there."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from numbers import Number
@@ -12,6 +13,7 @@ from typing import Any
 
 from workbench.agents.program import Agent, AgentCase, Answer, Ask, Call, Program, Score
 from workbench.engines.requests import check_labels, check_prompts
+from workbench.engines.streams import Streams, stream_labels
 from workbench.errors import EngineError, InputError
 from workbench.progress import fact
 from workbench.store import digest
@@ -19,6 +21,7 @@ from workbench.types import Completion, Engine, Prompt, Sampling
 
 log = logging.getLogger("workbench")
 
+MOST_STREAMS = 4  # at once: with more of them each is smaller
 MOST_ROUNDS = 64
 """Rounds after which a program counts as one that never ends."""
 
@@ -46,11 +49,14 @@ class AgentOutcome:
 class _RunningProgram:
     """A program between two rounds."""
 
-    def __init__(self, agent: Agent, case: AgentCase) -> None:
+    def __init__(self, agent: Agent, case: AgentCase, number: int) -> None:
         if not isinstance(case.prompt, str):  # a program may lengthen its list of turns
             case = replace(case, prompt=_copied(case.prompt))
         self.case, self.outcome = case, AgentOutcome()
+        self.number = number  # its place among all programs
+        self.round = 0
         self.calls: list[Call] = []
+        self.results: dict[int, CallResult] = {}
         self.several = False
         self.program: Program | None = None
         try:
@@ -64,6 +70,18 @@ class _RunningProgram:
     @property
     def live(self) -> bool:
         return self.outcome.answer is None and self.outcome.error is None
+
+    def receive(self, place: int, result: CallResult) -> bool:
+        """Take the result of one call; whether it was the last one that it waited for."""
+        self.results[place] = result
+        if len(self.results) < len(self.calls):
+            return False
+        results = [self.results[at] for at in range(len(self.calls))]
+        self.results = {}
+        pairs = zip(self.calls, results, strict=True)
+        self.outcome.trace += [CallRecord(self.round, *pair) for pair in pairs]
+        self.step(results)
+        return True
 
     def step(self, results: Sequence[CallResult]) -> None:
         """Hand over what the calls of the last round gave, and take those of the next one."""
@@ -101,6 +119,9 @@ class _RunningProgram:
                 self._end(f"yielded an Ask with sampling={call.sampling!r:.60}: give a Sampling")
                 return
         self.calls = [replace(call, prompt=_copied(call.prompt)) for call in calls]
+        self.round += 1
+        if self.round > MOST_ROUNDS:
+            self.stop()
 
     def _finish(self, value: object) -> None:
         answer = Answer(value) if isinstance(value, str) else value
@@ -144,9 +165,12 @@ def _is_plain_note(note: tuple[object, object]) -> bool:
 def advance(
     agent: Agent, cases: Sequence[AgentCase], engine: Engine, *, seed: int = 0
 ) -> list[AgentOutcome]:
-    """Run an agent's programs for all cases together, one batch a round.
+    """Run an agent's programs for all cases together.
 
-    A program that ends, fails or raises leaves the others running.
+    Each goes on as soon as its own answers are there, and what several ask meanwhile is one stream.
+    Only calls that are sampled wait until no program is in an earlier round: equal prompts of a
+    round draw different samples, by their order. A program that ends, fails or raises leaves the
+    others running.
 
     Args:
         seed: of what is sampled without a seed of its own; another one in each round, so that a
@@ -158,54 +182,85 @@ def advance(
     Raises:
         InputError: the engine refuses all calls of a round, such as chats without a template.
     """
-    running = [_RunningProgram(agent, case) for case in cases]
-    for program in running:
+    programs = [_RunningProgram(agent, case, number) for number, case in enumerate(cases)]
+    calls = _Calls(engine, seed)
+    for program in programs:
         if program.live:
             program.step([])
-    for number in range(1, MOST_ROUNDS + 1):
-        live = [program for program in running if program.live]
-        if not live:
-            break
-        if number > 1:
-            fact("round", f"{number}, with {len(live)} of {len(running)}")
-            log.info("agents: round %d, %d of %d go on", number, len(live), len(running))
-        results = _batch([(p.case, call) for p in live for call in p.calls], engine, seed, number)
-        of_round = iter(results)
-        for program in live:
-            answered = [(call, next(of_round)) for call in program.calls]
-            program.outcome.trace += [CallRecord(number, call, result) for call, result in answered]
-            program.step([result for _, result in answered])
-    for program in running:
-        if program.live:
-            program.stop()
-    return [program.outcome for program in running]
+        calls.add(program)
+    refusals: dict[int, _RefusedCallError | None] = {}  # None of rounds of which one was taken
+    try:
+        while calls.start():
+            if (answer := calls.streams.next()) is None:
+                continue
+            program, place, result = answer
+            number = program.round
+            refused = result if isinstance(result, _RefusedCallError) else None
+            refusals[number] = refused and refusals.get(number, refused)
+            if program.receive(place, result):
+                calls.rounds[number] -= 1
+                calls.add(program)
+    finally:
+        calls.streams.stop()
+    for refused in refusals.values():
+        if refused is not None:
+            raise InputError(str(refused))
+    return [program.outcome for program in programs]
 
 
-def _batch(
-    calls: Sequence[tuple[AgentCase, Call]], engine: Engine, seed: int, number: int
-) -> list[CallResult]:
-    """All calls of a round, those of a kind at once; in their order."""
-    kinds: dict[bytes, tuple[Sampling | tuple[str, ...], list[int]]] = {}
-    for place, (case, call) in enumerate(calls):
-        how: Sampling | tuple[str, ...]
-        if isinstance(call, Score):
-            how, key = call.labels, digest([*call.labels])
-        else:
-            how = _seeded(call.sampling or case.sampling, seed, number)
-            key = digest(how.canonical(), how.n, how.seed)
-        chat = not isinstance(call.prompt, str)
-        kinds.setdefault(digest(chat, key.hex()), (how, []))[1].append(place)
-    results: dict[int, CallResult] = {}
-    for how, places in kinds.values():
-        prompts = [calls[place][1].prompt for place in places]
-        do = _completed if isinstance(how, Sampling) else _scored
-        try:
-            results |= zip(places, do(engine, prompts, how), strict=True)  # type: ignore[arg-type]
-        except InputError as error:
-            if len(kinds) == 1:
-                raise
-            results |= dict.fromkeys(places, EngineError(str(error)))
-    return [results[place] for place in range(len(calls))]
+class _RefusedCallError(EngineError):
+    """The engine takes no call of this kind."""
+
+
+@dataclass(slots=True)
+class _Kind:
+    """Calls that may go to the engine in one stream; `round` of sampled ones, else 0."""
+
+    round: int
+    how: Sampling | tuple[str, ...]
+    calls: list[tuple[_RunningProgram, int]] = field(default_factory=list)
+
+
+class _Calls:
+    """Calls that wait for the engine, by kind, and those that are on their way."""
+
+    def __init__(self, engine: Engine, seed: int) -> None:
+        self._engine, self._seed = engine, seed
+        self._waiting: dict[bytes, _Kind] = {}
+        self.rounds: Counter[int] = Counter()  # programs that are in each
+        self.streams: Streams[tuple[_RunningProgram, int, CallResult]] = Streams()
+
+    def add(self, program: _RunningProgram) -> None:
+        """Take what a program asks now, if it goes on."""
+        if not program.live:
+            return
+        if program.round > max(self.rounds, default=1):
+            fact("round", program.round)
+            log.info("agents: the first items are in round %d", program.round)
+        self.rounds[program.round] += 1
+        for place, call in enumerate(program.calls):
+            how: Sampling | tuple[str, ...]
+            number, chat = 0, not isinstance(call.prompt, str)
+            if isinstance(call, Score):
+                how, key = call.labels, digest(chat, [*call.labels])
+            else:
+                how = _seeded(call.sampling or program.case.sampling, self._seed, program.round)
+                number = program.round if how.temperature > 0 else 0
+                key = digest(chat, how.canonical(), how.n, how.seed, number)
+            self._waiting.setdefault(key, _Kind(number, how)).calls.append((program, place))
+
+    def start(self) -> bool:
+        """Send what may be sent now; whether anything is on its way."""
+        earliest = min((number for number, count in self.rounds.items() if count), default=0)
+        while self.streams.running < MOST_STREAMS:
+            ready = (key for key, kind in self._waiting.items() if kind.round <= earliest)
+            if (key := next(ready, None)) is None:
+                break
+            kind = self._waiting.pop(key)
+            if kind.round:
+                kind.calls.sort(key=lambda call: (call[0].number, call[1]))
+            self.streams.start(_answers(self._engine, kind))
+        return self.streams.running > 0
 
 
 def _seeded(sampling: Sampling, seed: int, number: int) -> Sampling:
@@ -214,23 +269,42 @@ def _seeded(sampling: Sampling, seed: int, number: int) -> Sampling:
     return replace(sampling, seed=int.from_bytes(digest("agents", seed, number)[:4], "big"))
 
 
-def _completed(engine: Engine, prompts: Sequence[Prompt], sampling: Sampling) -> list[CallResult]:
+def _answers(
+    engine: Engine, kind: _Kind
+) -> Generator[tuple[_RunningProgram, int, CallResult], None, None]:
+    """Each call's program and place with its result, in the order in which they come."""
+    waiting = dict(enumerate(kind.calls))
+    prompts = [program.calls[place].prompt for program, place in kind.calls]
+    try:
+        results = (
+            _completions(engine, prompts, kind.how)
+            if isinstance(kind.how, Sampling)
+            else _scores(engine, prompts, kind.how)
+        )
+        for index, result in results:
+            yield *waiting.pop(index), result
+    except InputError as error:
+        for program, place in waiting.values():
+            yield program, place, _RefusedCallError(str(error))
+
+
+def _completions(
+    engine: Engine, prompts: Sequence[Prompt], sampling: Sampling
+) -> Iterator[tuple[int, CallResult]]:
     """Completions; one of which no sample came is an error."""
-    answers = engine.generate(prompts, sampling, errors="return")
-    return [
-        EngineError(answer.samples[0].error or "")
-        if all(sample.error for sample in answer.samples)
-        else answer
-        for answer in answers
-    ]
+    for index, answer in engine.stream(prompts, sampling):
+        failed = all(sample.error for sample in answer.samples)
+        yield index, EngineError(answer.samples[0].error or "") if failed else answer
 
 
-def _scored(engine: Engine, prompts: Sequence[Prompt], labels: tuple[str, ...]) -> list[CallResult]:
+def _scores(
+    engine: Engine, prompts: Sequence[Prompt], labels: tuple[str, ...]
+) -> Iterator[tuple[int, CallResult]]:
     """Log-probabilities; a label of which only a bound is known is an error."""
-    scores = engine.label_logprobs(prompts, labels, errors="return")
-    return [
-        EngineError(error or f"a label of {labels} has no exact log-probability here")
-        if error or missing.any()
-        else tuple(map(float, row))
-        for row, missing, error in zip(scores.logprobs, scores.missing, scores.errors, strict=True)
-    ]
+    for row in stream_labels(engine, prompts, labels):
+        scores, upper = row.logprobs or (), row.upper or row.logprobs or ()
+        if row.error or any(score < bound for score, bound in zip(scores, upper, strict=True)):
+            reason = row.error or f"a label of {labels} has no exact log-probability here"
+            yield row.index, EngineError(reason)
+        else:
+            yield row.index, tuple(map(float, scores))

@@ -10,21 +10,18 @@ licence, copyright 2024 Fanghua Ye.
 
 from __future__ import annotations
 
-import contextvars
 import logging
-import threading
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from workbench import values
-from workbench.engines.base import BaseEngine
 from workbench.engines.local import LocalEngine
+from workbench.engines.streams import Streams, stream_labels
 from workbench.errors import EngineError, EngineGoneError, InputError
 from workbench.progress import bars
 from workbench.runs import commit
@@ -320,59 +317,30 @@ def _scored_by_all(
     thread can be interrupted, and it does not wait for the others then.
     """
     local = [at for at, engine in enumerate(engines) if isinstance(engine, LocalEngine)] or [0]
-    beside = [at for at in range(len(engines)) if at not in local]
-    queue: _Queue = SimpleQueue()
-    stop = threading.Event()
-    for number in beside:
-        run = contextvars.copy_context().run  # knows of the bars
-        rows = _scored(engines[number], texts, letters)
-        threading.Thread(target=run, args=(_fill, queue, number, rows, stop), daemon=True).start()
+    beside: Streams[tuple[int, LabelRow]] = Streams()
+    for number, engine in enumerate(engines):
+        if number not in local:
+            beside.start(_scored(number, engine, texts, letters))
     try:
         for number in local:
-            for row in _scored(engines[number], texts, letters):
-                yield number, row
-        while beside:
-            number, came = queue.get()
-            if isinstance(came, BaseException):
-                raise came
-            if came is None:
-                beside.remove(number)
-            else:
-                yield number, came
+            yield from _scored(number, engines[number], texts, letters)
+        while beside.running:
+            if (row := beside.next()) is not None:
+                yield row
     finally:
-        stop.set()
+        beside.stop()
 
 
-_Queue = SimpleQueue[tuple[int, LabelRow | BaseException | None]]
-"""Rows of the engine at a place, then what ended it: None where all is scored."""
-
-
-def _fill(queue: _Queue, number: int, rows: Iterator[LabelRow], stop: threading.Event) -> None:
-    try:
-        for row in rows:
-            queue.put((number, row))
-            if stop.is_set():
-                return
-        queue.put((number, None))
-    except BaseException as error:  # noqa: BLE001 - raised again in the other thread
-        queue.put((number, error))
-
-
-def _scored(engine: Engine, texts: Sequence[Prompt], letters: Sequence[str]) -> Iterator[LabelRow]:
-    """A row for each text, as they are answered; those of a lost engine failed."""
+def _scored(
+    number: int, engine: Engine, texts: Sequence[Prompt], letters: Sequence[str]
+) -> Generator[tuple[int, LabelRow], None, None]:
+    """The engine's place and a row for each text, as they come; those of a lost engine failed."""
     left = dict.fromkeys(range(len(texts)))
     try:
-        if isinstance(engine, BaseEngine):
-            for row in engine.stream_labels(texts, letters):
-                del left[row.index]
-                yield row
-            return
-        scores = engine.label_logprobs(texts, letters, errors="return")
+        for row in stream_labels(engine, texts, letters):
+            del left[row.index]
+            yield number, row
     except EngineGoneError as gone:
         log.warning("elicit: %s", gone)
         for index in left:
-            yield LabelRow(index, None, error=str(gone))
-        return
-    for index, error in enumerate(scores.errors):
-        logprobs = None if error else tuple(map(float, scores.logprobs[index]))
-        yield LabelRow(index, logprobs, error=error)
+            yield number, LabelRow(index, None, error=str(gone))
