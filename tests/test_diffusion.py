@@ -16,10 +16,9 @@ from benchmarks import llada as published
 from tools.training.memoriser import MEMORISER, pairs
 from workbench import Sampling, open_engine
 from workbench.engines.diffusion import Denoising, DiffusionEngine, Row, unavailable
-from workbench.engines.diffusion.commit import chosen, propose
-from workbench.engines.diffusion.lanes import Lanes
+from workbench.engines.diffusion.denoising import most_confident, propose
 from workbench.engines.diffusion.likelihood import EXACT, maskings
-from workbench.engines.diffusion.network import Network
+from workbench.engines.diffusion.network import KVCache, Network
 from workbench.errors import EngineError, InputError
 from workbench.evaluation import evaluate
 from workbench.serving import serve
@@ -269,7 +268,7 @@ def test_logits_that_are_not_numbers_fail_their_row_only(
         for how in (Denoising(), Denoising(cache="dual")):
             rows = [engine.row(engine.encode(x), GREEDY, how) for x in ("a ~ " * 9, "b c", "d")]
             good = run(engine, [engine.row(engine.encode("d"), GREEDY, how)], 1)
-            assert run(engine, rows, 2)[2] == good[0]  # in the lane of the one that failed
+            assert run(engine, rows, 2)[2] == good[0]  # in the slot of the one that failed
             assert "not numbers" in str(rows[0].error)
         scores = engine.label_logprobs(["a ~", "d"], [" x"], errors="return")
         assert "not numbers" in str(scores.errors[0])
@@ -332,7 +331,7 @@ def test_labels_are_scored_in_smaller_batches_where_memory_runs_out(
 def test_denoising_that_does_not_end_is_an_error(
     engine: DiffusionEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workbench.engines.diffusion.row.chosen", lambda *_: [])
+    monkeypatch.setattr("workbench.engines.diffusion.row.most_confident", lambda *_: [])
     (row,) = engine.generate(["hello"], GREEDY, errors="return")
     assert "was not filled after 24 steps" in str(row.error)
 
@@ -410,10 +409,10 @@ def test_masks_are_drawn_without_bias() -> None:
 
 
 def test_what_a_step_commits() -> None:
-    assert chosen([0.1, 0.9, 0.5, 0.9], 2, 0.0) == [1, 3]
-    assert chosen([0.1, 0.9, 0.5, 0.9], None, 0.5) == [1, 3, 2]
-    assert chosen([0.1, 0.2], None, 0.5) == [1]
-    assert chosen([0.3, 0.3, 0.3], 1, 0.0) == [0]
+    assert most_confident([0.1, 0.9, 0.5, 0.9], 2, 0.0) == [1, 3]
+    assert most_confident([0.1, 0.9, 0.5, 0.9], None, 0.5) == [1, 3, 2]
+    assert most_confident([0.1, 0.2], None, 0.5) == [1]
+    assert most_confident([0.3, 0.3, 0.3], 1, 0.0) == [0]
 
 
 def test_draws_follow_the_distribution() -> None:
@@ -461,7 +460,7 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], named: str) -> Non
         ({"device": "tpu"}, "device='tpu'"),
         ({"load_format": "dumy"}, "load_format='dumy'"),
         ({"mask_token_id": "600"}, "mask_token_id='600'"),
-        ({"mask_token_id": 10**6}, "below 640"),
+        ({"mask_token_id": 10**6}, "from 0 to 639"),
         ({"dtype": "float33"}, "dtype"),
     ],
 )
@@ -563,7 +562,7 @@ def test_causal_attention_is_found_at_load(
 def test_what_is_no_token_or_no_text_is_refused(engine: DiffusionEngine) -> None:
     wrong: list[Any] = [[10**6], [-5], ["a"], [True]]
     for ids in wrong:
-        with pytest.raises(InputError, match="token ids"):
+        with pytest.raises(InputError, match="token id"):
             engine.row(ids, GREEDY)
     with pytest.raises(InputError, match="logprobs=9999"):
         engine.row([1], replace(GREEDY, logprobs=9999))
@@ -578,14 +577,14 @@ def test_a_lone_row_is_tried_with_less_before_it_fails(
     engine: DiffusionEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cache makes room for all slots at once: with one row that may be what does not fit."""
-    real = Lanes.reserve
+    real = KVCache.reserve
 
-    def reserve(lanes: Lanes, width: int) -> None:
-        if lanes.count > 2:
+    def reserve(cache: KVCache, width: int) -> None:
+        if cache.slots > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        real(lanes, width)
+        real(cache, width)
 
-    monkeypatch.setattr(Lanes, "reserve", reserve)
+    monkeypatch.setattr(KVCache, "reserve", reserve)
     how = Denoising(block_length=8, cache="dual")
     row, denoiser = engine.row(engine.encode("hello"), GREEDY, how), engine.denoiser(8)
     denoiser.add(row)

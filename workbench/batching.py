@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from workbench import values
 from workbench.engines.diffusion import DiffusionEngine, Row
-from workbench.engines.diffusion.commit import propose
-from workbench.engines.diffusion.forward import forward
-from workbench.engines.diffusion.lanes import Lanes
+from workbench.engines.diffusion.denoiser import forward
+from workbench.engines.diffusion.denoising import propose
+from workbench.engines.diffusion.network import KVCache
 from workbench.errors import InputError
 from workbench.progress import check, one_bar
 from workbench.serving.diffusion_server import DiffusionServer, serve_diffusion
@@ -50,8 +50,8 @@ def static(engine: DiffusionEngine, rows: Sequence[Row], size: int) -> Took:
             check()
             opens = [[] if row.done else row.masked() for row in batch]
             with torch.inference_mode():
-                lanes = {row: [place] for place, row in enumerate(batch)}
-                run = forward(network, lanes, Lanes(size), opens, whole=True)
+                slots = {row: [place] for place, row in enumerate(batch)}
+                run = forward(network, slots, KVCache(size), opens, whole=True)
                 for row, places, logits in zip(batch, opens, run.logits, strict=True):
                     if not row.done:
                         how = row.denoising.remasking

@@ -88,6 +88,17 @@ def flag(name: str, value: object) -> bool:
     refuse(name, value, "True or False")
 
 
+def choice(name: str, value: object, *choices: str) -> str:
+    """One text out of a few.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    if not isinstance(value, str) or value not in choices:
+        refuse(name, value, " or ".join(f'"{one}"' for one in choices))
+    return str(value)
+
+
 def text(name: str, value: object) -> str:
     """A text that is not empty.
 

@@ -249,9 +249,9 @@ class Batcher:
                 return []
             self.stats.add("batches")
         joining, now = [], time.monotonic()
-        free = self.slots - sum(row.lanes for row in self.live)
+        free = self.slots - sum(row.slots for row in self.live)
         for queued in [*self.waiting]:
-            free -= queued.row.lanes
+            free -= queued.row.slots
             if free < 0 and self.live:
                 break
             del self.waiting[queued]

@@ -9,10 +9,11 @@ from dataclasses import asdict, fields, replace
 from itertools import islice
 from typing import Any
 
+from workbench import values
 from workbench.engines.chat import CHAT, ChatOptions
 from workbench.engines.device import collect, find_device, prepare, shown
 from workbench.engines.diffusion.checkpoint import read
-from workbench.engines.diffusion.denoiser import Counts, Denoiser, check_slots
+from workbench.engines.diffusion.denoiser import Counts, Denoiser
 from workbench.engines.diffusion.denoising import Denoising
 from workbench.engines.diffusion.likelihood import bounds
 from workbench.engines.diffusion.network import Network
@@ -61,13 +62,12 @@ class DiffusionEngine(LocalEngine):
     ) -> None:
         check_options(options, OPTIONS, "diffusion")
         self.denoising = Denoising(**{k: v for k, v in options.items() if k in SETTINGS})
-        self._slots = options.get("batch_size", BATCH)
+        self._slots = values.whole("batch_size", options.get("batch_size", BATCH), 1)
         self._chats = ChatOptions.of(options)
         prepare()
         device = find_device(options.get("device"))
         source = Source.find(model, EMBEDDED_DIFFUSION)
         self._lock = threading.Lock()
-        check_slots(self._slots)
         network = read(source, device, options)
         self.network: Network | None = network
         self._tokenizer, self._vocabulary = network.tokenizer, network.vocabulary
@@ -101,7 +101,7 @@ class DiffusionEngine(LocalEngine):
     @property
     def batch_size(self) -> int:
         """Rows at once."""
-        return int(self._slots)
+        return self._slots
 
     def encode(self, text: str) -> list[int]:
         """A prompt's tokens; the name of the mask in it is text like any other."""
@@ -147,21 +147,21 @@ class DiffusionEngine(LocalEngine):
 
     def _tokens(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """As everywhere, but that nobody can write the mask: its name in a prompt is plain text."""
-        found, mask = super()._tokens(prompts), self._open().mask
-        for index, ids in enumerate(found):
+        tokens, mask = super()._tokens(prompts), self._open().mask
+        for index, ids in enumerate(tokens):
             if mask in ids:
                 prompt = prompts[index]
                 text = prompt if isinstance(prompt, str) else self._chat_texts([prompt])[0]
-                found[index] = self._spelt(text, special=isinstance(prompt, str))
-        return found
+                tokens[index] = self._spelt(text, special=isinstance(prompt, str))
+        return tokens
 
     def _spelt(self, text: str, *, special: bool) -> list[int]:
         """Tokens of a text in which the mask's name is spelt out."""
         first, *rest = text.split(self._mask_name) if self._mask_name else [text]
-        (made,) = self._encoded([first], special=special)
+        (ids,) = self._encoded([first], special=special)
         for part in rest:
-            made += self._mask_spelt + self._encoded([part], special=False)[0]
-        return made
+            ids += self._mask_spelt + self._encoded([part], special=False)[0]
+        return ids
 
     def _complete(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Completion]]]:
         fit, refused = self._jobs(requests)
@@ -204,14 +204,14 @@ class DiffusionEngine(LocalEngine):
                 refused.append(LabelRow(index, None, size, error=reason))
         if refused:
             yield refused
-        for index, values in bounds(self._open(), self._lock, fit, tree.labels, self._slots):
+        for index, logprobs in bounds(self._open(), self._lock, fit, tree.labels, self._slots):
             self._check_open()
             size = len(fit[index])
-            if values is None:
+            if logprobs is None:
                 reason = "out of memory with this prompt alone: shorten it"
                 yield [LabelRow(index, None, size, error=reason)]
-            elif all(map(math.isfinite, values)):
-                yield [LabelRow(index, tuple(values), size)]
+            elif all(map(math.isfinite, logprobs)):
+                yield [LabelRow(index, tuple(logprobs), size)]
             else:
                 reason = "the model's log-probabilities are not numbers"
                 yield [LabelRow(index, None, size, error=reason)]

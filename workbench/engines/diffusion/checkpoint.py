@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from workbench import values
 from workbench.engines.checkpoints.folder import (
     check_folder,
     check_tensors,
@@ -91,9 +92,7 @@ def read(source: Source, device: Any, options: Mapping[str, Any]) -> Network:
             file that cannot be read, a wrong option.
         EngineError: it does not fit into memory.
     """
-    form = options.get("load_format", "auto")
-    if form not in ("auto", "dummy"):
-        raise InputError(f'load_format={form!r}: known are "auto" and "dummy"')
+    form = values.choice("load_format", options.get("load_format", "auto"), "auto", "dummy")
     try:
         network = _read(source, device, options, dummy=form == "dummy")
     except WorkbenchError:
@@ -202,12 +201,9 @@ def _renamed(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _mask(raw: Mapping[str, Any], tokenizer: Any, given: object, size: int) -> int:
     """The mask token's id: as given, of the configuration, or of the tokenizer."""
-    for found in (given, raw.get("mask_token_id"), tokenizer.mask_token_id):
-        if found is None:
-            continue
-        if isinstance(found, int) and not isinstance(found, bool) and 0 <= found < size:
-            return found
-        raise InputError(f"mask_token_id={found!r} must be a token id below {size}")
+    for token in (given, raw.get("mask_token_id"), tokenizer.mask_token_id):
+        if token is not None:
+            return values.whole("mask_token_id", token, 0, size - 1)
     raise InputError(
         "neither config.json nor the tokenizer names a mask token: give mask_token_id=… "
         "(126336 for LLaDA-8B)"

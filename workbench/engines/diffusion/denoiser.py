@@ -11,15 +11,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from workbench import values
 from workbench.engines.device import collect, memory_ran_out
-from workbench.engines.diffusion.commit import Proposal, propose
-from workbench.engines.diffusion.forward import forward
-from workbench.engines.diffusion.lanes import Lanes
-from workbench.engines.diffusion.network import Network
+from workbench.engines.diffusion.denoising import Proposal, propose
+from workbench.engines.diffusion.network import KVCache, KVCacheView, Network
 from workbench.engines.diffusion.row import Row
-from workbench.errors import EngineError, InputError
+from workbench.errors import EngineError
 from workbench.progress import check
 
 log = logging.getLogger("workbench")
@@ -57,14 +58,13 @@ class Denoiser:
     """
 
     def __init__(self, network: Network, slots: int, lock: threading.Lock | None = None) -> None:
-        check_slots(slots)
-        self.slots = slots
+        self.slots = values.whole("batch_size", slots, 1)
         self.counts = Counts()
         self._network = network
         self._lock = lock or threading.Lock()
         self._queue: deque[Row] = deque()
-        self._live: dict[Row, list[int]] = {}  # with their lanes
-        self._lanes = Lanes(max(2, slots))  # a row of guidance fits even where there is one slot
+        self._live: dict[Row, list[int]] = {}  # with their slots
+        self._cache = KVCache(max(2, slots))  # a row of guidance fits even where there is one slot
 
     @property
     def live(self) -> int:
@@ -115,11 +115,11 @@ class Denoiser:
 
     def _admit(self) -> None:
         while self._queue:
-            taken = {lane for lanes in self._live.values() for lane in lanes}
-            need = self._queue[0].lanes
+            taken = {slot for slots in self._live.values() for slot in slots}
+            need = self._queue[0].slots
             if self._live and len(taken) + need > self.slots:
                 return
-            free = [lane for lane in range(self._lanes.count) if lane not in taken]
+            free = [slot for slot in range(self._cache.slots) if slot not in taken]
             self._live[self._queue.popleft()] = free[:need]
 
     def _proposals(self) -> list[tuple[Row, list[int], Proposal]]:
@@ -129,7 +129,7 @@ class Denoiser:
         made = []
         with self._lock, torch.inference_mode():
             for whole in (True, False):
-                rows = {row: lanes for row, lanes in self._live.items() if row.fresh == whole}
+                rows = {row: slots for row, slots in self._live.items() if row.fresh == whole}
                 if rows:
                     made += self._run(rows, whole=whole)
         return made
@@ -138,7 +138,7 @@ class Denoiser:
         self, rows: dict[Row, list[int]], *, whole: bool
     ) -> list[tuple[Row, list[int], Proposal]]:
         opens = [row.masked() for row in rows]
-        run = forward(self._network, rows, self._lanes, opens, whole=whole)
+        run = forward(self._network, rows, self._cache, opens, whole=whole)
         had = self.counts
         self.counts = replace(
             had,
@@ -155,16 +155,16 @@ class Denoiser:
         return made
 
     def _halve(self, reason: str) -> list[Row]:
-        """Go on with half the rows; the others wait, and lose nothing that they have committed."""
+        """Continue with half the rows; the others wait, and lose no token."""
         rows = [*self._live]
         self._live.clear()
-        held = sum(row.lanes for row in rows)
+        held = sum(row.slots for row in rows)
         alone = len(rows) == 1 and self.slots <= held
         if not alone:
             self.counts = replace(self.counts, out_of_memory=self.counts.out_of_memory + 1)
             self.slots = max(1, held // 2) if len(rows) > 1 else held
             log.warning("out of memory with %d rows at once, now %d", len(rows), self.slots)
-        self._lanes = Lanes(max(2, self.slots))
+        self._cache = KVCache(max(2, self.slots))
         collect(self._network.device)
         if alone:
             rows[0].fail(f"out of memory with this prompt alone: {reason:.200}")
@@ -175,11 +175,106 @@ class Denoiser:
         return []
 
 
-def check_slots(slots: object) -> None:
-    """Refuse what is no number of rows.
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """What came out.
 
-    Raises:
-        InputError: no whole number from 1.
+    Attributes:
+        logits: of each row, float32 [its open positions, vocabulary], guidance applied.
+        rows: rows run, those of guidance included.
+        tokens: positions computed.
+        padding: of these, padding.
     """
-    if not isinstance(slots, int) or isinstance(slots, bool) or slots < 1:
-        raise InputError(f"batch_size={slots!r} must be a whole number from 1")
+
+    logits: list[Any]
+    rows: int
+    tokens: int
+    padding: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A row of the batch: tokens from `start` on of a canvas of `length`."""
+
+    ids: Any
+    start: int
+    length: int
+    open: list[int]  # positions whose logits are wanted
+
+
+def forward(
+    network: Network,
+    rows: Mapping[Row, Sequence[int]],
+    cache: KVCache,
+    opens: Sequence[list[int]],
+    *,
+    whole: bool,
+) -> Forward:
+    """Run the model over some rows.
+
+    Args:
+        rows: with the slots of each, the first its own, a second one of guidance.
+        opens: of each row, the positions of the canvas whose logits are wanted.
+        whole: over whole canvases, and not only what a cache has not.
+    """
+    import torch
+
+    parts = [
+        part
+        for row, places in zip(rows, opens, strict=True)
+        for part in _parts(network, row, places, whole)
+    ]
+    width = max(len(part.ids) for part in parts)
+    longest = max(part.length for part in parts)
+    device = network.device
+    ids = torch.full((len(parts), width), network.mask)
+    places = torch.empty((len(parts), width), dtype=torch.long)
+    for index, part in enumerate(parts):
+        size = len(part.ids)
+        ids[index, :size] = part.ids
+        places[index, :size] = torch.arange(part.start, part.start + size)
+        places[index, size:] = part.length  # where nobody looks
+    lengths = torch.tensor([part.length for part in parts])
+    valid = (torch.arange(longest) < lengths[:, None]).to(device)
+    view, places = None, places.to(device)
+    if any(row.denoising.cache != "none" for row in rows):
+        cache.reserve(longest)
+        slots = torch.tensor([slot for own in rows.values() for slot in own], device=device)
+        view = KVCacheView(cache, slots, None if whole else places, longest)
+    hidden = network.hidden(ids.to(device), valid, places, view)
+    at = [(index, place - part.start) for index, part in enumerate(parts) for place in part.open]
+    row_at, place_at = torch.tensor(at, device=device).T
+    logits = network.logits(hidden[row_at, place_at])
+    computed = sum(len(part.ids) for part in parts)
+    return Forward(
+        _guided(rows, logits.split([len(part.open) for part in parts])),
+        len(parts),
+        len(parts) * width,
+        len(parts) * width - computed,
+    )
+
+
+def _parts(network: Network, row: Row, places: list[int], whole: bool) -> list[_Part]:
+    start, end = row.span
+    if whole:
+        start = 0
+    if whole or row.denoising.cache == "prefix":
+        end = len(row.ids)
+    canvases = [row.ids]
+    if row.slots == 2:  # the canvas without what was given
+        bare = row.ids.clone()
+        bare[: len(row.prompt)] = network.mask
+        canvases.append(bare)
+    return [_Part(canvas[start:end], start, len(canvas), places) for canvas in canvases]
+
+
+def _guided(rows: Mapping[Row, Sequence[int]], logits: Sequence[Any]) -> list[Any]:
+    """Each row's logits, from those with and without its prompt where it asks for guidance."""
+    guided, rest = [], iter(logits)
+    for row in rows:
+        own = next(rest)
+        if row.slots == 2:
+            bare = next(rest)
+            own = bare + (row.denoising.cfg_scale + 1) * (own - bare)
+        guided.append(own)
+    return guided

@@ -1,4 +1,4 @@
-"""How a masked-diffusion model fills its canvas: the settings of one answer."""
+"""How a masked-diffusion model fills its canvas: an answer's settings, and what a step commits."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from workbench import values
-from workbench.engines.local import check_options
+from workbench.engines.decoding import COLD, warpers
 from workbench.errors import InputError
+from workbench.types import Sampling
 
 Cache = Literal["none", "prefix", "dual"]
 Remasking = Literal["low_confidence", "random"]
@@ -59,30 +60,20 @@ class Denoising:
                 "no probabilities to compare"
             )
 
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> Denoising:
-        """Settings by their names.
-
-        Raises:
-            InputError: an unknown name, and as for the class.
-        """
-        check_options(options, [field.name for field in fields(cls)], "diffusion")
-        return cls(**options)
-
     def __str__(self) -> str:
         """What tells it from others, for tables and figures."""
         if self.threshold is not None:
             how = f"threshold {self.threshold:g}"
         else:
             how = "one token a step" if self.steps is None else f"{self.steps} steps"
-        told = {
+        texts = {
             "cache": f"{self.cache} cache",
             "block_length": f"blocks of {self.block_length}",
             "cfg_scale": f"guidance {self.cfg_scale:g}",
             "remasking": f"{self.remasking} order",
         }
         plain = {field.name: field.default for field in fields(self)}
-        more = [text for name, text in told.items() if getattr(self, name) != plain[name]]
+        more = [text for name, text in texts.items() if getattr(self, name) != plain[name]]
         return ", ".join([how, *more])
 
     def quotas(self, length: int) -> Sequence[int | None]:
@@ -106,19 +97,78 @@ class Denoising:
         return [steps // blocks + (block < steps % blocks) for block in range(blocks)]
 
 
-def _one_of(name: str, value: object, kind: Any) -> str:
-    known = get_args(kind)
-    if not isinstance(value, str) or value not in known:
-        values.refuse(name, value, " or ".join(f'"{one}"' for one in known))
-    return str(value)
-
-
 # How each field is checked and made plain, in their order.
 _FIELDS: dict[str, tuple[Any, ...]] = {
     "steps": (values.optional, values.whole, 1),
     "block_length": (values.whole, 1),
     "threshold": (values.optional, values.real, 0, 1),
     "cfg_scale": (values.real, 0, 100),
-    "remasking": (_one_of, Remasking),
-    "cache": (_one_of, Cache),
+    "remasking": (values.choice, *get_args(Remasking)),
+    "cache": (values.choice, *get_args(Cache)),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What the model would write at each masked position of a row's block.
+
+    Attributes:
+        tokens: the likeliest, or drawn at a temperature.
+        logprobs: their natural log-probabilities, before any temperature.
+        confidences: what decides which are committed first: the same, or random numbers.
+        top: the likeliest tokens at each position with theirs, if asked for.
+    """
+
+    tokens: list[int]
+    logprobs: list[float]
+    confidences: list[float]
+    top: list[list[tuple[int, float]]]
+
+
+def propose(
+    logits: Any, mask: int, sampling: Sampling, remasking: Remasking, generator: Any
+) -> Proposal:
+    """A row's proposal from its logits [masked positions, vocabulary].
+
+    In float64, as published: at float32 the noise of a draw loses the tail of the distribution
+    (LLaDA's generate.py). The mask itself is never proposed.
+    """
+    import torch
+
+    wide = logits.double()
+    logprobs = wide.log_softmax(-1)
+    scores = wide.clone()
+    scores[:, mask] = -torch.inf
+    if sampling.temperature > COLD:
+        for warp in warpers(sampling):
+            scores = warp(None, scores)
+        noise = torch.empty_like(scores).exponential_(generator=generator)
+        scores = scores - noise.log()  # -log of an exponential draw is a Gumbel draw
+    tokens = scores.argmax(-1)
+    own = logprobs.gather(-1, tokens[:, None])[:, 0]
+    top: list[list[tuple[int, float]]] = []
+    if sampling.logprobs:
+        logprobs[:, mask] = -torch.inf
+        best = logprobs.topk(sampling.logprobs, -1)
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        top = [list(zip(ids, values, strict=True)) for ids, values in pairs]
+    order = own
+    if remasking == "random":
+        order = torch.rand(own.shape, generator=generator, device=own.device)
+    return Proposal(tokens.tolist(), own.tolist(), order.tolist(), top)
+
+
+def most_confident(confidences: Sequence[float], quota: int | None, threshold: float) -> list[int]:
+    """Which of the masked positions are committed: a quota of the most confident, or by threshold.
+
+    Args:
+        quota: how many; None is all of at least `threshold`, and the most confident in any case.
+        threshold: in the unit of `confidences`.
+
+    Returns:
+        Indices into `confidences`, the most confident first, the leftmost first where equal.
+    """
+    order = sorted(range(len(confidences)), key=lambda index: -confidences[index])
+    if quota is not None:
+        return order[:quota]
+    return order[:1] + [index for index in order[1:] if confidences[index] >= threshold]

@@ -139,25 +139,25 @@ def bounds(
     queue: deque[tuple[int, _Canvas]] = deque()
     order = sorted(prompts, key=lambda index: -len(prompts[index]))  # like lengths together
     for index in order:
-        mine = list(_canvases(prompts[index], labels, network.mask))
-        sums[index] = _Sum(len(mine), [0.0] * len(labels))
-        queue += [(index, canvas) for canvas in mine]
+        canvases = list(_canvases(prompts[index], labels, network.mask))
+        sums[index] = _Sum(len(canvases), [0.0] * len(labels))
+        queue += [(index, canvas) for canvas in canvases]
         while len(queue) >= (1 if index == order[-1] else size) and queue:
             check()
             batch = [queue.popleft() for _ in range(min(size, len(queue)))]
-            found = _found(network, lock, [canvas for _, canvas in batch])
-            if found is None and len(batch) > 1:
+            logprobs = _try_batch(network, lock, [canvas for _, canvas in batch])
+            if logprobs is None and len(batch) > 1:
                 size = len(batch) // 2
                 queue.extendleft(reversed(batch))
-            elif found is None:
+            elif logprobs is None:
                 alone = batch[0][0]
                 queue = deque(job for job in queue if job[0] != alone)
                 yield alone, None
             else:
-                yield from _added(sums, batch, found)
+                yield from _added(sums, batch, logprobs)
 
 
-def _found(
+def _try_batch(
     network: Network, lock: AbstractContextManager[Any], batch: Sequence[_Canvas]
 ) -> list[list[float]] | None:
     """As `_logprobs_at`; None where memory ran out."""
@@ -172,13 +172,13 @@ def _found(
 
 
 def _added(
-    sums: dict[int, _Sum], batch: Sequence[tuple[int, _Canvas]], found: Sequence[Sequence[float]]
+    sums: dict[int, _Sum], batch: Sequence[tuple[int, _Canvas]], logprobs: Sequence[Sequence[float]]
 ) -> Iterator[tuple[int, list[float]]]:
     """Add a batch to the sums; yields those that are whole."""
-    for (index, canvas), values in zip(batch, found, strict=True):
-        mine = sums[index]
-        mine.left -= 1
+    for (index, canvas), values in zip(batch, logprobs, strict=True):
+        total = sums[index]
+        total.left -= 1
         for (label, _, _, weight), value in zip(canvas.wanted, values, strict=True):
-            mine.bounds[label] += weight * value
-        if mine.left == 0:
+            total.bounds[label] += weight * value
+        if total.left == 0:
             yield index, sums.pop(index).bounds

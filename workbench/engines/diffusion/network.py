@@ -1,11 +1,17 @@
-"""A masked-diffusion model in memory: a Llama of stock transformers that attends to both sides."""
+"""A masked-diffusion model in memory, and the keys and values that it may keep between steps.
+
+It is a Llama of stock transformers that attends to both sides. In the cache a row has a slot of its
+own, filled by position, so that rows of different lengths and at different blocks share a forward.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from workbench.errors import InputError
+
+GRAIN = 64  # tokens by which a cache grows
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +42,19 @@ class Network:
         """Token ids are below it."""
         return int(self.model.config.vocab_size)
 
-    def hidden(self, ids: Any, valid: Any, positions: Any, keep: Any = None) -> Any:
+    def hidden(self, ids: Any, valid: Any, positions: Any, cache: Any = None) -> Any:
         """The last layer [rows, length, width] over token ids [rows, length].
 
         Args:
             valid: bool [rows, keys], which keys are there and not padding.
             positions: [rows or 1, length].
-            keep: a cache's view (`lanes.View`) that takes keys and values, or gives more.
+            cache: a cache's view (`KVCacheView`) that takes keys and values, or gives more.
         """
         return self.model.model(
             input_ids=ids,
             attention_mask=valid[:, None, None, :],
             position_ids=positions,
-            past_key_values=keep,
+            past_key_values=cache,
             use_cache=False,
         ).last_hidden_state
 
@@ -74,3 +80,65 @@ class Network:
                 "the model's attention is causal: its first token does not see its last one, so "
                 'it cannot fill masks. Use engine="vllm" or "transformers" for it'
             )
+
+
+@dataclass(slots=True)
+class KVCache:
+    """Keys and values [slots, heads, width, head size] of each layer, made when first needed."""
+
+    slots: int
+    width: int = 0
+    layers: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+
+    def reserve(self, width: int) -> None:
+        """Make room for canvases of `width` tokens and one place for what nobody reads."""
+        if width < self.width:
+            return
+        self.width = -(-(width + 1) // GRAIN) * GRAIN
+        for layer, pair in self.layers.items():
+            old = pair[0].shape[2]
+            grown = tuple(x.new_zeros(*x.shape[:2], self.width, x.shape[3]) for x in pair)
+            for new, x in zip(grown, pair, strict=True):
+                new[:, :, :old] = x
+            self.layers[layer] = (grown[0], grown[1])
+
+    def layer(self, layer: int, like: Any) -> tuple[Any, Any]:
+        """A layer's keys and values."""
+        if layer not in self.layers:
+            heads, size = like.shape[1], like.shape[3]
+            shape = (self.slots, heads, self.width, size)
+            self.layers[layer] = (like.new_zeros(shape), like.new_zeros(shape))
+        return self.layers[layer]
+
+
+@dataclass(frozen=True, slots=True)
+class KVCacheView:
+    """What one forward writes to and reads from a cache; stands where transformers has its cache.
+
+    Attributes:
+        rows: the slot of each row.
+        positions: [rows, length], where the forward's keys and values belong; None is the whole
+            canvas from its beginning, which needs nothing of the cache.
+        width: keys that a row may see.
+    """
+
+    cache: KVCache
+    rows: Any
+    positions: Any
+    width: int
+
+    def update(self, keys: Any, values: Any, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
+        """Keep these keys and values; returns all that the rows may see."""
+        stores = self.cache.layer(layer, keys)
+        if self.positions is None:
+            for store, new in zip(stores, (keys, values), strict=True):
+                store[self.rows, :, : new.shape[2]] = new
+                store[self.rows, :, new.shape[2] :] = 0  # of whoever had the slot before
+            return keys, values
+        for store, new in zip(stores, (keys, values), strict=True):
+            store[self.rows[:, None], :, self.positions] = new.transpose(1, 2)
+        return stores[0][self.rows, :, : self.width], stores[1][self.rows, :, : self.width]
+
+    def get_seq_length(self, *_: Any) -> int:
+        """Positions are always given."""
+        return 0

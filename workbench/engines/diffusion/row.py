@@ -7,10 +7,10 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from workbench import values
 from workbench.engines.base import failure
 from workbench.engines.decoding import added_text
-from workbench.engines.diffusion.commit import Proposal, chosen
-from workbench.engines.diffusion.denoising import Denoising
+from workbench.engines.diffusion.denoising import Denoising, Proposal, most_confident
 from workbench.engines.diffusion.network import Network
 from workbench.errors import InputError
 from workbench.store import digest
@@ -65,7 +65,7 @@ class Row:
         self._noted: dict[int, TokenLogprob] = {}
 
     @property
-    def lanes(self) -> int:
+    def slots(self) -> int:
         """Rows of a forward that it takes: guidance needs a second one."""
         return 2 if self.denoising.cfg_scale else 1
 
@@ -99,7 +99,7 @@ class Row:
             return 0
         limit = self.denoising.threshold
         least = math.log(limit) if limit else -math.inf
-        picked = chosen(proposal.confidences, self._quota(), least)
+        picked = most_confident(proposal.confidences, self._quota(), least)
         for index in picked:
             self.ids[positions[index]] = proposal.tokens[index]
             self._note(positions[index], index, proposal)
@@ -216,11 +216,8 @@ def _check(network: Network, prompt: Sequence[int], sampling: Sampling) -> None:
     for name in ("choices", "regex", "json_schema"):
         if getattr(sampling, name) is not None:
             raise InputError(f'{name}=… needs engine="vllm": a diffusion model has no such output')
-    wrong = [token for token in prompt if not _is_token(token, network.vocabulary)]
-    if wrong:
-        raise InputError(
-            f"the prompt holds {wrong[0]!r}: token ids are whole numbers below {network.vocabulary}"
-        )
+    for token in prompt:
+        values.whole("a token id of the prompt", token, 0, network.vocabulary - 1)
     if (sampling.logprobs or 0) > network.vocabulary:
         raise InputError(
             f"logprobs={sampling.logprobs}: the model has {network.vocabulary} tokens only"
@@ -235,7 +232,3 @@ def _check(network: Network, prompt: Sequence[int], sampling: Sampling) -> None:
             f"the prompt has {len(prompt)} tokens and max_tokens={sampling.max_tokens}, the "
             f"context holds {network.context}: shorten the prompt or lower max_tokens"
         )
-
-
-def _is_token(value: object, size: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < size
