@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from workbench.progress import UsageTracker
+from workbench.types import EngineInfo
+
 BEGIN = """
 import logging, sys, time
 from workbench import progress
@@ -99,3 +102,21 @@ def test_lines_cost_a_call_nothing() -> None:
     for _ in range(200):
         Lines().bar(Stage("generate", "row", 1)).close()
     assert (time.perf_counter() - begin) / 200 < 0.002
+
+
+def test_seconds_of_calls_at_the_same_time_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("workbench.progress.time.perf_counter", lambda: clock[0])
+    info = EngineInfo(engine="vllm", model="m", revision="r", device="cpu", dtype="float32",
+                      context_length=0, versions={}, why="")  # fmt: skip
+    tracker = UsageTracker(info)
+    with tracker.call("generate", 1):
+        clock[0] = 2
+        with tracker.call("label_logprobs", 1):
+            clock[0] = 5
+        assert tracker.usage().seconds == 5
+        clock[0] = 10
+    clock[0] = 20
+    with tracker.call("generate", 1):
+        clock[0] = 21
+    assert tracker.usage().seconds == 11

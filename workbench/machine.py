@@ -212,3 +212,17 @@ def _devices() -> dict[str, Any]:
         properties = torch.cuda.get_device_properties(index)
         devices[f"cuda:{index}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
     return devices
+
+
+def peak_memory(device: str) -> int:
+    """Peak bytes of device memory on CUDA, of resident memory on a CPU (0 where unknown)."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

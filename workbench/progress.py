@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from workbench.machine import peak_memory
 from workbench.types import Completion, EngineInfo, LabelRow, Usage
 
 log = logging.getLogger("workbench")
@@ -143,7 +144,8 @@ class _Display:
 
 
 _CURRENT: ContextVar[Progress | None] = ContextVar("progress", default=None)
-_STOP: ContextVar[threading.Event | None] = ContextVar("stop", default=None)
+STOP: ContextVar[threading.Event | None] = ContextVar("stop", default=None)
+"""Work of a context ends at its next step once this is set."""
 _DISPLAY: ContextVar[_Display] = ContextVar("display", default=_Display())  # noqa: B039  # frozen
 
 
@@ -154,13 +156,8 @@ def current() -> Progress | None:
 
 def stopping() -> bool:
     """Whether somebody watches and has said stop, or the thread that this one works for has."""
-    progress, stop = _CURRENT.get(), _STOP.get()
+    progress, stop = _CURRENT.get(), STOP.get()
     return (progress is not None and progress.stopping) or (stop is not None and stop.is_set())
-
-
-def stop_with(event: threading.Event) -> None:
-    """Have work of this context end at its next step once the event is set."""
-    _STOP.set(event)
 
 
 def check() -> None:
@@ -322,7 +319,7 @@ class UsageTracker:
     def usage(self) -> Usage:
         """The totals so far."""
         with self._lock:
-            return replace(self._total, peak_memory_bytes=_peak_memory(self._device))
+            return replace(self._total, peak_memory_bytes=peak_memory(self._device))
 
     @contextmanager
     def call(self, what: str, total: int) -> Iterator[CallProgress]:
@@ -397,17 +394,3 @@ def _line(what: str, used: Usage) -> str:
         f"{used.seconds:.2f} s, {tokens / max(used.seconds, 1e-9):,.0f} tokens/s, "
         f"prefix-cache hit rate {'unknown' if hits is None else f'{hits:.0%}'}"
     )
-
-
-def _peak_memory(device: str) -> int:
-    """Peak bytes of device memory on CUDA, of resident memory on a CPU (0 where unknown)."""
-    if device.startswith("cuda"):
-        import torch
-
-        return int(torch.cuda.max_memory_allocated())
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

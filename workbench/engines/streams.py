@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 from workbench.engines.base import BaseEngine
-from workbench.progress import stop_with
+from workbench.progress import STOP
 from workbench.types import Engine, LabelRow, Prompt
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ class Streams(Generic[T]):
         threading.Thread(target=run, args=(self._read, rows), name="stream", daemon=True).start()
 
     def _read(self, rows: Generator[T, None, None]) -> None:
-        stop_with(self._stop)
+        STOP.set(self._stop)
         try:
             with closing(rows):
                 for row in rows:
