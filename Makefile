@@ -65,6 +65,7 @@ lint: setup ## style, types, and the hygiene of the notebooks
 	"$(BIN)/ruff" check
 	"$(BIN)/ruff" format --check
 	"$(BIN)/mypy"
+	"$(BIN)/python" tools/lines.py
 	"$(BIN)/python" -m tools.notebooks check $(NOTEBOOKS)
 
 test: lint ## what a change must pass: lint, tests, and the notebooks' stored outputs

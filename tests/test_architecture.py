@@ -170,7 +170,7 @@ def test_wrong_files(tmp_path: Path, content: object, message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("Llama-8B", r"no architecture 'Llama-8B', did you mean 'llama-8b'\?. Known: "),
+        ("Llama-8B", r"no architecture 'Llama-8B', did you mean 'llama-8b'\? Known: "),
         ("gpt", r"Known: llama-1b, llama-70b, llama-8b, or give the path of a JSON file"),
         ("absent.json", r"'absent\.json' cannot be read: No such file"),
         ("./llama-8b", r"'llama-8b' cannot be read: No such file"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,12 @@ def test_the_package_needs_nothing_beside_it(beside: str) -> None:
             names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert beside not in {name.split(".")[0] for name in names}, path
+
+
+def test_the_stations_of_the_design_are_files() -> None:
+    text = (ROOT.parent / "docs" / "design.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:workbench|notebooks)/[\w./]+)`", text)
+    assert len(named) >= 12
+    assert [name for name in named if not (ROOT.parent / name).exists()] == []
+    rooms = re.findall(r"`(\w+)(?:/|\.py)`", text.partition("## The path")[0])
+    assert {*FLOORS} - {"__main__"} <= {*rooms}

@@ -372,7 +372,7 @@ def test_open_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (
             "truthfullqa",
             {},
-            r"no testbed 'truthfullqa', did you mean 'truthfulqa'\?\. Known",
+            r"no testbed 'truthfullqa', did you mean 'truthfulqa'\? Known",
         ),
         ("GSM8K", {}, "did you mean 'gsm8k'.*Known: embedded, gsm8k, truthfulqa, or give the path"),
         ("", {}, "no testbed ''"),

@@ -153,10 +153,9 @@ def known(kind: str, name: object, names: Iterable[str], otherwise: str = "") ->
     choices = list(names)
     if isinstance(name, str) and name in choices:
         return name
-    raise InputError(
-        f"no {kind} {name!r:.80}{near(name, choices)}. Known: "
-        f"{', '.join(choices) or 'none'}{otherwise}"
-    )
+    hint = near(name, choices) or "."
+    listed = ", ".join(choices) or "none"
+    raise InputError(f"no {kind} {name!r:.80}{hint} Known: {listed}{otherwise}")
 
 
 def near(name: object, names: Iterable[str]) -> str:
