@@ -617,10 +617,9 @@ def test_no_item_waits_for_the_slowest() -> None:
 
 def test_work_grows_with_the_number_of_items_and_no_faster() -> None:
     (case,) = sums(1)
-    start = time.process_time()
-    outcomes = advance(twice, [case] * 30_000, cast("Any", Instant()))
+    # Seconds; where each answer is looked for among the others, longer than a test may take.
+    outcomes = advance(twice, [case] * 60_000, cast("Any", Instant()))
     assert all(len(outcome.trace) == 2 for outcome in outcomes)
-    assert time.process_time() - start < 60  # minutes, where each answer is looked for
 
 
 def test_sampled_calls_of_a_round_draw_by_their_order(plain: VLLMEngine) -> None:
