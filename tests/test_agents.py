@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -407,6 +408,60 @@ def test_a_chat_that_a_program_lengthens_is_its_own(plain: VLLMEngine) -> None:
 def test_what_the_engine_refuses_altogether_is_told_at_once(plain: VLLMEngine) -> None:
     with pytest.raises(InputError, match="regex"):
         advance(refused_by_the_engine, sums(2), plain)
+
+
+class Refusing:
+    """An engine that takes no chat, and no text that ends in "!"; one answer it forgets."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def stream(self, prompts: Sequence[Any], _: Sampling) -> Iterator[tuple[int, Completion]]:
+        self.asked += prompts
+        if any(not isinstance(prompt, str) or prompt.endswith("!") for prompt in prompts):
+            raise InputError("this is refused")
+        for index, prompt in enumerate(prompts):
+            if not prompt.endswith("forget"):
+                yield index, Completion(text="7", finish_reason="stop")
+
+
+def test_what_is_refused_first_ends_all_before_more_is_asked() -> None:
+    def copes(case: AgentCase) -> Program:
+        for _ in range(20):
+            with suppress(EngineError):
+                yield Ask([{"role": "user", "content": "2+2="}])
+        return "7"
+
+    engine = Refusing()
+    with pytest.raises(InputError, match="this is refused"):
+        advance(copes, sums(3), cast("Any", engine))
+    assert len(engine.asked) < 10
+
+
+def test_what_is_refused_later_is_that_calls_error() -> None:
+    def late(case: AgentCase) -> Program:
+        answer = yield Ask(case.prompt)
+        if case.item.id == first:
+            yield Ask(f"{case.prompt}!")
+        return str(answer.text)
+
+    cases = sums(3)
+    first = cases[0].item.id
+    outcomes = advance(late, cases, cast("Any", Refusing()))
+    assert [outcome.error for outcome in outcomes] == ["this is refused", None, None]
+    assert [outcome.answer is None for outcome in outcomes] == [True, False, False]
+
+
+def test_a_call_without_an_answer_is_an_error() -> None:
+    def forgotten(case: AgentCase) -> Program:
+        answer = yield Ask(f"{case.prompt} forget" if case.item.id == first else case.prompt)
+        return str(answer.text)
+
+    cases = sums(3)
+    first = cases[1].item.id
+    outcomes = advance(forgotten, cases, cast("Any", Refusing()))
+    assert "gave no answer" in str(outcomes[1].error)
+    assert [outcome.error is None for outcome in outcomes] == [True, False, True]
 
 
 def test_an_agent_is_no_class() -> None:

@@ -180,7 +180,7 @@ def advance(
         For each case its outcome, with every call in its trace.
 
     Raises:
-        InputError: the engine refuses all calls of a round, such as chats without a template.
+        InputError: the engine refuses all that is asked first, such as chats without a template.
     """
     programs = [_RunningProgram(agent, case, number) for number, case in enumerate(cases)]
     calls = _Calls(engine, seed)
@@ -188,23 +188,21 @@ def advance(
         if program.live:
             program.step([])
         calls.add(program)
-    refusals: dict[int, _RefusedCallError | None] = {}  # None of rounds of which one was taken
+    unanswered = sum(len(program.calls) for program in programs if program.live)  # of round 1
+    refused = True
     try:
         while calls.start():
-            if (answer := calls.streams.next()) is None:
-                continue
-            program, place, result = answer
-            number = program.round
-            refused = result if isinstance(result, _RefusedCallError) else None
-            refusals[number] = refused and refusals.get(number, refused)
-            if program.receive(place, result):
-                calls.rounds[number] -= 1
-                calls.add(program)
+            for program, place, result in calls.streams.take():
+                refused = refused and isinstance(result, _RefusedCallError)
+                unanswered -= program.round == 1
+                if refused and not unanswered:
+                    raise InputError(str(result))
+                number = program.round
+                if program.receive(place, result):
+                    calls.rounds[number] -= 1
+                    calls.add(program)
     finally:
         calls.streams.stop()
-    for refused in refusals.values():
-        if refused is not None:
-            raise InputError(str(refused))
     return [program.outcome for program in programs]
 
 
@@ -283,9 +281,11 @@ def _answers(
         )
         for index, result in results:
             yield *waiting.pop(index), result
+        lost = EngineError("the engine gave no answer to this call")
     except InputError as error:
-        for program, place in waiting.values():
-            yield program, place, _RefusedCallError(str(error))
+        lost = _RefusedCallError(str(error))
+    for program, place in waiting.values():
+        yield program, place, lost
 
 
 def _completions(

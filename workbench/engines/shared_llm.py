@@ -47,6 +47,7 @@ class SharedLLM:
         self._owners: dict[str, Inbox] = {}
         self._users = weakref.WeakSet[object]()
         self._interrupted = False
+        self._lost: EngineGoneError | None = None  # why vLLM stopped in mid-run, if it did
         self.note: str | None = None  # what was cut to make the model fit
         self.llm: Any = self._load(arguments)
 
@@ -114,6 +115,7 @@ class SharedLLM:
         while not inbox.finished and inbox.pending and not self.interrupted:
             with self._lock:
                 if not inbox.finished:
+                    self._open()
                     if not self.unfinished():
                         raise EngineError(
                             "vLLM has lost requests that are still awaited: something else "
@@ -173,6 +175,8 @@ class SharedLLM:
                 SharedLLM._here = None
 
     def _open(self) -> Any:
+        if self._lost is not None:  # every caller has to know, not only the one that stepped
+            raise EngineGoneError(str(self._lost)) from self._lost
         if self.llm is None:
             raise EngineError(
                 "this engine is closed (close() was called, or another one was opened in this "
@@ -188,10 +192,11 @@ class SharedLLM:
                 raise
             except Exception as error:
                 self.free()  # what is left of it must not be taken for a loaded model
-                raise EngineGoneError(
+                self._lost = EngineGoneError(
                     f"vLLM stopped in mid-run: {error}. Finished rows are in the store; open the "
                     "engine again (with smaller max_num_seqs or max_model_len if memory ran out)"
-                ) from error
+                )
+                raise self._lost from error
             for output in outputs:
                 if output.finished and (owner := self._owners.pop(output.request_id, None)):
                     owner.pending.pop(output.request_id, None)

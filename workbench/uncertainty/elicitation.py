@@ -325,8 +325,7 @@ def _scored_by_all(
         for number in local:
             yield from _scored(number, engines[number], texts, letters)
         while beside.running:
-            if (row := beside.next()) is not None:
-                yield row
+            yield from beside.take()
     finally:
         beside.stop()
 
