@@ -178,7 +178,7 @@ def test_the_embedded_task() -> None:
 )
 def test_an_unknown_name(name: str, near: str) -> None:
     with pytest.raises(
-        InputError, match=rf"no task of six options '{name}'.*did you mean '{near}.*Known: option"
+        InputError, match=rf"no six-option task '{name}'.*did you mean '{near}.*Known: option"
     ):
         open_choices(name)
 

@@ -584,7 +584,7 @@ def test_the_summary_of_splits() -> None:
         ({"score": "raps"}, r"no score 'raps'.*Known: both, lac, aps"),
         ({"score": "LAC"}, r"no score 'LAC', did you mean 'lac'"),
         ({"rule": "textbook"}, r"no rule 'textbook'. Known: ye2024, exact"),
-        ({"calibration": 1.5}, r"calibration=1\.5: must be a number above 0 to 1"),
+        ({"calibration": 1.5}, r"calibration=1\.5: must be a number above 0, at most 1"),
         ({"calibration": 0.1}, r"5 items of 50 to calibrate on .* at least 10"),
     ],
 )

@@ -103,7 +103,7 @@ def test_each_prompt_is_as_full_as_it_can_be(context: int) -> None:
     assert min(places) < 24 <= max(places)
 
 
-def test_free_share_out_depends_on_seed_and_text_alone() -> None:
+def test_what_is_left_out_depends_on_seed_and_text_alone() -> None:
     claims = claims_of(40, 4)
     engine = Synthetic(claims, context=30)
     shown = range(1, 40)

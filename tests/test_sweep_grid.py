@@ -144,7 +144,7 @@ def test_a_file_is_read_and_its_points_are_typed(write: Any) -> None:
     [
         (
             "notebook: point.ipynb\nproducts: {n: [1]}",
-            "no key of a sweep 'products', did you mean 'product'\\? Known: notebook",
+            "no sweep key 'products', did you mean 'product'\\? Known: notebook",
         ),
         ("product: {n: [1]}", "give the notebook"),
         ("- a list", "is no sweep"),

@@ -211,7 +211,7 @@ def test_wrong_files_and_names(tmp_path: Path) -> None:
 def test_what_a_file_does_not_have_is_named(tmp_path: Path) -> None:
     source = tmp_path / "mine.jsonl"
     source.write_text('{"question": "1+1?", "answer": 2}\n')
-    with pytest.raises(InputError, match=r"no argument .* 'questions', did you mean 'question'"):
+    with pytest.raises(InputError, match=r"no file argument 'questions', did you mean 'question'"):
         open_task(source, questions="question")
 
 

@@ -117,7 +117,7 @@ def test_output_that_nbval_does_not_compare_does_not_count(tmp_path: Path) -> No
     assert _measure(tmp_path, checked, _OUT, tags=("nbval-ignore-output",)).covered
 
 
-def test_free_share_out_of_the_denominator(tmp_path: Path) -> None:
+def test_what_is_left_out_of_the_denominator(tmp_path: Path) -> None:
     imports = "import a\nfrom b import c"
     assert not _measure(tmp_path, imports).counted
     assert not _measure(tmp_path, "# later").counted

@@ -72,7 +72,7 @@ def real(name: str, value: object, low: float, high: float, *, above: bool = Fal
     number = _number(value)
     if number is not None and (low < number if above else low <= number) and number <= high:
         return number + 0.0  # never -0.0
-    most = "" if math.isinf(high) else f" to {high:g}"
+    most = "" if math.isinf(high) else f"{', at most' if above else ' to'} {high:,.10g}"
     refuse(name, value, f"a number {'above' if above else 'from'} {low:g}{most}")
 
 

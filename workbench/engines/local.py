@@ -343,7 +343,7 @@ def check_options(options: Iterable[str], known: Iterable[str], engine: str) -> 
     names = list(known)
     for name in options:
         if name not in names:
-            hint = values.near(name, names)
+            hint = values.near(name, names) or f". Known: {', '.join(sorted(names))}"
             raise InputError(f"unknown option {name!r} for the {engine} engine{hint}")
 
 

@@ -49,6 +49,8 @@ def bound_socket(host: str, port: int | None = None) -> socket.socket:
             stack.pop_all()
             return bound
     except OSError as error:
+        if port is None:
+            raise InputError(f"host={host!r} is no address of this machine: {error}") from error
         raise InputError(
             f"port={port} of host={host!r} cannot be used: {error}; give another, or leave it out "
             "for a free one"

@@ -125,7 +125,7 @@ class Sweep:
             raise InputError(f"{path}: give the notebook, as `notebook: NAME.ipynb`")
         try:
             for name in settings:
-                values.known("key of a sweep", name, own + parts)
+                values.known("sweep key", name, own + parts)
             grid = {name: settings[name] for name in parts if settings.get(name) is not None}
             if type(seeds := grid.get("seeds")) is int and seeds > 0:
                 grid["seeds"] = range(seeds)

@@ -62,9 +62,7 @@ def open_task(name: object, /, **columns: Any) -> Task:
     """
     if not isinstance(name, str) or is_path(name):
         for column in columns:
-            values.known(
-                "argument for a file", column, [*inspect.signature(OwnTask).parameters][1:]
-            )
+            values.known("file argument", column, [*inspect.signature(OwnTask).parameters][1:])
         return OwnTask(name, **columns)
     otherwise = ", or give the path of a .jsonl, .json or .csv file, or a DataFrame"
     task = TASKS[values.known("task", name, TASKS, otherwise)]

@@ -123,7 +123,7 @@ def open_choices(
     if is_path(name_or_file):
         return _own(Path(name_or_file), kind, demonstrations)
     otherwise = ", or give the path of a .json, .jsonl or .csv file"
-    name = values.known("task of six options", name_or_file, [Options.name, *PUBLISHED], otherwise)
+    name = values.known("six-option task", name_or_file, [Options.name, *PUBLISHED], otherwise)
     if kind not in {"qa", its_kind := PUBLISHED[name].kind if name in PUBLISHED else "qa"}:
         raise InputError(f"kind={kind!r}: {name} is {its_kind!r}; leave kind out")
     return _published(name, demonstrations) if name in PUBLISHED else _Embedded(demonstrations)
