@@ -154,7 +154,7 @@ resumable(sys.argv[1])
 
 
 def resumable(store: str, count: int = 40) -> Evaluation:
-    """An evaluation of several rounds that goes on from a store."""
+    """An evaluation of several rounds that resumes from a store."""
     with open_engine(None, "vllm", store=store) as engine:
         return evaluate(WordProblems(), engine, SelfRefine(), count)
 

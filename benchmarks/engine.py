@@ -41,7 +41,7 @@ SAMPLING = Sampling(max_tokens=32)
 
 
 def make_prompts(count: int, seed: int = 0) -> list[str]:
-    """Different prompts of three solved sums and an open one; the model goes on with more."""
+    """Different prompts of three solved sums and an open one; the model continues with more."""
     rng = random.Random(f"bench-{seed}")
     prompts: dict[str, None] = {}
     while len(prompts) < count:

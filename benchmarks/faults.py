@@ -119,7 +119,7 @@ def _queue(count: int) -> list[Measurement]:
 
 
 def _killed(count: int) -> Measurement:
-    """SIGKILL halfway, a new start on the same port, the same call goes on.
+    """SIGKILL halfway, a new start on the same port, the same call resumes.
 
     The new server's own counter tells how many it was asked: no more than had not arrived.
     """

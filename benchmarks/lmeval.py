@@ -25,7 +25,7 @@ from workbench.tasks import GSM8K, WordProblems
 from workbench.types import Sampling, Task
 
 SCRIPT = Path(__file__).with_name("lmeval_peer.py")
-# Off its own kind of problem the embedded model goes on to the next; both stop it there.
+# Off its own kind of problem the embedded model continues with the next; both stop it there.
 UNTIL = Sampling(max_tokens=160, stop=("\n\n",))
 # The second takes any last number for the answer, be it stated as one or not.
 FILTERS = {"strict-match": "0", "flexible-extract": "reported"}

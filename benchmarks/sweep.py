@@ -109,7 +109,7 @@ def _chaos() -> Iterator[Measurement]:
         expected = zip(first.table["n"], first.table["state"], strict=True)
         true = sum(state in ("done", KINDS[n % 3]) for n, state in expected)
         before = _begun()
-        mended = run(_sweep(POINTS), "runs", jobs=2, retry_failed=True)
+        retried = run(_sweep(POINTS), "runs", jobs=2, retry_failed=True)
         done = {n for n, state in enumerate(first.table["state"]) if state == "done"}
         again += sum((_begun() - before)[n] for n in done)
         assert place.is_dir()
@@ -118,7 +118,7 @@ def _chaos() -> Iterator[Measurement]:
     yield judged(f"{what}: points without a true end", POINTS - true, bound="0")
     yield judged("… done points that were run again", again, bound="0")
     cells = "… failed ones run again: cells unlike an undisturbed sweep"
-    yield judged(cells, _unlike(calm, mended), bound="0")
+    yield judged(cells, _unlike(calm, retried), bound="0")
 
 
 def _disturbed(number: signal.Signals, chance: random.Random) -> int:

@@ -22,7 +22,7 @@ from workbench.tasks import Options
 from workbench.tasks.multiple_choice import MultipleChoice as Choices
 from workbench.tasks.multiple_choice import open_choices
 from workbench.tasks.options import LETTERS
-from workbench.types import Engine, Item, LabelRow, Report, Usage
+from workbench.types import Engine, Item, LabelRow, LabelScores, Report, Usage
 from workbench.uncertainty.conformal import conformal_report
 from workbench.uncertainty.elicitation import _Question, _scored_by_all, elicit
 from workbench.uncertainty.scoring import (
@@ -218,6 +218,23 @@ def test_an_interrupt_does_not_wait_for_other_servers() -> None:
         start = time.monotonic()
         came.close()
         assert time.monotonic() - start < 5
+
+
+class Forgetful:
+    """An engine that answers all prompts but the last."""
+
+    def label_logprobs(
+        self, prompts: list[str], labels: list[str], *, errors: str = "raise"
+    ) -> LabelScores:
+        scores = np.zeros((len(prompts) - 1, len(labels)))
+        return LabelScores(scores, scores, scores > 0, (None,) * len(scores))
+
+
+def test_a_prompt_without_an_answer_is_a_failed_row() -> None:
+    rows = [row for _, row in _scored_by_all([cast("Engine", Forgetful())], ["a", "b"], [" A"])]
+    assert [row.index for row in rows] == [0, 1]
+    assert rows[0].error is None
+    assert "gave no answer" in str(rows[1].error)
 
 
 def test_an_interrupt_stops_all_servers_and_what_came_is_kept(

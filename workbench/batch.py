@@ -1,4 +1,4 @@
-"""JSONL in, JSONL out: rows are appended as they finish, and a second run goes on.
+"""JSONL in, JSONL out: rows are appended as they finish, and a second run resumes.
 
 A row is known by its position and its prompt, so an edited input is noticed and not misaligned.
 """

@@ -127,7 +127,7 @@ class Way:
 
 
 class Batching:
-    """A measurement: `run()` does it, and after an interrupt goes on with it.
+    """A measurement: `run()` does it, and after an interrupt resumes it.
 
     `rows` has one row for each way and repeat that is done: the fields of `Way`, `repeat`,
     `requests`, `failed` and the first `error` of these, `seconds`, `requests_per_s` (those that did

@@ -24,7 +24,7 @@ class EngineError(WorkbenchError, RuntimeError):
 
 
 class EngineGoneError(EngineError):
-    """An engine died in the middle: what was finished is kept, the rest can go on elsewhere."""
+    """An engine died in the middle: what was finished is kept, the rest can run elsewhere."""
 
 
 class EngineUnavailableError(EngineError):

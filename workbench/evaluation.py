@@ -79,11 +79,11 @@ def evaluate(  # noqa: PLR0917  # the first six are a contract
 ) -> Evaluation:
     """Have an agent answer every item, all of them together, and grade the answers.
 
-    Interrupted and called again, it goes on: what was answered is in the engine's store.
+    Interrupted and called again, it resumes: what was answered is in the engine's store.
 
     Args:
         task: a name (`tasks.TASKS`) or a file of problems, or a task as it is.
-        agent: a name (`agents.AGENTS`), or an agent of one's own.
+        agent: a name (`agents.AGENTS`), or a custom agent.
         count: items, or None for the task's own number; `seed` chooses them.
         num_runs: times that all is done, each with other random numbers: with further seeds where
             `sampling` has one.
@@ -314,7 +314,7 @@ def run_suite(
     """Evaluate each agent in each style, those after the first against which they compare.
 
     Args:
-        agents: names or agents of one's own, each with a name of its own.
+        agents: names or custom agents, no two with the same name.
         folder: keeps a report as soon as it is whole, in a folder of its own name. Run again, it is
             read from there, and what is missing or failed is done.
         settings: further arguments of `evaluate`, the same for all.

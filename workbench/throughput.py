@@ -28,7 +28,7 @@ CALLS = 4  # a batch is timed over so many calls: its speed does not depend on w
 
 
 class Throughput:
-    """A measurement: `run()` does it, and after an interrupt goes on with it.
+    """A measurement: `run()` does it, and after an interrupt resumes it.
 
     `rows` has one row for each runner, load and repeat that is done: `runner`, `batch`, `label`;
     the load's fields; `repeat`, `count` (prompts that were run: `CALLS` batches at most),

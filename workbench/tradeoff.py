@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class TradeOff:
-    """A measurement: `run()` does it, and after an interrupt goes on with it.
+    """A measurement: `run()` does it, and after an interrupt resumes it.
 
     `rows` has a row for each item and setting that is done: `setting`, `round`, `id`, the item's
     fields, `answer`, `text`, `extracted`, `correct`, `parsed`, `error`, `forwards`

@@ -44,7 +44,7 @@ class Sampling:
             log-probability of the chosen token alone.
         choices, regex, json_schema: structured output; at most one of them. An answer that
             `max_tokens` cuts short of it is a failed row.
-        ignore_eos: go on past the model's own end, to `max_tokens`: for measuring speed.
+        ignore_eos: continue past the model's own end, to `max_tokens`: for measuring speed.
 
     Numbers and columns of NumPy and pandas become plain ones.
 

@@ -2,7 +2,7 @@
 
 `Recipe()` is that of the Llama, from nothing. `MASKED` makes its masked-diffusion sibling out of
 it, which knows sums, and where numbers stand, from the start. Batch k is made from (seed, k)
-alone, so a run that was stopped goes on exactly where it was.
+alone, so a run that was stopped resumes exactly where it was.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ class _RunningProgram:
         self.outcome.error = f"the agent {why}"
 
     def stop(self) -> None:
-        """Ends a program that goes on and on."""
+        """End a program that does not end by itself."""
         assert self.program is not None
         self._end(f"did not end within {MOST_ROUNDS} rounds: let it stop")
         with suppress(Exception):  # it may refuse to end even so
@@ -167,7 +167,7 @@ def advance(
 ) -> list[AgentOutcome]:
     """Run an agent's programs for all cases together.
 
-    Each goes on as soon as its own answers are there, and what several ask meanwhile is one stream.
+    Each continues as soon as its own answers are there; what several ask meanwhile is one stream.
     Only calls that are sampled wait until no program is in an earlier round: equal prompts of a
     round draw different samples, by their order. A program that ends, fails or raises leaves the
     others running.
@@ -229,7 +229,7 @@ class _Calls:
         self.streams: Streams[tuple[_RunningProgram, int, CallResult]] = Streams()
 
     def add(self, program: _RunningProgram) -> None:
-        """Take what a program asks now, if it goes on."""
+        """Take what a live program asks now."""
         if not program.live:
             return
         if program.round > max(self.rounds, default=1):

@@ -132,7 +132,7 @@ def _first(
     store: Store | None,
     options: Mapping[str, Any],
 ) -> BaseEngine:
-    """The first engine that can run here, with those after it to go on with."""
+    """The first engine that can run here, with those after it, for failover."""
     reasons: list[str] = []
     names = [name for name in AUTO if name != "remote" or url]
     for position, name in enumerate(names):

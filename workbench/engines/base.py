@@ -315,7 +315,7 @@ class BaseEngine(ABC):
                     check()
 
     def followed_by(self, successors: Iterable[Callable[[], BaseEngine]]) -> None:
-        """What may go on with a run if this engine dies in the middle, in this order."""
+        """What may take over a run if this engine dies in the middle, in this order."""
         self._successors = iter([*successors])  # none is tried twice
 
     def _fail_over(

@@ -272,7 +272,7 @@ class BatchSize:
     """How many rows a batch holds in one call: a fixed number, or one found while working.
 
     Found: it doubles while the tokens a second grow, and halves when memory runs out. Work changes
-    as a call goes on (long prompts come first), so a batch that seems not to pay is compared with
+    as a call proceeds (long prompts come first), so a batch that seems not to pay is compared with
     one of the smaller size that runs right after it.
     """
 

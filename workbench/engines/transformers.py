@@ -152,7 +152,7 @@ class TransformersEngine(LocalEngine):
         def fail(job: tuple[Request, list[int]], reason: str) -> list[Answer]:
             return [(job[0], failure(reason, len(job[1])))]
 
-        # Where the context ends an answer, a batch would go on past the context: one by one.
+        # Where the context ends an answer, a batch would run past the context: one by one.
         tight = [job for job in fit if len(job[1]) + sampling.max_tokens > context]
         rest = fit[len(tight) :]
         for jobs, size in ((tight, 1), (rest, self._size)):

@@ -1,7 +1,7 @@
 """A search on disk: every answer of the model, as soon as it is there.
 
 A search is decided by its settings and these answers alone. So a search that was killed is run
-again from its beginning; it takes from the journal what it has asked before, and goes on where that
+again from its beginning; it takes from the journal what it has asked before, and resumes where that
 ends. Labels, energies and moves stand there too, for people.
 """
 

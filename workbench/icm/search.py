@@ -81,7 +81,7 @@ def search(
             the labels that these predict, consistent with each other, and `n_seeds` is unused.
         everyone: whether claims that the search has not accepted take in the end the label that
             those found predict, consistent with them; the notes count them.
-        checkpoint: a file that makes a killed search go on where it was.
+        checkpoint: a file that makes a killed search resume where it was.
         on_step: called after each iteration.
 
     Returns:

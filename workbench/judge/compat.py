@@ -48,7 +48,7 @@ def compute_llm_judge_scores_batch(
         candidates_list: for each problem its candidates; None is one that could not be generated.
         server_url: of an OpenAI-compatible server; `$LLM_JUDGE_SERVER_URL` by default.
         model_name: None is the only model of the server.
-        batch_size: requests in flight, at the most.
+        batch_size: requests in flight, at most.
         engine: an open engine to judge with, instead of a server.
         mode: "generate" scores an accepted candidate 1.0 and another 0.0; "logprob" scores the
             probability of accepting, which also tells the best of several good ones.
@@ -95,7 +95,7 @@ class LLMJudgeClient:
         server_url: of an OpenAI-compatible server; `$LLM_JUDGE_SERVER_URL` by default.
         model_name: None is the only model of the server.
         batch_size_per_worker: prompts in one request, where the server takes several.
-        num_workers: requests in flight, at the most.
+        num_workers: requests in flight, at most.
         engine: an open engine instead of a server; it stays open at the end.
         store: where answers are kept, as in `open_engine`.
 

@@ -1,7 +1,7 @@
 """Run a sweep: what is not done yet, a few points at a time, each in a process of its own.
 
 Nothing that happens to one point costs another, and nothing that happens to the sweep costs a
-point that is done: run again, it goes on.
+point that is done: run again, it resumes.
 """
 
 from __future__ import annotations

@@ -333,13 +333,14 @@ def _scored_by_all(
 def _scored(
     number: int, engine: Engine, texts: Sequence[Prompt], letters: Sequence[str]
 ) -> Generator[tuple[int, LabelRow], None, None]:
-    """The engine's place and a row for each text, as they come; those of a lost engine failed."""
-    left = dict.fromkeys(range(len(texts)))
+    """The engine's place and a row for each text, as they come; those without an answer failed."""
+    left, reason = dict.fromkeys(range(len(texts))), "the engine gave no answer to this prompt"
     try:
         for row in stream_labels(engine, texts, letters):
             del left[row.index]
             yield number, row
     except EngineGoneError as gone:
         log.warning("elicit: %s", gone)
-        for index in left:
-            yield number, LabelRow(index, None, error=str(gone))
+        reason = str(gone)
+    for index in left:
+        yield number, LabelRow(index, None, error=reason)

@@ -1,6 +1,6 @@
 """Sends jobs to servers: in packets, within every server's limit, each until it has an answer.
 
-A few hundred requests are out at the most, whatever the number of jobs. A packet that a server
+A few hundred requests are out at most, whatever the number of jobs. A packet that a server
 refuses is halved until the job at fault fails alone. A slot is held while a request waits to be
 sent again, so that others do not rush in.
 """

@@ -110,7 +110,7 @@ class RemoteEngine(BaseEngine):
         return replace(total, cached_tokens=cached) + self._retried
 
     def estimate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Estimate:
-        """What a call with these prompts will ask for at the most, the store left aside.
+        """What a call with these prompts will ask for at most, the store left aside.
 
         Raises:
             InputError: the prompts are unusable as a whole.

@@ -32,7 +32,7 @@ from workbench.types import LabelRow, Prompt, Sampling
 
 MAX_LABEL_IDS = 128  # vLLM's limit on logprob_token_ids
 NO_PATH = (401, 403, 404, 405, 501)  # statuses of a path that a gateway does not pass on
-TOP = 20  # log-probabilities that servers give at the most
+TOP = 20  # log-probabilities that servers give at most
 UNREADABLE = "\ufffd"  # part of a character, of whichever label
 ROUNDING = 1e-6  # of probabilities summed in float32
 BLOCK = 4096  # prompts whose labels are finished before the next ones are begun

@@ -143,7 +143,7 @@ class ConcurrencyLimit:
         return max(1, int(self.limit))
 
     def open(self) -> None:
-        """Begin at the most: for a server that queues what it cannot run yet."""
+        """Begin at the maximum: for a server that queues what it cannot run yet."""
         self.limit = float(self._most)
 
     def enter(self) -> None:

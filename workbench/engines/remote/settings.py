@@ -23,7 +23,7 @@ class RemoteOptions:
     """How a server is used; the defaults suit a vLLM server and a paid API.
 
     Attributes:
-        max_concurrency: requests at once at the most, for each server.
+        max_concurrency: requests at once at most, for each server.
         prompts_per_request: how many prompts go together where the server takes several.
         requests_per_minute, tokens_per_minute: limits of a paid API.
         timeout: seconds for one attempt.
@@ -116,7 +116,7 @@ def estimated_tokens(prompt: Prompt | Sequence[int]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a call will ask for at the most: known before anything is sent.
+    """What a call will ask for at most: known before anything is sent.
 
     Attributes:
         requests: over HTTP, one for each prompt where a server takes no more.
