@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from workbench import values
 from workbench.agents import (
@@ -28,20 +28,31 @@ from workbench.agents import (
 )
 from workbench.agents.scheduler import CallRecord
 from workbench.answers import given_up
+from workbench.engines.style import chosen_style
 from workbench.errors import InputError
 from workbench.progress import fact
 from workbench.runs import commit
 from workbench.stats import mean_share
 from workbench.store import digest
 from workbench.tasks import open_task
-from workbench.types import Completion, Engine, Grade, Item, Metric, Report, Sampling, Task, Usage
+from workbench.types import (
+    Completion,
+    Engine,
+    Grade,
+    Item,
+    Metric,
+    Report,
+    Sampling,
+    Style,
+    Task,
+    Usage,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger("workbench")
 
-Style = Literal["completion", "chat"]
 LONGEST_NAME = 60
 """Letters of a folder's name."""
 
@@ -74,7 +85,7 @@ def evaluate(  # noqa: PLR0917  # the first six are a contract
     seed: int = 0,
     *,
     shots: int = 0,
-    style: Style = "completion",
+    style: Style = "auto",
     sampling: Sampling | None = None,
 ) -> Evaluation:
     """Have an agent answer every item, all of them together, and grade the answers.
@@ -88,6 +99,7 @@ def evaluate(  # noqa: PLR0917  # the first six are a contract
         num_runs: times that all is done, each with other random numbers: with further seeds where
             `sampling` has one.
         shots: solved examples before each item.
+        style: "completion" or "chat"; "auto" is what suits the model (`engines.style`).
         sampling: how to answer; as the task says by default (greedy).
 
     Returns:
@@ -148,7 +160,7 @@ def prepare_cases(  # noqa: PLR0917  # as `evaluate`
     seed: int = 0,
     *,
     shots: int = 0,
-    style: Style = "completion",
+    style: Style = "auto",
     sampling: Sampling | None = None,
 ) -> tuple[list[AgentCase], dict[str, Any]]:
     """What `evaluate` with these arguments works on, and its report's provenance."""
@@ -159,7 +171,8 @@ def prepare_cases(  # noqa: PLR0917  # as `evaluate`
     if not isinstance(sampling, Sampling):
         raise InputError(f"sampling={sampling!r:.60} must be a workbench.Sampling")
     items = _items(task, count, seed)
-    cases = [AgentCase(task, item, task.prompt(item, shots, style), sampling) for item in items]
+    asked, why = chosen_style(engine, style)
+    cases = [AgentCase(task, item, task.prompt(item, shots, asked), sampling) for item in items]
     content = [[case.item.id, case.prompt, case.item.answer] for case in cases]
     return cases, {
         "task": task.name,
@@ -170,7 +183,8 @@ def prepare_cases(  # noqa: PLR0917  # as `evaluate`
         "agent": named(agent),
         "num_runs": num_runs,
         "shots": shots,
-        "style": style,
+        "style": asked,
+        "style_why": why,
         "sampling": asdict(sampling),
         "engine": asdict(engine.info),
         "commit": commit(),
@@ -306,7 +320,7 @@ def run_suite(
     task: Task,
     engine: Engine,
     agents: Sequence[str | Agent],
-    styles: Sequence[Style] = ("completion",),
+    styles: Sequence[Style] = ("auto",),
     *,
     folder: str | Path | None = None,
     **settings: Any,
@@ -389,6 +403,7 @@ def _load_same(target: Path, wanted: Mapping[str, Any]) -> Evaluation:
 def _settings(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the answers, as it is read from a file."""
     model = {name: provenance["engine"][name] for name in ("model", "revision")}
-    others = {name: v for name, v in provenance.items() if name not in {"engine", "commit"}}
+    unlike = {"engine", "commit", "style_why"}
+    others = {name: v for name, v in provenance.items() if name not in unlike}
     settings: dict[str, Any] = json.loads(json.dumps(model | others, default=str))
     return settings

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
 Errors = Literal["raise", "return"]
+PromptStyle = Literal["completion", "chat"]
+Style = Literal["auto", "completion", "chat"]
 MOST_SAMPLES = 1_000_000  # of a prompt
 
 
@@ -296,7 +298,7 @@ class Task(Protocol):
 
     def items(self, count: int | None = None, seed: int = 0) -> list[Item]: ...
     def prompt(
-        self, item: Item, shots: int = 0, style: Literal["completion", "chat"] = "completion"
+        self, item: Item, shots: int = 0, style: PromptStyle = "completion"
     ) -> Prompt: ...
     def grade(self, item: Item, text: str) -> Grade: ...
 

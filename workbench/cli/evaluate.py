@@ -17,7 +17,7 @@ from workbench.errors import InputError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from workbench.types import Report, Task
+    from workbench.types import Report, Style, Task
 
 
 def evaluate_task(
@@ -48,7 +48,7 @@ def evaluate_task(
     """How accurate is a model on a task, and what does an agent add? Run again, it resumes."""
     from workbench.agents import AGENTS
     from workbench.engines import open_engine
-    from workbench.evaluation import Style, run_suite
+    from workbench.evaluation import run_suite
     from workbench.runs import run_dir
     from workbench.tasks import open_task
 

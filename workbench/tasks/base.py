@@ -6,12 +6,11 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Literal
 
 from workbench import answers, values
 from workbench.answers.statements import outside_reasoning
 from workbench.errors import InputError
-from workbench.types import Grade, Item, Prompt, Sampling
+from workbench.types import Grade, Item, Prompt, PromptStyle, Sampling
 
 MOST_REPEATED = 20_000
 """How many draws in a row may bring nothing new before there are no more items."""
@@ -74,7 +73,7 @@ class BaseTask(ABC):
         return first_items(self.stream(rng, held_out=True), count, self.name)
 
     def prompt(
-        self, item: Item, shots: int = 0, style: Literal["completion", "chat"] = "completion"
+        self, item: Item, shots: int = 0, style: PromptStyle = "completion"
     ) -> Prompt:
         """The item after `shots` worked examples, which no two items share.
 

@@ -41,7 +41,7 @@ SAME = Template(
 def sample_uncertainty(
     task: Task | str, engine: Engine, count: int | None = None, seed: int = 0, *,
     samples: int = 10, temperature: float = 1.0, shots: int = 0,
-    style: Literal["completion", "chat"] = "completion",
+    style: Style = "auto",
     same: Literal["grader"] | Same = "grader", p_true: bool = True,
 ) -> Report:  # fmt: skip
     """Answer every item once greedily and several times at random, all items together.
