@@ -16,6 +16,7 @@ FLOORS = {
     "values": 0,
     "errors": 0,
     "files": 0,
+    "template": 0,
     "store": 1,
     "stats": 1,
     "machine": 1,

@@ -15,6 +15,8 @@ from typing import Any, NoReturn, TypeVar
 from workbench.errors import InputError
 
 LARGEST = 2**63 - 1
+MISSING = {"None", "nan", "NaT", "<NA>"}
+"""How the values print that stand for no value."""
 T = TypeVar("T")
 
 
@@ -25,6 +27,11 @@ def refuse(name: str, value: object, need: str) -> NoReturn:
     except Exception:  # noqa: BLE001  # a number of thousands of digits, or somebody's own class
         shown = f"a {type(value).__name__}"
     raise InputError(f"{name}={shown:.80}: must be {need}") from None
+
+
+def is_missing(value: object) -> bool:
+    """Whether it stands for no value: None, NaN and pandas' own."""
+    return not isinstance(value, str) and str(value) in MISSING
 
 
 def optional(name: str, value: object, check: Callable[..., T], *limits: float) -> T | None:

@@ -72,9 +72,7 @@ class BaseTask(ABC):
         rng = random.Random(f"{self.name}-{seed}")
         return first_items(self.stream(rng, held_out=True), count, self.name)
 
-    def prompt(
-        self, item: Item, shots: int = 0, style: PromptStyle = "completion"
-    ) -> Prompt:
+    def prompt(self, item: Item, shots: int = 0, style: PromptStyle = "completion") -> Prompt:
         """The item after `shots` worked examples, which no two items share.
 
         In a chat the examples are earlier exchanges.

@@ -18,15 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from workbench.errors import InputError
-from workbench.values import near, refuse
+from workbench.values import is_missing, near, refuse
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LONGEST = 2**31 - 1
 """Characters of a CSV field; Python's own limit is 131,072."""
-MISSING = {"None", "nan", "NaT", "<NA>"}
-"""How the values print that stand for no value."""
 DELIMITED = (".csv", ".tsv", ".txt")
 ENDINGS = (".jsonl", ".json", *DELIMITED, ".parquet")
 ONE_COLUMN = "\x1f"
@@ -72,7 +70,7 @@ class TableRow(NamedTuple):
         """
         value = self.cells.get(column)
         text = str(value).strip()
-        if not text or (not isinstance(value, str) and text in MISSING):
+        if not text or is_missing(value):
             return None
         if isinstance(value, Mapping | list | tuple | set):
             self.refuse(column, "a text or a number")

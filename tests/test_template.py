@@ -1,0 +1,61 @@
+"""Texts with fields in braces, and what is refused in them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workbench.errors import InputError
+from workbench.template import check, fields, fill
+
+
+def test_fields_are_names_in_their_order() -> None:
+    assert fields("{b} and {a}, {b}; {{c}} { d e }") == ("b", "a", "d e")
+
+
+@pytest.mark.parametrize(
+    ("template", "given", "text"),
+    [
+        ("Translate: {text}", {"text": "{not a field} {{"}, "Translate: {not a field} {{"),
+        ('{{"q": "{q}"}}', {"q": "1+1"}, '{"q": "1+1"}'),
+        ("{my column}|{0}|{a.b}", {"my column": 1, 0: 2.5, "a.b": True}, "1|2.5|True"),
+        (
+            "{n} {when}",
+            {"n": np.int64(3), "when": pd.Timestamp("2024-01-02")},
+            "3 2024-01-02 00:00:00",
+        ),
+        ("{a}{{{a}}}", {"a": "nan"}, "nan{nan}"),
+    ],
+)
+def test_values_stand_in_their_places(
+    template: str, given: dict[object, object], text: str
+) -> None:
+    assert fill(template, given) == text
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{qestion}", r"'qestion', did you mean 'question'\? known: question, id"),
+        ("{question.__class__}", "a field is a name alone"),
+        ("{question[0]}", "a field is a name alone"),
+        ("{question!r:>10}", "a field is a name alone"),
+        ("{}", "no field ''"),
+        ('{"answer": 1}', "Write {{ and }} for braces"),
+        ("{question", r"the \{ at character 0 has no partner; write \{\{"),
+        ("question} ", r"the \} at character 8 has no partner"),
+        ("Think.", r"has no field, .* such as \{question\}"),
+        ("", "a text that is not empty"),
+        (3, "a text that is not empty"),
+    ],
+)
+def test_what_is_no_template_is_refused(template: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check(template, ["question", "id"], "prompt")
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), pd.NA, pd.NaT])
+def test_a_missing_value_is_refused(missing: object) -> None:
+    with pytest.raises(InputError, match="row 7: 'text' is missing"):
+        fill("{text}", {"text": missing}, "row 7")
