@@ -20,7 +20,7 @@ from workbench.judge.templates import Pair, Template
 from workbench.judge.votes import cast
 from workbench.stats import mean
 from workbench.store import digest
-from workbench.types import Completion, Engine, Grade, Item, Metric, Report, Sampling, Task
+from workbench.types import Completion, Engine, Grade, Item, Metric, Report, Sampling, Style, Task
 
 if TYPE_CHECKING:
     import pandas as pd
