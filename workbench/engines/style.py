@@ -6,7 +6,7 @@ from workbench import values
 from workbench.types import Engine, PromptStyle, Style
 
 
-def chosen_style(engine: Engine, style: Style = "auto") -> tuple[PromptStyle, str]:
+def chosen_style(engine: Engine, style: Style = "auto") -> tuple[PromptStyle, str]:  # noqa: ARG001
     """How to ask this model, and why.
 
     Args:
