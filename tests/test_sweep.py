@@ -209,7 +209,7 @@ def test_a_changed_model_or_version_makes_results_stale(
     assert state()[0] == "done"
     (model / "model.safetensors").write_bytes(b"two")
     assert state() == ("stale", "there is a result of before the model changed")
-    monkeypatch.setattr("workbench.sweep.plan.VERSION", "9.9")
+    monkeypatch.setattr("workbench.sweep.plan.__version__", "9.9")
     assert state() == ("stale", "there is a result of before workbench and the model changed")
 
 

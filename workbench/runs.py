@@ -1,5 +1,5 @@
-"""Where a run writes (`$WORKBENCH_RUN_DIR`, else `runs/` of the project that holds the cwd), and
-from which commit it comes."""
+"""Where a run writes (`$WORKBENCH_RUN_DIR`, else `runs/` of the project that holds the cwd), from
+which commit it comes, and where the notebooks are that come with the package."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from workbench.errors import InputError
 from workbench.files import write_whole
+from workbench.machine import checkout
 from workbench.types import Metric
 
 if TYPE_CHECKING:
@@ -25,15 +26,21 @@ _BEGUN: set[Path] = set()
 
 
 def commit() -> str | None:
-    """The git commit of the checkout that this package runs from, if it does."""
+    """The git commit of the clone that this package runs from, if it does."""
+    if (clone := checkout()) is None:  # another project's repository may hold the environment
+        return None
     command = ["git", "rev-parse", "--short", "HEAD"]
     try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
     except OSError:  # no git here
         return None
     return done.stdout.strip() or None
+
+
+def shipped_notebooks() -> Path:
+    """The folder of our notebooks: the clone's, or the one in the installed package."""
+    clone = checkout()
+    return clone / "notebooks" if clone else Path(__file__).with_name("_notebooks")
 
 
 def run_dir() -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -345,8 +344,3 @@ def check_options(options: Iterable[str], known: Iterable[str], engine: str) -> 
         if name not in names:
             hint = values.near(name, names) or f". Known: {', '.join(sorted(names))}"
             raise InputError(f"unknown option {name!r} for the {engine} engine{hint}")
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """The installed versions of what an engine rests on."""
-    return {name: importlib.metadata.version(name) for name in (*packages, "workbench")}

@@ -33,11 +33,11 @@ from workbench.engines.device import (
     shown,
 )
 from workbench.engines.identity import deciding
-from workbench.engines.local import LocalEngine, Source, check_options, versions
+from workbench.engines.local import LocalEngine, Source, check_options
 from workbench.engines.requests import Request
 from workbench.engines.tokens import LabelCollector, Node
 from workbench.errors import EngineError, InputError, WorkbenchError
-from workbench.machine import free_memory
+from workbench.machine import free_memory, versions
 from workbench.progress import check
 from workbench.store import Store
 from workbench.types import Completion, LabelRow, Prompt

@@ -17,11 +17,12 @@ from workbench.engines.chat import CHAT, ChatOptions
 from workbench.engines.checkpoints.folder import check_adapter, safe_format
 from workbench.engines.device import prepare, shown
 from workbench.engines.identity import deciding
-from workbench.engines.local import LocalEngine, Source, check_options, versions
+from workbench.engines.local import LocalEngine, Source, check_options
 from workbench.engines.requests import Request, misshapen
 from workbench.engines.shared_llm import Inbox, SharedLLM, refusals
 from workbench.engines.tokens import LabelCollector, Node
 from workbench.errors import EngineUnavailableError, InputError
+from workbench.machine import versions
 from workbench.progress import fact
 from workbench.store import Store, digest, folder_digest
 from workbench.types import Completion, LabelRow, Prompt, Sampling, TokenLogprob

@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from workbench.errors import NotebookError
 from workbench.files import write_whole
+from workbench.machine import checkout
 from workbench.nb.literals import injected
 from workbench.nb.notebook import PUT_IN, RAISES, Cell, joined, load, prepared
 
@@ -71,7 +72,8 @@ def require_kernel(name: str | None = None) -> None:
     except NoSuchKernel as error:
         remedy = f"there are {', '.join(sorted(manager.find_kernel_specs())) or 'none'}"
         if name == KERNEL:
-            remedy = "run `make setup`"
+            again = f"python -m ipykernel install --sys-prefix --name {KERNEL}"
+            remedy = f"run `{'make setup' if checkout() else again}`"
         raise NotebookError(f"no Jupyter kernel {name!r}; {remedy}") from error
 
 

@@ -22,6 +22,7 @@ from workbench.engines.device import OUT_OF_MEMORY
 from workbench.engines.local import Source
 from workbench.engines.vllm import unavailable
 from workbench.errors import EngineError, EngineUnavailableError, InputError, WorkbenchError
+from workbench.machine import install_hint
 from workbench.progress import check
 from workbench.runs import run_dir
 from workbench.serving.access import base_url, free_port, reachable, required_key
@@ -182,7 +183,7 @@ def serve(
         EngineError: it ended, or did not answer in time; quotes what vLLM said.
     """
     if reason := unavailable():
-        raise EngineUnavailableError(f"no server can run here: {reason}. Install with `make setup`")
+        raise EngineUnavailableError(f"no server can run here: {reason}; {install_hint()}")
     settings_of_size = find_preset(preset, options)
     source = Source.find(model)
     source.check_causal()

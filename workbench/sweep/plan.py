@@ -14,13 +14,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from workbench import values
+from workbench import __version__, values
 from workbench.engines import URL
 from workbench.engines.local import OURS, Source
 from workbench.errors import InputError, NotebookError
@@ -35,7 +34,6 @@ from workbench.sweep.grid import Grid, Random, check_mapping, listed
 
 TAKEN = ("key", "state", "detail", "seconds", "ended", "machine", "versions", "commit")
 SERVE = "serve."  # before a name that is an option of the server, not a parameter
-VERSION = metadata.version("workbench")
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +197,7 @@ class Sweep:
         served = None if self.serve is None else _served(model, place, {**self.serve, **options})
         if repr(model) not in models:
             models[repr(model)] = _revision(place)
-        rests = {"notebook": code, "version": VERSION, "model": models[repr(model)]}
+        rests = {"notebook": code, "version": __version__, "model": models[repr(model)]}
         files, others = self.beside.named_by(parameters)
         if files:  # without any, older results are still good
             rests["files"] = files

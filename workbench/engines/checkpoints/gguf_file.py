@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import InputError
+from workbench.machine import install_hint
 
 VERSIONS = (2, 3)
 PLAIN = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
@@ -61,9 +62,7 @@ class GGUFFile:
         self.fields: dict[str, Any] = {}
         self.tensors: dict[str, StoredTensor] = {}
         if find_spec("gguf") is None:
-            raise InputError(
-                f'reading {path} needs the package gguf: pip install "workbench[gguf]"'
-            )
+            raise InputError(f"reading {path} needs the package gguf: {install_hint('gguf')}")
         if path.is_dir():
             raise InputError(f"{path} is a folder: give a .gguf file")
         if PART.search(path.name):

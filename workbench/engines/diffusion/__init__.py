@@ -19,10 +19,11 @@ from workbench.engines.diffusion.likelihood import bounds
 from workbench.engines.diffusion.network import Network
 from workbench.engines.diffusion.row import Row
 from workbench.engines.identity import deciding
-from workbench.engines.local import EMBEDDED_DIFFUSION, LocalEngine, Source, check_options, versions
+from workbench.engines.local import EMBEDDED_DIFFUSION, LocalEngine, Source, check_options
 from workbench.engines.requests import Request
 from workbench.engines.tokens import LabelTree
 from workbench.engines.transformers import unavailable
+from workbench.machine import versions
 from workbench.store import Store
 from workbench.types import Completion, LabelRow, Message, Prompt, Sampling
 

@@ -6,7 +6,6 @@ each is sent again until it is answered or its time is spent.
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from workbench.engines.remote.served import Identity, find_several, prefix_cache
 from workbench.engines.remote.settings import Estimate, RemoteOptions, estimated_tokens
 from workbench.engines.requests import Request, check_prompts
 from workbench.errors import InputError
+from workbench.machine import versions
 from workbench.store import Store
 from workbench.types import Completion, EngineInfo, LabelRow, Prompt, Sampling, Usage
 
@@ -68,7 +68,6 @@ class RemoteEngine(BaseEngine):
         first, self._counted = self._endpoints[0], self._there()
         vouched = served.revision or self._model.fingerprint(first, store)
         vllm = run_coroutine(version(self._counted[0]))
-        versions = {name: importlib.metadata.version(name) for name in ("openai", "workbench")}
         info = EngineInfo(
             engine="remote",
             model=served.name,
@@ -76,7 +75,7 @@ class RemoteEngine(BaseEngine):
             device=self._places(),
             dtype="as served",
             context_length=served.context_length,
-            versions=versions | ({"vllm": vllm} if vllm else {}),
+            versions=versions("openai") | ({"vllm": vllm} if vllm else {}),
             why=why,
         )
         # Where the server itself does not vouch for the weights, what it says is worth as much as
