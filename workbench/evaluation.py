@@ -312,7 +312,8 @@ def load(folder: str | Path) -> Report:
         return Evaluation(summary, rows, report.usage, report.provenance, trace)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{place} holds no report ({error}): give a folder that a report was saved in"
+            f"{file_error(place / 'summary.json', error)}; {place} holds no report: give a folder "
+            "that one was saved in"
         ) from error
 
 
