@@ -197,7 +197,7 @@ def test_a_template_file(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(InputError, match=reason):
             Template.load(path)
-    with pytest.raises(InputError, match="none.txt: No such file.*; give a template's file"):
+    with pytest.raises(InputError, match=r"none\.txt: No such file.*; give a template's file"):
         Judge(Fake(), tmp_path / "none.txt")
 
 

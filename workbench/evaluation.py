@@ -30,6 +30,7 @@ from workbench.agents.scheduler import CallRecord
 from workbench.answers import given_up
 from workbench.engines.style import chosen_style
 from workbench.errors import InputError
+from workbench.files import file_error
 from workbench.progress import fact
 from workbench.runs import commit
 from workbench.stats import mean_share

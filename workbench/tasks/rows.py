@@ -262,8 +262,8 @@ def _of_json(text: str) -> Iterator[tuple[str, Any]]:
     if not isinstance(rows, list):
         raise ValueError(f"it must be {SHAPES}; it is {whole!r:.60}")  # noqa: TRY004
     if rows is whole:
-        lines = _begins(text, len(rows))
-        return ((f"{line}: row {n}", row) for n, (line, row) in enumerate(zip(lines, rows)))
+        lines = enumerate(_begins(text, len(rows)))
+        return ((f"{line}: row {n}", row) for (n, line), row in zip(lines, rows, strict=True))
     return ((f" row {number}", row) for number, row in enumerate(rows))
 
 
