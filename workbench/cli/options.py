@@ -10,8 +10,6 @@ from typing import Annotated, Any
 from typer import Option
 
 from workbench.errors import InputError
-from workbench.types import Style
-from workbench.values import known
 
 
 def _no_store(value: str) -> str | None:
@@ -26,10 +24,7 @@ ServedModel = Annotated[
     str | None,
     Option("--model-path", "--model", help="Hub name or folder (default: an embedded model)."),
 ]
-ENGINES = ("auto", "vllm", "remote", "transformers", "diffusion")
-EngineName = Annotated[
-    str, Option(help=f"One of {', '.join(ENGINES)}.", autocompletion=lambda: [*ENGINES])
-]
+EngineName = Annotated[str, Option(help='"auto", "vllm", "remote", "transformers" or "diffusion".')]
 StorePath = Annotated[
     str | None,
     Option(help='Response store: "default", a path, or "none" for no store.', callback=_no_store),
@@ -38,36 +33,11 @@ Options = Annotated[
     list[str] | None,
     Option("--option", "-o", metavar="NAME=VALUE", help="An engine argument, as JSON."),
 ]
-BaseUrl = Annotated[
-    str | None, Option("--base-url", help="A server, …/v1 (default: WORKBENCH_BASE_URL).")
-]
-Chat = Annotated[
-    bool | None,
-    Option("--chat/--no-chat", help="Ask by chats or not (default: as the model wants it)."),
-]
+Chat = Annotated[bool, Option(help="Through the model's chat template.")]
 Seed = Annotated[int, Option(min=0, help="Chooses the items.")]
 Folder = Annotated[
     Path | None, Option("--out", help="A new folder for the report: numbers, rows, figure.")
 ]
-
-
-def server(engine: str, base_url: str | None) -> dict[str, Any]:
-    """The engine of these options: a URL alone means the server there.
-
-    Raises:
-        InputError: there is no such engine, or it has no URL.
-    """
-    known("engine", engine, ENGINES)
-    if base_url is None:
-        return {"engine": engine}
-    if engine not in {"auto", "remote"}:
-        raise InputError(f"--base-url is for a server, not for --engine {engine}: leave one out")
-    return {"engine": "remote", "base_url": base_url}
-
-
-def style(chat: bool | None) -> Style:
-    """What --chat, --no-chat and neither mean."""
-    return "auto" if chat is None else "chat" if chat else "completion"
 
 
 def pairs(texts: Sequence[str] | None, option: str) -> dict[str, str]:

@@ -24,6 +24,7 @@ from workbench.engines.chat import (
 from workbench.engines.checkpoints.folder import check_folder, check_load_format, check_whole
 from workbench.engines.identity import variant
 from workbench.engines.requests import Request
+from workbench.engines.style import EMBEDDED_STYLE, ends_of, style_by_name, style_by_template
 from workbench.engines.tokens import (
     LabelTree,
     Node,
@@ -34,7 +35,7 @@ from workbench.engines.tokens import (
 from workbench.errors import InputError
 from workbench.store import Store, digest, folder_digest
 from workbench.tiny import DIFFUSION, MODEL
-from workbench.types import Completion, EngineInfo, LabelRow, Message, Prompt
+from workbench.types import Completion, EngineInfo, LabelRow, Message, Prompt, PromptStyle
 
 EMBEDDED = "workbench-tiny"  # the name of the embedded model, for `info` and for opening it again
 EMBEDDED_DIFFUSION = "workbench-tiny-diffusion"
@@ -74,6 +75,7 @@ class LocalEngine(BaseEngine):
             identity: what decides an answer beside weights, number format and chat template.
             about: further fields of `EngineInfo`.
         """
+        self._source = source
         revision = self._weights if source.folder else commit
         shown = revision[:12] if revision else "not known"
         info = EngineInfo(model=source.shown, revision=shown, **about)
@@ -97,6 +99,18 @@ class LocalEngine(BaseEngine):
     def has_chat(self) -> bool:
         """Whether there is a template for chats: the model's own, or one that was given."""
         return bool(self._chats.chat_template or getattr(self._tokenizer, "chat_template", None))
+
+    def suited_style(self) -> tuple[PromptStyle, str]:
+        """See `style.chosen_style`."""
+        if not self.has_chat:
+            return "completion", "the model has no template for chats"
+        if self._source.folder in OURS.values():
+            return "completion", EMBEDDED_STYLE
+        style, why = style_by_name(self._source.shown)
+        if style is not None:
+            return style, why
+        ends = ends_of(self._source.folder, self._source.name)
+        return style_by_template(self._tokenizer, self._chats.chat_template, ends)
 
     @cached_property
     def _segment_tokenizer(self) -> SegmentTokenizer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
+import logging
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -30,22 +30,23 @@ from workbench.engines.remote.retry import (
     error_of_status,
 )
 from workbench.engines.remote.settings import RemoteOptions
+from workbench.engines.remote.words import (
+    UNKNOWN,
+    key_remedy,
+    message_of,
+    names,
+    refuses,
+    with_remedy,
+)
 from workbench.errors import InputError
 
+log = logging.getLogger("workbench")
 NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")  # of a server that speaks HTTP
+TOP, FEWER = 20, 5  # log-probabilities that servers give at most; some give fewer
 REST = 5.0  # seconds after which a server that failed is tried again
 # Seconds without an answer after which a server may be another: before a call, and within one.
 IDLE, LULL = 0.2, 30.0
-UNKNOWN = (
-    r"unsupported|unrecogni[sz]ed|unknown|unexpected|not (support(ed)?|permitted|allowed)|extra"
-)
-REMEDIES = {
-    "temperature": "give Sampling(temperature=1.0), which such models want",
-    "stop": "leave `stop` out of Sampling, and cut the text yourself",
-    "logprobs": "leave `logprobs` out of Sampling",
-    "top_p": "leave `top_p` out of Sampling",
-    "seed": "leave `seed` out of Sampling",
-}
+SPARE = {"seed": UNKNOWN, "stop": ""}  # what a request can do without, and how it is refused
 
 
 class Endpoint:
@@ -61,6 +62,11 @@ class Endpoint:
         multi: it takes several prompts in one request; None is not known yet.
         batch: the same for chats.
         exact: it gives log-probabilities of token ids named to it.
+        completes, chats, logprobs: it continues texts, answers chats, gives log-probabilities;
+            None is not known yet.
+        samples: it gives several samples of a prompt in one request, as far as is known.
+        without: settings that it refuses and that are not sent any more, of `SPARE`.
+        top: how many of the likeliest tokens it lists, as far as is known.
         tokenizes: it has /tokenize, as far as is known.
         absent: why it has no part yet; it is asked again.
     """
@@ -73,6 +79,12 @@ class Endpoint:
         self.multi: bool | None = None
         self.batch: bool | None = None
         self.exact: bool | None = None
+        self.completes: bool | None = None
+        self.chats: bool | None = None
+        self.logprobs: bool | None = None
+        self.samples = True
+        self.without: frozenset[str] = frozenset()
+        self.top = TOP
         self.tokenizes = True
         self.vllm = False
         self.absent: str | None = None
@@ -87,7 +99,7 @@ class Endpoint:
         self._busy_since: float | None = None  # nothing but "too many requests" since then
         self._timeout = options.timeout
         self._limit_names = ("max_tokens", "max_completion_tokens")  # the one it takes first
-        key, values = api_key(self.url), header_values(options.headers or {})
+        (self.key_name, key), values = api_key(self.url), header_values(options.headers or {})
         self.has_key = key is not None
         query = [value for _, value in parse_qsl(urlsplit(self.url).query)]
         self.clean = redactor([key or "", *values.values(), *query])
@@ -95,7 +107,29 @@ class Endpoint:
         self._http = HttpClient(self.url, options, key=key, headers=values)
 
     async def generate(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """`post` of a body with `max_tokens`, by the name that this server has for it."""
+        """`post` of a body with `max_tokens`, without what this server refuses of `SPARE`.
+
+        Where it takes no `stop`, the caller cuts the text.
+        """
+        sent = {name: value for name, value in body.items() if name not in self.without}
+        try:
+            return await self._limited(path, sent)
+        except RejectedError as error:
+            said = str(error)
+            refused = {x for x in SPARE if x in sent and refuses(said, x, SPARE[x])}
+            if not refused:
+                raise
+            first = error
+        try:
+            reply = await self.generate(path, {x: v for x, v in sent.items() if x not in refused})
+        except RejectedError as error:
+            raise first if any(names(str(error), one) for one in refused) else error from None
+        self.without |= refused
+        log.info("%s takes no %s", self.shown, " and no ".join(sorted(refused)))
+        return reply
+
+    async def _limited(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """`post`, with the limit on tokens by the name that this server has for it."""
         if "/chat" not in path:  # has one name only
             return await self.post(path, body)
         rest = {key: value for key, value in body.items() if key != "max_tokens"}
@@ -103,7 +137,7 @@ class Endpoint:
         try:
             return await self.post(path, {**rest, name: body["max_tokens"]})
         except RejectedError as error:
-            if not (_names(str(error), other) or _refuses(str(error), name)):
+            if not (names(str(error), other) or refuses(str(error), name)):
                 raise
         reply = await self.post(path, {**rest, other: body["max_tokens"]})
         self._limit_names = (other, name)
@@ -117,6 +151,8 @@ class Endpoint:
             raise RetryableError(f"the reply is no JSON object: {self.clean(repr(reply))}")
         if isinstance(reply.get("error"), dict):  # some proxies say so under HTTP 200
             raise RetryableError(self.clean(str(reply["error"].get("message"))))
+        if path == "/completions":
+            self.completes = True
         self._works(sent)
         return reply
 
@@ -159,7 +195,10 @@ class Endpoint:
             had_answered = self.answered > 0
             if reply.status < 500 and reply.status not in TOO_MANY:  # it lives, but not for this
                 self._works(sent)
-            words = _with_remedy(self.clean(_message(reply.body)), body or {})
+            words = with_remedy(self.clean(message_of(reply.body)), body or {})
+            if reply.status in (401, 403):
+                remedy = key_remedy(self.key_name, given=self.has_key)
+                words = f"{remedy}. It says: {words}" if words else remedy
             raise error_of_status(reply.status, words, reply.headers, has_answered=had_answered)
         except RequestError as error:
             if isinstance(error, UnreachableError) or error.status == 504:
@@ -342,32 +381,3 @@ def _shown(url: str) -> str:
     scheme, mark, rest = url.partition("://")
     secret, at, rest = rest.rpartition("@")
     return scheme + mark + ("…@" if secret else at) + rest.split("?")[0]
-
-
-def _names(message: str, name: str) -> bool:
-    return re.search(rf"(?<!\w){name}(?!\w)", message) is not None
-
-
-def _refuses(message: str, name: str) -> bool:
-    return _names(message, name) and re.search(UNKNOWN, message, re.IGNORECASE) is not None
-
-
-def _with_remedy(message: str, body: Mapping[str, Any]) -> str:
-    """What to do where a server refuses a setting."""
-    for name, remedy in REMEDIES.items():
-        if name in body and _refuses(message, name):
-            return f"{message}. This server does not take it: {remedy}"
-    return message
-
-
-def _message(body: bytes) -> str:
-    """What a server says of an error: the message within, else the text."""
-    text = body[:10_000].decode(errors="replace")
-    try:
-        reply = json.loads(text)
-        error = reply.get("error", reply)
-        message = error if isinstance(error, str) else error.get("message") or error.get("detail")
-        code = error.get("code") if isinstance(error, dict) else None
-    except (ValueError, AttributeError, RecursionError):
-        return text
-    return f"{message or reply} ({code})" if isinstance(code, str) else f"{message or reply}"

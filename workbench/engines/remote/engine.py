@@ -10,23 +10,33 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from workbench.engines.base import BaseEngine, failure
 from workbench.engines.chat import CHAT, ChatOptions, is_prefill, with_remedy
+from workbench.engines.local import OURS
 from workbench.engines.remote import wire
+from workbench.engines.remote.abilities import (
+    find_chats,
+    find_completions,
+    find_logprobs,
+    find_several,
+)
 from workbench.engines.remote.dispatch import Dispatcher, Plan
 from workbench.engines.remote.endpoint import Endpoint
 from workbench.engines.remote.http import run_coroutine
 from workbench.engines.remote.label_scores import LabelScorer, bos_doubled, gives_named_logprobs
-from workbench.engines.remote.retry import Failure, RateLimit, RejectedError
-from workbench.engines.remote.served import Identity, find_several, prefix_cache_hits, version
+from workbench.engines.remote.retry import Failure, FatalError, RateLimit, RejectedError
+from workbench.engines.remote.served import Identity, prefix_cache_hits, version
 from workbench.engines.remote.settings import Estimate, RemoteOptions, estimated_tokens
+from workbench.engines.remote.words import NO_TEXTS, refuses
 from workbench.engines.requests import Request, check_prompts
+from workbench.engines.style import EMBEDDED_STYLE, style_by_name
 from workbench.errors import InputError
 from workbench.machine import versions
 from workbench.store import Store
-from workbench.types import Completion, EngineInfo, LabelRow, Prompt, Sampling, Usage
+from workbench.types import Completion, EngineInfo, LabelRow, Prompt, PromptStyle, Sampling, Usage
 
 log = logging.getLogger("workbench")
 BEGINNINGS = 64  # of texts, that are asked about in one call
@@ -60,6 +70,7 @@ class RemoteEngine(BaseEngine):
         self._last_hits: float | None = None
         self._label_ids: dict[str, list[int]] = {}
         self._kinds: set[bool] = set()  # texts (False) and chats (True), as they have come
+        self._texts = False  # whether texts have been continued
         self._bos: dict[str, bool] = {}  # beginnings of texts: whether they are the BOS
         chats = ChatOptions.of({name: getattr(chosen, name) for name in CHAT})
         self._model = Identity(chosen.revision, chats)
@@ -125,6 +136,33 @@ class RemoteEngine(BaseEngine):
         self._find_several(chats=chats)
         return all(endpoint.several(chats=chats) for endpoint in self._there())
 
+    @property
+    def has_completions(self) -> bool:
+        """Whether all servers continue texts, as far as they tell."""
+        there = self._there()
+        run_coroutine(find_completions(there, self._dialect.model))
+        return all(endpoint.completes is not False for endpoint in there)
+
+    def has_logprobs(self, *, chats: bool) -> bool:
+        """Whether answers come with log-probabilities, as far as the servers tell."""
+        there = self._there()
+        run_coroutine(find_logprobs(there, self._dialect, chats=chats))
+        return all(endpoint.logprobs is not False for endpoint in there)
+
+    def suited_style(self) -> tuple[PromptStyle, str]:
+        """See `style.chosen_style`."""
+        if not self.has_completions:
+            return "chat", "the server has no completions"
+        served = self._model.served
+        style, why = style_by_name(served.root or served.name)
+        if served.name in OURS or Path(served.root) in OURS.values():
+            style, why = "completion", EMBEDDED_STYLE
+        if style == "chat":
+            run_coroutine(find_chats(self._there(), self._dialect.model))
+            if any(endpoint.chats is False for endpoint in self._there()):
+                return "completion", "the server refuses chats"
+        return style or "completion", why
+
     def _free(self) -> None:
         self._last_hits = self._hits()
         for endpoint in self._endpoints:
@@ -144,8 +182,8 @@ class RemoteEngine(BaseEngine):
         if self.info.context_length:  # vLLM refuses more, and ends there as in process
             most = min(sampling.max_tokens, self.info.context_length)
             sampling = replace(sampling, max_tokens=most)
-        self._prepare([request.prompt for request in requests], sampling)
         self._find_several(chats=chats)
+        self._prepare([request.prompt for request in requests], sampling)
 
         async def ask(
             endpoint: Endpoint, packet: Sequence[Request]
@@ -159,7 +197,7 @@ class RemoteEngine(BaseEngine):
             """Requests with seeds of their own go alone; else several, or samples of one."""
             if first.seed is not None or other.seed is not None:
                 return False
-            samples = sampling.temperature > 0 and first.prompt == other.prompt
+            samples = sampling.temperature > 0 and first.prompt == other.prompt and endpoint.samples
             alike = self._form(first.prompt) == self._form(other.prompt)
             return alike and (bool(endpoint.several(chats=chats)) or samples)
 
@@ -173,8 +211,8 @@ class RemoteEngine(BaseEngine):
             yield [(job, _completion(result, job.prompt)) for job, result in batch]
 
     def _score(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> Iterator[list[LabelRow]]:
-        self._prepare(prompts, Sampling(max_tokens=1))
         self._find_several(chats=False)
+        self._prepare(prompts, Sampling(max_tokens=1))
         scorer = LabelScorer(
             self._dialect, self._options.size, self._dispatch, self._has_bos, self._label_ids
         )
@@ -186,6 +224,8 @@ class RemoteEngine(BaseEngine):
     def _prepare(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         """Refuse what the servers cannot do, and find out what they take, before any work."""
         wire.check(sampling, self._dialect)
+        if isinstance(prompts[0], str):
+            self._check_completions()
         if self._rate or any(endpoint.paid for endpoint in self._endpoints):
             log.warning("remote: %s", self.estimate(prompts, sampling))
         self._learn_bos(prompts)
@@ -195,6 +235,16 @@ class RemoteEngine(BaseEngine):
                 "a last message of the assistant's is sent as it is: whether this server continues "
                 "it or answers anew is its own rule"
             )
+
+    def _check_completions(self) -> None:
+        """Refuse texts where a server continues none; one that took several at once does."""
+        self._texts = True
+        alone = self._options.size == 1  # then it was not asked whether it takes several
+        there = [e for e in self._there() if e.multi is False or (alone and not e.vllm)]
+        run_coroutine(find_completions(there, self._dialect.model))
+        for endpoint in self._there():
+            if endpoint.completes is False:
+                raise InputError(f"{endpoint.shown}: {NO_TEXTS}")
 
     def _learn_bos(self, prompts: Sequence[Prompt]) -> None:
         """Ask vLLM which beginnings of these texts are the BOS that it would put there itself."""
@@ -235,6 +285,10 @@ class RemoteEngine(BaseEngine):
             return
         for chats in self._kinds if self._options.size != 1 else ():
             await find_several([endpoint], self._dialect.model, chats=chats)
+        if self._texts:
+            await find_completions([endpoint], self._dialect.model)
+            if endpoint.completes is False:
+                raise FatalError(NO_TEXTS)
         await self._find_exact(endpoint)
         self._info = replace(self._info, device=f"{self._places()}, {endpoint.shown}")
 
@@ -252,7 +306,8 @@ class RemoteEngine(BaseEngine):
         prompts = [request.prompt for request in packet]
         chats = not isinstance(prompts[0], str)
         several = endpoint.several(chats=chats)
-        if not several and any(prompt != prompts[0] for prompt in prompts):
+        single = len(prompts) > 1 and not endpoint.samples
+        if not several and (single or any(prompt != prompts[0] for prompt in prompts)):
             raise RejectedError("this server takes one prompt a request")  # the packet is halved
         sent = prompts if several else prompts[:1]
         path, body = wire.request(sent, sampling, self._dialect, packet[0].seed)
@@ -260,7 +315,7 @@ class RemoteEngine(BaseEngine):
             body["add_special_tokens"] = False
         if len(sent) < len(packet):
             body["n"] = len(packet)  # one prompt, several samples
-        reply = await endpoint.generate(path, body)
+        reply = await self._generate(endpoint, path, body)
         answered = reply.get("model")
         if isinstance(answered, str) and answered and answered not in self._model.served.names:
             named = endpoint.clean(answered)
@@ -268,9 +323,25 @@ class RemoteEngine(BaseEngine):
 
         def read(_: int, choice: wire.Choice, counts: wire.TokenCounts) -> Completion:
             row = wire.read(choice, sampling, counts, lambda odd: self._note(endpoint.clean(odd)))
-            return row if row.error is None else replace(row, error=endpoint.clean(row.error))
+            if row.error is not None:
+                return replace(row, error=endpoint.clean(row.error))
+            return wire.cut(row, sampling.stop) if "stop" in endpoint.without else row
 
         return wire.read_each(reply, len(packet), read)
+
+    async def _generate(self, endpoint: Endpoint, path: str, body: wire.Body) -> dict[str, Any]:
+        """The reply; what it shows of the server is kept."""
+        several = body.get("n", 1)
+        try:
+            reply = await endpoint.generate(path, body)
+        except RejectedError as error:
+            endpoint.samples = endpoint.samples and not (several > 1 and refuses(str(error), "n"))
+            raise
+        if several > 1 and len(reply.get("choices") or ()) < several:
+            endpoint.samples = False
+        if "seed" in body and "seed" in endpoint.without:
+            self._note("the server takes no seed: what is drawn there cannot be drawn again")
+        return reply
 
 
 def _completion(result: Completion | Failure, prompt: Prompt) -> Completion:

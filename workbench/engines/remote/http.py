@@ -290,18 +290,19 @@ def _environment() -> Mapping[str, str | None]:
     return {**dotenv_values(find_dotenv(usecwd=True)), **os.environ}
 
 
-def api_key(url: str) -> str | None:
-    """The key for a server: never OpenAI's for another one.
+def api_key(url: str) -> tuple[str, str | None]:
+    """The key for a server, after the variable that holds it: never OpenAI's for another server.
 
     Raises:
         InputError: it has characters that no key has.
     """
     environment = _environment()
     names = KEYS if urlsplit(url).hostname == OPENAI else KEYS[:1]
-    key = next((value.strip() for name in names if (value := environment.get(name))), "")
+    found = ((name, value.strip()) for name in names if (value := environment.get(name)))
+    name, key = next(found, (names[0], ""))
     if not (key.isascii() and key.isprintable()):
-        raise InputError(f"the key in {' or '.join(names)} has characters that no key has")
-    return key or None
+        raise InputError(f"the key in {name} has characters that no key has")
+    return name, key or None
 
 
 def header_values(headers: Mapping[str, str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from workbench.engines.remote import wire
 from workbench.engines.remote.dispatch import Plan
-from workbench.engines.remote.endpoint import Endpoint
+from workbench.engines.remote.endpoint import FEWER, Endpoint
 from workbench.engines.remote.retry import (
     AGAIN,
     Failure,
@@ -32,7 +32,6 @@ from workbench.types import LabelRow, Prompt, Sampling
 
 MAX_LABEL_IDS = 128  # vLLM's limit on logprob_token_ids
 NO_PATH = (401, 403, 404, 405, 501)  # statuses of a path that a gateway does not pass on
-TOP = 20  # log-probabilities that servers give at most
 UNREADABLE = "\ufffd"  # part of a character, of whichever label
 ROUNDING = 1e-6  # of probabilities summed in float32
 BLOCK = 4096  # prompts whose labels are finished before the next ones are begun
@@ -198,10 +197,7 @@ class LabelScorer:
         async def ask(
             endpoint: Endpoint, packet: Sequence[Indexed]
         ) -> Sequence[LabelRow | Failure | None]:
-            likeliest = Sampling(max_tokens=1, logprobs=TOP)
-            path, body = wire.request([prompt for _, prompt in packet], likeliest, self.dialect)
-            body.pop("return_tokens_as_token_ids", None)  # labels are compared as texts here
-            reply = await endpoint.generate(path, body)
+            reply = await self._likeliest(endpoint, [prompt for _, prompt in packet])
 
             def row(i: int, choice: wire.Choice, counts: wire.TokenCounts) -> LabelRow:
                 places = wire.logprobs(choice)
@@ -220,6 +216,23 @@ class LabelScorer:
         plan = Plan(ask, together, lambda job: estimated_tokens(job[1]), self.size)
         for batch in self.dispatch(plan, list(enumerate(prompts))):
             yield [_failed(job, row) if isinstance(row, Failure) else row for job, row in batch]
+
+    async def _likeliest(self, endpoint: Endpoint, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """A token after each prompt with the likeliest ones, as many as the server lists."""
+        for most in dict.fromkeys((endpoint.top, FEWER)):
+            sampling = Sampling(max_tokens=1, logprobs=most)
+            path, body = wire.request(prompts, sampling, self.dialect)
+            body.pop("return_tokens_as_token_ids", None)  # labels are compared as texts here
+            try:
+                reply = await endpoint.generate(path, body)
+            except RejectedError as error:
+                if "logprobs" not in str(error):
+                    raise
+                refused = error
+                continue
+            endpoint.top = most
+            return reply
+        raise RejectedError(f"the server gives no log-probabilities to weigh labels by: {refused}")
 
 
 def _failed(job: Indexed, failure: Failure) -> LabelRow:

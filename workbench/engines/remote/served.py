@@ -41,6 +41,7 @@ METRICS = 3.0  # seconds for a page of counters
 HITS = "vllm:prefix_cache_hits_total"
 OURS = r"[0-9a-f]{12}-[a-z]+\d+(-[0-9a-f]{8})?"  # a revision as `identity.variant` makes it
 NO_LIST = (403, 404, 405, 501)  # a server without /models, or not for this key
+SHOWN = 8  # names in a message
 LONGEST = 2**40  # tokens of a context, above which it is none
 
 PROMPTS: tuple[Prompt, ...] = (
@@ -132,7 +133,7 @@ class Identity:
             # One that is busy or broken now may be worked with all the same, but without a store.
             if isinstance(error, RequestError):
                 if prints or isinstance(error, UnreachableError | FatalError):
-                    endpoint.absent = explain(endpoint, error)
+                    endpoint.absent = explain(error)
             elif isinstance(error, BaseException):
                 raise error
         for endpoint, one in prints:
@@ -195,7 +196,7 @@ async def _first_look(endpoint: Endpoint, model: str | None) -> ServedModel | No
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001  # whatever a server sends
-        endpoint.absent = explain(endpoint, endpoint.as_request_error(error))
+        endpoint.absent = explain(endpoint.as_request_error(error))
         return None
     return served
 
@@ -211,7 +212,8 @@ async def look(endpoint: Endpoint, model: str | None) -> ServedModel:
     roots = {str(card["id"]): card.get("root") for card in listed}
     revisions = _revisions(roots)
     names = [name for name in roots if name.rpartition("@")[0] not in revisions]
-    serves = endpoint.clean(", ".join(names))
+    serves = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} others" * (len(names) > SHOWN))
+    serves = endpoint.clean(serves)
     if model is None and len(names) != 1:
         raise InputError(f"{endpoint.shown} serves {serves}: choose one as model=…")
     name = names[0] if model is None else model
@@ -253,11 +255,10 @@ def _revisions(roots: Mapping[str, object]) -> dict[str, str]:
     return {name: several[0] for name, several in revisions.items() if len(several) == 1}
 
 
-def explain(endpoint: Endpoint, error: RequestError) -> str:
+def explain(error: RequestError) -> str:
     """A failure of the first request, with what to do about it."""
     if error.status in (401, 403):
-        had = "refuses the key in" if endpoint.has_key else "wants a key: put it in"
-        return f"it {had} WORKBENCH_API_KEY (environment or .env file). It says: {error}"
+        return str(error)
     if error.status == 404:
         return (
             f"no OpenAI-compatible server at this path ({error}); most end in /v1. Where it only "
@@ -271,28 +272,6 @@ def explain(endpoint: Endpoint, error: RequestError) -> str:
         f"it cannot be reached ({error}): is it running, and the port right? "
         "`workbench serve vllm` starts a server"
     )
-
-
-async def find_several(endpoints: Sequence[Endpoint], model: str, *, chats: bool) -> None:
-    """Find out, once for each server, whether it takes several prompts in one request."""
-    talk = [{"role": "user", "content": "1"}]
-    path = wire.CHAT_BATCH if chats else wire.TEXTS
-    body = {"model": model, "max_tokens": 1}
-    body |= {"messages": [talk, talk]} if chats else {"prompt": ["1", "2"]}
-
-    async def find(endpoint: Endpoint) -> None:
-        several = False
-        if endpoint.vllm or not chats:
-            try:
-                async with asyncio.timeout(COLD):
-                    several = len((await endpoint.post(path, body))["choices"]) == 2
-            except (*AGAIN, TimeoutError, *wire.ODD_JSON):
-                return  # not today
-            except RequestError as error:
-                log.info("%s takes one prompt a request: %s", endpoint.shown, error)
-        setattr(endpoint, "batch" if chats else "multi", several)
-
-    await asyncio.gather(*(find(e) for e in endpoints if e.several(chats=chats) is None))
 
 
 async def version(endpoint: Endpoint) -> str:

@@ -7,7 +7,7 @@ server is vLLM. An answer is placed by its index; what cannot be read is an erro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, cast
 
 from workbench.engines.base import failure
@@ -191,6 +191,23 @@ def read(
         cached_tokens=counts.cached,
         reasoning=reasoning,
     )
+
+
+def cut(answer: Completion, stop: Sequence[str]) -> Completion:
+    """An answer up to where one of `stop` begins, from a server that does not stop there."""
+    ends = [at for text in stop if (at := answer.text.find(text)) >= 0]
+    if not ends:
+        return answer
+    kept: list[TokenLogprob] = []
+    length = 0
+    for token in answer.logprobs or ():
+        if length >= min(ends):
+            break
+        kept.append(token)
+        length += len(str(token.token_id))
+    logprobs = None if answer.logprobs is None else tuple(kept)
+    text = answer.text[: min(ends)]
+    return replace(answer, text=text, finish_reason="stop", token_ids=None, logprobs=logprobs)
 
 
 def _finish(

@@ -1,0 +1,353 @@
+"""Servers that answer chats and have no completions: paid APIs, of many habits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stranger import Asked, Said, Stranger, listing, plain, reply
+
+from workbench.engines import open_engine
+from workbench.engines.remote import RemoteEngine
+from workbench.engines.style import chosen_style, common_style, style_by_name
+from workbench.errors import EngineError, EngineGoneError, EngineUnavailableError, InputError
+from workbench.tiny import MODEL
+from workbench.types import Sampling
+
+CHAT = [{"role": "user", "content": "a"}]
+SHORT = Sampling(max_tokens=8)
+PAGE = b"<!DOCTYPE html><html><head><title>Not Found</title></head><body>nginx</body></html>"
+Say = Callable[[Asked], Said | None]
+
+
+def remote(url: str | list[str], model: str | None = None, **options: Any) -> RemoteEngine:
+    quick = {"attempts": 2, "outage_timeout": 2.0}
+    return RemoteEngine(model, None, "test", {"base_url": url, **quick, **options})
+
+
+def error(message: str, status: int = 400) -> Said:
+    return Said({"error": {"message": message}}, status)
+
+
+def chat_only(refusal: Said, more: Say = lambda _: None) -> Say:
+    """No completions, which is said so; `more` says what else is not as usual."""
+
+    def say(asked: Asked) -> Said | None:
+        if asked.path.endswith("/v1/completions"):
+            return Said(refusal.body, refusal.status)
+        return more(asked) if asked.path.endswith("/chat/completions") else None
+
+    return say
+
+
+def refuses(name: str, message: str) -> Say:
+    return chat_only(Said(status=404), lambda a: error(message) if name in a.body else None)
+
+
+REFUSALS = {
+    "no path": Said({"detail": "Not Found"}, 404),
+    "a page": Said(PAGE, 404),
+    "no method": Said(PAGE, 405),
+    "not built": error("not implemented", 501),
+    "for chats": error(
+        "This is a chat model and not supported in the v1/completions endpoint", 404
+    ),
+    "in words": error("Completions are not supported by this model", 400),
+    "wants messages": error("messages: Field required", 422),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
+def test_chats_are_chosen_where_there_is_nothing_else(refusal: Said) -> None:
+    with Stranger(chat_only(refusal)) as server, remote(server.url) as engine:
+        style, why = chosen_style(engine)
+        assert (style, why) == ("chat", "the server has no completions")
+        asked = len(server.asked)
+        assert chosen_style(engine)[0] == "chat"
+        assert len(server.asked) == asked  # it is remembered
+        assert engine.generate([CHAT], SHORT)[0].text == "aa"
+        for size in ("auto", 1):
+            with remote(server.url, prompts_per_request=size) as other:
+                with pytest.raises(InputError, match=r'no completions.*style="chat".*--chat'):
+                    other.generate(["a text"], SHORT, errors="return")
+                with pytest.raises(InputError, match=r'style="chat"'):
+                    other.label_logprobs(["a text"], [" Yes", " No"])
+
+
+@pytest.mark.parametrize("status", [401, 429, 500])
+def test_a_failure_is_no_answer_to_whether_there_are_completions(status: int) -> None:
+    broken = [True]
+
+    def say(asked: Asked) -> Said | None:
+        completes = asked.path.endswith("/v1/completions")
+        return error("not now", status) if completes and broken[0] else None
+
+    with Stranger(say) as server, remote(server.url) as engine:
+        assert chosen_style(engine)[0] == "completion"
+        broken[0] = False
+        assert engine.generate(["a"], SHORT)[0].text == "aa"
+
+
+def test_what_is_asked_costs_a_token() -> None:
+    with Stranger() as server, remote(server.url) as engine:
+        before = len(server.asked)
+        chosen_style(engine)
+        assert all(a.body["max_tokens"] == 1 for a in server.asked[before:] if a.method == "POST")
+
+
+NAMES = {
+    "Qwen/Qwen3-8B-Base": "completion",
+    "Llama-3-it-base": "completion",
+    "google/gemma-3-1b-pt": "completion",
+    "google/gemma-3-1b-it": "chat",
+    "meta-llama/Llama-3.1-8B-Instruct": "chat",
+    "accounts/fireworks/models/llama-v3p1-8b-instruct": "chat",
+    "Qwen1.5-MoE-A2.7B-Chat-GPTQ-Int4": "chat",
+    "deepseek-ai/deepseek-llm-7b-base": "completion",
+    "/cache/models--Qwen--Qwen3-8B-Base/snapshots/0123456789abcdef": "completion",
+    "/home/it/models/mine": None,
+    "gpt2": None,
+    "italian-capital": None,
+}
+
+
+@pytest.mark.parametrize(("name", "style"), NAMES.items())
+def test_what_a_name_says(name: str, style: str | None) -> None:
+    assert style_by_name(name)[0] == style
+    listed = Said(listing(id=name))
+    with Stranger(lambda a: listed if a.path.endswith("/models") else None) as server:
+        with remote(server.url) as engine:
+            assert chosen_style(engine)[0] == (style or "completion")
+
+
+def test_an_instruct_model_without_a_template_is_asked_by_texts() -> None:
+    listed = Said(listing(id="mine-instruct"))
+
+    def say(asked: Asked) -> Said | None:
+        if asked.path.endswith("/models"):
+            return listed
+        return error("there is no chat template") if "messages" in asked.body else None
+
+    with Stranger(say) as server, remote(server.url) as engine:
+        assert chosen_style(engine) == ("completion", "the server refuses chats")
+
+
+def test_servers_must_agree() -> None:
+    with Stranger() as both, Stranger(chat_only(Said(status=404))) as chats:
+        with remote([both.url, chats.url]) as engine:
+            assert chosen_style(engine)[0] == "chat"
+            assert [row.text for row in engine.generate([CHAT] * 3, SHORT)] == ["aa"] * 3
+            with pytest.raises(InputError, match=f"{chats.url}.*no completions"):
+                engine.generate(["a"], SHORT)
+
+
+def test_engines_of_several_kinds_have_one_style() -> None:
+    with Stranger() as both, Stranger(chat_only(Said(status=404))) as chats:
+        with remote(both.url) as one, remote(chats.url) as other:
+            assert common_style([one]) == "completion"
+            assert common_style([one, other]) == "chat"
+            assert common_style([one, other], "completion") == "completion"
+
+
+def variant(folder: Path, **changed: Any) -> str:
+    """The embedded model's files with other settings of its tokenizer."""
+    folder.mkdir(parents=True)
+    for file in MODEL.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    for name, settings in changed.items():
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return str(folder)
+
+
+NO_TURNS = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+LOCAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "anything": ("chat", {}),  # its template ends an answer with the token at which it stops
+    "Qwen3-8B-Base": ("completion", {}),
+    "Llama-3-it-base": ("completion", {}),
+    "mine-instruct": ("chat", {"tokenizer_config": {"chat_template": NO_TURNS}}),
+    "other-end": ("completion", {"tokenizer_config": {"chat_template": NO_TURNS}}),
+    "none-instruct": ("completion", {"tokenizer_config": {"chat_template": None}}),
+    "broken": (
+        "completion",
+        {"tokenizer_config": {"chat_template": "{{ raise_exception('no') }}"}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_what_a_local_model_is(name: str, tmp_path: Path) -> None:
+    style, changed = LOCAL[name]
+    with open_engine(variant(tmp_path / name, **changed), "transformers", store=None) as engine:
+        found, why = chosen_style(engine)
+    assert (found, bool(why)) == (style, True)
+
+
+def test_the_embedded_model_continues_texts() -> None:
+    for model in (None, str(MODEL)):
+        with open_engine(model, "transformers", store=None) as engine:
+            assert chosen_style(engine)[0] == "completion"
+            assert chosen_style(engine, "chat") == ("chat", "asked for")
+
+
+def test_a_server_that_takes_no_stop_and_no_seed() -> None:
+    """The text is cut here, and that draws cannot be repeated is said."""
+
+    def say(asked: Asked) -> Said | None:
+        for name in ("stop", "seed"):
+            if name in asked.body:
+                return error(f"Unsupported parameter: '{name}' is not supported with this model.")
+        return None
+
+    talk = [{"role": "user", "content": "one. two."}]
+    with Stranger(chat_only(Said(status=404), say)) as server, remote(server.url) as engine:
+        sampling = Sampling(max_tokens=8, stop=(". ", "two"), temperature=1.0, seed=3)
+        rows = engine.generate([talk] * 5, sampling)
+        assert {row.text for row in rows} == {"one"}
+        assert {row.finish_reason for row in rows} == {"stop"}
+        assert any("seed" in note for note in engine.info.notes)
+        before = len(server.asked)
+        engine.generate([talk, CHAT], sampling)
+        assert len(server.asked) - before <= 3  # known by now
+
+
+def test_a_server_that_takes_four_stops() -> None:
+    def say(asked: Asked) -> Said | None:
+        if len(asked.body.get("stop", ())) > 4:
+            return error("'stop': array too long. Expected an array with maximum length 4")
+        return None
+
+    with Stranger(chat_only(Said(status=404), say)) as server, remote(server.url) as engine:
+        (row,) = engine.generate(
+            [[{"role": "user", "content": "12e"}]], Sampling(stop=tuple("abcde"))
+        )
+        assert row.text == "12"
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_server_that_gives_one_sample_a_request(silent: bool) -> None:
+    def say(asked: Asked) -> Said | None:
+        if "n" in asked.body and not silent:
+            return error("Unsupported parameter: 'n'")
+        return None
+
+    with Stranger(chat_only(Said(status=404), say)) as server, remote(server.url) as engine:
+        sampling = Sampling(max_tokens=8, temperature=1.0, n=6)
+        (row,) = engine.generate([CHAT], sampling)
+        assert [sample.text for sample in row.samples] == ["aa"] * 6
+        before = len(server.asked)
+        (row, _) = engine.generate([[{"role": "user", "content": "b"}], CHAT], sampling)
+        assert len(row.samples) == 6
+        assert len(server.asked) - before == 12
+
+
+def weighed(most: int = 20) -> Say:
+    """Log-probabilities of the first token of an answer, `most` at most."""
+
+    def say(asked: Asked) -> Said | None:
+        wanted = asked.body.get("top_logprobs", 0)
+        if wanted > most:
+            return error(f"top_logprobs: {wanted} is more than {most}, unsupported")
+        if not asked.body.get("logprobs"):
+            return None
+        top = [{"token": t, "logprob": p} for t, p in (("Yes", -0.2), ("No", -2.0), ("So", -4.0))]
+        place = {**top[0], "top_logprobs": top[:wanted]}
+        message = {"role": "assistant", "content": "Yes"}
+        one = {"index": 0, "finish_reason": "stop", "message": message}
+        return Said(reply(one | {"logprobs": {"content": [place]}}))
+
+    return say
+
+
+@pytest.mark.parametrize("most", [20, 5])
+def test_labels_are_weighed_by_the_likeliest_tokens(most: int) -> None:
+    with Stranger(chat_only(Said(status=404), weighed(most))) as server:
+        with remote(server.url) as engine:
+            scores = engine.label_logprobs([CHAT], ["Yes", "No", "Never"])
+            assert scores.logprobs[0, :2].tolist() == [-0.2, -2.0]
+            assert scores.missing[0].tolist() == [False, False, True]
+            assert scores.upper[0, 2] < -1.5
+            assert engine.has_logprobs(chats=True)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [refuses("logprobs", "logprobs are not supported"), chat_only(Said(status=404))],
+    ids=["refused", "left out"],
+)
+def test_labels_where_there_are_no_log_probabilities(more: Say) -> None:
+    with Stranger(more) as server, remote(server.url) as engine:
+        assert not engine.has_logprobs(chats=True)
+        scores = engine.label_logprobs([CHAT] * 2, ["Yes", "No"], errors="return")
+        assert all("log-probabilities" in str(reason) for reason in scores.errors)
+
+
+def test_a_temperature_that_is_refused_says_what_to_give() -> None:
+    said = "Unsupported value: 'temperature' does not support 0.0 with this model"
+    more = chat_only(
+        Said(status=404), lambda a: error(said) if a.body.get("temperature") == 0 else None
+    )
+    with Stranger(more) as server, remote(server.url) as engine:
+        assert chosen_style(engine)[0] == "chat"
+        (row,) = engine.generate([CHAT], SHORT, errors="return")
+        assert "temperature=1.0" in str(row.error)
+        assert engine.generate([CHAT], Sampling(max_tokens=8, temperature=1.0))[0].text == "aa"
+
+
+def test_one_of_a_hundred_models() -> None:
+    cards = {"data": [{"id": f"maker/model-{i}", "object": "model"} for i in range(100)]}
+    say = chat_only(Said(status=404))
+
+    def hundred(asked: Asked) -> Said | None:
+        return Said(cards) if asked.path.endswith("/models") else say(asked)
+
+    with Stranger(hundred) as server:
+        with pytest.raises(InputError, match=r"92 others.*model=") as caught:
+            remote(server.url)
+        assert len(str(caught.value)) < 400
+        with pytest.raises(InputError, match="maker/model-7") as caught:
+            remote(server.url, "maker/modl-7")
+        assert len(str(caught.value)) < 400
+        with remote(server.url, "maker/model-7") as engine:
+            assert chosen_style(engine)[0] == "chat"
+
+
+def test_without_a_list_of_models() -> None:
+    say = chat_only(Said(status=404))
+
+    def none(asked: Asked) -> Said | None:
+        return Said(PAGE, 404) if asked.method == "GET" else say(asked)
+
+    with Stranger(none) as server, remote(server.url, "m") as engine:
+        assert chosen_style(engine)[0] == "chat"
+        assert engine.generate([CHAT], SHORT)[0].text == "aa"
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("key", [None, "sk-secret-of-mine"])
+def test_a_key_is_asked_for_by_its_name(
+    status: int, key: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if key:
+        monkeypatch.setenv("WORKBENCH_API_KEY", key)
+    wrong = f"Incorrect API key provided: {key}. " + "You can find yours on our page. " * 20
+    closed = [True]
+
+    def say(asked: Asked) -> Said | None:
+        return error(wrong, status) if closed[0] else plain(asked)
+
+    need = r"WORKBENCH_API_KEY \(environment or \.env file\)"
+    with Stranger(say) as server:
+        with pytest.raises(EngineUnavailableError, match=need) as caught:
+            remote(server.url)
+        assert "sk-secret" not in str(caught.value)
+        closed[0] = False
+        with remote(server.url) as engine:
+            closed[0] = True
+            with pytest.raises((EngineGoneError, EngineError), match=need) as gone:
+                engine.generate([CHAT], SHORT)
+            assert "sk-secret" not in str(gone.value)
