@@ -28,7 +28,7 @@ demo: setup ## run the main notebooks (quickstart, throughput, accuracy, ICM) in
 	$(WORKBENCH) notebook run $(DEMO) --out runs/demo
 
 lab: setup ## open the notebooks in JupyterLab
-	"$(BIN)/jupyter" lab --notebook-dir=notebooks
+	$(WORKBENCH) notebook lab notebooks
 
 ##@ Notebooks
 notebooks: setup ## run every notebook into runs/notebooks

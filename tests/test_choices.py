@@ -207,14 +207,14 @@ SEVEN = row(1)["choices"] | {"G": "g"}
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([row(0), row(1, choices=FIVE)], r"row 1, choices: 5 options \(A, B, C, D, E\), must be"),
-        ([row(1, choices=SEVEN)], r"row 0, choices: 7 options \(A, B, C, D, E, F, G\), must be"),
-        ([row(1, choices={})], r"row 0, choices: 0 options \(\), must be"),
+        ([row(0), row(1, choices=FIVE)], r"row 1: choices: 5 options \(A, B, C, D, E\), must be"),
+        ([row(1, choices=SEVEN)], r"row 0: choices: 7 options \(A, B, C, D, E, F, G\), must be"),
+        ([row(1, choices={})], r"row 0: choices: 0 options \(\), must be"),
         ([flat(1, G="g")], r"row 0: 7 options \(A, B, C, D, E, F, G\)"),
         ([row(1, choices=list("abcdef"))], r"row 0: choices=\['a', .* must be six texts by A to F"),
         ([row(1, choices=SEVEN | {"A": " "})], "7 options"),
-        ([row(1, choices=row(1)["choices"] | {"B": " "})], "row 0, choices: B=' ' must be a text"),
-        ([row(1, choices=row(1)["choices"] | {"B": None})], "row 0, choices: B=None must be"),
+        ([row(1, choices=row(1)["choices"] | {"B": " "})], "row 0: choices: B=' ' must be a text"),
+        ([row(1, choices=row(1)["choices"] | {"B": None})], "row 0: choices: B=None must be"),
         ([flat(0), flat(1, C="")], "row 1: C='' must be a text that is not empty"),
         ([row(1, answer="G")], "row 0: answer='G' must be one of A, B, C, D, E, F"),
         ([row(1, answer="b")], "row 0: answer='b' must be one of A"),
@@ -235,7 +235,7 @@ SEVEN = row(1)["choices"] | {"G": "g"}
             "must be a list of objects, .*; it is an object with the keys .*; correct the file",
         ),
         ([], "holds no rows"),
-        ('[{"id": 1,', r"line 1 column 11 .*; correct the file"),
+        ('[{"id": 1,', r"json:1: .* at column 11; correct the file"),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, rows: object, message: str) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from stranger import Stranger
+from stranger import plain as plain_reply
 from typer.testing import CliRunner
 
 from workbench.batch import generate_file
@@ -98,9 +100,9 @@ def test_a_failed_row_keeps_its_reason_and_is_tried_again(
     ("text", "match"),
     [
         ("", "no rows"),
-        ("{", "line 1 is not JSON"),
-        ("[1]", "line 1 must be an object"),
-        ('{"text": "a"}', 'either "prompt" or "messages"'),
+        ("{", r"in.jsonl:1: Expecting property name"),
+        ("[1]", r"in.jsonl:1: \[1\] must be an object"),
+        ('{"text": "a"}', r'jsonl:1: there must be either "prompt" or "messages" .*\(text\)'),
         ('{"prompt": ""}', "prompt 0 is empty"),
     ],
 )
@@ -120,10 +122,57 @@ def test_an_output_of_other_prompts_is_refused(plain: VLLMEngine, tmp_path: Path
     assert out.read_bytes() == before
 
 
+def test_generate_reads_tables_and_fills_templates(plain: VLLMEngine, tmp_path: Path) -> None:
+    rows = pd.DataFrame({"a": [1, 2], "b": ["3", "4"], "day": pd.to_datetime(["2026-01-02"] * 2)})
+    rows.to_csv(tmp_path / "in.csv", sep=";", index=False)
+    rows.to_parquet(tmp_path / "in.parquet")
+    rows[["a", "b"]].to_json(tmp_path / "in.json", orient="records")
+    answers = []
+    for ending in ("csv", "parquet", "json"):
+        out = tmp_path / f"{ending}.jsonl"
+        command = ["generate", str(tmp_path / f"in.{ending}"), str(out), "--max-tokens", "3"]
+        done = run(app, [*command, "--prompt", "{a}+{b}=", "--store", "none"])
+        assert done.exit_code == 0, done.output
+        answers.append([(row["row"], row["completion"], str(row["a"])) for row in read(out)])
+        assert "2 were there" in run(app, [*command, "--prompt", "{a}+{b}="]).stdout
+        other = run(app, [*command, "--prompt", "{b}+{a}="])
+        assert "another model, sampling" in other.stderr
+    assert sorted(answers[0]) == sorted(answers[1]) == sorted(answers[2])
+    for prompt, message in (
+        ("{c}?", "in.csv:2: prompt='{c}?': no field 'c'"),
+        ("what", "in.csv:2: prompt='what' has no field"),
+        ("{a", "has no partner"),
+    ):
+        done = run(app, ["generate", str(tmp_path / "in.csv"), "new.jsonl", "--prompt", prompt])
+        assert (done.exit_code, done.stdout, message in done.stderr) == (2, "", True), done.stderr
+    done = run(app, ["generate", str(tmp_path / "in.csv"), "new.jsonl"])
+    assert 'in.csv:2: there must be either "prompt" or "messages"' in done.stderr
+
+
+def test_generate_asks_a_server_in_its_style(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": "Say a"},
+        {"messages": [{"role": "user", "content": "Say b"}]},
+    ]
+    source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    with Stranger(plain_reply) as server:
+        command = ["generate", str(source), str(out), "--base-url", server.url, "--store", "none"]
+        command += ["-n", "2", "--temperature", "0.5", "--top-p", "0.9", "--stop", "x"]
+        done = run(app, [*command, "--stop", "y", "--chat", "--json"])
+        assert done.exit_code == 0, done.output
+        asked = [one for one in server.asked if one.body and "top_p" in one.body]
+        refused = run(app, [*command, "--no-chat"])
+    assert {one.path.rpartition("/")[2] for one in asked} == {"completions"}
+    assert all(one.body["messages"][0]["role"] == "user" for one in asked)
+    assert {(one.body["top_p"], tuple(one.body["stop"])) for one in asked} == {(0.9, ("x", "y"))}
+    assert [len(row["samples"]) for row in read(out)] == [2, 2]
+    assert "in.jsonl:2: messages are a chat" in refused.stderr
+
+
 def test_errors_are_a_line_not_a_traceback(tmp_path: Path) -> None:
     done = run(app, ["generate", str(tmp_path / "none.jsonl"), str(tmp_path / "out.jsonl")])
     assert done.exit_code == 2
-    assert done.stderr.startswith("error: cannot read")
+    assert "none.jsonl: No such file or directory" in done.stderr
     assert "Traceback" not in done.output
     source = write(tmp_path / "in.jsonl", [{"prompt": "1+1="}])
     done = run(app, ["generate", str(source), str(tmp_path / "o"), "-o", "max_modellen=9"])

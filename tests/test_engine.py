@@ -348,7 +348,7 @@ def test_models_come_and_go(tmp_path: Path) -> None:
     with pytest.raises(WorkbenchError, match="out of memory"):
         open_engine(**(options | {"kv_cache_memory_bytes": 2**60}))
     (folder / "config.json").write_text("{")
-    with pytest.raises(WorkbenchError, match=r"config\.json cannot be read"):
+    with pytest.raises(WorkbenchError, match=r"config\.json:1: "):
         open_engine(str(folder), **options)
 
     # Shapes without weights, and an option that changes the context.

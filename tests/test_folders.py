@@ -253,8 +253,8 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, bool]] = {
     "no weights": (without(WEIGHTS), "no weights", True),
     "a tensor is missing": (tensors(lambda t: t.pop(PART)), "lacks? model.layers.3.mlp.up", False),
     "another shape": (tensors(lambda t: t.update(LAYERED)), "shape", False),
-    "no JSON": (put("config.json", "{"), "config.json cannot be read", True),
-    "no text": (put("config.json", b"\xff\xfe"), "config.json cannot be read", True),
+    "no JSON": (put("config.json", "{"), "config.json:1: ", True),
+    "no text": (put("config.json", b"\xff\xfe"), "config.json:1: ", True),
     "a list": (put("config.json", "[1]"), "config.json holds a list", True),
     "no type": (config(model_type=...), "no model_type", True),
     "odd type": (config(model_type=5), "no model_type", True),
@@ -266,10 +266,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, bool]] = {
     "larger than memory": (config(vocab_size=10**10), "vocab_size=10000000000", True),
     "endless context": (config(max_position_embeddings=10**12), "max_position_embeddings", True),
     "unknown activation": (config(hidden_act="nosuch"), "nosuch", False),
-    "tokenizer, no JSON": (put("tokenizer.json", "{"), "tokenizer.json cannot be read", True),
+    "tokenizer, no JSON": (put("tokenizer.json", "{"), "tokenizer.json:1: ", True),
     "tokenizer, a list": (put("tokenizer.json", "[]"), "tokenizer.json holds a list", True),
     "tokenizer, nothing": (put("tokenizer.json", "{}"), "added_tokens", False),
-    "its settings": (put("tokenizer_config.json", "{"), "tokenizer_config.json cannot", True),
+    "its settings": (put("tokenizer_config.json", "{"), "tokenizer_config.json:1: ", True),
     "no tokenizer": (without("tokenizer.json"), "tokenizer.json", True),
     "settings of decoding": (put("generation_config.json", "{"), "generation_config.json", True),
 }  # fmt: skip
@@ -406,7 +406,7 @@ def test_adapters_that_are_no_good(tmp_path: Path) -> None:
     torch.save({"a": Evil(mark)}, folder / "adapter_model.bin")
     refused("pickles.*safe_serialization")
     (folder / "adapter_config.json").write_text("[")
-    refused("adapter_config.json cannot be read")
+    refused("adapter_config.json:1: ")
     assert not mark.exists()
 
 

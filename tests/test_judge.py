@@ -188,16 +188,16 @@ def test_a_template_file(tmp_path: Path) -> None:
         {"name": "mine", "digest": template.digest}
     ]
     for content, reason in (
-        ("{problem} {candidate}", "has no header"),
+        ("{problem} {candidate}", "mine.txt:1: no header"),
         ("style: chat\n---\n{problem} {candidate}", "names no choices"),
-        ("choices: a, b\n---\n{problem} {candidate}", "is no JSON"),
-        ("labels: 1\n---\n{problem} {candidate}", "no line of a header"),
+        ("choices: a, b\n---\n{problem} {candidate}", "mine.txt:1: .* is no JSON"),
+        ("labels: 1\n---\n{problem} {candidate}", "mine.txt:1: .* is no line of a header"),
         ('choices: ["a", "b"]\nstyle: poem\n---\n{problem} {candidate}', "style='poem'"),
     ):
         path.write_text(content)
         with pytest.raises(InputError, match=reason):
             Template.load(path)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"none\.txt: No such file.*; give a template's file"):
         Judge(Fake(), tmp_path / "none.txt")
 
 

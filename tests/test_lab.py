@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.request import Request, urlopen
 
 import psutil
 import pytest
@@ -48,7 +49,6 @@ FOLDERS = {
     "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
     "IPYTHONDIR": "ipython",
 }
-NO_NEWS = {"fetchNews": "false", "checkForUpdates": False}
 BORDER = 3  # of the next cell, in pixels
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -133,9 +133,6 @@ def jupyterlab(folder: Path, home: Path) -> Iterator[tuple[str, dict[str, str]]]
 
     The key is a header, so that no address has it.
     """
-    news = home / "settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
-    news.parent.mkdir(parents=True)
-    news.write_text(json.dumps(NO_NEWS))
     isolated = {name: str(home / place) for name, place in FOLDERS.items()}
     token = secrets.token_hex(16)
     env = os.environ | isolated | {"JUPYTER_TOKEN": token}
@@ -145,10 +142,10 @@ def jupyterlab(folder: Path, home: Path) -> Iterator[tuple[str, dict[str, str]]]
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
-        f"--port={port}", "--ServerApp.port_retries=0", f"--notebook-dir={folder}",
-        "--LabApp.extension_manager=readonly",  # the other one asks the package index
+        sys.executable, "-m", "workbench", "notebook", "lab", str(folder), "--no-browser",
+        "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
     ]  # fmt: skip
+    home.mkdir(parents=True)
     log = home / "log"
     with log.open("wb") as file:
         server = psutil.Popen(command, stdout=file, stderr=file, env=env)
@@ -253,6 +250,20 @@ def test_stop_in_a_long_cell_keeps_what_is_finished(lab: Lab) -> None:
     assert taken.data["text/plain"] == f"np.int64({done})"
 
 
+def test_lab_asks_nothing_of_the_network(tmp_path: Path) -> None:
+    (tmp_path / "notebooks").mkdir()
+    with jupyterlab(tmp_path / "notebooks", tmp_path / "home") as (url, key):
+        page = urlopen(Request(f"{url}/lab", headers=key)).read().decode()
+        news, update = (
+            json.load(urlopen(Request(f"{url}/lab/api/{name}", headers=key)))
+            for name in ("news", "update")
+        )
+    data = page.partition('id="jupyter-config-data"')[2]
+    config = json.loads(data.partition(">")[2].partition("<")[0])
+    assert config["news"] == {"disabled": True}  # no question either
+    assert (news, update) == ({"news": []}, {"notification": None})
+
+
 @pytest.mark.slow
 @needs_vllm
 @pytest.mark.timeout(900)
@@ -303,4 +314,4 @@ def test_make_lab_in_the_conda_environment(conda: dict[str, Any], tmp_path: Path
     said = subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True, text=True)
     setup, lab = said.stdout.splitlines()
     assert setup.startswith(f'{sys.executable} requirements/install.py --variant ""')
-    assert lab == f'"{prefix / "bin" / "jupyter"}" lab --notebook-dir=notebooks'
+    assert lab == f'"{prefix / "bin" / "workbench"}" notebook lab notebooks'

@@ -296,7 +296,7 @@ def test_a_dry_run_runs_nothing_and_show_looks_at_any_moment(points: Path) -> No
     assert [row["state"] for row in json.loads(shown.stdout)] == ["waiting"] * 6
     assert call("show", "runs").returncode == 2
     unknown = call("run", "absent.yaml")
-    assert (unknown.returncode, "cannot be read" in unknown.stderr) == (2, True)
+    assert (unknown.returncode, "No such file" in unknown.stderr) == (2, True)
     (points / "broken").mkdir()
     (points / "broken" / "1-0").write_text("1 / 0")
     ran = call("run", "mine.yaml", "--out", "runs", "--jobs", "3")

@@ -147,8 +147,8 @@ def test_a_file_is_read_and_its_points_are_typed(write: Any) -> None:
             "no sweep key 'products', did you mean 'product'\\? Known: notebook",
         ),
         ("product: {n: [1]}", "give the notebook"),
-        ("- a list", "is no sweep"),
-        ("notebook: [", "is no YAML"),
+        ("- a list", "no sweep: give"),
+        ("notebook: [", r"yaml:1: no YAML: .*; correct the file"),
         ("notebook: point.ipynb\nproduct: [1]", r"product: \[1\] must be names"),
         ("notebook: point.ipynb\nlist: {a: 1}", "must be a list of points"),
         ("notebook: point.ipynb\nrandom: {points: 3, over: {}}", "no key of random 'over'"),
@@ -173,8 +173,8 @@ def test_a_file_is_read_and_its_points_are_typed(write: Any) -> None:
         ("notebook: point.ipynb\nwhere: 5", "where"),
         ("notebook: point.ipynb\nseeds: 100000000000", "100,000,000,000 points"),
         ("notebook: point.ipynb\ntimeout: " + "9" * 400, "timeout="),
-        ("notebook: point.ipynb\nfixed: {n: " + "9" * 5000 + "}", "is no YAML"),
-        ("notebook: point.ipynb\nlist: " + "[" * 2000, "is no YAML"),
+        ("notebook: point.ipynb\nfixed: {n: " + "9" * 5000 + "}", "give a YAML file"),
+        ("notebook: point.ipynb\nlist: " + "[" * 2000, "give a YAML file"),
     ],
 )
 def test_a_file_with_a_mistake_is_refused_by_name(write: Any, text: str, message: str) -> None:
@@ -193,7 +193,7 @@ def test_a_file_with_a_mistake_is_refused_by_name(write: Any, text: str, message
         ("notebook: model.ipynb\nserve: {hf_token: s}", "set HF_TOKEN in the environment"),
         ("notebook: model.ipynb\nserve: {model: x}", "model cannot be given"),
         ("notebook: point.ipynb\nproduct: {n: [1.5]}", "n=1.5 is not of the type int"),
-        ("notebook: absent.ipynb\nproduct: {n: [1]}", "absent.ipynb cannot be read"),
+        ("notebook: absent.ipynb\nproduct: {n: [1]}", "absent.ipynb: No such file"),
         ("notebook: bare.ipynb", "has no cell tagged `parameters`"),
         ("notebook: point.ipynb\nproduct: {n: [1]}\nkernel: julia", "no Jupyter kernel 'julia'"),
         ("notebook: point.ipynb\nproduct: {n: [1]}\nfixed: {n: 1}", "'n' cannot be varied"),
@@ -264,5 +264,5 @@ def test_points_that_come_to_the_same_are_one(write: Any) -> None:
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"none\.yaml: No such file .*; give a YAML file"):
         Sweep.read(tmp_path / "none.yaml")

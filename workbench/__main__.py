@@ -2,4 +2,4 @@
 
 from workbench.cli import app
 
-app()
+app(prog_name="workbench")

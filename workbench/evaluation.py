@@ -30,6 +30,7 @@ from workbench.agents.scheduler import CallRecord
 from workbench.answers import given_up
 from workbench.engines.style import chosen_style
 from workbench.errors import InputError
+from workbench.files import file_error
 from workbench.progress import fact
 from workbench.runs import commit
 from workbench.stats import mean_share
@@ -312,7 +313,8 @@ def load(folder: str | Path) -> Report:
         return Evaluation(summary, rows, report.usage, report.provenance, trace)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{place} holds no report ({error}): give a folder that a report was saved in"
+            f"{file_error(place / 'summary.json', error)}; {place} holds no report: give a folder "
+            "that one was saved in"
         ) from error
 
 

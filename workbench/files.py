@@ -2,12 +2,52 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+
+class LineError(ValueError):
+    """What is wrong in a line of a text file."""
+
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+def file_error(path: str | Path, error: Exception) -> str:
+    """An error of reading a file as "path:line: message", which editors and terminals open."""
+    match error:
+        case LineError():
+            return f"{path}:{error.line}: {error}"
+        case json.JSONDecodeError():
+            return f"{path}:{error.lineno}: {error.msg} at column {error.colno}"
+        case OSError():
+            return f"{error.filename or path}: {error.strerror or error}"
+        case UnicodeDecodeError():
+            line = error.object.count(b"\n", 0, error.start) + 1
+            return f"{path}:{line}: the byte {error.object[error.start]:#04x} is not UTF-8"
+        case RecursionError():
+            return f"{path}: nested too deep to be read"
+    return f"{path}: {error}"
+
+
+def at_key(path: str | Path, text: str, message: str) -> str:
+    """Where the key of YAML or JSON stands that a message names first: "path:line".
+
+    It is "path" where the message names none.
+    """
+    found: list[tuple[int, str]] = []
+    for key in re.finditer(r"""(?m)(?:^|[{,])\s*["']?([\w.-]+)["']?\s*:""", text):
+        if named := re.search(rf"(?<![\w.]){re.escape(key[1])}(?![\w])", message):
+            line = text.count("\n", 0, key.start(1)) + 1
+            found.append((named.start(), f"{path}:{line}"))
+    return min(found, key=lambda one: one[0])[1] if found else str(path)
 
 
 def write_whole(path: str | Path, data: bytes | str) -> None:

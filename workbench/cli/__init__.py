@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -12,9 +11,12 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
+from workbench import __version__
 from workbench.cli import options
 from workbench.cli.evaluate import compare_reports, evaluate_task
+from workbench.cli.generate import generate
 from workbench.cli.icm import icm
+from workbench.cli.new import new
 from workbench.cli.notebook import app as notebook
 from workbench.cli.output import (
     check_new,
@@ -31,31 +33,46 @@ from workbench.cli.uncertainty import app as uncertainty
 
 __all__ = ["app"]
 
+ASK, MEASURE = "Ask a model", "Measure"
+OWN, SERVERS, HERE = "Notebooks and sweeps", "Servers", "Models and this machine"
+
 app = command_group("A research workbench for large language models.")
 convert = command_group("Make a model folder from a training checkpoint or a GGUF file.")
-app.command("eval")(evaluate_task)
-app.command("compare")(compare_reports)
-app.command("check-server")(check_server)
-app.command("icm")(icm)
-app.add_typer(notebook, name="notebook")
-app.add_typer(convert, name="convert")
-app.add_typer(serve, name="serve")
-app.add_typer(slurm, name="slurm")
-app.add_typer(sweep, name="sweep")
-app.add_typer(uncertainty, name="uncertainty")
+app.command("generate", rich_help_panel=ASK)(generate)
+app.command("eval", rich_help_panel=MEASURE)(evaluate_task)
+app.command("compare", rich_help_panel=MEASURE)(compare_reports)
+app.command("icm", rich_help_panel=MEASURE)(icm)
+app.add_typer(uncertainty, name="uncertainty", rich_help_panel=MEASURE)
+app.command("new", rich_help_panel=OWN)(new)
+app.add_typer(notebook, name="notebook", rich_help_panel=OWN)
+app.add_typer(notebook, name="notebooks", hidden=True)
+app.add_typer(sweep, name="sweep", rich_help_panel=OWN)
+app.add_typer(serve, name="serve", rich_help_panel=SERVERS)
+app.command("check-server", rich_help_panel=SERVERS)(check_server)
+app.add_typer(slurm, name="slurm", rich_help_panel=SERVERS)
+app.add_typer(convert, name="convert", rich_help_panel=HERE)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"workbench {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def main(
     verbose: Annotated[bool, Option("--verbose", "-v", help="Log each call.")] = False,
+    version: Annotated[  # noqa: ARG001  # its callback has printed it
+        bool, Option("--version", callback=_version, is_eager=True, help="Print it and exit.")
+    ] = False,
 ) -> None:
-    """Set up logging for all commands."""
+    """A research workbench for large language models."""
     if verbose:
         logging.basicConfig(format="%(name)s: %(message)s")
         logging.getLogger("workbench").setLevel(logging.INFO)
 
 
-@app.command()
+@app.command(rich_help_panel=HERE)
 def info(as_json: options.Json = False) -> None:
     """Versions, devices, and which engines can run here and why not."""
     from workbench.engines import ENGINES, unavailable
@@ -67,7 +84,7 @@ def info(as_json: options.Json = False) -> None:
     show(facts, table(["", "name", "value"], rows), as_json=as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def report(
     run: Annotated[
         Path,
@@ -85,35 +102,7 @@ def report(
     typer.echo(render(run, out))
 
 
-@app.command()
-def generate(
-    source: Annotated[Path, Argument(help='JSONL: {"prompt": text} or {"messages": [...]}.')],
-    out: Annotated[Path, Argument(help="JSONL: the same rows, completed.")],
-    model: options.Model = None,
-    max_tokens: Annotated[int, Option(min=1)] = 256,
-    temperature: Annotated[float, Option(min=0)] = 0.0,
-    seed: Annotated[int | None, Option()] = None,
-    store: options.StorePath = "default",
-    option: options.Options = None,
-    as_json: options.Json = False,
-) -> None:
-    """Complete the prompts of a JSONL file; run it again and it resumes where it stopped."""
-    from workbench.batch import generate_file
-    from workbench.types import Sampling
-
-    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    arguments = options.engine_options(option)
-    result = generate_file(source, out, sampling, model=model, store=store, **arguments)
-    text = (
-        f"{result.rows} rows in {out}: {result.already_there} were there, {result.failed} failed, "
-        f"{result.usage.computed_tokens} tokens computed in {result.usage.seconds:.1f} s"
-    )
-    show(asdict(result), text, as_json=as_json)
-    if result.failed:
-        raise typer.Exit(1)
-
-
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def throughput(
     model: options.Model = None,
     architecture: Annotated[

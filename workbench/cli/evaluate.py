@@ -21,12 +21,10 @@ if TYPE_CHECKING:
 
 
 def evaluate_task(
-    task: Annotated[str, Option(help="By name, such as word_problems or gsm8k; or a file.")],
+    task: options.TaskName,
     model: options.Model = None,
     engine: options.EngineName = "auto",
-    agent: Annotated[
-        str, Option(help='standard, majority_vote, best_of_n, self_refine, or "all".')
-    ] = "standard",
+    agent: options.AgentName = "standard",
     count: Annotated[int | None, Option(min=1, help="Items (default: the task's).")] = None,
     num_runs: Annotated[int, Option(min=1, help="Times that all is done.")] = 1,
     shots: Annotated[int, Option(min=0, help="Solved examples before each item.")] = 0,

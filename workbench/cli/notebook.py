@@ -11,6 +11,7 @@ import typer
 from typer import Argument, Option
 from typer.core import TyperCommand
 
+from workbench.cli.new import copy, lab
 from workbench.cli.options import Json, pairs
 from workbench.cli.output import command_group, fail, say, table
 from workbench.errors import InputError, NotebookError
@@ -18,7 +19,9 @@ from workbench.nb.execution import CELL_TIMEOUT, TIMEOUT
 from workbench.nb.notebook import find, load
 from workbench.nb.parameters import Text, faults
 
-app = command_group("Run, check and validate notebooks.")
+app = command_group("Run, check, validate, copy and open notebooks.")
+app.command("copy")(copy)
+app.command("lab", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(lab)
 
 Paths = Annotated[list[Path], Argument(help="Notebooks, or folders of them.")]
 Seconds = Annotated[float, Option(help="Seconds for one notebook.", min=1)]

@@ -10,12 +10,36 @@ from typing import Annotated, Any
 from typer import Option
 
 from workbench.errors import InputError
+from workbench.types import Style
+from workbench.values import known
 
 
 def _no_store(value: str) -> str | None:
     return None if value == "none" else value
 
 
+def _tasks() -> list[str]:
+    from workbench.tasks import TASKS
+
+    return [*TASKS]
+
+
+def _agents() -> list[str]:
+    from workbench.agents import AGENTS
+
+    return [*AGENTS, "all"]
+
+
+TaskName = Annotated[
+    str,
+    Option(help="By name, such as word_problems or gsm8k; or a file.", autocompletion=_tasks),
+]
+AgentName = Annotated[
+    str,
+    Option(
+        help='standard, majority_vote, best_of_n, self_refine, or "all".', autocompletion=_agents
+    ),
+]
 Json = Annotated[bool, Option("--json", help="Print JSON instead of text.")]
 Model = Annotated[
     str | None, Option(help="Hub name, folder or .gguf file (default: the embedded model).")
@@ -24,7 +48,10 @@ ServedModel = Annotated[
     str | None,
     Option("--model-path", "--model", help="Hub name or folder (default: an embedded model)."),
 ]
-EngineName = Annotated[str, Option(help='"auto", "vllm", "remote", "transformers" or "diffusion".')]
+ENGINES = ("auto", "vllm", "remote", "transformers", "diffusion")
+EngineName = Annotated[
+    str, Option(help=f"One of {', '.join(ENGINES)}.", autocompletion=lambda: [*ENGINES])
+]
 StorePath = Annotated[
     str | None,
     Option(help='Response store: "default", a path, or "none" for no store.', callback=_no_store),
@@ -33,11 +60,36 @@ Options = Annotated[
     list[str] | None,
     Option("--option", "-o", metavar="NAME=VALUE", help="An engine argument, as JSON."),
 ]
-Chat = Annotated[bool, Option(help="Through the model's chat template.")]
+BaseUrl = Annotated[
+    str | None, Option("--base-url", help="A server, …/v1 (default: WORKBENCH_BASE_URL).")
+]
+Chat = Annotated[
+    bool | None,
+    Option("--chat/--no-chat", help="Ask by chats or not (default: as the model wants it)."),
+]
 Seed = Annotated[int, Option(min=0, help="Chooses the items.")]
 Folder = Annotated[
     Path | None, Option("--out", help="A new folder for the report: numbers, rows, figure.")
 ]
+
+
+def server(engine: str, base_url: str | None) -> dict[str, Any]:
+    """The engine of these options: a URL alone means the server there.
+
+    Raises:
+        InputError: there is no such engine, or it has no URL.
+    """
+    known("engine", engine, ENGINES)
+    if base_url is None:
+        return {"engine": engine}
+    if engine not in {"auto", "remote"}:
+        raise InputError(f"--base-url is for a server, not for --engine {engine}: leave one out")
+    return {"engine": "remote", "base_url": base_url}
+
+
+def style(chat: bool | None) -> Style:
+    """What --chat, --no-chat and neither mean."""
+    return "auto" if chat is None else "chat" if chat else "completion"
 
 
 def pairs(texts: Sequence[str] | None, option: str) -> dict[str, str]:

@@ -26,16 +26,47 @@ if TYPE_CHECKING:
     from workbench.types import Metric, Report
 
 
+USAGE: Any = typer.BadParameter.__base__
+"""What every mistake in a command line is."""
+
+
 class _Commands(TyperGroup):
     """Shows what is wrong with a request in a line, not in a traceback."""
 
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        with _in_a_line():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _in_a_line():
             return super().invoke(ctx)
-        except BrokenPipeError:
+
+
+@contextmanager
+def _in_a_line() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except InputError as error:
+        fail(f"error: {' '.join(str(error).split())}", 2)
+    except (WorkbenchError, OSError) as error:
+        fail(f"error: {error}", 2)
+    except USAGE as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # it has printed the help
             raise
-        except (WorkbenchError, OSError) as error:
-            fail(f"error: {error}", 2)
+        fail(f"error: {_mistake(error)}", 2)
+
+
+def _mistake(error: Any) -> str:
+    """What is wrong with a command line, and what to do."""
+    names = getattr(error, "possibilities", None)
+    text = " ".join((error.message if names else error.format_message()).split()).rstrip(".")
+    text = text[:1].lower() + text[1:].replace(". Did", "; did")
+    if names:
+        return f"{text}; did you mean {' or '.join(names)}?"
+    where = error.ctx.command_path if error.ctx else "workbench"
+    return text if text.endswith("?") else f"{text}; see {where} --help"
 
 
 def command_group(about: str) -> typer.Typer:

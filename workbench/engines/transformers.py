@@ -93,10 +93,10 @@ class TransformersEngine(LocalEngine):
         self._chats = ChatOptions.of(options)
         self._size = _batch_size(options.get("batch_size", "auto"))
         self._best = START if self._size == "auto" else self._size
-        prepare()
-        self._device = find_device(options.get("device"))
         source = Source.find(model)
         source.check_causal()
+        prepare()
+        self._device = find_device(options.get("device"))
         source.check(options)
         self._lock = threading.Lock()
         self._tokenizer, self._model = _load(source, self._device, options)

@@ -6,6 +6,7 @@ at once and an interrupt ends at a step.
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,16 +64,16 @@ class VLLMEngine(LocalEngine):
     def __init__(
         self, model: str | None, store: Store | None, why: str, options: Mapping[str, Any]
     ) -> None:
+        _check_options(options)  # a mistake is said before vLLM is imported, which takes long
+        source = Source.find(model)
+        source.check_causal()
         prepare()
         from vllm import __version__ as vllm_version  # the CPU build's metadata has another name
 
-        _check_options(options)
         chosen = {name: value for name, value in options.items() if name not in OURS}
         self._chats = ChatOptions.of(options)
         _check_device(options.get("device"))
         adapter, self._lora = _adapter(options.get("adapter"))
-        source = Source.find(model)
-        source.check_causal()
         own = {"tokenizer", "skip_tokenizer_init"} & chosen.keys()
         source.check(chosen, tokenizer=not own, whole=True)
         arguments = {**_defaults(small=source.small), **chosen, "model": source.name}
@@ -257,14 +258,23 @@ def _node_scores(node: Node, output: Any) -> list[float] | str:
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    from dataclasses import fields
-
-    from vllm.engine.arg_utils import EngineArgs
-
-    check_options(options, [*(field.name for field in fields(EngineArgs)), *OURS], "vllm")
+    check_options(options, [*_arguments(), *OURS], "vllm")
     mode = options.get("logprobs_mode", "raw_logprobs")
     if mode != "raw_logprobs":
         raise InputError(f"logprobs_mode={mode!r} would not give log-probabilities of the model")
+
+
+def _arguments() -> list[str]:
+    """The names of vLLM's own arguments, read where they are written."""
+    found = importlib.util.find_spec("vllm")
+    assert found is not None  # `unavailable` has looked
+    assert found.origin is not None
+    path = Path(found.origin).parent / "engine" / "arg_utils.py"
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and node.name == "EngineArgs":
+            fields = [one.target for one in node.body if isinstance(one, ast.AnnAssign)]
+            return [one.id for one in fields if isinstance(one, ast.Name)]
+    raise EngineUnavailableError(f"{path} has no EngineArgs: install the vLLM that is pinned")
 
 
 def _check_device(device: object) -> None:

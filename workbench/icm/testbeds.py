@@ -281,7 +281,7 @@ def _solution(row: TableRow, how: str, group: str) -> Claim:
     place, values = row
     if not isinstance(values.get(how), Mapping):
         raise InputError(f"{place}: {how}={values.get(how)!r:.60} must hold a solution")
-    inner = TableRow(f"{place}, {how}", values[how])
+    inner = TableRow(f"{place}: {how}", values[how])
     # A solution that was cut off at its greatest length may end within a mark.
     text = re.sub(r"<<[^<>]*$", "", CALCULATION.sub("", inner.text("solution"))).strip()
     claim = put(question=row.text("question"), choice=text)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.errors import InputError
+from workbench.files import file_error
 from workbench.store import digest
 from workbench.types import Prompt
 
@@ -135,10 +136,10 @@ class Template:
         try:
             head, line, text = file.read_text(encoding="utf-8").partition("\n---\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"template file {str(path)!r} cannot be read: {error}") from None
+            raise InputError(f"{file_error(path, error)}; give a template's file") from None
         need = 'lines `style: chat` and `choices: ["correct", "incorrect"]`, then a line `---`'
         if not line:
-            raise InputError(f"template file {str(path)!r} has no header: begin it with {need}")
+            raise InputError(f"{path}:1: no header: begin it with {need}")
         return cls(text=text.removesuffix("\n"), name=file.stem, **_header(head, str(path), need))
 
     @property
@@ -280,18 +281,16 @@ def _checked_choices(name: str, choices: object) -> tuple[str, ...]:
 
 def _header(head: str, path: str, need: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for line in head.splitlines():
+    for number, line in enumerate(head.splitlines(), 1):
         key, colon, value = (part.strip() for part in line.partition(":"))
         if not colon or key not in ("style", "choices", "reasons"):
-            raise InputError(
-                f"template file {path!r}: {line!r} is no line of a header: give {need}"
-            )
+            raise InputError(f"{path}:{number}: {line!r} is no line of a header: give {need}")
         try:
             values[key] = value if key == "style" else json.loads(value)
         except ValueError:
-            raise InputError(f"template file {path!r}: {line!r} is no JSON: give {need}") from None
+            raise InputError(f"{path}:{number}: {line!r} is no JSON: give {need}") from None
     if "choices" not in values:
-        raise InputError(f"template file {path!r} names no choices: give {need}")
+        raise InputError(f"{path}: the header names no choices: give {need}")
     return values
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import NotebookError
+from workbench.files import file_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -147,7 +148,9 @@ def read_notebook(path: str | Path) -> dict[str, Any]:
         if isinstance(data, dict) and data.get("nbformat") in {1, 2, 3}:
             data = import_module("nbformat").reads(text, as_version=4)
     except Exception as error:  # nbformat raises what it likes at a broken old file
-        raise NotebookError(f"{path} cannot be read as a notebook: {error}; restore it") from error
+        raise NotebookError(
+            f"{file_error(path, error)}; it cannot be read as a notebook: give one, or restore it"
+        ) from error
     if not isinstance(data, dict) or data.get("nbformat") != 4:
         raise NotebookError(f"{path} is not a notebook of format 4; open and save it in Jupyter")
     _name_cells(data)

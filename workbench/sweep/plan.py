@@ -23,6 +23,7 @@ from workbench import __version__, values
 from workbench.engines import URL
 from workbench.engines.local import OURS, Source
 from workbench.errors import InputError, NotebookError
+from workbench.files import at_key, file_error
 from workbench.nb.execution import KERNEL, TIMEOUT, require_kernel
 from workbench.nb.literals import source_of
 from workbench.nb.notebook import Notebook, load
@@ -116,7 +117,7 @@ class Sweep:
             InputError: the file cannot be read, or has an unknown key.
         """
         path = Path(path)
-        settings = _yaml(path)
+        text, settings = _yaml(path)
         parts = [one.name for one in fields(Grid)]
         own = [one.name for one in fields(cls) if one.name != "grid"]
         if not isinstance(settings.get("notebook"), str):
@@ -136,7 +137,7 @@ class Sweep:
                 chosen["serve"] = {} if settings["serve"] else None
             return cls(**{"name": path.stem, **chosen, "grid": Grid(**grid)})
         except (InputError, TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"{path}: {error}") from error
+            raise InputError(f"{at_key(path, text, str(error))}: {error}") from error
 
     @cached_property
     def points(self) -> tuple[SweepPoint, ...]:
@@ -250,16 +251,22 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _yaml(path: Path) -> dict[str, Any]:
+def _yaml(path: Path) -> tuple[str, dict[str, Any]]:
+    """The text of a file, and what it says."""
     try:
-        found = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        text = path.read_text(encoding="utf-8")
+        found = yaml.load(text, _Loader)  # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{path}:{mark.line + 1}" if mark else path
+        what = " ".join(filter(None, (error.context, error.problem)))
+        raise InputError(f"{place}: no YAML: {what}; correct the file") from error
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        what = " ".join(file_error(path, error).split())
+        raise InputError(f"{what}; give a YAML file with `notebook:` and what varies") from error
     if not isinstance(found, dict):
-        raise InputError(f"{path} is no sweep: give `notebook:` and what varies")
-    return found
+        raise InputError(f"{path}: no sweep: give `notebook:` and what varies")
+    return text, found
 
 
 def located(folder: Path, model: object) -> str | None:

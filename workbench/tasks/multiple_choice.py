@@ -187,7 +187,7 @@ def _options(row: TableRow) -> tuple[str, ...]:
     letters = {name: row.cells[name] for name in row.cells if name in {*string.ascii_uppercase}}
     options = TableRow(row.place, letters)
     if "choices" in row.cells or not letters:
-        options = TableRow(f"{row.place}, choices", row.cells.get("choices", ()))
+        options = TableRow(f"{row.place}: choices", row.cells.get("choices", ()))
         if not isinstance(options.cells, Mapping):
             row.refuse("choices", "six texts by A to F; or leave it out and give columns A to F")
     if {*options.cells} != {*LETTERS}:

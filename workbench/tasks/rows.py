@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from workbench.errors import InputError
+from workbench.files import LineError, file_error
 from workbench.values import is_missing, near, refuse
 
 if TYPE_CHECKING:
@@ -31,11 +32,16 @@ ONE_COLUMN = "\x1f"
 """The delimiter of a file that has one column: none that a text holds."""
 EXCEL = ["sep=", ""]
 """Its first line, which says what separates the columns."""
+BETWEEN = re.compile(r"[\s,]*")
+"""What stands between the elements of a list."""
 SHAPES = 'a list of objects, {"data": [...]} with one such list, or columns {"text": [...], ...}'
 
 
 class TableRow(NamedTuple):
-    """A row's cells by column, and where it stands: "claims.csv, row 3, line 5"."""
+    """A row's cells by column, and where it stands: "claims.csv:5", or "source[3]" of a frame.
+
+    A list of JSON has "claims.json:5: row 3", a file without lines "claims.parquet: row 3".
+    """
 
     place: str
     cells: Mapping[Any, Any]
@@ -182,14 +188,15 @@ def _from_objects(pairs: Iterator[tuple[str, Any]]) -> Table:
     return Table(rows, pd.DataFrame([row.cells for row in rows], dtype=object))
 
 
-def _from_frame(source: pd.DataFrame, what: str) -> Table:
+def _from_frame(source: pd.DataFrame, what: str | Path) -> Table:
     frame = source.reset_index(drop=True)
     # A user's own index is the first column, if none already.
     if not source.index.equals(frame.index) and not any(n in frame for n in source.index.names):
         frame = source.reset_index(allow_duplicates=True)
     plain = frame.astype(object).where(frame.notna(), None)
     rows = (dict(zip(frame.columns, row, strict=True)) for row in plain.itertuples(False, None))
-    return Table([TableRow(f"{what}[{number}]", row) for number, row in enumerate(rows)], frame)
+    place = "{}: row {}" if isinstance(what, Path) else "{}[{}]"
+    return Table([TableRow(place.format(what, n), row) for n, row in enumerate(rows)], frame)
 
 
 def _read_file(path: Path) -> Table:
@@ -200,21 +207,18 @@ def _read_file(path: Path) -> Table:
         raise InputError(f"{path}: give a file whose name ends in {', '.join(ENDINGS)}")
     try:
         if ending == ".parquet":
-            table = _from_frame(pd.read_parquet(path), str(path))
+            table = _from_frame(pd.read_parquet(path), path)
         elif ending in DELIMITED:
             table = _of_delimited(_decoded(path.read_bytes()), ending, path)
         else:
             pairs = (_of_lines if ending == ".jsonl" else _of_json)(_decoded(path.read_bytes()))
-            table = _from_objects((f"{path}, {place}", row) for place, row in pairs)
+            table = _from_objects((f"{path}:{place}", row) for place, row in pairs)
     except InputError:  # a ValueError too
         raise
     except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{path}: {reason}; give a file that can be read") from error
-    except ValueError as error:
-        raise InputError(f"{path}, {error}; correct the file") from error
-    except RecursionError as error:
-        raise InputError(f"{path}: JSON nested too deep to be read; correct the file") from error
+        raise InputError(f"{file_error(path, error)}; give a file that can be read") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file_error(path, error)}; correct the file") from error
     if not table.rows:
         raise InputError(f"{path} holds no rows: give a file with 1 at least")
     return table
@@ -226,24 +230,25 @@ def _decoded(raw: bytes) -> str:
         text = raw.decode("utf-16" if marked else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"line {line}: the byte {raw[error.start]:#04x} is not UTF-8 but Windows-1252 or the "
-            'like: save it as UTF-8 (Excel: "CSV UTF-8"), or run iconv -f WINDOWS-1252 -t UTF-8'
+        raise LineError(
+            line,
+            f"the byte {raw[error.start]:#04x} is not UTF-8 but Windows-1252 or the "
+            'like: save it as UTF-8 (Excel: "CSV UTF-8"), or run iconv -f WINDOWS-1252 -t UTF-8',
         ) from error
     if "\0" in text:
-        raise ValueError("which holds NUL characters, as UTF-16 does: save it as UTF-8")
+        raise ValueError("it holds NUL characters, as UTF-16 does: save it as UTF-8")
     return text
 
 
 def _of_lines(text: str) -> Iterator[tuple[str, Any]]:
-    row = 0
     for number, line in enumerate(io.StringIO(text, newline=None), 1):
         if line.strip():
             try:
-                yield f"row {row}, line {number}", json.loads(line)
+                yield str(number), json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"line {number}: {error.msg} at column {error.colno}") from error
-            row += 1
+                raise LineError(number, f"{error.msg} at column {error.colno}") from error
+            except RecursionError as error:
+                raise LineError(number, "nested too deep to be read") from error
 
 
 def _of_json(text: str) -> Iterator[tuple[str, Any]]:
@@ -251,11 +256,27 @@ def _of_json(text: str) -> Iterator[tuple[str, Any]]:
         whole = json.loads(text)
     except json.JSONDecodeError as error:
         hint = ", or name it .jsonl if it has one object a line" if "Extra" in error.msg else ""
-        raise ValueError(f"{error}{hint}") from error
+        message = f"{error.msg} at column {error.colno}{hint}"
+        raise LineError(error.lineno, message) from error
     rows = _of_object(whole) if isinstance(whole, Mapping) else whole
     if not isinstance(rows, list):
-        raise ValueError(f"which must be {SHAPES}; it is {whole!r:.60}")  # noqa: TRY004
-    return ((f"row {number}", row) for number, row in enumerate(rows))
+        raise ValueError(f"it must be {SHAPES}; it is {whole!r:.60}")  # noqa: TRY004
+    if rows is whole:
+        lines = enumerate(_begins(text, len(rows)))
+        return ((f"{line}: row {n}", row) for (n, line), row in zip(lines, rows, strict=True))
+    return ((f" row {number}", row) for number, row in enumerate(rows))
+
+
+def _begins(text: str, count: int) -> Iterator[int]:
+    """The lines in which so many elements of a list begin."""
+    line, at, decoder = 1, text.index("[") + 1, json.JSONDecoder()
+    line += text.count("\n", 0, at)
+    for _ in range(count):
+        begin = at + len(BETWEEN.match(text, at)[0])  # type: ignore[index]  # it matches nothing too
+        line += text.count("\n", at, begin)
+        yield line
+        at = decoder.raw_decode(text, begin)[1]
+        line += text.count("\n", begin, at)
 
 
 def _of_object(whole: Mapping[str, Any]) -> object:
@@ -269,7 +290,7 @@ def _of_object(whole: Mapping[str, Any]) -> object:
     if even and len(tables) < len(lists):
         return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
     shape = f"with lists of the lengths {lengths}" if lists else f"with the keys {[*whole]}"
-    raise ValueError(f"which must be {SHAPES}; it is an object {shape:.200}")
+    raise ValueError(f"it must be {SHAPES}; it is an object {shape:.200}")
 
 
 def _of_delimited(text: str, ending: str, path: Path) -> Table:
@@ -281,19 +302,20 @@ def _of_delimited(text: str, ending: str, path: Path) -> Table:
     by = max(fits, key=lambda delimiter: fits[delimiter])
     records, error = _records(text, by if fits[by][0] else ONE_COLUMN)
     header = records[0][1] if records else []
-    places = [f"row {number}, line {line}" for number, (line, _) in enumerate(records[1:])]
     cells = [values for _, values in records[1:]]
-    for place, values in zip(places, cells, strict=True):
+    for line, values in records[1:]:
         if len(values) != len(header):
-            raise ValueError(f"{place}: has more or fewer values than the header, by {by!r}")
+            many = f"{len(values)} values where the header has {len(header)}, by {by!r}"
+            raise LineError(line, many)
     if error:
-        raise ValueError(f"row {len(cells)}, {error}")
-    rows = [dict(zip(header, values, strict=True)) for values in cells]
-    named = [TableRow(f"{path}, {place}", row) for place, row in zip(places, rows, strict=True)]
+        raise error
+    named = [
+        TableRow(f"{path}:{line}", dict(zip(header, row, strict=True))) for line, row in records[1:]
+    ]
     return Table(named, pd.DataFrame(cells, columns=pd.Index(header), dtype=object))
 
 
-def _records(text: str, by: str) -> tuple[list[tuple[int, list[str]]], str]:
+def _records(text: str, by: str) -> tuple[list[tuple[int, list[str]]], LineError | None]:
     """Values and first line of each record that is not blank, up to an error; and that error."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=by, strict=True)
     records: list[tuple[int, list[str]]] = []
@@ -304,11 +326,11 @@ def _records(text: str, by: str) -> tuple[list[tuple[int, list[str]]], str]:
                 records.append((line, values))
             line = reader.line_num + 1
     except csv.Error as error:
-        return records, f"line {line}: {error}"
-    return records, ""
+        return records, LineError(line, str(error))
+    return records, None
 
 
-def _fit(records: list[tuple[int, list[str]]], error: str) -> tuple[bool, bool, int]:
+def _fit(records: list[tuple[int, list[str]]], error: LineError | None) -> tuple[bool, bool, int]:
     """Whether a delimiter makes several columns of the header, and as many of all; and how many."""
     columns = len(records[0][1]) if records else 0
     even = all(len(values) == columns for _, values in records)

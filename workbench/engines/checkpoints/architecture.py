@@ -16,7 +16,7 @@ from typing import Any
 
 from workbench import values
 from workbench.errors import InputError
-from workbench.files import whole_folder
+from workbench.files import at_key, file_error, whole_folder
 from workbench.store import default_path, digest
 from workbench.tiny import MODEL
 
@@ -95,17 +95,18 @@ class Architecture:
         """
         path = _locate(name_or_path)
         try:
-            shapes = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            reason = error.strerror or error
-            raise InputError(f"shapes {str(path)!r} cannot be read: {reason}") from error
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"shapes {str(path)!r} are not JSON ({error})") from error
+            text = path.read_text(encoding="utf-8")
+            shapes = json.loads(text)
+        except (OSError, ValueError, RecursionError) as error:
+            known = ", ".join(presets())
+            raise InputError(
+                f"{file_error(path, error)}; give shapes as a JSON object, or one of {known}"
+            ) from error
         try:
             _check_keys(shapes)
             return cls(**shapes)
         except InputError as error:
-            raise InputError(f"shapes {str(path)!r}: {error}") from error
+            raise InputError(f"{at_key(path, text, str(error))}: {error}") from error
 
     @property
     def parameters(self) -> int:

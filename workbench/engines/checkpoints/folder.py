@@ -16,6 +16,7 @@ from typing import Any
 
 from workbench.engines.device import shape_only
 from workbench.errors import InputError
+from workbench.files import file_error
 
 Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by name
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
@@ -287,7 +288,7 @@ def _object(folder: Path, name: str) -> dict[str, Any]:
     try:
         content = json.loads((folder / name).read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise _wrong(folder, f"{name} cannot be read ({error}): fetch it again") from error
+        raise InputError(f"{file_error(folder / name, error)}; fetch the model again") from error
     if not isinstance(content, dict):
         raise _wrong(folder, f"{name} holds a {type(content).__name__}, no JSON object")
     return content

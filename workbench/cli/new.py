@@ -1,0 +1,116 @@
+"""`workbench new`, `notebook copy`, `notebook lab`: notebooks to begin with, and JupyterLab."""
+
+from __future__ import annotations
+
+import filecmp
+import importlib.util
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from typer import Argument, Context, Option
+
+from workbench.cli.output import say
+from workbench.errors import InputError
+from workbench.files import write_whole
+
+TEMPLATES = Path(__file__).with_name("new")
+"""Files in which NAME stands for the name of the notebook."""
+QUIET = (
+    "--LabApp.news_url=None",
+    "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    "--LabApp.extension_manager=readonly",
+)
+"""What JupyterLab asks of the network by itself, switched off: news, updates, extensions."""
+SKIPPED = ("__pycache__", ".ipynb_checkpoints", "runs")
+
+Lab = Annotated[bool, Option("--lab", help="Open them in JupyterLab.")]
+
+
+def new(
+    name: Annotated[str, Argument(help="Of the notebook, such as mine or work/mine.")],
+    lab: Lab = False,
+) -> None:
+    """A notebook for your own questions, with a sweep file and some rows to begin with."""
+    place = Path(name).expanduser()
+    if place.suffix == ".ipynb":
+        place = place.with_suffix("")
+    if not re.fullmatch(r"\w[\w-]*", place.name) or name.endswith("/"):
+        raise InputError(
+            f"{name!r} is no name for a notebook: give letters, digits, _ and -, such as mine or "
+            "work/mine"
+        )
+    found = sorted(TEMPLATES.glob("NAME.*"))
+    targets = [place.with_name(place.name + template.suffix) for template in found]
+    for target in targets:
+        if target.exists() or target.is_symlink():
+            raise InputError(f"{target} exists already: choose another name, or move it away")
+    for template, target in zip(found, targets, strict=True):
+        text = template.read_text(encoding="utf-8").replace("NAME", place.name)
+        write_whole(target, text)
+        typer.echo(target)
+    say(f"run it: workbench notebook run {place}.ipynb --out runs/{place.name}")
+    say(f"vary it: workbench sweep run {place}.yaml")
+    if lab:
+        open_lab(place.with_suffix(".ipynb"))
+
+
+def copy(
+    folder: Annotated[Path, Argument(help="Where they go; it is made if need be.")] = Path(
+        "notebooks"
+    ),
+    lab: Lab = False,
+) -> None:
+    """The notebooks and sweeps that come with workbench, as your own to run and change."""
+    from workbench.runs import shipped_notebooks
+
+    source = shipped_notebooks()
+    names = [
+        path.relative_to(source) for path in sorted(source.rglob("*"))
+        if path.is_file() and not {*SKIPPED} & {*path.relative_to(source).parts}
+    ]  # fmt: skip
+    if not names:
+        raise InputError(f"{source} holds no notebooks: install workbench again")
+    there = [one for one in names if (folder / one).exists()]
+    changed = [one for one in there if not filecmp.cmp(source / one, folder / one, shallow=False)]
+    if changed:
+        raise InputError(
+            f"{folder / changed[0]} is not as it came ({len(changed)} of these files): choose "
+            "another folder, or move it away"
+        )
+    for one in names:
+        if one not in there:
+            (folder / one).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / one, folder / one)
+    typer.echo(f"{len(names) - len(there)} files in {folder}; {len(there)} were there")
+    if lab:
+        open_lab(folder)
+
+
+def lab(
+    context: Context,
+    place: Annotated[Path, Argument(help="A folder or a notebook.")] = Path(),
+) -> None:
+    """JupyterLab that asks nothing of the network; further options are Jupyter's."""
+    open_lab(place, *context.args)
+
+
+def open_lab(place: Path, *options: str) -> NoReturn:
+    """Become JupyterLab, in a folder or at a notebook.
+
+    Raises:
+        InputError: there is no such place, or JupyterLab is not installed.
+    """
+    from workbench.machine import install_hint
+
+    if not place.exists():
+        raise InputError(f"{place}: no such file or folder; give a folder or a notebook")
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise InputError(f"JupyterLab is not installed: {install_hint('lab')}")
+    where = f"--notebook-dir={place}" if place.is_dir() else str(place)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *QUIET, where, *options])
