@@ -15,6 +15,8 @@ FLOORS = {
     "types": 0,
     "values": 0,
     "errors": 0,
+    "displays": 1,
+    "feed": 1,
     "files": 0,
     "template": 0,
     "store": 1,

@@ -31,7 +31,7 @@ from workbench.answers import given_up
 from workbench.engines.style import chosen_style
 from workbench.errors import InputError
 from workbench.files import file_error
-from workbench.progress import fact
+from workbench.progress import fact, interruptible
 from workbench.runs import commit
 from workbench.stats import mean_share
 from workbench.store import digest
@@ -77,6 +77,7 @@ class Evaluation(Report):
         self.trace.to_parquet(folder / "trace.parquet", index=False)
 
 
+@interruptible("evaluate")
 def evaluate(  # noqa: PLR0917  # the first six are a contract
     task: Task | str,
     engine: Engine,

@@ -14,7 +14,6 @@ import inspect
 import io
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -23,9 +22,10 @@ from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, cast
 
-from workbench.errors import InputError, StoppedError
+from workbench.displays import in_kernel
+from workbench.errors import InputError, StoppedError, show_as_line
 from workbench.plots import COLOURS, new_figure
-from workbench.progress import Progress, Snapshot, check, current
+from workbench.progress import RESUMES, Progress, Snapshot, check, current
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,9 +109,10 @@ class WatchedCall(Generic[T]):
                 check()  # a watched call may wait for another one
                 if time.monotonic() >= until:
                     return False
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             self.stop()
             self._closed.wait()
+            show_as_line(error, self._stopped())
             raise
         self._print_news()
         return True
@@ -127,10 +128,7 @@ class WatchedCall(Generic[T]):
         if not self.wait(timeout):
             raise TimeoutError(f"{self} still runs after {timeout:g} s: wait on, or stop() it")
         if self.state == "stopped":
-            raise StoppedError(
-                f"{self._name} was {self._line()}. What is finished is kept: run it again, and it "
-                "resumes from what the response store or the measurement has"
-            )
+            raise StoppedError(self._stopped())
         if self._error is not None:
             raise self._error
         return cast("T", self._value)
@@ -144,10 +142,11 @@ class WatchedCall(Generic[T]):
             while not self._closed.is_set():
                 self._print_news()
                 await asyncio.sleep(BEAT / 4)
-        except (asyncio.CancelledError, KeyboardInterrupt):
+        except (asyncio.CancelledError, KeyboardInterrupt) as error:
             self.stop()
             while not self._closed.is_set():  # noqa: ASYNC110  # a thread sets it
                 await asyncio.sleep(BEAT / 4)
+            show_as_line(error, self._stopped())
             raise
         return self.result()
 
@@ -186,6 +185,9 @@ class WatchedCall(Generic[T]):
     def _line(self) -> str:
         stages = self._progress.snapshot().stages
         return ", ".join([self.state, *(f"{stage.what} {stage}" for stage in stages)])
+
+    def _stopped(self) -> str:
+        return f"{self._name} was {self._line()}; {RESUMES}"
 
     def _elapsed(self) -> float:
         return self._seconds or max(time.perf_counter() - self._start, 1e-9)
@@ -303,11 +305,9 @@ def chosen_view() -> str:
         raise InputError(f"WORKBENCH_PROGRESS={wish!r}: give one of widget, lines, off, or none")
     if wish in {"lines", "off"}:
         return wish
-    ipython = sys.modules.get("IPython")
-    in_kernel = hasattr(ipython.get_ipython() if ipython else None, "kernel")
     # JupyterLab and VS Code, which set these, show widgets to a person.
     live = wish == "widget" or not {"JPY_SESSION_NAME", "VSCODE_PID"}.isdisjoint(os.environ)
-    return "widget" if in_kernel and live else "lines"
+    return "widget" if in_kernel() and live else "lines"
 
 
 class _Widget:

@@ -1,8 +1,4 @@
-"""How far long work is: bars, a line a minute without a terminal, the feed of a live panel.
-
-A watched call has a `Progress` in its context. What works underneath tells it where it is and asks
-between two steps whether to stop: a stop ends the work as Ctrl-C would, and keeps as much.
-"""
+"""How far long work is: bars, a line a minute without a terminal, and what calls have used."""
 
 from __future__ import annotations
 
@@ -11,127 +7,27 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from workbench.displays import Bar, Page, Shown, Silent, TerminalLine, in_kernel
+from workbench.errors import show_as_line
+from workbench.feed import STOP, Progress, Snapshot, Stage, check, current, fact, stopping
 from workbench.machine import peak_memory
 from workbench.types import Completion, EngineInfo, LabelRow, Usage
 
+__all__ = [
+    "RESUMES",
+    "STOP", "CallProgress", "Lines", "Progress", "Snapshot", "Stage", "UsageTracker", "bars",
+    "check", "counted", "current", "fact", "interruptible", "loading", "one_bar", "quiet",
+    "stopping", "waiting",
+]  # fmt: skip
 log = logging.getLogger("workbench")
+RESUMES = "what is finished is kept: run it again, and it resumes"
 EVERY = 60.0  # seconds from line to line, and before the first
-AGAIN = 1.25  # a stage that begins again and again has a milestone only where so much was added
-
-
-@dataclass(slots=True)
-class Stage:
-    """One kind of step, how many there are and how many are done; `note` is where it stands."""
-
-    what: str
-    unit: str
-    total: int = 0
-    done: int = 0
-    note: str = ""
-    milestone: int = 0  # steps done at the latest
-
-    @property
-    def quarters(self) -> int:
-        """How many quarters are done."""
-        return 4 * self.done // self.total if self.total else 0
-
-    def __str__(self) -> str:
-        return f"{self.done:,} of {self.total:,} {self.unit}{'s' * (self.total != 1)}"
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Where the work stands at one moment."""
-
-    stages: tuple[Stage, ...]
-    used: Usage
-    facts: Mapping[str, float | str]
-    stopping: bool
-
-
-class Progress:
-    """The feed of work that somebody watches, from any thread.
-
-    Args:
-        above: of the work that this is a part of; to stop that is to stop this.
-    """
-
-    def __init__(self, above: Progress | None = None) -> None:
-        self._above = above
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._stages: dict[str, Stage] = {}
-        self._milestones: list[Stage] = []
-        self._facts: dict[str, float | str] = {}
-        self._used = Usage()
-
-    def stage(self, what: str, total: int, unit: str) -> Stage:
-        """A stage of the work; one that was there already gets so much longer."""
-        with self._lock:
-            stage = self._stages.setdefault(what, Stage(what, unit))
-            stage.total += total
-            return stage
-
-    def advance(self, stage: Stage, count: int) -> None:
-        """So many steps more are done."""
-        with self._lock:
-            before = stage.quarters
-            stage.done += count
-            if stage.quarters > before and stage.done >= AGAIN * stage.milestone:
-                stage.milestone = stage.done
-                self._milestones.append(replace(stage))
-
-    def add(self, used: Usage) -> None:
-        """What has been used since this was called the last time."""
-        with self._lock:
-            self._used += used
-
-    def fact(self, name: str, value: float | str | None) -> None:
-        """A number or a word to be shown under a name; None takes it away."""
-        with self._lock:
-            if value is None:
-                self._facts.pop(name, None)
-            else:
-                self._facts[name] = value
-
-    def stop(self) -> None:
-        """Have the work end at its next step."""
-        self._stop.set()
-
-    @property
-    def stopping(self) -> bool:
-        """Whether the work is to end."""
-        return self._stop.is_set() or (self._above is not None and self._above.stopping)
-
-    def snapshot(self) -> Snapshot:
-        """A copy of everything."""
-        with self._lock:
-            stages = tuple(replace(stage) for stage in self._stages.values())
-            return Snapshot(stages, self._used, dict(self._facts), self.stopping)
-
-    def milestones(self, start: int = 0) -> list[Stage]:
-        """A stage as it was whenever a quarter of it was done, in that order, from `start` on.
-
-        They rest on counts alone, so that the same work has the same ones; only where several
-        streams share a stage (an agent's later rounds) is it as long as those begun so far.
-        """
-        with self._lock:
-            return self._milestones[start:]
-
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """Work in here feeds this one."""
-        token = _CURRENT.set(self)
-        try:
-            yield
-        finally:
-            _CURRENT.reset(token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,41 +35,13 @@ class _Display:
     """What calls of this context show: `silent` where a bar around all of them is shown."""
 
     silent: bool = False
-    lines: Lines | None = None  # of the work around all calls
+    shown: Shown | None = None  # of the work around all calls
     level: int = logging.INFO  # of a call's log line
 
 
-_CURRENT: ContextVar[Progress | None] = ContextVar("progress", default=None)
-STOP: ContextVar[threading.Event | None] = ContextVar("stop", default=None)
-"""Work of a context ends at its next step once this is set."""
+_LATEST: ContextVar[list[Callable[[], str]]] = ContextVar("latest", default=[])  # noqa: B039
+_LOADING: ContextVar[Stage | None] = ContextVar("loading", default=None)
 _DISPLAY: ContextVar[_Display] = ContextVar("display", default=_Display())  # noqa: B039  # frozen
-
-
-def current() -> Progress | None:
-    """The feed of this context, if anybody watches."""
-    return _CURRENT.get()
-
-
-def stopping() -> bool:
-    """Whether somebody watches and has said stop, or the thread that this one works for has."""
-    progress, stop = _CURRENT.get(), STOP.get()
-    return (progress is not None and progress.stopping) or (stop is not None and stop.is_set())
-
-
-def check() -> None:
-    """End here if somebody has said stop; call it where the state is whole.
-
-    Raises:
-        KeyboardInterrupt: as Ctrl-C does, so that work has one way of being interrupted.
-    """
-    if stopping():
-        raise KeyboardInterrupt
-
-
-def fact(name: str, value: float | str | None) -> None:
-    """Show a fact to whoever watches; see `Progress.fact`."""
-    if (progress := _CURRENT.get()) is not None:
-        progress.fact(name, value)
 
 
 @contextmanager
@@ -187,15 +55,34 @@ def one_bar(total: int, what: str, unit: str) -> Iterator[Any]:
 def bars(totals: Mapping[str, int], unit: str) -> Iterator[Mapping[str, Any]]:
     """As `one_bar`, for several stages of the work."""
     display = _DISPLAY.get()
-    display = replace(display, lines=display.lines if display.silent else Lines())
+    shared = display.shown if display.silent else _page_or_lines()
+    display = replace(display, shown=shared)
     shown = {what: _bar(display, total, what, unit, ends=True) for what, total in totals.items()}
     token = _DISPLAY.set(replace(display, silent=True))
     try:
         yield shown
+    except BaseException as error:
+        _say_end(shown.values(), error)
+        parts = ", ".join(f"{what} {one.stage}" for what, one in shown.items() if _counts(one))
+        show_as_line(error, f"stopped: {parts or ', '.join(shown)}; {RESUMES}")
+        raise
     finally:
         _DISPLAY.reset(token)
         for bar in shown.values():
             bar.close()
+
+
+def _counts(bar: Any) -> bool:
+    """Whether it knows how far it is: tqdm's does not where it is not shown."""
+    return isinstance(bar, Bar)
+
+
+def _say_end(bars: Iterable[Any], error: BaseException) -> None:
+    """Have those that are not done say that they never will be."""
+    end = "failed" if isinstance(error, Exception) else "stopped"
+    for bar in bars:
+        if isinstance(bar, Bar) and bar.stage.done < bar.stage.total:
+            bar.stage.end = end
 
 
 @contextmanager
@@ -218,12 +105,69 @@ def counted(total: int, what: str, unit: str) -> Iterator[Callable[[], None]]:
         yield bar.update
 
 
-def _output() -> Literal["bars", "lines", "off"]:
-    """Bars where a person watches, at a terminal or in a notebook; lines where nobody does."""
+@contextmanager
+def interruptible(what: str) -> Iterator[None]:
+    """Work whose interrupt IPython shows as one line: how far the latest call of an engine was.
+
+    Calls know of an interrupt only where it meets them, and not in the code between, or where
+    they run in another thread.
+    """
+    token = _LATEST.set([lambda: f"stopped: {what}"])
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        show_as_line(error, _LATEST.get()[0]())
+        raise
+    finally:
+        _LATEST.reset(token)
+
+
+@contextmanager
+def loading(what: str) -> Iterator[Stage]:
+    """One line with seconds while a model loads; `note` says which, and in the end what is ready.
+
+    Nothing is shown within larger work; a watched call has a fact of it.
+    """
+    output = _output()
+    if output == "off" or _DISPLAY.get().silent or current() is not None:
+        shown: Shown = Silent()
+    elif output == "lines":
+        shown = Lines()
+    else:
+        shown = Page(always=True) if output == "page" else TerminalLine()
+    stage = Stage("loading", "", note=what)
+    bar, token = shown.bar(stage), _LOADING.set(stage)
+    fact("loading", what)
+    try:
+        yield stage
+        stage.what = "ready"
+    except BaseException as error:
+        stage.end = "failed" if isinstance(error, Exception) else "stopped"
+        show_as_line(error, f"stopped: loading {what}")
+        raise
+    finally:
+        _LOADING.reset(token)
+        bar.close()
+        fact("loading", None)
+
+
+def waiting(whom: str) -> None:
+    """Say in the line of a model that loads who it waits for."""
+    if (stage := _LOADING.get()) is not None:
+        stage.what, stage.note = f"waiting for {whom}", ""
+
+
+def _output() -> Literal["page", "bars", "lines", "off"]:
+    """A page in a notebook, bars at a terminal, lines where nobody watches."""
     if os.environ.get("WORKBENCH_PROGRESS") == "off":
         return "off"
-    person = "ipykernel.zmqshell" in sys.modules or sys.stderr.isatty()
-    return "bars" if person else "lines"
+    if in_kernel():
+        return "page"
+    return "bars" if sys.stderr.isatty() else "lines"
+
+
+def _page_or_lines() -> Shown:
+    return Page() if _output() == "page" else Lines()
 
 
 def _bar(display: _Display, total: int, what: str, unit: str, *, ends: bool) -> Any:
@@ -237,74 +181,32 @@ def _bar(display: _Display, total: int, what: str, unit: str, *, ends: bool) -> 
             if ends:
                 check()
 
-        return _Bar(stage, advance, lambda _: None, disable=True)  # speed is shown by itself
-    if _output() == "lines" and (display.lines or not display.silent):
-        return (display.lines or Lines()).bar(Stage(what, unit, total))
-    from tqdm.auto import tqdm
+        return Bar(stage, advance, lambda _: None, disable=True)  # speed is shown by itself
+    output = _output()
+    nested = output == "lines" and display.shown  # lines have room for all that is under way
+    if output in {"page", "lines"} and (nested or not display.silent):
+        return (display.shown or _page_or_lines()).bar(Stage(what, unit, total))
+    from tqdm import tqdm
 
-    off = _output() != "bars" or display.silent
+    off = output != "bars" or display.silent
     return tqdm(total=total, desc=what, unit=unit, disable=off, delay=0.5)
 
 
-class _Bar:
-    """As a bar of tqdm, for a feed or for lines; `disable` where it needs no text."""
-
-    def __init__(
-        self,
-        stage: Stage,
-        advance: Callable[[Stage, int], None],
-        close: Callable[[Stage], None],
-        *,
-        disable: bool,
-    ) -> None:
-        self._stage, self._advance, self._close = stage, advance, close
-        self.disable = disable
-
-    def update(self, count: int = 1) -> None:
-        self._advance(self._stage, count)
-
-    def set_postfix_str(self, text: str, refresh: bool = True) -> None:  # noqa: ARG002  # as tqdm
-        self._stage.note = text
-
-    def close(self) -> None:
-        self._close(self._stage)
-
-
-class Lines:
-    """One line a minute for all stages under way, the outermost first: for Slurm and nohup.
-
-    A thread of its own writes it, so that it comes too where a single step takes long.
-    """
+class Lines(Shown):
+    """One line a minute for all stages under way, the outermost first: for Slurm and nohup."""
 
     def __init__(self) -> None:
-        self._stages: list[Stage] = []
+        super().__init__()
+        self._every = EVERY
 
-    def bar(self, stage: Stage) -> _Bar:
-        """What is updated for a stage, in a bar's place."""
-        if not self._stages:
-            self._ended, self._start = threading.Event(), time.monotonic()
-            threading.Thread(target=self._write, args=(self._ended,), daemon=True).start()
-        self._stages.append(stage)
-        return _Bar(stage, self._advance, self.close, disable=False)
-
-    def _advance(self, stage: Stage, count: int) -> None:
-        stage.done += count
-
-    def close(self, stage: Stage) -> None:
-        """A stage of the work is over, and with the last one the lines are."""
-        self._stages = [one for one in self._stages if one is not stage]
-        if not self._stages:
-            self._ended.set()
-
-    def _write(self, ended: threading.Event) -> None:
-        while not ended.wait(EVERY):
-            minutes = f"{(time.monotonic() - self._start) / 60:,.0f} min"
-            texts = [[f"{one.what}: {one}", one.note] for one in self._stages]
-            if texts:  # or they have ended just now
-                texts[0].insert(1, minutes)
-                with suppress(OSError, ValueError):  # a stream that is closed or full stops no work
-                    line = "; ".join(", ".join(filter(None, one)) for one in texts)
-                    print(line, file=sys.stderr, flush=True)
+    def _draw(self, *, last: bool = False) -> None:
+        if last or not (stages := self._stages):  # they have ended just now
+            return
+        minutes = f"{stages[0].seconds / 60:,.0f} min"
+        texts = [[f"{one.what}: {one}", one.note if one.unit else ""] for one in stages]
+        texts[0].insert(1, minutes)
+        line = "; ".join(", ".join(filter(None, one)) for one in texts)
+        print(line, file=sys.stderr, flush=True)
 
 
 class UsageTracker:
@@ -322,15 +224,29 @@ class UsageTracker:
             return replace(self._total, peak_memory_bytes=peak_memory(self._device))
 
     @contextmanager
-    def call(self, what: str, total: int) -> Iterator[CallProgress]:
-        """Track one call; its numbers count however it ends, seconds of several at once do once."""
+    def call(self, what: str, total: int, *, kept: bool = False) -> Iterator[CallProgress]:
+        """Track one call; its numbers count however it ends, seconds of several at once do once.
+
+        Args:
+            kept: whether what is finished is kept, so that it can be resumed after a stop.
+        """
         call = CallProgress(total, what)
+
+        def stopped() -> str:
+            then = "are kept: run it again to resume" if kept else "were done"
+            return f"stopped: {what}, {call.used.requests:,} of {total:,} rows {then}"
+
         with self._lock:
             if not self._running:
                 self._counted = call.start
             self._running += 1
         try:
+            _LATEST.get()[:] = [stopped]
             yield call
+        except BaseException as error:
+            _say_end([call.bar], error)
+            show_as_line(error, stopped())
+            raise
         finally:
             call.bar.close()
             now = time.perf_counter()

@@ -12,11 +12,15 @@ from typing import Any
 
 from workbench.engines import diffusion, transformers, vllm
 from workbench.engines.base import BaseEngine
+from workbench.engines.device import whole_imports
 from workbench.engines.identity import HARMLESS
+from workbench.engines.local import EMBEDDED, EMBEDDED_DIFFUSION
 from workbench.engines.remote import RemoteEngine
 from workbench.errors import EngineUnavailableError, InputError
+from workbench.feed import Stage
+from workbench.progress import loading, waiting
 from workbench.store import Store, open_store
-from workbench.types import Engine
+from workbench.types import Engine, EngineInfo
 
 __all__ = ["ENGINES", "open_engine", "unavailable"]
 
@@ -90,18 +94,33 @@ def open_engine(
     url = base_url or os.environ.get(URL)
     responses = open_store(store)
     try:
-        if engine == "auto":
-            opened = _first(model, url, responses, options)
-        else:
-            opened = _open(
-                engine, model, url=url, store=responses, why="asked for", options=options
-            )
+        first = "vllm" if engine == "auto" else engine
+        with loading(_named(first, model)) as stage, whole_imports(partial(waiting, "imports")):
+            if engine == "auto":
+                opened = _first(model, url, responses, options, stage)
+            else:
+                opened = _open(
+                    engine, model, url=url, store=responses, why="asked for", options=options
+                )
+            stage.note = _ready(opened.info)
     except BaseException:
         if responses is not None:
             responses.close()
         raise
     log.info("%r (%s)", opened, opened.info.why)
     return opened
+
+
+def _named(engine: str, model: str | None) -> str:
+    """What is loading, for people: of a path its last part."""
+    embedded = {"remote": None, "diffusion": EMBEDDED_DIFFUSION}.get(engine, EMBEDDED)
+    name = Path(model).name if model and Path(model).exists() else model or embedded
+    return f"{engine}, {name}" if name else engine
+
+
+def _ready(info: EngineInfo) -> str:
+    place = info.device if info.engine == "remote" else info.dtype
+    return f"{_named(info.engine, info.model)}, {place}"
 
 
 def _open(
@@ -131,6 +150,7 @@ def _first(
     url: str | Sequence[str] | None,
     store: Store | None,
     options: Mapping[str, Any],
+    stage: Stage,
 ) -> BaseEngine:
     """The first engine that can run here, with those after it, for failover."""
     reasons: list[str] = []
@@ -139,6 +159,9 @@ def _first(
         why = f"auto: {name}, since {'; '.join(reasons)}"
         if name == "vllm":
             why = "auto: vLLM can run in this process"
+        stage.what, stage.note = "loading", _named(name, model)
+        if position:
+            stage.note += f" (not {', '.join(names[:position])})"
         try:
             opened = _open(name, model, url=url, store=store, why=why, options=options)
         except (EngineUnavailableError, InputError) as error:

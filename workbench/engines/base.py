@@ -26,7 +26,7 @@ from workbench.engines.requests import (
     texts,
 )
 from workbench.errors import EngineError, EngineGoneError, InputError, WorkbenchError
-from workbench.progress import UsageTracker, check
+from workbench.progress import UsageTracker, check, interruptible
 from workbench.store import BATCH, Store, digest, dump, load
 from workbench.types import (
     Completion,
@@ -138,6 +138,7 @@ class BaseEngine(ABC):
         info = self._info
         return f"<{info.engine} engine: {info.model} on {info.device}, {info.dtype}>"
 
+    @interruptible("generate")
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -293,7 +294,7 @@ class BaseEngine(ABC):
     ) -> Generator[tuple[bytes, Any], None, None]:
         """Each key with its row: what the store has first, then what is computed and kept."""
         waiting = dict.fromkeys(keys)
-        with self._tracker.call(what, len(keys)) as call:
+        with self._tracker.call(what, len(keys), kept=self.has_store) as call:
             for stored in self._stored(keys):
                 call.add_stored(len(stored))
                 for key, value in stored.items():

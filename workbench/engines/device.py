@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import RLock
+from types import FrameType
 from typing import Any
 
 from workbench import values
@@ -36,6 +40,35 @@ def prepare() -> None:
     """Set vLLM's environment; call it before anything imports vLLM or torch."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+@contextmanager
+def whole_imports(say: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C takes effect once no import is under way; `say` is called where it has to wait.
+
+    What is imported half way cannot be imported again: its native part is there already.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        importing = any(
+            one.f_code.co_filename.startswith("<frozen importlib")
+            for one, _ in traceback.walk_stack(frame)
+        )
+        if importing:
+            say()
+            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+        else:
+            before(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def find_device(name: object) -> Any:

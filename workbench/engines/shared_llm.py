@@ -85,10 +85,12 @@ class SharedLLM:
                     llm = LLM(**{"chat_template": "{{ messages }}", **arguments, **more})
                     llm.chat_template = None
                     return llm
-            except Exception as error:
+            except BaseException as error:
                 # The frames hold what was loaded so far, and a notebook holds the traceback.
                 traceback.clear_frames(error.__traceback__)
                 _clean_up()
+                if not isinstance(error, Exception):
+                    raise
                 raise _explain(error, arguments) from error
 
     def release(self, user: object) -> None:

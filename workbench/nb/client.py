@@ -78,6 +78,16 @@ class Client(PapermillNotebookClient):
             self.set_widgets_metadata()
         return self.nb
 
+    def execute_cell(self, cell: Any, cell_index: int, **more: Any) -> Any:
+        """Run one cell; where the kernel dies, the copy says how."""
+        try:
+            return super().execute_cell(cell, cell_index, **more)
+        except DeadKernelError:
+            code = getattr(getattr(self.km.provisioner, "process", None), "returncode", None)
+            error = {"ename": "DeadKernelError", "evalue": _death(code)}
+            cell.outputs.append(new_output("error", **error, traceback=[_death(code)]))
+            raise
+
     async def _reply(self, timeout: float | None = None) -> Any:  # noqa: ASYNC109  # nbclient's
         """The next reply, looked for every second.
 
@@ -157,11 +167,24 @@ def _size(content: Any) -> int:
     return sum(len(str(part)) for part in parts)
 
 
+def _death(code: int | None) -> str:
+    """How a kernel ended that should not have."""
+    if not code or code == -signal.SIGKILL:  # as somebody's kill, or where memory ran out
+        return "the kernel died"
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return f"the kernel died ({how})"
+
+
+def _printed_errors(cell: Any) -> list[str]:
+    """Errors that a cell shows as text, those of a group after it."""
+    printed = "".join(out.get("text", "") for out in cell.outputs)
+    lines = [line.strip(" |+-") for line in printed.splitlines()]
+    return [line for line in lines if re.match(r"[\w.]+: ", line)]
+
+
 def _lost(ended: Any) -> Any:
     """The reply that was to come, made of what the cell shows of its error."""
-    printed = "".join(out.get("text", "") for out in ended["cell"].outputs)
-    lines = [line.strip(" |+-") for line in printed.splitlines()]
-    named = [line for line in lines if re.match(r"[\w.]+: ", line)]
+    named = _printed_errors(ended["cell"])
     error = {"ename": "NoReply", "evalue": named[-1] if named else "the kernel gave none"}
     content = {"status": "error", **error, "traceback": []}
     return {"parent_header": ended["parent_header"], "header": {}, "content": content}
@@ -197,9 +220,13 @@ def _show(*, cell: Any, execute_reply: Any, **_: Any) -> None:
     """Note that a cell raised, and show what IPython has only printed, as of a misspelt magic."""
     cell.metadata["papermill"][RAISED] = True
     if not any(out["output_type"] == "error" for out in cell.outputs):
-        content = execute_reply["content"]
-        error = {"ename": content.get("ename", "Error"), "evalue": content.get("evalue", "")}
-        cell.outputs.append(new_output("error", **error, traceback=content.get("traceback", [])))
+        name, value = (execute_reply["content"].get(key, "") for key in ("ename", "evalue"))
+        if name.endswith("ExceptionGroup"):
+            leaves = [one for one in _printed_errors(cell) if "ExceptionGroup: " not in one]
+            value = ": ".join([value, *filter(None, ["; ".join(leaves)])])
+        error = {"ename": name or "Error", "evalue": value}
+        # Not the reply's traceback: it is that of an error before this one.
+        cell.outputs.append(new_output("error", **error, traceback=[f"{name}: {value}"]))
 
 
 def _execute(source: str, output: str, kernel: str) -> int:

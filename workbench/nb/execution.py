@@ -298,8 +298,10 @@ def _reason(status: Status, code: int | None, cells: list[Cell], last_words: str
     broken = next((cell for cell in cells if not _succeeded(cell, code)), None)
     if broken is None:
         return last_words or "its cells did not all come to an end"
-    if status != "failed":
-        why = "the kernel died" if status == "killed" else "still running"
+    if status == "timeout":
+        why = "still running"
+    elif status == "killed":
+        why = broken.errors[-1]["evalue"] if broken.errors else "the kernel died"
     elif broken.errors:
         why = _named(broken.errors[-1])
     elif last_words:

@@ -35,6 +35,7 @@ from workbench.engines.requests import Request, check_prompts
 from workbench.engines.style import EMBEDDED_STYLE, style_by_name
 from workbench.errors import InputError
 from workbench.machine import versions
+from workbench.progress import waiting
 from workbench.store import Store
 from workbench.types import Completion, EngineInfo, LabelRow, Prompt, PromptStyle, Sampling, Usage
 
@@ -74,6 +75,7 @@ class RemoteEngine(BaseEngine):
         self._bos: dict[str, bool] = {}  # beginnings of texts: whether they are the BOS
         chats = ChatOptions.of({name: getattr(chosen, name) for name in CHAT})
         self._model = Identity(chosen.revision, chats)
+        waiting(", ".join(endpoint.shown for endpoint in self._endpoints))
         served = run_coroutine(self._model.establish(self._endpoints, model))
         self._dialect = self._model.dialect
         first, self._counted = self._endpoints[0], self._there()
