@@ -168,7 +168,8 @@ class TerminalLine(Shown):
     def _draw(self, *, last: bool = False) -> None:
         if not (last or self._free):
             return
-        text = described(self._stage)[: os.get_terminal_size(self._stream.fileno()).columns - 1]
+        width = os.get_terminal_size(self._stream.fileno()).columns or 80
+        text = described(self._stage)[: width - 1]
         if last:
             text = "" if self._stage.end else f"{text}\n"
         self._stream.write(("\r\x1b[K" if self._free else "\n") + text)
