@@ -31,8 +31,8 @@ from workbench.tasks import WordProblems
 from workbench.tiny import MODEL
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.rglob("*.md"))
+README, DOCS = ROOT / "README.md", ROOT / "docs"
+PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LANGUAGES = {"", "python", "sh", "yaml"}
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -123,6 +123,20 @@ def test_the_index_names_every_page() -> None:
     assert [page for page in pages if f"({page}" not in index] == []
 
 
+def test_the_readme_is_short_and_its_numbers_are_measured() -> None:
+    """Each number of its table stands in a table of the benchmarks, with the same words."""
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    measured = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
+    measured += (DOCS / "real.md").read_text(encoding="utf-8")
+    table = text.partition("## Measured")[2].partition("\n## ")[0]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 10
+    for row in rows:
+        assert f"| {row[1]} |" in measured, row
+
+
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", with_blocks("python"), ids=name)
 def test_the_python_blocks_run(
     page: Path, folder: Path, server: Server, plain: VLLMEngine, monkeypatch: pytest.MonkeyPatch
