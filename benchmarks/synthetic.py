@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 from workbench.icm import Claim
 from workbench.icm.claim import Wording
@@ -48,8 +49,8 @@ class Synthetic:
 
     def label_logprobs(
         self,
-        prompts: Sequence[str],
-        labels: Sequence[str],  # noqa: ARG002
+        prompts: Any,
+        labels: Any,  # noqa: ARG002
         *,
         errors: Errors = "raise",  # noqa: ARG002
     ) -> LabelScores:

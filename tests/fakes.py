@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from typing import Any, Self
 
 from workbench.types import (
@@ -10,7 +10,6 @@ from workbench.types import (
     EngineInfo,
     Errors,
     LabelScores,
-    Prompt,
     Sampling,
     Usage,
 )
@@ -28,14 +27,12 @@ class FakeEngine:
         known |= {"device": "none", "dtype": "float64", "context_length": 0, "versions": {}}
         self.info, self.usage = EngineInfo(**known | {"why": "a test"} | info), Usage()
 
-    def label_logprobs(
-        self, prompts: Sequence[Prompt], labels: Sequence[str], *, errors: Errors = "raise"
-    ) -> LabelScores:
+    def label_logprobs(self, prompts: Any, labels: Any, *, errors: Errors = "raise") -> LabelScores:
         raise NotImplementedError
 
     def generate(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Any,
         sampling: Sampling = Sampling(),  # noqa: B008
         *,
         errors: Errors = "raise",
@@ -44,7 +41,7 @@ class FakeEngine:
 
     def stream(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Any,
         sampling: Sampling = Sampling(),  # noqa: B008
     ) -> Generator[tuple[int, Completion], None, None]:
         yield from enumerate(self.generate(prompts, sampling))

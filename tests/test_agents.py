@@ -416,7 +416,7 @@ class Refusing:
     def __init__(self) -> None:
         self.asked: list[Any] = []
 
-    def stream(self, prompts: Sequence[Any], _: Sampling) -> Iterator[tuple[int, Completion]]:
+    def stream(self, prompts: Any, _: Sampling) -> Iterator[tuple[int, Completion]]:
         self.asked += prompts
         if any(not isinstance(prompt, str) or prompt.endswith("!") for prompt in prompts):
             raise InputError("this is refused")
@@ -645,7 +645,7 @@ class Instant:
         self.waits, self.others = waits, threading.Event()
         self.asked: list[str] = []
 
-    def stream(self, prompts: Sequence[str], _: Sampling) -> Iterator[tuple[int, Completion]]:
+    def stream(self, prompts: Any, _: Sampling) -> Iterator[tuple[int, Completion]]:
         for index, prompt in sorted(enumerate(prompts), key=lambda pair: self.waits(pair[1])):
             if self.waits(prompt) and not self.others.wait(60):
                 raise AssertionError("the other items do not go on")

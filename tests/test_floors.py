@@ -18,6 +18,8 @@ FLOORS = {
     "displays": 1,
     "feed": 1,
     "files": 0,
+    "metric": 0,
+    "reprs": 0,
     "template": 0,
     "store": 1,
     "stats": 1,

@@ -23,7 +23,7 @@ from workbench.icm.annealing import temperature
 from workbench.icm.claim import Relation, relations, violated
 from workbench.icm.predictability import Order, energy
 from workbench.tiny import MODEL
-from workbench.types import Errors, LabelScores, Prompt
+from workbench.types import Errors, LabelScores
 
 # Rules and numbers.
 
@@ -286,9 +286,7 @@ class Faulty(Synthetic):
 
     claim, spoil = "c005", ""
 
-    def label_logprobs(
-        self, prompts: Sequence[Prompt], labels: Sequence[str], *, errors: Errors = "raise"
-    ) -> LabelScores:
+    def label_logprobs(self, prompts: Any, labels: Any, *, errors: Errors = "raise") -> LabelScores:
         assert errors == "return"
         scores = super().label_logprobs(prompts, labels, errors=errors)
         logprobs, upper, missing = scores.logprobs, scores.upper.copy(), scores.missing.copy()

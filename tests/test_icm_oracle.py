@@ -18,7 +18,7 @@ from test_icm_search import LINES, Synthetic, energies_of, labels_of, moves_of, 
 from workbench.engines.vllm import VLLMEngine
 from workbench.icm import Claim, Wording, search
 from workbench.icm.predictability import Order
-from workbench.types import Errors, LabelScores, Prompt
+from workbench.types import Errors, LabelScores
 
 FOLDER = Path(os.environ.get("WORKBENCH_DATA", "none")) / "icm_oracle"
 RUNS = [
@@ -56,8 +56,8 @@ class Hashing(Synthetic):
 
     def label_logprobs(
         self,
-        prompts: Sequence[Prompt],
-        labels: Sequence[str],
+        prompts: Any,
+        labels: Any,
         *,
         errors: Errors = "raise",
     ) -> LabelScores:

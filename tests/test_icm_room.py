@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import random
 import statistics
-from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ from workbench.icm.predictability import Order, Reference
 from workbench.icm.scorer import ContextFit, Scorer
 from workbench.serving import Server
 from workbench.tiny import MODEL
-from workbench.types import Completion, Errors, Prompt, Sampling
+from workbench.types import Completion, Errors, Sampling
 
 WORDING = Wording()
 LONG = " and" * 60
@@ -202,7 +202,7 @@ class Refusing(Synthetic):
 
     def generate(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Any,
         sampling: Sampling = Sampling(),  # noqa: B008
         *,
         errors: Errors = "raise",

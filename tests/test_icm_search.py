@@ -27,7 +27,7 @@ from workbench.icm.predictability import Objective, Order, by_halves
 from workbench.serving import Server
 from workbench.tasks.claims import equations
 from workbench.tiny import MODEL
-from workbench.types import Completion, Engine, Errors, LabelScores, Prompt
+from workbench.types import Completion, Engine, Errors, LabelScores
 
 NOISE = 6  # of the stand-in's beliefs; the truth's own weight is 2
 ORDERS: tuple[Order, ...] = ("reference", "exact", "tree")
@@ -84,9 +84,7 @@ class Synthetic(FakeEngine):
         odds = total / (8 * max(1, last))
         return -math.log(1.1 + math.exp(-odds)), -math.log(1.1 + math.exp(odds))
 
-    def label_logprobs(
-        self, prompts: Sequence[Prompt], labels: Sequence[str], *, errors: Errors = "raise"
-    ) -> LabelScores:
+    def label_logprobs(self, prompts: Any, labels: Any, *, errors: Errors = "raise") -> LabelScores:
         texts = [str(prompt) for prompt in prompts]
         self.calls.append(texts)
         more = max(len(label.split()) for label in labels)
@@ -106,7 +104,7 @@ class Synthetic(FakeEngine):
 
     def generate(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Any,
         sampling: Sampling = Sampling(),  # noqa: B008
         *,
         errors: Errors = "raise",

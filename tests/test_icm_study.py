@@ -62,9 +62,7 @@ class Scripted(FakeEngine):
         self._rule = rule
         self.calls: list[list[str]] = []
 
-    def label_logprobs(
-        self, prompts: Sequence[Prompt], labels: Sequence[str], *, errors: Errors = "raise"
-    ) -> LabelScores:
+    def label_logprobs(self, prompts: Any, labels: Any, *, errors: Errors = "raise") -> LabelScores:
         self.calls.append([str(prompt) for prompt in prompts])
         said = [self._rule(prompt) for prompt in prompts]
         errors_of = tuple(one if isinstance(one, str) else None for one in said)

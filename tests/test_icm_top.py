@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from workbench.errors import EngineError, InputError
 from workbench.icm import search
 from workbench.icm.scorer import NEITHER, compute_top_logprobs
 from workbench.serving import Server
-from workbench.types import Completion, Errors, Prompt, TokenLogprob
+from workbench.types import Completion, Errors, TokenLogprob
 
 LABELS = (" True", " False")
 EPS = 1e-5
@@ -31,7 +32,7 @@ class Told(Synthetic):
 
     def generate(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Any,
         sampling: Sampling = Sampling(),  # noqa: B008
         *,
         errors: Errors = "raise",

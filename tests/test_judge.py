@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -92,7 +92,7 @@ class Fake(FakeEngine):
 
     def generate(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Any,
         sampling: Sampling = Sampling(),  # noqa: B008
         *,
         errors: Errors = "raise",
@@ -100,9 +100,7 @@ class Fake(FakeEngine):
         self.asked.append(sampling)
         return [self.answer(user(prompt), sampling) for prompt in prompts]
 
-    def label_logprobs(
-        self, prompts: Sequence[Prompt], labels: Sequence[str], *, errors: Errors = "raise"
-    ) -> LabelScores:
+    def label_logprobs(self, prompts: Any, labels: Any, *, errors: Errors = "raise") -> LabelScores:
         assert self.scores is not None
         return self.scores
 

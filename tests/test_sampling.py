@@ -78,9 +78,7 @@ class Script:
     def usage(self) -> Usage:
         return Usage(requests=self.requests)
 
-    def generate(
-        self, prompts: Sequence[Any], sampling: Sampling, *, errors: str
-    ) -> list[Completion]:
+    def generate(self, prompts: Any, sampling: Sampling, *, errors: str) -> list[Completion]:
         assert errors == "return"
         self.asked.append(sampling)
         self.requests += len(prompts)
@@ -95,9 +93,7 @@ class Script:
         failed = next((one.error for one in drawn if one.error), None)
         return replace(drawn[0], error=failed, _samples=tuple(drawn))
 
-    def label_logprobs(
-        self, prompts: Sequence[str], labels: Sequence[str], *, errors: str
-    ) -> LabelScores:
+    def label_logprobs(self, prompts: Any, labels: Any, *, errors: str) -> LabelScores:
         assert errors == "return"
         assert prompts
         self.weighed.append(list(prompts))

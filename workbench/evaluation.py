@@ -12,6 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from workbench.answers import given_up
 from workbench.engines.style import chosen_style
 from workbench.errors import InputError
 from workbench.files import file_error
+from workbench.metric import FORMS
 from workbench.progress import fact, interruptible
 from workbench.runs import commit
 from workbench.stats import mean_share
@@ -58,7 +60,7 @@ LONGEST_NAME = 60
 """Letters of a folder's name."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Evaluation(Report):
     """A `Report` with one row an item and run, and with all that was asked.
 
@@ -306,7 +308,10 @@ def load(folder: str | Path) -> Report:
     try:
         saved = json.loads((place / "summary.json").read_text(encoding="utf-8"))
         rows = pd.read_parquet(place / "rows.parquet")
-        summary = tuple(Metric(**metric) for metric in saved["summary"])
+        numbers = saved["summary"]
+        forms = chain(saved.get("forms", ()), repeat("number"))  # older ones have none
+        pairs = zip(numbers, forms, strict=False)
+        summary = tuple(FORMS.get(form, Metric)(**number) for number, form in pairs)
         report = Report(summary, rows, Usage(**saved["usage"]), saved["provenance"])
         if not (place / "trace.parquet").exists():
             return report

@@ -7,7 +7,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from workbench.errors import InputError
-from workbench.types import Metric
+from workbench.metric import Metric, Share, ShareDifference
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +38,7 @@ def proportion(
     half = (square * (share * (1 - share) / n + square / (4 * n * n))) ** 0.5
     low, high = ((share + square / (2 * n) + side) / (1 + square / n) for side in (-half, half))
     low, high = low if hits else 0.0, high if hits < n else 1.0
-    return Metric(name, share, low, high, n, n_failed, n_unparsed)
+    return Share(name, share, low, high, n, n_failed, n_unparsed)
 
 
 def difference(name: str, values: ArrayLike, others: ArrayLike) -> Metric:
@@ -80,7 +80,7 @@ def paired_shares(name: str, right: ArrayLike, others: ArrayLike, *, n_failed: i
     middle = (gained - lost) / total
     half = Z * (gained + lost + 1 - (gained - lost) ** 2 / total) ** 0.5 / total
     low, high = max(-1.0, middle - half), min(1.0, middle + half)
-    return Metric(name, (gained - lost) / n, low, high, n, n_failed)
+    return ShareDifference(name, (gained - lost) / n, low, high, n, n_failed)
 
 
 def mcnemar(right: ArrayLike, others: ArrayLike) -> float:
@@ -133,7 +133,7 @@ def balanced_accuracy(name: str, right: ArrayLike, answers: ArrayLike) -> Metric
     value = float(np.mean([part.value for part in parts]))
     below = sum((part.value - part.low) ** 2 for part in parts) ** 0.5 / len(parts)
     above = sum((part.high - part.value) ** 2 for part in parts) ** 0.5 / len(parts)
-    return Metric(name, value, value - below, value + above, len(hits))
+    return Share(name, value, value - below, value + above, len(hits))
 
 
 def calibration_error(confidence: ArrayLike, right: ArrayLike, bins: int = 15) -> float:
@@ -158,6 +158,8 @@ def calibration_error(confidence: ArrayLike, right: ArrayLike, bins: int = 15) -
 def mean(name: str, values: ArrayLike, least: float, most: float) -> Metric:
     """Mean of values [n] on a scale from `least` to `most`, with its 95 % t interval.
 
+    From 0 to 1 it is a `Share`, from -1 to 1 a `ShareDifference`.
+
     Where no value differs from another (or there is one only) the spread is unknown, not 0: then
     as many further values as the Wilson interval of 0 of n allows may lie at either end.
 
@@ -170,14 +172,15 @@ def mean(name: str, values: ArrayLike, least: float, most: float) -> Metric:
     if x.ndim != 1 or not len(x) or not ((x >= least) & (x <= most)).all():
         raise InputError(f"{name}: {x.shape} are no values from {least} to {most}, 1 at least")
     n, middle = len(x), min(max(float(x.mean()), least), most)  # rounding may leave the scale
+    kind = {(0.0, 1.0): Share, (-1.0, 1.0): ShareDifference}.get((least, most), Metric)
     if (x == x[0]).all():
         other = Z**2 / (n + Z**2)
         low, high = middle - other * (middle - least), middle + other * (most - middle)
-        return Metric(name, middle, low, high, n)
+        return kind(name, middle, low, high, n)
     from scipy.stats import t
 
     half = float(t.ppf(0.975, n - 1)) * float(x.std(ddof=1)) / n**0.5
-    return Metric(name, middle, max(least, middle - half), min(most, middle + half), n)
+    return kind(name, middle, max(least, middle - half), min(most, middle + half), n)
 
 
 def mean_share(name: str, shares: ArrayLike, *, n_failed: int = 0, n_unparsed: int = 0) -> Metric:
@@ -192,7 +195,7 @@ def mean_share(name: str, shares: ArrayLike, *, n_failed: int = 0, n_unparsed: i
 
     x = np.asarray(shares, float)
     if not len(x):
-        return Metric(name, float("nan"), 0.0, 1.0, 0, n_failed, n_unparsed)
+        return Share(name, float("nan"), 0.0, 1.0, 0, n_failed, n_unparsed)
     if np.isin(x, (0.0, 1.0)).all():
         return proportion(name, int(x.sum()), len(x), n_failed=n_failed, n_unparsed=n_unparsed)
     return replace(mean(name, x, 0.0, 1.0), n_failed=n_failed, n_unparsed=n_unparsed)

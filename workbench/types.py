@@ -7,12 +7,14 @@ A prompt is text (completion) or a list of messages (chat). An `Engine` turns pr
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from workbench import values
 from workbench.errors import InputError
+from workbench.metric import Metric
+from workbench.reprs import Shown, scores_frame
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +23,12 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
+
+__all__ = [
+    "MOST_SAMPLES", "Completion", "Engine", "EngineInfo", "Errors", "Grade", "Item", "LabelRow",
+    "LabelScores", "Message", "Metric", "Prompt", "PromptStyle", "Report", "Sampling", "Style",
+    "Task", "TokenLogprob", "Usage",
+]  # fmt: skip
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
@@ -118,8 +126,8 @@ class TokenLogprob:
     top: tuple[tuple[int | str, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Completion(Shown):
     """One answer. With `n > 1` it is `samples[0]` and carries all of them in `samples`.
 
     `reasoning` is what a server parted from the answer as thinking. `cached_tokens` is None where
@@ -144,8 +152,8 @@ class Completion:
         return self._samples or (self,)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LabelScores:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class LabelScores(Shown):
     """Log-probability of each label as the continuation of each prompt.
 
     Attributes:
@@ -154,12 +162,21 @@ class LabelScores:
             several tokens a diffusion engine has nothing but a lower bound, and gives that as both.
         missing: bool [n_prompts, n_labels], no exact value could be had.
         errors: for each prompt the reason it failed, or None.
+        labels: what was scored, where it is known.
     """
 
     logprobs: NDArray[np.float64]
     upper: NDArray[np.float64]
     missing: NDArray[np.bool_]
     errors: tuple[str | None, ...]
+    labels: tuple[str, ...] = ()
+
+    def frame(self) -> pd.DataFrame:
+        """`logprobs` with the labels as columns; failed rows are NaN, with the reason in `error`.
+
+        There is that column only where some failed. Of labels that are not known: 0, 1, ...
+        """
+        return scores_frame(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +194,8 @@ class LabelRow:
     upper: tuple[float, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineInfo:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class EngineInfo(Shown):
     """What answers, precisely enough to load the same again.
 
     `failovers` has each time that a run went on elsewhere because an engine was lost; `notes` what
@@ -197,8 +214,8 @@ class EngineInfo:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Usage(Shown):
     """What an engine has done since it was opened. Rows from the store cost no tokens.
 
     `cached_tokens` is None where a server does not tell.
@@ -253,21 +270,21 @@ class Engine(Protocol):
     @property
     def usage(self) -> Usage: ...
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling = ..., *, errors: Errors = ...
+        self, prompts: Iterable[Prompt], sampling: Sampling = ..., *, errors: Errors = ...
     ) -> list[Completion]: ...
     def stream(
-        self, prompts: Sequence[Prompt], sampling: Sampling = ...
+        self, prompts: Iterable[Prompt], sampling: Sampling = ...
     ) -> Generator[tuple[int, Completion], None, None]: ...
     def label_logprobs(
-        self, prompts: Sequence[Prompt], labels: Sequence[str], *, errors: Errors = ...
+        self, prompts: Iterable[Prompt], labels: Iterable[str], *, errors: Errors = ...
     ) -> LabelScores: ...
     def close(self) -> None: ...
     def __enter__(self) -> Engine: ...
     def __exit__(self, *exc: object) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+@dataclass(frozen=True, slots=True, repr=False)
+class Item(Shown):
     """One question of a task; `fields` are what its prompts are made from."""
 
     id: str
@@ -301,27 +318,28 @@ class Task(Protocol):
     def grade(self, item: Item, text: str) -> Grade: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A headline number with its interval and everything that did not count towards it."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-    n: int
-    n_failed: int = 0
-    n_unparsed: int = 0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Report:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Report(Shown):
     """What every experiment returns: headline numbers, one row an item, what it cost, from what."""
 
     summary: tuple[Metric, ...]
     rows: pd.DataFrame
     usage: Usage
     provenance: Mapping[str, Any]
+
+    def wrong(self) -> pd.DataFrame:
+        """The rows with a wrong answer, read or not; a row that failed has no answer.
+
+        Raises:
+            InputError: the rows have no verdicts.
+        """
+        if "correct" not in self.rows:
+            have = ", ".join(map(str, self.rows.columns))
+            raise InputError(
+                f"this report has no verdicts, a column `correct`: look into its rows ({have:.200})"
+            )
+        wrong = self.rows["correct"].eq(False).fillna(value=False).astype(bool)
+        return self.rows[wrong & self.rows["error"].isna() if "error" in self.rows else wrong]
 
     def save(self, folder: str | Path, figure: Figure | None = None) -> Path:
         """Write `summary.json`, `rows.parquet` and, with a `figure`, `figure.png`.
@@ -359,6 +377,7 @@ class Report:
 
         summary = {
             "summary": [asdict(metric) for metric in self.summary],
+            "forms": [metric.form for metric in self.summary],
             "usage": asdict(self.usage),
             "provenance": dict(self.provenance),
         }

@@ -20,7 +20,7 @@ from workbench.errors import EngineUnavailableError, InputError
 from workbench.feed import Stage
 from workbench.progress import loading, waiting
 from workbench.store import Store, open_store
-from workbench.types import Engine, EngineInfo
+from workbench.types import EngineInfo
 
 __all__ = ["ENGINES", "open_engine", "unavailable"]
 
@@ -63,7 +63,7 @@ def open_engine(
     base_url: str | Sequence[str] | None = None,
     store: str | Path | None = "default",
     **options: Any,
-) -> Engine:
+) -> BaseEngine:
     """Open a model for work.
 
     Args:

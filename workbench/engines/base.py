@@ -16,13 +16,16 @@ from dataclasses import replace
 from operator import itemgetter
 from typing import Any, Self
 
+from workbench.engines.frames import Completions, FrameEngine
 from workbench.engines.requests import (
     Request,
     ResumableDraw,
     check_errors,
     check_labels,
     check_prompts,
+    gather,
     plan,
+    raise_failures,
     texts,
 )
 from workbench.errors import EngineError, EngineGoneError, InputError, WorkbenchError
@@ -44,7 +47,7 @@ GREEDY = Sampling()
 FORMAT = 3  # of a stored answer's key: whatever changes what a key means makes it another number
 
 
-class BaseEngine(ABC):
+class BaseEngine(FrameEngine, ABC):
     """Implements the `Engine` protocol over `_complete` and `_score`.
 
     Args:
@@ -141,12 +144,12 @@ class BaseEngine(ABC):
     @interruptible("generate")
     def generate(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Iterable[Prompt],
         sampling: Sampling = GREEDY,
         *,
         errors: Errors = "raise",
-    ) -> list[Completion]:
-        """Complete all prompts; the result has their order.
+    ) -> Completions:
+        """Complete all prompts; the result is a list in their order, which shows as a table.
 
         What was answered before comes from the store. Sampling without a seed is the exception: a
         call that ended early (an interrupt, a kill, failed rows) is resumed by the same call asked
@@ -154,23 +157,25 @@ class BaseEngine(ABC):
         same call then draws anew.
 
         Args:
-            prompts: texts (sent as they are) or lists of messages (through the chat template).
+            prompts: texts (sent as they are) or lists of messages (through the chat template), in a
+                list, a column, an array or any other iterable that has an order.
             sampling: how to continue each of them.
             errors: "raise" finishes and stores all that can finish, then raises; "return"
                 leaves failed rows in place, with their reason.
 
         Raises:
-            InputError: the prompts are unusable as a whole (none, empty, mixed).
+            InputError: the prompts are unusable as a whole (none, empty, missing, mixed).
             EngineError: some failed; its `results` holds all rows.
         """
         check_errors(errors)
-        rows = [row for _, row in sorted(self.stream(prompts, sampling), key=itemgetter(0))]
+        found = sorted(self.stream(prompts, sampling), key=itemgetter(0))
+        rows = Completions(row for _, row in found)
         if errors == "raise":
-            _raise_failures([row.error for row in rows], rows)
+            raise_failures([row.error for row in rows], rows)
         return rows
 
     def stream(
-        self, prompts: Sequence[Prompt], sampling: Sampling = GREEDY
+        self, prompts: Iterable[Prompt], sampling: Sampling = GREEDY
     ) -> Generator[tuple[int, Completion], None, None]:
         """Yield (index, completion) as prompts finish; failed ones carry their reason.
 
@@ -178,7 +183,7 @@ class BaseEngine(ABC):
             InputError: at once, as for `generate`.
         """
         self._check_open()
-        check_prompts(prompts)
+        prompts = check_prompts(prompts)
         if not isinstance(sampling, Sampling):
             raise InputError(f"sampling={sampling!r} must be a workbench.Sampling")
         return self._stream(prompts, sampling)
@@ -211,7 +216,7 @@ class BaseEngine(ABC):
                     for index, sample in places.pop(key):
                         rows.setdefault(index, {})[sample] = completion
                         if len(rows[index]) == sampling.n:
-                            yield index, _gather(rows.pop(index))
+                            yield index, gather(rows.pop(index))
         finally:
             self._rescue()
             if draw is not None:
@@ -226,7 +231,7 @@ class BaseEngine(ABC):
             self._keep((request.key, dump(row)) for request, row in rows if row.error is None)
 
     def label_logprobs(
-        self, prompts: Sequence[Prompt], labels: Sequence[str], *, errors: Errors = "raise"
+        self, prompts: Iterable[Prompt], labels: Iterable[str], *, errors: Errors = "raise"
     ) -> LabelScores:
         """Log-probability of each whole label as the continuation of each prompt.
 
@@ -237,12 +242,13 @@ class BaseEngine(ABC):
             `LabelScores` with arrays [n_prompts, n_labels].
 
         Raises:
-            InputError: no prompts, an empty prompt or label, or two equal labels.
+            InputError: no prompts, an empty or missing prompt or label, or two equal labels.
             EngineError: some prompts failed (with `errors="raise"`).
         """
         import numpy as np
 
         check_errors(errors)
+        prompts, labels = check_prompts(prompts), check_labels(labels)
         rows = self.stream_labels(prompts, labels)
         logprobs = np.full((len(prompts), len(labels)), -np.inf)
         upper = np.zeros_like(logprobs)
@@ -251,13 +257,13 @@ class BaseEngine(ABC):
             if row.logprobs is not None:
                 logprobs[row.index], upper[row.index] = row.logprobs, row.upper or row.logprobs
             reasons[row.index] = row.error
-        scores = LabelScores(logprobs, upper, logprobs < upper, tuple(reasons))
+        scores = LabelScores(logprobs, upper, logprobs < upper, tuple(reasons), tuple(labels))
         if errors == "raise":
-            _raise_failures(reasons, scores)
+            raise_failures(reasons, scores)
         return scores
 
     def stream_labels(
-        self, prompts: Sequence[Prompt], labels: Sequence[str]
+        self, prompts: Iterable[Prompt], labels: Iterable[str]
     ) -> Generator[LabelRow, None, None]:
         """As `label_logprobs`, a row as each prompt is scored; `index` counts within `prompts`.
 
@@ -265,9 +271,7 @@ class BaseEngine(ABC):
             InputError: at once, as for `label_logprobs`.
         """
         self._check_open()
-        check_prompts(prompts)
-        check_labels(labels)
-        return self._stream_labels(prompts, labels)
+        return self._stream_labels(check_prompts(prompts), check_labels(labels))
 
     def _stream_labels(
         self, prompts: Sequence[Prompt], labels: Sequence[str]
@@ -374,25 +378,6 @@ def _keyed(answer: Any, keys: Sequence[bytes]) -> tuple[bytes, Any]:
         return keys[answer.index], answer
     request, completion = answer
     return request.key, completion
-
-
-def _gather(row: dict[int, Completion]) -> Completion:
-    if len(row) == 1:
-        return row[0]
-    samples = tuple(row[i] for i in range(len(row)))
-    failed = next((s.error for s in samples if s.error), None)
-    return replace(samples[0], error=failed, _samples=samples)
-
-
-def _raise_failures(reasons: Sequence[str | None], results: object) -> None:
-    failed = [(i, reason) for i, reason in enumerate(reasons) if reason is not None]
-    if failed:
-        index, reason = failed[0]
-        raise EngineError(
-            f"{len(failed)} of {len(reasons)} prompts failed; the others are finished. "
-            f'First, prompt {index}: {reason}. errors="return" gives all rows with their reasons',
-            results=results,
-        )
 
 
 def failure(reason: str, prompt_tokens: int = 0, text: str = "") -> Completion:

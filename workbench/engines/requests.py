@@ -12,16 +12,17 @@ import json
 import os
 import socket
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
-from workbench.errors import InputError
+from workbench import values
+from workbench.errors import EngineError, InputError
 from workbench.machine import born
 from workbench.store import Store, digest
-from workbench.types import Prompt, Sampling
+from workbench.types import Completion, Prompt, Sampling
 
 CUT = "cut off before it had the form asked for"
 CUT_SHORT = CUT + ": raise max_tokens (it was {})"
@@ -143,49 +144,115 @@ def check_errors(errors: object) -> None:
         raise InputError(f'errors={errors!r} must be "raise" or "return"')
 
 
-def check_prompts(prompts: Sequence[Prompt]) -> None:
-    """Refuse prompts that are unusable as a whole.
+def plain_list(name: str, given: object, need: str) -> list[Any]:
+    """What an iterable holds, in its order: of a list, a column, an array, a generator.
 
     Raises:
-        InputError: not a list, empty, an empty or malformed prompt, or texts mixed with chats.
+        InputError: it is one text, a whole table, has no order, or is no iterable.
     """
-    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
-        raise InputError(f"prompts={prompts!r:.80} must be a list of prompts: [prompt]")
-    if not prompts:
+    if hasattr(given, "columns") or hasattr(given, "column_names"):
+        columns = getattr(given, "column_names", None) or [*getattr(given, "columns", ())]
+        such = f", such as {name}[{columns[0]!r}]" if columns else ""
+        raise InputError(f"{name} is a table: give one of its columns{such}, or see engine.ask")
+    if isinstance(given, str | bytes | bytearray | Mapping | set | frozenset) or not isinstance(
+        given, Iterable
+    ):
+        values.refuse(name, given, need)
+    for method in ("to_pylist", "tolist"):  # of Arrow, and of NumPy and pandas
+        if callable(convert := getattr(given, method, None)):
+            found = convert()
+            return found if isinstance(found, list) else values.refuse(name, given, need)
+    return list(given)
+
+
+def check_prompts(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """The prompts of any iterable as plain ones; refuse what is unusable as a whole.
+
+    Raises:
+        InputError: no list or the like, empty, a missing, empty or malformed prompt, or texts mixed
+            with chats.
+    """
+    given = plain_list("prompts", prompts, "a list or column of prompts: [prompt]")
+    if not given:
         raise InputError("prompts is empty: give at least one prompt")
-    for index, prompt in enumerate(prompts):
+    plain: list[Prompt] = []
+    for index, prompt in enumerate(given):
         if isinstance(prompt, str):
             if not prompt:
                 raise InputError(f"prompt {index} is empty: a model needs some text to continue")
+            plain.append(str.__str__(prompt))  # NumPy has a kind of its own
+        elif values.is_missing(prompt):
+            raise InputError(
+                f"prompt {index} is missing ({prompt}): leave it out, or see engine.ask, where a "
+                "row without a value has failed"
+            )
         else:
-            _check_chat(index, prompt)
-    if len({isinstance(prompt, str) for prompt in prompts}) == 2:
+            plain.append(_plain_chat(index, prompt))
+    if len({isinstance(prompt, str) for prompt in plain}) == 2:
         raise InputError(
             "prompts mixes texts and chats: make two calls, or write the texts as "
             '[{"role": "user", "content": text}]'
         )
+    return plain
 
 
-def _check_chat(index: int, prompt: object) -> None:
+def _plain_chat(index: int, prompt: Any) -> Prompt:
     need = 'a non-empty text or a list of {"role": ..., "content": ...}'
-    if not isinstance(prompt, Sequence) or not prompt:
+    if getattr(prompt, "ndim", 0) == 1:  # of a table's cell
+        prompt = prompt.tolist()
+    if isinstance(prompt, dict) and {"role", "content"} <= {*prompt}:
+        raise InputError(f"prompt {index} is one message: a chat is a list of them, [message]")
+    if not isinstance(prompt, Sequence) or not prompt or isinstance(prompt, bytes):
         raise InputError(f"prompt {index} is {prompt!r:.80}: must be {need}")
     for message in prompt:
         if not isinstance(message, dict) or not all(
             isinstance(message.get(name), str) for name in ("role", "content")
         ):
             raise InputError(f"prompt {index} holds {message!r:.80}: must be {need}")
+    return prompt
 
 
-def check_labels(labels: Sequence[str]) -> None:
-    if isinstance(labels, str) or not isinstance(labels, Sequence) or not labels:
-        raise InputError(f"labels={labels!r:.80} must be a non-empty list of texts")
-    for label in labels:
+def check_labels(labels: Iterable[str]) -> list[str]:
+    """The labels of any iterable as plain texts.
+
+    Raises:
+        InputError: no list or the like, none, one that is no text or empty, or two are equal.
+    """
+    given = plain_list("labels", labels, "a non-empty list of texts")
+    if not given:
+        values.refuse("labels", labels, "a non-empty list of texts")
+    for label in given:
         if not isinstance(label, str) or not label:
-            raise InputError(f"label {label!r} must be a non-empty text")
-    twice = [label for label, count in Counter(labels).items() if count > 1]
+            raise InputError(f"label {label!r:.80} must be a non-empty text")
+    twice = [label for label, count in Counter(given).items() if count > 1]
     if twice:
-        raise InputError(f"label {twice[0]!r} is given twice: each label must differ")
+        raise InputError(f"label {twice[0]!r:.80} is given twice: each label must differ")
+    return [str.__str__(label) for label in given]
+
+
+def gather(row: Mapping[int, Completion]) -> Completion:
+    """A prompt's samples, by their place, as one completion."""
+    if len(row) == 1:
+        return row[0]
+    samples = tuple(row[i] for i in range(len(row)))
+    failed = next((s.error for s in samples if s.error), None)
+    return replace(samples[0], error=failed, _samples=samples)
+
+
+def raise_failures(reasons: Sequence[str | None], results: object) -> None:
+    """Raise if there is a reason; the error has all rows.
+
+    Raises:
+        EngineError: says how many failed, and why the first one did.
+    """
+    failed = [(i, reason) for i, reason in enumerate(reasons) if reason is not None]
+    if failed:
+        index, reason = failed[0]
+        raise EngineError(
+            f"{len(failed)} of {len(reasons)} prompts failed; the others are finished. "
+            f'First, prompt {index}: {reason}. errors="return" gives all rows with their reasons',
+            results=results,
+        )
 
 
 def misshapen(sampling: Sampling, text: str, finish: str) -> str | None:

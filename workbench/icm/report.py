@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 DRAWS = 2  # of random labels
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ICMReport(Report):
     """A `Report` of one search; `rows` has one row a claim, unlabelled ones included; their
     `id` is the claim's own or, where it has none, its index.

@@ -38,9 +38,10 @@ from workbench.icm.report import ICMReport, said_by
 from workbench.icm.scorer import Cost, Scorer
 from workbench.icm.search import checked_settings, label_all, search
 from workbench.icm.testbeds import Testbed
+from workbench.metric import Share
 from workbench.progress import one_bar
 from workbench.runs import commit
-from workbench.types import Engine, Metric, Report, Usage
+from workbench.types import Engine, Report, Usage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +54,7 @@ METHODS = (
 GOLD_NEEDED = ("majority class", "golden labels")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ICMStudy(Report):
     """A `Report`; `rows` has one row a method, seed and test claim.
 
@@ -196,7 +197,7 @@ def study(
     }  # fmt: skip
     columns = table[["method", "value", "low", "high", "n", "n_failed"]]
     summary = tuple(
-        Metric(f"{name}: test accuracy", *values)
+        Share(f"{name}: test accuracy", *values)
         for name, *values in columns.itertuples(index=False, name=None)
     )
     return ICMStudy(

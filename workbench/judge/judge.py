@@ -16,6 +16,7 @@ from workbench.engines.local import EMBEDDED
 from workbench.errors import InputError
 from workbench.judge.templates import Case, Pair, Template, builtin
 from workbench.judge.votes import SIDES, Ballot, Mode, Row, Vote, both, cast
+from workbench.metric import Share
 from workbench.runs import commit
 from workbench.stats import balanced_accuracy, kappa, mean, paired_shares, proportion
 from workbench.types import Engine, Metric, Report, Sampling, Usage
@@ -262,7 +263,7 @@ def _first(rows: Sequence[Row]) -> Metric:
     twice = ([order == one for order in sided] for one in (("a", "b"), ("b", "a")))
     more = paired_shares(name, *twice)
     value, low, high = (0.5 + x / 2 for x in (more.value, more.low, more.high))
-    return Metric(name, value, low, high, len(sided), *_missing(rows))
+    return Share(name, value, low, high, len(sided), *_missing(rows))
 
 
 def _agreement(rows: Sequence[Row], power: int | None = None) -> list[Metric]:

@@ -113,17 +113,6 @@ def facts(values: Mapping[str, object]) -> Part:
     return table(["", ""], [(name, *_column([value])[1]) for name, value in values.items()])
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    """Nested names as one: `{"engine": {"model": "x"}}` is `{"engine.model": "x"}`."""
-    found: dict[str, object] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
-
-
 def image(path: Path) -> Part:
     """A picture from a file, or what is wrong with it."""
     kinds = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}

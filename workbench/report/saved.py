@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from workbench.errors import InputError
 from workbench.evaluation import Evaluation, load
-from workbench.report.page import Part, facts, flat, frame, heading, image, paragraph, table
+from workbench.report.page import Part, facts, frame, heading, image, paragraph, table
+from workbench.reprs import flat
 from workbench.types import Report, Usage
 
 if TYPE_CHECKING:

@@ -10,13 +10,14 @@ from itertools import islice
 from workbench import answers, values
 from workbench.answers.statements import outside_reasoning
 from workbench.errors import InputError
+from workbench.reprs import Card, Shown, block, note
 from workbench.types import Grade, Item, Prompt, PromptStyle, Sampling
 
 MOST_REPEATED = 20_000
 """How many draws in a row may bring nothing new before there are no more items."""
 
 
-class BaseTask(ABC):
+class BaseTask(Shown, ABC):
     """A task whose items are drawn from a stream, with no end where they are made up.
 
     A task with `labels` is asked for the likeliest of them (`engine.label_logprobs`) or for text.
@@ -91,6 +92,13 @@ class BaseTask(ABC):
             turns += [{"role": "user", "content": self.question(example)}]
             turns += [{"role": "assistant", "content": self.answer(example)}]
         return [*turns, {"role": "user", "content": self.question(item)}]
+
+    def _card(self) -> Card:
+        name = f"task {self.name}, {self.split}, {self.count:,} items"
+        item = self.items(1)[0]
+        asked, parts = self.ask(item), [f"for example {item.id}, answer {item.answer!r:.80}:"]
+        lines = [name, *parts, *asked.strip().splitlines()[:2]]
+        return Card(lines, [note(name), note(parts[0]), block(asked)])
 
     def examples(self, item: Item) -> Iterator[Item]:
         """WordTask examples for an item, always the same ones, from the training side."""

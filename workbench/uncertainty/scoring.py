@@ -15,6 +15,7 @@ import numpy as np
 
 from workbench import values
 from workbench.errors import InputError
+from workbench.metric import Share
 from workbench.stats import mean_share
 from workbench.tasks.options import LETTERS
 from workbench.types import Metric, Report, Usage
@@ -214,7 +215,8 @@ def _average(name: str, rows: pd.DataFrame) -> Metric:
     value = float(tasks["value"].mean())
     # Prompts ask the same items.
     counted = rows.groupby("task")[["n", "n_failed", "n_unparsed"]].max().sum().astype(int)
-    return Metric(name, value, value - below, value + above, *counted.tolist())
+    kind = Share if rows["name"].str.match("accuracy|coverage").all() else Metric
+    return kind(name, value, value - below, value + above, *counted.tolist())
 
 
 def _check_table(table: Report | pd.DataFrame) -> pd.DataFrame:

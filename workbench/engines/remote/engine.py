@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,13 +121,13 @@ class RemoteEngine(BaseEngine):
             cached = min(round(hits - self._hits_before), total.prompt_tokens)
         return replace(total, cached_tokens=cached) + self._retried
 
-    def estimate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Estimate:
+    def estimate(self, prompts: Iterable[Prompt], sampling: Sampling) -> Estimate:
         """What a call with these prompts will ask for at most, the store left aside.
 
         Raises:
             InputError: the prompts are unusable as a whole.
         """
-        check_prompts(prompts)
+        prompts = check_prompts(prompts)
         count = len(prompts) * sampling.n
         prompt_tokens = sampling.n * sum(map(estimated_tokens, prompts))
         most = count * sampling.max_tokens
