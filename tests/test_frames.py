@@ -91,13 +91,13 @@ def test_generators_columns_of_arrow_and_chats_of_cells(engine: BaseEngine) -> N
 def test_prompts_that_are_none_are_refused_before_any_work(
     engine: BaseEngine, prompts: Any, says: str
 ) -> None:
-    before = engine.usage
+    before = engine.usage.requests
     for call in (engine.generate, engine.stream):
         with pytest.raises(InputError, match=says):
             call(prompts)
     with pytest.raises(InputError, match=says):
         engine.label_logprobs(prompts, [" a"])
-    assert engine.usage == before
+    assert engine.usage.requests == before
 
 
 @pytest.mark.parametrize("labels", ["ab", {" a", " b"}, [" a", None], [], [" a", " a"], 3])
@@ -164,8 +164,7 @@ def test_ask_sends_chats_samples_and_braces(engine: BaseEngine) -> None:
     chat = engine.ask(frame[:1], 'JSON {{"a": "{x}"}}', style="chat", max_tokens=4)
     message = [{"role": "user", "content": 'JSON {"a": "a"}'}]
     assert chat["answer"][0] == engine.generate([message], FEW)[0].text
-    for none in (frame[:0], []):
-        empty = engine.ask(none, "{x}")
+    for empty in (engine.ask(frame[:0], "{x}"), engine.ask([], "{x}")):
         assert [*empty] == ["answer", "tokens", "error"]
         assert len(empty) == 0
 
@@ -197,10 +196,10 @@ def test_ask_refuses_before_any_work(
     engine: BaseEngine, rows: Any, wording: Any, settings: dict[str, Any], says: str
 ) -> None:
     rows = pd.DataFrame({"text": TEXTS, "n": [1, 2, 3]}) if rows is None else rows
-    before = engine.usage
+    before = engine.usage.requests
     with pytest.raises(InputError, match=says.replace("{", r"\{")):
         engine.ask(rows, wording, **settings)
-    assert engine.usage == before
+    assert engine.usage.requests == before
 
 
 def test_asked_again_it_is_answered_from_the_store(tmp_path: Path) -> None:
@@ -213,9 +212,7 @@ def test_asked_again_it_is_answered_from_the_store(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["object", "string", "category", "string[pyarrow]"])
 def test_any_frame_is_a_task(kind: str) -> None:
-    frame = pd.DataFrame(
-        {"A question?": pd.Series(["1 + 1", "2 + 2"]).astype(kind), 7: [2, 4]},  # type: ignore[call-overload]
-        index=pd.Index([10, 20], name="key"),
-    )
-    task = open_task(frame, question="A question?", answer="7", id="key")
+    frame = pd.DataFrame({"A question?": ["1 + 1", "2 + 2"], 7: [2, 4]})
+    frame = frame.astype({"A question?": kind}).set_axis(pd.Index([10, 20], name="key"))
+    task = open_task(frame, question="A question?", answer=7, id="key")
     assert {item.id: item.answer for item in task.items()} == {"10": "2", "20": "4"}
