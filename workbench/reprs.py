@@ -226,6 +226,7 @@ def _report(report: Report) -> Card:
         html.append(table([*map(str, shown)], shown.itertuples(index=False)) if len(shown) else "")
     else:
         lines.append(f"{len(rows):,} rows in .rows")
+        html.append(note(lines[-1]))
     failed = [*rows["error"].dropna()] if "error" in rows else []
     html += [note(f"{len(failed):,} rows failed. First: {failed[0]}")] if failed else []
     used = _usage(report.usage).lines[0]
