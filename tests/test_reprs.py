@@ -153,7 +153,7 @@ def test_wrong_rows_are_answers_and_need_verdicts() -> None:
     )
     assert made(rows).wrong()["id"].tolist() == ["b"]
     assert made(rows.drop(columns="error")).wrong()["id"].tolist() == ["b", "c"]
-    with pytest.raises(InputError, match="no verdicts.*id, error"):
+    with pytest.raises(InputError, match=r"no verdicts.*id, error"):
         made(rows.drop(columns="correct")).wrong()
     assert "4 rows" in shown(made(rows.drop(columns="correct")))
     assert "1 rows failed. First: lost" in shown(made(rows))
