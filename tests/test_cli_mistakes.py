@@ -129,8 +129,10 @@ class Ended:
 
 def files(folder: Path) -> None:
     """What is there when the commands are typed."""
-    cell: dict[str, object] = {"cell_type": "code", "execution_count": None, "id": "a", "outputs": [],
-            "metadata": {"tags": ["parameters"]}, "source": "count: int = 3"}  # fmt: skip
+    cell: dict[str, object] = {
+        "cell_type": "code", "execution_count": None, "id": "a", "outputs": [],
+        "metadata": {"tags": ["parameters"]}, "source": "count: int = 3",
+    }  # fmt: skip
     notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     sweep = "notebook: mine.ipynb\n"
     for name, content in {
