@@ -219,7 +219,7 @@ def test_everything_of_a_real_engine_shows(engine: BaseEngine) -> None:
         assert shown(value)
     assert "workbench-tiny" in repr(engine.info)
     task = open_task("claims")
-    assert task.prompt(task.items(1)[0]) in str(task._repr_html_())  # type: ignore[attr-defined]
+    assert str(task.prompt(task.items(1)[0])) in shown(task)
     several = engine.label_logprobs(["a", "b"], [" x"])
     failed = replace(several, errors=(None, "lost"))
     assert failed.frame()["error"].tolist() == [None, "lost"]
