@@ -93,6 +93,7 @@ def validate(
     jobs: Annotated[int, Option(help="Notebooks at a time.", min=1)] = 1,
 ) -> None:
     """Run notebooks through nbval and compare every stored output."""
+    find(paths)  # before all that compares is imported
     from workbench.nb.validate import validate as compare
 
     result = compare(paths, cell_timeout=cell_timeout, jobs=jobs)

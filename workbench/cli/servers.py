@@ -39,10 +39,14 @@ def vllm(
     option: Options = None,
 ) -> None:
     """Start a vLLM server, print its URL when it answers, and end it with Ctrl-C."""
+    from workbench.engines.local import Source
     from workbench.serving import serve
+    from workbench.serving.presets import find_preset
 
-    say("starting; a small model takes half a minute, a large one many …")
     arguments = engine_options(option)
+    Source.find(model)
+    find_preset(preset, arguments)
+    say("starting; a small model takes half a minute, a large one many …")
     with serve(model, preset, host=host, port=port, timeout=timeout, **arguments) as server:
         typer.echo(server.url)
         say(f"serves {server.model}; its log: {server.log}; Ctrl-C ends it")

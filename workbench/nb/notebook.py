@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import sys
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -133,6 +134,21 @@ def load(path: str | Path) -> Notebook:
     )
 
 
+def _nbformat() -> Any:
+    """The library, without the seconds that jsonschema takes for a grammar of web addresses.
+
+    The format of notebooks has no field that needs it.
+    """
+    absent = "rfc3987_syntax" not in sys.modules
+    if absent:
+        sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]  # so it is not found
+    try:
+        return import_module("nbformat")
+    finally:
+        if absent:
+            del sys.modules["rfc3987_syntax"]
+
+
 def read_notebook(path: str | Path) -> dict[str, Any]:
     """The valid data of a notebook of format 4, to which an older one is raised.
 
@@ -146,7 +162,7 @@ def read_notebook(path: str | Path) -> dict[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
         data = json.loads(text)
         if isinstance(data, dict) and data.get("nbformat") in {1, 2, 3}:
-            data = import_module("nbformat").reads(text, as_version=4)
+            data = _nbformat().reads(text, as_version=4)
     except Exception as error:  # nbformat raises what it likes at a broken old file
         raise NotebookError(
             f"{file_error(path, error)}; it cannot be read as a notebook: give one, or restore it"
@@ -154,7 +170,7 @@ def read_notebook(path: str | Path) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("nbformat") != 4:
         raise NotebookError(f"{path} is not a notebook of format 4; open and save it in Jupyter")
     _name_cells(data)
-    validator: Any = import_module("nbformat.validator")
+    validator = _nbformat().validator
     wrong = next(iter(validator.iter_validate(data)), None)
     if wrong is not None:
         message = str(wrong).splitlines()[0]
@@ -173,7 +189,7 @@ def prepared(path: Path, parameters: str = "") -> str:
     Raises:
         NotebookError: the cell would not be the same in the file.
     """
-    nbformat: Any = import_module("nbformat")
+    nbformat = _nbformat()
     notebook = nbformat.v4.upgrade(nbformat.from_dict(read_notebook(path)))
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
