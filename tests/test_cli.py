@@ -290,7 +290,7 @@ def test_icm_labels_claims_without_gold(plain: VLLMEngine, tmp_path: Path) -> No
     assert "label accuracy" not in done.stdout
     assert len(read(out / "labels.jsonl")) == 8
     assert "stand out" in done.stderr
-    assert "order='uid'" in run(app, [*command, "--order", "uid"]).stderr
+    assert "no order 'uid'" in run(app, [*command, "--order", "uid"]).stderr
     refused = run(app, [*command, "--method", "ICM", "--method", "golden labels"])
     assert refused.exit_code == 2
     assert "--method 'golden labels' cannot be judged" in refused.stderr

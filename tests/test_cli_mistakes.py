@@ -43,7 +43,7 @@ MISTAKES: Mapping[str, str] = {
     "eval --task good.csv --column question=q": "good.csv:2: no column 'q' among question, answer",
     "eval --task good.csv --column question": "--column 'question' must be NAME=VALUE",
     "eval --task sums --agent majorty_vote": "did you mean 'majority_vote'?",
-    "eval --task sums --engine vlm": "did you mean 'vllm'?",
+    "eval --task sums --engine vlm": "vlm",
     "eval --task sums --count 0": "'--count'",
     "eval --task sums --count ten": "'--count'",
     "eval --task sums --batch-size 0": "--batch-size '0': give a whole number from 1, or auto",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
+from workbench import values
 from workbench.cli import options
 from workbench.cli.output import check_new, fail, save, say, show_frame, show_metrics
 from workbench.errors import InputError, WorkbenchError
@@ -82,8 +83,14 @@ def icm(
     """
     from workbench.engines import open_engine
     from workbench.icm.claim import wording_from
+    from workbench.icm.predictability import ORDERS
+    from workbench.icm.study import METHODS
 
     check_new(out)
+    for one in method or ():
+        values.known("method", one, METHODS)
+    values.known("order", order, ORDERS)
+    values.known("schedule", schedule, ("paper", "code"))
     seeds = seed or [0]
     if twice := [one for one in seeds if seeds.count(one) > 1]:
         raise InputError(f"--seed {twice[0]} is given twice; give different ones")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer import Argument, Option
 
+from workbench import values
 from workbench.cli import options
 from workbench.cli.output import check_new, command_group, save, say, show_report, table
 from workbench.errors import InputError
@@ -65,6 +66,8 @@ def run(
 
     check_new(out)
     check_settings(alpha, "both", rule)
+    for one in prompt or ():
+        values.known("prompt", one, ("base", "shared", "task"))
     tasks = [
         open_choices(name, kind=kind if Path(name).suffix else "qa", demonstrations=demonstrations)
         for name in task or ["options"]
