@@ -82,6 +82,9 @@ lock: setup ## pin the newest packages that fit pyproject.toml
 	  --output-file requirements/cpu.txt
 	$(LOCK) --upgrade --constraints requirements/cpu.txt --output-file requirements/remote.txt
 	$(LOCK) --upgrade --extra cuda --output-file requirements/cuda.txt
+	sed -n 's/.*"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml | "$(BIN)/uv" pip compile --quiet --no-header \
+	  --no-deps --no-annotate --generate-hashes --index-url "$(TORCH_INDEX)" --python-version 3.11 \
+	  --output-file requirements/cpu-torch.txt -
 
 clean: ## remove runs/ and caches
 	rm -rf runs dist .mypy_cache .pytest_cache .ruff_cache

@@ -18,25 +18,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
 TORCH = REQUIREMENTS / "cpu-torch.txt"
+KERNEL = REQUIREMENTS / "kernel.json"
 STAMP = "workbench-install.json"
+OLD = "workbench-0.1.0.dist-info"  # the distribution had the name of another project
 NAME = "workbench"  # of the conda environment and of the kernel
 
 VARIANTS = {
     "cuda": "vLLM on an NVIDIA GPU",
     "cpu": "vLLM on this CPU",
     "remote": "no vLLM here: a server elsewhere does the work",
-}
-KERNEL_ENV = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "OMP_WAIT_POLICY": "passive",  # threads that wait do not spin (engines/device.py)
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "TOKENIZERS_PARALLELISM": "false",
 }
 LIBRARY_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
 
@@ -98,7 +93,8 @@ def choose_variant(asked: str, installed: str | None = None) -> str:
 def stamp_for(env: Path, variant: str) -> dict[str, str]:
     """What an up-to-date environment's stamp says: all that the installation depends on."""
     digest = hashlib.sha256()
-    sources = [REQUIREMENTS / f"{variant}.txt", TORCH, ROOT / "pyproject.toml", Path(__file__)]
+    lock, project = REQUIREMENTS / f"{variant}.txt", ROOT / "pyproject.toml"
+    sources = [lock, TORCH, KERNEL, project, Path(__file__)]
     for source in sources:
         digest.update(source.read_bytes())
     return {"variant": variant, "place": str(env), "digest": digest.hexdigest()}
@@ -145,8 +141,8 @@ def make_environment(env: Path, previous: dict[str, str], variant: str) -> None:
 
 def install_torch(pip: list[str], torch_index: str) -> None:
     """The CPU build: from where pip is set up to look if it is there, else from PyTorch's index."""
-    install = [*pip, "--no-deps", "-r", str(TORCH)]
-    build = TORCH.read_text(encoding="utf-8").strip()
+    install = [*pip, "--no-deps", "--require-hashes", "-r", str(TORCH)]
+    build = TORCH.read_text(encoding="utf-8").split()[0]
     remedy = f"{build} could not be installed. Check the network, or set TORCH_INDEX to a mirror."
     try:
         step(f"installing {build}", install, remedy)
@@ -170,6 +166,13 @@ def install_packages(env: Path, variant: str, torch_index: str) -> None:
         "If that was the network or a full disk: make setup again goes on from here. If a package "
         "has no build for this machine: make setup VARIANT=remote needs the fewest.",
     )
+    libraries = (*env.glob("lib/python3*"), env / "Lib")
+    if any((place / "site-packages" / OLD).exists() for place in libraries):
+        step(
+            "removing workbench under its old name",
+            [*pip[:3], "uninstall", "--yes", "workbench"],
+            "make clean-all, then make setup: makes the environment anew.",
+        )
     step(
         "installing workbench (editable)",
         [*pip, "--no-deps", "--no-build-isolation", "-e", str(ROOT)],
@@ -189,20 +192,18 @@ def find_preload(env: Path) -> list[str]:
     return [str(path) for path in found if path]
 
 
-def kernel_spec(env: Path, variant: str) -> dict[str, object]:
-    variables = dict(KERNEL_ENV)
+def kernel_spec(env: Path, variant: str) -> dict[str, Any]:
+    """The kernel that the package brings, bound to this environment and its libraries.
+
+    It logs errors only (ipykernel otherwise warns about TCP at every start, into the notebooks'
+    outputs), speaks the protocol that lets widgets use subshells, and its threads do not spin as
+    they wait (engines/device.py).
+    """
+    spec: dict[str, Any] = json.loads(KERNEL.read_text(encoding="utf-8"))
+    spec["argv"][0] = str(python_of(env))
     if variant == "cpu" and (preload := find_preload(env)):
-        variables["LD_PRELOAD"] = ":".join(preload)
-    # Errors only: ipykernel otherwise warns about TCP at every start, into the notebooks' outputs.
-    launch = ["-m", "ipykernel_launcher", "--log-level=40", "-f", "{connection_file}"]
-    return {
-        "argv": [str(python_of(env)), *launch],
-        "display_name": NAME,
-        "language": "python",
-        "metadata": {"debugger": True},
-        "kernel_protocol_version": "5.5",  # as ipykernel says: lets widgets use subshells
-        "env": variables,
-    }
+        spec["env"]["LD_PRELOAD"] = ":".join(preload)
+    return spec
 
 
 def write_kernel(env: Path, variant: str) -> None:

@@ -46,7 +46,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 @pytest.fixture(scope="module")
 def tensors() -> Tensors:
-    return load_file(MEMORISER / "model.safetensors")
+    found: Tensors = load_file(MEMORISER / "model.safetensors")
+    return found
 
 
 def save(state: Tensors, folder: Path) -> Path:

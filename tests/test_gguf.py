@@ -633,7 +633,7 @@ def test_wrong_places_are_said(
     with pytest.raises(InputError, match="exists already"):
         convert_gguf(path, path)
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(InputError, match=r'pip install "workbench\[gguf\]"'):
+    with pytest.raises(InputError, match=r'pip install "workbench-lm\[gguf\]"'):
         convert_gguf(tmp_path / "y.gguf", tmp_path / "out")
 
 

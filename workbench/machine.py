@@ -11,10 +11,12 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
 from workbench import __version__
+from workbench.errors import EngineUnavailableError
 
 DISTRIBUTION = "workbench-lm"  # what pip installs; `workbench` is someone else's there
 CPU_TORCH = "https://download.pytorch.org/whl/cpu"  # PyTorch's builds without CUDA
@@ -208,6 +210,18 @@ def install_hint(part: str = "") -> str:
         return f"make setup VARIANT={part}"
     index = f" --extra-index-url {CPU_TORCH}" if part == "cpu" else ""
     return f'pip install "{DISTRIBUTION}[{part}]"{index}'
+
+
+def require(part: str, *packages: str) -> None:
+    """Refuse to begin where a package of an extra is missing.
+
+    Raises:
+        EngineUnavailableError: says what installs it.
+    """
+    for name in packages:
+        if find_spec(name) is None:
+            hint = install_hint(part)
+            raise EngineUnavailableError(f"{name} is not installed; install it with {hint}")
 
 
 def _vllm_build() -> str:

@@ -18,6 +18,7 @@ from workbench.engines.local import EMBEDDED, EMBEDDED_DIFFUSION
 from workbench.engines.remote import RemoteEngine
 from workbench.errors import EngineUnavailableError, InputError
 from workbench.feed import Stage
+from workbench.machine import install_hint
 from workbench.progress import loading, waiting
 from workbench.store import Store, open_store
 from workbench.types import EngineInfo
@@ -32,10 +33,12 @@ SAME_ANSWERS = HARMLESS | {"device"}
 
 @dataclass(frozen=True, slots=True)
 class EngineKind:
-    """A kind of engine: what makes one, and why there can be none here (None if it can)."""
+    """A kind of engine: what makes one, why there can be none here (None if it can), and the
+    extra that brings what it needs (see `install_hint`)."""
 
     make: Callable[..., BaseEngine]
     unavailable: Callable[[], str | None]
+    part: str = "transformers"
 
 
 def _no_server() -> str | None:
@@ -43,7 +46,7 @@ def _no_server() -> str | None:
 
 
 ENGINES: Mapping[str, EngineKind] = {
-    "vllm": EngineKind(vllm.VLLMEngine, vllm.unavailable),
+    "vllm": EngineKind(vllm.VLLMEngine, vllm.unavailable, ""),
     "remote": EngineKind(RemoteEngine, _no_server),
     "transformers": EngineKind(transformers.TransformersEngine, transformers.unavailable),
     "diffusion": EngineKind(diffusion.DiffusionEngine, diffusion.unavailable),
@@ -141,7 +144,8 @@ def _open(
         urls = url.split(",") if isinstance(url, str) else url  # several in the environment
         options = {**options, "base_url": urls}
     elif reason := unavailable(engine):
-        raise EngineUnavailableError(f"{engine}: {reason}")
+        hint = install_hint(ENGINES[engine].part)
+        raise EngineUnavailableError(f"{engine}: {reason}; install it with {hint}")
     return ENGINES[engine].make(model, store, why, options)
 
 
@@ -168,7 +172,7 @@ def _first(
             if isinstance(error, InputError) and name != "remote":
                 raise
             log.info("%s", error)
-            reasons.append(str(error))
+            reasons.append(f"{name}: {gap}" if (gap := unavailable(name)) else str(error))
             continue
         if set(options) <= SAME_ANSWERS:
             later = partial(_open, model=opened.info.model, url=url, store=None, why="", options={})
@@ -177,4 +181,4 @@ def _first(
     if not url:
         reasons.append(f"remote: {_no_server()}")
     text = "; ".join(reasons)
-    raise EngineUnavailableError(f"no engine can run here. {text}. Install with `make setup`")
+    raise EngineUnavailableError(f"no engine can run here. {text}. Install one: {install_hint()}")

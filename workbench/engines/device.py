@@ -15,6 +15,7 @@ from typing import Any
 
 from workbench import values
 from workbench.errors import EngineUnavailableError, InputError
+from workbench.machine import require
 
 BUILDING = RLock()
 # Threads that wait for each other spin unless this is set before their library is loaded. With
@@ -76,8 +77,9 @@ def find_device(name: object) -> Any:
 
     Raises:
         InputError: an unknown name.
-        EngineUnavailableError: it is not here.
+        EngineUnavailableError: it is not here, or PyTorch is not.
     """
+    require("transformers", "torch")
     import torch
 
     if name is None:

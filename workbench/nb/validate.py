@@ -31,14 +31,20 @@ from queue import Empty
 from typing import TYPE_CHECKING, Any
 
 import nbformat
-import nbval.plugin
-from nbval.kernel import RunningKernel
-from nbval.plugin import IPyNbCell
 
 from workbench.errors import NotebookError
+from workbench.machine import install_hint
 from workbench.nb.execution import CELL_TIMEOUT, KERNEL, RUN_DIR, environment, require_kernel
 from workbench.nb.notebook import SKIP, find, load
 from workbench.progress import counted
+
+try:
+    import nbval.plugin
+    from nbval.kernel import RunningKernel
+    from nbval.plugin import IPyNbCell
+except ModuleNotFoundError as error:
+    needs = f"comparing stored outputs needs the package nbval: {install_hint('lab')}"
+    raise NotebookError(needs) from error
 
 if TYPE_CHECKING:
     import pytest

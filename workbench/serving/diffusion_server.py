@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from workbench.machine import require
 from workbench.serving.access import KeyGuard, base_url, bound_socket, required_key
 from workbench.serving.batcher import Batcher
 
@@ -156,7 +157,9 @@ def serve_diffusion(
 
     Raises:
         InputError: a port that is taken, or a value out of its range.
+        EngineUnavailableError: FastAPI or uvicorn is not installed.
     """
+    require("transformers", "fastapi", "uvicorn")
     from workbench.serving.routes import DiffusionApp
 
     listener = bound_socket(host, port)

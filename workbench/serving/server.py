@@ -183,7 +183,9 @@ def serve(
         EngineError: it ended, or did not answer in time; quotes what vLLM said.
     """
     if reason := unavailable():
-        raise EngineUnavailableError(f"no server can run here: {reason}; {install_hint()}")
+        raise EngineUnavailableError(
+            f"no server can run here: {reason}; install it with {install_hint()}"
+        )
     settings_of_size = find_preset(preset, options)
     source = Source.find(model)
     source.check_causal()

@@ -16,6 +16,7 @@ from workbench.engines.checkpoints.folder import INDEX, Shapes, first_names, sha
 from workbench.engines.diffusion.checkpoint import PLAIN, describe, llama_name
 from workbench.errors import InputError, WorkbenchError
 from workbench.files import whole_folder
+from workbench.machine import require
 from workbench.progress import one_bar
 
 SHARD = 4 * 2**30  # bytes of a file, and about what is in memory at once
@@ -60,9 +61,11 @@ def convert_dcp(
     Raises:
         InputError: `out` exists, the checkpoint is broken or not whole, its tensors are not those
             of the base model, or several sets of them are.
+        EngineUnavailableError: PyTorch or transformers is not installed.
         WorkbenchError: the folder cannot be written.
     """
     out = new_path(out)
+    require("transformers", "torch", "transformers")
     checkpoint = Checkpoint(Path(path))
     base, config = describe(base_model)
     if not any((base / name).is_file() for name in TOKENIZERS):

@@ -31,6 +31,7 @@ from workbench.engines.device import prepare
 from workbench.engines.transformers import unavailable
 from workbench.errors import InputError, WorkbenchError
 from workbench.files import write_whole
+from workbench.machine import install_hint
 from workbench.store import default_path, digest
 
 log = logging.getLogger("workbench")
@@ -87,7 +88,8 @@ def convert_gguf(path: str | Path, out: str | Path, *, tokenizer: str | None = N
     """
     out = new_path(out)
     if reason := unavailable():
-        raise InputError(f"converting {path} needs transformers and torch: {reason}; install both")
+        hint = install_hint("transformers")
+        raise InputError(f"converting {path} needs more: {reason}; install it with {hint}")
     prepare()
     file = GGUFFile(Path(path))
     config = configuration(file)
