@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from workbench.evaluation import evaluate
     from workbench.judge import Judge
     from workbench.panel import watch
+    from workbench.prompts import compare_prompts
     from workbench.sweep import Sweep
     from workbench.tasks import open_task
     from workbench.throughput import Throughput
@@ -28,6 +29,7 @@ __all__ = [
     "Throughput",
     "agents",
     "compare",
+    "compare_prompts",
     "evaluate",
     "icm",
     "open_engine",
@@ -42,6 +44,7 @@ _HOMES = {
     "Sweep": "sweep",
     "Throughput": "throughput",
     "compare": "comparison",
+    "compare_prompts": "prompts",
     "evaluate": "evaluation",
     "open_engine": "engines",
     "open_task": "tasks",

@@ -10,10 +10,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from workbench.agents.methods import cluster
+from workbench.cases import as_task
 from workbench.errors import InputError
-from workbench.evaluation import Evaluation, accuracy
 from workbench.stats import Z, mcnemar, mean, paired_shares
-from workbench.types import Metric, Report, Task
+from workbench.types import Metric, Report
+from workbench.verdicts import Evaluation, accuracy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +68,7 @@ def compare_p(report: Report, other: Report) -> float:
     return float(ttest_rel(done["correct"], done["correct_other"]).pvalue)
 
 
-def comparison(reports: Mapping[str, Report]) -> pd.DataFrame:
+def comparison(reports: Mapping[Any, Report]) -> pd.DataFrame:
     """All reports, each against the first one, on the items that both answered.
 
     Returns:
@@ -167,7 +168,7 @@ def _verdicts(report: Report) -> pd.DataFrame:
     return items.agg(answer=("answer", "first"), correct=("correct", "mean")).reset_index()
 
 
-def by_samples(task: Task, report: Evaluation, counts: Sequence[int]) -> pd.DataFrame:
+def by_samples(task: object, report: Evaluation, counts: Sequence[int]) -> pd.DataFrame:
     """The vote of the first k samples of each item, for each k of `counts`.
 
     Args:
@@ -190,7 +191,7 @@ def by_samples(task: Task, report: Evaluation, counts: Sequence[int]) -> pd.Data
             f"counts={list(counts)}: give numbers from 1 to {least}, the samples that the report "
             "of a majority vote has of each item"
         )
-    about = report.provenance
+    about, task = report.provenance, as_task(task)
     items = {item.id: item for item in task.items(about["count"], about["seed"])}
     if missing := {str(key) for (key, _), _ in drawn} - items.keys():
         raise InputError(f"{task.name} has no item {min(missing)!r:.60}: give that of the report")

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from workbench import values
 from workbench.agents import AgentCase
+from workbench.cases import prepare_cases
 from workbench.engines.base import failure
 from workbench.engines.diffusion import Counts, Denoising, DiffusionEngine, Row
 from workbench.errors import InputError
-from workbench.evaluation import accuracy, prepare_cases, to_frame, try_to_grade
 from workbench.progress import one_bar
 from workbench.stats import paired_shares
-from workbench.types import Report, Sampling, Task, Usage
+from workbench.types import Report, Sampling, Usage
+from workbench.verdicts import accuracy, to_frame, try_to_grade
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +50,7 @@ class TradeOff:
         self,
         engine: DiffusionEngine,
         settings: Sequence[Denoising],
-        task: Task | str = "word_problems",
+        task: object = "word_problems",
         count: int | None = None,
         *,
         seed: int = 0,

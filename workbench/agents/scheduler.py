@@ -13,6 +13,7 @@ from typing import Any
 
 from workbench.agents.program import Agent, AgentCase, Answer, Ask, Call, Program, Score
 from workbench.engines.requests import check_labels, check_prompts
+from workbench.engines.spending import Spending
 from workbench.engines.streams import Streams, stream_labels
 from workbench.errors import EngineError, InputError
 from workbench.progress import fact
@@ -78,9 +79,14 @@ class _RunningProgram:
             return False
         results = [self.results[at] for at in range(len(self.calls))]
         self.results = {}
-        pairs = zip(self.calls, results, strict=True)
-        self.outcome.trace += [CallRecord(self.round, *pair) for pair in pairs]
-        self.step(results)
+        pairs = [*zip(self.calls, results, strict=True)]
+        made = [pair for pair in pairs if not isinstance(pair[1], _NotAskedError)]
+        self.outcome.trace += [CallRecord(self.round, *pair) for pair in made]
+        if len(made) < len(pairs):  # it ends here: what it makes of this is nothing to be graded
+            refused = next(one for one in results if isinstance(one, _NotAskedError))
+            self.stop(str(refused))
+        else:
+            self.step(results)
         return True
 
     def step(self, results: Sequence[CallResult]) -> None:
@@ -121,7 +127,7 @@ class _RunningProgram:
         self.calls = [replace(call, prompt=_copied(call.prompt)) for call in calls]
         self.round += 1
         if self.round > MOST_ROUNDS:
-            self.stop()
+            self.stop(f"the agent did not end within {MOST_ROUNDS} rounds: let it stop")
 
     def _finish(self, value: object) -> None:
         answer = Answer(value) if isinstance(value, str) else value
@@ -144,10 +150,10 @@ class _RunningProgram:
     def _end(self, why: str) -> None:
         self.outcome.error = f"the agent {why}"
 
-    def stop(self) -> None:
+    def stop(self, why: str) -> None:
         """End a program that does not end by itself."""
         assert self.program is not None
-        self._end(f"did not end within {MOST_ROUNDS} rounds: let it stop")
+        self.outcome.error = why
         with suppress(Exception):  # it may refuse to end even so
             self.program.close()
 
@@ -163,7 +169,12 @@ def _is_plain_note(note: tuple[object, object]) -> bool:
 
 
 def advance(
-    agent: Agent, cases: Sequence[AgentCase], engine: Engine, *, seed: int = 0
+    agent: Agent,
+    cases: Sequence[AgentCase],
+    engine: Engine,
+    *,
+    seed: int = 0,
+    spending: Spending | None = None,
 ) -> list[AgentOutcome]:
     """Run an agent's programs for all cases together.
 
@@ -175,6 +186,7 @@ def advance(
     Args:
         seed: of what is sampled without a seed of its own; another one in each round, so that a
             prompt asked again is answered anew.
+        spending: limits what is asked; a program whose call is not made ends with that reason.
 
     Returns:
         For each case its outcome, with every call in its trace.
@@ -183,7 +195,7 @@ def advance(
         InputError: the engine refuses all that is asked first, such as chats without a template.
     """
     programs = [_RunningProgram(agent, case, number) for number, case in enumerate(cases)]
-    calls = _Calls(engine, seed)
+    calls = _Calls(engine, seed, spending or Spending(engine))
     for program in programs:
         if program.live:
             program.step([])
@@ -210,6 +222,10 @@ class _RefusedCallError(EngineError):
     """The engine takes no call of this kind."""
 
 
+class _NotAskedError(EngineError):
+    """A limit keeps the call from being made."""
+
+
 @dataclass(slots=True)
 class _Kind:
     """Calls that may go to the engine in one stream; `round` of sampled ones, else 0."""
@@ -222,8 +238,9 @@ class _Kind:
 class _Calls:
     """Calls that wait for the engine, by kind, and those that are on their way."""
 
-    def __init__(self, engine: Engine, seed: int) -> None:
-        self._engine, self._seed = engine, seed
+    def __init__(self, engine: Engine, seed: int, spending: Spending) -> None:
+        self._engine, self._seed, self._spending = engine, seed, spending
+        self._most = 1 if spending.limited else MOST_STREAMS  # the cost of a stream is known after
         self._waiting: dict[bytes, _Kind] = {}
         self.rounds: Counter[int] = Counter()  # programs that are in each
         self.streams: Streams[tuple[_RunningProgram, int, CallResult]] = Streams()
@@ -250,14 +267,14 @@ class _Calls:
     def start(self) -> bool:
         """Send what may be sent now; whether anything is on its way."""
         earliest = min((number for number, count in self.rounds.items() if count), default=0)
-        while self.streams.running < MOST_STREAMS:
+        while self.streams.running < self._most:
             ready = (key for key, kind in self._waiting.items() if kind.round <= earliest)
             if (key := next(ready, None)) is None:
                 break
             kind = self._waiting.pop(key)
             if kind.round:
                 kind.calls.sort(key=lambda call: (call[0].number, call[1]))
-            self.streams.start(_answers(self._engine, kind))
+            self.streams.start(_answers(self._engine, kind, self._spending))
         return self.streams.running > 0
 
 
@@ -268,19 +285,24 @@ def _seeded(sampling: Sampling, seed: int, number: int) -> Sampling:
 
 
 def _answers(
-    engine: Engine, kind: _Kind
+    engine: Engine, kind: _Kind, spending: Spending
 ) -> Generator[tuple[_RunningProgram, int, CallResult], None, None]:
     """Each call's program and place with its result, in the order in which they come."""
     waiting = dict(enumerate(kind.calls))
     prompts = [program.calls[place].prompt for program, place in kind.calls]
     try:
-        results = (
-            _completions(engine, prompts, kind.how)
-            if isinstance(kind.how, Sampling)
-            else _scores(engine, prompts, kind.how)
-        )
-        for index, result in results:
-            yield *waiting.pop(index), result
+        for part, refused in spending.parts(prompts, kind.how):
+            if refused is not None:
+                yield from ((*waiting.pop(place), _NotAskedError(refused)) for place in part)
+                continue
+            asked = [prompts[place] for place in part]
+            results = (
+                _completions(engine, asked, kind.how)
+                if isinstance(kind.how, Sampling)
+                else _scores(engine, asked, kind.how)
+            )
+            for index, result in results:
+                yield *waiting.pop(part[index]), result
         lost = EngineError("the engine gave no answer to this call")
     except InputError as error:
         lost = _RefusedCallError(str(error))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import count as numbers
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from workbench import values
 from workbench.cli import options
-from workbench.cli.output import check_new, say, show_frame, show_report
+from workbench.cli.output import check_new, say, show, show_frame, show_report
 from workbench.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +29,14 @@ def evaluate_task(
     count: Annotated[int | None, Option(min=1, help="Items (default: the task's).")] = None,
     num_runs: Annotated[int, Option(min=1, help="Times that all is done.")] = 1,
     shots: Annotated[int, Option(min=0, help="Solved examples before each item.")] = 0,
-    chat: options.Chat = False,
+    prompt: Annotated[
+        str | None, Option(help='Words the question: "{question}\\nThink step by step."')
+    ] = None,
+    temperature: Annotated[float | None, Option(min=0, help="Default: the task's.")] = None,
+    max_tokens: Annotated[int | None, Option(min=1, help="Default: the task's.")] = None,
+    chat: Annotated[
+        bool | None, Option(help="Through the model's chat template (default: what suits it).")
+    ] = None,
     seed: options.Seed = 0,
     batch_size: Annotated[str | None, Option(metavar="N|auto", help="Prompts at once.")] = None,
     column: Annotated[
@@ -40,12 +48,23 @@ def evaluate_task(
     name: Annotated[
         str | None, Option(help="Keep the reports in runs/eval/NAME; resume from them.")
     ] = None,
+    estimate: Annotated[
+        bool, Option("--estimate", help="Send nothing; print what would be asked and cost.")
+    ] = False,
+    price_in: Annotated[float | None, Option(min=0, help="Of a million prompt tokens.")] = None,
+    price_out: Annotated[float | None, Option(min=0, help="Of a million output tokens.")] = None,
+    max_cost: Annotated[
+        float | None, Option(min=0, help="Ask nothing that could cost more; needs both prices.")
+    ] = None,
     out: options.Folder = None,
     as_json: options.Json = False,
 ) -> None:
     """How accurate is a model on a task, and what does an agent add? Run again, it resumes."""
     from workbench.agents import AGENTS
+    from workbench.cases import check_cases
     from workbench.engines import open_engine
+    from workbench.engines.estimate import Prices
+    from workbench.engines.spending import checked_limit
     from workbench.evaluation import run_suite
     from workbench.runs import run_dir
     from workbench.tasks import open_task
@@ -54,15 +73,26 @@ def evaluate_task(
     columns: dict[str, Any] = dict(options.pairs(column, "--column"))
     if "labels" in columns:
         columns["labels"] = columns["labels"].split(",")
-    chosen = open_task(task, **columns)
     agents = [*AGENTS] if agent == "all" else [agent]
-    styles: list[Style] = ["chat" if chat else "completion"]
+    values.known("agent", agent, [*AGENTS, "all"])
+    checked_limit(Prices.of(price_in, price_out), max_cost)
+    chosen = open_task(task, **columns)
+    styles: list[Style] = ["auto"] if chat is None else ["chat" if chat else "completion"]
     if agent == "all" and not chat:
         styles = ["completion", "chat"]
+    changed = {"temperature": temperature, "max_tokens": max_tokens}
     settings: dict[str, Any] = {"count": count, "num_runs": num_runs, "seed": seed, "shots": shots}
+    settings |= {name: value for name, value in changed.items() if value is not None}
+    settings["prompt"] = prompt and prompt.replace("\\n", "\n")  # as a shell gives it
+    check_cases(chosen, **settings)
     settings["folder"] = folder = run_dir() / "eval" / name if name else None
+    settings |= {"price_in": price_in, "price_out": price_out, "max_cost": max_cost}
     arguments = options.engine_options(option) | _batch(batch_size, engine)
     with open_engine(model, engine, store=store, **arguments) as opened:
+        if estimate:
+            asked = run_suite(chosen, opened, agents, styles, dry_run=True, **settings)
+            show({**asdict(asked), "cost": asked.cost}, str(asked), as_json=as_json)
+            return
         reports = run_suite(chosen, opened, agents, styles, **settings)
     if len(reports) == 1:
         _show_one(chosen, next(iter(reports.values())), out, as_json=as_json)

@@ -16,6 +16,7 @@ from dataclasses import replace
 from operator import itemgetter
 from typing import Any, Self
 
+from workbench.engines.estimate import estimated_tokens
 from workbench.engines.frames import Completions, FrameEngine
 from workbench.engines.requests import (
     Request,
@@ -24,8 +25,11 @@ from workbench.engines.requests import (
     check_labels,
     check_prompts,
     gather,
+    gather_labels,
+    keyed,
     plan,
     raise_failures,
+    sample_keys,
     texts,
 )
 from workbench.errors import EngineError, EngineGoneError, InputError, WorkbenchError
@@ -192,8 +196,7 @@ class BaseEngine(FrameEngine, ABC):
         self, prompts: Sequence[Prompt], sampling: Sampling
     ) -> Generator[tuple[int, Completion], None, None]:
         self._check_open()
-        base = hashlib.sha256(self._identity + digest(sampling.canonical()))
-        draw = None
+        base, draw = self._base(sampling), None
         if sampling.temperature > 0 and sampling.seed is None:
             call = digest(base.hexdigest(), sampling.n, texts(prompts))
             draw = ResumableDraw(self._store, call)
@@ -245,21 +248,11 @@ class BaseEngine(FrameEngine, ABC):
             InputError: no prompts, an empty or missing prompt or label, or two equal labels.
             EngineError: some prompts failed (with `errors="raise"`).
         """
-        import numpy as np
-
         check_errors(errors)
         prompts, labels = check_prompts(prompts), check_labels(labels)
-        rows = self.stream_labels(prompts, labels)
-        logprobs = np.full((len(prompts), len(labels)), -np.inf)
-        upper = np.zeros_like(logprobs)
-        reasons: list[str | None] = [None] * len(prompts)
-        for row in rows:
-            if row.logprobs is not None:
-                logprobs[row.index], upper[row.index] = row.logprobs, row.upper or row.logprobs
-            reasons[row.index] = row.error
-        scores = LabelScores(logprobs, upper, logprobs < upper, tuple(reasons), tuple(labels))
+        scores = gather_labels(self.stream_labels(prompts, labels), len(prompts), labels)
         if errors == "raise":
-            raise_failures(reasons, scores)
+            raise_failures(scores.errors, scores)
         return scores
 
     def stream_labels(
@@ -277,7 +270,7 @@ class BaseEngine(FrameEngine, ABC):
         self, prompts: Sequence[Prompt], labels: Sequence[str]
     ) -> Generator[LabelRow, None, None]:
         self._check_open()
-        keys = [digest(self._identity.hex(), "labels", p, list(labels)) for p in prompts]
+        keys = self._label_keys(prompts, labels)
         unique = dict(zip(keys, prompts, strict=True))  # equal prompts are scored once
         places: dict[bytes, list[int]] = {}
         for index, key in enumerate(keys):
@@ -289,6 +282,30 @@ class BaseEngine(FrameEngine, ABC):
         with closing(self._answered("label_logprobs", list(unique), work)) as rows:
             for key, row in rows:
                 yield from (replace(row, index=index) for index in places.pop(key))
+
+    def _base(self, sampling: Sampling) -> Any:
+        return hashlib.sha256(self._identity + digest(sampling.canonical()))
+
+    def _label_keys(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> list[bytes]:
+        return [digest(self._identity.hex(), "labels", p, list(labels)) for p in prompts]
+
+    def lookup(
+        self, prompts: Sequence[Prompt], how: Sampling | Sequence[str]
+    ) -> list[dict[bytes, bool]]:
+        """For each prompt the keys of its samples, or of its labels' scores: is it in the store?
+
+        Samples without a seed are those of a call without a store: none of them is.
+        """
+        if isinstance(how, Sampling):
+            keys = sample_keys(prompts, how, self._base(how))
+        else:
+            keys = [[key] for key in self._label_keys(prompts, how)]
+        found = {key for batch in self._stored([k for one in keys for k in one]) for key in batch}
+        return [{key: key in found for key in one} for one in keys]
+
+    def count_tokens(self, prompts: Sequence[Prompt]) -> tuple[list[int], bool]:
+        """Tokens of each prompt, and whether they are counted rather than guessed by length."""
+        return [*map(estimated_tokens, prompts)], False
 
     def _answered(
         self,
@@ -311,7 +328,7 @@ class BaseEngine(FrameEngine, ABC):
 
             with closing(self._fail_over(rest)) as batches:
                 for batch in batches:
-                    rows = [_keyed(answer, keys) for answer in batch]
+                    rows = [keyed(answer, keys) for answer in batch]
                     self._keep((key, dump(row)) for key, row in rows if row.error is None)
                     call.add([row for _, row in rows])
                     for key, row in rows:
@@ -371,13 +388,6 @@ class BaseEngine(FrameEngine, ABC):
         if self._store is not None:
             self._check_open()
             self._store.put(rows)
-
-
-def _keyed(answer: Any, keys: Sequence[bytes]) -> tuple[bytes, Any]:
-    if isinstance(answer, LabelRow):
-        return keys[answer.index], answer
-    request, completion = answer
-    return request.key, completion
 
 
 def failure(reason: str, prompt_tokens: int = 0, text: str = "") -> Completion:

@@ -128,6 +128,10 @@ class LocalEngine(BaseEngine):
             )
         return self._encoded(self._chat_texts(prompts), special=False)
 
+    def count_tokens(self, prompts: Sequence[Prompt]) -> tuple[list[int], bool]:
+        """By the model's tokenizer; a prompt that has no tokens, and will fail, counts as 0."""
+        return [0 if isinstance(ids, str) else len(ids) for ids in self._each(prompts)], True
+
     def _each(self, prompts: Sequence[Prompt]) -> list[list[int] | str]:
         """The tokens of each prompt, or why it has none.
 

@@ -22,7 +22,7 @@ from workbench import values
 from workbench.errors import EngineError, InputError
 from workbench.machine import born
 from workbench.store import Store, digest
-from workbench.types import Completion, Prompt, Sampling
+from workbench.types import Completion, LabelRow, LabelScores, Prompt, Sampling
 
 CUT = "cut off before it had the form asked for"
 CUT_SHORT = CUT + ": raise max_tokens (it was {})"
@@ -63,6 +63,14 @@ def plan(
             key = base.copy()
             key.update(f"{seed}/{first + sample}/{text}".encode("utf-8", "surrogatepass"))
             yield Request(key.digest(), prompt, single, seed), index, sample
+
+
+def sample_keys(prompts: Sequence[Prompt], sampling: Sampling, base: Any) -> list[list[bytes]]:
+    """The keys of each prompt's samples."""
+    keys: list[list[bytes]] = [[] for _ in prompts]
+    for request, index, _ in plan(prompts, sampling, base):
+        keys[index].append(request.key)
+    return keys
 
 
 def texts(prompts: Sequence[Prompt]) -> list[str]:
@@ -290,3 +298,25 @@ def _whole(sampling: Sampling, text: str) -> bool:
             return False
         return not number
     return True
+
+
+def keyed(answer: Any, keys: Sequence[bytes]) -> tuple[bytes, Any]:
+    """An answer with its key; `keys` are those of label scores, by their places."""
+    if isinstance(answer, LabelRow):
+        return keys[answer.index], answer
+    request, completion = answer
+    return request.key, completion
+
+
+def gather_labels(rows: Iterable[LabelRow], prompts: int, labels: Sequence[str]) -> LabelScores:
+    """Rows in any order as arrays [prompts, labels]."""
+    import numpy as np
+
+    logprobs = np.full((prompts, len(labels)), -np.inf)
+    upper = np.zeros_like(logprobs)
+    reasons: list[str | None] = [None] * prompts
+    for row in rows:
+        if row.logprobs is not None:
+            logprobs[row.index], upper[row.index] = row.logprobs, row.upper or row.logprobs
+        reasons[row.index] = row.error
+    return LabelScores(logprobs, upper, logprobs < upper, tuple(reasons), tuple(labels))

@@ -258,7 +258,8 @@ def _node_scores(node: Node, output: Any) -> list[float] | str:
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    check_options(options, [*_arguments(), *OURS], "vllm")
+    if options:
+        check_options(options, [*_arguments(), *OURS], "vllm")
     mode = options.get("logprobs_mode", "raw_logprobs")
     if mode != "raw_logprobs":
         raise InputError(f"logprobs_mode={mode!r} would not give log-probabilities of the model")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import EngineError, InputError
-from workbench.evaluation import accuracy
 from workbench.icm.claim import Claim, Labelled, Wording, check_claims
 from workbench.icm.predictability import collapsed
 from workbench.icm.report import ICMReport
@@ -23,6 +22,7 @@ from workbench.icm.scorer import Scorer
 from workbench.runs import commit
 from workbench.stats import Z, mcnemar, mean, paired_shares, proportion
 from workbench.types import Engine, Metric, Prompt, Report, Usage
+from workbench.verdicts import accuracy
 
 if TYPE_CHECKING:
     import pandas as pd

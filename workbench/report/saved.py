@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.errors import InputError
-from workbench.evaluation import Evaluation, load
 from workbench.report.page import Part, facts, frame, heading, image, paragraph, table
 from workbench.reprs import flat
 from workbench.types import Report, Usage
+from workbench.verdicts import Evaluation, load
 
 if TYPE_CHECKING:
     import pandas as pd

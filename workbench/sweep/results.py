@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import InputError
-from workbench.evaluation import to_frame
 from workbench.files import write_whole
 from workbench.sweep.folder import PointState, SweepFolder
 from workbench.sweep.grid import DETAIL, brief
 from workbench.sweep.plan import TAKEN, Sweep, SweepPoint
+from workbench.verdicts import to_frame
 
 if TYPE_CHECKING:
     import pandas as pd

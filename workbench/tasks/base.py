@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 
-from workbench import answers, values
+from workbench import answers, template, values
 from workbench.answers.statements import outside_reasoning
 from workbench.errors import InputError
 from workbench.reprs import Card, Shown, block, note
-from workbench.types import Grade, Item, Prompt, PromptStyle, Sampling
+from workbench.types import Grade, Item, Prompt, PromptStyle, Sampling, Task
 
 MOST_REPEATED = 20_000
 """How many draws in a row may bring nothing new before there are no more items."""
@@ -23,7 +24,8 @@ class BaseTask(Shown, ABC):
     A task with `labels` is asked for the likeliest of them (`engine.label_logprobs`) or for text.
 
     `reads` is the style in which `workbench.answers` reads a response; `end` separates a worked
-    example from what follows.
+    example from what follows. `subject` is the field that `ask` and `question` put into words,
+    `framed` are those that they show around it, `subjects` further names of it for templates.
     """
 
     name: str
@@ -32,6 +34,9 @@ class BaseTask(Shown, ABC):
     reads: answers.Style = "gsm8k"
     labels: tuple[str, ...] = ()
     end = "\n"
+    subject = "question"
+    framed: tuple[str, ...] = ()
+    subjects: tuple[str, ...] = ()
     sampling = Sampling(max_tokens=160, stop=("\n\n",))
     count = 1000
 
@@ -73,25 +78,52 @@ class BaseTask(Shown, ABC):
         rng = random.Random(f"{self.name}-{seed}")
         return first_items(self.stream(rng, held_out=True), count, self.name)
 
-    def prompt(self, item: Item, shots: int = 0, style: PromptStyle = "completion") -> Prompt:
+    def prompt(
+        self,
+        item: Item,
+        shots: int = 0,
+        style: PromptStyle = "completion",
+        wording: str | None = None,
+    ) -> Prompt:
         """The item after `shots` worked examples, which no two items share.
 
         In a chat the examples are earlier exchanges.
 
+        Args:
+            wording: a template that words the question, of item and examples alike, such as
+                "{question}\\nThink step by step."; what the task puts around the question stays.
+
         Raises:
-            InputError: `shots` is no whole number from 0, or there is no such style.
+            InputError: `shots` is no whole number from 0, there is no such style, or the template
+                has a field that the task does not.
         """
         shots = values.whole("shots", shots, 0)
         if style not in {"completion", "chat"}:
             values.refuse("style", style, '"completion" or "chat"')
         examples = list(islice(self.examples(item), shots))
         if style == "completion":
-            return "".join(map(self.solved, examples)) + self.ask(item)
+            if wording is None:
+                return "".join(map(self.solved, examples)) + self.ask(item)
+            ends = [f"{self.answer(example)}{self.end}" for example in examples]
+            asked = [self._worded(one, self.ask, wording) for one in (*examples, item)]
+            return "".join(part for pair in zip(asked, [*ends, ""], strict=True) for part in pair)
         turns = []
         for example in examples:
-            turns += [{"role": "user", "content": self.question(example)}]
+            turns += [{"role": "user", "content": self._worded(example, self.question, wording)}]
             turns += [{"role": "assistant", "content": self.answer(example)}]
-        return [*turns, {"role": "user", "content": self.question(item)}]
+        return [*turns, {"role": "user", "content": self._worded(item, self.question, wording)}]
+
+    def _worded(self, item: Item, say: Callable[[Item], str], wording: str | None) -> str:
+        """The item as `say` has it, its question in the words of a template."""
+        if wording is None:
+            return say(item)
+        framed = self.subject in item.fields  # else all that is said are the question's words
+        own = item.fields[self.subject] if framed else say(item)
+        hidden = {*self.framed, "solution"}
+        known = {name: value for name, value in item.fields.items() if name not in hidden}
+        known |= dict.fromkeys((*self.subjects, "question"), own)
+        text = filled(wording, known, item)
+        return say(replace(item, fields={**item.fields, self.subject: text})) if framed else text
 
     def _card(self) -> Card:
         name = f"task {self.name}, {self.split}, {self.count:,} items"
@@ -130,6 +162,31 @@ class WordTask(BaseTask):
 
     def question(self, item: Item) -> str:
         return str(item.fields["question"])
+
+
+def worded_prompt(
+    task: Task, item: Item, shots: int, style: PromptStyle, wording: str | None
+) -> Prompt:
+    """`task.prompt`, with the question worded by a template.
+
+    A task that is no `BaseTask` takes no wording: there the template is the whole prompt.
+
+    Raises:
+        InputError: as `BaseTask.prompt`, or such a task is to show examples too.
+    """
+    if wording is None:
+        return task.prompt(item, shots, style)
+    if isinstance(task, BaseTask):
+        return task.prompt(item, shots, style, wording)
+    if shots:
+        raise InputError(f"shots={shots}: {task.name} words its examples itself; leave prompt out")
+    text = filled(wording, item.fields, item)
+    return text if style == "completion" else [{"role": "user", "content": text}]
+
+
+def filled(wording: str, known: Mapping[str, object], item: Item) -> str:
+    template.check(wording, known, "prompt")
+    return template.fill(wording, known, f"prompt of {item.id!r:.60}")
 
 
 def worded(question: str) -> str:

@@ -59,6 +59,7 @@ class Options(BaseTask):
     name = "options"
     difficulty = "level"
     reads = "choice"
+    framed = ("options",)
     labels = tuple(f" {letter}" for letter in LETTERS)
     sampling = Sampling(max_tokens=2, stop=("\n",))
     count = 2000

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 
-from workbench import answers
+from workbench import answers, values
 from workbench.answers.extraction import expression
 from workbench.answers.selection import LETTERS
 from workbench.errors import InputError
@@ -29,8 +30,15 @@ NEEDS: dict[answers.Style, str] = {
 }
 
 
+USUAL = {
+    "question": ("prompt", "text", "input", "problem", "query", "instruction"),
+    "answer": ("gold", "label", "target", "output", "solution", "expected", "reference"),
+}
+"""What such columns are often called: for messages."""
+
+
 class OwnTask(FixedTask):
-    """`item.fields`: `question` and, where its column is named, `solution`.
+    """`item.fields`: `question`, where its column is named `solution`, and the other columns.
 
     A row's answer is kept as the grader reads it: "$1,080.00" is 1080, "true" the label "True".
 
@@ -65,6 +73,7 @@ class OwnTask(FixedTask):
         self.name = name or (Path(source).stem if isinstance(source, str | Path) else "own")
         self.reads, self.sampling = style, sampling or SAMPLING[style]
         self._columns, self._instruction = (question, answer, id, solution), instruction
+        self.subjects = (question,)
         self._items = self._read(read_rows(source))
         self._examples = () if examples is None else self._read(read_rows(examples, "examples"))
         self.count = len(self._items)
@@ -96,13 +105,35 @@ class OwnTask(FixedTask):
         return f" {item.fields.get('solution') or _written(item.answer, self.reads)}"
 
     def _read(self, rows: Sequence[TableRow]) -> Sequence[Item]:
+        self._check_columns([*map(str, rows[0].cells)], rows[0])
         items = [self._item(row, number) for number, row in enumerate(rows)]
         check_distinct(rows, self._columns[2], [item.id for item in items])
         return items
 
+    def _check_columns(self, found: Sequence[str], row: TableRow) -> None:
+        """Refuse a table without the columns that are named, and say how its own would be."""
+        named = dict(zip(("question", "answer", "id", "solution"), self._columns, strict=True))
+        if not (lost := [kind for kind, name in named.items() if name not in (None, *found)]):
+            return
+        free = [name for name in found if name not in self._columns]
+        guesses: dict[str, str] = {}
+        for kind in lost:
+            usual = [name for name in free if name.lower() in USUAL.get(kind, ())]
+            guesses[kind] = next(iter(usual or free), "…")
+            free = [name for name in free if name != guesses[kind]]
+        given = ", ".join(f'{kind}="{name}"' for kind, name in guesses.items())
+        options = " ".join(f"--column {kind}={name}" for kind, name in guesses.items())
+        names = " and ".join(repr(named[kind]) for kind in lost)
+        raise InputError(
+            f"{row.place}: no column{'s' * (len(lost) > 1)} {names} among {', '.join(found)}; "
+            f"name yours: open_task(…, {given}), or {options}"
+        )
+
     def _item(self, row: TableRow, number: int) -> Item:
         question, answer, key, solution = self._columns
-        fields = {"question": row.text(question).strip()}
+        ours = {*self._columns, "question", "solution"}
+        fields = {str(name): _plain(v) for name, v in row.cells.items() if name not in ours}
+        fields["question"] = row.text(question).strip()
         if solution is not None:
             fields["solution"] = row.text(solution).strip()
         name = f"row {number}" if key is None else row.text_or_number(key)
@@ -119,8 +150,16 @@ class OwnTask(FixedTask):
         if verdict is None or not verdict.correct or verdict.extracted is None:
             need = NEEDS[self.reads] + ", ".join(label.strip() for label in self.labels)
             style = f"in the style {self.reads!r}; correct the row or give another style"
+            style += ', such as style="exact" for texts' * (self.reads == "gsm8k")
             row.refuse(column, f"{need} {style}")
         return verdict.extracted
+
+
+def _plain(value: object) -> object:
+    """A cell of another column as every file takes it: numbers and texts as they are."""
+    if values.is_missing(value):
+        return None
+    return value if isinstance(value, str | Real) else str(value)
 
 
 def _written(answer: str, style: answers.Style) -> str:

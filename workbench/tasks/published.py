@@ -111,6 +111,7 @@ class TruthfulQA(_Published):
     name = "truthfulqa"
     ending = ".json"
     reads = "label"
+    framed = ("claim",)
     labels = (" True", " False")
     end = "\n\n"
     sampling = Sampling(max_tokens=2, stop=("\n",))

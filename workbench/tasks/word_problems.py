@@ -92,6 +92,7 @@ class Verdicts(BaseTask):
 
     name = "verdicts"
     reads = "label"
+    subject, framed = "problem", ("reference", "candidate")
     labels = (" Yes", " No")
     end = "\n\n"
     sampling = Sampling(max_tokens=2, stop=("\n",))

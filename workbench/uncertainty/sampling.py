@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.agents import AgentCase, named
 from workbench.agents.methods import check_samples, cluster, yes_or_no
+from workbench.cases import prepare_cases
 from workbench.errors import InputError
-from workbench.evaluation import accuracy, prepare_cases, to_frame
 from workbench.judge.templates import Pair, Template
 from workbench.judge.votes import cast
 from workbench.stats import mean
 from workbench.store import digest
-from workbench.types import Completion, Engine, Grade, Item, Metric, Report, Sampling, Style, Task
+from workbench.types import Completion, Engine, Grade, Item, Metric, Report, Sampling, Style
+from workbench.verdicts import accuracy, to_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +40,7 @@ SAME = Template(
 
 
 def sample_uncertainty(
-    task: Task | str, engine: Engine, count: int | None = None, seed: int = 0, *,
+    task: object, engine: Engine, count: int | None = None, seed: int = 0, *,
     samples: int = 10, temperature: float = 1.0, shots: int = 0,
     style: Style = "auto",
     same: Literal["grader"] | Same = "grader", p_true: bool = True,

@@ -1,6 +1,7 @@
 """Models behind OpenAI-compatible servers, as an engine like any other."""
 
+from workbench.engines.estimate import Estimate
 from workbench.engines.remote.engine import RemoteEngine
-from workbench.engines.remote.settings import Estimate, RemoteOptions
+from workbench.engines.remote.settings import RemoteOptions
 
 __all__ = ["Estimate", "RemoteEngine", "RemoteOptions"]

@@ -15,6 +15,7 @@ from typing import Any
 
 from workbench.engines.base import BaseEngine, failure
 from workbench.engines.chat import CHAT, ChatOptions, is_prefill, with_remedy
+from workbench.engines.estimate import Estimate, estimated_tokens
 from workbench.engines.local import OURS
 from workbench.engines.remote import wire
 from workbench.engines.remote.abilities import (
@@ -26,10 +27,15 @@ from workbench.engines.remote.abilities import (
 from workbench.engines.remote.dispatch import Dispatcher, Plan
 from workbench.engines.remote.endpoint import Endpoint
 from workbench.engines.remote.http import run_coroutine
-from workbench.engines.remote.label_scores import LabelScorer, bos_doubled, gives_named_logprobs
+from workbench.engines.remote.label_scores import (
+    LabelScorer,
+    bos_doubled,
+    gives_named_logprobs,
+    token_counts,
+)
 from workbench.engines.remote.retry import Failure, FatalError, RateLimit, RejectedError
 from workbench.engines.remote.served import Identity, prefix_cache_hits, version
-from workbench.engines.remote.settings import Estimate, RemoteOptions, estimated_tokens
+from workbench.engines.remote.settings import RemoteOptions
 from workbench.engines.remote.words import NO_TEXTS, refuses
 from workbench.engines.requests import Request, check_prompts
 from workbench.engines.style import EMBEDDED_STYLE, style_by_name
@@ -131,7 +137,27 @@ class RemoteEngine(BaseEngine):
         count = len(prompts) * sampling.n
         prompt_tokens = sampling.n * sum(map(estimated_tokens, prompts))
         most = count * sampling.max_tokens
-        return Estimate(count, prompt_tokens, most, self._rate.minutes(count, prompt_tokens + most))
+        return Estimate(count, prompt_tokens, most, self.minutes(count, prompt_tokens + most))
+
+    def minutes(self, requests: int, tokens: int) -> float:
+        """What the rate limits make of so much; 0 without them."""
+        return self._rate.minutes(requests, tokens)
+
+    def count_tokens(self, prompts: Sequence[Prompt]) -> tuple[list[int], bool]:
+        """By the server's tokenizer, where it is vLLM and gives access to it."""
+        there = [endpoint for endpoint in self._there() if endpoint.vllm and endpoint.tokenizes]
+        if not there:
+            return super().count_tokens(prompts)
+        self._learn_bos(prompts)
+        bodies = [
+            {"prompt": prompt, "add_special_tokens": not self._has_bos(prompt)}
+            if isinstance(prompt, str)
+            else wire.rendering([prompt], self._dialect)
+            for prompt in prompts
+        ]
+        model = {"model": self._dialect.model}
+        counts = run_coroutine(token_counts(there[0], [{**model, **body} for body in bodies]))
+        return (counts, True) if counts else super().count_tokens(prompts)
 
     def takes_several(self, *, chats: bool = False) -> bool:
         """Whether the servers take several prompts (or chats) in one request."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from workbench.engines.estimate import estimated_tokens
 from workbench.engines.remote import wire
 from workbench.engines.remote.dispatch import Plan
 from workbench.engines.remote.endpoint import FEWER, Endpoint
@@ -25,7 +26,6 @@ from workbench.engines.remote.retry import (
     RequestError,
     RetryableError,
 )
-from workbench.engines.remote.settings import estimated_tokens
 from workbench.engines.tokens import LabelTree, Node, Tokens
 from workbench.errors import EngineError, InputError
 from workbench.types import LabelRow, Prompt, Sampling
@@ -35,6 +35,7 @@ NO_PATH = (401, 403, 404, 405, 501)  # statuses of a path that a gateway does no
 UNREADABLE = "\ufffd"  # part of a character, of whichever label
 ROUNDING = 1e-6  # of probabilities summed in float32
 BLOCK = 4096  # prompts whose labels are finished before the next ones are begun
+TOKENIZING = 16  # prompts at once
 TIMEOUT = 20.0  # seconds for the tokens of a few letters
 COLD = 60.0  # seconds for the first answer of a server
 SPACES = " \n\t▁Ġ"  # the last two are how tokenizers write a space
@@ -295,6 +296,23 @@ async def tokens_of(endpoint: Endpoint, body: wire.Body) -> tuple[int, ...] | No
     (choice,) = wire.choices_in_order(reply, 1)
     places = (choice or {}, reply)  # of texts, and of chats
     return next(filter(None, (wire.token_ids(at, "prompt_token_ids") for at in places)), None)
+
+
+async def token_counts(endpoint: Endpoint, bodies: Sequence[wire.Body]) -> list[int] | None:
+    """Tokens of each prompt; None where the server does not count them. Nothing is generated."""
+    room = asyncio.Semaphore(TOKENIZING)
+
+    async def count(body: wire.Body) -> int:
+        async with room, asyncio.timeout(TIMEOUT):
+            ids = wire.token_ids(await endpoint.post("//tokenize", body), "tokens")
+            if ids is None:
+                raise ValueError("no tokens")
+            return len(ids)
+
+    try:
+        return [*await asyncio.gather(*map(count, bodies))]
+    except (RequestError, *wire.ODD_JSON, TimeoutError):
+        return None
 
 
 async def bos_doubled(

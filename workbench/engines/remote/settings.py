@@ -1,21 +1,19 @@
-"""How a server is used, and what a call to it will ask for."""
+"""How a server is used."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Literal
 
 from workbench.engines.local import check_options
 from workbench.errors import InputError
-from workbench.types import Prompt
 from workbench.values import optional, real, refuse, text, whole
 
 Transport = Literal["aiohttp", "threads"]
 MOST = 1e9  # seconds, or of a rate limit
-CHARACTERS = 4  # of a prompt, in a token: for estimates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,35 +102,3 @@ def _is_header_map(value: object) -> bool:
         isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9-]+", name) and isinstance(at, str)
         for name, at in value.items()
     )
-
-
-def estimated_tokens(prompt: Prompt | Sequence[int]) -> int:
-    """About how many tokens a prompt has."""
-    if isinstance(prompt, str):
-        return 1 + len(prompt) // CHARACTERS
-    chat = [message["content"] for message in prompt if not isinstance(message, int)]
-    return 1 + sum(map(len, chat)) // CHARACTERS if chat else len(prompt)
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a call will ask for at most: known before anything is sent.
-
-    Attributes:
-        requests: over HTTP, one for each prompt where a server takes no more.
-        prompt_tokens: about, from the length of the texts.
-        completion_tokens: the most that may be generated.
-        minutes: what the rate limits make of that; 0 without them.
-    """
-
-    requests: int
-    prompt_tokens: int
-    completion_tokens: int
-    minutes: float
-
-    def __str__(self) -> str:
-        text = (
-            f"at most {self.requests:,} requests, about {self.prompt_tokens:,} prompt tokens and "
-            f"at most {self.completion_tokens:,} completion tokens"
-        )
-        return text + (f", {self.minutes:.1f} minutes at the rate limits" if self.minutes else "")

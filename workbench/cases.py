@@ -1,0 +1,137 @@
+"""What an evaluation works on: a task of whatever is given, its items, their prompts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+from workbench import values
+from workbench.agents import Agent, AgentCase, named, open_agent
+from workbench.engines.style import chosen_style
+from workbench.errors import InputError
+from workbench.runs import commit
+from workbench.store import digest
+from workbench.tasks import open_task
+from workbench.tasks.base import worded_prompt
+from workbench.types import Engine, Item, PromptStyle, Sampling, Style, Task
+
+SAMPLING = [field.name for field in fields(Sampling) if field.name != "seed"]
+"""What may be given by name beside `sampling`; `seed` is of the evaluation."""
+
+
+def as_task(task: object) -> Task:
+    """A task as it is, or what `open_task` makes of a name, a file, a DataFrame or rows.
+
+    Raises:
+        InputError: it is nothing of these.
+    """
+    if isinstance(task, type):
+        raise InputError(f"task={task.__name__}: give one of it, {task.__name__}()")
+    if all(callable(getattr(task, name, None)) for name in ("items", "prompt", "grade")):
+        return task  # type: ignore[return-value]
+    return open_task(task)
+
+
+def chosen_sampling(task: Task, sampling: Sampling | None, changes: Mapping[str, Any]) -> Sampling:
+    """The task's sampling or the one given, with single fields changed.
+
+    Raises:
+        InputError: there is no such field, or a value is out of its range.
+    """
+    chosen = task.sampling if sampling is None else sampling
+    if not isinstance(chosen, Sampling):
+        raise InputError(f"sampling={sampling!r:.60} must be a workbench.Sampling")
+    for name in changes:
+        values.known("argument of evaluate", name, [*ARGUMENTS, *SAMPLING])
+    return replace(chosen, **changes)
+
+
+ARGUMENTS = (
+    "task", "engine", "agent", "count", "num_runs", "seed", "shots", "style", "sampling", "prompt",
+    "dry_run", "price_in", "price_out", "max_cost",
+)  # fmt: skip
+"""Of `evaluate`, beside the fields of Sampling."""
+
+
+def check_cases(  # as `evaluate`
+    task: object,
+    agent: str | Agent = "standard",
+    count: int | None = None,
+    num_runs: int = 1,
+    seed: int = 0,
+    *,
+    shots: int = 0,
+    styles: Sequence[PromptStyle] = ("completion", "chat"),
+    sampling: Sampling | None = None,
+    prompt: str | None = None,
+    **changes: Any,
+) -> tuple[Task, Sampling, list[Item]]:
+    """Refuse what `evaluate` would, before an engine is there; what it works on.
+
+    Raises:
+        InputError: as `evaluate`.
+    """
+    open_agent(agent)
+    task = as_task(task)
+    sampling = chosen_sampling(task, sampling, changes)
+    values.whole("num_runs", num_runs, 1)
+    items = _items(task, count, values.whole("seed", seed, 0))
+    if prompt is not None:
+        for style in styles:
+            for item in items:
+                worded_prompt(task, item, shots, style, prompt)
+    return task, sampling, items
+
+
+def prepare_cases(  # noqa: PLR0917  # as `evaluate`
+    task: object,
+    engine: Engine,
+    agent: str | Agent = "standard",
+    count: int | None = None,
+    num_runs: int = 1,
+    seed: int = 0,
+    *,
+    shots: int = 0,
+    style: Style = "auto",
+    sampling: Sampling | None = None,
+    prompt: str | None = None,
+    **changes: Any,
+) -> tuple[list[AgentCase], dict[str, Any]]:
+    """What `evaluate` with these arguments works on, and its report's provenance."""
+    known, chosen, items = check_cases(
+        task, agent, count, num_runs, seed, styles=(), sampling=sampling, **changes
+    )
+    asked, why = chosen_style(engine, style)
+    prompts = [worded_prompt(known, item, shots, asked, prompt) for item in items]
+    cases = [AgentCase(known, *pair, chosen) for pair in zip(items, prompts, strict=True)]
+    content = [[case.item.id, case.prompt, case.item.answer] for case in cases]
+    return cases, {
+        "task": known.name,
+        "split": known.split,
+        "items": digest(content).hex()[:12],
+        "count": len(items),
+        "seed": int(seed),
+        "agent": named(agent),
+        "num_runs": int(num_runs),
+        "shots": shots,
+        "style": asked,
+        "style_why": why,
+        "prompt": prompt,
+        "sampling": asdict(chosen),
+        "engine": asdict(engine.info),
+        "commit": commit(),
+    }
+
+
+def _items(task: Task, count: int | None, seed: int) -> list[Item]:
+    items = task.items(count, seed)
+    if not items:
+        raise InputError(
+            f"task {task.name} has no items for count={count}, seed={seed}: ask for others"
+        )
+    key, times = Counter(item.id for item in items).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"task {task.name} has {times} items {key!r}: give each an id of its own")
+    return items

@@ -1,0 +1,188 @@
+"""A limit on what calls cost, and what they would ask for where nothing may be asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from workbench import values
+from workbench.engines.base import BaseEngine
+from workbench.engines.estimate import Estimate, Prices, estimated_tokens, money
+from workbench.engines.requests import texts
+from workbench.errors import InputError
+from workbench.store import digest
+from workbench.types import Engine, Prompt, Sampling, Usage
+
+UNCOUNTED = 2
+"""How many times longer a limit takes a prompt to be whose tokens nobody has counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Equal:
+    """Places of equal prompts, and what is to be asked for them: by key where it is missing."""
+
+    places: list[int]
+    missing: set[bytes]
+    stored: set[bytes]
+    prompt_tokens: int  # of one
+    most: int  # completion tokens of one
+
+
+def checked_limit(prices: Prices | None, max_cost: float | None) -> float | None:
+    """A limit on what is spent, as it is given.
+
+    Raises:
+        InputError: a limit without prices, or one that is no number from 0.
+    """
+    limit = values.optional("max_cost", max_cost, values.real, 0, math.inf)
+    if limit is not None and prices is None:
+        raise InputError(
+            f"max_cost={limit:g}: give price_in and price_out too, the prices of a million tokens "
+            "in the same currency"
+        )
+    return limit
+
+
+class Spending:
+    """What calls to an engine may ask for and have cost since this was made.
+
+    Args:
+        prices: what tokens cost, None where that does not matter.
+        max_cost: no request is sent that could make the cost exceed this, together with those
+            under way: each is taken to generate as much as it may. A prompt whose tokens nobody
+            counts beforehand is taken to be `UNCOUNTED` times as long as it looks.
+        dry: nothing is sent: only what the store has is answered.
+
+    Raises:
+        InputError: a limit without prices, or one that is no number from 0.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        prices: Prices | None = None,
+        max_cost: float | None = None,
+        *,
+        dry: bool = False,
+    ) -> None:
+        self._engine, self._before = engine, engine.usage if prices else Usage()
+        self.prices, self.dry = prices, values.flag("dry_run", dry)
+        self.max_cost = checked_limit(prices, max_cost)
+        self.declined = Estimate(0, 0, 0, counted=True, prices=prices)
+        self._seen: set[bytes] = set()
+        self._stored: set[bytes] = set()
+
+    @property
+    def limited(self) -> bool:
+        """Whether some calls may not be made."""
+        return self.dry or self.max_cost is not None
+
+    @property
+    def cost(self) -> float:
+        """Of all that was computed so far; what came from the store is free."""
+        used = self._engine.usage.since(self._before)
+        return self.prices.cost(used.prompt_tokens, used.completion_tokens) if self.prices else 0.0
+
+    def parts(
+        self, prompts: Sequence[Prompt], how: Sampling | tuple[str, ...]
+    ) -> Iterator[tuple[list[int], str | None]]:
+        """Places of prompts that go together, and the reason where they must not be asked.
+
+        Ask a part before the next one is taken: it is what the cost leaves room for. Equal prompts
+        are in one part, so that all samples are those of a call without a limit.
+        """
+        if not self.limited:
+            yield [*range(len(prompts))], None
+            return
+        rest, counted = self._equal(prompts, how)
+        self._stored.update(*(one.stored for one in rest))
+        while rest:
+            left = max(0.0, (self.max_cost or 0.0) - self.cost)
+            part: list[_Equal] = []
+            for one in rest:
+                if (cost := self._most(one, counted=counted)) <= left:
+                    part.append(one)
+                    left -= cost
+            if not part:
+                self._decline(rest, counted=counted)
+                yield _places(rest), self._reason()
+                return
+            yield _places(part), None
+            taken = {id(one) for one in part}
+            rest = [one for one in rest if id(one) not in taken]
+
+    def _equal(
+        self, prompts: Sequence[Prompt], how: Sampling | tuple[str, ...]
+    ) -> tuple[list[_Equal], bool]:
+        places: dict[str, list[int]] = {}
+        for place, text in enumerate(texts(prompts)):
+            places.setdefault(text, []).append(place)
+        firsts = [prompts[same[0]] for same in places.values()]
+        if isinstance(self._engine, BaseEngine):
+            keys = self._engine.lookup(prompts, how)
+            tokens, counted = self._engine.count_tokens(firsts)
+        else:  # somebody's own, of which nothing is known
+            number = how.n if isinstance(how, Sampling) else 1
+            keys = [dict.fromkeys((digest(p, k) for k in range(number)), False) for p in prompts]
+            tokens, counted = [*map(estimated_tokens, firsts)], False
+        most = how.max_tokens if isinstance(how, Sampling) else 1
+        equal = []
+        for same, length in zip(places.values(), tokens, strict=True):
+            there = {key: stored for place in same for key, stored in keys[place].items()}
+            stored = {key for key, known in there.items() if known}
+            equal.append(_Equal(same, there.keys() - stored, stored, length, most))
+        return equal, counted
+
+    def _most(self, one: _Equal, *, counted: bool) -> float:
+        if not one.missing:
+            return 0.0
+        if self.dry or self.prices is None:
+            return math.inf
+        length = one.prompt_tokens * (1 if counted else UNCOUNTED)
+        return len(one.missing) * self.prices.cost(length, one.most)
+
+    def _decline(self, rest: Sequence[_Equal], *, counted: bool) -> None:
+        if not getattr(self._engine, "has_store", False):
+            self._seen.clear()  # what is asked again is computed again
+        before = self.declined
+        requests = prompt_tokens = completion_tokens = 0
+        for one in rest:
+            new = len(one.missing - self._seen)
+            self._seen |= one.missing
+            requests += new
+            prompt_tokens += new * one.prompt_tokens
+            completion_tokens += new * one.most
+        self.declined = replace(
+            before,
+            requests=before.requests + requests,
+            prompt_tokens=before.prompt_tokens + prompt_tokens,
+            completion_tokens=before.completion_tokens + completion_tokens,
+            counted=before.counted and counted,
+        )
+
+    def _reason(self) -> str:
+        if self.dry:
+            return "not asked: this is a dry run"
+        again = "a higher one resumes" if getattr(self._engine, "has_store", False) else "give more"
+        return f"not asked: max_cost={self.max_cost:g}, {money(self.cost)} is spent; {again}"
+
+    def estimate(self, *, further: bool) -> Estimate:
+        """What was not asked.
+
+        Args:
+            further: the answers would lead to more.
+        """
+        asked, minutes = self.declined, getattr(self._engine, "minutes", None)
+        tokens = asked.prompt_tokens + asked.completion_tokens
+        return replace(
+            asked,
+            in_store=len(self._stored),
+            further=further and asked.requests > 0,
+            minutes=minutes(asked.requests, tokens) if minutes else 0.0,
+        )
+
+
+def _places(groups: Sequence[_Equal]) -> list[int]:
+    """In their order, as the order decides nothing else."""
+    return sorted(place for one in groups for place in one.places)

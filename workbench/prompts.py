@@ -1,0 +1,151 @@
+"""Wordings of the same questions, compared: one table, one figure, one sentence."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from workbench.comparison import comparison
+from workbench.engines.estimate import Estimate
+from workbench.errors import InputError
+from workbench.evaluation import evaluate_each
+from workbench.types import Engine
+from workbench.verdicts import Evaluation
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+LEVEL = 0.05
+"""Of the p-values (Holm's, of all wordings together), below which a difference is no chance."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class PromptComparison:
+    """Prompts side by side, each against the first one, on the items that both answered.
+
+    Attributes:
+        reports: of each prompt by its name.
+        table: what `comparison.comparison` makes of them, with its columns.
+    """
+
+    reports: Mapping[str, Evaluation]
+    table: pd.DataFrame
+
+    @property
+    def finding(self) -> str:
+        """What was found, and whether it can be told from chance."""
+        rows = self.table.to_dict("records")
+        first = rows[0]["name"]
+        task = next(iter(self.reports.values())).provenance["task"]
+        apart = [row for row in rows[1:] if row.get("p_holm", math.nan) < LEVEL]
+        if apart:
+            most = max(apart, key=lambda row: abs(row["difference"]))
+            gap = _interval(most, "difference", "difference_", " points")
+            text = f'{task}: "{most["name"]}" differs from "{first}" by {gap}, '
+            also = f"; so do {len(apart) - 1} more" * (len(apart) > 1)
+            return f"{text}distinguishable from chance{also}"
+        answered = min(row["n"] for row in rows)
+        if len(rows) > 2:
+            return f'{task}: none is distinguishable from "{first}" with {answered} items'
+        name = rows[1]["name"]
+        gap = _interval(rows[1], "difference", "difference_", " points")
+        return (
+            f'{task}: "{name}" is not distinguishable from "{first}" with {answered} items ({gap})'
+        )
+
+    def figure(self) -> Figure:
+        """Accuracies and paired differences with their intervals; the title is the finding."""
+        from workbench.plots.prompts import draw_comparison
+
+        return draw_comparison(self.table, self.finding)
+
+    def shown(self) -> pd.DataFrame:
+        """The table as people read it."""
+        import pandas as pd
+
+        rows = []
+        for number, row in enumerate(self.table.to_dict("records")):
+            shown = {"prompt": row["name"], "accuracy, %": _interval(row, "accuracy", "")}
+            shown |= {"n": row["n"], "failed": row["n_failed"], "unparsed": row["n_unparsed"]}
+            apart = number and row["difference"] == row["difference"]
+            gap = _interval(row, "difference", "difference_") if apart else ""
+            shown["difference, points"] = gap
+            shown |= {p: f"{row[p]:.3g}" if apart else "" for p in ("p", "p_holm")}
+            rows.append(shown)
+        return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        return f"{self.finding}\n{self.shown().to_string(index=False)}"
+
+    def _repr_html_(self) -> str:
+        import base64
+        import io
+
+        picture = io.BytesIO()
+        self.figure().savefig(picture, format="png", dpi=110)
+        data = base64.b64encode(picture.getvalue()).decode()
+        table = self.shown().to_html(index=False, border=0)
+        name = html.escape(self.finding)
+        image = f'<img src="data:image/png;base64,{data}" alt="{name}" style="max-width: 100%">'
+        return f"<p>{name}</p>{table}{image}"
+
+
+def _interval(row: Mapping[Any, Any], name: str, prefix: str, unit: str = "") -> str:
+    value, low, high = (100 * row[one] for one in (name, f"{prefix}low", f"{prefix}high"))
+    sign = "+" if prefix else ""
+    return f"{value:{sign}.1f}{unit} ({low:{sign}.1f} to {high:{sign}.1f})"
+
+
+@overload
+def compare_prompts(
+    task: object, engine: Engine, prompts: Mapping[str, str | None],
+    *, folder: str | Path | None = ..., dry_run: Literal[True], **settings: Any,
+) -> Estimate: ...  # fmt: skip
+@overload
+def compare_prompts(
+    task: object, engine: Engine, prompts: Mapping[str, str | None],
+    *, folder: str | Path | None = ..., dry_run: Literal[False] = ..., **settings: Any,
+) -> PromptComparison: ...  # fmt: skip
+def compare_prompts(
+    task: object,
+    engine: Engine,
+    prompts: Mapping[str, str | None],
+    *,
+    folder: str | Path | None = None,
+    dry_run: bool = False,
+    **settings: Any,
+) -> PromptComparison | Estimate:
+    """Which wording of the questions is answered best? Each is evaluated on the same items.
+
+    Args:
+        task: what `evaluate` takes.
+        prompts: templates by name, as `evaluate` takes them as `prompt`; None is the task's own
+            wording. The others are compared to the first.
+        folder: keeps each report, and resumes from there, as `run_suite` does.
+        dry_run: send nothing and return an `Estimate` of all of them together.
+        settings: further arguments of `evaluate`, the same for all; `max_cost` is for all of them
+            together.
+
+    Returns:
+        Reports, table, finding and `figure()`. An item whose row failed with one of two prompts is
+        left out of their difference (see `comparison.compare`).
+
+    Raises:
+        InputError: fewer than two prompts, or one that is no template of the task's fields; and as
+            `evaluate`.
+    """
+    if not isinstance(prompts, Mapping) or len(prompts) < 2:
+        raise InputError(
+            f"prompts={prompts!r:.60}: give two by name at least, such as "
+            '{"short": "{question}", "cot": "{question}\\nThink step by step."}'
+        )
+    if "prompt" in settings:
+        raise InputError("prompt=…: the prompts are those by name; leave it out")
+    plan = {str(name): {"prompt": text} for name, text in prompts.items()}
+    made = evaluate_each(task, engine, plan, folder=folder, dry_run=dry_run, **settings)
+    return made if isinstance(made, Estimate) else PromptComparison(made, comparison(made))

@@ -1,0 +1,162 @@
+"""What an evaluation leaves: its report, a verdict a row, a trace of all calls; and reading it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.agents import AgentCase, AgentOutcome, Ask
+from workbench.agents.scheduler import CallRecord
+from workbench.errors import InputError
+from workbench.files import file_error
+from workbench.metric import FORMS
+from workbench.stats import mean_share
+from workbench.types import Completion, Grade, Item, Metric, Report, Task, Usage
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Evaluation(Report):
+    """A `Report` with one row an item and run, and with all that was asked.
+
+    A field of an item or a note of an agent stands in the rows unless its name is taken there.
+
+    Attributes:
+        trace: one row for each answer to each call: id, run, round, call (its place in the round),
+            kind ("ask" or "score"), prompt (a chat as JSON), sample, text (log-probabilities as
+            JSON), finish_reason, error, prompt_tokens, completion_tokens, from_store.
+    """
+
+    trace: pd.DataFrame
+
+    def _write(self, folder: Path) -> None:
+        super(Evaluation, self)._write(folder)
+        self.trace.to_parquet(folder / "trace.parquet", index=False)
+
+
+def to_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows as a frame that every file takes: valid Unicode, numbers or texts in a column."""
+    import pandas as pd
+
+    frame = pd.DataFrame([{name: _valid(v) for name, v in row.items()} for row in rows])
+    for name in frame.columns[[kind.kind == "O" for kind in frame.dtypes]]:
+        if len({*map(type, frame[name].dropna())}) > 1:
+            frame[name] = frame[name].map(str, na_action="ignore")
+    return frame
+
+
+def _valid(value: Any) -> Any:
+    """Half a character, which a server may send, cannot be written."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+def try_to_grade(task: Task, item: Item, text: str) -> tuple[Grade | None, str | None]:
+    """The task's verdict, or why there is none."""
+    try:
+        return task.grade(item, text), None
+    except Exception as failure:  # noqa: BLE001 - a user's code, of any kind
+        return None, f"the task's grader raised {type(failure).__name__}: {failure}"
+
+
+def report_row(case: AgentCase, outcome: AgentOutcome, run: int) -> dict[str, Any]:
+    item, answer, error = case.item, outcome.answer, outcome.error
+    grade: Grade | None = None
+    if answer:
+        grade, error = try_to_grade(case.task, item, answer.text)
+    answers = [call.result for call in outcome.trace if isinstance(call.result, Completion)]
+    samples = [sample for one in answers for sample in one.samples]
+    about = {**item.fields, **(answer.notes if answer else {})}
+    return {
+        "id": item.id,
+        "run": run,
+        **{name: value for name, value in about.items() if name not in {"id", "run"}},
+        "answer": item.answer,
+        "text": answer.text if answer else "",
+        "extracted": grade and grade.extracted,
+        "correct": bool(grade and grade.correct),
+        "parsed": bool(grade and grade.parsed),
+        "error": error,
+        "from_store": bool(samples) and all(sample.from_store for sample in samples),
+        "calls": len(outcome.trace),
+        "rounds": max((call.round for call in outcome.trace), default=0),
+        "prompt_tokens": sum(one.prompt_tokens for one in answers),
+        "completion_tokens": sum(sample.completion_tokens for sample in samples),
+    }
+
+
+def trace_rows(trace: Sequence[CallRecord]) -> Iterator[dict[str, Any]]:
+    for place, record in enumerate(trace):
+        call, result = record.call, record.result
+        prompt = call.prompt if isinstance(call.prompt, str) else json.dumps(call.prompt)
+        kind = "ask" if isinstance(call, Ask) else "score"
+        about = {"round": record.round, "call": place, "kind": kind, "prompt": str(prompt)}
+        if not isinstance(result, Completion):
+            failed = isinstance(result, Exception)
+            text = "" if failed else json.dumps(result)
+            error = str(result) if failed else None
+            yield {**about, "sample": 0, "text": text, "error": error}
+            continue
+        for number, sample in enumerate(result.samples):
+            yield {
+                **about,
+                "sample": number,
+                "text": sample.text,
+                "finish_reason": sample.finish_reason,
+                "error": sample.error,
+                "prompt_tokens": sample.prompt_tokens,
+                "completion_tokens": sample.completion_tokens,
+                "from_store": sample.from_store,
+            }
+
+
+def accuracy(rows: pd.DataFrame, name: str = "accuracy") -> Metric:
+    """Share of right answers among the rows that did not fail; unparsed ones are wrong.
+
+    Several runs of an item are not several items: then it is the mean of the items' shares, with
+    the interval of that mean; `n` counts items, `n_failed` and `n_unparsed` rows.
+    """
+    done = rows[rows["error"].isna()]
+    missing = {"n_failed": len(rows) - len(done), "n_unparsed": int((~done["parsed"]).sum())}
+    shares = done["correct"].astype(float)
+    if "run" in rows and rows["run"].max():
+        shares = shares.groupby(done["id"]).mean()
+    return mean_share(name, shares, **missing)
+
+
+def accuracy_by(rows: pd.DataFrame, field: str) -> list[Metric]:
+    """The accuracy of each group of rows, in the order of the groups' names."""
+    return [accuracy(part, str(name)) for name, part in rows.groupby(field)]
+
+
+def load(folder: str | Path) -> Report:
+    """A report that was saved: its `summary.json` and `rows.parquet`, and an evaluation's trace.
+
+    Raises:
+        InputError: one of them is not there, or is not what a report writes.
+    """
+    import pandas as pd
+
+    place = Path(folder).expanduser()
+    try:
+        saved = json.loads((place / "summary.json").read_text(encoding="utf-8"))
+        rows = pd.read_parquet(place / "rows.parquet")
+        numbers = saved["summary"]
+        forms = chain(saved.get("forms", ()), repeat("number"))  # older ones have none
+        pairs = zip(numbers, forms, strict=False)
+        summary = tuple(FORMS.get(form, Metric)(**number) for number, form in pairs)
+        report = Report(summary, rows, Usage(**saved["usage"]), saved["provenance"])
+        if not (place / "trace.parquet").exists():
+            return report
+        trace = pd.read_parquet(place / "trace.parquet")
+        return Evaluation(summary, rows, report.usage, report.provenance, trace)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{file_error(place / 'summary.json', error)}; {place} holds no report: give a folder "
+            "that one was saved in"
+        ) from error
