@@ -177,6 +177,17 @@ def test_data_is_text_and_secrets_are_left_out() -> None:
         assert "hunter2" not in shown(value) + repr(value)
 
 
+def test_what_looks_like_a_secret_stays_in_data() -> None:
+    said = "open http://a:b@c/?token=abc with sk-0123456789"
+    answer = Completion(text=said, finish_reason="stop")
+    rows = pd.DataFrame({"id": ["1"], "correct": [False], "answer": ["x"], "text": [said]})
+    item = Item("1", {"api_key": said}, said)
+    for value in (answer, Completions([answer]), item, made(rows)):
+        assert said in shown(value)
+    assert said in repr(answer)
+    assert said in repr(item)
+
+
 def test_what_is_broken_still_prints() -> None:
     for value in (
         Report(None, None, None, None),  # type: ignore[arg-type]

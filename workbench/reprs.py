@@ -1,7 +1,8 @@
 """What a value shows: 5 lines of text at most, and a table in a notebook.
 
 The HTML is static and takes its colours from around it. Data is text in it, and stays short however
-much there is; what looks like a key or a password is left out. Nothing here asks a model or raises.
+much there is. What looks like a key is left out of settings and reasons, and never out of prompts
+and answers. Nothing here asks a model or raises.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ SECRETS = re.compile(
     re.IGNORECASE,
 )
 HIDDEN = "…"
+EMPTY = (None, "", (), {}, [])
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = LONGEST
@@ -126,13 +128,12 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
 
 
 def brief(value: object, most: int = LONGEST) -> str:
-    """A value as a short text: numbers with four figures, secrets left out."""
+    """A value as a short text: numbers with four figures."""
     if value is None or value != value:  # noqa: PLR0124  # NaN
         return ""
     if isinstance(value, Real) and not isinstance(value, bool):
         return _number(value)
     text = value[: 2 * most] if isinstance(value, str) else _short.repr(value)
-    text = SECRETS.sub(HIDDEN, text)
     return text if len(text) <= most else f"{text[: most - 2]} …"
 
 
@@ -152,11 +153,23 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], total: int =
     return f"<table>{head}<tbody>{''.join(line('td', row) for row in shown)}</tbody></table>{more}"
 
 
+def masked(text: str) -> str:
+    """A setting or a reason without what looks like a key."""
+    return SECRETS.sub(HIDDEN, text)
+
+
+def settings(values: Mapping[str, object]) -> str:
+    """As `facts`, without keys and passwords."""
+    known = {name: value for name, value in values.items() if value not in EMPTY}
+    return facts(
+        {n: HIDDEN if SECRET_NAME.search(n) else masked(brief(v)) for n, v in known.items()}
+    )
+
+
 def facts(values: Mapping[str, object]) -> str:
     """Names with their values, as an HTML table without a head."""
-    known = {n: v for n, v in values.items() if v not in (None, "", (), {}, [])}
-    hidden = {n: HIDDEN if SECRET_NAME.search(n) else brief(v) for n, v in known.items()}
-    return table(("", ""), [(name.replace("_", " "), value) for name, value in hidden.items()])
+    known = {n: v for n, v in values.items() if v not in EMPTY}
+    return table(("", ""), [(name.replace("_", " "), value) for name, value in known.items()])
 
 
 def note(text: str) -> str:
@@ -216,7 +229,7 @@ def _report(report: Report) -> Card:
         (one.name, *_sides(one), one.n, one.n_failed, one.n_unparsed) for one in metrics[:METRICS]
     ]
     title = [str(about[name]) for name in ("task", "agent", "engine.model") if about.get(name)]
-    html = [f"<div><b>{escape(brief(' · '.join(title)))}</b></div>" if title else ""]
+    html = [f"<div><b>{escape(brief(masked(' · '.join(title))))}</b></div>" if title else ""]
     html.append(table(columns, numbers, len(metrics)))
     if "correct" in rows:
         wrong = report.wrong()
@@ -228,9 +241,11 @@ def _report(report: Report) -> Card:
         lines.append(f"{len(rows):,} rows in .rows")
         html.append(note(lines[-1]))
     failed = [*rows["error"].dropna()] if "error" in rows else []
-    html += [note(f"{len(failed):,} rows failed. First: {failed[0]}")] if failed else []
+    html += (
+        [note(f"{len(failed):,} rows failed. First: {masked(str(failed[0]))}")] if failed else []
+    )
     used = _usage(report.usage).lines[0]
-    details = f"<details><summary>from what</summary>{facts(about)}</details>"
+    details = f"<details><summary>from what</summary>{settings(about)}</details>"
     return Card([*lines, used], [*html, note(used), details])
 
 
@@ -264,12 +279,13 @@ def _info(info: EngineInfo) -> Card:
     values = asdict(info) | {"context_length": info.context_length or "unknown"}
     values["versions"] = ", ".join(f"{name} {one}" for name, one in info.versions.items())
     several = {name: "\n".join(values[name]) for name in ("failovers", "notes")}
-    return Card(lines, [facts(values | several)])
+    return Card([*map(masked, lines)], [settings(values | several)])
 
 
 def _completion(one: Completion) -> Card:
     if one.error is not None:
-        return Card([f"failed: {one.error}"], [note(f"failed: {one.error}"), block(one.text)])
+        why = f"failed: {masked(one.error)}"
+        return Card([why], [note(why), block(one.text)])
     texts = [block(sample.text) for sample in one.samples[:WRONG]]
     return Card([brief(repr(one.text[:WIDTH]), WIDTH), tokens(one)], [*texts, note(tokens(one))])
 

@@ -49,7 +49,7 @@ class Completions(Shown, list[Completion]):
         lines = [one.__repr__().replace("\n", ", ") for one in self[:3]]
         more = [f"and {len(self) - 3:,} more"] if len(self) > 3 else []
         rows = [
-            (place, one.error or one.text, "failed" if one.error else reprs.tokens(one))
+            (place, reprs.masked(one.error or "") or one.text, reprs.tokens(one))
             for place, one in enumerate(self[: reprs.ROWS])
         ]
         table = reprs.table(["", "answer", ""], rows, len(self))
