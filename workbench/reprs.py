@@ -41,7 +41,7 @@ SECRETS = re.compile(
     re.IGNORECASE,
 )
 HIDDEN = "…"
-EMPTY = (None, "", (), {}, [])
+EMPTY: tuple[Any, ...] = (None, "", (), {}, [])
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = LONGEST
