@@ -38,6 +38,7 @@ LANGUAGES = {"", "python", "sh", "yaml"}
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 COUNT = re.compile(r"\b((?:count|max_tokens)=)(\d+)")
+TABLE = re.compile(r"^\| (.+?) \| (\d+) \| (\d+) \|$", re.MULTILINE)
 FEW = 24  # tokens, or items of which half are enough to calibrate on
 HERE = {"Qwen/Qwen3-8B": str(MODEL)}
 ELSEWHERE = re.compile(
@@ -134,6 +135,20 @@ def test_the_readme_is_short_and_its_numbers_are_measured() -> None:
     assert len(rows) >= 10
     for row in rows:
         assert f"| {row[1]} |" in measured, row
+
+
+def test_lines_of_the_daily_tasks() -> None:
+    """The table of `daily.md` counts the lines of its blocks, the short ones and the long ones."""
+    page = DOCS / "daily.md"
+    counts = [
+        sum(1 for line in text.splitlines() if line.strip() and not line.startswith("#"))
+        for text in blocks(page, "python")
+    ]
+    rows = TABLE.findall(page.read_text(encoding="utf-8"))
+    now, before = [int(row[1]) for row in rows], [int(row[2]) for row in rows]
+    assert now == counts[1:6]  # the first one makes the frame and the engine
+    assert before == counts[8:13]  # the one before imports
+    assert now == [1, 1, 2, 1, 2]
 
 
 @pytest.mark.timeout(900)
