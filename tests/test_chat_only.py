@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
-from stranger import Asked, Said, Stranger, listing, plain, reply
+from chat_proxy import chat_api
+from conftest import SERVER_KEY
+from stranger import Asked, Said, Stranger, listing, reply
+from stranger import plain as plain_answer
+from typer.testing import CliRunner
 
+from workbench.agents import AGENTS
+from workbench.cli import app
 from workbench.engines import open_engine
 from workbench.engines.remote import RemoteEngine
 from workbench.engines.style import chosen_style, common_style, style_by_name
+from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, EngineGoneError, EngineUnavailableError, InputError
+from workbench.evaluation import run_suite
+from workbench.judge import Case, Judge, builtin
+from workbench.machine import install_hint
+from workbench.nb.run import run
+from workbench.serving import Server
+from workbench.tasks import open_choices, open_task
 from workbench.tiny import MODEL
 from workbench.types import Sampling
+from workbench.uncertainty import elicit, sample_uncertainty
 
 CHAT = [{"role": "user", "content": "a"}]
 SHORT = Sampling(max_tokens=8)
@@ -338,7 +353,7 @@ def test_a_key_is_asked_for_by_its_name(
     closed = [True]
 
     def say(asked: Asked) -> Said | None:
-        return error(wrong, status) if closed[0] else plain(asked)
+        return error(wrong, status) if closed[0] else plain_answer(asked)
 
     need = r"WORKBENCH_API_KEY \(environment or \.env file\)"
     with Stranger(say) as server:
@@ -351,3 +366,125 @@ def test_a_key_is_asked_for_by_its_name(
             with pytest.raises((EngineGoneError, EngineError), match=need) as gone:
                 engine.generate([CHAT], SHORT)
             assert "sk-secret" not in str(gone.value)
+
+
+@pytest.fixture(scope="module", params=["with log-probabilities", "without"])
+def chats(request: pytest.FixtureRequest, _server: Server) -> Iterator[Stranger]:
+    given = request.param != "without"
+    with chat_api(_server.url, SERVER_KEY, logprobs=given) as server:
+        yield server
+
+
+def test_check_server_tries_chats(chats: Stranger) -> None:
+    done = CliRunner().invoke(app, ["check-server", chats.url])
+    assert done.exit_code == 0, done.output
+    works = {line.split("  ")[0]: " yes " in line for line in done.output.splitlines()}
+    assert [works[what] for what in ("chat", "latency", "completion")] == [True, True, False]
+
+
+def closed(status: int | None, _: Asked) -> Said | None:
+    return error("no", status) if status else None
+
+
+def test_check_server_fails_where_nothing_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    def say(asked: Asked) -> Said | None:
+        return error("no such model is running", 400) if asked.method == "POST" else None
+
+    with Stranger(say) as server:
+        done = CliRunner().invoke(app, ["check-server", server.url])
+    assert done.exit_code == 1, done.output
+    monkeypatch.setenv("WORKBENCH_API_KEY", "sk-wrong")
+    for status in (401, 403, None):
+        with Stranger(partial(closed, status)) as server:
+            url = server.url if status else "http://127.0.0.1:9/v1"
+            done = CliRunner().invoke(app, ["check-server", url])
+        assert done.exit_code == 2, done.output
+        assert len(done.output.strip().splitlines()) == 1
+        assert ("WORKBENCH_API_KEY" in done.output) is (status is not None)
+        assert "sk-wrong" not in done.output
+
+
+def test_what_is_missing_is_named_with_how_to_install_it(
+    lacks: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORKBENCH_BASE_URL", raising=False)
+    lacks("vllm", "vllm is not installed here")
+    lacks("transformers", "torch is not installed")
+    with pytest.raises(EngineUnavailableError, match=r"make setup|pip install") as caught:
+        open_engine(store=None)
+    assert install_hint() in str(caught.value)
+    lacks("vllm", "no GPU")
+    lacks("transformers", "no memory")
+    with pytest.raises(EngineUnavailableError, match="no GPU") as caught:
+        open_engine(store=None)
+    assert "install" not in str(caught.value)
+
+
+def test_what_could_never_take_over_is_not_mentioned(
+    lacks: Callable[[str, str], None], plain: VLLMEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*_: object) -> NoReturn:
+        raise EngineGoneError("out of luck")
+
+    lacks("transformers", "torch is not installed")
+    monkeypatch.setattr(VLLMEngine, "_complete", dies)
+    with open_engine(store=None) as engine, pytest.raises(EngineGoneError) as caught:
+        engine.generate(["a"], SHORT)
+    assert str(caught.value) == "out of luck"
+
+
+def test_all_agents_answer_over_chats(chats: Stranger) -> None:
+    with remote(chats.url) as engine:
+        suite = run_suite(open_task("word_problems"), engine, [*AGENTS], count=4)
+        assert {report.provenance["style"] for report in suite.values()} == {"chat"}
+        for name, report in suite.items():
+            errors = report.rows["error"].dropna()
+            if name == "best_of_n":  # its verifier needs the probability of a word
+                assert errors.str.contains("log-probabilities|likeliest").all()
+            else:
+                assert errors.empty, errors
+
+
+def test_judges_and_uncertainty_over_chats(chats: Stranger) -> None:
+    case = Case("What is 2 + 2?", "The answer is 4.", "4")
+    with remote(chats.url) as engine:
+        for template in (None, builtin("tiny")):
+            report = Judge(engine, template).pointwise([case] * 2)
+            assert report.rows["error"].isna().all()
+        asked = sample_uncertainty(open_task("word_problems"), engine, 4, samples=3)
+        assert asked.rows["error"].isna().all()
+        assert asked.rows["clusters"].notna().all()
+        given = engine.has_logprobs(chats=True)
+        assert asked.rows["mean_logprob"].notna().all() == given
+        options = [open_choices("options")]
+        if given:
+            assert elicit(options, [engine], ["base"], count=30).rows["error"].isna().any()
+        else:
+            with pytest.raises(EngineError, match="gives no log-probabilities"):
+                elicit(options, [engine], ["base"], count=4)
+
+
+LONGER = ("03", "04", "06")
+SMALL: dict[str, dict[str, Any]] = {
+    "01_quickstart": {"count": 12},
+    "03_accuracy": {"count": 8, "beside": 4, "gsm8k": 2},
+    "04_judge": {"count": 16, "turns": 1, "top_k": None},
+    "06_uncertainty": {"count": 120, "few": 80, "free": 10, "samples": 3},
+    "09_agents": {"count": 4},
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(one, marks=pytest.mark.slow if one[:2] in LONGER else ()) for one in SMALL],
+)
+def test_notebooks_run_on_a_chat_only_api(name: str, chats: Stranger, tmp_path: Path) -> None:
+    notebook = Path(__file__).parents[1] / "notebooks" / f"{name}.ipynb"
+    settings = {"engine": "remote", "base_url": chats.url, **SMALL[name]}
+    done = run([notebook], tmp_path, settings, say=lambda _: None).iloc[0]
+    with remote(chats.url) as engine:
+        given = engine.has_logprobs(chats=True)
+    if name == "06_uncertainty" and not given:  # it is about the probabilities of letters
+        assert "gives no log-probabilities" in done["detail"]
+    else:
+        assert done["status"] == "ok", done["detail"]

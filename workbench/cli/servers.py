@@ -233,10 +233,15 @@ def check_server(
     model: Annotated[str | None, Option(help="A served name (default: the only one).")] = None,
     as_json: Json = False,
 ) -> None:
-    """What works at a server, and what to change where something is missing."""
+    """What works at a server, and what to change where something is missing.
+
+    Exit code 1: it answers neither texts nor chats.
+    """
     from workbench.serving.check import check
 
     checks = list(check(url, model))
     rows = [[one.what, "yes" if one.works else "NO", one.seen, one.remedy] for one in checks]
     text = table(["", "works", "seen", "to change"], rows)
     show([asdict(one) for one in checks], text, as_json=as_json)
+    if not any(one.works for one in checks if one.what in {"completion", "chat"}):
+        raise typer.Exit(1)

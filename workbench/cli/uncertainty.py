@@ -75,7 +75,7 @@ def run(
     shown = all(one.demonstrations for one in tasks)
     settings: dict[str, Any] = {
         "prompts": prompt or (["base", "shared", "task"] if shown else ["base"]),
-        "count": sample_size, "seed": seed, "chat": chat,
+        "count": sample_size, "seed": seed, "chat": chat or None,
     }  # fmt: skip
     served = api_base is not None or engine == "remote"
     arguments: dict[str, Any] = {

@@ -27,6 +27,7 @@ __all__ = ["ENGINES", "open_engine", "unavailable"]
 
 log = logging.getLogger("workbench")
 URL = "WORKBENCH_BASE_URL"
+MISSING = "not installed"  # of what an engine rests on
 # With no other options, an engine may take over from another: the model is the same.
 SAME_ANSWERS = HARMLESS | {"device"}
 
@@ -174,11 +175,14 @@ def _first(
             log.info("%s", error)
             reasons.append(f"{name}: {gap}" if (gap := unavailable(name)) else str(error))
             continue
-        if set(options) <= SAME_ANSWERS:
+        if set(options) <= SAME_ANSWERS and opened.variant:
             later = partial(_open, model=opened.info.model, url=url, store=None, why="", options={})
-            opened.followed_by(partial(later, after) for after in names[position + 1 :])
+            able = [n for n in names[position + 1 :] if n == "remote" or not unavailable(n)]
+            opened.followed_by(partial(later, name) for name in able)
         return opened
     if not url:
         reasons.append(f"remote: {_no_server()}")
     text = "; ".join(reasons)
-    raise EngineUnavailableError(f"no engine can run here. {text}. Install one: {install_hint()}")
+    if MISSING in text:
+        text += f". Install one: {install_hint()}"
+    raise EngineUnavailableError(f"no engine can run here. {text}")

@@ -376,7 +376,7 @@ class BaseEngine(FrameEngine, ABC):
             other = f"{new.model} {following.variant or new.revision}"
             reasons.append(f"{new.engine} has {other}, not {before.model} {self.variant}")
             following.close()
-        also = f". Nothing else could go on: {'; '.join(reasons)}" if reasons else ""
+        also = f". No failover: {'; '.join(reasons)}" if reasons else ""
         raise EngineGoneError(f"{gone}{also}") from gone
 
     def _stored(self, keys: Sequence[bytes]) -> Iterator[dict[bytes, Any]]:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from workbench.engines.local import EMBEDDED
 from workbench.errors import InputError
 from workbench.judge.templates import Case, Pair, Template, builtin
-from workbench.judge.votes import SIDES, Ballot, Mode, Row, Vote, both, cast
+from workbench.judge.votes import SIDES, Ballot, Mode, Row, Vote, both, cast, fitting
 from workbench.metric import Share
 from workbench.runs import commit
 from workbench.stats import balanced_accuracy, kappa, mean, paired_shares, proportion
@@ -178,6 +178,7 @@ class Judge:
             template = builtin("tiny" if tiny else kind)  # it was trained on a form of its own
             if not getattr(engine, "has_chat", True):  # a base model
                 template = template.as_text()
+        template = fitting(template, engine)
         if template.compares is not (kind == "pairwise"):
             need = "{a} and {b}" if kind == "pairwise" else "{candidate}"
             raise InputError(f"template {template.name}: {kind} needs one with {need}")

@@ -173,6 +173,12 @@ class Template:
         choices = tuple(f" {choice}" for choice in self.choices)
         return replace(self, text=f"{self.text}\n\nVerdict:", style="completion", choices=choices)
 
+    def as_chat(self) -> Template:
+        """The same words as a message, for a model that has nothing but chats."""
+        if self.style == "chat":
+            return self
+        return replace(self, style="chat", choices=tuple(one.strip() for one in self.choices))
+
     def fill(self, values: Mapping[str, str | None]) -> Prompt:
         """The prompt for a case, given the text for each place; only a reference may be None."""
         lines = self.text.split("\n")

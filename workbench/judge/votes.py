@@ -176,6 +176,11 @@ def _place(said: str, words: Mapping[str, int]) -> int | None:
     return words.get(normal(said))
 
 
+def fitting(template: Template, engine: Engine) -> Template:
+    """The template, as a chat where the engine has nothing else."""
+    return template if getattr(engine, "has_completions", True) else template.as_chat()
+
+
 def cast(
     engine: Engine, template: Template, prompts: Sequence[Prompt], sampling: Sampling, mode: Mode
 ) -> tuple[list[list[Vote]], list[Output]]:

@@ -16,6 +16,12 @@ from workbench.errors import EngineError, WorkbenchError
 from workbench.types import Completion, Prompt, Sampling
 
 TEXT = "The quick brown fox jumps over the lazy dog. "
+SIDE = {
+    "type": "object",
+    "properties": {"side": {"type": "string", "enum": ["left", "right"]}},
+    "required": ["side"],
+    "additionalProperties": False,
+}
 REPEATS = 5
 OWN_ANSWER = 10.0  # seconds for an answer without a key
 CLOSED = (401, 403, 404, 405, 501)  # the key is asked for, or there is nothing
@@ -71,7 +77,7 @@ def check(url: str, model: str | None = None) -> Iterator[ServerCheck]:
 def _key(url: str) -> ServerCheck:
     """Which paths answer without the key."""
     remedy = "set WORKBENCH_API_KEY where the server starts (`workbench serve`), and here"
-    if api_key(url) is None:
+    if api_key(url)[1] is None:
         local = is_loopback(urlsplit(url).hostname)
         seen = "none is set: whoever reaches the server can use it"
         return ServerCheck("key", local, seen, remedy)
@@ -99,8 +105,14 @@ async def _open_paths(url: str) -> list[str]:
     return open_paths
 
 
+def _prompt(engine: RemoteEngine, text: str) -> Prompt:
+    """A text; as a chat where the server has nothing else."""
+    return text if engine.has_completions else [{"role": "user", "content": text}]
+
+
 def _ask(engine: RemoteEngine, prompt: Prompt, **settings: Any) -> Completion:
     sampling = Sampling(**{"max_tokens": 1, **settings})
+    prompt = _prompt(engine, prompt) if isinstance(prompt, str) else prompt
     (row,) = engine.generate([prompt], sampling, errors="return")
     if row.error is not None:
         raise EngineError(row.error)
@@ -114,6 +126,8 @@ def _seconds(engine: RemoteEngine, prompt: str) -> float:
 
 
 def _completion(engine: RemoteEngine) -> str:
+    if not engine.has_completions:
+        raise EngineError("none: it has chats only")
     row = _ask(engine, TEXT, max_tokens=8)
     return f"{row.text[:30]!r}, {'with' if row.token_ids else 'without'} token ids"
 
@@ -131,10 +145,10 @@ def _logprobs(engine: RemoteEngine) -> str:
 
 
 def _labels(engine: RemoteEngine) -> str:
-    scores = engine.label_logprobs([TEXT], [" Yes", " No"], errors="return")
+    scores = engine.label_logprobs([_prompt(engine, TEXT)], [" Yes", " No"], errors="return")
     if scores.errors[0] is not None:
         raise EngineError(scores.errors[0])
-    if scores.missing.any():
+    if scores.missing.any() or not engine.has_completions:
         raise EngineError("only those among the 20 likeliest tokens, others as a bound")
     yes, no = scores.logprobs[0]
     return f"exact: Yes {yes:.2f}, No {no:.2f}"
@@ -147,6 +161,9 @@ def _several(engine: RemoteEngine, *, chats: bool = False) -> str:
 
 
 def _structured(engine: RemoteEngine) -> str:
+    if not engine.has_completions:
+        row = _ask(engine, "Left or right? Answer in JSON.", max_tokens=64, json_schema=SIDE)
+        return f"held to a JSON schema: {row.text[:30]!r}"
     row = _ask(engine, TEXT, max_tokens=16, choices=("left", "right"))
     return f"held to choices: {row.text!r}"
 
@@ -176,7 +193,7 @@ def _latency(engine: RemoteEngine) -> str:
 
 # How each thing is tried, and the remedy.
 TRIALS = {
-    "completion": (_completion, "serve a model with /v1/completions"),
+    "completion": (_completion, "give chats; exact label log-probabilities need /v1/completions"),
     "chat": (_chat, "give the server a chat template (--chat-template FILE)"),
     "logprobs": (_logprobs, "labels and uncertainty need them: use vLLM"),
     "label log-probabilities": (_labels, "exact ones need vLLM 0.27 or newer"),

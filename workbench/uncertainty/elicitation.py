@@ -22,6 +22,7 @@ import numpy as np
 from workbench import values
 from workbench.engines.local import LocalEngine
 from workbench.engines.streams import Streams, stream_labels
+from workbench.engines.style import common_style
 from workbench.errors import EngineError, EngineGoneError, InputError
 from workbench.progress import bars
 from workbench.runs import commit
@@ -94,7 +95,7 @@ class _Question:
 def elicit(
     tasks: Sequence[MultipleChoice], engines: Sequence[Engine],
     prompts: Sequence[OptionPrompt] = PROMPTS, *,
-    count: int | None = None, seed: int = 0, chat: bool = False,
+    count: int | None = None, seed: int = 0, chat: bool | None = None,
 ) -> Report:  # fmt: skip
     """What several models think of several tasks, in several prompts.
 
@@ -104,7 +105,8 @@ def elicit(
         tasks: of `tasks.open_choices`, or `MultipleChoice("name", "qa", items)` for other items.
         prompts: "base", "shared" or "task": see `option_prompts`.
         count: items of each task, chosen by `seed`; None is all.
-        chat: ask through the models' chat templates.
+        chat: ask through the models' chat templates; None where that suits one of the models (see
+            `engines.style`) and all of them have one.
 
     Returns:
         Of each model accuracy, mean letter mass, and the share of answers that lack a letter, over
@@ -121,6 +123,7 @@ def elicit(
     import pandas as pd
 
     names, models = _check_lists(tasks, engines, prompts)
+    chat = common_style(engines) == "chat" if chat is None else values.flag("chat", chat)
     questions = _questions(tasks, prompts, count, seed, chat=chat)
     before = [engine.usage for engine in engines]
     totals = {f"{len(names)} tasks": len(engines) * len(questions)} if len(names) > 1 else {}

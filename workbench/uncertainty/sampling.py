@@ -17,7 +17,7 @@ from workbench.agents.methods import check_samples, cluster, yes_or_no
 from workbench.cases import prepare_cases
 from workbench.errors import InputError
 from workbench.judge.templates import Pair, Template
-from workbench.judge.votes import cast
+from workbench.judge.votes import cast, fitting
 from workbench.stats import mean
 from workbench.store import digest
 from workbench.types import Completion, Engine, Grade, Item, Metric, Report, Sampling, Style
@@ -87,7 +87,8 @@ def sample_uncertainty(
     cases, provenance = prepare_cases(
         task, engine, "standard", count, 1, seed, shots=shots, style=style
     )
-    greedy = replace(cases[0].sampling, n=1, temperature=0.0, seed=None, logprobs=0)
+    logprobs = 0 if _has_logprobs(engine, cases[0]) else None
+    greedy = replace(cases[0].sampling, n=1, temperature=0.0, seed=None, logprobs=logprobs)
     own_seed = int.from_bytes(digest("uncertainty", seed)[:4], "big")
     sampling = replace(greedy, n=samples, temperature=float(temperature), seed=own_seed)
     before, prompts = engine.usage, [case.prompt for case in cases]
@@ -109,6 +110,12 @@ def sample_uncertainty(
     }  # fmt: skip
     summary = tuple(_summary(rows, samples, p_true=p_true))
     return Report(summary, rows, engine.usage.since(before), provenance)
+
+
+def _has_logprobs(engine: Engine, case: AgentCase) -> bool:
+    """Whether answers come with log-probabilities; an engine that does not say has them."""
+    has = getattr(engine, "has_logprobs", None)
+    return has is None or bool(has(chats=not isinstance(case.prompt, str)))
 
 
 @dataclass(slots=True)
@@ -355,7 +362,8 @@ def judged(engine: Engine, template: Template = SAME) -> Same:
             for item, a, b in pairs
         ]
         values = [pair.values(swapped=swapped) for swapped in (False, True) for pair in shown]
-        votes, _ = cast(engine, template, [*map(template.fill, values)], Sampling(), "logprob")
+        asked = fitting(template, engine)
+        votes, _ = cast(engine, asked, [*map(asked.fill, values)], Sampling(), "logprob")
         places = [vote.choice for (vote,) in votes]
         orders = zip(places[: len(shown)], places[len(shown) :], strict=True)
         return [False if 1 in both else None if None in both else True for both in orders]
