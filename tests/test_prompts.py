@@ -260,7 +260,7 @@ def test_amounts_read_well() -> None:
         "0.00",
         "1,234.50",
         "0.00012",
-        "0.050",
+        "0.05",
     ]
     estimate = Estimate(10, 1000, 500, prices=Prices(1, 2), minutes=2.5)
     assert repr(estimate) == (
