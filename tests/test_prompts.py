@@ -265,7 +265,7 @@ def test_amounts_read_well() -> None:
     estimate = Estimate(10, 1000, 500, prices=Prices(1, 2), minutes=2.5)
     assert repr(estimate) == (
         "at most 10 requests, about 1,000 prompt tokens and at most 500 completion tokens; a cost "
-        "of at most 0.0020, at 1.00 and 2.00 a million tokens, 2.5 minutes at the rate limits"
+        "of at most 0.002, at 1.00 and 2.00 a million tokens, 2.5 minutes at the rate limits"
     )
 
 
