@@ -15,6 +15,8 @@ import pytest
 from workbench import Sampling, open_engine, open_task
 from workbench.engines.base import BaseEngine
 from workbench.engines.frames import Completions
+from workbench.engines.requests import check_prompts
+from workbench.engines.tokens import SegmentedPrompt
 from workbench.errors import EngineError, InputError
 from workbench.store import Store
 
@@ -216,3 +218,12 @@ def test_any_frame_is_a_task(kind: str) -> None:
     frame = frame.astype({"A question?": kind}).set_axis(pd.Index([10, 20], name="key"))
     task = open_task(frame, question="A question?", answer=7, id="key")
     assert {item.id: item.answer for item in task.items()} == {"10": "2", "20": "4"}
+
+
+def test_a_prompt_of_a_kind_of_its_own_stays_one() -> None:
+    """The search for labels gives prompts in segments, whose tokens are known piece by piece."""
+    segments = SegmentedPrompt(["1+1=2\n", "1+2="])
+    (checked,) = check_prompts([segments])
+    assert checked is segments
+    (text,) = check_prompts(np.array(["1+1="]))
+    assert type(text) is str

@@ -102,6 +102,8 @@ def open_engine(
         with loading(_named(first, model)) as stage, whole_imports(partial(waiting, "imports")):
             if engine == "auto":
                 opened = _first(model, url, responses, options, stage)
+                if base_url and opened.info.engine != "remote":
+                    opened._note('base_url is for a failover only: engine="remote" asks the server')
             else:
                 opened = _open(
                     engine, model, url=url, store=responses, why="asked for", options=options

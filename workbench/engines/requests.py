@@ -188,7 +188,8 @@ def check_prompts(prompts: Iterable[Prompt]) -> list[Prompt]:
         if isinstance(prompt, str):
             if not prompt:
                 raise InputError(f"prompt {index} is empty: a model needs some text to continue")
-            plain.append(str.__str__(prompt))  # NumPy has a kind of its own
+            of_numpy = type(prompt).__module__ == "numpy"  # it has a kind of its own
+            plain.append(str.__str__(prompt) if of_numpy else prompt)
         elif values.is_missing(prompt):
             raise InputError(
                 f"prompt {index} is missing ({prompt}): leave it out, or see engine.ask, where a "
