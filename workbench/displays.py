@@ -204,4 +204,5 @@ def described(stage: Stage) -> str:
 
 def _row(stage: Stage) -> str:
     bar = f'<progress value="{stage.done}" max="{max(1, stage.total)}"></progress> '
-    return f"<div>{bar if stage.unit else ''}{escape(described(stage))}</div>"
+    text = escape(described(stage))
+    return f'<div style="font-size:13px">{bar if stage.unit else ""}{text}</div>'

@@ -144,5 +144,6 @@ def _leaves(error: BaseException) -> Iterator[str]:
 
 
 def _grey(text: str) -> str:
-    """Grey that can be read on light and dark, where there are colours."""
-    return text if _shell().colors.lower() == "nocolor" else f"\x1b[38;5;244m{text}\x1b[39m"
+    """Grey on lighter grey, where there are colours: no one grey can be read on light and dark."""
+    plain = _shell().colors.lower() == "nocolor"
+    return text if plain else f"\x1b[38;5;240;48;5;255m{text}\x1b[39;49m"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from workbench import reprs
 from workbench.comparison import comparison
 from workbench.engines.estimate import Estimate
 from workbench.errors import InputError
@@ -55,7 +56,7 @@ class PromptComparison:
         name = rows[1]["name"]
         gap = _interval(rows[1], "difference", "difference_", " points")
         return (
-            f'{task}: "{name}" is not distinguishable from "{first}" with {answered} items ({gap})'
+            f'{task}: "{name}" is not distinguishable from "{first}" with {answered} items: {gap}'
         )
 
     def figure(self) -> Figure:
@@ -89,10 +90,11 @@ class PromptComparison:
         picture = io.BytesIO()
         self.figure().savefig(picture, format="png", dpi=110)
         data = base64.b64encode(picture.getvalue()).decode()
-        table = self.shown().to_html(index=False, border=0)
+        shown = self.shown()
+        table = reprs.table([*shown], shown.itertuples(index=False))
         name = html.escape(self.finding)
         image = f'<img src="data:image/png;base64,{data}" alt="{name}" style="max-width: 100%">'
-        return f"<p>{name}</p>{table}{image}"
+        return f'<div style="font-size:13px"><div>{name}</div>{table}{image}</div>'
 
 
 def _interval(row: Mapping[Any, Any], name: str, prefix: str, unit: str = "") -> str:

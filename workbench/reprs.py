@@ -73,7 +73,7 @@ class Shown:
             inner = "".join(self._card().html)
         except Exception:  # noqa: BLE001  # then a notebook shows the text
             return None
-        return f'<div style="color:inherit">{inner}</div>'
+        return f'<div style="color:inherit;font-size:13px">{inner}</div>'
 
     def _card(self) -> Card:
         return next(_cards()[kind](self) for kind in type(self).__mro__ if kind in _cards())
@@ -174,7 +174,7 @@ def facts(values: Mapping[str, object]) -> str:
 
 def note(text: str) -> str:
     """A small line."""
-    return f"<div><small>{escape(brief(text))}</small></div>"
+    return f'<div style="font-size:12px;overflow-wrap:anywhere">{escape(brief(text))}</div>'
 
 
 def block(text: object, most: int = 5 * LONGEST) -> str:

@@ -26,6 +26,8 @@ QUIET = (
     "--LabApp.extension_manager=readonly",
 )
 """What JupyterLab asks of the network by itself, switched off: news, updates, extensions."""
+SETTINGS = Path(__file__).with_name("lab")
+"""Defaults of JupyterLab's settings: its page then asks nobody whether to fetch news."""
 SKIPPED = ("__pycache__", ".ipynb_checkpoints", "runs")
 
 Lab = Annotated[bool, Option("--lab", help="Open them in JupyterLab.")]
@@ -113,4 +115,6 @@ def open_lab(place: Path, *options: str) -> NoReturn:
         raise InputError(f"JupyterLab is not installed: {install_hint('lab')}")
     where = f"--notebook-dir={place}" if place.is_dir() else str(place)
     sys.stdout.flush()
+    folders = [str(SETTINGS), os.environ.get("JUPYTER_CONFIG_PATH", "")]
+    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, folders))
     os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *QUIET, where, *options])
