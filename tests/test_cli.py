@@ -169,6 +169,21 @@ def test_generate_asks_a_server_in_its_style(tmp_path: Path) -> None:
     assert "in.jsonl:2: messages are a chat" in refused.stderr
 
 
+def test_generate_takes_a_line_break_as_a_shell_gives_it(tmp_path: Path) -> None:
+    source, out = write(tmp_path / "in.jsonl", [{"a": "x"}]), tmp_path / "out.jsonl"
+    with Stranger(plain_reply) as server, Stranger(plain_reply) as other:
+        command = ["generate", str(source), str(out), "--model", "m", "--store", "none"]
+        command += ["--prompt", r"{a}\nSo:", "--stop", r"\n", "--no-chat", "--base-url"]
+        assert run(app, [*command, server.url]).exit_code == 0
+        bodies = [one.body for one in server.asked if one.body and "stop" in one.body]
+        elsewhere = run(app, [*command, other.url])
+    assert bodies
+    assert all("x\nSo:" in str(body["prompt"]).replace("\\n", "\n") for body in bodies)
+    assert all(body["stop"] == ["\n"] for body in bodies)
+    assert elsewhere.exit_code == 2  # a model of the same name there may be another
+    assert "another model" in elsewhere.stderr
+
+
 def test_errors_are_a_line_not_a_traceback(tmp_path: Path) -> None:
     done = run(app, ["generate", str(tmp_path / "none.jsonl"), str(tmp_path / "out.jsonl")])
     assert done.exit_code == 2

@@ -69,9 +69,7 @@ def generate_file(
         if style == "completion":
             raise InputError(f"{chats[0].place}: messages are a chat; leave --no-chat out")
         style = "chat"
-    # Where answers are stored decides none; nor does which server has a model of that name.
-    free = {"store", "base_url"} if model else {"store"}
-    same = repr(sorted((k, v) for k, v in options.items() if k not in free))
+    same = repr(sorted((k, v) for k, v in options.items() if k != "store"))
     made_by = digest(
         model, prompt, style, sampling.canonical(), sampling.n, sampling.seed, same
     ).hex()[:12]

@@ -83,7 +83,7 @@ def evaluate_task(
     changed = {"temperature": temperature, "max_tokens": max_tokens}
     settings: dict[str, Any] = {"count": count, "num_runs": num_runs, "seed": seed, "shots": shots}
     settings |= {name: value for name, value in changed.items() if value is not None}
-    settings["prompt"] = prompt and prompt.replace("\\n", "\n")  # as a shell gives it
+    settings["prompt"] = prompt and options.typed(prompt)
     check_cases(chosen, **settings)
     settings["folder"] = folder = run_dir() / "eval" / name if name else None
     settings |= {"price_in": price_in, "price_out": price_out, "max_cost": max_cost}

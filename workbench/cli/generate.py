@@ -41,10 +41,11 @@ def generate(
     from workbench.batch import generate_file
     from workbench.types import Sampling
 
+    prompt = prompt and options.typed(prompt)
+    ends = tuple(map(options.typed, stop or ()))
     sampling = Sampling(
-        max_tokens=max_tokens, temperature=temperature, top_p=top_p, n=n, stop=tuple(stop or ()),
-        seed=seed,
-    )  # fmt: skip
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, n=n, stop=ends, seed=seed
+    )
     result = generate_file(
         source, out, sampling, prompt=prompt, style=options.style(chat), model=model, store=store,
         **options.server(engine, base_url), **options.engine_options(option),

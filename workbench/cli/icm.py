@@ -94,6 +94,7 @@ def icm(
     seeds = seed or [0]
     if twice := [one for one in seeds if seeds.count(one) > 1]:
         raise InputError(f"--seed {twice[0]} is given twice; give different ones")
+    template = template and options.typed(template)
     wording = wording_from(labels, None, template) if labels or template else None
     bed, count = _open(
         testbed, limit, batch_size, columns=column, wording=wording, test_count=test_count

@@ -92,6 +92,11 @@ def style(chat: bool | None) -> Style:
     return "auto" if chat is None else "chat" if chat else "completion"
 
 
+def typed(text: str) -> str:
+    """A text as it was meant: a shell gives a line break as \\n."""
+    return text.replace("\\n", "\n")
+
+
 def pairs(texts: Sequence[str] | None, option: str) -> dict[str, str]:
     """Values by name, out of NAME=VALUE.
 
