@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 import workbench
 from workbench.cli import app
 from workbench.nb.notebook import load
-from workbench.nb.parameters import faults
+from workbench.nb.parameters import default, faults
 from workbench.runs import shipped_notebooks
+from workbench.serving import Server
 from workbench.sweep import Sweep
 
 run = CliRunner().invoke
@@ -34,8 +38,11 @@ def test_new_writes_three_files_that_fit_each_other(here: Path, name: str) -> No
     assert done.exit_code == 0, done.output
     written = [Path(line) for line in done.stdout.splitlines()]
     assert [path.name for path in written] == ["mine.csv", "mine.ipynb", "mine.yaml"]
-    assert all("NAME" not in path.read_text() for path in written)
+    assert not any(re.search("(?i)your.own.data", path.read_text()) for path in written)
     notebook = load(written[1])
+    assert not any(cell.outputs or cell.count for cell in notebook.cells)
+    assert (default(notebook, "data"), default(notebook, "store")) == ("mine.csv", "default")
+    assert "learn" not in "".join(cell.source for cell in notebook.cells)
     assert [*faults(notebook)] == []
     assert len(Sweep.read(written[2]).points) == 4
     assert "mine.yaml" in done.stderr
@@ -43,6 +50,26 @@ def test_new_writes_three_files_that_fit_each_other(here: Path, name: str) -> No
     again = run(app, ["new", name])
     assert (again.exit_code, "exists already" in again.stderr) == (2, True)
     assert [path.read_bytes() for path in written] == before
+
+
+@pytest.mark.timeout(600)
+def test_a_new_notebook_and_its_sweep_run_as_they_are(
+    here: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))  # where the answers are kept
+    assert run(app, ["new", "mine"]).exit_code == 0
+    done = run(app, ["notebook", "run", "mine.ipynb", "--out", "out"])
+    assert done.exit_code == 0, done.output
+    assert (here / "out" / "figures" / "mine.png").stat().st_size > 1000
+    answers = pd.read_csv(here / "out" / "results" / "mine.csv")
+    found = json.loads((here / "out" / "metrics.json").read_text())["accuracy"]
+    assert (found["value"], found["n"]) == (answers["correct"].mean(), 24)
+    monkeypatch.setenv("WORKBENCH_BASE_URL", server.url)  # four points load no model
+    swept = run(app, ["sweep", "run", "mine.yaml", "--jobs", "2", "--out", "swept"])
+    assert swept.exit_code == 0, swept.output
+    table = pd.read_csv(here / "swept" / "results.csv")
+    assert (len(table), table["state"].unique().tolist()) == (4, ["done"])
+    assert table["accuracy"].nunique() > 1, table
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a b", "work/", "x.py", "a/..", ".hidden", "-"])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import filecmp
 import importlib.util
+import json
 import os
 import re
 import shutil
 import sys
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -18,8 +20,10 @@ from workbench.cli.output import say
 from workbench.errors import InputError
 from workbench.files import write_whole
 
-TEMPLATES = Path(__file__).with_name("new")
-"""Files in which NAME stands for the name of the notebook."""
+TEMPLATE = "10_your_own_data"
+"""The notebook of ours, with questions and a sweep, that a new one is a copy of."""
+ITS_NAME = re.compile(r"(?:10_)?your[_ ]own[_ ]data", re.IGNORECASE)
+LAST = "## What we learn\n"
 QUIET = (
     "--LabApp.news_url=None",
     "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
@@ -38,6 +42,8 @@ def new(
     lab: Lab = False,
 ) -> None:
     """A notebook for your own questions, with a sweep file and some rows to begin with."""
+    from workbench.runs import shipped_notebooks
+
     place = Path(name).expanduser()
     if place.suffix == ".ipynb":
         place = place.with_suffix("")
@@ -46,19 +52,30 @@ def new(
             f"{name!r} is no name for a notebook: give letters, digits, _ and -, such as mine or "
             "work/mine"
         )
-    found = sorted(TEMPLATES.glob("NAME.*"))
+    found = sorted(shipped_notebooks().glob(f"{TEMPLATE}.*"))
     targets = [place.with_name(place.name + template.suffix) for template in found]
     for target in targets:
         if target.exists() or target.is_symlink():
             raise InputError(f"{target} exists already: choose another name, or move it away")
     for template, target in zip(found, targets, strict=True):
-        text = template.read_text(encoding="utf-8").replace("NAME", place.name)
-        write_whole(target, text)
+        text = ITS_NAME.sub(place.name, template.read_text(encoding="utf-8"))
+        write_whole(target, _unused(text) if target.suffix == ".ipynb" else text)
         typer.echo(target)
     say(f"run it: workbench notebook run {place}.ipynb --out runs/{place.name}")
     say(f"vary it: workbench sweep run {place}.yaml")
     if lab:
         open_lab(place.with_suffix(".ipynb"))
+
+
+def _unused(text: str) -> str:
+    """A notebook of ours without outputs and findings, whose answers are kept for the next run."""
+    notebook = json.loads(text)
+    notebook["cells"] = [*takewhile(lambda cell: cell["source"][0] != LAST, notebook["cells"])]
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell |= {"execution_count": None, "outputs": []}
+    text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+    return text.replace(r"store: str = \"\"", r"store: str = \"default\"")
 
 
 def copy(
