@@ -471,6 +471,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "04_judge": {"count": 16, "turns": 1, "top_k": None},
     "06_uncertainty": {"count": 120, "few": 80, "free": 10, "samples": 3},
     "09_agents": {"count": 4},
+    "10_your_own_data": {"count": 4},
 }
 
 

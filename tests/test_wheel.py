@@ -121,6 +121,7 @@ def test_the_wheel_has_the_notebooks_the_kernel_and_the_models(wheel: Path) -> N
         about = packed.read(f"{wheel.name.rsplit('-', 3)[0]}.dist-info/METADATA").decode()
     ours = {path.relative_to(CLONE).as_posix() for path in (CLONE / "notebooks").rglob("*.ipynb")}
     ours |= {path.relative_to(CLONE).as_posix() for path in (CLONE / "notebooks").rglob("*.yaml")}
+    ours |= {path.relative_to(CLONE).as_posix() for path in (CLONE / "notebooks").glob("*.csv")}
     ours = {name for name in ours if ".ipynb_checkpoints" not in name}
     assert {name for name in names if "_notebooks/" in name} == {f"workbench/_{n}" for n in ours}
     assert {"workbench/py.typed", "workbench/tiny/model/model.safetensors"} <= names
