@@ -70,7 +70,7 @@ def new(
 def _unused(text: str) -> str:
     """A notebook of ours without outputs and findings, whose answers are kept for the next run."""
     notebook = json.loads(text)
-    notebook["cells"] = [*takewhile(lambda cell: cell["source"][0] != LAST, notebook["cells"])]
+    notebook["cells"] = [*takewhile(lambda cell: cell["source"][:1] != [LAST], notebook["cells"])]
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             cell |= {"execution_count": None, "outputs": []}
