@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -55,39 +55,9 @@ ARGUMENTS = (
 """Of `evaluate`, beside the fields of Sampling."""
 
 
-def check_cases(  # as `evaluate`
-    task: object,
-    agent: str | Agent = "standard",
-    count: int | None = None,
-    num_runs: int = 1,
-    seed: int = 0,
-    *,
-    shots: int = 0,
-    styles: Sequence[PromptStyle] = ("completion", "chat"),
-    sampling: Sampling | None = None,
-    prompt: str | None = None,
-    **changes: Any,
-) -> tuple[Task, Sampling, list[Item]]:
-    """Refuse what `evaluate` would, before an engine is there; what it works on.
-
-    Raises:
-        InputError: as `evaluate`.
-    """
-    open_agent(agent)
-    task = as_task(task)
-    sampling = chosen_sampling(task, sampling, changes)
-    values.whole("num_runs", num_runs, 1)
-    items = _items(task, count, values.whole("seed", seed, 0))
-    if prompt is not None:
-        for style in styles:
-            for item in items:
-                worded_prompt(task, item, shots, style, prompt)
-    return task, sampling, items
-
-
 def prepare_cases(  # noqa: PLR0917  # as `evaluate`
     task: object,
-    engine: Engine,
+    engine: Engine | None,
     agent: str | Agent = "standard",
     count: int | None = None,
     num_runs: int = 1,
@@ -99,11 +69,20 @@ def prepare_cases(  # noqa: PLR0917  # as `evaluate`
     prompt: str | None = None,
     **changes: Any,
 ) -> tuple[list[AgentCase], dict[str, Any]]:
-    """What `evaluate` with these arguments works on, and its report's provenance."""
-    known, chosen, items = check_cases(
-        task, agent, count, num_runs, seed, styles=(), sampling=sampling, **changes
-    )
-    asked, why = chosen_style(engine, style)
+    """What `evaluate` with these arguments works on, and its report's provenance.
+
+    Without an engine it refuses what `evaluate` would, before one is there.
+
+    Raises:
+        InputError: as `evaluate`.
+    """
+    open_agent(agent)
+    known = as_task(task)
+    chosen = chosen_sampling(known, sampling, changes)
+    values.whole("num_runs", num_runs, 1)
+    items = _items(known, count, values.whole("seed", seed, 0))
+    asked: PromptStyle
+    asked, why = ("completion", "") if engine is None else chosen_style(engine, style)
     prompts = [worded_prompt(known, item, shots, asked, prompt) for item in items]
     cases = [AgentCase(known, *pair, chosen) for pair in zip(items, prompts, strict=True)]
     content = [[case.item.id, case.prompt, case.item.answer] for case in cases]
@@ -120,7 +99,7 @@ def prepare_cases(  # noqa: PLR0917  # as `evaluate`
         "style_why": why,
         "prompt": prompt,
         "sampling": asdict(chosen),
-        "engine": asdict(engine.info),
+        "engine": engine and asdict(engine.info),
         "commit": commit(),
     }
 

@@ -19,13 +19,15 @@ from workbench.engines.spending import Spending
 from workbench.errors import InputError
 from workbench.progress import fact, interruptible
 from workbench.store import digest
-from workbench.suite import Suite
 from workbench.types import Engine, Sampling, Style
 from workbench.verdicts import (
     Evaluation,
     accuracy,
     accuracy_by,
+    keep,
+    kept_place,
     load,
+    load_kept,
     report_row,
     to_frame,
     trace_rows,
@@ -157,13 +159,11 @@ def _evaluate(
         cost |= {"price_out": spending.prices.price_out}
         provenance["cost"] = cost | ({"max_cost": spending.max_cost} if spending.max_cost else {})
     usage = engine.usage.since(before)
-    if spending.limited and not spending.dry and (lost := _not_asked(frame)):
-        log.warning("evaluate: %d of %d rows were not asked: max_cost", lost, len(frame))
+    if spending.limited and not spending.dry:
+        lost = int(frame["error"].astype("string").str.startswith("not asked").sum())
+        if lost:
+            log.warning("evaluate: %d of %d rows were not asked: max_cost", lost, len(frame))
     return Evaluation((accuracy(frame),), frame, usage, provenance, to_frame(trace))
-
-
-def _not_asked(frame: Any) -> int:
-    return int(frame["error"].astype("string").str.startswith("not asked").sum())
 
 
 def _of_run(case: AgentCase, run: int) -> AgentCase:
@@ -233,19 +233,20 @@ def evaluate_each(
 ) -> dict[str, Evaluation] | Estimate:
     """`evaluate` for each name of a plan, with the arguments that are its own; see `run_suite`."""
     spending = Spending(engine, Prices.of(price_in, price_out), max_cost, dry=dry_run)
-    task, kept = as_task(task), Suite(folder)
+    task = as_task(task)
     each = {name: {**settings, **own} for name, own in plan.items()}
     # All of them are refused or none, before anything is asked.
     wanted = {name: prepare_cases(task, engine, **one)[1] for name, one in each.items()}
     reports: dict[str, Evaluation] = {}
     for number, (name, one) in enumerate(each.items(), 1):
         log.info("suite: %s, %d of %d", name, number, len(each))
-        if (saved := kept.load(name, wanted[name])) is not None:
+        place = kept_place(folder, name)
+        if place and (saved := load_kept(place, name, wanted[name])):
             reports[name] = saved
             continue
         reports[name] = _evaluate(task, engine, spending, **one)
-        if not dry_run:
-            kept.save(name, reports[name])
+        if place and not dry_run:
+            keep(reports[name], place)
     if not dry_run:
         return reports
     return spending.estimate(

@@ -61,7 +61,7 @@ class PromptComparison:
 
     def figure(self) -> Figure:
         """Accuracies and paired differences with their intervals; the title is the finding."""
-        from workbench.plots.prompts import draw_comparison
+        from workbench.plots import draw_comparison
 
         return draw_comparison(self.table, self.finding)
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workbench.metric import Metric
+    from workbench.stats import Metric
     from workbench.types import Completion, EngineInfo, Item, LabelScores, Report, Usage
 
 LINES, WIDTH = 5, 160

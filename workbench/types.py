@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from workbench import values
 from workbench.errors import InputError
-from workbench.metric import Metric
 from workbench.reprs import Shown, scores_frame
+from workbench.stats import Metric
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,8 +1,11 @@
-"""What an evaluation leaves: its report, a verdict a row, a trace of all calls; and reading it."""
+"""What an evaluation leaves: its report, a verdict a row, a trace of all calls; and keeping it."""
 
 from __future__ import annotations
 
 import json
+import logging
+import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -13,12 +16,16 @@ from workbench.agents import AgentCase, AgentOutcome, Ask
 from workbench.agents.scheduler import CallRecord
 from workbench.errors import InputError
 from workbench.files import file_error
-from workbench.metric import FORMS
-from workbench.stats import mean_share
+from workbench.stats import FORMS, mean_share
+from workbench.store import digest
 from workbench.types import Completion, Grade, Item, Metric, Report, Task, Usage
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger("workbench")
+LONGEST_NAME = 60
+"""Letters of the name of a report's folder in a suite."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -160,3 +167,52 @@ def load(folder: str | Path) -> Report:
             f"{file_error(place / 'summary.json', error)}; {place} holds no report: give a folder "
             "that one was saved in"
         ) from error
+
+
+def kept_place(folder: str | Path | None, name: str) -> Path | None:
+    """Where a suite keeps its report of that name, which may be too long for a folder's."""
+    if folder is None:
+        return None
+    plain = re.sub(r"[^\w.,=() -]", "_", name)
+    if plain != name or len(name) > LONGEST_NAME:
+        plain = f"{plain[:LONGEST_NAME]} {digest(name).hex()[:8]}"
+    return Path(folder).expanduser() / plain
+
+
+def keep(report: Evaluation, place: Path) -> None:
+    """Save a report in the place of the one that was there."""
+    shutil.rmtree(place.resolve(), ignore_errors=True)  # of a link it removes nothing
+    report.save(place)
+
+
+def load_kept(place: Path, name: str, wanted: Mapping[str, Any]) -> Evaluation | None:
+    """The report in that place, if it is there with these settings and none of its rows failed.
+
+    Raises:
+        InputError: it is of other settings, model or items.
+    """
+    if not place.exists():
+        return None
+    report = load(place)
+    if not isinstance(report, Evaluation):
+        raise InputError(f"{place} has no trace.parquet: remove the folder, and it is made anew")
+    there, here = (_settings(one) for one in (report.provenance, wanted))
+    for setting, value in here.items():
+        if there.get(setting) != value:
+            raise InputError(
+                f"{place} has {setting}={there.get(setting)!r}, here it is {value!r}: give this "
+                "suite another name, or remove the folder"
+            )
+    if report.rows["error"].isna().all():
+        return report
+    log.info("suite: %s has failed rows, which are asked again", name)
+    return None
+
+
+def _settings(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the answers, as it is read from a file."""
+    model = {name: provenance["engine"][name] for name in ("model", "revision")}
+    unlike = {"engine", "commit", "style_why", "cost"}
+    others = {name: v for name, v in provenance.items() if name not in unlike}
+    settings: dict[str, Any] = json.loads(json.dumps(model | others, default=str))
+    return settings

@@ -18,7 +18,7 @@ from workbench.errors import InputError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from workbench.types import Report, Style, Task
+    from workbench.types import Report, Task
 
 
 def evaluate_task(
@@ -61,7 +61,7 @@ def evaluate_task(
 ) -> None:
     """How accurate is a model on a task, and what does an agent add? Run again, it resumes."""
     from workbench.agents import AGENTS
-    from workbench.cases import check_cases
+    from workbench.cases import prepare_cases
     from workbench.engines import open_engine
     from workbench.engines.estimate import Prices
     from workbench.engines.spending import checked_limit
@@ -77,14 +77,14 @@ def evaluate_task(
     values.known("agent", agent, [*AGENTS, "all"])
     checked_limit(Prices.of(price_in, price_out), max_cost)
     chosen = open_task(task, **columns)
-    styles: list[Style] = ["auto"] if chat is None else ["chat" if chat else "completion"]
+    styles = [options.style(chat)]
     if agent == "all" and not chat:
         styles = ["completion", "chat"]
     changed = {"temperature": temperature, "max_tokens": max_tokens}
     settings: dict[str, Any] = {"count": count, "num_runs": num_runs, "seed": seed, "shots": shots}
     settings |= {name: value for name, value in changed.items() if value is not None}
     settings["prompt"] = prompt and options.typed(prompt)
-    check_cases(chosen, **settings)
+    prepare_cases(chosen, None, **settings)  # before an engine is there
     settings["folder"] = folder = run_dir() / "eval" / name if name else None
     settings |= {"price_in": price_in, "price_out": price_out, "max_cost": max_cost}
     arguments = options.engine_options(option) | _batch(batch_size, engine)

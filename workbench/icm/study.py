@@ -38,9 +38,9 @@ from workbench.icm.report import ICMReport, said_by
 from workbench.icm.scorer import Cost, Scorer
 from workbench.icm.search import checked_settings, label_all, search
 from workbench.icm.testbeds import Testbed
-from workbench.metric import Share
 from workbench.progress import one_bar
 from workbench.runs import commit
+from workbench.stats import Share
 from workbench.types import Engine, Report, Usage
 
 if TYPE_CHECKING:

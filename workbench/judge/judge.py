@@ -16,9 +16,8 @@ from workbench.engines.local import EMBEDDED
 from workbench.errors import InputError
 from workbench.judge.templates import Case, Pair, Template, builtin
 from workbench.judge.votes import SIDES, Ballot, Mode, Row, Vote, both, cast, fitting
-from workbench.metric import Share
 from workbench.runs import commit
-from workbench.stats import balanced_accuracy, kappa, mean, paired_shares, proportion
+from workbench.stats import Share, balanced_accuracy, kappa, mean, paired_shares, proportion
 from workbench.types import Engine, Metric, Report, Sampling, Usage
 
 Judged = TypeVar("Judged", Case, Pair)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from workbench.types import Metric
@@ -21,6 +22,7 @@ __all__ = [
     "MARKERS",
     "bars",
     "doubling",
+    "draw_comparison",
     "line_style",
     "log_ticks",
     "new_figure",
@@ -118,8 +120,7 @@ def plot_accuracy(ax: Axes, metrics: Sequence[Metric]) -> None:
     bars(ax, metrics)
     labels = [f"{m.name.replace('_', ' ')}\nn = {m.n}" for m in metrics]
     ax.set_xticks(range(len(metrics)), labels, fontsize=9 if len(metrics) < 5 else 8)
-    ax.set_ylim(0, 1.05)
-    ax.set_ylabel("accuracy (95 % interval)")
+    ax.set(ylim=(0, 1.05), ylabel="accuracy (95 % interval)")
 
 
 def plot_log_odds(ax: Axes, groups: Mapping[str, NDArray[np.float64]]) -> None:
@@ -132,8 +133,7 @@ def plot_log_odds(ax: Axes, groups: Mapping[str, NDArray[np.float64]]) -> None:
         label = f"{name} (n = {len(values)})"
         ax.hist(values, bins=bins.tolist(), color=colour, alpha=0.65, label=label)
     ax.axvline(0, color="0.2", linewidth=1, linestyle="--")
-    ax.set_xlabel('log p(" True") / p(" False"), nats')
-    ax.set_ylabel("claims")
+    ax.set(xlabel='log p(" True") / p(" False"), nats', ylabel="claims")
     ax.legend(frameon=False, fontsize=9)
 
 
@@ -145,6 +145,7 @@ AXES = {
     "shared": "share of the prompt that all have in common",
 }
 MARKERS = "os^Dv*X"
+WIDTH, NAME = 110, 22  # characters of a line of a title, and of a name
 NAMES_APART = 1.16  # of the names of lines that end close together, as a ratio of their heights
 
 
@@ -167,8 +168,7 @@ def plot_speeds(ax: Axes, table: pd.DataFrame, by: str) -> None:
         doubling(ax, _places(table, by))
     ax.set_yscale("log")
     log_ticks(ax.yaxis, "{x:,.0f}")
-    ax.set_xlabel(AXES[by])
-    ax.set_ylabel("answer tokens a second")
+    ax.set(xlabel=AXES[by], ylabel="answer tokens a second")
 
 
 def _places(table: pd.DataFrame, by: str) -> pd.Series[float]:
@@ -243,8 +243,7 @@ def plot_requests(ax: Axes, table: pd.DataFrame, here: float | None = None) -> N
     for name, (speed, colour) in sorted(ends.items(), key=lambda end: end[1]):
         lowest = max(speed, lowest * NAMES_APART)
         ax.text(1.25 * many[-1], lowest, name, color=colour, va="center", fontsize=9)
-    ax.set_xlabel("requests at once")
-    ax.set_ylabel("verdicts a second")
+    ax.set(xlabel="requests at once", ylabel="verdicts a second")
 
 
 def plot_samples(ax: Axes, curve: pd.DataFrame) -> None:
@@ -256,8 +255,7 @@ def plot_samples(ax: Axes, curve: pd.DataFrame) -> None:
     ax.fill_between(curve["samples"], curve["low"], curve["high"], color=COLOURS[0], alpha=0.15)
     ax.plot(curve["samples"], curve["accuracy"], color=COLOURS[0], marker=MARKERS[0])
     doubling(ax, curve["samples"])
-    ax.set_xlabel("samples that vote")
-    ax.set_ylabel("accuracy (95 % band)")
+    ax.set(xlabel="samples that vote", ylabel="accuracy (95 % band)")
 
 
 def plot_costs(ax: Axes, table: pd.DataFrame) -> None:
@@ -275,7 +273,37 @@ def plot_costs(ax: Axes, table: pd.DataFrame) -> None:
         )  # fmt: skip
     ax.set_xscale("log")
     log_ticks(ax.xaxis, "{x:,.0f}")
-    ax.set_xlabel("generated tokens an item")
-    ax.set_ylabel("accuracy (95 % interval)")
-    ax.set_ylim(0, 1.02)
+    ax.set(xlabel="generated tokens an item", ylabel="accuracy (95 % interval)", ylim=(0, 1.02))
     ax.legend(fontsize=8, frameon=False, loc="lower left")
+
+
+def draw_comparison(table: pd.DataFrame, title: str) -> Figure:
+    """Accuracies with their 95 % intervals, and paired differences to the first with theirs.
+
+    Args:
+        table: what `comparison.comparison` returns, of two reports or more.
+        title: what was found.
+    """
+    figure, (left, right) = new_figure(2, height=1.5 + 0.45 * len(table))
+    places = list(range(len(table)))
+    for place in places:
+        row, style = table.iloc[[place]], {**line_style(place), "marker": "o", "markersize": 6}
+        ends = sides(row, "accuracy")
+        left.errorbar(row["accuracy"], [place], xerr=ends, capsize=4, **style)
+        if place:
+            ends = sides(row, "difference", "difference_low", "difference_high")
+            right.errorbar(row["difference"], [place], xerr=ends, capsize=4, **style)
+    names = [fill(str(name), NAME) for name in table["name"]]
+    left.set_yticks(places, [f"{a}\nn = {n}" for a, n in zip(names, table["n"], strict=True)])
+    left.set_xlim(-0.02, 1.02)
+    share_ticks(left.xaxis)
+    left.set_xlabel("accuracy (95 % interval)")
+    right.axvline(0, color="0.2", linewidth=1, linestyle="--")
+    right.set_yticks(places, [""] * len(places))
+    right.set_xlabel(f"difference to {names[0]} (paired, 95 % interval)".replace("\n", " "))
+    for ax in (left, right):
+        ax.set_ylim(len(places) - 0.4, -0.6)
+        ax.grid(axis="y", visible=False)
+        ax.grid(axis="x", color="0.9")
+    figure.suptitle(fill(title, WIDTH), fontsize=10)
+    return figure

@@ -43,9 +43,7 @@ def plot_trade_off(ax: Axes, table: pd.DataFrame, x: str = "faster") -> None:
                 )  # fmt: skip
     ax.set_xscale("log")
     log_ticks(ax.xaxis, "{x:g} ×")
-    ax.set_xlabel(AXES[x])
-    ax.set_ylabel("accuracy (95 % interval)")
-    ax.set_ylim(0, 1.02)
+    ax.set(xlabel=AXES[x], ylabel="accuracy (95 % interval)", ylim=(0, 1.02))
     ax.legend(fontsize=8, frameon=False, loc="lower left")
 
 
@@ -70,8 +68,7 @@ def plot_throughput(ax: Axes, rows: pd.DataFrame) -> None:
             capsize=3, label=how, **line_style(number),
         )  # fmt: skip
     doubling(ax, rows["batch_size"])
-    ax.set_xlabel("batch size")
-    ax.set_ylabel("requests a second")
+    ax.set(xlabel="batch size", ylabel="requests a second")
     ax.set_ylim(bottom=0)
     ax.legend(fontsize=8, frameon=False)
 
@@ -91,8 +88,7 @@ def plot_latency(ax: Axes, rows: pd.DataFrame) -> None:
             capsize=3, label=f"{clients:g} clients, wait {wait:g} s", **line_style(number),
         )  # fmt: skip
     doubling(ax, served["batch_size"])
-    ax.set_xlabel("batch size")
-    ax.set_ylabel("seconds a request (median to p95)")
+    ax.set(xlabel="batch size", ylabel="seconds a request (median to p95)")
     ax.set_ylim(bottom=0)
     ax.legend(fontsize=8, frameon=False)
 
@@ -120,11 +116,9 @@ def plot_canvas(ax: Axes, steps: pd.DataFrame) -> None:
                 one["place"], step, shown, ha="center", va="center", clip_on=True, parse_math=False,
                 fontsize=7 if len(shown) < 3 else 5, color="black" if new else "0.5",
             )  # fmt: skip
-    ax.set_xlim(-0.5, len(steps) - 0.5)
-    ax.set_ylim(last + 0.5, 0.5)
+    ax.set(xlim=(-0.5, len(steps) - 0.5), ylim=(last + 0.5, 0.5))
     ax.set_yticks(range(1, last + 1, max(1, last // 10)))
     ax.grid(visible=False)
-    ax.set_xlabel("place in the answer")
-    ax.set_ylabel("forward")
+    ax.set(xlabel="place in the answer", ylabel="forward")
     assert ax.figure is not None
     ax.figure.colorbar(ScalarMappable(cmap=shades), ax=ax, label="probability", pad=0.01)

@@ -60,10 +60,8 @@ def plot_convergence(ax: Axes, histories: Mapping[str, pd.DataFrame]) -> None:
         )  # fmt: skip
     ax.set_xscale("log")
     log_ticks(ax.xaxis, "{x:g}")
-    ax.set_xlabel("tokens computed, thousands")
-    ax.set_ylabel("energy, nats (line)")
-    right.set_ylabel("label accuracy (dotted)")
-    right.set_ylim(0, 1.05)
+    ax.set(xlabel="tokens computed, thousands", ylabel="energy, nats (line)")
+    right.set(ylabel="label accuracy (dotted)", ylim=(0, 1.05))
     ax.legend(frameon=False, fontsize=9, loc="lower right")
 
 
@@ -85,9 +83,7 @@ def plot_demonstrations(ax: Axes, table: pd.DataFrame) -> None:
     ax.set_xscale("symlog", base=2, linthresh=1)
     ax.set_xticks(counts, [f"{count:g}" for count in counts])
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_ylim(0, 1.05)
-    ax.set_xlabel("labelled claims shown")
-    ax.set_ylabel("test accuracy (95 % interval)")
+    ax.set(ylim=(0, 1.05), xlabel="labelled claims shown", ylabel="test accuracy (95 % interval)")
     ax.legend(frameon=False, fontsize=9, loc="lower right")
 
 

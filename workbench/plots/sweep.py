@@ -70,8 +70,7 @@ def plot_lines(ax: Axes, table: pd.DataFrame, x: str, metric: str, by: str | Non
         _draw_line(ax, at.to_numpy(float) + aside, line, number, bars=bars)
         known = line[~np.isnan(line[:, 0]), 0]
         ends.append((name, COLOURS[number], float(known[-1]) if len(known) else math.nan))
-    ax.set_xlabel(x)
-    ax.set_ylabel(_measured(metric, found))
+    ax.set(xlabel=x, ylabel=_measured(metric, found))
     more = len(names) - coloured
     _note(ax, left_out(table, metric), f"grey: {more} more of {by}" if more else "")
     _say_if_empty(ax, found[metric])
@@ -145,8 +144,7 @@ def plot_heat(ax: Axes, table: pd.DataFrame, x: str, y: str, metric: str) -> Non
     _name_categories(ax, ax.xaxis, across)
     _name_categories(ax, ax.yaxis, up)
     ax.grid(visible=False)
-    ax.set_xlabel(x)
-    ax.set_ylabel(y)
+    ax.set(xlabel=x, ylabel=y)
     known = cells[~np.isnan(cells)]
     low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
     wide = 0.0 if high > low else 0.05 * abs(low) or 0.5
@@ -236,8 +234,7 @@ def plot_pareto(
     _number_axis(ax, at[both])
     _say_if_empty(ax, finite(table, metric).where(both))
     ax.margins(y=0.12)
-    ax.set_xlabel(cost)
-    ax.set_ylabel(f"{metric} (95 % interval)" if np.isfinite(sides).any() else metric)
+    ax.set(xlabel=cost, ylabel=f"{metric} (95 % interval)" if np.isfinite(sides).any() else metric)
     few = _apart(ax, at[on], up[on]) if names else []
     some = f"{len(few)} of {len(on)} on the front are named" if 0 < len(few) < len(on) else ""
     _note(ax, left_out(table, cost, metric), some)

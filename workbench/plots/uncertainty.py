@@ -72,8 +72,7 @@ def plot_set_sizes(ax: Axes, report: ConformalReport) -> None:
             color=SCORES[one.score], label=f"{one.score.upper()}, mean {one.set_size:.2f}",
         )  # fmt: skip
     ax.set_xticks(sizes)
-    ax.set_xlabel("letters in a set")
-    ax.set_ylabel(f"share of {len(report.answers):,} test items")
+    ax.set(xlabel="letters in a set", ylabel=f"share of {len(report.answers):,} test items")
     ax.legend(frameon=False, fontsize=9)
 
 
@@ -144,8 +143,7 @@ def plot_selective(ax: Axes, curves: Mapping[str, pd.DataFrame]) -> None:
     ax.plot([0, 1], [ends[low]] * 2, color="0.2", linewidth=1, linestyle="--", label="random")
     ax.set_xlim(0, 1.02)
     ax.xaxis.set_major_formatter("{x:.0%}")
-    ax.set_xlabel("answers kept, the surest")
-    ax.set_ylabel("accuracy of those kept")
+    ax.set(xlabel="answers kept, the surest", ylabel="accuracy of those kept")
     ax.legend(frameon=False, fontsize=9)
 
 

@@ -15,8 +15,7 @@ import numpy as np
 
 from workbench import values
 from workbench.errors import InputError
-from workbench.metric import Share
-from workbench.stats import mean_share
+from workbench.stats import Share, mean_share
 from workbench.tasks.options import LETTERS
 from workbench.types import Metric, Report, Usage
 from workbench.uncertainty.calibration import calibration_report
