@@ -20,8 +20,8 @@ from workbench.engines import open_engine
 from workbench.evaluation import accuracy, accuracy_by, evaluate
 from workbench.stats import balanced_accuracy, calibration_error, difference, proportion
 from workbench.tasks import Claims, Options, Verdicts, WordProblems
+from workbench.tasks.arithmetic import equations
 from workbench.tasks.base import BaseTask, worded
-from workbench.tasks.claims import equations
 from workbench.tasks.word_problems import solution, stories
 from workbench.tiny import MODEL
 from workbench.types import Completion, Engine, Item, Metric, Sampling

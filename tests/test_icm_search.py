@@ -25,7 +25,7 @@ from workbench.icm import Claim, ICMReport, Step, Wording, search
 from workbench.icm.annealing import Schedule
 from workbench.icm.predictability import Objective, Order, by_halves
 from workbench.serving import Server
-from workbench.tasks.claims import equations
+from workbench.tasks.arithmetic import equations
 from workbench.tiny import MODEL
 from workbench.types import Completion, Engine, Errors, LabelScores
 

@@ -21,8 +21,7 @@ from workbench.icm.claim import Claim
 from workbench.icm.reading import TESTBEDS, comparisons, open_testbed, read_claims
 from workbench.icm.testbeds import Testbed, embedded, gsm8k, truthfulqa
 from workbench.tasks import Claims
-from workbench.tasks.arithmetic import Sum, is_held_out
-from workbench.tasks.claims import equations
+from workbench.tasks.arithmetic import Sum, equations, is_held_out
 from workbench.tasks.published import published_file
 
 needs_data = pytest.mark.skipif(

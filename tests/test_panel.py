@@ -43,7 +43,7 @@ from workbench.panel import (
 )  # fmt: skip
 from workbench.progress import Progress, check, current, fact, one_bar
 from workbench.store import Store
-from workbench.tasks.claims import equations
+from workbench.tasks.arithmetic import equations
 from workbench.throughput import Throughput
 from workbench.types import Usage
 

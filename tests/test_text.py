@@ -16,8 +16,7 @@ from tools.training.marks import END, decided, learned, split, unmarked
 from tools.training.stages import STAGES
 from tools.training.text import SCRIPTS, documents, exchange, other
 from workbench.tasks import Claims, Options, Verdicts
-from workbench.tasks.arithmetic import Sum, is_held_out, problems, wrong_result
-from workbench.tasks.claims import equations
+from workbench.tasks.arithmetic import Sum, equations, is_held_out, problems, wrong_result
 from workbench.tasks.options import choices
 from workbench.tasks.word_problems import MANNERS, candidates, expression, solution, stories
 from workbench.tiny import MODEL

@@ -134,8 +134,7 @@ def _asked(prompt: Prompt, style: PromptStyle) -> Prompt:
 
 def _plain(cells: Mapping[Any, Any]) -> dict[str, Any]:
     """A row as JSON can hold it: dates as texts, arrays as lists."""
-    text = json.dumps(dict(cells), default=lambda x: x.tolist() if hasattr(x, "tolist") else str(x))
-    row: dict[str, Any] = json.loads(text)
+    row: dict[str, Any] = json.loads(json.dumps(dict(cells), default=values.json_text))
     return row
 
 

@@ -187,6 +187,11 @@ def json_object(name: str, value: object) -> dict[str, Any]:
     return made
 
 
+def json_text(value: Any) -> Any:
+    """For `json.dumps`, what JSON has no word for: NumPy's as Python's own, all else as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
 def _plain(value: object) -> Any:
     """What JSON can hold of other kinds of numbers and collections."""
     if isinstance(value, Mapping):

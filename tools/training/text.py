@@ -11,9 +11,8 @@ from itertools import combinations, islice
 
 from tools.training.marks import END, decided, learned
 from tools.training.stages import Stage, stage_at
-from workbench.tasks.arithmetic import Sum, is_held_out, problems
+from workbench.tasks.arithmetic import Equation, Sum, equations, is_held_out, problems
 from workbench.tasks.base import worded
-from workbench.tasks.claims import Equation, equations
 from workbench.tasks.options import (
     EVENTS,
     LETTERS,

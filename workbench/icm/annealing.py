@@ -67,12 +67,8 @@ class Settings:
             object.__setattr__(self, name, values.whole(name, getattr(self, name), least))
         if not isinstance(self.alpha, int | float) or not 0 < self.alpha < math.inf:
             values.refuse("alpha", self.alpha, "a number above 0")
-        for name, kind in (
-            ("schedule", Schedule),
-            ("order", Order),
-            ("objective", Objective),
-            ("scores", ScoreKind),
-        ):
+        kinds = {"order": Order, "objective": Objective, "scores": ScoreKind}
+        for name, kind in ({"schedule": Schedule} | kinds).items():
             if getattr(self, name) not in get_args(kind):
                 values.refuse(name, getattr(self, name), f"one of {', '.join(get_args(kind))}")
 

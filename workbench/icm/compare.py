@@ -20,7 +20,7 @@ from workbench.icm.predictability import collapsed
 from workbench.icm.report import ICMReport
 from workbench.icm.scorer import Scorer
 from workbench.runs import commit
-from workbench.stats import Z, mcnemar, mean, paired_shares, proportion
+from workbench.stats import Z, mcnemar, mean, mean_share, paired_shares, proportion
 from workbench.types import Engine, Metric, Prompt, Report, Usage
 from workbench.verdicts import accuracy
 
@@ -278,12 +278,9 @@ def join(*folders: str | Path) -> pd.DataFrame:
 
 def _accuracy(rows: pd.DataFrame) -> Metric:
     right = _right(rows).dropna()
-    failed = rows["id"].nunique() - len(right)
-    if right.empty:
-        return Metric("", NAN, 0.0, 1.0, 0, failed)
-    shares = right.mean(axis=1)
+    shares, failed = right.mean(axis=1), rows["id"].nunique() - len(right)
     if shares.isin([0.0, 1.0]).all():
-        return proportion("", int(shares.sum()), len(shares), n_failed=failed)
+        return mean_share("", shares, n_failed=failed)
     metric = _over_claims_and_seeds(right, 0.0)
     return replace(metric, low=max(0.0, metric.low), high=min(1.0, metric.high), n_failed=failed)
 

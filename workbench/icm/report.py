@@ -26,6 +26,7 @@ from workbench.progress import one_bar
 from workbench.runs import commit
 from workbench.stats import difference, proportion
 from workbench.types import Engine, Metric, Report, Usage
+from workbench.values import json_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -229,10 +230,10 @@ def _distinct(names: Sequence[str]) -> list[str]:
 def _line(value: object) -> str:
     """As JSON; half a character, which no file holds, as its escape."""
     try:
-        text = json.dumps(value, ensure_ascii=False, default=_plain)
+        text = json.dumps(value, ensure_ascii=False, default=json_text)
         text.encode()
     except UnicodeEncodeError:
-        return json.dumps(value, default=_plain)
+        return json.dumps(value, default=json_text)
     except TypeError:  # keys that JSON has not
         own = value.items() if isinstance(value, Mapping) else ()
         plain = {str(k): v if isinstance(v, str | int | float | None) else str(v) for k, v in own}
@@ -245,11 +246,6 @@ def _cell(value: object) -> object:
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     return _line(value) if isinstance(value, dict | list | tuple) else value
-
-
-def _plain(value: Any) -> object:
-    """What JSON has no word for: NumPy's numbers and arrays as Python's, all else as text."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def salience(report: ICMReport, engine: Engine, *, seed: int = 0) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from workbench.answers import canonical
 from workbench.errors import InputError
 from workbench.icm.claim import COLUMNS, Claim, Labels, Wording, check_claims
 from workbench.tasks import TruthfulQA
-from workbench.tasks.claims import Claims, Equation, equations
+from workbench.tasks.arithmetic import Claims, Equation, equations
 from workbench.tasks.published import CALCULATION, published_file
 from workbench.tasks.rows import TableRow, read_rows
 from workbench.types import Item

@@ -17,7 +17,7 @@ from workbench.errors import InputError
 from workbench.judge.templates import Case, Pair, Template, builtin
 from workbench.judge.votes import SIDES, Ballot, Mode, Row, Vote, both, cast, fitting
 from workbench.runs import commit
-from workbench.stats import Share, balanced_accuracy, kappa, mean, paired_shares, proportion
+from workbench.stats import Share, balanced_accuracy, kappa, mean, mean_share, paired_shares
 from workbench.types import Engine, Metric, Report, Sampling, Usage
 
 Judged = TypeVar("Judged", Case, Pair)
@@ -239,11 +239,9 @@ def _given(case: Case | Pair, index: int) -> Row:
 
 def _share(name: str, rows: Sequence[Row], flags: Sequence[bool | None]) -> Metric:
     """Share of what holds among the rows where it is known; the others are counted apart."""
-    known = [flag for flag in flags if flag is not None]
     failed, unparsed = _missing(rows)
-    if not known:
-        return Metric(name, NAN, 0.0, 1.0, 0, failed, unparsed)
-    return proportion(name, sum(known), len(known), n_failed=failed, n_unparsed=unparsed)
+    known = [flag for flag in flags if flag is not None]
+    return mean_share(name, known, n_failed=failed, n_unparsed=unparsed)
 
 
 def _missing(rows: Sequence[Row]) -> tuple[int, int]:

@@ -5,17 +5,88 @@ It holds its figures, opens without a network, runs nothing, and is the same for
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, astuple
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workbench.errors import InputError
 from workbench.files import write_whole
 from workbench.report.notebooks import one_notebook, several_notebooks
-from workbench.report.page import Part, page
-from workbench.report.saved import saved_report
+from workbench.report.page import Part, facts, frame, heading, image, page, paragraph, table
 from workbench.report.sweeps import sweep_report
+from workbench.reprs import flat
+from workbench.types import Report, Usage
+from workbench.verdicts import Evaluation, load
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["render"]
+ROWS, REASONS, CALLS = 20, 20, 5
+"""How many rows, reasons of failures and calls of a saved report a page shows."""
+
+
+def saved_report(folder: Path) -> list[Part]:
+    """Headline numbers, the figure, failures, the first rows, what it cost and from what it is.
+
+    Raises:
+        InputError: a file of the report is missing or broken.
+    """
+    report = _load(folder)
+    columns = ["metric", "value", "low", "high", "n", "failed", "unparsed"]
+    parts = [heading(folder.resolve().name, 1), table(columns, map(astuple, report.summary))]
+    if (folder / "figure.png").is_file():
+        parts += [heading("Figure"), image(folder / "figure.png")]
+    parts += [*_failures(report.rows), heading("Rows"), *frame(report.rows, ROWS)]
+    if isinstance(report, Evaluation) and len(report.trace):
+        parts += [heading("What was asked"), *frame(report.trace, CALLS)]
+    parts += [heading("Usage"), facts(_cost(report.usage))]
+    return [*parts, heading("Provenance"), facts(flat(report.provenance))]
+
+
+def _load(folder: Path) -> Report:
+    """A saved report whose numbers are numbers."""
+    report = load(folder)
+    numbers: list[object] = [value for m in report.summary for value in astuple(m)[1:]]
+    numbers += [value for value in astuple(report.usage) if value is not None]
+    wrong = [value for value in numbers if not isinstance(value, int | float)]
+    if wrong or not isinstance(report.provenance, Mapping):
+        what = f"{wrong[0]!r:.40} is no number" if wrong else "its provenance has no names"
+        raise InputError(f"{folder / 'summary.json'} is broken ({what}): save the report again")
+    return report
+
+
+def _failures(rows: pd.DataFrame) -> list[Part]:
+    """Each reason once, with how many rows it cost."""
+    if "error" not in rows or not rows["error"].notna().any():
+        return []
+    failed = rows[rows["error"].notna()]
+    reasons = failed["error"].astype(str).value_counts()
+    names = failed["id"].astype(str) if "id" in failed else failed.index.astype(str).to_series()
+    items = names.groupby(failed["error"].astype(str).to_numpy()).unique().to_dict()
+    lines = []
+    for reason, count in reasons.head(REASONS).items():
+        first, more = items[reason][:3], len(items[reason]) - 3
+        lines.append((count, reason, ", ".join(first) + f" and {more} more" * (more > 0)))
+    parts = [
+        heading("Failures"),
+        paragraph(f"{len(failed):,} of {len(rows):,} rows have no answer.", "about"),
+        table(["rows", "reason", "items"], lines, bad="reason"),
+    ]
+    if len(reasons) > REASONS:
+        parts.append(paragraph(f"the first {REASONS} of {len(reasons):,} reasons", "note"))
+    return parts
+
+
+def _cost(usage: Usage) -> dict[str, object]:
+    rate = usage.cache_hit_rate
+    return {
+        **{name.replace("_", " "): value for name, value in asdict(usage).items()},
+        "computed tokens": usage.computed_tokens,
+        "prefix-cache hit rate": "not known" if rate is None else f"{rate:.1%}",
+    }
+
 
 KINDS: dict[str, Callable[[Path], list[Part]]] = {
     "sweep.json": sweep_report,

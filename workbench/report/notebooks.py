@@ -66,12 +66,8 @@ def _load(path: Path) -> Notebook:
 
 def _progress(book: Notebook) -> tuple[int, int, str]:
     """How many cells ran of how many, and the first error."""
-    faults = [
-        f"cell {cell.index}: {output['ename']}: {output['evalue']}"
-        for cell in book.code
-        for output in cell.outputs
-        if output["output_type"] == "error"
-    ]
+    errors = [(cell.index, error) for cell in book.code for error in cell.errors]
+    faults = [f"cell {cell}: {one['ename']}: {one['evalue']}" for cell, one in errors]
     ran = sum(cell.count is not None for cell in book.code) - len(faults)
     unfinished = "" if ran == len(book.code) else "it did not run to its end"
     return ran, len(book.code), faults[0] if faults else unfinished

@@ -9,8 +9,7 @@ from typing import Any
 
 from workbench import values
 from workbench.errors import InputError
-from workbench.tasks.arithmetic import Sums
-from workbench.tasks.claims import Claims
+from workbench.tasks.arithmetic import Claims, Sums
 from workbench.tasks.multiple_choice import MultipleChoice, open_choices
 from workbench.tasks.options import Options
 from workbench.tasks.own import OwnTask
