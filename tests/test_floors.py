@@ -18,6 +18,7 @@ FLOORS = {
     "displays": 1,
     "feed": 1,
     "files": 0,
+    "lazy": 0,
     "reprs": 0,
     "template": 0,
     "store": 1,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workbench import values
 from workbench.engines.diffusion import DiffusionEngine, Row
@@ -20,12 +20,10 @@ from workbench.engines.diffusion.denoiser import forward
 from workbench.engines.diffusion.denoising import propose
 from workbench.engines.diffusion.network import KVCache
 from workbench.errors import InputError
+from workbench.lazy import pd
 from workbench.progress import check, one_bar
 from workbench.serving.diffusion_server import DiffusionServer, serve_diffusion
 from workbench.types import Sampling
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +155,6 @@ class Batching:
     @property
     def rows(self) -> pd.DataFrame:
         """What has been measured so far."""
-        import pandas as pd
-
         return pd.DataFrame([self._done[key] for key in sorted(self._done)])
 
     def run(self) -> pd.DataFrame:

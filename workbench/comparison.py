@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workbench.agents.methods import cluster
 from workbench.cases import as_task
 from workbench.errors import InputError
+from workbench.lazy import np, pd
 from workbench.stats import Z, mcnemar, mean, paired_shares
 from workbench.types import Metric, Report
 from workbench.verdicts import Evaluation, accuracy
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 NAN = float("nan")
 SIGNS = 6
@@ -81,8 +79,6 @@ def comparison(reports: Mapping[Any, Report]) -> pd.DataFrame:
     Raises:
         InputError: no reports, or as `compare`.
     """
-    import pandas as pd
-
     if not isinstance(reports, Mapping) or not reports:
         raise InputError(f"reports={reports!r:.60}: give some by name, {{name: report}}")
     first = next(iter(reports.values()))
@@ -124,8 +120,6 @@ def _difference(report: Report, first: Report, name: str) -> dict[str, float]:
 
 def _holm(values: pd.Series[float]) -> pd.Series[float]:
     """p-values for several tests at once (Holm 1979); NaN stays what it is."""
-    import numpy as np
-
     known = values.dropna().sort_values()
     steps = known * np.arange(len(known), 0, -1)
     return steps.cummax().clip(upper=1.0).reindex(values.index)
@@ -181,8 +175,6 @@ def by_samples(task: object, report: Evaluation, counts: Sequence[int]) -> pd.Da
     Raises:
         InputError: the report has fewer samples of an item, or more than one call.
     """
-    import pandas as pd
-
     trace = report.trace[report.trace["error"].isna()]
     drawn = list(trace.groupby(["id", "run"], sort=False))
     least = min((len(part) for _, part in drawn), default=0)

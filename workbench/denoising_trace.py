@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from workbench.engines.diffusion import Denoising, DiffusionEngine
 from workbench.errors import EngineError
+from workbench.lazy import pd
 from workbench.types import Sampling
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def denoised(
@@ -34,8 +31,6 @@ def denoised(
         InputError: the prompt and its canvas do not fit into the context.
         EngineError: the model failed.
     """
-    import pandas as pd
-
     sampling = replace(sampling or Sampling(), logprobs=0)
     row = engine.row(engine.encode(prompt), sampling, denoising, seed=0)
     denoiser = engine.denoiser(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+log = logging.getLogger("workbench")  # of all that is here
 HINT = "(%tb shows all)"
 
 

@@ -5,7 +5,6 @@ A suite is several such reports on the same items, kept as it goes; `comparison`
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from workbench.answers import given_up
 from workbench.cases import as_task, prepare_cases
 from workbench.engines.estimate import Estimate, Prices
 from workbench.engines.spending import Spending
-from workbench.errors import InputError
+from workbench.errors import InputError, log
 from workbench.progress import fact, interruptible
 from workbench.store import digest
 from workbench.types import Engine, Sampling, Style
@@ -34,8 +33,6 @@ from workbench.verdicts import (
 )
 
 __all__ = ["Evaluation", "accuracy", "accuracy_by", "evaluate", "load", "run_suite"]
-
-log = logging.getLogger("workbench")
 
 
 @overload

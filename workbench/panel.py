@@ -12,7 +12,6 @@ import base64
 import contextvars
 import inspect
 import io
-import logging
 import os
 import threading
 import time
@@ -20,18 +19,14 @@ from collections.abc import Callable, Generator
 from dataclasses import asdict
 from functools import partial
 from html import escape
-from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, cast
+from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast
 
 from workbench.displays import in_kernel
-from workbench.errors import InputError, StoppedError, show_as_line
+from workbench.errors import InputError, StoppedError, log, show_as_line
+from workbench.lazy import Figure, np, pd
 from workbench.plots import COLOURS, new_figure
 from workbench.progress import RESUMES, Progress, Snapshot, check, current
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
-log = logging.getLogger("workbench")
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -152,8 +147,6 @@ class WatchedCall(Generic[T]):
 
     def summary(self) -> pd.DataFrame:
         """One row of numbers: how far it came, what it used, its speed, and the work's facts."""
-        import pandas as pd
-
         now = self._progress.snapshot()
         row: dict[str, Any] = {
             "state": self.state,
@@ -214,7 +207,7 @@ class WatchedCall(Generic[T]):
             self._look()
             if self._widget is not None:
                 self._widget.close()
-        except Exception:
+        except Exception:  # noqa: BLE001  # the work goes on without
             log.warning("the view of %s broke; the work continues", self, exc_info=True)
             worker.join()
         finally:
@@ -287,8 +280,6 @@ class _History:
 
     def speeds(self) -> list[tuple[float, float]]:
         """(seconds, tokens a second) of equal pieces of the time, one after the other."""
-        import numpy as np
-
         seconds, tokens, _ = zip(*self.samples, strict=True)
         if not seconds[-1]:
             return []

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from workbench.displays import Bar, Page, Shown, Silent, TerminalLine, in_kernel
-from workbench.errors import show_as_line
+from workbench.errors import log, show_as_line
 from workbench.feed import STOP, Progress, Snapshot, Stage, check, current, fact, stopping
 from workbench.machine import peak_memory
 from workbench.types import Completion, EngineInfo, LabelRow, Usage
@@ -25,7 +25,6 @@ __all__ = [
     "check", "counted", "current", "fact", "interruptible", "loading", "one_bar", "quiet",
     "stopping", "waiting",
 ]  # fmt: skip
-log = logging.getLogger("workbench")
 RESUMES = "what is finished is kept: run it again, and it resumes"
 EVERY = 60.0  # seconds from line to line, and before the first
 

@@ -7,19 +7,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 from workbench import reprs
 from workbench.comparison import comparison
 from workbench.engines.estimate import Estimate
 from workbench.errors import InputError
 from workbench.evaluation import evaluate_each
+from workbench.lazy import Figure, pd
 from workbench.types import Engine
 from workbench.verdicts import Evaluation
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 LEVEL = 0.05
 """Of the p-values (Holm's, of all wordings together), below which a difference is no chance."""
@@ -67,8 +64,6 @@ class PromptComparison:
 
     def shown(self) -> pd.DataFrame:
         """The table as people read it."""
-        import pandas as pd
-
         rows = []
         for number, row in enumerate(self.table.to_dict("records")):
             shown = {"prompt": row["name"], "accuracy, %": _interval(row, "accuracy", "")}

@@ -10,16 +10,12 @@ import os
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from workbench.errors import InputError
 from workbench.files import write_whole
+from workbench.lazy import Figure, pd
 from workbench.machine import checkout
 from workbench.types import Metric
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 _BEGUN: set[Path] = set()
 """The files of metrics that this process has begun."""

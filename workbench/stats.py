@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from workbench.errors import InputError
+from workbench.lazy import ArrayLike, NDArray, np
 from workbench.reprs import Shown, measured
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import ArrayLike, NDArray
 
 Z = 1.959964
 """Half the width of a 95 % interval in standard errors."""
@@ -93,8 +90,6 @@ def difference(name: str, values: ArrayLike, others: ArrayLike) -> Metric:
     Raises:
         InputError: the two differ in length, or there are fewer than 2 items.
     """
-    import numpy as np
-
     a, b = np.asarray(values, float), np.asarray(others, float)
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
         raise InputError(f"{name}: {a.shape} and {b.shape} are no paired values of 2 or more items")
@@ -144,8 +139,6 @@ def mcnemar(right: ArrayLike, others: ArrayLike) -> float:
 
 def _pairs(name: str, right: ArrayLike, others: ArrayLike) -> tuple[int, int, int]:
     """How many items, and on how many only the first or only the second is right."""
-    import numpy as np
-
     a, b = np.asarray(right), np.asarray(others)
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise InputError(f"{name}: {a.shape} and {b.shape} are not the same items, 1 at least")
@@ -166,8 +159,6 @@ def balanced_accuracy(name: str, right: ArrayLike, answers: ArrayLike) -> Metric
     Raises:
         InputError: there are no items.
     """
-    import numpy as np
-
     hits, classes = np.asarray(right, float), np.asarray(answers)
     if not len(hits):
         raise InputError(f"{name}: nothing was counted")
@@ -189,8 +180,6 @@ def calibration_error(confidence: ArrayLike, right: ArrayLike, bins: int = 15) -
     Raises:
         InputError: there are none, the two differ in length, or one is no probability.
     """
-    import numpy as np
-
     p, hit = np.asarray(confidence, float), np.asarray(right, float)
     if not p.size or p.shape != hit.shape or not ((p >= 0) & (p <= 1)).all():
         raise InputError(f"confidence {p.shape} and right {hit.shape}: no probabilities of answers")
@@ -209,8 +198,6 @@ def mean(name: str, values: ArrayLike, least: float, most: float) -> Metric:
     Raises:
         InputError: there are no values, or one is not on the scale.
     """
-    import numpy as np
-
     x = np.asarray(values, float)
     if x.ndim != 1 or not len(x) or not ((x >= least) & (x <= most)).all():
         raise InputError(f"{name}: {x.shape} are no values from {least} to {most}, 1 at least")
@@ -234,8 +221,6 @@ def mean_share(name: str, shares: ArrayLike, *, n_failed: int = 0, n_unparsed: i
     Raises:
         InputError: as `mean`.
     """
-    import numpy as np
-
     x = np.asarray(shares, float)
     if not len(x):
         return Share(name, float("nan"), 0.0, 1.0, 0, n_failed, n_unparsed)
@@ -260,8 +245,6 @@ def kappa(name: str, verdicts: ArrayLike, gold: ArrayLike, *, power: int | None 
     Raises:
         InputError: the two differ in length, are empty, or are no numbers where they must be.
     """
-    import numpy as np
-
     a, b = np.asarray(verdicts), np.asarray(gold)
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise InputError(f"{name}: {a.shape} and {b.shape} are not the same items, 1 at least")

@@ -10,19 +10,17 @@ import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workbench import values
 from workbench.errors import EngineError, InputError
+from workbench.lazy import pd
 from workbench.load import Load, Runner, local
 from workbench.machine import ResourceMonitor
 from workbench.progress import one_bar
 from workbench.runs import commit
 from workbench.tasks.filler import filler
 from workbench.types import Metric, Report, Sampling, Usage
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 CALLS = 4  # a batch is timed over so many calls: its speed does not depend on what follows
 
@@ -67,8 +65,6 @@ class Throughput:
     @property
     def rows(self) -> pd.DataFrame:
         """What has been measured so far."""
-        import pandas as pd
-
         return pd.DataFrame([self._done[key] for key in sorted(self._done)])
 
     def run(self) -> Report:
@@ -97,8 +93,6 @@ class Throughput:
         Raises:
             InputError: nothing has been.
         """
-        import pandas as pd
-
         rows = self.rows
         if rows.empty:
             raise InputError("nothing has been measured yet: call run()")
@@ -174,8 +168,6 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     with `low` and `high`, `requests_per_s`, `cached`, `cpu`, `gpu`, and the highest
     `peak_memory_gib` and `added_memory_gib`.
     """
-    import pandas as pd
-
     keys = ["label", "runner", "batch", *asdict(Load())]
     found = []
     for group, part in rows.groupby(keys, sort=False):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workbench import values
 from workbench.agents import AgentCase
@@ -16,13 +16,11 @@ from workbench.cases import prepare_cases
 from workbench.engines.base import failure
 from workbench.engines.diffusion import Counts, Denoising, DiffusionEngine, Row
 from workbench.errors import InputError
+from workbench.lazy import np, pd
 from workbench.progress import one_bar
 from workbench.stats import paired_shares
 from workbench.types import Report, Sampling, Usage
 from workbench.verdicts import accuracy, to_frame, try_to_grade
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 class TradeOff:
@@ -212,8 +210,6 @@ class TradeOff:
 
 def _against(part: pd.DataFrame, first: pd.DataFrame | None) -> dict[str, float]:
     """What a setting gains and saves on the items that neither it nor the first failed on."""
-    import numpy as np
-
     if first is None:  # it is the first
         return {"pairs": int(part["error"].isna().sum()), "points": 0.0, "fewer": 1.0}
     both = part.merge(first, on="id", suffixes=("", "_first"))

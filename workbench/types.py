@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from workbench import values
 from workbench.errors import InputError
+from workbench.lazy import Figure, NDArray, np, pd
 from workbench.reprs import Shown, scores_frame
 from workbench.stats import Metric
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy as np
-    import pandas as pd
-    from matplotlib.figure import Figure
-    from numpy.typing import NDArray
 
 __all__ = [
     "MOST_SAMPLES", "Completion", "Engine", "EngineInfo", "Errors", "Grade", "Item", "LabelRow",

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workbench.agents import AgentCase, AgentOutcome, Ask
 from workbench.agents.scheduler import CallRecord
-from workbench.errors import InputError
+from workbench.errors import InputError, log
 from workbench.files import file_error
+from workbench.lazy import pd
 from workbench.stats import FORMS, mean_share
 from workbench.store import digest
 from workbench.types import Completion, Grade, Item, Metric, Report, Task, Usage
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-log = logging.getLogger("workbench")
 LONGEST_NAME = 60
 """Letters of the name of a report's folder in a suite."""
 
@@ -49,8 +45,6 @@ class Evaluation(Report):
 
 def to_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Rows as a frame that every file takes: valid Unicode, numbers or texts in a column."""
-    import pandas as pd
-
     frame = pd.DataFrame([{name: _valid(v) for name, v in row.items()} for row in rows])
     for name in frame.columns[[kind.kind == "O" for kind in frame.dtypes]]:
         if len({*map(type, frame[name].dropna())}) > 1:
@@ -147,8 +141,6 @@ def load(folder: str | Path) -> Report:
     Raises:
         InputError: one of them is not there, or is not what a report writes.
     """
-    import pandas as pd
-
     place = Path(folder).expanduser()
     try:
         saved = json.loads((place / "summary.json").read_text(encoding="utf-8"))

@@ -10,6 +10,7 @@ from typing import Any
 from workbench import values
 from workbench.agents.program import AgentCase, Answer, Ask, Call, Program, Score
 from workbench.errors import EngineError
+from workbench.lazy import np
 from workbench.types import Item, Sampling, Task
 
 VERIFY = """Problem:
@@ -150,8 +151,6 @@ class BestOfN:
         object.__setattr__(self, "samples", check_samples(self.samples, self.temperature))
 
     def __call__(self, case: AgentCase) -> Program:
-        import numpy as np
-
         texts, failed = yield from sampled(case, self.samples, self.temperature)
         different = list(dict.fromkeys(texts))
         weights = yield from _weights([self.verify(case, text) for text in different])

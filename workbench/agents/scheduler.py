@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -15,12 +14,10 @@ from workbench.agents.program import Agent, AgentCase, Answer, Ask, Call, Progra
 from workbench.engines.requests import check_labels, check_prompts
 from workbench.engines.spending import Spending
 from workbench.engines.streams import Streams, stream_labels
-from workbench.errors import EngineError, InputError
+from workbench.errors import EngineError, InputError, log
 from workbench.progress import fact
 from workbench.store import digest
 from workbench.types import Completion, Engine, Prompt, Sampling
-
-log = logging.getLogger("workbench")
 
 MOST_STREAMS = 4  # at once: with more of them each is smaller
 MOST_ROUNDS = 64

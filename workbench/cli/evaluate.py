@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from itertools import count as numbers
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
@@ -14,11 +14,8 @@ from workbench import values
 from workbench.cli import options
 from workbench.cli.output import check_new, say, show, show_frame, show_report
 from workbench.errors import InputError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from workbench.types import Report, Task
+from workbench.lazy import Axes
+from workbench.types import Report, Task
 
 
 def evaluate_task(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,13 +13,11 @@ from workbench import values
 from workbench.cli import options
 from workbench.cli.output import check_new, fail, save, say, show_frame, show_metrics
 from workbench.errors import InputError, WorkbenchError
+from workbench.types import Engine, Metric
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from workbench.icm.report import ICMReport
     from workbench.icm.testbeds import Testbed
-    from workbench.types import Engine, Metric
 
 POOL = 1600
 """Embedded claims, test included, that seeds draw from; there are not many more."""

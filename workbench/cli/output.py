@@ -11,20 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from workbench.errors import InputError, WorkbenchError
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from workbench.types import Metric, Report
-
+from workbench.lazy import Axes, Figure, pd
+from workbench.types import Metric, Report
 
 USAGE: Any = typer.BadParameter.__base__
 """What every mistake in a command line is."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import time
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from workbench import values
-from workbench.errors import InputError
+from workbench.errors import InputError, log
 from workbench.icm.claim import Claim, Labels, Relation, Rule, consistent_labels, violated
 from workbench.icm.journal import Journal
 from workbench.icm.predictability import (
@@ -25,8 +24,6 @@ from workbench.icm.predictability import (
 )
 from workbench.icm.scorer import ScoreKind
 from workbench.progress import fact, one_bar
-
-log = logging.getLogger("workbench")
 
 Schedule = Literal["paper", "code"]
 

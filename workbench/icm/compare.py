@@ -12,21 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workbench.errors import EngineError, InputError
 from workbench.icm.claim import Claim, Labelled, Wording, check_claims
 from workbench.icm.predictability import collapsed
 from workbench.icm.report import ICMReport
 from workbench.icm.scorer import Scorer
+from workbench.lazy import ArrayLike, np, pd
 from workbench.runs import commit
 from workbench.stats import Z, mcnemar, mean, mean_share, paired_shares, proportion
 from workbench.types import Engine, Metric, Prompt, Report, Usage
 from workbench.verdicts import accuracy
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from numpy.typing import ArrayLike
 
 NAN = float("nan")
 AUROC = ("auroc", "auroc_low", "auroc_high")
@@ -107,8 +104,6 @@ def evaluate_chat(
 
 def _parted(shown: Labelled) -> tuple[tuple[Claim, ...], tuple[bool, ...]]:
     """Claims and their labels, if there is one for each."""
-    import numpy as np
-
     for pair in shown:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], bool | np.bool)):
             raise InputError(f"{pair!r:.80} must be a claim with its label: (Claim, True or False)")
@@ -125,8 +120,6 @@ def _judged(
     before: Usage,
     settings: dict[str, Any],
 ) -> Report:
-    import pandas as pd
-
     scores = engine.label_logprobs(prompts, labels, errors="return")
     facts = []
     for index, claim in enumerate(test):
@@ -181,8 +174,6 @@ def method_table(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         without golden labels); means over seeds of finding_… and test_… prompts, prompt_tokens,
         computed_tokens, seconds.
     """
-    import pandas as pd
-
     methods = list(dict.fromkeys(rows["method"]))
     return pd.DataFrame(_method(rows, runs, method, methods) for method in methods)
 
@@ -216,8 +207,6 @@ def discrimination(name: str, odds: ArrayLike, gold: ArrayLike) -> Metric:
     The interval is a 95 % bootstrap one over claims, see `uncertainty.selective_report`. Claims
     without log-odds (NaN) are the failed ones; with gold labels of one kind all is NaN.
     """
-    import numpy as np
-
     from workbench.uncertainty.selective_prediction import selective_report
 
     values, truth = np.asarray(odds, float), np.asarray(gold, bool)
@@ -251,8 +240,6 @@ def join(*folders: str | Path) -> pd.DataFrame:
         InputError: a folder holds no study, or two have a seed in common or differ in anything
             but their seeds.
     """
-    import pandas as pd
-
     rows, runs, known = [], [], dict[str, Any]()
     for folder in map(Path, folders):
         try:

@@ -8,7 +8,6 @@ ends. Labels, energies and moves stand there too, for people.
 from __future__ import annotations
 
 import json
-import logging
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,10 +16,8 @@ from typing import Any, TextIO
 
 from filelock import FileLock, Timeout
 
-from workbench.errors import InputError
+from workbench.errors import InputError, log
 from workbench.files import write_whole
-
-log = logging.getLogger("workbench")
 
 LARGEST = 1e18  # above which a number is no score and no cost
 DIGESTS = {

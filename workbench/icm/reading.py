@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workbench import values
-from workbench.errors import InputError
+from workbench.errors import InputError, log
 from workbench.icm.claim import Claim, Wording
 from workbench.icm.testbeds import (
     CLAIM,
@@ -23,12 +22,8 @@ from workbench.icm.testbeds import (
     put,
     truthfulqa,
 )
+from workbench.lazy import pd
 from workbench.tasks.rows import TableRow, find_column, is_path, listed, read_table
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-log = logging.getLogger("workbench")
 
 Columns = Mapping[str, str] | Sequence[str] | None
 """Our names and the file's, as a mapping or as texts "ours=theirs"."""
@@ -247,8 +242,6 @@ class _Reader:
         return Testbed(name, claims, tests, self.wording, table, places, tuple(notes))
 
     def _sides(self, source: object, what: str) -> tuple[_Side, _Side, pd.DataFrame]:
-        import pandas as pd
-
         rows, table = read_table(source, what)
         where = str(source) if isinstance(source, str | Path) else what
         kind, names = self._kind([*table.columns], where)

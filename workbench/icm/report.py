@@ -15,22 +15,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workbench.errors import InputError
 from workbench.icm.claim import Claim, Labelled, Labels, Wording, relations, violated
 from workbench.icm.predictability import Reference, Scores, collapsed, energy
 from workbench.icm.scorer import Cost, Scorer, TrueFalse
 from workbench.icm.testbeds import Testbed, joined
+from workbench.lazy import np, pd
 from workbench.progress import one_bar
 from workbench.runs import commit
 from workbench.stats import difference, proportion
 from workbench.types import Engine, Metric, Report, Usage
 from workbench.values import json_text
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 DRAWS = 2  # of random labels
 
@@ -108,8 +105,6 @@ def make_report(
         labels, scores: the final ones, in the claims' own order.
         unfit: claims, by index, that were not asked about, each with the reason.
     """
-    import pandas as pd
-
     claims = source.claims if isinstance(source, Testbed) else tuple(source)
     related = relations(claims, settings["consistency"])
     broken = len(violated(related, labels))
@@ -269,9 +264,6 @@ def salience(report: ICMReport, engine: Engine, *, seed: int = 0) -> pd.DataFram
         InputError: fewer than 2 claims have a label.
         EngineError: a claim could not be scored.
     """
-    import numpy as np
-    import pandas as pd
-
     facts, known = report.provenance, report.scores()
     batches = facts.get("batches") or [range(len(report.claims))]
     there = [index for index in batches[0] if report.labels[index] is not None]

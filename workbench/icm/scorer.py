@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections import Counter
@@ -10,21 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from operator import add
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from workbench.engines.tokens import SegmentedPrompt
-from workbench.errors import EngineError, InputError
+from workbench.errors import EngineError, InputError, log
 from workbench.icm.claim import Claim, Labelled, Labels, Wording
 from workbench.icm.journal import Journal
+from workbench.lazy import NDArray, np
 from workbench.progress import quiet
 from workbench.store import digest
 from workbench.types import Engine, Sampling, Usage
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-log = logging.getLogger("workbench")
 
 TrueFalse = tuple[float, float]
 """Natural log-probability of true and of false as the label of a claim."""
@@ -78,8 +72,6 @@ def compute_logprobs_batched(
         InputError: as `engine.label_logprobs`.
         EngineError: a label of some prompt has no exact value; it never counts as 0.
     """
-    import numpy as np
-
     scores = engine.label_logprobs(prompts, labels, errors="return")
     wrong = scores.missing | ~np.isfinite(scores.logprobs)
     if not wrong.any():
@@ -109,8 +101,6 @@ def compute_top_logprobs(
         EngineError: a prompt failed or has no log-probabilities; it never counts as 0.
         InputError: the engine names tokens by numbers and has no tokenizer.
     """
-    import numpy as np
-
     rows = engine.generate(prompts, Sampling(max_tokens=1, logprobs=TOP), errors="return")
     words = [label.strip().lower() for label in labels]
     mass = np.zeros((len(rows), 2))

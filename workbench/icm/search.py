@@ -6,7 +6,6 @@ algorithm 1; where paper and published code differ, a setting says which is foll
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, fields
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import values
-from workbench.errors import InputError
+from workbench.errors import InputError, log
 from workbench.icm.annealing import Annealing, Schedule, Settings, Step
 from workbench.icm.claim import Claim, Labelled, Relation, Rule, Wording, check_claims, relations
 from workbench.icm.journal import Journal
@@ -27,8 +26,6 @@ from workbench.icm.testbeds import Testbed, parts_of
 from workbench.progress import one_bar
 from workbench.store import digest
 from workbench.types import Engine
-
-log = logging.getLogger("workbench")
 
 COUNTED = ("prompts", "prompt_tokens", "computed_tokens")
 

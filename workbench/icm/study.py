@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
@@ -38,13 +38,11 @@ from workbench.icm.report import ICMReport, said_by
 from workbench.icm.scorer import Cost, Scorer
 from workbench.icm.search import checked_settings, label_all, search
 from workbench.icm.testbeds import Testbed
+from workbench.lazy import pd
 from workbench.progress import one_bar
 from workbench.runs import commit
 from workbench.stats import Share
 from workbench.types import Engine, Report, Usage
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 METHODS = (
     "majority class", "zero-shot", "zero-shot chat", "random labels", "bootstrapping", "ICM",
@@ -168,8 +166,6 @@ def study(
             left.
         EngineError: a claim could not be scored.
     """
-    import pandas as pd
-
     _check(testbed, seeds, methods, settings)
     chosen, notes = _possible(testbed, methods, settings)
     before, bench = engine.usage, _Bench(engine, checkpoints, on_step, batch_size, settings)
@@ -339,8 +335,6 @@ class _Bench:
         return found
 
     def _judged(self, method: str, bed: Testbed, labelled: Labelled) -> pd.DataFrame:
-        import pandas as pd
-
         if method == "zero-shot chat":
             return evaluate_chat(bed.test, self._engine, wording=bed.wording).rows
         if method != "majority class":

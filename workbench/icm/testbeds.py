@@ -10,20 +10,18 @@ import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from workbench import values
 from workbench.answers import canonical
 from workbench.errors import InputError
 from workbench.icm.claim import COLUMNS, Claim, Labels, Wording, check_claims
+from workbench.lazy import pd
 from workbench.tasks import TruthfulQA
 from workbench.tasks.arithmetic import Claims, Equation, equations
 from workbench.tasks.published import CALCULATION, published_file
 from workbench.tasks.rows import TableRow, read_rows
 from workbench.types import Item
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MOST_PROBLEMS = 20_000
 """How many made-up problems are looked at before there are no more new ones."""
@@ -165,8 +163,6 @@ def joined(
     Raises:
         InputError: the testbed is of no file, or has such columns already.
     """
-    import pandas as pd
-
     if testbed.table is None:
         raise InputError(f"{testbed.name} was read from no file, so there is no table to join to")
     check_columns(testbed)

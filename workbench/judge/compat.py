@@ -6,7 +6,6 @@ prompt's, never a chunk's.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,13 +13,12 @@ from pathlib import Path
 from typing import Self
 
 from workbench.engines import open_engine
-from workbench.errors import InputError
+from workbench.errors import InputError, log
 from workbench.judge.judge import Judge
 from workbench.judge.templates import Case, Template
 from workbench.judge.votes import Mode
 from workbench.types import Engine, Message, Prompt, Sampling
 
-log = logging.getLogger("workbench")
 URL = "LLM_JUDGE_SERVER_URL"
 
 

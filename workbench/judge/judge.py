@@ -16,6 +16,7 @@ from workbench.engines.local import EMBEDDED
 from workbench.errors import InputError
 from workbench.judge.templates import Case, Pair, Template, builtin
 from workbench.judge.votes import SIDES, Ballot, Mode, Row, Vote, both, cast, fitting
+from workbench.lazy import pd
 from workbench.runs import commit
 from workbench.stats import Share, balanced_accuracy, kappa, mean, mean_share, paired_shares
 from workbench.types import Engine, Metric, Report, Sampling, Usage
@@ -34,8 +35,6 @@ class _Answers:
     provenance: dict[str, Any]
 
     def report(self, summary: Sequence[Metric], rows: list[Row], **types: str) -> Report:
-        import pandas as pd
-
         frame = pd.DataFrame(rows).astype(types)
         return Report(tuple(summary), frame, self.usage, self.provenance)
 

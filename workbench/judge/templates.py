@@ -18,15 +18,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from workbench.errors import InputError
 from workbench.files import file_error
+from workbench.lazy import pd
 from workbench.store import digest
 from workbench.types import Prompt
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Style = Literal["completion", "chat"]
 

@@ -6,24 +6,19 @@ A choice is its place in the template's `choices`. What cannot be read is no vot
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from workbench.engines.requests import CUT
-from workbench.errors import InputError
+from workbench.errors import InputError, log
 from workbench.judge.templates import Template, normal
+from workbench.lazy import NDArray, np
 from workbench.types import Completion, Engine, Prompt, Sampling
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
 Row = dict[str, Any]
-log = logging.getLogger("workbench")
 
 Mode = Literal["generate", "logprob"]
 Output = Literal["choices", "json_schema", "text"]
@@ -295,8 +290,6 @@ def _label_vote(
     error: str | None,
 ) -> Vote:
     """The likeliest label, if no other can be likelier; a missing one counts with its bound."""
-    import numpy as np
-
     if error:
         return Vote(None, error=error)
     values = np.where(missing, upper, logprobs)

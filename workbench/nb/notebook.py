@@ -9,16 +9,14 @@ import ast
 import json
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workbench.errors import NotebookError
 from workbench.files import file_error
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 PARAMETERS_TAG = "parameters"
 INJECTED_TAG = "injected-parameters"

@@ -5,20 +5,17 @@ Parameters are checked against every notebook before the first one runs.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workbench.errors import NotebookError
+from workbench.lazy import pd
 from workbench.nb.execution import TIMEOUT, execute, require_kernel
 from workbench.nb.notebook import find, load
 from workbench.nb.parameters import resolve
 from workbench.progress import counted
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-
-    import pandas as pd
 
 COLUMNS = (
     "notebook", "status", "seconds", "cells", "executed", "figures", "detail", "output",
@@ -50,8 +47,6 @@ def run(
         NotebookError: A path, a parameter or the kernel is wrong; then nothing has run.
         KeyboardInterrupt: Passed on once the kernel is down and the finished ones are shown.
     """
-    import pandas as pd
-
     out = Path(out)
     plan = _plan(find(paths), out, parameters or {})
     require_kernel()
@@ -105,8 +100,6 @@ def _figures(out: Path) -> dict[Path, tuple[int, int]]:
 def _closing(rows: list[dict[str, Any]], out: Path) -> str:
     if not rows:
         return "no notebook finished"
-    import pandas as pd
-
     shown = [
         (row["status"], row["seconds"], f"{row['executed']}/{row['cells']}", len(row["figures"]))
         for row in rows

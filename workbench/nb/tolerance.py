@@ -21,13 +21,11 @@ import numbers
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, SupportsFloat
+from typing import Any, SupportsFloat
 
 from workbench.errors import NotebookError
+from workbench.lazy import pd
 from workbench.nb.notebook import joined
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MIME = "application/vnd.workbench.approx+json"
 SHOWN = ("text/html", "text/plain")  # what a reader sees of the table
@@ -142,8 +140,6 @@ def _label(label: Any) -> str:
 
 
 def _value(value: Any) -> float | str | None:
-    import pandas as pd
-
     if pd.api.types.is_scalar(value) and pd.isna(value):
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Real):

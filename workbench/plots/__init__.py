@@ -5,17 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from workbench.lazy import Axes, Axis, Figure, NDArray, np, pd
 from workbench.types import Metric
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
-    from matplotlib.figure import Figure
-    from numpy.typing import NDArray
 
 __all__ = [
     "COLOURS",
@@ -125,8 +118,6 @@ def plot_accuracy(ax: Axes, metrics: Sequence[Metric]) -> None:
 
 def plot_log_odds(ax: Axes, groups: Mapping[str, NDArray[np.float64]]) -> None:
     """Histograms of log p(True) / p(False), one for each group of claims."""
-    import numpy as np
-
     everything = np.concatenate(list(groups.values()))
     bins = np.linspace(everything.min(), everything.max(), 41)
     for colour, (name, values) in zip(COLOURS, groups.items(), strict=False):

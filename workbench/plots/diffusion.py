@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from workbench.lazy import Axes, pd
 from workbench.plots import doubling, line_style, log_ticks, sides
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
 
 AXES = {"fewer": "times fewer forwards", "faster": "times as fast"}
 

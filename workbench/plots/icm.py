@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from workbench.lazy import Axes, pd
 from workbench.plots import COLOURS, line_style, log_ticks, share_ticks, sides
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
 
 OURS = ("ICM",)
 

@@ -10,13 +10,11 @@ import difflib
 import math
 from collections.abc import Iterable, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workbench.errors import InputError
+from workbench.lazy import np, pd
 from workbench.stats import mean
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 STATES = {"timeout": "timed out"}
 ABOUT = ("key", "state", "detail")
@@ -40,8 +38,6 @@ def averaged(table: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.DataFram
     Raises:
         InputError: a column is missing, or has a name that the result needs.
     """
-    import pandas as pd
-
     names = [metric, f"{metric}.low", f"{metric}.high", "points", "failed", "interval"]
     check_columns(table, [metric, *by])
     if taken := [name for name in by if name in names]:
@@ -111,9 +107,6 @@ def left_out(table: pd.DataFrame, *metrics: str) -> str:
 
 def finite(table: pd.DataFrame, metric: str) -> pd.Series[float]:
     """The finished points' numbers, NaN for all else, or where there is no such column."""
-    import numpy as np
-    import pandas as pd
-
     if metric not in table:
         return pd.Series(math.nan, table.index)
     found = pd.to_numeric(table[metric], errors="coerce").astype(float)
@@ -141,9 +134,6 @@ def levels(column: pd.Series[Any]) -> list[str]:
 
 def shown(value: Any) -> str:
     """A value as it stands in a figure; equal texts are equal values."""
-    import numpy as np
-    import pandas as pd
-
     if pd.isna(value) is True:
         return "None"
     if not isinstance(value, Real) or isinstance(value, bool):

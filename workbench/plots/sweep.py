@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from workbench.errors import InputError
+from workbench.lazy import Axes, Axis, NDArray, pd
 from workbench.plots import COLOURS, MARKERS, log_ticks
 from workbench.plots.points import (
     averaged,
@@ -25,12 +26,6 @@ from workbench.plots.points import (
     shown,
     varied,
 )
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
-    from numpy.typing import NDArray
 
 NAMED = 8  # points of a front that have names
 GREY = "0.45"

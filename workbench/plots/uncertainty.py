@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.errors import InputError
+from workbench.lazy import Axes, NDArray, pd
 from workbench.plots import COLOURS, MARKERS
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from numpy.typing import NDArray
-
     from workbench.uncertainty.calibration import CalibrationReport
     from workbench.uncertainty.conformal import ConformalReport
 
@@ -158,8 +155,6 @@ def plot_certainty(ax: Axes, table: pd.DataFrame) -> None:
     Raises:
         InputError: the table has no rows, lacks a column, or has a value outside its interval.
     """
-    import pandas as pd
-
     numbers = [one + end for one in ("set_size", "accuracy") for end in ("", "_low", "_high")]
     _check(table, ("model", "task", *numbers), "the table")
     named = len(table) <= NAMED

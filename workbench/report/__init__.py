@@ -8,19 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, astuple
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from workbench.errors import InputError
 from workbench.files import write_whole
+from workbench.lazy import pd
 from workbench.report.notebooks import one_notebook, several_notebooks
 from workbench.report.page import Part, facts, frame, heading, image, page, paragraph, table
 from workbench.report.sweeps import sweep_report
 from workbench.reprs import flat
 from workbench.types import Report, Usage
 from workbench.verdicts import Evaluation, load
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["render"]
 ROWS, REASONS, CALLS = 20, 20, 5

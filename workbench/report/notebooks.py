@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import InputError, NotebookError
+from workbench.lazy import pd
 from workbench.nb.notebook import Cell, Notebook, joined, load
 from workbench.report.page import MAX_OUTPUT, Part, facts, frame, heading, image, paragraph, table
 
@@ -152,8 +153,6 @@ def _cut(text: str) -> tuple[str, str]:
 
 
 def _table_of(path: Path) -> list[Part]:
-    import pandas as pd
-
     try:
         return frame(pd.read_csv(path), ROWS)
     except (OSError, ValueError) as error:

@@ -15,14 +15,11 @@ from importlib import import_module
 from io import BytesIO
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workbench.errors import InputError
+from workbench.lazy import Figure, pd
 from workbench.plots.points import shown
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 Part = Any  # a cell of nbformat, which is typed in part
 MAX_OUTPUT = 1_000_000  # characters of an output that a page takes
@@ -212,6 +209,4 @@ def _allowed(tag: Any, name: str) -> bool:
 
 
 def _missing(value: object) -> bool:
-    import pandas as pd
-
     return pd.isna(value) is True  # type: ignore[call-overload]

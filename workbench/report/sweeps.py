@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workbench.errors import InputError
+from workbench.lazy import pd
 from workbench.report.page import Part, drawn, facts, heading, paragraph, table
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 POINTS = 200  # that a page shows, those that failed first
 REPEATS = ("seed", "run", "repeat")  # parameters that are averaged over, not compared
@@ -44,8 +42,6 @@ def sweep_report(folder: Path) -> list[Part]:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
-    import pandas as pd
-
     try:
         sweep = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
         about: dict[str, Any] = {

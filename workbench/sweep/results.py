@@ -9,17 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workbench.errors import InputError
 from workbench.files import write_whole
+from workbench.lazy import pd
 from workbench.sweep.folder import PointState, SweepFolder
 from workbench.sweep.grid import DETAIL, brief
 from workbench.sweep.plan import TAKEN, Sweep, SweepPoint
 from workbench.verdicts import to_frame
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 PLAN = "sweep.json"
 LARGE = 2**63
@@ -172,7 +170,6 @@ def _make_one_kind(rows: list[dict[str, object]], name: str) -> None:
 
 def _framed(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     """A table in which no number and NaN are two things, also when pandas reads its file back."""
-    import pandas as pd
     import pyarrow as pa
 
     frame = to_frame(rows)

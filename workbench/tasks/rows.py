@@ -15,14 +15,12 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from workbench.errors import InputError
 from workbench.files import LineError, file_error
+from workbench.lazy import pd
 from workbench.values import is_missing, near, refuse
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 LONGEST = 2**31 - 1
 """Characters of a CSV field; Python's own limit is 131,072."""
@@ -118,8 +116,6 @@ def read_table(source: object, what: str = "source") -> Table:
     Raises:
         InputError: it is nothing of these, cannot be read, or holds no rows.
     """
-    import pandas as pd
-
     if isinstance(source, str | Path):
         return _read_file(Path(source).expanduser())
     if callable(convert := getattr(source, "to_pandas", None)):
@@ -179,8 +175,6 @@ def listed(columns: Sequence[Any]) -> str:
 
 
 def _from_objects(pairs: Iterator[tuple[str, Any]]) -> Table:
-    import pandas as pd
-
     rows = [TableRow(place, row) for place, row in pairs]
     for place, row in rows:
         if not isinstance(row, Mapping):
@@ -200,8 +194,6 @@ def _from_frame(source: pd.DataFrame, what: str | Path) -> Table:
 
 
 def _read_file(path: Path) -> Table:
-    import pandas as pd
-
     ending = path.suffix.lower()
     if ending not in ENDINGS:
         raise InputError(f"{path}: give a file whose name ends in {', '.join(ENDINGS)}")
@@ -294,8 +286,6 @@ def _of_object(whole: Mapping[str, Any]) -> object:
 
 
 def _of_delimited(text: str, ending: str, path: Path) -> Table:
-    import pandas as pd
-
     csv.field_size_limit(LONGEST)  # for a whole document in a field
     usual = "\t" if ending == ".tsv" else ","
     fits = {by: _fit(*_records(text, by)) for by in (usual, *",;\t|")}

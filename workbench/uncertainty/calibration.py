@@ -6,27 +6,22 @@ wrong. Brier score and log loss judge all six probabilities.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from workbench import values
-from workbench.errors import InputError
+from workbench.errors import InputError, log
+from workbench.lazy import ArrayLike, NDArray, pd
 from workbench.stats import proportion
 from workbench.tasks.options import LETTERS
 from workbench.types import Metric
 from workbench.uncertainty.logits import check_logits, softmax, split_rows
 from workbench.uncertainty.selective_prediction import resampled
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from numpy.typing import ArrayLike, NDArray
-
 Method = Literal["temperature", "isotonic"]
 
-log = logging.getLogger("workbench")
 
 # Least probability in a log loss (27.6 nats): a letter left out is unlikely, not impossible.
 FLOOR = 1e-12
@@ -236,8 +231,6 @@ def _scores(sums: NDArray[Any], bins: int) -> NDArray[np.float64]:
 
 
 def _table(member: NDArray[Any], sure: NDArray[Any], right: NDArray[Any]) -> pd.DataFrame:
-    import pandas as pd
-
     items, edges = member.sum(axis=0).astype(int), np.arange(member.shape[1] + 1) / member.shape[1]
     hits = (right @ member).astype(int)
     shares = [proportion("", int(h), int(n)) if n else None for h, n in np.c_[hits, items]]

@@ -6,15 +6,15 @@ letter that scores no more is in the set. The scores are LAC and APS: see `logit
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from workbench import values
-from workbench.errors import InputError
+from workbench.errors import InputError, log
+from workbench.lazy import ArrayLike, NDArray, pd
 from workbench.stats import Z, mean, proportion
 from workbench.tasks.options import LETTERS
 from workbench.types import Metric
@@ -26,12 +26,6 @@ from workbench.uncertainty.logits import (
     split_rows,
     threshold,
 )
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from numpy.typing import ArrayLike, NDArray
-
-log = logging.getLogger("workbench")
 
 SCORES: tuple[Score, ...] = get_args(Score)
 ROOT = len(LETTERS) ** 0.5
@@ -129,8 +123,6 @@ class ConformalReport:
         Raises:
             InputError: not one value a row.
         """
-        import pandas as pd
-
         group_of = np.asarray(groups, dtype=object)
         if group_of.shape != (self.rows,):
             raise InputError(
@@ -234,8 +226,6 @@ def conformal_splits(
     Raises:
         InputError: as `conformal_report`.
     """
-    import pandas as pd
-
     table = _ScoredRows.of(logits, answers, alpha, score, rule)
     splits, seed = values.whole("splits", splits, 1), values.whole("seed", seed, 0)
     table.missing(np.arange(len(table.answers)))

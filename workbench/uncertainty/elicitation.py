@@ -10,12 +10,11 @@ licence, copyright 2024 Fanghua Ye.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -23,7 +22,8 @@ from workbench import values
 from workbench.engines.local import LocalEngine
 from workbench.engines.streams import Streams, stream_labels
 from workbench.engines.style import common_style
-from workbench.errors import EngineError, EngineGoneError, InputError
+from workbench.errors import EngineError, EngineGoneError, InputError, log
+from workbench.lazy import pd
 from workbench.progress import bars
 from workbench.runs import commit
 from workbench.stats import mean_share
@@ -31,11 +31,6 @@ from workbench.tasks.multiple_choice import KINDS, Kind, MultipleChoice
 from workbench.tasks.options import LETTERS, listed
 from workbench.types import Engine, Item, LabelRow, Metric, Prompt, Report, Usage
 from workbench.uncertainty.scoring import join_tables
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-log = logging.getLogger("workbench")
 
 OptionPrompt = Literal["base", "shared", "task"]
 PROMPTS: tuple[OptionPrompt, ...] = get_args(OptionPrompt)
@@ -120,8 +115,6 @@ def elicit(
         InputError: no tasks, engines or prompts, two of one name, or items that cannot be asked.
         EngineError: no engine gave any answer.
     """
-    import pandas as pd
-
     names, models = _check_lists(tasks, engines, prompts)
     chat = common_style(engines) == "chat" if chat is None else values.flag("chat", chat)
     questions = _questions(tasks, prompts, count, seed, chat=chat)

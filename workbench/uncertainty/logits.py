@@ -11,16 +11,14 @@ random part.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from workbench import values
 from workbench.errors import InputError
+from workbench.lazy import ArrayLike, NDArray
 from workbench.tasks.options import LETTERS
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
 
 Score = Literal["lac", "aps"]
 Rule = Literal["ye2024", "exact"]

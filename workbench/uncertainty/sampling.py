@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from workbench.agents import AgentCase, named
 from workbench.agents.methods import check_samples, cluster, yes_or_no
@@ -18,13 +18,11 @@ from workbench.cases import prepare_cases
 from workbench.errors import InputError
 from workbench.judge.templates import Pair, Template
 from workbench.judge.votes import cast, fitting
+from workbench.lazy import np, pd
 from workbench.stats import mean
 from workbench.store import digest
 from workbench.types import Completion, Engine, Grade, Item, Metric, Report, Sampling, Style
 from workbench.verdicts import accuracy, to_frame
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 NAN = float("nan")
 
@@ -252,8 +250,6 @@ def _join(answered: Sequence[_Answered], same: Same) -> None:
 
 def _verdicts(same: Same, pairs: Sequence[tuple[Item, str, str]]) -> list[bool | None]:
     """What `same` says, if it is a verdict a pair; it is not asked about none."""
-    import numpy as np
-
     verdicts = same(pairs) if pairs else []
     if not hasattr(verdicts, "__len__") or len(verdicts) != len(pairs):
         raise InputError(
@@ -267,8 +263,6 @@ def _verdicts(same: Same, pairs: Sequence[tuple[Item, str, str]]) -> list[bool |
 
 def _weigh(answered: Sequence[_Answered], engine: Engine) -> None:
     """Have the greedy answers weighed, all at once."""
-    import numpy as np
-
     scores = [yes_or_no(one.case, one.greedy.text) for one in answered]
     prompts = [score.prompt for score in scores]
     scored = engine.label_logprobs(prompts, scores[0].labels, errors="return")

@@ -6,15 +6,15 @@ arXiv 2401.12794, section 4), never recomputed from other means.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from workbench import values
-from workbench.errors import InputError
+from workbench.errors import InputError, log
+from workbench.lazy import NDArray, pd
 from workbench.stats import Share, mean_share
 from workbench.tasks.options import LETTERS
 from workbench.types import Metric, Report, Usage
@@ -22,12 +22,7 @@ from workbench.uncertainty.calibration import calibration_report
 from workbench.uncertainty.conformal import check_settings, conformal_report
 from workbench.uncertainty.logits import Rule
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from numpy.typing import NDArray
-
 KEY = ["model", "task", "prompt"]
-log = logging.getLogger("workbench")
 
 
 def score_options(
@@ -60,8 +55,6 @@ def score_options(
         InputError: the table lacks columns, has a row twice, or gives an item two right answers;
             or what a single one of them raises, named.
     """
-    import pandas as pd
-
     elicited = _check_table(table)
     settings: dict[str, Any] = {
         "alpha": alpha, "score": score, "rule": rule, "calibration": calibration,
@@ -128,8 +121,6 @@ def join_tables(reports: Sequence[Report | pd.DataFrame]) -> pd.DataFrame:
     Raises:
         InputError: there are none, they share rows, or the models were asked different questions.
     """
-    import pandas as pd
-
     if not isinstance(reports, Sequence) or not reports:
         raise InputError(f"reports={reports!r:.60}: give a list of tables, 1 at least")
     tables = [one.rows if isinstance(one, Report) else one for one in reports]
@@ -169,8 +160,6 @@ def certainty(scored: Report) -> pd.DataFrame:
     Returns:
         A row each: model, task, accuracy, accuracy_low, accuracy_high, and so for set_size.
     """
-    import pandas as pd
-
     rows = []
     known = _scored(scored).dropna(subset=["value"])
     for (model, task), part in known.groupby(["model", "task"], sort=False):

@@ -9,24 +9,19 @@ come from cumulative sums over answers that were sorted once.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from workbench import values
-from workbench.errors import InputError
+from workbench.errors import InputError, log
+from workbench.lazy import ArrayLike, NDArray, pd
 from workbench.tasks.options import LETTERS
 from workbench.types import Report
 from workbench.uncertainty.logits import check_logits, softmax
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from numpy.typing import ArrayLike, NDArray
-
-log = logging.getLogger("workbench")
 BASELINES = ("random", "length")
 SIGNALS = {
     "majority share": ("majority_share", 1),
@@ -139,8 +134,6 @@ def risk_coverage(confidence: ArrayLike, right: ArrayLike) -> pd.DataFrame:
         InputError: the two differ in length, there are fewer than 2 items, a confidence is NaN, or
             an answer is neither right nor wrong.
     """
-    import pandas as pd
-
     ordered = _Sorted.of(*_signal("confidence", confidence, right))
     items, wrong = (np.cumsum(counts[0]) for counts in ordered.blocks())
     table = {"coverage": items / items[-1], "risk": wrong / items, "threshold": ordered.thresholds}
@@ -197,8 +190,6 @@ def selective_report(
         InputError: there are no signals, one has the name of a baseline or does not fit `right`,
             or as `risk_coverage`.
     """
-    import pandas as pd
-
     weights_of_all = resampled(np.size(right), resamples, seed)
     every, hit = _with_baselines(signals, right, lengths, seed)
     ordered = {name: _Sorted.of(values, hit) for name, values in every.items()}
