@@ -21,10 +21,9 @@ from workbench.cli import app
 from workbench.engines.transformers import TransformersEngine, unavailable
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
-from workbench.load import Load, Runner, _free_share, open_both, versus
+from workbench.load import Load, Runner, _free_share, filler, open_both, versus
 from workbench.machine import ResourceMonitor
 from workbench.plots import new_figure, plot_speeds, plot_speedups
-from workbench.tasks.filler import filler
 from workbench.throughput import CALLS, Throughput, speedups, summarise
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"needs {unavailable()}")

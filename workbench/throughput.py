@@ -15,11 +15,10 @@ from typing import Any
 from workbench import values
 from workbench.errors import EngineError, InputError
 from workbench.lazy import pd
-from workbench.load import Load, Runner, local
+from workbench.load import Load, Runner, filler, local
 from workbench.machine import ResourceMonitor
 from workbench.progress import one_bar
 from workbench.runs import commit
-from workbench.tasks.filler import filler
 from workbench.types import Metric, Report, Sampling, Usage
 
 CALLS = 4  # a batch is timed over so many calls: its speed does not depend on what follows

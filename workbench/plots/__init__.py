@@ -10,27 +10,6 @@ from typing import Any
 from workbench.lazy import Axes, Axis, Figure, NDArray, np, pd
 from workbench.types import Metric
 
-__all__ = [
-    "COLOURS",
-    "MARKERS",
-    "bars",
-    "doubling",
-    "draw_comparison",
-    "line_style",
-    "log_ticks",
-    "new_figure",
-    "plot_accuracy",
-    "plot_costs",
-    "plot_log_odds",
-    "plot_requests",
-    "plot_samples",
-    "plot_shares",
-    "plot_speeds",
-    "plot_speedups",
-    "share_ticks",
-    "sides",
-]
-
 # Okabe and Ito (2008): told apart with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
