@@ -20,7 +20,7 @@ from workbench.engines.diffusion.denoiser import forward
 from workbench.engines.diffusion.denoising import propose
 from workbench.engines.diffusion.network import KVCache
 from workbench.errors import InputError
-from workbench.lazy import pd
+from workbench.lazy import pd, torch
 from workbench.progress import check, one_bar
 from workbench.serving.diffusion_server import DiffusionServer, serve_diffusion
 from workbench.types import Sampling
@@ -37,8 +37,6 @@ class Took:
 
 def static(engine: DiffusionEngine, rows: Sequence[Row], size: int) -> Took:
     """Denoise rows in batches that end with their last row; none may have a cache."""
-    import torch
-
     network = engine.network
     assert network is not None
     start, forwards, positions = time.perf_counter(), 0, 0

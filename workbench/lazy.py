@@ -1,4 +1,4 @@
-"""pandas and NumPy, each imported when something of it is first used: that takes a while.
+"""Libraries that are imported when something of them is first used: that takes a while.
 
 And types of theirs and of matplotlib, for annotations.
 """
@@ -8,15 +8,19 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["ArrayLike", "Axes", "Axis", "Figure", "NDArray", "np", "pd"]
+__all__ = ["ArrayLike", "Axes", "Axis", "Figure", "NDArray", "np", "pd", "psutil", "torch", "v4"]
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    import torch
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike, NDArray
+
+    psutil: Any
+    v4: Any
 else:
 
     class _Lazy:
@@ -26,5 +30,6 @@ else:
         def __getattr__(self, name: str) -> Any:
             return getattr(import_module(self._name), name)
 
-    np, pd = _Lazy("numpy"), _Lazy("pandas")
+    np, pd, psutil, torch = map(_Lazy, ("numpy", "pandas", "psutil", "torch"))
+    v4 = _Lazy("nbformat.v4")
     ArrayLike = Axes = Axis = Figure = NDArray = Any

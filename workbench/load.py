@@ -15,6 +15,7 @@ from workbench.engines.checkpoints.architecture import dummy_model
 from workbench.engines.local import LocalEngine
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
+from workbench.lazy import torch
 from workbench.types import Engine, Sampling
 
 BATCHES = (1, 8, 16, 32)
@@ -155,8 +156,6 @@ def _free_share(baseline: Engine) -> dict[str, float]:
     """vLLM's share of a GPU that the baseline is on: most of what is free, as batches need some."""
     if not baseline.info.device.startswith("cuda"):
         return {}
-    import torch
-
     free, total = torch.cuda.mem_get_info()
     return {"gpu_memory_utilization": round(0.75 * free / total, 2)}
 

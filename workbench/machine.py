@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from workbench import __version__
 from workbench.errors import EngineUnavailableError
+from workbench.lazy import psutil, torch
 
 DISTRIBUTION = "workbench-lm"  # what pip installs; `workbench` is someone else's there
 CPU_TORCH = "https://download.pytorch.org/whl/cpu"  # PyTorch's builds without CUDA
@@ -56,8 +57,6 @@ class ResourceMonitor:
         self._busy: list[float] = []
         self._peak = 0
         if self._gpu:
-            import torch
-
             torch.cuda.reset_peak_memory_stats()
             self._before = torch.cuda.memory_allocated()
             self._sample()
@@ -78,8 +77,6 @@ class ResourceMonitor:
         self._thread.join()
         self._sample()
         if self._gpu:
-            import torch
-
             self._peak = torch.cuda.max_memory_allocated()
         gpu = sum(self._busy) / len(self._busy) if self._busy else None
         self.reading = Reading(
@@ -96,20 +93,14 @@ class ResourceMonitor:
 
     def _sample(self) -> None:
         if self._gpu:
-            import torch
-
             with contextlib.suppress(Exception):  # no driver library: then memory only
                 self._busy.append(torch.cuda.utilization() / 100)
         else:
-            import psutil
-
             self._peak = max(self._peak, int(psutil.Process().memory_info().rss))
 
 
 def free_memory() -> float:
     """Bytes of main memory that this process may still take, within its container's limits."""
-    import psutil
-
     free = float(psutil.virtual_memory().available)
     return max(0.0, min([free, *_left_in_groups()]))
 
@@ -165,8 +156,6 @@ def born(pid: int) -> str | float:
     Raises:
         psutil.Error: there is no such process.
     """
-    import psutil
-
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
         stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
@@ -243,8 +232,6 @@ def _processor() -> str:
 
 
 def _devices() -> dict[str, Any]:
-    import psutil
-
     kind = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
     devices: dict[str, Any] = {
         "cpu": ", ".join(filter(None, [_processor(), kind])),
@@ -263,8 +250,6 @@ def _devices() -> dict[str, Any]:
 def peak_memory(device: str) -> int:
     """Peak bytes of device memory on CUDA, of resident memory on a CPU (0 where unknown)."""
     if device.startswith("cuda"):
-        import torch
-
         return int(torch.cuda.max_memory_allocated())
     try:
         import resource

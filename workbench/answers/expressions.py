@@ -17,12 +17,11 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from workbench.answers.formula import Formula, parse, tokens
 from workbench.errors import WorkbenchError
+from workbench.lazy import psutil
 
 SECONDS = 1.5
 """Of CPU time for a question; half as long again to find out which of two formulas is to blame."""
@@ -129,7 +128,6 @@ def _line(process: subprocess.Popen[str]) -> str:
 
 
 def _is_stopped(pid: int) -> bool:
-    psutil: Any = import_module("psutil")
     with suppress(psutil.Error):
         return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
     return True

@@ -20,6 +20,7 @@ from typer import Argument, Option
 from workbench.cli.options import Json, Options, ServedModel, engine_options, pairs
 from workbench.cli.output import clean_exit, command_group, say, show, table
 from workbench.errors import EngineError, InputError
+from workbench.lazy import torch
 
 serve = command_group("Start a model server.")
 slurm = command_group("Model servers as jobs of a Slurm cluster.")
@@ -139,8 +140,6 @@ def _spread(line: list[str], gpus: list[str], host: str, port: int | None) -> No
 
 def _gpus(count: int, *, on_cpu: bool) -> list[str]:
     """The names of so many GPUs; on a CPU, if so wished, the workers share it."""
-    import torch
-
     if on_cpu:
         return [""] * count
     if torch.cuda.device_count() < count:

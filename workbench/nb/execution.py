@@ -19,12 +19,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from workbench.errors import NotebookError
 from workbench.files import write_whole
+from workbench.lazy import psutil
 from workbench.machine import checkout
 from workbench.nb.literals import injected
 from workbench.nb.notebook import PUT_IN, RAISES, Cell, joined, load, prepared
@@ -215,7 +215,6 @@ def environment() -> dict[str, str]:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Interrupt the child, which shuts its kernel down; kill whatever is left of both."""
-    psutil: Any = import_module("psutil")
     try:
         family = psutil.Process(process.pid).children(recursive=True)
     except psutil.Error:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from workbench.errors import InputError, NotebookError
-from workbench.lazy import pd
+from workbench.lazy import pd, v4
 from workbench.nb.notebook import Cell, Notebook, joined, load
 from workbench.report.page import MAX_OUTPUT, Part, facts, frame, heading, image, paragraph, table
 
@@ -78,18 +77,17 @@ def _notebook(book: Notebook) -> Iterator[Part]:
     """Its text and outputs; and with which parameters it ran."""
     papermill = book.metadata.get("papermill", {})
     parameters = papermill.get("parameters") if isinstance(papermill, Mapping) else None
-    v4: Any = import_module("nbformat.v4")
     if isinstance(parameters, Mapping) and parameters:
         yield facts({str(name): json.dumps(value) for name, value in parameters.items()})
     for one in book.cells:
         if one.kind == "markdown":
-            yield from _text(book, one, v4)
-        outputs = [part for output in one.outputs for part in _outputs(output, v4)]
+            yield from _text(book, one)
+        outputs = [part for output in one.outputs for part in _outputs(output)]
         if outputs:
             yield v4.new_code_cell(outputs=outputs)
 
 
-def _text(book: Notebook, one: Cell, v4: Any) -> Iterator[Part]:
+def _text(book: Notebook, one: Cell) -> Iterator[Part]:
     source, note = _cut(one.source)
     text = v4.new_markdown_cell(source)
     if "attachment:" in one.source:  # rare, and not a part of `Cell`
@@ -100,7 +98,7 @@ def _text(book: Notebook, one: Cell, v4: Any) -> Iterator[Part]:
         yield paragraph(note, "note")
 
 
-def _outputs(output: Mapping[str, Any], v4: Any) -> Iterator[Part]:
+def _outputs(output: Mapping[str, Any]) -> Iterator[Part]:
     """An output as far as a page can show it, without what would run."""
     kind = output["output_type"]
     if kind == "stream":
@@ -112,14 +110,14 @@ def _outputs(output: Mapping[str, Any], v4: Any) -> Iterator[Part]:
         text, note = _cut("\n".join(output["traceback"]) or about)
         yield v4.new_output("error", ename="", evalue="", traceback=[text])
     else:
-        shown, note = _shown(output["data"], output["metadata"], v4)
+        shown, note = _shown(output["data"], output["metadata"])
         if shown is not None:
             yield shown
     if note:
         yield paragraph(note, "note")["outputs"][0]
 
 
-def _shown(data: Mapping[str, Any], about: Mapping[str, Any], v4: Any) -> tuple[Part | None, str]:
+def _shown(data: Mapping[str, Any], about: Mapping[str, Any]) -> tuple[Part | None, str]:
     """The best of an output's forms that a page can hold, and what was left out."""
     note = ""
     for kind in (kind for kind in KINDS if kind in data):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import InputError
-from workbench.lazy import Figure, pd
+from workbench.lazy import Figure, pd, v4
 from workbench.plots.points import shown
 
 Part = Any  # a cell of nbformat, which is typed in part
@@ -41,7 +41,6 @@ IGNORED = re.compile(r"[\x00-\x20]")  # by a browser, within an address
 
 def cell(mime: str, data: str, **metadata: int) -> Part:
     """A part that shows data of a kind."""
-    v4: Any = import_module("nbformat.v4")
     output = v4.new_output("display_data", data={mime: data}, metadata=metadata)
     return v4.new_code_cell(outputs=[output])
 
@@ -142,7 +141,6 @@ def page(title: str, parts: Iterable[Part], folder: Path) -> str:
     Raises:
         InputError: a notebook's text refers to an attachment that it does not have.
     """
-    v4: Any = import_module("nbformat.v4")
     nbconvert: Any = import_module("nbconvert")
     faults: Any = import_module("nbconvert.filters.markdown_mistune")
     cells = [*_fitting(parts)]

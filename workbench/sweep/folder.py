@@ -18,7 +18,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from workbench.errors import InputError
 from workbench.files import write_whole
+from workbench.lazy import psutil
 from workbench.machine import born
 from workbench.sweep.plan import SweepPoint
 
@@ -100,7 +100,6 @@ class SweepFolder:
 
     def runs(self, point: SweepPoint, pid: int) -> None:
         """Note whose process works on a point, so that an orphan of it can be ended."""
-        psutil: Any = import_module("psutil")
         with suppress(psutil.Error):  # it has ended already
             _write(self.of(point) / "pid.json", {"pid": pid, "born": born(pid)})
 
@@ -210,7 +209,6 @@ def _write(path: Path, value: Mapping[str, Any]) -> None:
 
 def _worker(note: Path) -> Any:
     """The process that a point's note names, if it still runs."""
-    psutil: Any = import_module("psutil")
     told = _read(note) or {}
     with suppress(psutil.Error, KeyError, TypeError, ValueError):
         process = psutil.Process(told["pid"])
@@ -221,7 +219,6 @@ def _worker(note: Path) -> Any:
 
 def _end_leftover(note: Path) -> None:
     """End the process of a sweep that was killed, should it still be winding down."""
-    psutil: Any = import_module("psutil")
     worker = _worker(note)
     if worker is None:
         return
