@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from typing import Any
 
 from workbench import values
 from workbench.agents import Agent, AgentCase, named, open_agent
+from workbench.engines.frames import with_settings
 from workbench.engines.style import chosen_style
 from workbench.errors import InputError
 from workbench.runs import commit
@@ -40,12 +41,9 @@ def chosen_sampling(task: Task, sampling: Sampling | None, changes: Mapping[str,
     Raises:
         InputError: there is no such field, or a value is out of its range.
     """
-    chosen = task.sampling if sampling is None else sampling
-    if not isinstance(chosen, Sampling):
-        raise InputError(f"sampling={sampling!r:.60} must be a workbench.Sampling")
     for name in changes:
         values.known("argument of evaluate", name, [*ARGUMENTS, *SAMPLING])
-    return replace(chosen, **changes)
+    return with_settings(task.sampling if sampling is None else sampling, changes)
 
 
 ARGUMENTS = (

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from workbench.errors import InputError
 from workbench.lazy import Axes, NDArray, pd
 from workbench.plots import COLOURS, MARKERS
-
-if TYPE_CHECKING:
-    from workbench.uncertainty.calibration import CalibrationReport
-    from workbench.uncertainty.conformal import ConformalReport
+from workbench.uncertainty.calibration import CalibrationReport
+from workbench.uncertainty.conformal import ConformalReport
 
 SCORES = {"lac": COLOURS[0], "aps": COLOURS[1]}
 LARGEST, SMALLEST = 260.0, 12.0  # areas of a dot: with all the items, and to be seen at all
