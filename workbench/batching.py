@@ -17,7 +17,6 @@ from typing import Any
 from workbench import values
 from workbench.engines.diffusion import DiffusionEngine, Row
 from workbench.engines.diffusion.denoiser import forward
-from workbench.engines.diffusion.denoising import propose
 from workbench.engines.diffusion.network import KVCache
 from workbench.errors import InputError
 from workbench.lazy import pd, torch
@@ -47,13 +46,11 @@ def static(engine: DiffusionEngine, rows: Sequence[Row], size: int) -> Took:
             opens = [[] if row.done else row.masked() for row in batch]
             with torch.inference_mode():
                 slots = {row: [place] for place, row in enumerate(batch)}
-                run = forward(network, slots, KVCache(size), opens, whole=True)
-                for row, places, logits in zip(batch, opens, run.logits, strict=True):
+                found, counts = forward(network, slots, KVCache(size), opens, whole=True)
+                for row, places, logits in zip(batch, opens, found, strict=True):
                     if not row.done:
-                        how = row.denoising.remasking
-                        found = propose(logits, network.mask, row.sampling, how, row.generator())
-                        row.commit(places, found)
-            forwards, positions = forwards + 1, positions + run.tokens
+                        row.commit(places, row.propose(logits))
+            forwards, positions = forwards + 1, positions + counts.tokens
     return Took(time.perf_counter() - start, forwards, positions)
 
 

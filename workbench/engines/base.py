@@ -29,7 +29,6 @@ from workbench.engines.requests import (
     keyed,
     plan,
     raise_failures,
-    sample_keys,
     texts,
 )
 from workbench.errors import EngineError, EngineGoneError, InputError, WorkbenchError
@@ -296,8 +295,10 @@ class BaseEngine(FrameEngine, ABC):
 
         Samples without a seed are those of a call without a store: none of them is.
         """
+        keys: list[list[bytes]] = [[] for _ in prompts]
         if isinstance(how, Sampling):
-            keys = sample_keys(prompts, how, self._base(how))
+            for request, index, _ in plan(prompts, how, self._base(how)):
+                keys[index].append(request.key)
         else:
             keys = [[key] for key in self._label_keys(prompts, how)]
         found = {key for batch in self._stored([k for one in keys for k in one]) for key in batch}
@@ -335,6 +336,8 @@ class BaseEngine(FrameEngine, ABC):
                         del waiting[key]
                         yield key, row
                     check()
+            if waiting:
+                raise EngineError(f"{what}: the engine gave no row for {len(waiting)} of them")
 
     def followed_by(self, successors: Iterable[Callable[[], BaseEngine]]) -> None:
         """What may take over a run if this engine dies in the middle, in this order."""

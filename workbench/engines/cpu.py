@@ -206,6 +206,18 @@ def _gib(size: float) -> str:
     return f"{size / GIB:.1f} GiB"
 
 
+def vllm_defaults(*, on_cpu: bool, small: bool) -> dict[str, Any]:
+    """vLLM's options where the caller says nothing; `small` is of the embedded model's kind."""
+    if not on_cpu:
+        return {"enforce_eager": True, "gpu_memory_utilization": 0.2} if small else {}
+    # Small blocks share more of a prefix: twice the label scores a second, decoding the same.
+    # vLLM cannot rewind the generator of a seeded request on a CPU, as it has to after half a
+    # prompt: it would stop with "CPU Generator does not use offset". So never half a prompt.
+    # Compiled, Gemma 3 270M is a fifth faster, and opens in 65 s and not 13.
+    defaults = {"block_size": 32, "enable_chunked_prefill": False, "enforce_eager": True}
+    return defaults | ({"dtype": "float32"} if small else {})  # the same text on every CPU
+
+
 def fit(
     arguments: Any, explicit: Collection[str], use: str = "process"
 ) -> tuple[dict[str, Any], str | None]:

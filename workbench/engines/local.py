@@ -240,16 +240,23 @@ class LocalEngine(BaseEngine):
         self, prompts: Sequence[Prompt], labels: Sequence[str], width: int
     ) -> tuple[LabelTree, list[tuple[int, Node, list[int]]], list[LabelRow]]:
         """The labels' tree; (prompt's index, node, tokens) to score; prompts that do not fit."""
-        ids = self._encoded(labels, special=False)
-        tree = LabelTree.build(labels, ids, width)
-        jobs, refused = [], []
-        for index, prompt in enumerate(self._each(prompts)):
-            reason = self._unfit(prompt, tree.depth)
-            if reason is None and not isinstance(prompt, str):
-                jobs += [(index, node, prompt + list(node.prefix)) for node in tree.nodes]
-            else:
-                refused.append(LabelRow(index, None, _length(prompt), error=reason))
+        tree = LabelTree.build(labels, self._encoded(labels, special=False), width)
+        fit, refused = self._fitting(prompts, tree)
+        jobs = [(i, node, ids + list(node.prefix)) for i, ids in fit.items() for node in tree.nodes]
         return tree, jobs, refused
+
+    def _fitting(
+        self, prompts: Sequence[Prompt], tree: LabelTree
+    ) -> tuple[dict[int, list[int]], list[LabelRow]]:
+        """Tokens of the prompts that leave room for the labels, by index, and the other rows."""
+        fit, refused = {}, []
+        for index, ids in enumerate(self._each(prompts)):
+            reason = self._unfit(ids, tree.depth)
+            if reason is None and not isinstance(ids, str):
+                fit[index] = ids
+            else:
+                refused.append(LabelRow(index, None, _length(ids), error=reason))
+        return fit, refused
 
 
 def _length(tokens: Sequence[int] | str) -> int:

@@ -65,14 +65,6 @@ def plan(
             yield Request(key.digest(), prompt, single, seed), index, sample
 
 
-def sample_keys(prompts: Sequence[Prompt], sampling: Sampling, base: Any) -> list[list[bytes]]:
-    """The keys of each prompt's samples."""
-    keys: list[list[bytes]] = [[] for _ in prompts]
-    for request, index, _ in plan(prompts, sampling, base):
-        keys[index].append(request.key)
-    return keys
-
-
 def texts(prompts: Sequence[Prompt]) -> list[str]:
     return [json.dumps(prompt, sort_keys=True, ensure_ascii=False) for prompt in prompts]
 

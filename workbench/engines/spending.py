@@ -145,21 +145,16 @@ class Spending:
     def _decline(self, rest: Sequence[_Equal], *, counted: bool) -> None:
         if not getattr(self._engine, "has_store", False):
             self._seen.clear()  # what is asked again is computed again
-        before = self.declined
-        requests = prompt_tokens = completion_tokens = 0
         for one in rest:
-            new = len(one.missing - self._seen)
+            new, asked = len(one.missing - self._seen), self.declined
             self._seen |= one.missing
-            requests += new
-            prompt_tokens += new * one.prompt_tokens
-            completion_tokens += new * one.most
-        self.declined = replace(
-            before,
-            requests=before.requests + requests,
-            prompt_tokens=before.prompt_tokens + prompt_tokens,
-            completion_tokens=before.completion_tokens + completion_tokens,
-            counted=before.counted and counted,
-        )
+            self.declined = replace(
+                asked,
+                requests=asked.requests + new,
+                prompt_tokens=asked.prompt_tokens + new * one.prompt_tokens,
+                completion_tokens=asked.completion_tokens + new * one.most,
+                counted=asked.counted and counted,
+            )
 
     def _reason(self) -> str:
         if self.dry:

@@ -158,7 +158,7 @@ class _Partial:
 
     nodes: int = 0
     prompt_tokens: int = 0
-    cached_tokens: int = 0
+    cached_tokens: int | None = 0
     scores: dict[tuple[Tokens, int], float] = field(default_factory=dict)
     error: str | None = None
 
@@ -171,18 +171,23 @@ class LabelCollector:
         self._partial: dict[int, _Partial] = {}
 
     def add(
-        self, index: int, node: Node, scores: Sequence[float] | str, prompt: int, cached: int = 0
+        self,
+        index: int,
+        node: Node,
+        scores: Sequence[float] | str,
+        prompt: int,
+        cached: int | None = 0,
     ) -> list[LabelRow]:
         """The prompt's row once all its nodes are scored; NaN is a failure, never a value.
 
         Args:
             scores: log-probabilities of the node's children, or why there are none.
-            prompt: tokens sent for the node, `cached` of them from the cache.
+            prompt: tokens sent for the node, `cached` of them from the cache (None: unknown).
         """
         partial = self._partial.setdefault(index, _Partial())
         partial.nodes += 1
         partial.prompt_tokens += prompt
-        partial.cached_tokens += cached
+        partial.cached_tokens = None if cached is None else (partial.cached_tokens or 0) + cached
         if isinstance(scores, str):
             partial.error = scores
         else:

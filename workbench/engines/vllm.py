@@ -16,6 +16,7 @@ from typing import Any
 from workbench.engines.base import failure
 from workbench.engines.chat import CHAT, ChatOptions
 from workbench.engines.checkpoints.folder import check_adapter, safe_format
+from workbench.engines.cpu import vllm_defaults
 from workbench.engines.device import prepare, shown
 from workbench.engines.identity import deciding
 from workbench.engines.local import LocalEngine, Source, check_options
@@ -293,20 +294,8 @@ def _check_device(device: object) -> None:
 def _defaults(*, small: bool) -> dict[str, Any]:
     from vllm.platforms import current_platform
 
-    defaults: dict[str, Any] = {"enable_prefix_caching": True, "use_tqdm_on_load": False}
-    if current_platform.is_cpu():
-        # Small blocks share more of a prefix: twice the label scores a second, decoding the same.
-        defaults["block_size"] = 32
-        # vLLM cannot rewind the generator of a seeded request on a CPU, as it has to after half a
-        # prompt: it would stop with "CPU Generator does not use offset". So never half a prompt.
-        defaults["enable_chunked_prefill"] = False
-        # Compiled, Gemma 3 270M is a fifth faster, and opens in 65 s and not 13.
-        defaults["enforce_eager"] = True
-        if small:
-            defaults["dtype"] = "float32"  # the same text on every CPU
-    elif small:
-        defaults |= {"enforce_eager": True, "gpu_memory_utilization": 0.2}
-    return defaults
+    defaults = {"enable_prefix_caching": True, "use_tqdm_on_load": False}
+    return defaults | vllm_defaults(on_cpu=current_platform.is_cpu(), small=small)
 
 
 def _adapter(folder: object) -> tuple[str | None, Any]:

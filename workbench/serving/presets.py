@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from workbench import values
+from workbench.engines.cpu import vllm_defaults
 from workbench.engines.device import PASSIVE
 from workbench.engines.identity import deciding
 from workbench.engines.local import EMBEDDED, Source
@@ -156,16 +157,11 @@ def _defaults(*, small: bool, split: bool) -> dict[str, Any]:
         "disable_uvicorn_access_log": True,
         "enable_prompt_tokens_details": True,  # how much of a prompt was in the cache
     }
-    if _is_cpu_build():
-        # As for the engine in this process (engines/vllm.py): small blocks share more of a
-        # prefix, and half a prompt would end seeded requests.
-        defaults |= {"block_size": 32, "enable_chunked_prefill": False, "enforce_eager": True}
-        if small:
-            defaults |= {"dtype": "float32", "max_num_seqs": 256}
-            if not split:
-                defaults["distributed_executor_backend"] = "uni"
-    elif small:
-        defaults |= {"enforce_eager": True, "gpu_memory_utilization": 0.2}
+    defaults |= vllm_defaults(on_cpu=_is_cpu_build(), small=small)
+    if _is_cpu_build() and small:
+        defaults["max_num_seqs"] = 256
+        if not split:
+            defaults["distributed_executor_backend"] = "uni"
     return defaults
 
 

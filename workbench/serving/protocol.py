@@ -6,9 +6,8 @@ it, or named among the answer's `warnings`. An explicit null is as good as absen
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, ClassVar, Literal, TypeVar
@@ -16,9 +15,9 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from workbench.engines.diffusion.denoising import Denoising
+from workbench.engines.requests import plan
 from workbench.errors import InputError
 from workbench.serving.access import error_body
-from workbench.store import digest
 from workbench.types import Message, Sampling
 
 MAX_TOKENS = 256  # where a request does not say
@@ -193,14 +192,11 @@ class GenerationBody(_JsonBody):
 
     def seeds(self) -> Sequence[int | None]:
         """Each prompt's own, so that equal prompts differ; as engines in process derive them."""
-        prompts, seeds, copies = self.prompts(), [], Counter[str]()
+        prompts: Any = self.prompts()
         if self.seed is None or len(prompts) == 1:
             return [self.seed] * len(prompts)
-        for prompt in prompts:
-            text = json.dumps(prompt, sort_keys=True, ensure_ascii=False)
-            seeds.append(int.from_bytes(digest(self.seed, text, copies[text])[:7], "big"))
-            copies[text] += 1
-        return seeds
+        drawn = plan(prompts, Sampling(temperature=1.0, seed=self.seed), hashlib.sha256())
+        return [one.seed for one, _, _ in drawn]
 
     def warnings(self) -> Sequence[str]:
         """What has no effect here.

@@ -98,9 +98,7 @@ class ReplyWriter:
     ) -> None:
         self._chat, self._warnings, self._token_text = request.chat, warnings, token_text
         self._usage = {"usage": None} if request.include_usage else {}
-        prefix, kind = (
-            ("chatcmpl", "chat.completion") if self._chat else ("cmpl", "text_completion")
-        )
+        prefix, kind = KINDS[self._chat]
         self._head = {
             "id": f"{prefix}-{uuid.uuid4().hex}",
             "object": kind,

@@ -195,24 +195,15 @@ class DiffusionEngine(LocalEngine):
     def _score(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> Iterator[list[LabelRow]]:
         ids = [self._spelt(label, special=False) for label in labels]
         tree = LabelTree.build(labels, ids, width=2**31)
-        fit, refused = {}, []
-        for index, prompt in enumerate(self._each(prompts)):
-            reason = self._unfit(prompt, tree.depth)
-            if reason is None and not isinstance(prompt, str):
-                fit[index] = prompt
-            else:
-                size = 0 if isinstance(prompt, str) else len(prompt)
-                refused.append(LabelRow(index, None, size, error=reason))
+        fit, refused = self._fitting(prompts, tree)
         if refused:
             yield refused
         for index, logprobs in bounds(self._open(), self._lock, fit, tree.labels, self._slots):
             self._check_open()
-            size = len(fit[index])
+            size, reason = len(fit[index]), "the model's log-probabilities are not numbers"
             if logprobs is None:
                 reason = "out of memory with this prompt alone: shorten it"
-                yield [LabelRow(index, None, size, error=reason)]
             elif all(map(math.isfinite, logprobs)):
                 yield [LabelRow(index, tuple(logprobs), size)]
-            else:
-                reason = "the model's log-probabilities are not numbers"
-                yield [LabelRow(index, None, size, error=reason)]
+                continue
+            yield [LabelRow(index, None, size, error=reason)]

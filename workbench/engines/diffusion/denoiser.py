@@ -12,12 +12,12 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from workbench import values
 from workbench.engines.device import collect, memory_ran_out
-from workbench.engines.diffusion.denoising import Proposal, propose
+from workbench.engines.diffusion.denoising import Proposal
 from workbench.engines.diffusion.network import KVCache, KVCacheView, Network
 from workbench.engines.diffusion.row import Row
 from workbench.errors import EngineError
@@ -44,6 +44,9 @@ class Counts:
     padding: int = 0
     committed: int = 0
     out_of_memory: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, x.name) + getattr(other, x.name) for x in fields(self)))
 
 
 class Denoiser:
@@ -106,7 +109,7 @@ class Denoiser:
         if reason:  # out here, where nothing holds what did not fit
             return self._halve(reason)
         committed = sum(row.commit(places, proposal) for row, places, proposal in proposals)
-        self.counts = replace(self.counts, committed=self.counts.committed + committed)
+        self.counts += Counts(committed=committed)
         ended = [row for row in self._live if row.ended]
         for row in ended:
             if row.done:
@@ -138,21 +141,10 @@ class Denoiser:
         self, rows: dict[Row, list[int]], *, whole: bool
     ) -> list[tuple[Row, list[int], Proposal]]:
         opens = [row.masked() for row in rows]
-        run = forward(self._network, rows, self._cache, opens, whole=whole)
-        had = self.counts
-        self.counts = replace(
-            had,
-            forwards=had.forwards + 1,
-            rows=had.rows + run.rows,
-            tokens=had.tokens + run.tokens,
-            padding=had.padding + run.padding,
-        )
-        made = []
-        for row, places, logits in zip(rows, opens, run.logits, strict=True):
-            how = row.denoising.remasking
-            proposal = propose(logits, self._network.mask, row.sampling, how, row.generator())
-            made.append((row, places, proposal))
-        return made
+        found, counts = forward(self._network, rows, self._cache, opens, whole=whole)
+        self.counts += counts
+        made = zip(rows, opens, found, strict=True)
+        return [(row, places, row.propose(logits)) for row, places, logits in made]
 
     def _halve(self, reason: str) -> list[Row]:
         """Continue with half the rows; the others wait, and lose no token."""
@@ -161,7 +153,7 @@ class Denoiser:
         held = sum(row.slots for row in rows)
         alone = len(rows) == 1 and self.slots <= held
         if not alone:
-            self.counts = replace(self.counts, out_of_memory=self.counts.out_of_memory + 1)
+            self.counts += Counts(out_of_memory=1)
             self.slots = max(1, held // 2) if len(rows) > 1 else held
             log.warning("out of memory with %d rows at once, now %d", len(rows), self.slots)
         self._cache = KVCache(max(2, self.slots))
@@ -173,23 +165,6 @@ class Denoiser:
             row.rewind()
             self._queue.appendleft(row)
         return []
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """What came out.
-
-    Attributes:
-        logits: of each row, float32 [its open positions, vocabulary], guidance applied.
-        rows: rows run, those of guidance included.
-        tokens: positions computed.
-        padding: of these, padding.
-    """
-
-    logits: list[Any]
-    rows: int
-    tokens: int
-    padding: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,13 +184,17 @@ def forward(
     opens: Sequence[list[int]],
     *,
     whole: bool,
-) -> Forward:
+) -> tuple[list[Any], Counts]:
     """Run the model over some rows.
 
     Args:
         rows: with the slots of each, the first its own, a second one of guidance.
         opens: of each row, the positions of the canvas whose logits are wanted.
         whole: over whole canvases, and not only what a cache has not.
+
+    Returns:
+        Of each row the logits, float32 [its open positions, vocabulary], guidance applied; and what
+        the run took.
     """
     import torch
 
@@ -245,13 +224,10 @@ def forward(
     at = [(index, place - part.start) for index, part in enumerate(parts) for place in part.open]
     row_at, place_at = torch.tensor(at, device=device).T
     logits = network.logits(hidden[row_at, place_at])
-    computed = sum(len(part.ids) for part in parts)
-    return Forward(
-        _guided(rows, logits.split([len(part.open) for part in parts])),
-        len(parts),
-        len(parts) * width,
-        len(parts) * width - computed,
-    )
+    tokens = len(parts) * width
+    padding = tokens - sum(len(part.ids) for part in parts)
+    guided = _guided(rows, logits.split([len(part.open) for part in parts]))
+    return guided, Counts(forwards=1, rows=len(parts), tokens=tokens, padding=padding)
 
 
 def _parts(network: Network, row: Row, places: list[int], whole: bool) -> list[_Part]:

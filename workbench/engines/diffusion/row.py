@@ -10,7 +10,7 @@ from typing import Any
 from workbench import values
 from workbench.engines.base import failure
 from workbench.engines.decoding import added_text
-from workbench.engines.diffusion.denoising import Denoising, Proposal, most_confident
+from workbench.engines.diffusion.denoising import Denoising, Proposal, most_confident, propose
 from workbench.engines.diffusion.network import Network
 from workbench.errors import InputError
 from workbench.store import digest
@@ -81,12 +81,14 @@ class Row:
         here: Any = self.ids[start:end] == self._network.mask
         return [start + place for place in here.nonzero()[:, 0].tolist()]
 
-    def generator(self) -> Any:
-        """The random numbers of this step: the same ones if it has to be made again."""
+    def propose(self, logits: Any) -> Proposal:
+        """A proposal from its logits; its random numbers are the same if a step is made again."""
         import torch
 
         seed = int.from_bytes(digest(self._seed, self.forwards)[:7], "big")
-        return torch.Generator(self._network.device).manual_seed(seed)
+        generator: Any = torch.Generator(self._network.device).manual_seed(seed)
+        how = self.denoising.remasking
+        return propose(logits, self._network.mask, self.sampling, how, generator)
 
     def commit(self, positions: Sequence[int], proposal: Proposal) -> int:
         """Take a step's proposal for the open positions; returns how many tokens it decides."""

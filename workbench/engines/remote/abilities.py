@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from workbench.engines.remote import wire
@@ -26,12 +27,15 @@ CHATS_ONLY = re.compile(rf"chat|messages|{UNKNOWN}|no(t| such) (route|found|path
 TALK = [{"role": "user", "content": "1"}]
 
 
-async def _ask(post: Callable[[], Awaitable[Any]]) -> Any | RequestError | None:
-    """What a server answers, or why it will not; None where it does not say now."""
-    for wait in WAITS:
+Works = Callable[[dict[str, Any]], bool | None]
+
+
+async def _ask(endpoint: Endpoint, path: str, body: wire.Body, waits: Sequence[float]) -> Any:
+    """The reply, or the `RequestError` why there is none; None where it does not say now."""
+    for wait in waits:
         try:
             async with asyncio.timeout(COLD):
-                return await post()
+                return await endpoint.generate(path, body)
         except RequestError as error:
             if error.status in NO_PATH or not isinstance(error, AGAIN):
                 return None if error.status == 401 else error
@@ -41,70 +45,89 @@ async def _ask(post: Callable[[], Awaitable[Any]]) -> Any | RequestError | None:
     return None
 
 
-async def find_completions(endpoints: Sequence[Endpoint], model: str) -> None:
-    """Find out whether servers continue texts."""
-    body = {"model": model, "prompt": "1", "max_tokens": 1}
+async def _find(
+    endpoints: Sequence[Endpoint],
+    ability: str,
+    request: tuple[str, wire.Body],
+    works: Works = lambda _: True,
+    *,
+    lacks: Callable[[RequestError], bool] = lambda _: True,
+    missing: str = "",
+    waits: Sequence[float] = WAITS,
+) -> None:
+    """Note at servers an ability that is not known yet: what `works` says of a reply, if it does.
+
+    `lacks` is whether a refusal is for want of it, and `missing` what the log says then.
+    """
 
     async def find(endpoint: Endpoint) -> None:
-        said = await _ask(lambda: endpoint.post(wire.TEXTS, body))
-        if isinstance(said, RequestError) and (
-            said.status in NO_PATH or CHATS_ONLY.search(str(said))
-        ):
-            endpoint.completes = False
-            log.info("%s has no completions, only chats: %s", endpoint.shown, said)
+        said = await _ask(endpoint, *request, waits)
+        if said is None or (isinstance(said, RequestError) and not lacks(said)):
+            return
+        found: bool | None = False
+        if not isinstance(said, RequestError):
+            with contextlib.suppress(RequestError, *wire.ODD_JSON):
+                found = works(said)
+        elif missing:
+            log.info("%s %s: %s", endpoint.shown, missing, said)
+        setattr(endpoint, ability, found)
 
-    await asyncio.gather(*(find(one) for one in endpoints if one.completes is None))
+    await asyncio.gather(*(find(one) for one in endpoints if getattr(one, ability) is None))
+
+
+async def find_completions(endpoints: Sequence[Endpoint], model: str) -> None:
+    """Find out whether servers continue texts."""
+
+    def lacks(error: RequestError) -> bool:
+        return error.status in NO_PATH or CHATS_ONLY.search(str(error)) is not None
+
+    body = {"model": model, "prompt": "1", "max_tokens": 1}
+    missing = "has no completions, only chats"
+    await _find(endpoints, "completes", (wire.TEXTS, body), lacks=lacks, missing=missing)
 
 
 async def find_chats(endpoints: Sequence[Endpoint], model: str) -> None:
     """Find out whether servers answer chats: there may be no template."""
     body = {"model": model, "messages": TALK, "max_tokens": 1}
-
-    async def find(endpoint: Endpoint) -> None:
-        said = await _ask(lambda: endpoint.generate(wire.CHATS, body))
-        endpoint.chats = None if said is None else not isinstance(said, RequestError)
-
-    await asyncio.gather(*(find(one) for one in endpoints if one.chats is None))
+    await _find(endpoints, "chats", (wire.CHATS, body))
 
 
 async def find_logprobs(endpoints: Sequence[Endpoint], to: wire.Dialect, *, chats: bool) -> None:
     """Find out whether answers come with the log-probabilities of their tokens."""
+
+    def works(reply: dict[str, Any]) -> bool:
+        (choice,) = wire.choices_in_order(reply, 1)
+        return bool(choice and wire.logprobs(choice))
+
     prompt: Prompt = [{"role": "user", "content": "1"}] if chats else "1"
-    path, body = wire.request([prompt], Sampling(max_tokens=1, logprobs=0), to)
+    request = wire.request([prompt], Sampling(max_tokens=1, logprobs=0), to)
+    await _find(endpoints, "logprobs", request, works)
 
-    async def find(endpoint: Endpoint) -> None:
-        said = await _ask(lambda: endpoint.generate(path, body))
-        if isinstance(said, RequestError):
-            endpoint.logprobs = False
-        elif said is not None:
-            try:
-                (choice,) = wire.choices_in_order(said, 1)
-                endpoint.logprobs = bool(choice and wire.logprobs(choice))
-            except (RequestError, *wire.ODD_JSON):
-                endpoint.logprobs = False
 
-    await asyncio.gather(*(find(one) for one in endpoints if one.logprobs is None))
+async def find_exact(endpoints: Sequence[Endpoint], model: str) -> None:
+    """Find out whether servers give log-probabilities of token ids that are named, as vLLM does.
+
+    This is asked and not taken from a name: vLLM may stand behind a gateway with another one.
+    """
+
+    def works(reply: dict[str, Any]) -> bool:
+        (choice,) = wire.choices_in_order(reply, 1)
+        top = dict(wire.logprobs(choice or {})[0].top)
+        return 1 in top and wire.token_ids(choice or {}, "prompt_token_ids") is not None
+
+    await _find(endpoints, "exact", (wire.TEXTS, wire.naming(model, "1", [1])), works)
 
 
 async def find_several(endpoints: Sequence[Endpoint], model: str, *, chats: bool) -> None:
-    """Find out whether servers take several prompts in one request."""
-    path = wire.CHAT_BATCH if chats else wire.TEXTS
+    """Find out whether servers take several prompts in one request: of chats, vLLM alone."""
+
+    def works(reply: dict[str, Any]) -> bool | None:
+        choices = reply.get("choices")
+        return len(choices) == 2 if isinstance(choices, list) else None
+
+    ability, path = ("batch", wire.CHAT_BATCH) if chats else ("multi", wire.TEXTS)
     body: wire.Body = {"model": model, "max_tokens": 1}
     body |= {"messages": [TALK, TALK]} if chats else {"prompt": ["1", "2"]}
-
-    async def find(endpoint: Endpoint) -> None:
-        several = False
-        if endpoint.vllm or not chats:
-            try:
-                async with asyncio.timeout(COLD):
-                    several = len((await endpoint.post(path, body))["choices"]) == 2
-            except (TimeoutError, *wire.ODD_JSON):
-                return  # not today
-            except RequestError as error:
-                if isinstance(error, AGAIN) and error.status not in NO_PATH:
-                    return
-                log.info("%s takes one prompt a request: %s", endpoint.shown, error)
-        setattr(endpoint, "batch" if chats else "multi", several)
-
-    possible = [e for e in endpoints if chats or e.completes is not False]
-    await asyncio.gather(*(find(e) for e in possible if e.several(chats=chats) is None))
+    possible = [one for one in endpoints if (one.vllm if chats else one.completes is not False)]
+    missing = "takes one prompt a request"
+    await _find(possible, ability, (path, body), works, missing=missing, waits=WAITS[-1:])

@@ -21,6 +21,7 @@ from workbench.engines.remote import wire
 from workbench.engines.remote.abilities import (
     find_chats,
     find_completions,
+    find_exact,
     find_logprobs,
     find_several,
 )
@@ -30,7 +31,6 @@ from workbench.engines.remote.http import run_coroutine
 from workbench.engines.remote.label_scores import (
     LabelScorer,
     bos_doubled,
-    gives_named_logprobs,
     token_counts,
 )
 from workbench.engines.remote.retry import Failure, FatalError, RateLimit, RejectedError
@@ -244,8 +244,7 @@ class RemoteEngine(BaseEngine):
         scorer = LabelScorer(
             self._dialect, self._options.size, self._dispatch, self._has_bos, self._label_ids
         )
-        for endpoint in self._there():
-            run_coroutine(self._find_exact(endpoint))
+        run_coroutine(find_exact(self._there(), self._dialect.model))
         exact = all(e.vllm if e.exact is None else e.exact for e in self._there())
         yield from (scorer.exactly if exact else scorer.from_likeliest)(prompts, labels)
 
@@ -291,10 +290,6 @@ class RemoteEngine(BaseEngine):
         """What all prompts of a packet have in common: the answer is begun, or the BOS is there."""
         return self._has_bos(prompt) if isinstance(prompt, str) else is_prefill(prompt)
 
-    async def _find_exact(self, endpoint: Endpoint) -> None:
-        if endpoint.exact is None:
-            endpoint.exact = await gives_named_logprobs(endpoint, self._dialect.model)
-
     def _find_several(self, *, chats: bool) -> None:
         """Find out what the servers take, unless one prompt a request is wanted anyway."""
         self._kinds.add(chats)
@@ -317,7 +312,7 @@ class RemoteEngine(BaseEngine):
             await find_completions([endpoint], self._dialect.model)
             if endpoint.completes is False:
                 raise FatalError(NO_TEXTS)
-        await self._find_exact(endpoint)
+        await find_exact([endpoint], self._dialect.model)
         self._info = replace(self._info, device=f"{self._places()}, {endpoint.shown}")
 
     def _dispatch(self, plan: Plan[Any, Any], jobs: Sequence[Any]) -> Iterator[list[Any]]:

@@ -20,13 +20,12 @@ from workbench.engines.remote import wire
 from workbench.engines.remote.dispatch import Plan
 from workbench.engines.remote.endpoint import FEWER, Endpoint
 from workbench.engines.remote.retry import (
-    AGAIN,
     Failure,
     RejectedError,
     RequestError,
     RetryableError,
 )
-from workbench.engines.tokens import LabelTree, Node, Tokens
+from workbench.engines.tokens import LabelCollector, LabelTree, Node, Tokens
 from workbench.errors import EngineError, InputError
 from workbench.types import LabelRow, Prompt, Sampling
 
@@ -37,10 +36,10 @@ ROUNDING = 1e-6  # of probabilities summed in float32
 BLOCK = 4096  # prompts whose labels are finished before the next ones are begun
 TOKENIZING = 16  # prompts at once
 TIMEOUT = 20.0  # seconds for the tokens of a few letters
-COLD = 60.0  # seconds for the first answer of a server
 SPACES = " \n\t▁Ġ"  # the last two are how tokenizers write a space
 
 Indexed = tuple[int, Prompt]
+_Scored = tuple[Tokens, list[float]]  # the tokens that were sent, the children's log-probabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +53,6 @@ class _Job:
     def body(self) -> str | list[int]:
         """What is sent of it; made late, as many wait."""
         return self.prompt if isinstance(self.prompt, str) else [*self.prompt, *self.node.prefix]
-
-
-@dataclass(frozen=True, slots=True)
-class _Scored:
-    """The tokens that were sent, and the children's log-probabilities."""
-
-    ids: tuple[int, ...]
-    scores: dict[tuple[Tokens, int], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,42 +102,39 @@ class LabelScorer:
         for batch in self.dispatch(self._tokenizing(), untokenized) if untokenized else ():
             yield [_failed(job, ids) for job, ids in batch if isinstance(ids, Failure)]
             texts |= {i: ids for (i, _), ids in batch if not isinstance(ids, Failure)}
-        parts: dict[int, list[_Scored]] = {}
+        sent: dict[int, Tokens] = {}
+        collector = LabelCollector(tree)
         by_prefix = sorted(texts.items(), key=lambda pair: str(pair[1]))
         for deeper in (False, True):  # the first ones bring the prompts' tokens
             jobs = [
-                _Job(index, parts[index][0].ids if deeper else text, node)
+                _Job(index, sent[index] if deeper else text, node)
                 for node in tree.nodes
                 for index, text in by_prefix
                 if bool(node.prefix) == deeper and index in texts
             ]
             if jobs:
-                yield from self._rows(tree, parts, jobs, texts)
+                yield from self._rows(collector, jobs, sent, texts)
 
     def _rows(
         self,
-        tree: LabelTree,
-        parts: dict[int, list[_Scored]],
+        collector: LabelCollector,
         jobs: Sequence[_Job],
+        sent: dict[int, Tokens],
         unfinished: dict[int, Any],
     ) -> Iterator[list[LabelRow]]:
         """Rows whose nodes are all scored, or of which one failed; `unfinished` has the others."""
         for batch in self.dispatch(self._scoring(), jobs):
-            rows = []
-            for job, scored in batch:
-                if job.index not in unfinished:
-                    continue
+            rows: list[LabelRow] = []
+            for job, scored in (one for one in batch if one[0].index in unfinished):
                 if isinstance(scored, Failure):
-                    rows.append(_failed((job.index, ""), scored))
+                    new = [_failed((job.index, ""), scored)]
+                else:
+                    ids, scores = scored
+                    sent.setdefault(job.index, ids)
+                    new = collector.add(job.index, job.node, scores, len(ids), None)
+                if new:
                     del unfinished[job.index]
-                    continue
-                done = parts.setdefault(job.index, [])
-                done.append(scored)
-                if len(done) == len(tree.nodes):
-                    scores = {key: value for part in done for key, value in part.scores.items()}
-                    sent = sum(len(part.ids) for part in done)
-                    rows.append(LabelRow(job.index, tree.total(scores), sent, None))
-                    del unfinished[job.index], parts[job.index]
+                rows += new
             if rows:
                 yield rows
 
@@ -155,7 +143,7 @@ class LabelScorer:
             endpoint: Endpoint, packet: Sequence[_Job]
         ) -> Sequence[_Scored | Failure | None]:
             node = packet[0].node
-            body = _body(self.dialect.model, [job.body() for job in packet], node.children)
+            body = wire.naming(self.dialect.model, [job.body() for job in packet], node.children)
             reply = await endpoint.post(wire.TEXTS, body)
             return wire.read_each(reply, len(packet), lambda _, choice, __: _scored(choice, node))
 
@@ -240,46 +228,12 @@ def _failed(job: Indexed, failure: Failure) -> LabelRow:
     return LabelRow(job[0], None, cached_tokens=None, error=failure.reason)
 
 
-def _body(model: str, prompts: Any, token_ids: Sequence[int]) -> wire.Body:
-    """What asks for the log-probabilities of these tokens after each prompt."""
-    return {
-        "model": model,
-        "prompt": prompts,
-        "max_tokens": 1,
-        "temperature": 0.0,
-        "logprobs": 0,
-        "logprob_token_ids": list(token_ids),
-        "return_token_ids": True,
-        "return_tokens_as_token_ids": True,
-    }
-
-
-async def gives_named_logprobs(endpoint: Endpoint, model: str) -> bool | None:
-    """Whether it gives log-probabilities of token ids that are named to it, as vLLM does.
-
-    None where it does not answer now. This is asked and not taken from a name: vLLM may stand
-    behind a gateway with another one.
-    """
-    body = _body(model, "1", [1])
-    for wait in (0.3, 1.0, 0.0):
-        try:
-            async with asyncio.timeout(COLD):
-                (choice,) = wire.choices_in_order(await endpoint.post(wire.TEXTS, body), 1)
-            top = dict(wire.logprobs(choice or {})[0].top)
-            return 1 in top and wire.token_ids(choice or {}, "prompt_token_ids") is not None
-        except (*AGAIN, TimeoutError):
-            await asyncio.sleep(wait)
-        except (RequestError, *wire.ODD_JSON):
-            return False
-    return None
-
-
 def _scored(choice: wire.Choice, node: Node) -> _Scored:
     ids = wire.token_ids(choice, "prompt_token_ids")
     top = dict(wire.logprobs(choice)[0].top)
     if not ids or not all(child in top for child in node.children):
         raise RejectedError("exact label log-probabilities need vLLM 0.27 or newer on the server")
-    return _Scored(ids, {(node.prefix, child): top[child] for child in node.children})
+    return ids, [top[child] for child in node.children]
 
 
 async def tokens_of(endpoint: Endpoint, body: wire.Body) -> tuple[int, ...] | None:

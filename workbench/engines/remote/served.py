@@ -21,8 +21,8 @@ from typing import Any
 
 from workbench.engines.chat import ChatOptions
 from workbench.engines.remote import wire
+from workbench.engines.remote.abilities import find_exact
 from workbench.engines.remote.endpoint import Endpoint
-from workbench.engines.remote.label_scores import gives_named_logprobs
 from workbench.engines.remote.retry import (
     AGAIN,
     FatalError,
@@ -191,7 +191,7 @@ async def _first_look(endpoint: Endpoint, model: str | None) -> ServedModel | No
     try:
         served = await look(endpoint, model)
         if not endpoint.vllm:
-            endpoint.exact = await gives_named_logprobs(endpoint, served.name)
+            await find_exact([endpoint], served.name)
             endpoint.vllm = bool(endpoint.exact)  # by another name, as behind a gateway
     except InputError:
         raise

@@ -112,6 +112,20 @@ def rendering(chats: Sequence[Prompt], to: Dialect) -> Body:
     return body
 
 
+def naming(model: str, prompts: Any, token_ids: Sequence[int]) -> Body:
+    """What asks vLLM for the log-probabilities of these tokens after each text."""
+    return {
+        "model": model,
+        "prompt": prompts,
+        "max_tokens": 1,
+        "temperature": 0.0,
+        "logprobs": 0,
+        "logprob_token_ids": list(token_ids),
+        "return_token_ids": True,
+        "return_tokens_as_token_ids": True,
+    }
+
+
 def _structure(sampling: Sampling, to: Dialect) -> Body:
     if sampling.json_schema is not None:
         schema = {"name": "answer", "schema": dict(sampling.json_schema), "strict": True}
