@@ -227,3 +227,16 @@ def test_a_prompt_of_a_kind_of_its_own_stays_one() -> None:
     assert checked is segments
     (text,) = check_prompts(np.array(["1+1="]))
     assert type(text) is str
+
+
+def test_an_engine_that_gives_too_few_rows_is_an_error(
+    engine: BaseEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = engine._complete
+
+    def short(requests: Any) -> Iterator[Any]:
+        return whole(requests[:1])
+
+    monkeypatch.setattr(engine, "_complete", short)
+    with pytest.raises(EngineError, match="no row for 2 requests"):
+        engine.generate(["Two of", "these three", "are lost"])

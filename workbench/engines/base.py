@@ -337,7 +337,7 @@ class BaseEngine(FrameEngine, ABC):
                         yield key, row
                     check()
             if waiting:
-                raise EngineError(f"{what}: the engine gave no row for {len(waiting)} of them")
+                raise EngineError(f"{what}: the engine gave no row for {len(waiting)} requests")
 
     def followed_by(self, successors: Iterable[Callable[[], BaseEngine]]) -> None:
         """What may take over a run if this engine dies in the middle, in this order."""
