@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from stranger import Stranger
+from stranger import Asked, Said, Stranger, listing
 from stranger import plain as plain_reply
 from typer.testing import CliRunner
 
@@ -103,14 +104,110 @@ def test_a_failed_row_keeps_its_reason_and_is_tried_again(
         ("{", r"in.jsonl:1: Expecting property name"),
         ("[1]", r"in.jsonl:1: \[1\] must be an object"),
         ('{"text": "a"}', r'jsonl:1: there must be either "prompt" or "messages" .*\(text\)'),
-        ('{"prompt": ""}', "prompt 0 is empty"),
+        ('{"prompt": ""}', "in.jsonl:1: prompt is empty"),
+        ('{"prompt": 5}', "in.jsonl:1: prompt is 5: must be"),
+        ('{"messages": []}', r"in.jsonl:1: messages is \[\]: must be"),
+        ('{"messages": [{"role": "usr", "content": "a"}]}', "in.jsonl:1: messages=.*'usr'.*user"),
     ],
 )
-def test_broken_input_is_named(plain: VLLMEngine, tmp_path: Path, text: str, match: str) -> None:
+def test_broken_input_is_named(tmp_path: Path, text: str, match: str) -> None:
     source = tmp_path / "in.jsonl"
     source.write_text(text)
     with pytest.raises(InputError, match=match):
-        generate_file(source, tmp_path / "out.jsonl", Sampling())
+        generate_file(source, tmp_path / "out.jsonl", Sampling(), engine="none such")
+
+
+def named(name: str, said: Callable[[Asked], Said | None] = lambda _: None) -> Stranger:
+    """A server of a model of that name."""
+    cards = Said(listing(id=name))
+    return Stranger(lambda a: cards if a.path.endswith("/models") else said(a))
+
+
+def test_generate_never_mixes_models_styles_or_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = write(tmp_path / "in.jsonl", [{"prompt": "a"}, {"prompt": "b"}]), tmp_path / "o"
+    command = ["generate", str(source), str(out), "--engine", "remote", "--store", "none"]
+
+    def chats_alone(asked: Asked) -> Said | None:
+        return Said(status=404) if asked.path.endswith("/v1/completions") else None
+
+    with named("one") as server, named("one") as twin:
+        monkeypatch.setenv("WORKBENCH_BASE_URL", server.url)
+        assert run(app, command).exit_code == 0
+        assert {row["made_by"]["model"] for row in read(out)} == {"one"}
+        assert {row["made_by"]["style"] for row in read(out)} == {"completion"}
+        write(out, read(out)[:1])
+        before, say = out.read_bytes(), server.say
+        for other, message in (
+            (named("two").say, "another model ('one', here 'two')"),
+            (named("one", chats_alone).say, "another style ('completion', here 'chat')"),
+        ):
+            server.say = other
+            done = run(app, command)
+            assert (done.exit_code, message in done.stderr) == (2, True), done.stderr
+        server.say = say
+        monkeypatch.setenv("WORKBENCH_BASE_URL", twin.url)
+        assert "another model" in run(app, command).stderr
+        assert out.read_bytes() == before
+        monkeypatch.setenv("WORKBENCH_BASE_URL", server.url)
+        quicker = ["-o", "max_concurrency=3", "-o", "timeout=9", "-o", "requests_per_minute=900"]
+        done = run(app, [*command, *quicker])
+        assert (done.exit_code, "1 were there" in done.stdout) == (0, True), done.stderr
+        asked = len(server.asked)
+        assert "2 were there" in run(app, command).stdout
+        assert len(server.asked) == asked  # nothing is left to ask
+
+
+def test_generate_keeps_columns_that_are_named_as_its_own(tmp_path: Path) -> None:
+    source, first, second = (tmp_path / name for name in ("in.jsonl", "1.jsonl", "2.jsonl"))
+    write(source, [{"prompt": "a", "input": "mine", "row": "x"}, {"prompt": "b"}])
+    with Stranger() as server:
+        options = ["--base-url", server.url, "--store", "none"]
+        assert run(app, ["generate", str(source), str(first), *options]).exit_code == 0
+        rows = sorted(read(first), key=lambda row: row["row"])
+        assert [row["input"] for row in rows] == [{"input": "mine", "row": "x"}, {}]
+        command = ["generate", str(first), str(second), *options, "--prompt", "{completion} again"]
+        assert run(app, command).exit_code == 0
+        assert {row["completion"] for row in read(second)} == {
+            "aa againaa again",
+            "bb againbb again",
+        }
+        assert {row["input"]["completion"] for row in read(second)} == {"aa", "bb"}
+        write(second, read(second)[:1])
+        assert "1 were there" in run(app, command).stdout
+        assert "2 were there" in run(app, command).stdout
+        write(first, [row | {"completion": "c"} for row in read(first)])
+        assert "another prompt" in run(app, command).stderr
+
+
+def test_generate_brings_columns_that_were_edited_up_to_date(tmp_path: Path) -> None:
+    source, out = write(tmp_path / "in.jsonl", [{"prompt": "a", "id": 1}]), tmp_path / "out.jsonl"
+    with Stranger() as server:
+        command = ["generate", str(source), str(out), "--base-url", server.url, "--store", "none"]
+        assert run(app, command).exit_code == 0
+        write(source, [{"prompt": "a", "group": "x"}])
+        assert "1 were there" in run(app, command).stdout
+        write(source, [{"prompt": "a", "group": "y"}, {"prompt": "b", "group": "z"}])
+        assert "1 were there" in run(app, command).stdout
+    assert [(row["group"], row["completion"], "id" in row) for row in read(out)] == [
+        ("y", "aa", False), ("z", "bb", False)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_generate_refuses_an_empty_cell(tmp_path: Path, ending: str) -> None:
+    source = tmp_path / f"in.{ending}"
+    source.write_text("a,b\n1,2\n,3\n".replace(",", "," if ending == "csv" else "\t"))
+    done = run(app, ["generate", str(source), str(tmp_path / "out.jsonl"), "--prompt", "T {a}"])
+    assert (done.exit_code, f"in.{ending}:3: prompt: 'a' is missing" in done.stderr) == (2, True)
+
+
+def test_generate_refuses_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [{"prompt": "a"}])
+    for out in (tmp_path, source / "out.jsonl", Path("/proc/out.jsonl")):
+        with pytest.raises(InputError, match=r"cannot be written \(.*give another file"):
+            generate_file(source, out, Sampling(), engine="none such")
 
 
 def test_an_output_of_other_prompts_is_refused(plain: VLLMEngine, tmp_path: Path) -> None:

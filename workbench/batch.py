@@ -1,11 +1,14 @@
 """Prompts of a file in, JSONL out: rows are appended as they finish, and a second run resumes.
 
-A row is known by its place and what is asked of it, so an edited input is noticed.
+A row is known by its place and what is asked of it, so an edited input is noticed. `made_by` says
+what answered it: rows of another model, revision, server or style are not mixed with it.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,7 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from workbench import template, values
-from workbench.engines import open_engine
+from workbench.engines import URL, open_engine
+from workbench.engines.base import BaseEngine
+from workbench.engines.identity import HARMLESS
+from workbench.engines.remote.settings import WAYS
+from workbench.engines.requests import check_prompts
 from workbench.engines.style import chosen_style
 from workbench.errors import InputError
 from workbench.files import write_whole
@@ -23,6 +30,16 @@ from workbench.types import Completion, Prompt, PromptStyle, Sampling, Style, Us
 
 ASKED = ("prompt", "messages")
 """The columns of what is asked, where no template says it."""
+OURS = (
+    "row", "made_by", "completion", "finish_reason", "error", "prompt_tokens", "completion_tokens",
+    "samples",
+)  # fmt: skip
+"""The columns of an answer."""
+ROLES = ("system", "developer", "user", "assistant", "model", "tool", "function", "ipython")
+HOW = (HARMLESS - {"dtype", "revision"}) | WAYS | {"store", "base_url"}
+"""Options that decide no answer, or that `made_by` has by itself."""
+DELIMITED_PLACE = re.compile(r"\.(csv|tsv|txt):", re.IGNORECASE)
+Made = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +63,9 @@ def generate_file(
     """Complete every row of `source` that `out` does not hold yet.
 
     Output rows are the input's with `row` (from 0), `completion` (`samples` too where n > 1),
-    `finish_reason`, `error` and token counts, in the order in which they finished. Failed rows are
-    tried again.
+    `finish_reason`, `error`, token counts and `made_by`, in the order in which they finished.
+    Where the input has columns of these names, such as an earlier output's, its own are together
+    in the column `input`. Failed rows are tried again.
 
     Args:
         source: rows with a column `prompt` or `messages` and any others, as `tasks.rows` reads
@@ -57,7 +75,8 @@ def generate_file(
         model, options: for `open_engine`.
 
     Raises:
-        InputError: a row is not valid, or `out` was made from other prompts.
+        InputError: a row is not valid, `out` cannot be written, or was made from other prompts or
+            by another model, style or sampling.
         EngineError: the engine could not be opened.
     """
     if out.suffix.lower() in {".csv", ".tsv", ".parquet", ".json", ".xlsx"}:
@@ -69,32 +88,91 @@ def generate_file(
         if style == "completion":
             raise InputError(f"{chats[0].place}: messages are a chat; leave --no-chat out")
         style = "chat"
-    same = repr(sorted((k, v) for k, v in options.items() if k != "store"))
-    made_by = digest(
-        model, prompt, style, sampling.canonical(), sampling.n, sampling.seed, same
-    ).hex()[:12]
+    server = digest(options.get("base_url") or os.environ.get(URL)).hex()[:12]
+    same = repr(sorted((k, v) for k, v in options.items() if k not in HOW))
+    made = {
+        "settings": digest(
+            model, prompt, sampling.canonical(), sampling.n, sampling.seed, same
+        ).hex()[:12],
+        "style": None if style == "auto" else style,
+        "server": server if options.get("engine") == "remote" else None,
+    }
     used = ASKED if prompt is None else template.fields(prompt)
-    kept = _finished(out, rows, used, made_by)
+    kept = _finished(out, rows, used, made)
+    made_before = [row["made_by"] for row in kept.values()]
     if sampling.temperature > 0 and len({repr(prompt) for prompt in prompts}) < len(prompts):
         kept = {}  # copies of a prompt are told apart by their order: ask for all, or the store
+    columns = _with_input(rows)
+    fresh = {i: columns[i] | {x: row[x] for x in OURS if x in row} for i, row in kept.items()}
     todo = [i for i in range(len(rows)) if i not in kept]
+    _check_writable(out)
     if not todo:
+        if fresh != kept:  # what was not asked about has been edited since
+            _rewrite(out, fresh)
         return BatchResult(len(rows), len(kept), 0, Usage())
     failed = 0
     with open_engine(model, **options) as engine:
         how, why = chosen_style(engine, style)
+        made |= {"style": how, **_model_of(engine)}
+        made["server"] = server if engine.info.engine == "remote" else None
+        for before in made_before:
+            _check_made(out, before, made)
         asked = [_asked(prompts[i], how) for i in todo]
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _rewrite(out, kept)
+        _rewrite(out, fresh)
         stream = closing(engine.stream(asked, sampling))
         with out.open("a", encoding="utf8") as file, stream as answers:
             for at, done in answers:
                 index = todo[at]
                 failed += done.error is not None
-                record = rows[index] | {"row": index, "made_by": made_by} | _answer(done)
+                record = columns[index] | {"row": index, "made_by": made} | _answer(done)
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 file.flush()
         return BatchResult(len(rows), len(kept), failed, engine.usage, f"{how}: {why}")
+
+
+def _model_of(engine: BaseEngine) -> Made:
+    """The model, and its revision unless that is a measurement that no store remembers."""
+    info = engine.info
+    measured = info.revision.startswith("fingerprint") and not engine.has_store
+    return {"model": info.model, "revision": None if measured else info.revision}
+
+
+def _check_made(out: Path, before: object, now: Made) -> None:
+    """Refuse a row that something else has answered; what is None is not known."""
+    there = before if isinstance(before, dict) else {}
+    if there.get("settings") != now["settings"]:
+        raise InputError(
+            f"{out} was made with another model, sampling or engine options: give another file"
+        )
+    for name, value in now.items():
+        if there.get(name) not in {None, value} and value is not None:
+            shown = "" if name == "server" else f" ({there[name]!r}, here {value!r})"
+            kind = "another model, or at another server" if name == "server" else f"another {name}"
+            raise InputError(f"{out} was made with {kind}{shown}: give another file")
+
+
+def _with_input(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, with columns that have the name of one of ours together in `input`."""
+    clash = {name for row in rows for name in row if name in OURS}
+    if not clash:
+        return [*rows]
+    apart = clash | {"input"}
+    return [
+        {name: v for name, v in row.items() if name not in apart}
+        | {"input": {name: v for name, v in row.items() if name in apart}}
+        for row in rows
+    ]
+
+
+def _check_writable(out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        there = out.exists()
+        out.open("ab").close()
+        if not there:
+            out.unlink()
+    except OSError as error:
+        raise InputError(f"{out} cannot be written ({error.strerror}): give another file") from None
 
 
 def _answer(done: Completion) -> dict[str, Any]:
@@ -112,7 +190,10 @@ def _answer(done: Completion) -> dict[str, Any]:
 def _prompt(row: TableRow, prompt: str | None) -> Prompt:
     """What is asked of a row."""
     if prompt is not None:
-        return template.fill(prompt, row.cells, f"{row.place}: prompt")
+        cells = row.cells
+        if DELIMITED_PLACE.search(row.place):  # there an empty cell is a missing value
+            cells = {k: v if str(v).strip() else None for k, v in cells.items()}
+        return template.fill(prompt, cells, f"{row.place}: prompt")
     given = [name for name in ASKED if not values.is_missing(row.cells.get(name))]
     if len(given) != 1:
         there = ", ".join(map(str, row.cells)) or "none"
@@ -123,6 +204,13 @@ def _prompt(row: TableRow, prompt: str | None) -> Prompt:
     asked: Prompt = _plain(row.cells)[given[0]]
     if given == ["messages"] and isinstance(asked, str):
         row.refuse("messages", 'a list, such as [{"role": "user", "content": "Why?"}]')
+    try:
+        check_prompts([asked])
+    except InputError as error:
+        raise InputError(f"{row.place}: {str(error).replace('prompt 0', given[0], 1)}") from None
+    for message in () if isinstance(asked, str) else asked:
+        if message["role"] not in ROLES:
+            row.refuse(given[0], f"messages with roles among {', '.join(ROLES)}")
     return asked
 
 
@@ -154,22 +242,22 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _finished(
-    out: Path, rows: Sequence[Mapping[str, Any]], used: Sequence[str], made_by: str
+    out: Path, rows: Sequence[Mapping[str, Any]], used: Sequence[str], made: Made
 ) -> dict[int, dict[str, Any]]:
     """Rows of an earlier run that need not be computed again; `used`: what the prompts have."""
     kept: dict[int, dict[str, Any]] = {}
-    if not out.exists():
+    if not out.is_file():
         return kept
     for row in _read(out):
         index = row.get("row")
         if not isinstance(index, int) or not 0 <= index < len(rows):
             raise InputError(f"{out} was not made from this input (row {index!r}): give another")
-        if any(row.get(name) != rows[index].get(name) for name in used):
+        there = row
+        if any(name in OURS for name in rows[index]):
+            there = row | (row["input"] if isinstance(row.get("input"), dict) else {})
+        if any(there.get(name) != rows[index].get(name) for name in used):
             raise InputError(f"{out} row {index} was made from another prompt: give another file")
-        if row.get("made_by") != made_by:
-            raise InputError(
-                f"{out} was made with another model, sampling or engine options: give another file"
-            )
+        _check_made(out, row.get("made_by"), made)
         if row.get("error") is None:
             kept[index] = row
     return kept

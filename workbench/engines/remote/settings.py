@@ -76,6 +76,11 @@ class RemoteOptions:
         return self.prompts_per_request if isinstance(self.prompts_per_request, int) else None
 
 
+ANSWERS = {"chat_template", "chat_template_kwargs", "fold_system", "revision"}
+WAYS = frozenset(field.name for field in fields(RemoteOptions)) - ANSWERS
+"""The options that decide no answer."""
+
+
 def _checked(name: str, value: Any) -> Any:
     positive = partial(real, above=True)
     match name:
