@@ -62,6 +62,7 @@ class Lab:
     page: Page
     url: str
     folder: Path
+    key: str  # the header's
 
     def write(self, name: str, codes: list[str]) -> None:
         """Put a notebook there."""
@@ -188,7 +189,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
         page.set_default_timeout(180_000)
         with jupyterlab(folder, home) as (url, key):
             page.set_extra_http_headers(key)
-            yield Lab(page, url, folder)
+            yield Lab(page, url, folder, key["Authorization"])
         browser.close()
 
 
