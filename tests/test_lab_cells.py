@@ -213,7 +213,7 @@ def in_theme(lab: Lab, theme: str) -> None:  # noqa: F811
     raw = json.dumps({"theme": theme})
     assert lab.page.request.put(address, headers=headers, data={"raw": raw}).ok
     lab.open("cells.ipynb")
-    lab.page.locator("body[data-jp-theme-light=false]").wait_for()
+    lab.page.locator("body[data-jp-theme-light=false]").wait_for(state="attached")
     output(lab, 1).locator("summary").wait_for()
 
 
