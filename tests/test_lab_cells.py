@@ -24,9 +24,10 @@ import workbench as wb
 
 engine = wb.open_engine(engine="transformers", store=None, batch_size=16)"""
 DATA = """\
-pairs = [(a, b) for a in range(3, 10) for b in (7, 18, 60)]
-df = pd.DataFrame([(f"{a}+{b}=", a + b) for a, b in pairs], columns=["question", "answer"])
-report = wb.evaluate(df, engine, prompt="{question}", max_tokens=4)
+items = wb.open_task("word_problems").items(21)
+rows = [{"question": item.fields["question"], "answer": item.answer} for item in items]
+df = pd.DataFrame(rows)
+report = wb.evaluate(df, engine, max_tokens=96)
 report"""
 LONG = """\
 hard = ["A very long question, <b>of many words</b> & signs: " * 20, "x" * 300, "2+2="]
@@ -44,8 +45,8 @@ SHOWS = {
     "wb.open_task(df).items(1, 0)[0]": ["question", "answer"],
 }  # fmt: skip
 COMPARED = """\
-wordings = {"short": "{question}", "words": "What is {question}"}
-wb.compare_prompts(df, engine, wordings, max_tokens=4)"""
+wordings = {"short": "{question}", "cot": "{question} Think step by step."}
+wb.compare_prompts(df, engine, wordings, max_tokens=96)"""
 WRONG = "wb.evaluate(df, engine, temprature=0.5)"
 STOPPED = 'engine.generate([f"{n}+1=" for n in range(5000)], wb.Sampling(max_tokens=64))'
 AFTER = 'engine.generate(["12+30="], wb.Sampling(max_tokens=2))[0].text'
@@ -118,7 +119,7 @@ def test_what_cells_show(lab: Lab) -> None:  # noqa: F811
     for word in ("own · standard · workbench-tiny", "accuracy", "of 21 rows wrong", "21 requests"):
         assert word in said[DATA]
     assert "versions" not in said[DATA]  # folded
-    assert "words" in said[COMPARED]
+    assert "cot" in said[COMPARED]
     assert output(lab, codes.index(COMPARED)).locator("img").count() == 1
     error(lab, codes, said)
     assert said[AFTER].split()[-1] == "'42'"

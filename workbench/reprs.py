@@ -32,6 +32,9 @@ WRONG = 5
 PLAIN = "vertical-align:top;color:inherit;padding:.2em .6em"
 CELL = f"{PLAIN};text-align:left;white-space:pre-wrap;overflow-wrap:anywhere"
 NUMBER = f"{PLAIN};text-align:right;white-space:nowrap"
+WHOLE = f"{PLAIN};text-align:left;white-space:nowrap"
+SHORT = 24
+"""Characters of a text that stays in one line."""
 SECRET_NAME = re.compile(
     r"api_?key|secret|passw|credential|authorization|(^|[._-])(token|key)$", re.IGNORECASE
 )
@@ -141,12 +144,15 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], total: int =
     """An HTML table; of more rows in all (`total`) it says how many."""
     shown = [*rows]
     columns_of = [*zip(*shown, strict=True)] or [()] * len(columns)
-    styles = [NUMBER if values and all(map(_is_number, values)) else CELL for values in columns_of]
+    numbers = [bool(values) and all(map(_is_number, values)) for values in columns_of]
 
     def line(tag: str, values: Iterable[object]) -> str:
-        pairs = zip(styles, map(brief, values), strict=True)
-        inner = "".join(f'<{tag} style="{s}">{escape(v)}</{tag}>' for s, v in pairs)
-        return f"<tr>{inner}</tr>"
+        cells = []
+        for of_numbers, value in zip(numbers, map(brief, values), strict=True):
+            whole = len(value) <= SHORT and "\n" not in value
+            style = NUMBER if of_numbers else WHOLE if whole else CELL
+            cells.append(f'<{tag} style="{style}">{escape(value)}</{tag}>')
+        return f"<tr>{''.join(cells)}</tr>"
 
     head = f"<thead>{line('th', columns)}</thead>" if any(columns) else ""
     more = note(f"the first {len(shown)} of {total:,}") if total > len(shown) else ""
@@ -245,7 +251,7 @@ def _report(report: Report) -> Card:
         [note(f"{len(failed):,} rows failed. First: {masked(str(failed[0]))}")] if failed else []
     )
     used = _usage(report.usage).lines[0]
-    details = f"<details><summary>from what</summary>{settings(about)}</details>"
+    details = f"<details><summary>provenance</summary>{settings(about)}</details>"
     return Card([*lines, used], [*html, note(used), details])
 
 
