@@ -138,6 +138,45 @@ def test_ask_keeps_the_index_and_nothing_of_the_user_s(engine: BaseEngine) -> No
     assert isinstance(raised.value.results, pd.DataFrame)
 
 
+def test_an_index_with_repeats_keeps_each_answer_at_its_row(
+    engine: BaseEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    frame = pd.DataFrame({"text": TEXTS}, index=[0, 0, 1])
+    answers = engine.ask(frame, "{text}", max_tokens=4)
+    both = pd.concat([frame, answers], axis=1)
+    assert both["answer"].tolist() == [one.text for one in engine.generate(TEXTS, FEW)]
+    assert "pd.concat([df, answers], axis=1)" in caplog.text
+    caplog.clear()
+    engine.ask(frame.reset_index(), "{text}", max_tokens=4)
+    assert "repeats" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        np.array([0.1, 2.5], dtype="float32"),
+        np.array([0.1, 2.5], dtype="float16"),
+        pd.array([0.1, 2.5], dtype="Float32"),
+        pd.array([0.1, 2.5], dtype="float[pyarrow]"),
+        [np.float32(0.1), np.float32(2.5)],
+        [0.4 - 0.3, 2.5],
+    ],
+)
+def test_golds_of_floats_can_be_reached(engine: BaseEngine, numbers: Any) -> None:
+    frame = pd.DataFrame({"question": ["a", "b"], "answer": numbers})
+    listed = zip(["a", "b"], numbers, strict=True)
+    rows = [{"question": question, "answer": number} for question, number in listed]
+    for given in (frame, rows)[: 2 if isinstance(numbers, list | np.ndarray) else 1]:
+        task = open_task(given)
+        golds = {item.id: item for item in task.items()}
+        assert [golds[f"row {n}"].answer for n in (0, 1)] == ["0.1", "2.5"]
+        assert task.grade(golds["row 0"], "#### 0.1").correct
+    if getattr(frame["answer"].dtype, "itemsize", 8) < 8:
+        wanted = engine.generate(["0.1 +", "2.5 +"], FEW)
+        found = engine.ask(frame, "{answer} +", FEW)
+        assert found["answer"].tolist() == [one.text for one in wanted]
+
+
 @pytest.mark.parametrize(
     "rows",
     [

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from fakes import FakeEngine
 
 import workbench as wb
 from workbench.agents import AgentCase, Ask, BestOfN, MajorityVote, Program
@@ -21,7 +22,7 @@ from workbench.errors import InputError
 from workbench.evaluation import evaluate, run_suite
 from workbench.serving import Server
 from workbench.tasks import TASKS, OwnTask, Sums, open_task
-from workbench.types import Grade, Item, PromptStyle, Sampling, Task
+from workbench.types import Completion, Errors, Grade, Item, PromptStyle, Sampling, Task, Usage
 from workbench.uncertainty import sample_uncertainty
 
 FRAME = pd.DataFrame({
@@ -240,6 +241,46 @@ def test_a_limit_is_for_a_whole_suite(kept: VLLMEngine) -> None:
     spent = [one.provenance["cost"]["spent"] for one in result.reports.values()]
     assert sum(spent) <= cost
     assert result.table["n_failed"].sum() > 0
+
+
+class Letters(FakeEngine):
+    """A paid server without a store: a token a character and 20 around each message."""
+
+    given, spent = True, 0
+
+    def generate(
+        self,
+        prompts: Any,
+        sampling: Sampling = Sampling(),  # noqa: B008
+        *,
+        errors: Errors = "raise",
+    ) -> list[Completion]:
+        self.sizes = [20 + len(p if isinstance(p, str) else p[0]["content"]) for p in prompts]
+        found = [Completion(text="7", finish_reason="stop") for _ in self.sizes]
+        new = {"prompt_tokens": sum(self.sizes), "completion_tokens": 4 * len(found)}
+        self.usage += Usage(requests=len(found), **new if self.given else {})
+        self.spent += sum(new.values())
+        return found
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("style", ["completion", "chat"])
+@pytest.mark.parametrize("question", ["一加六等于多少？" * 9, "1+6?", "f(x):\n\treturn x[0]**2;"])
+def test_a_limit_holds_where_nobody_counts(question: str, style: Any, given: bool) -> None:
+    rows = [{"question": f"{question}{n}", "answer": 7} for n in range(200)]
+    engine = Letters()
+    engine.given = given  # or the server says nothing of tokens
+    prices = {"price_in": 1e6, "price_out": 1e6, "max_cost": 5000.0}
+    report = evaluate(rows, engine, style=style, max_tokens=4, **prices)
+    lost = report.rows["error"].notna().sum()
+    assert 0 < lost < 200
+    assert 1000 < engine.spent <= 5000
+    assert report.provenance["cost"]["spent"] <= 5000
+
+
+def test_names_of_wordings_are_texts(plain: VLLMEngine) -> None:
+    with pytest.raises(InputError, match="two names are one as text"):
+        wb.compare_prompts(FRAME, plain, {1: "{question}", "1": None})  # type: ignore[dict-item]
 
 
 def test_a_server_counts_the_tokens(server: Server, tmp_path: Path) -> None:

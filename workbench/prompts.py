@@ -144,5 +144,7 @@ def compare_prompts(
     if "prompt" in settings:
         raise InputError("prompt=…: the prompts are those by name; leave it out")
     plan = {str(name): {"prompt": text} for name, text in prompts.items()}
+    if len(plan) < len(prompts):
+        raise InputError(f"prompts={prompts!r:.80}: two names are one as text; give others")
     made = evaluate_each(task, engine, plan, folder=folder, dry_run=dry_run, **settings)
     return made if isinstance(made, Estimate) else PromptComparison(made, comparison(made))

@@ -10,9 +10,12 @@ import json
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from workbench.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LARGEST = 2**63 - 1
 MISSING = {"None", "nan", "NaT", "<NA>"}
@@ -32,6 +35,18 @@ def refuse(name: str, value: object, need: str) -> NoReturn:
 def is_missing(value: object) -> bool:
     """Whether it stands for no value: None, NaN and pandas' own."""
     return not isinstance(value, str) and str(value) in MISSING
+
+
+def cells(frame: pd.DataFrame) -> pd.DataFrame:
+    """Its values as Python's own; a float of fewer than 64 bits keeps the digits that it prints."""
+    import numpy as np
+
+    cells = frame.astype(object)
+    for place, kind in enumerate(frame.dtypes):
+        if kind.kind == "f" and kind.itemsize < 8:
+            short = frame.iloc[:, place].to_numpy(f"f{kind.itemsize}", na_value=np.nan)
+            cells.isetitem(place, short.astype(str).astype(float).astype(object))
+    return cells
 
 
 def optional(name: str, value: object, check: Callable[..., T], *limits: float) -> T | None:

@@ -11,6 +11,8 @@ from workbench.errors import InputError
 from workbench.types import Prompt
 
 CHARACTERS = 4  # of a prompt, in a token: where nobody counts them
+FRAME = 64
+"""Tokens that a template puts around a message at most; a default system prompt has room in it."""
 MILLION = 1_000_000  # tokens, that prices are for
 
 
@@ -20,6 +22,16 @@ def estimated_tokens(prompt: Prompt | Sequence[int]) -> int:
         return 1 + len(prompt) // CHARACTERS
     chat = [message["content"] for message in prompt if not isinstance(message, int)]
     return 1 + sum(map(len, chat)) // CHARACTERS if chat else len(prompt)
+
+
+def most_tokens(prompt: Prompt) -> int:
+    """A limit that no prompt's tokens exceed: its bytes in UTF-8 and `FRAME` for each message.
+
+    A tokenizer that works on bytes has no token without one.
+    """
+    messages = [{"content": prompt}] if isinstance(prompt, str) else prompt
+    parts = [str(part) for message in messages for part in message.values()]
+    return FRAME * len(messages) + sum(len(one.encode("utf-8", "surrogatepass")) for one in parts)
 
 
 @dataclass(frozen=True, slots=True)

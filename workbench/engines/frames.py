@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
@@ -14,6 +15,8 @@ from workbench.types import Completion, Engine, Errors, Prompt, Sampling, Style
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger("workbench")
 
 
 class Completions(Shown, list[Completion]):
@@ -63,8 +66,10 @@ class FrameEngine:
         self: Engine, rows: object, wording: str, sampling: Sampling | None = None, *,
         style: Style = "auto", errors: Errors = "return", **settings: Any,
     ) -> pd.DataFrame:  # fmt: skip
-        """One answer a row: `df.join(engine.ask(df, "Translate: {text}", max_tokens=20))`.
+        """One answer a row, in the rows' order: `answers = engine.ask(df, "Translate: {text}")`.
 
+        Put them beside the rows by `df.assign(answer=answers["answer"].to_numpy())`, or all columns
+        by `pd.concat([df, answers], axis=1)`: `df.join` crosses rows where the index has repeats.
         What was answered before comes from the store, and an interrupted call resumes.
 
         Args:
@@ -83,7 +88,7 @@ class FrameEngine:
             where it failed), tokens (generated), error (the reason, or None); with `n` above 1
             `answer` is the first of `samples`, a list of texts. A row with a missing value in a
             column of the wording, or with an empty prompt, has failed. No rows are an empty frame.
-            Where `rows` has such a name: `df.join(answers, rsuffix="_model")`.
+            Where `rows` has such a name: `pd.concat([df, answers.add_suffix("_model")], axis=1)`.
 
         Raises:
             InputError: there is no such column or field of `Sampling`, or rows are of no such kind.
@@ -119,6 +124,11 @@ class FrameEngine:
         found = self.generate(prompts, sampling, errors="return") if prompts else []
         for place, answer in zip(places, found, strict=True):
             answers[place] = answer
+        if not index.is_unique:
+            log.warning(
+                "ask: the index has repeats, by which join would cross rows: use "
+                "pd.concat([df, answers], axis=1)"
+            )
         frame = Completions(answers).frame().set_axis(index)
         if sampling.n > 1 and "samples" not in frame:
             frame["samples"] = [[None] for _ in index]
@@ -156,7 +166,7 @@ def _table(rows: Any, wording: str) -> tuple[pd.DataFrame, pd.Index[Any], str]:
             raise InputError("rows mixes texts and dicts: give one kind")
         names = template.fields(wording) if not given else ["text"]
         rows = pd.DataFrame(given if True in kinds else dict.fromkeys(names, given), dtype=object)
-    table = rows.astype(object).set_axis([*map(str, rows.columns)], axis=1)
+    table = values.cells(rows).set_axis([*map(str, rows.columns)], axis=1)
     only = f"{{{table.columns[0]}}}" if table.shape[1] == 1 else "{}"
     for place, name in enumerate(rows.index.names):
         if name is not None and str(name) not in table:

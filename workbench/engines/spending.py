@@ -8,14 +8,11 @@ from dataclasses import dataclass, replace
 
 from workbench import values
 from workbench.engines.base import BaseEngine
-from workbench.engines.estimate import Estimate, Prices, estimated_tokens, money
+from workbench.engines.estimate import Estimate, Prices, estimated_tokens, money, most_tokens
 from workbench.engines.requests import texts
 from workbench.errors import InputError
 from workbench.store import digest
 from workbench.types import Engine, Prompt, Sampling, Usage
-
-UNCOUNTED = 2
-"""How many times longer a limit takes a prompt to be whose tokens nobody has counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +23,7 @@ class _Equal:
     missing: set[bytes]
     stored: set[bytes]
     prompt_tokens: int  # of one
+    most_prompt_tokens: int
     most: int  # completion tokens of one
 
 
@@ -51,7 +49,7 @@ class Spending:
         prices: what tokens cost, None where that does not matter.
         max_cost: no request is sent that could make the cost exceed this, together with those
             under way: each is taken to generate as much as it may. A prompt whose tokens nobody
-            counts beforehand is taken to be `UNCOUNTED` times as long as it looks.
+            counts beforehand is taken to have as many as it can (`estimate.most_tokens`).
         dry: nothing is sent: only what the store has is answered.
 
     Raises:
@@ -70,6 +68,7 @@ class Spending:
         self.prices, self.dry = prices, values.flag("dry_run", dry)
         self.max_cost = checked_limit(prices, max_cost)
         self.declined = Estimate(0, 0, 0, counted=True, prices=prices)
+        self._unreported = 0.0  # at most, of calls whose tokens the server does not give
         self._seen: set[bytes] = set()
         self._stored: set[bytes] = set()
 
@@ -81,8 +80,10 @@ class Spending:
     @property
     def cost(self) -> float:
         """Of all that was computed so far; what came from the store is free."""
+        if self.prices is None:
+            return 0.0
         used = self._engine.usage.since(self._before)
-        return self.prices.cost(used.prompt_tokens, used.completion_tokens) if self.prices else 0.0
+        return self.prices.cost(used.prompt_tokens, used.completion_tokens) + self._unreported
 
     def parts(
         self, prompts: Sequence[Prompt], how: Sampling | tuple[str, ...]
@@ -98,17 +99,21 @@ class Spending:
         rest, counted = self._equal(prompts, how)
         self._stored.update(*(one.stored for one in rest))
         while rest:
-            left = max(0.0, (self.max_cost or 0.0) - self.cost)
+            room = left = max(0.0, (self.max_cost or 0.0) - self.cost)
             part: list[_Equal] = []
             for one in rest:
-                if (cost := self._most(one, counted=counted)) <= left:
+                if (cost := self._most(one)) <= left:
                     part.append(one)
                     left -= cost
             if not part:
                 self._decline(rest, counted=counted)
                 yield _places(rest), self._reason()
                 return
+            before = self._engine.usage
             yield _places(part), None
+            used = self._engine.usage.since(before)
+            if not used.prompt_tokens and used.requests > used.from_store + used.failed:
+                self._unreported += room - left
             taken = {id(one) for one in part}
             rest = [one for one in rest if id(one) not in taken]
 
@@ -128,19 +133,19 @@ class Spending:
             tokens, counted = [*map(estimated_tokens, firsts)], False
         most = how.max_tokens if isinstance(how, Sampling) else 1
         equal = []
-        for same, length in zip(places.values(), tokens, strict=True):
+        for same, first, length in zip(places.values(), firsts, tokens, strict=True):
             there = {key: stored for place in same for key, stored in keys[place].items()}
             stored = {key for key, known in there.items() if known}
-            equal.append(_Equal(same, there.keys() - stored, stored, length, most))
+            longest = length if counted else most_tokens(first)
+            equal.append(_Equal(same, there.keys() - stored, stored, length, longest, most))
         return equal, counted
 
-    def _most(self, one: _Equal, *, counted: bool) -> float:
+    def _most(self, one: _Equal) -> float:
         if not one.missing:
             return 0.0
         if self.dry or self.prices is None:
             return math.inf
-        length = one.prompt_tokens * (1 if counted else UNCOUNTED)
-        return len(one.missing) * self.prices.cost(length, one.most)
+        return len(one.missing) * self.prices.cost(one.most_prompt_tokens, one.most)
 
     def _decline(self, rest: Sequence[_Equal], *, counted: bool) -> None:
         if not getattr(self._engine, "has_store", False):

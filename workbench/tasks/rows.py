@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 from workbench.errors import InputError
 from workbench.files import LineError, file_error
 from workbench.lazy import pd
-from workbench.values import is_missing, near, refuse
+from workbench.values import cells, is_missing, near, refuse
 
 LONGEST = 2**31 - 1
 """Characters of a CSV field; Python's own limit is 131,072."""
@@ -74,6 +74,8 @@ class TableRow(NamedTuple):
         """
         value = self.cells.get(column)
         text = str(value).strip()
+        if isinstance(value, float) and not value.is_integer() and not is_missing(value):
+            text = f"{float(text):.15g}"  # 0.1 + 0.2 is 0.3
         if not text or is_missing(value):
             return None
         if isinstance(value, Mapping | list | tuple | set):
@@ -187,7 +189,7 @@ def _from_frame(source: pd.DataFrame, what: str | Path) -> Table:
     # A user's own index is the first column, if none already.
     if not source.index.equals(frame.index) and not any(n in frame for n in source.index.names):
         frame = source.reset_index(allow_duplicates=True)
-    plain = frame.astype(object).where(frame.notna(), None)
+    plain = cells(frame).where(frame.notna(), None)
     rows = (dict(zip(frame.columns, row, strict=True)) for row in plain.itertuples(False, None))
     place = "{}: row {}" if isinstance(what, Path) else "{}[{}]"
     return Table([TableRow(place.format(what, n), row) for n, row in enumerate(rows)], frame)
