@@ -268,7 +268,7 @@ class Letters(FakeEngine):
 @pytest.mark.parametrize("question", ["一加六等于多少？" * 9, "1+6?", "f(x):\n\treturn x[0]**2;"])
 def test_a_limit_holds_where_nobody_counts(question: str, style: Any, given: bool) -> None:
     rows = [{"question": f"{question}{n}", "answer": 7} for n in range(200)]
-    engine = Letters()
+    engine: Any = Letters()
     engine.given = given  # or the server says nothing of tokens
     prices = {"price_in": 1e6, "price_out": 1e6, "max_cost": 5000.0}
     report = evaluate(rows, engine, style=style, max_tokens=4, **prices)

@@ -10,12 +10,10 @@ import json
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from workbench.errors import InputError
-
-if TYPE_CHECKING:
-    import pandas as pd
+from workbench.lazy import pd
 
 LARGEST = 2**63 - 1
 MISSING = {"None", "nan", "NaT", "<NA>"}
@@ -39,12 +37,10 @@ def is_missing(value: object) -> bool:
 
 def cells(frame: pd.DataFrame) -> pd.DataFrame:
     """Its values as Python's own; a float of fewer than 64 bits keeps the digits that it prints."""
-    import numpy as np
-
     cells = frame.astype(object)
     for place, kind in enumerate(frame.dtypes):
         if kind.kind == "f" and kind.itemsize < 8:
-            short = frame.iloc[:, place].to_numpy(f"f{kind.itemsize}", na_value=np.nan)
+            short = frame.iloc[:, place].to_numpy(f"f{kind.itemsize}", na_value=math.nan)
             cells.isetitem(place, short.astype(str).astype(float).astype(object))
     return cells
 
