@@ -270,7 +270,7 @@ def test_a_limit_holds_where_nobody_counts(question: str, style: Any, given: boo
     rows = [{"question": f"{question}{n}", "answer": 7} for n in range(200)]
     engine: Any = Letters()
     engine.given = given  # or the server says nothing of tokens
-    prices = {"price_in": 1e6, "price_out": 1e6, "max_cost": 5000.0}
+    prices: dict[str, Any] = {"price_in": 1e6, "price_out": 1e6, "max_cost": 5000.0}
     report = evaluate(rows, engine, style=style, max_tokens=4, **prices)
     lost = report.rows["error"].notna().sum()
     assert 0 < lost < 200
