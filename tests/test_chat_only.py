@@ -22,7 +22,7 @@ from workbench.engines.remote import RemoteEngine
 from workbench.engines.style import chosen_style, common_style, style_by_name
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, EngineGoneError, EngineUnavailableError, InputError
-from workbench.evaluation import run_suite
+from workbench.evaluation import evaluate, run_suite
 from workbench.judge import Case, Judge, builtin
 from workbench.machine import install_hint
 from workbench.nb.run import run
@@ -90,6 +90,137 @@ def test_chats_are_chosen_where_there_is_nothing_else(refusal: Said) -> None:
                     other.generate(["a text"], SHORT, errors="return")
                 with pytest.raises(InputError, match=r'style="chat"'):
                     other.label_logprobs(["a text"], [" Yes", " No"])
+
+
+ODD = {
+    "a page": Said(PAGE),
+    "an error": Said({"error": {"message": "no such endpoint"}}),
+    "an error in words": Said({"error": "no such endpoint"}),
+    "no choices": Said({"choices": []}),
+    "500": error("this operation is not supported", 500),
+    "unknown prompt": error("Unrecognized request argument: prompt"),
+}
+
+
+@pytest.mark.parametrize("refusal", ODD.values(), ids=ODD)
+def test_what_is_no_clear_refusal_is_settled_by_a_chat(refusal: Said) -> None:
+    with Stranger(chat_only(refusal)) as server, remote(server.url) as engine:
+        assert chosen_style(engine)[0] == "chat"
+
+    def neither(asked: Asked) -> Said | None:
+        return Said(refusal.body, refusal.status) if asked.method == "POST" else None
+
+    with Stranger(neither) as server, remote(server.url) as engine:
+        assert chosen_style(engine)[0] == "completion"
+        assert not engine.answers_chats
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["Unsupported parameter: 'max_tokens'", "max_tokens is not supported with this model",
+     "extra fields not permitted", "max_tokens: unsupported; see max_completion_tokens of chat"],
+)  # fmt: skip
+def test_a_refused_setting_does_not_make_it_chat_only(message: str) -> None:
+    def say(asked: Asked) -> Said | None:
+        texts = asked.path.endswith("/v1/completions")
+        return error(message) if texts and "max_tokens" in asked.body else None
+
+    with Stranger(say) as server, remote(server.url) as engine:
+        assert chosen_style(engine)[0] == "completion"
+
+
+def test_completions_that_went_away_are_named() -> None:
+    gone: list[bool] = []
+    refused = chat_only(Said({"detail": "Not Found"}, 404))
+    with Stranger(lambda a: refused(a) if gone else None) as server:
+        with remote(server.url) as engine:
+            assert engine.generate(["a"], SHORT)[0].text == "aa"
+            gone.append(True)
+            with pytest.raises(EngineGoneError, match=r'open it again.*style="chat"'):
+                engine.generate(["b"], SHORT)
+
+
+def test_a_stop_that_is_overlooked_is_cut() -> None:
+    with Stranger() as server, remote(server.url) as engine:
+        (row,) = engine.generate(["one. two"], Sampling(max_tokens=9, stop=(". ",)))
+        assert (row.text, row.finish_reason) == ("one", "stop")
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["seed: Input should be less than or equal to 2147483647", "value out of range for int32",
+     "seed 123 is not supported: give one below 2147483648"],
+)  # fmt: skip
+def test_seeds_of_31_bits_where_a_server_has_no_longer_ones(message: str) -> None:
+    def say(asked: Asked) -> Said | None:
+        return error(message) if asked.body.get("seed", 0) >= 2**31 else None
+
+    sampling = Sampling(max_tokens=8, temperature=1.0, seed=3, n=2)
+    with Stranger(say) as server, remote(server.url) as engine:
+        rows = engine.generate(["a", "b", "c"], sampling)
+        assert {len(row.samples) for row in rows} == {2}
+        assert any("31 bits" in note for note in engine.info.notes)
+        assert not any("no seed" in note for note in engine.info.notes)
+        seeds = [one.body["seed"] for one in server.asked if "seed" in one.body]
+        assert len({seed for seed in seeds if seed < 2**31}) == 6
+        before = len(server.asked)
+        engine.generate(["d"], sampling)
+        assert all(one.body.get("seed", 0) < 2**31 for one in server.asked[before:])
+
+
+def test_a_seed_that_was_dropped_is_in_the_report_and_in_later_ones(tmp_path: Path) -> None:
+    def say(asked: Asked) -> Said | None:
+        return error("Unsupported parameter: 'seed'") if "seed" in asked.body else None
+
+    rows = [{"question": f"{i}?", "answer": "1"} for i in range(3)]
+    with Stranger(say) as server:
+        notes = []
+        for _ in range(2):  # the second is answered by the store
+            with open_engine(
+                engine="remote", base_url=server.url, store=tmp_path / "s", revision="x"
+            ) as engine:
+                report = evaluate(
+                    rows, engine, sampling=Sampling(temperature=1.0, seed=1, max_tokens=4)
+                )
+                notes.append(report.provenance["engine"]["notes"])
+                stored = report.usage.from_store
+        assert stored == 3
+    assert all(any("no seed" in note for note in one) for one in notes)
+
+
+def test_eval_of_all_agents_asks_as_the_server_can(tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text("question,answer\n1+1,2\n")
+    command = ["eval", "--task", str(source), "--engine", "remote", "--agent", "all", "--json"]
+    for say, more, paths in (
+        (chat_only(Said(status=404)), [], {"chat/completions"}),
+        (lambda _: None, [], {"chat/completions", "completions"}),
+        (lambda _: None, ["--no-chat"], {"completions"}),
+        (lambda a: error("no template") if "messages" in a.body else None, [], {"completions"}),
+    ):
+        with Stranger(say) as server:
+            where = ["--store", "none", "-o", f'base_url="{server.url}"']
+            done = CliRunner().invoke(app, [*command, *where, *more])
+            assert "failed" in done.stderr or done.exit_code == 0, done.output
+            long = [a for a in server.asked if a.body.get("max_tokens", 0) > 4]
+            assert {a.path.removeprefix("/v1/") for a in long} == paths, done.output
+
+
+def test_eval_ends_with_an_error_where_a_row_failed(tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text("question,answer\n1+1,2\n2+2,4\n")
+    command = ["eval", "--task", str(source), "--engine", "remote", "--store", "none"]
+    limits = ["--price-in", "1", "--price-out", "1", "--max-cost", "0.0000001"]
+
+    def fails(asked: Asked) -> Said | None:
+        return error("out of luck") if asked.body.get("max_tokens", 0) > 4 else None
+
+    for say, more, reason in ((fails, [], "out of luck"), (lambda _: None, limits, "not asked")):
+        with Stranger(say) as server:
+            done = CliRunner().invoke(app, [*command, "-o", f'base_url="{server.url}"', *more])
+        assert done.exit_code == 1
+        assert "2 rows failed. The first: " in done.stderr
+        assert reason in done.stderr
 
 
 @pytest.mark.parametrize("status", [401, 429, 500])

@@ -6,7 +6,7 @@ A suite is several such reports on the same items, kept as it goes; `comparison`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -150,6 +150,7 @@ def _evaluate(
             rows.append(report_row(case, outcome, run))
             trace += [{"id": case.item.id, "run": run, **row} for row in trace_rows(outcome.trace)]
     frame = to_frame(rows)
+    provenance["engine"] = asdict(engine.info)  # with its notes on these answers
     provenance["n_timed_out"] = given_up() - timed_out  # comparisons of formulas, which took long
     if spending.prices is not None:
         cost = {"spent": spending.cost - spent, "price_in": spending.prices.price_in}

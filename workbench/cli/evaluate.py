@@ -8,7 +8,7 @@ from itertools import count as numbers
 from pathlib import Path
 from typing import Annotated, Any
 
-from typer import Argument, Option
+from typer import Argument, Exit, Option
 
 from workbench import values
 from workbench.cli import options
@@ -62,21 +62,18 @@ def evaluate_task(
     from workbench.engines import open_engine
     from workbench.engines.estimate import Prices
     from workbench.engines.spending import checked_limit
+    from workbench.engines.style import possible_styles
     from workbench.evaluation import run_suite
     from workbench.runs import run_dir
     from workbench.tasks import open_task
 
     check_new(out)
-    columns: dict[str, Any] = dict(options.pairs(column, "--column"))
-    if "labels" in columns:
-        columns["labels"] = columns["labels"].split(",")
+    columns = _columns(column)
     agents = [*AGENTS] if agent == "all" else [agent]
     values.known("agent", agent, [*AGENTS, "all"])
     checked_limit(Prices.of(price_in, price_out), max_cost)
     chosen = open_task(task, **columns)
     styles = [options.style(chat)]
-    if agent == "all" and not chat:
-        styles = ["completion", "chat"]
     changed = {"temperature": temperature, "max_tokens": max_tokens}
     settings: dict[str, Any] = {"count": count, "num_runs": num_runs, "seed": seed, "shots": shots}
     settings |= {name: value for name, value in changed.items() if value is not None}
@@ -86,6 +83,8 @@ def evaluate_task(
     settings |= {"price_in": price_in, "price_out": price_out, "max_cost": max_cost}
     arguments = options.engine_options(option) | _batch(batch_size, engine)
     with open_engine(model, engine, store=store, **arguments) as opened:
+        if agent == "all" and chat is None:
+            styles = [*possible_styles(opened)]
         if estimate:
             asked = run_suite(chosen, opened, agents, styles, dry_run=True, **settings)
             show({**asdict(asked), "cost": asked.cost}, str(asked), as_json=as_json)
@@ -97,6 +96,22 @@ def evaluate_task(
         _show_all(reports, out, as_json=as_json)
     if folder:
         say(f"the reports are in {folder}; compare some with the first: workbench compare FOLDER …")
+    _end(reports)
+
+
+def _columns(texts: list[str] | None) -> dict[str, Any]:
+    columns: dict[str, Any] = dict(options.pairs(texts, "--column"))
+    if "labels" in columns:
+        columns["labels"] = columns["labels"].split(",")
+    return columns
+
+
+def _end(reports: Mapping[str, Report]) -> None:
+    """Fail where a row has."""
+    reasons = [reason for one in reports.values() for reason in one.rows["error"].dropna()]
+    if reasons:
+        say(f"{len(reasons)} rows failed. The first: {reasons[0]}")
+        raise Exit(1)
 
 
 def _batch(size: str | None, engine: str) -> dict[str, Any]:

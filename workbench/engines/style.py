@@ -38,6 +38,16 @@ def chosen_style(engine: Engine, style: Style = "auto") -> tuple[PromptStyle, st
     return suited() if suited is not None else ("completion", "the engine does not say")
 
 
+def possible_styles(engine: Engine) -> tuple[PromptStyle, ...]:
+    """The styles in which a model can be asked."""
+    there: dict[PromptStyle, bool] = {
+        "completion": getattr(engine, "has_completions", True),
+        "chat": getattr(engine, "has_chat", True) and getattr(engine, "answers_chats", True),
+    }
+    found: tuple[PromptStyle, ...] = tuple(style for style, can in there.items() if can)
+    return found or ("completion",)
+
+
 def common_style(engines: Sequence[Engine], style: Style = "auto") -> PromptStyle:
     """One style for several engines: "chat" where it suits one of them, and all have it.
 

@@ -105,6 +105,7 @@ def sample_uncertainty(
     provenance |= {
         "sampling": asdict(sampling), "samples": samples, "temperature": temperature,
         "same": named(same), "p_true": p_true,  # type: ignore[arg-type]
+        "engine": asdict(engine.info),
     }  # fmt: skip
     summary = tuple(_summary(rows, samples, p_true=p_true))
     return Report(summary, rows, engine.usage.since(before), provenance)

@@ -23,7 +23,15 @@ COLD = 60.0  # seconds for the first answers of a server
 WAITS = (0.3, 1.0, 0.0)  # seconds after an answer that is none
 NO_PATH = (404, 405, 410, 501)
 # How servers say that a model is for chats only, where they have the path all the same.
-CHATS_ONLY = re.compile(rf"chat|messages|{UNKNOWN}|no(t| such) (route|found|path)", re.IGNORECASE)
+CHATS_ONLY = re.compile(
+    rf"chat|messages|(\bcompletions?\b.*({UNKNOWN}))|(({UNKNOWN}).*\bcompletions?\b)"
+    r"|no(t| such) (route|found|path)",
+    re.IGNORECASE,
+)
+# What may be about that, and is not where it is about a part of the request.
+REFUSED = re.compile(UNKNOWN, re.IGNORECASE)
+PART = re.compile(r"max_tokens|parameter|argument|field|value", re.IGNORECASE)
+OF_CHATS = re.compile(r"\bmessages\b|\bprompt\b", re.IGNORECASE)
 TALK = [{"role": "user", "content": "1"}]
 
 
@@ -32,17 +40,28 @@ Works = Callable[[dict[str, Any]], bool | None]
 
 async def _ask(endpoint: Endpoint, path: str, body: wire.Body, waits: Sequence[float]) -> Any:
     """The reply, or the `RequestError` why there is none; None where it does not say now."""
+    last: RequestError | None = None
     for wait in waits:
         try:
             async with asyncio.timeout(COLD):
                 return await endpoint.generate(path, body)
         except RequestError as error:
-            if error.status in NO_PATH or not isinstance(error, AGAIN):
+            last = error
+            if _refused(error):
                 return None if error.status == 401 else error
         except TimeoutError:
-            pass
+            last = None
         await asyncio.sleep(wait)
-    return None
+    return last
+
+
+def _refused(error: RequestError) -> bool:
+    return error.status in NO_PATH or not isinstance(error, AGAIN)
+
+
+def _odd(error: RequestError) -> bool:
+    """Whether it may be how a server says that it has no such path: HTTP 200, yet no answer."""
+    return error.status == 200 or (error.status == 500 and bool(REFUSED.search(str(error))))
 
 
 async def _find(
@@ -51,7 +70,7 @@ async def _find(
     request: tuple[str, wire.Body],
     works: Works = lambda _: True,
     *,
-    lacks: Callable[[RequestError], bool] = lambda _: True,
+    lacks: Callable[[Endpoint, RequestError], bool] = lambda _, error: _refused(error),
     missing: str = "",
     waits: Sequence[float] = WAITS,
 ) -> None:
@@ -62,7 +81,7 @@ async def _find(
 
     async def find(endpoint: Endpoint) -> None:
         said = await _ask(endpoint, *request, waits)
-        if said is None or (isinstance(said, RequestError) and not lacks(said)):
+        if said is None or (isinstance(said, RequestError) and not lacks(endpoint, said)):
             return
         found: bool | None = False
         if not isinstance(said, RequestError):
@@ -76,20 +95,33 @@ async def _find(
 
 
 async def find_completions(endpoints: Sequence[Endpoint], model: str) -> None:
-    """Find out whether servers continue texts."""
+    """Find out whether servers continue texts; where that is not clear, by whether they chat."""
+    doubtful: list[Endpoint] = []
 
-    def lacks(error: RequestError) -> bool:
-        return error.status in NO_PATH or CHATS_ONLY.search(str(error)) is not None
+    def lacks(endpoint: Endpoint, error: RequestError) -> bool:
+        text = str(error)
+        about_part = PART.search(text) and not OF_CHATS.search(text)
+        if error.status in NO_PATH or (_refused(error) and not about_part and says(text)):
+            return True
+        if _odd(error) or (_refused(error) and not about_part and REFUSED.search(text)):
+            doubtful.append(endpoint)
+        return False
+
+    def says(text: str) -> bool:
+        return CHATS_ONLY.search(text) is not None
 
     body = {"model": model, "prompt": "1", "max_tokens": 1}
     missing = "has no completions, only chats"
     await _find(endpoints, "completes", (wire.TEXTS, body), lacks=lacks, missing=missing)
+    await find_chats(doubtful, model)
+    for endpoint in doubtful:
+        endpoint.completes = False if endpoint.chats else None
 
 
 async def find_chats(endpoints: Sequence[Endpoint], model: str) -> None:
     """Find out whether servers answer chats: there may be no template."""
     body = {"model": model, "messages": TALK, "max_tokens": 1}
-    await _find(endpoints, "chats", (wire.CHATS, body))
+    await _find(endpoints, "chats", (wire.CHATS, body), lacks=lambda _, e: _refused(e) or _odd(e))
 
 
 async def find_logprobs(endpoints: Sequence[Endpoint], to: wire.Dialect, *, chats: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -46,6 +47,8 @@ TOP, FEWER = 20, 5  # log-probabilities that servers give at most; some give few
 REST = 5.0  # seconds after which a server that failed is tried again
 # Seconds without an answer after which a server may be another: before a call, and within one.
 IDLE, LULL = 0.2, 30.0
+MOST_SEED = 2**31 - 1  # where seeds are 32-bit integers with a sign
+NARROW = re.compile(r"int(eger)?_?32|i32|2147483647|integer.*(large|range|overflow)", re.IGNORECASE)
 SPARE = {"seed": UNKNOWN, "stop": ""}  # what a request can do without, and how it is refused
 
 
@@ -66,6 +69,7 @@ class Endpoint:
             None is not known yet.
         samples: it gives several samples of a prompt in one request, as far as is known.
         without: settings that it refuses and that are not sent any more, of `SPARE`.
+        short_seeds: it takes no seed above `MOST_SEED`.
         top: how many of the likeliest tokens it lists, as far as is known.
         tokenizes: it has /tokenize, as far as is known.
         absent: why it has no part yet; it is asked again.
@@ -84,6 +88,7 @@ class Endpoint:
         self.logprobs: bool | None = None
         self.samples = True
         self.without: frozenset[str] = frozenset()
+        self.short_seeds = False
         self.top = TOP
         self.tokenizes = True
         self.vllm = False
@@ -112,10 +117,16 @@ class Endpoint:
         Where it takes no `stop`, the caller cuts the text.
         """
         sent = {name: value for name, value in body.items() if name not in self.without}
+        if self.short_seeds and "seed" in sent:
+            sent["seed"] &= MOST_SEED
         try:
             return await self._limited(path, sent)
         except RejectedError as error:
-            said = str(error)
+            said, seed = str(error), sent.get("seed", 0)
+            if seed > MOST_SEED and (names(said, "seed") or NARROW.search(said)):
+                reply = await self.generate(path, sent | {"seed": seed & MOST_SEED})
+                self.short_seeds = "seed" not in self.without
+                return reply
             refused = {x for x in SPARE if x in sent and refuses(said, x, SPARE[x])}
             if not refused:
                 raise
@@ -148,9 +159,14 @@ class Endpoint:
         sent = time.monotonic()
         reply = self._json(await self._fetch("POST", path, body))
         if not isinstance(reply, dict):
-            raise RetryableError(f"the reply is no JSON object: {self.clean(repr(reply))}")
-        if isinstance(reply.get("error"), dict):  # some proxies say so under HTTP 200
-            raise RetryableError(self.clean(str(reply["error"].get("message"))))
+            words = f"the reply is no JSON object: {self.clean(repr(reply))}"
+            raise RetryableError(words, status=200)
+        error = reply.get("error")  # some proxies say so under HTTP 200
+        if error and isinstance(error, dict | str):
+            text = error if isinstance(error, str) else str(error.get("message"))
+            raise RetryableError(self.clean(text), status=200)
+        if path.endswith("/completions") and not reply.get("choices"):
+            raise RetryableError(f"the reply has no choices: {self.clean(str(reply))}", status=200)
         if path == "/completions":
             self.completes = True
         self._works(sent)
@@ -183,7 +199,8 @@ class Endpoint:
         except (ValueError, RecursionError):
             text = data[:10_000].decode(errors="replace")
             kind = "a web page" if "<html" in text[:500].lower() else "no JSON"
-            raise RetryableError(f"the reply is {kind}: {self.clean(text)!r}") from None
+            words = f"the reply is {kind}: {self.clean(text)!r}"
+            raise RetryableError(words, status=200) from None
 
     async def _fetch(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
         """The body of a good reply; notes what a failure says about the server."""

@@ -7,7 +7,6 @@ each is sent again until it is answered or its time is spent.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from workbench.engines.estimate import Estimate, estimated_tokens
 from workbench.engines.local import OURS
 from workbench.engines.remote import wire
 from workbench.engines.remote.abilities import (
+    NO_PATH,
     find_chats,
     find_completions,
     find_exact,
@@ -30,25 +30,26 @@ from workbench.engines.remote.endpoint import Endpoint
 from workbench.engines.remote.http import run_coroutine
 from workbench.engines.remote.label_scores import (
     LabelScorer,
+    beginning,
     bos_doubled,
     token_counts,
 )
 from workbench.engines.remote.retry import Failure, FatalError, RateLimit, RejectedError
 from workbench.engines.remote.served import Identity, prefix_cache_hits, version
-from workbench.engines.remote.settings import RemoteOptions
-from workbench.engines.remote.words import NO_TEXTS, refuses
+from workbench.engines.remote.settings import RemoteOptions, base_urls
+from workbench.engines.remote.words import NO_LONGER, NO_TEXTS, refuses
 from workbench.engines.requests import Request, check_prompts
 from workbench.engines.style import EMBEDDED_STYLE, style_by_name
 from workbench.errors import InputError
 from workbench.machine import versions
 from workbench.progress import waiting
-from workbench.store import Store
+from workbench.store import Store, digest
 from workbench.types import Completion, EngineInfo, LabelRow, Prompt, PromptStyle, Sampling, Usage
 
 log = logging.getLogger("workbench")
 BEGINNINGS = 64  # of texts, that are asked about in one call
+NO_SEED = "the server takes no seed: what is drawn there cannot be drawn again"
 SAMPLES = 32  # of one prompt in a request
-SPECIAL = re.compile(r"<[^<>\s]{1,60}>|\[[A-Za-z_]{1,60}\]")  # what looks like a special token
 
 
 class RemoteEngine(BaseEngine):
@@ -68,7 +69,7 @@ class RemoteEngine(BaseEngine):
     def __init__(
         self, model: str | None, store: Store | None, why: str, options: Mapping[str, Any]
     ) -> None:
-        urls = _urls(options.get("base_url"))
+        urls = base_urls(options.get("base_url"))
         others = {name: value for name, value in options.items() if name != "base_url"}
         self._options = chosen = RemoteOptions.of(others)
         self._endpoints = [Endpoint(url, chosen) for url in urls]
@@ -112,6 +113,14 @@ class RemoteEngine(BaseEngine):
                 "to know its weights by; if you know them, give revision=…"
             )
         self._hits_before = self._hits()
+        self._seedless = digest("no seed", self._identity.hex())  # a fact of the store
+
+    def _base(self, sampling: Sampling) -> Any:
+        """A note on seeds is on stored answers too, whichever engine had them stored."""
+        seeded = sampling.seed is not None and sampling.temperature > 0
+        if seeded and self._store is not None and self._store.update(self._seedless, bool):
+            self._note(NO_SEED)
+        return super()._base(sampling)
 
     def _there(self) -> list[Endpoint]:
         return [endpoint for endpoint in self._endpoints if endpoint.absent is None]
@@ -177,6 +186,13 @@ class RemoteEngine(BaseEngine):
         run_coroutine(find_logprobs(there, self._dialect, chats=chats))
         return all(endpoint.logprobs is not False for endpoint in there)
 
+    @property
+    def answers_chats(self) -> bool:
+        """Whether no server refuses chats, as far as they tell."""
+        there = self._there()
+        run_coroutine(find_chats(there, self._dialect.model))
+        return all(endpoint.chats is not False for endpoint in there)
+
     def suited_style(self) -> tuple[PromptStyle, str]:
         """See `style.chosen_style`."""
         if not self.has_completions:
@@ -185,10 +201,8 @@ class RemoteEngine(BaseEngine):
         style, why = style_by_name(served.root or served.name)
         if served.name in OURS or Path(served.root) in OURS.values():
             style, why = "completion", EMBEDDED_STYLE
-        if style == "chat":
-            run_coroutine(find_chats(self._there(), self._dialect.model))
-            if any(endpoint.chats is False for endpoint in self._there()):
-                return "completion", "the server refuses chats"
+        if style == "chat" and not self.answers_chats:
+            return "completion", "the server refuses chats"
         return style or "completion", why
 
     def _free(self) -> None:
@@ -275,7 +289,7 @@ class RemoteEngine(BaseEngine):
 
     def _learn_bos(self, prompts: Sequence[Prompt]) -> None:
         """Ask vLLM which beginnings of these texts are the BOS that it would put there itself."""
-        beginnings = {_beginning(prompt) for prompt in prompts if isinstance(prompt, str)} - {""}
+        beginnings = {beginning(prompt) for prompt in prompts if isinstance(prompt, str)} - {""}
         there = [endpoint for endpoint in self._there() if endpoint.vllm]
         new = sorted(beginnings - self._bos.keys())[:BEGINNINGS]
         if there and new:
@@ -284,7 +298,7 @@ class RemoteEngine(BaseEngine):
                 self._note("whether texts get a second BOS could not be asked: no tokens are given")
 
     def _has_bos(self, prompt: str) -> bool:
-        return self._bos.get(_beginning(prompt), False)
+        return self._bos.get(beginning(prompt), False)
 
     def _form(self, prompt: Prompt) -> bool:
         """What all prompts of a packet have in common: the answer is begun, or the BOS is there."""
@@ -348,7 +362,7 @@ class RemoteEngine(BaseEngine):
             row = wire.read(choice, sampling, counts, lambda odd: self._note(endpoint.clean(odd)))
             if row.error is not None:
                 return replace(row, error=endpoint.clean(row.error))
-            return wire.cut(row, sampling.stop) if "stop" in endpoint.without else row
+            return wire.cut(row, sampling.stop)
 
         return wire.read_each(reply, len(packet), read)
 
@@ -357,13 +371,21 @@ class RemoteEngine(BaseEngine):
         several = body.get("n", 1)
         try:
             reply = await endpoint.generate(path, body)
+        except FatalError as error:
+            if path == wire.TEXTS and error.status in NO_PATH:
+                raise FatalError(f"{error}. If it has no completions now, {NO_LONGER}") from None
+            raise
         except RejectedError as error:
             endpoint.samples = endpoint.samples and not (several > 1 and refuses(str(error), "n"))
             raise
         if several > 1 and len(reply.get("choices") or ()) < several:
             endpoint.samples = False
-        if "seed" in body and "seed" in endpoint.without:
-            self._note("the server takes no seed: what is drawn there cannot be drawn again")
+        if "seed" in body and "seed" in endpoint.without and NO_SEED not in self._info.notes:
+            self._note(NO_SEED)
+            if self._store is not None:
+                self._store.update(self._seedless, lambda _: True)
+        elif "seed" in body and endpoint.short_seeds:
+            self._note("the server takes seeds of 31 bits: the others are cut to that")
         return reply
 
 
@@ -371,19 +393,3 @@ def _completion(result: Completion | Failure, prompt: Prompt) -> Completion:
     if isinstance(result, Completion):
         return result
     return failure(result.reason if isinstance(prompt, str) else with_remedy(result.reason, prompt))
-
-
-def _beginning(text: str) -> str:
-    """What a text begins with that looks like a special token; "" if nothing does."""
-    match = SPECIAL.match(text)
-    return match[0] if match else ""
-
-
-def _urls(given: object) -> list[str]:
-    urls = [given] if isinstance(given, str) else given
-    if not isinstance(urls, Sequence) or not urls:
-        raise InputError(
-            f"base_url={given!r}: give a server's URL such as http://127.0.0.1:8000/v1, several "
-            "in a list, or one in WORKBENCH_BASE_URL; `workbench serve vllm` starts a server"
-        )
-    return list(urls)

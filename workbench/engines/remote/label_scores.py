@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,7 @@ ROUNDING = 1e-6  # of probabilities summed in float32
 BLOCK = 4096  # prompts whose labels are finished before the next ones are begun
 TOKENIZING = 16  # prompts at once
 TIMEOUT = 20.0  # seconds for the tokens of a few letters
+SPECIAL = re.compile(r"<[^<>\s]{1,60}>|\[[A-Za-z_]{1,60}\]")  # what looks like a special token
 SPACES = " \n\t▁Ġ"  # the last two are how tokenizers write a space
 
 Indexed = tuple[int, Prompt]
@@ -267,6 +269,12 @@ async def token_counts(endpoint: Endpoint, bodies: Sequence[wire.Body]) -> list[
         return [*await asyncio.gather(*map(count, bodies))]
     except (RequestError, *wire.ODD_JSON, TimeoutError):
         return None
+
+
+def beginning(text: str) -> str:
+    """What a text begins with that looks like a special token; "" if nothing does."""
+    match = SPECIAL.match(text)
+    return match[0] if match else ""
 
 
 async def bos_doubled(

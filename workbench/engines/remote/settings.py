@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Literal
@@ -107,3 +107,14 @@ def _is_header_map(value: object) -> bool:
         isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9-]+", name) and isinstance(at, str)
         for name, at in value.items()
     )
+
+
+def base_urls(given: object) -> list[str]:
+    """The servers of `base_url`, which is one or a list of them."""
+    urls = [given] if isinstance(given, str) else given
+    if not isinstance(urls, Sequence) or not urls:
+        raise InputError(
+            f"base_url={given!r}: give a server's URL such as http://127.0.0.1:8000/v1, several "
+            "in a list, or one in WORKBENCH_BASE_URL; `workbench serve vllm` starts a server"
+        )
+    return list(urls)

@@ -21,6 +21,7 @@ NO_TEXTS = (
     "texts cannot be continued there, as it has no completions: give chats (lists of messages in "
     'generate, style="chat" in evaluate and the like, --chat in the command)'
 )
+NO_LONGER = 'open it again, with style="chat" or --chat in the command'
 
 
 def key_remedy(variable: str, *, given: bool) -> str:
