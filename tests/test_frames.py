@@ -88,7 +88,7 @@ def test_generators_columns_of_arrow_and_chats_of_cells(engine: BaseEngine) -> N
         (iter(()), "empty"),
         (pd.Series([], dtype=object), "empty"),
     ],
-    ids=str,
+    ids=lambda given: type(given).__name__,  # not what a set prints, which differs
 )
 def test_prompts_that_are_none_are_refused_before_any_work(
     engine: BaseEngine, prompts: Any, says: str
