@@ -230,6 +230,7 @@ def test_ask_sends_chats_samples_and_braces(engine: BaseEngine) -> None:
         ("one text", "{text}", {}, "rows='one text'"),
         ({"text": TEXTS}, "{text}", {}, "a DataFrame"),
         ([{"text": "a"}, "b"], "{text}", {}, "mixes"),
+        (pd.Series([[{"role": "user", "content": "a"}]]), "{}", {}, "engine.generate"),
         (pd.DataFrame([["a", "b"]], columns=["text", "text"]), "{text}", {}, "several columns"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +277,41 @@ def test_a_limit_holds_where_nobody_counts(question: str, style: Any, given: boo
     assert 0 < lost < 200
     assert 1000 < engine.spent <= 5000
     assert report.provenance["cost"]["spent"] <= 5000
+
+
+class Lost(Letters):
+    """Fails where a prompt is worded by "b:"."""
+
+    def generate(self, prompts: Any, *arguments: Any, **settings: Any) -> list[Completion]:
+        found = super().generate(prompts, *arguments, **settings)
+        return [
+            replace(one, error="lost") if "b:" in prompt else one
+            for prompt, one in zip(prompts, found, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("more", [{}, {"c": "{question}!"}])
+def test_failures_are_said_where_nothing_is_paired(more: dict[str, str]) -> None:
+    engine: Any = Lost()
+    made = wb.compare_prompts(FRAME, engine, {"a": None, "b": "b:{question}", **more})
+    assert '"b" shares no answered item with "a"; 8 of "b" failed: lost' in made.finding
+    made.figure()
+    assert "8 failed: lost" in repr(made.reports["b"])
+    assert "0 of 8" not in repr(made.reports["b"])
+    free = evaluate(FRAME, engine, max_cost=0, **PRICES)
+    assert free.provenance["cost"]["max_cost"] == 0
+    for wrong in ("vllm", None, Lost):
+        calls: list[Any] = [evaluate, sample_uncertainty]
+        for call in calls:
+            with pytest.raises(InputError, match="open_engine"):
+                call(FRAME, wrong)
+
+
+def test_a_kept_report_of_another_wording_says_so(tmp_path: Path) -> None:
+    engine: Any = Letters()
+    wb.compare_prompts(FRAME, engine, {"a": None, "b": "{question}!"}, folder=tmp_path)
+    with pytest.raises(InputError, match=r"b has prompt='\{question\}!', here it is"):
+        wb.compare_prompts(FRAME, engine, {"a": None, "b": "{question}?"}, folder=tmp_path)
 
 
 def test_names_of_wordings_are_texts(plain: VLLMEngine) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -229,3 +230,22 @@ def test_a_table_is_a_task_and_files_may_be_large_or_deep(tmp_path: Path) -> Non
     lines.write_text("[" * 100_000 + "]" * 100_000 + "\n")
     with pytest.raises(InputError, match=r"deep\.jsonl:1: nested too deep"):
         open_task(lines)
+
+
+def test_no_column_is_lost() -> None:
+    """A user's own `question` and a twice named column would be; a `solution` is kept."""
+    frame = pd.DataFrame({"question": ["a"], "text": ["b"], "answer": [1], "solution": ["why"]})
+    with pytest.raises(InputError, match="your column 'question': rename that"):
+        open_task(frame, question="text")
+    with pytest.raises(InputError, match="several columns 'answer'"):
+        open_task(pd.concat([frame, frame[["answer"]]], axis=1))
+    rows = pd.DataFrame({"question": ["c"], "answer": [2], "solution": ["so"]})
+    task = OwnTask(frame, examples=rows)
+    assert task.items()[0].fields["solution"] == "why"
+    assert "so" not in str(task.prompt(task.items()[0], 1)).split()
+    tags: Any = [np.arange(1001)]
+    lists = frame.assign(tags=tags)
+    assert open_task(lists).items()[0].fields["tags"].endswith("999, 1000]")
+    with pytest.raises(InputError, match=r'style="label", labels=\["True", "False"\]'):
+        open_task(frame.assign(answer=[True]))
+    open_task(frame.assign(answer=[True]), style="label", labels=["True", "False"])

@@ -26,6 +26,10 @@ def test_fields_are_names_in_their_order() -> None:
             "3 2024-01-02 00:00:00",
         ),
         ("{a}{{{a}}}", {"a": "nan"}, "nan{nan}"),
+        ("{a}", {"a": np.array(["é", "b"])}, '["é", "b"]'),
+        ("{a}", {"a": np.zeros(1001, dtype=int)}, f"[{', '.join('0' * 1001)}]"),
+        ("{a}", {"a": [1, None, {"k": np.array([1.5])}]}, '[1, null, {"k": [1.5]}]'),
+        ("{a}", {"a": np.array([pd.Timestamp("2024")])}, '["2024-01-01 00:00:00"]'),
     ],
 )
 def test_values_stand_in_their_places(
@@ -53,6 +57,13 @@ def test_values_stand_in_their_places(
 def test_what_is_no_template_is_refused(template: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check(template, ["question", "id"], "prompt")
+
+
+def test_a_chat_is_no_part_of_a_text() -> None:
+    chat = [{"role": "user", "content": "Hi"}]
+    for given in (chat, np.array(chat, dtype=object)):
+        with pytest.raises(InputError, match=r"give chats to engine\.generate"):
+            fill("{a}", {"a": given})
 
 
 @pytest.mark.parametrize("missing", [None, float("nan"), pd.NA, pd.NaT])

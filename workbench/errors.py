@@ -37,7 +37,7 @@ class EngineError(WorkbenchError, RuntimeError):
         results: all rows of the call, the finished ones included, where there are any.
     """
 
-    def __init__(self, message: str, results: object = None) -> None:
+    def __init__(self, message: str = "", results: object = None) -> None:
         super().__init__(message)
         self.results = results
 

@@ -155,7 +155,9 @@ def _evaluate(
     if spending.prices is not None:
         cost = {"spent": spending.cost - spent, "price_in": spending.prices.price_in}
         cost |= {"price_out": spending.prices.price_out}
-        provenance["cost"] = cost | ({"max_cost": spending.max_cost} if spending.max_cost else {})
+        provenance["cost"] = cost | (
+            {} if (most := spending.max_cost) is None else {"max_cost": most}
+        )
     usage = engine.usage.since(before)
     if spending.limited and not spending.dry:
         lost = int(frame["error"].astype("string").str.startswith("not asked").sum())
@@ -186,6 +188,7 @@ def run_suite(
     task: object, engine: Engine, agents: Sequence[str | Agent], styles: Sequence[Style] = ...,
     *, folder: str | Path | None = ..., dry_run: Literal[False] = ..., **settings: Any,
 ) -> dict[str, Evaluation]: ...  # fmt: skip
+@interruptible("run_suite")
 def run_suite(
     task: object,
     engine: Engine,

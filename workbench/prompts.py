@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from workbench import reprs
-from workbench.comparison import comparison
+from workbench.comparison import compare, comparison
 from workbench.engines.estimate import Estimate
 from workbench.errors import InputError
 from workbench.evaluation import evaluate_each
 from workbench.lazy import Figure, pd
+from workbench.progress import interruptible
 from workbench.types import Engine
 from workbench.verdicts import Evaluation
 
@@ -38,8 +39,8 @@ class PromptComparison:
     def finding(self) -> str:
         """What was found, and whether it can be told from chance."""
         rows = self.table.to_dict("records")
-        first = rows[0]["name"]
-        task = next(iter(self.reports.values())).provenance["task"]
+        first, reports = rows[0]["name"], [*self.reports.values()]
+        task = reports[0].provenance["task"]
         apart = [row for row in rows[1:] if row.get("p_holm", math.nan) < LEVEL]
         if apart:
             most = max(apart, key=lambda row: abs(row["difference"]))
@@ -47,7 +48,13 @@ class PromptComparison:
             text = f'{task}: "{most["name"]}" differs from "{first}" by {gap}, '
             also = f"; so do {len(apart) - 1} more" * (len(apart) > 1)
             return f"{text}distinguishable from chance{also}"
-        answered = min(row["n"] for row in rows)
+        unpaired = [row for row in rows[1:] if row["difference"] != row["difference"]]
+        if unpaired:
+            reasons = {n: [*one.rows["error"].dropna()] for n, one in self.reports.items()}
+            lost = max(reasons, key=lambda name: len(reasons[name]))
+            why = f'{len(reasons[lost])} of "{lost}" failed: {reasons[lost][0]}'
+            return f'{task}: "{unpaired[0]["name"]}" shares no answered item with "{first}"; {why}'
+        answered = min(compare(one, reports[0]).n for one in reports[1:])
         if len(rows) > 2:
             return f'{task}: none is distinguishable from "{first}" with {answered} items'
         name = rows[1]["name"]
@@ -108,6 +115,7 @@ def compare_prompts(
     task: object, engine: Engine, prompts: Mapping[str, str | None],
     *, folder: str | Path | None = ..., dry_run: Literal[False] = ..., **settings: Any,
 ) -> PromptComparison: ...  # fmt: skip
+@interruptible("compare_prompts")
 def compare_prompts(
     task: object,
     engine: Engine,

@@ -197,7 +197,11 @@ def tokens(one: Completion) -> str:
 
 def _number(value: Any) -> str:
     number = float(value)
-    if math.isfinite(number) and (number.is_integer() or abs(number) >= 1e4) and abs(number) < 1e15:
+    if (
+        math.isfinite(number)
+        and (number.is_integer() or abs(number) >= 9999.5)
+        and abs(number) < 1e15
+    ):
         return f"{number:,.0f}"
     return f"{number:.4g}"
 
@@ -239,7 +243,10 @@ def _report(report: Report) -> Card:
     html.append(table(columns, numbers, len(metrics)))
     if "correct" in rows:
         wrong = report.wrong()
-        lines.append(f"{len(wrong):,} of {len(rows):,} rows wrong: .wrong() shows them")
+        lost = [*rows["error"].dropna()] if "error" in rows else []
+        why = f"{len(lost):,} failed: {masked(str(lost[0]))}" if lost else ""
+        some = f"{len(wrong):,} of {len(rows):,} rows wrong: .wrong() shows them"
+        lines.append("; ".join(filter(None, [some if len(lost) < len(rows) else "", why])))
         html.append(note(lines[-1]))
         shown = wrong[_telling([*wrong.columns])].head(WRONG)
         html.append(table([*map(str, shown)], shown.itertuples(index=False)) if len(shown) else "")

@@ -64,15 +64,23 @@ def check(template: str, known: Iterable[object], where: str = "template") -> No
         )
 
 
+def refuse_chat(value: object, where: str) -> None:
+    """Raise an InputError where a value is a list of messages, which is no part of a text."""
+    given = value.tolist() if getattr(value, "ndim", 0) == 1 else value  # type: ignore[attr-defined]
+    messages = given if isinstance(given, list | tuple) else ()
+    if messages and all(isinstance(m, Mapping) and {"role", "content"} <= {*m} for m in messages):
+        raise InputError(f"{where} holds messages, a whole chat: give chats to engine.generate")
+
+
 def fill(template: str, given: Mapping[Any, Any], where: str = "template") -> str:
     """The text with each field's value in its place.
 
     Args:
-        given: values by name; names and values that are no texts are written as Python prints them.
+        given: values by name; lists are written as JSON, others as Python prints them.
         where: which text this is in messages, such as "prompt, row 7".
 
     Raises:
-        InputError: as `check`, or a value is missing (None, NaN).
+        InputError: as `check`, or a value is missing (None, NaN) or a chat.
     """
     by_name = {str(name): value for name, value in given.items()}
     check(template, by_name, where)
@@ -84,6 +92,7 @@ def fill(template: str, given: Mapping[Any, Any], where: str = "template") -> st
             raise InputError(
                 f"{where}: {piece[1].strip()!r} is missing; give a text, or leave the row out"
             )
-        return str(value)
+        refuse_chat(value, where)
+        return values.written(value)
 
     return PIECE.sub(put, template)

@@ -35,6 +35,26 @@ def is_missing(value: object) -> bool:
     return not isinstance(value, str) and str(value) in MISSING
 
 
+def written(value: object) -> str:
+    """As a text: a list, an array or a mapping as JSON, others as Python prints them."""
+    nested = isinstance(value, Mapping | list | tuple) or getattr(value, "ndim", 0) > 0
+    try:
+        return json.dumps(value, default=_of_json, ensure_ascii=False) if nested else str(value)
+    except (
+        TypeError,
+        ValueError,
+        RecursionError,
+    ):  # keys that are no texts
+        return str(value)
+
+
+def _of_json(value: object) -> Any:
+    try:
+        return _plain(value)
+    except TypeError:
+        return str(value)
+
+
 def cells(frame: pd.DataFrame) -> pd.DataFrame:
     """Its values as Python's own; a float of fewer than 64 bits keeps the digits that it prints."""
     cells = frame.astype(object)

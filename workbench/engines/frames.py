@@ -102,9 +102,8 @@ class FrameEngine:
         table, index, only = _table(rows, wording)
         wording = template.PIECE.sub(lambda piece: only if piece[1] == "" else piece[0], wording)
         template.check(wording, table.columns)
-        for name in (used := [*template.fields(wording)]):
-            if [*table.columns].count(name) > 1:
-                raise InputError(f"rows have several columns {name!r}: rename all but one")
+        used = [*template.fields(wording)]
+        _check_cells(table, used, index)
         asked, _ = chosen_style(self, style)
         places: list[int] = []
         prompts: list[Prompt] = []
@@ -148,6 +147,15 @@ def with_settings(sampling: Sampling | None, settings: Mapping[str, Any]) -> Sam
     for name in settings:
         values.known("field of Sampling", name, [field.name for field in fields(Sampling)])
     return replace(sampling or Sampling(), **settings)
+
+
+def _check_cells(table: pd.DataFrame, used: list[str], index: pd.Index[Any]) -> None:
+    """Refuse columns of one name, and cells that are whole chats."""
+    for name in used:
+        if [*table.columns].count(name) > 1:
+            raise InputError(f"rows have several columns {name!r}: rename all but one")
+        for place, cell in zip(index, table[name], strict=True):
+            template.refuse_chat(cell, f"row {place!r}: {name!r}")
 
 
 def _table(rows: Any, wording: str) -> tuple[pd.DataFrame, pd.Index[Any], str]:

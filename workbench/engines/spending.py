@@ -10,6 +10,7 @@ from workbench import values
 from workbench.engines.base import BaseEngine
 from workbench.engines.estimate import Estimate, Prices, estimated_tokens, money, most_tokens
 from workbench.engines.requests import texts
+from workbench.engines.style import check_engine
 from workbench.errors import InputError
 from workbench.store import digest
 from workbench.types import Engine, Prompt, Sampling, Usage
@@ -64,6 +65,7 @@ class Spending:
         *,
         dry: bool = False,
     ) -> None:
+        check_engine(engine)
         self._engine, self._before = engine, engine.usage if prices else Usage()
         self.prices, self.dry = prices, values.flag("dry_run", dry)
         self.max_cost = checked_limit(prices, max_cost)

@@ -29,8 +29,9 @@ def chosen_style(engine: Engine, style: Style = "auto") -> tuple[PromptStyle, st
             one that stops at what its template puts after an answer.
 
     Raises:
-        InputError: there is no such style.
+        InputError: there is no such style, or it is no engine.
     """
+    check_engine(engine)
     values.choice("style", style, "auto", "completion", "chat")
     if style != "auto":
         return style, "asked for"
@@ -46,6 +47,12 @@ def possible_styles(engine: Engine) -> tuple[PromptStyle, ...]:
     }
     found: tuple[PromptStyle, ...] = tuple(style for style, can in there.items() if can)
     return found or ("completion",)
+
+
+def check_engine(engine: object) -> None:
+    """Raise an InputError that says how an engine is opened, where something else is given."""
+    if isinstance(engine, type) or not callable(getattr(engine, "generate", None)):
+        values.refuse("engine", engine, "an engine, as open_engine(…) returns it")
 
 
 def common_style(engines: Sequence[Engine], style: Style = "auto") -> PromptStyle:

@@ -12,7 +12,7 @@ from workbench.answers.extraction import expression
 from workbench.answers.selection import LETTERS
 from workbench.errors import InputError
 from workbench.tasks.base import FixedTask, worded
-from workbench.tasks.rows import TableRow, check_distinct, read_rows
+from workbench.tasks.rows import Table, TableRow, check_distinct, read_table
 from workbench.types import Item, Sampling
 
 SAMPLING: dict[answers.Style, Sampling] = {
@@ -74,8 +74,8 @@ class OwnTask(FixedTask):
         self.reads, self.sampling = style, sampling or SAMPLING[style]
         self._columns, self._instruction = (question, answer, id, solution), instruction
         self.subjects = (question,)
-        self._items = self._read(read_rows(source))
-        self._examples = () if examples is None else self._read(read_rows(examples, "examples"))
+        self._items = self._read(read_table(source))
+        self._examples = () if examples is None else self._read(read_table(examples, "examples"))
         self.count = len(self._items)
         questions = {item.fields["question"] for item in self._items}
         shown = [item.fields["question"] for item in self._examples]
@@ -102,9 +102,18 @@ class OwnTask(FixedTask):
         return "\n".join(filter(None, (item.fields["question"], self._instruction)))
 
     def answer(self, item: Item) -> str:
-        return f" {item.fields.get('solution') or _written(item.answer, self.reads)}"
+        solution = item.fields["solution"] if self._columns[3] is not None else None
+        return f" {solution or _written(item.answer, self.reads)}"
 
-    def _read(self, rows: Sequence[TableRow]) -> Sequence[Item]:
+    def _read(self, table: Table) -> Sequence[Item]:
+        rows, names = table.rows, [*map(str, table.frame.columns)]
+        if twice := [name for name in names if name.strip() and names.count(name) > 1]:
+            raise InputError(f"{rows[0].place}: several columns {twice[0]!r}: rename all but one")
+        if self._columns[0] != "question" and "question" in names:
+            raise InputError(
+                f"{rows[0].place}: question={self._columns[0]!r} takes the place of your column "
+                "'question': rename that"
+            )
         self._check_columns([*map(str, rows[0].cells)], rows[0])
         items = [self._item(row, number) for number, row in enumerate(rows)]
         check_distinct(rows, self._columns[2], [item.id for item in items])
@@ -131,7 +140,7 @@ class OwnTask(FixedTask):
 
     def _item(self, row: TableRow, number: int) -> Item:
         question, answer, key, solution = self._columns
-        ours = {*self._columns, "question", "solution"}
+        ours = {*self._columns, "question"}
         fields = {str(name): _plain(v) for name, v in row.cells.items() if name not in ours}
         fields["question"] = row.text(question).strip()
         if solution is not None:
@@ -150,7 +159,10 @@ class OwnTask(FixedTask):
         if verdict is None or not verdict.correct or verdict.extracted is None:
             need = NEEDS[self.reads] + ", ".join(label.strip() for label in self.labels)
             style = f"in the style {self.reads!r}; correct the row or give another style"
-            style += ', such as style="exact" for texts' * (self.reads == "gsm8k")
+            if self.reads == "gsm8k":
+                label = isinstance(row.cells.get(column), bool)
+                other = 'style="label", labels=["True", "False"]' if label else 'style="exact"'
+                style += f", such as open_task(…, {other}) for {'labels' if label else 'texts'}"
             row.refuse(column, f"{need} {style}")
         return verdict.extracted
 
@@ -159,7 +171,7 @@ def _plain(value: object) -> object:
     """A cell of another column as every file takes it: numbers and texts as they are."""
     if values.is_missing(value):
         return None
-    return value if isinstance(value, str | Real) else str(value)
+    return value if isinstance(value, str | Real) else values.written(value)
 
 
 def _written(answer: str, style: answers.Style) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from workbench.agents import AgentCase, named
 from workbench.agents.methods import check_samples, cluster, yes_or_no
 from workbench.cases import prepare_cases
+from workbench.engines.style import check_engine
 from workbench.errors import InputError
 from workbench.judge.templates import Pair, Template
 from workbench.judge.votes import cast, fitting
@@ -80,6 +81,7 @@ def sample_uncertainty(
             or gives something else than a verdict a pair, or as `evaluate`.
     """
     check_samples(samples, temperature)
+    check_engine(engine)
     if same != "grader" and not callable(same):
         raise InputError(f'same={same!r:.60}: give "grader", or a function such as judged(engine)')
     cases, provenance = prepare_cases(
