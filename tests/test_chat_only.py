@@ -472,6 +472,18 @@ def test_without_a_list_of_models() -> None:
         assert engine.generate([CHAT], SHORT)[0].text == "aa"
 
 
+def test_check_server_names_a_key_that_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKBENCH_API_KEY", "sk-wrong")
+    said = error("This key of yours has no right to generate anything. " * 9, 403)
+    with Stranger(lambda a: said if a.method == "POST" else None) as server:
+        done = CliRunner().invoke(app, ["check-server", server.url, "--json"])
+    assert done.exit_code == 1
+    checks = {one["what"]: one for one in json.loads(done.stdout)}
+    for what in ("completion", "chat"):
+        assert checks[what]["remedy"] == "put the right key in WORKBENCH_API_KEY"
+        assert checks[what]["seen"].endswith(" …")
+
+
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("key", [None, "sk-secret-of-mine"])
 def test_a_key_is_asked_for_by_its_name(

@@ -96,7 +96,7 @@ def evaluate(  # noqa: PLR0917  # the first six are a contract
             "{question}\\nThink step by step."; {question} is as the task words it, and the other
             fields of an item (the other columns of own rows) are there by name. What the task puts
             around the question stays.
-        dry_run: send nothing and return an `Estimate`: what is to be asked, what it costs at most.
+        dry_run: generate nothing and return an `Estimate`: what is to be asked, the cost at most.
         price_in, price_out: of a million prompt and completion tokens, in any currency; the report
             says what was spent (`provenance["cost"]`).
         max_cost: in the same currency: no request is sent that could make the cost of this call
@@ -205,7 +205,7 @@ def run_suite(
         agents: names or custom agents, no two with the same name.
         folder: keeps a report as soon as it is whole, in a folder of its own name. Run again, it is
             read from there, and what is missing or failed is done.
-        dry_run: send nothing and return an `Estimate` of all of them together.
+        dry_run: generate nothing and return an `Estimate` of all of them together.
         settings: further arguments of `evaluate`, the same for all; `max_cost` is for all of them
             together.
 

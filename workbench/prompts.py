@@ -132,7 +132,7 @@ def compare_prompts(
         prompts: templates by name, as `evaluate` takes them as `prompt`; None is the task's own
             wording. The others are compared to the first.
         folder: keeps each report, and resumes from there, as `run_suite` does.
-        dry_run: send nothing and return an `Estimate` of all of them together.
+        dry_run: generate nothing and return an `Estimate` of all of them together.
         settings: further arguments of `evaluate`, the same for all; `max_cost` is for all of them
             together.
 

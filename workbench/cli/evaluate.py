@@ -46,7 +46,7 @@ def evaluate_task(
         str | None, Option(help="Keep the reports in runs/eval/NAME; resume from them.")
     ] = None,
     estimate: Annotated[
-        bool, Option("--estimate", help="Send nothing; print what would be asked and cost.")
+        bool, Option("--estimate", help="Generate nothing; print what would be asked and cost.")
     ] = False,
     price_in: Annotated[float | None, Option(min=0, help="Of a million prompt tokens.")] = None,
     price_out: Annotated[float | None, Option(min=0, help="Of a million output tokens.")] = None,

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -23,6 +24,7 @@ SIDE = {
     "additionalProperties": False,
 }
 REPEATS = 5
+LONGEST = 160  # letters of what was seen
 OWN_ANSWER = 10.0  # seconds for an answer without a key
 CLOSED = (401, 403, 404, 405, 501)  # the key is asked for, or there is nothing
 PATHS = {
@@ -70,7 +72,9 @@ def check(url: str, model: str | None = None) -> Iterator[ServerCheck]:
             try:
                 yield ServerCheck(what, True, attempt(engine))
             except WorkbenchError as error:
-                yield ServerCheck(what, False, str(error)[:100], remedy)
+                seen, name = shorten(str(error), LONGEST, placeholder=" …"), api_key(url)[0]
+                wrong = f"put the right key in {name}" if name in seen else ""
+                yield ServerCheck(what, False, seen, wrong or remedy)
     yield _key(check_url(url))
 
 

@@ -19,7 +19,7 @@ REMEDIES = {
 }
 NO_TEXTS = (
     "texts cannot be continued there, as it has no completions: give chats (lists of messages in "
-    'generate, style="chat" in evaluate and the like, --chat in the command)'
+    'generate, style="chat" in evaluate, --chat in generate and eval); ICM needs completions'
 )
 NO_LONGER = 'open it again, with style="chat" or --chat in the command'
 
