@@ -258,6 +258,12 @@ def test_any_frame_is_a_task(kind: str) -> None:
     frame = frame.astype({"A question?": kind}).set_axis(pd.Index([10, 20], name="key"))
     task = open_task(frame, question="A question?", answer=7, id="key")
     assert {item.id: item.answer for item in task.items()} == {"10": "2", "20": "4"}
+    numbered = frame.reset_index(drop=True).set_axis([0, 1], axis=1)
+    with pytest.raises(InputError, match='question="0", answer="1"'):
+        open_task(numbered)
+    pairs: list[dict[str, Any]] = [{"question": "0", "answer": "1"}, {"question": 0, "answer": 1}]
+    for names in pairs:
+        assert len(open_task(numbered, **names).items()) == 2
 
 
 def test_a_prompt_of_a_kind_of_its_own_stays_one() -> None:

@@ -72,7 +72,9 @@ class OwnTask(FixedTask):
             self.labels = tuple(f" {label.strip()}" for label in labels or LETTERS)
         self.name = name or (Path(source).stem if isinstance(source, str | Path) else "own")
         self.reads, self.sampling = style, sampling or SAMPLING[style]
-        self._columns, self._instruction = (question, answer, id, solution), instruction
+        key, solved = (None if name is None else str(name) for name in (id, solution))
+        self._columns = (str(question), str(answer), key, solved)
+        self._instruction = instruction
         self.subjects = (question,)
         self._items = self._read(read_table(source))
         self._examples = () if examples is None else self._read(read_table(examples, "examples"))
@@ -106,7 +108,8 @@ class OwnTask(FixedTask):
         return f" {solution or _written(item.answer, self.reads)}"
 
     def _read(self, table: Table) -> Sequence[Item]:
-        rows, names = table.rows, [*map(str, table.frame.columns)]
+        names = [*map(str, table.frame.columns)]  # a frame may have numbers
+        rows = [TableRow(at, {str(n): v for n, v in row.items()}) for at, row in table.rows]
         if twice := [name for name in names if name.strip() and names.count(name) > 1]:
             raise InputError(f"{rows[0].place}: several columns {twice[0]!r}: rename all but one")
         if self._columns[0] != "question" and "question" in names:
@@ -114,7 +117,7 @@ class OwnTask(FixedTask):
                 f"{rows[0].place}: question={self._columns[0]!r} takes the place of your column "
                 "'question': rename that"
             )
-        self._check_columns([*map(str, rows[0].cells)], rows[0])
+        self._check_columns([*rows[0].cells], rows[0])
         items = [self._item(row, number) for number, row in enumerate(rows)]
         check_distinct(rows, self._columns[2], [item.id for item in items])
         return items
@@ -141,7 +144,7 @@ class OwnTask(FixedTask):
     def _item(self, row: TableRow, number: int) -> Item:
         question, answer, key, solution = self._columns
         ours = {*self._columns, "question"}
-        fields = {str(name): _plain(v) for name, v in row.cells.items() if name not in ours}
+        fields = {name: _plain(v) for name, v in row.cells.items() if name not in ours}
         fields["question"] = row.text(question).strip()
         if solution is not None:
             fields["solution"] = row.text(solution).strip()
