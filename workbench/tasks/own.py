@@ -112,12 +112,12 @@ class OwnTask(FixedTask):
         rows = [TableRow(at, {str(n): v for n, v in row.items()}) for at, row in table.rows]
         if twice := [name for name in names if name.strip() and names.count(name) > 1]:
             raise InputError(f"{rows[0].place}: several columns {twice[0]!r}: rename all but one")
+        self._check_columns([*rows[0].cells], rows[0])
         if self._columns[0] != "question" and "question" in names:
             raise InputError(
                 f"{rows[0].place}: question={self._columns[0]!r} takes the place of your column "
                 "'question': rename that"
             )
-        self._check_columns([*rows[0].cells], rows[0])
         items = [self._item(row, number) for number, row in enumerate(rows)]
         check_distinct(rows, self._columns[2], [item.id for item in items])
         return items
