@@ -51,7 +51,8 @@ def possible_styles(engine: Engine) -> tuple[PromptStyle, ...]:
 
 def check_engine(engine: object) -> None:
     """Raise an InputError that says how an engine is opened, where something else is given."""
-    if isinstance(engine, type) or not callable(getattr(engine, "generate", None)):
+    answers = any(callable(getattr(engine, way, None)) for way in ("generate", "stream"))
+    if isinstance(engine, type) or not answers:
         values.refuse("engine", engine, "an engine, as open_engine(…) returns it")
 
 
