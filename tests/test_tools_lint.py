@@ -160,7 +160,7 @@ def test_check_says_all_findings_and_fails(
     assert "clean.ipynb: 1 of 1 cells are compared" in capsys.readouterr().out
     assert main(["check", str(tmp_path)]) == 1
     said = capsys.readouterr().err
-    for part in ("broken.ipynb: ", "stale.ipynb cell 2: counts", "coverage 0.00"):
+    for part in ("broken.ipynb:1: ", "stale.ipynb cell 2: counts", "coverage 0.00"):
         assert part in said
     assert main(["check", str(tmp_path / "none.ipynb")]) == 2
     assert "is no notebook" in capsys.readouterr().err

@@ -21,11 +21,13 @@ import numbers
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, SupportsFloat
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from workbench.errors import NotebookError
-from workbench.lazy import pd
 from workbench.nb.notebook import joined
+
+if TYPE_CHECKING:  # pytest looks at all that a plugin has, which would import it
+    import pandas as pd
 
 MIME = "application/vnd.workbench.approx+json"
 SHOWN = ("text/html", "text/plain")  # what a reader sees of the table
@@ -140,6 +142,8 @@ def _label(label: Any) -> str:
 
 
 def _value(value: Any) -> float | str | None:
+    import pandas as pd
+
     if pd.api.types.is_scalar(value) and pd.isna(value):
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
