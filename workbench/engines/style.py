@@ -51,8 +51,8 @@ def possible_styles(engine: Engine) -> tuple[PromptStyle, ...]:
 
 def check_engine(engine: object) -> None:
     """Raise an InputError that says how an engine is opened, where something else is given."""
-    answers = any(callable(getattr(engine, way, None)) for way in ("generate", "stream"))
-    if isinstance(engine, type) or not answers:
+    ours = any(hasattr(engine, name) for name in ("generate", "stream", "info"))
+    if isinstance(engine, type) or not ours:
         values.refuse("engine", engine, "an engine, as open_engine(…) returns it")
 
 
