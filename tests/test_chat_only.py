@@ -254,7 +254,7 @@ NAMES = {
     "Qwen1.5-MoE-A2.7B-Chat-GPTQ-Int4": "chat",
     "deepseek-ai/deepseek-llm-7b-base": "completion",
     "/cache/models--Qwen--Qwen3-8B-Base/snapshots/0123456789abcdef": "completion",
-    "/home/it/models/mine": None,
+    "models/it/mine": None,
     "gpt2": None,
     "italian-capital": None,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -384,3 +385,10 @@ def test_the_command_estimates(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("at most 4 requests, ")
     assert "at most 20 completion tokens; a cost of at most" in done.stdout
+
+
+def test_an_example_has_its_answer_apart_from_the_words_of_a_template() -> None:
+    """A task whose answers follow a sign at once has none of its own between the two."""
+    task = Sums()
+    worded = task.prompt(task.items(1)[0], 2, "completion", "{question} Think.")
+    assert len(re.findall(r"Think\. \d+\n", str(worded))) == 2

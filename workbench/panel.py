@@ -207,7 +207,7 @@ class WatchedCall(Generic[T]):
             self._look()
             if self._widget is not None:
                 self._widget.close()
-        except Exception:  # noqa: BLE001  # the work goes on without
+        except Exception:  # noqa: BLE001  # the work continues without it
             log.warning("the view of %s broke; the work continues", self, exc_info=True)
             worker.join()
         finally:

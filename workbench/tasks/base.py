@@ -104,9 +104,10 @@ class BaseTask(Shown, ABC):
         if style == "completion":
             if wording is None:
                 return "".join(map(self.solved, examples)) + self.ask(item)
+            *asked, last = (self._worded(one, self.ask, wording) for one in (*examples, item))
             ends = [f"{self.answer(example)}{self.end}" for example in examples]
-            asked = [self._worded(one, self.ask, wording) for one in (*examples, item)]
-            return "".join(part for pair in zip(asked, [*ends, ""], strict=True) for part in pair)
+            pairs = zip(asked, ends, strict=True)
+            return "".join(_joined(text, answer) for text, answer in pairs) + last
         turns = []
         for example in examples:
             turns += [{"role": "user", "content": self._worded(example, self.question, wording)}]
@@ -182,6 +183,12 @@ def worded_prompt(
         raise InputError(f"shots={shots}: {task.name} words its examples itself; leave prompt out")
     text = filled(wording, item.fields, item)
     return text if style == "completion" else [{"role": "user", "content": text}]
+
+
+def _joined(text: str, answer: str) -> str:
+    """A worked example; words of a template do not run into its answer."""
+    apart = text.endswith(("=", " ", "\n")) or answer[:1].isspace()
+    return f"{text}{'' if apart else ' '}{answer}"
 
 
 def filled(wording: str, known: Mapping[str, object], item: Item) -> str:
