@@ -14,7 +14,7 @@ LOCK      = "$(BIN)/uv" pip compile --quiet --universal --python-version 3.11 --
             --no-header pyproject.toml --extra dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo notebooks sweep figures lab lint test test-all lock bench real bench-peers clean clean-all
+.PHONY: help setup demo notebooks sweep figures docs lab lint test test-all lock bench real bench-peers clean clean-all
 
 help:
 	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
@@ -39,6 +39,9 @@ sweep: setup ## run a sweep (SWEEP=notebooks/sweeps/accuracy.yaml) into runs/; a
 
 figures: setup ## run every notebook in place and refresh figures/
 	"$(BIN)/python" -m tools.notebooks refresh $(NOTEBOOKS)
+
+docs: setup ## build the documentation as a site, strictly, into runs/docs/html (read offline)
+	"$(BIN)/python" -m tools.site
 
 bench: setup ## measure the engines on this machine, and the time of demo and test
 	$(BENCHMARK) engine --commands
