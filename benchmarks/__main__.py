@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks import tables
 from benchmarks.harness import RESULTS, publish
 from workbench.cli.options import Json
 from workbench.cli.output import command_group
@@ -53,6 +54,13 @@ def add(name: str) -> None:
 
 for each in NAMES:
     add(each)
+
+
+@app.command("tables")
+def write_tables() -> None:
+    """Write the tables of the README and of docs/benchmarks.md from the results."""
+    tables.write()
+
 
 if __name__ == "__main__":
     app()

@@ -75,7 +75,9 @@ class Measurement:
     @property
     def measured(self) -> str:
         """The value with its range, for people."""
-        digits = ".0e" if 0 < self.value < 1e-3 else ".3g" if self.value < 100 else ".0f"
+        digits = ".0e" if 0 < self.value < 1e-3 else ".3g" if self.value < 100 else ",.0f"
+        if self.unit in {" %", " points"}:
+            digits = ".1f"
         text = f"{self.value:{digits}}{self.unit}"
         if self.low is not None and self.high is not None:
             text += f" ({self.low:{digits}} to {self.high:{digits}}, {self.runs:,} {self.of})"

@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 import typer.main
 
+from benchmarks import tables
 from workbench.cli import app
 from workbench.engines.vllm import VLLMEngine
 from workbench.serving import Server
@@ -124,17 +125,25 @@ def test_the_index_names_every_page() -> None:
     assert [page for page in pages if f"({page}" not in index] == []
 
 
-def test_the_readme_is_short_and_its_numbers_are_measured() -> None:
-    """Each number of its table stands in a table of the benchmarks, with the same words."""
-    text = README.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 150
-    measured = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
-    measured += (DOCS / "real.md").read_text(encoding="utf-8")
-    table = text.partition("## Measured")[2].partition("\n## ")[0]
-    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) >= 10
-    for row in rows:
-        assert f"| {row[1]} |" in measured, row
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", tables.PAGES, ids=name)
+def test_numbers_are_those_of_the_results(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert tables.filled(text) == text, "run: python -m benchmarks tables"
+
+
+def test_every_result_is_on_the_page_and_what_fails_is_explained() -> None:
+    text = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
+    named = [found[2] for found in tables.BLOCK.finditer(text)]
+    assert sorted(named) == sorted(path.stem for path in tables.RESULTS.glob("*.json"))
+    for found in tables.BLOCK.finditer(text):
+        if "| FAILS |" in found[0]:
+            after = text[found.end() :].partition("\n## ")[0]
+            assert "**Why" in after, found[2]
+    assert len(tables.CHOSEN) >= 10
 
 
 def test_lines_of_the_daily_tasks() -> None:
