@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,7 +66,7 @@ def test_a_page_that_nothing_leads_to_is_found(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_opens_from_a_folder_without_a_network(html: Path, scheme: str) -> None:
+def test_it_opens_from_a_folder_without_a_network(html: Path, scheme: Any) -> None:
     """Pages fetch nothing, show no error, fit a small screen, and can be searched."""
     from playwright.sync_api import sync_playwright
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urldefrag, urlsplit
 
-import nbformat
 import typer
 import yaml
 from nbconvert import MarkdownExporter
@@ -100,9 +99,8 @@ def _as_image(found: re.Match[str]) -> str:
 
 def write_notebook(source: Path, page: Path) -> None:
     """A notebook with its committed outputs as a page, its pictures beside it."""
-    notebook = nbformat.read(source, as_version=4)
-    exporter: Any = MarkdownExporter()
-    text, resources = exporter.from_notebook_node(notebook)
+    exporter: Any = MarkdownExporter()  # type: ignore[no-untyped-call]
+    text, resources = exporter.from_filename(str(source))
     pictures = page.with_suffix("")
     for name, data in resources["outputs"].items():
         pictures.mkdir(parents=True, exist_ok=True)
