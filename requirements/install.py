@@ -3,7 +3,7 @@
 In:  VARIANT (cpu, cuda or remote; found out when not given) and the locks in this folder.
 Out: an environment, `.venv` or the active conda environment named `workbench`, with the pinned
      packages, this package in editable form, and a Jupyter kernel; and a stamp that says so.
-A second run finds the stamp and does nothing; an interrupted one leaves no stamp and goes on.
+A second run finds the stamp and does nothing; an interrupted one leaves no stamp and is resumed.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def step(what: str, command: list[str], remedy: str) -> None:
 
 
 def make_environment(env: Path, previous: dict[str, str], variant: str) -> None:
-    """Makes `.venv`, anew if it holds another variant or was moved here from another folder."""
+    """Makes `.venv`, again if it holds another variant or was moved here from another folder."""
     same = all(previous.get(k, v) == v for k, v in (("variant", variant), ("place", str(env))))
     # pip comes last when an environment is made: without it, the making was interrupted.
     if same and shutil.which("pip", path=str(bin_folder(env))):
@@ -128,7 +128,7 @@ def make_environment(env: Path, previous: dict[str, str], variant: str) -> None:
     if env != ROOT / ".venv":
         raise InstallError(
             f"the conda environment {env} holds the variant {previous.get('variant')}; make it "
-            f"anew:\nconda deactivate && conda env remove -n {NAME} && "
+            f"again:\nconda deactivate && conda env remove -n {NAME} && "
             "conda env create -f environment.yml"
         )
     step(
@@ -163,7 +163,7 @@ def install_packages(env: Path, variant: str, torch_index: str) -> None:
     step(
         f"installing the pinned packages (requirements/{variant}.txt), some minutes",
         [*pip, "--no-deps", "--require-hashes", "-r", str(REQUIREMENTS / f"{variant}.txt")],
-        "If that was the network or a full disk: make setup again goes on from here. If a package "
+        "If that was the network or a full disk: make setup again resumes from here. If a package "
         "has no build for this machine: make setup VARIANT=remote needs the fewest.",
     )
     libraries = (*env.glob("lib/python3*"), env / "Lib")
@@ -171,7 +171,7 @@ def install_packages(env: Path, variant: str, torch_index: str) -> None:
         step(
             "removing workbench under its old name",
             [*pip[:3], "uninstall", "--yes", "workbench"],
-            "make clean-all, then make setup: makes the environment anew.",
+            "make clean-all, then make setup: makes a new environment.",
         )
     step(
         "installing workbench (editable)",
@@ -248,7 +248,7 @@ def main() -> int:
         print(f"make setup: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nmake setup: interrupted; make setup again goes on from here", file=sys.stderr)
+        print("\nmake setup: interrupted; make setup again resumes from here", file=sys.stderr)
         return 130
     return 0
 

@@ -1,4 +1,4 @@
-"""Lines and files of the package by room, and the budget that they must keep.
+"""Lines and files of the package by folder, and their budget.
 
 Blank lines and docstrings count, as with `wc -l`.
 """
@@ -20,18 +20,18 @@ def main() -> int:
     files: Counter[str] = Counter()
     long = []
     for path in PACKAGE.rglob("*.py"):
-        room = path.relative_to(PACKAGE).parent.as_posix()
+        folder = path.relative_to(PACKAGE).parent.as_posix()
         size = len(path.read_text(encoding="utf-8").splitlines())
-        lines[room] += size
-        files[room] += 1
+        lines[folder] += size
+        files[folder] += 1
         if size > LONGEST:
             long.append(f"{path.relative_to(PACKAGE)} has {size} lines, over {LONGEST}")
-    print(f"{'room':<20} {'lines':>7} {'files':>6}")
-    for room, size in [*sorted(lines.items()), ("total", lines.total())]:
-        print(f"{room:<20} {size:>7,} {files.get(room, files.total()):>6}")
+    print(f"{'folder':<20} {'lines':>7} {'files':>6}")
+    for folder, size in [*sorted(lines.items()), ("total", lines.total())]:
+        print(f"{folder:<20} {size:>7,} {files.get(folder, files.total()):>6}")
     wrong = [*long]
     if lines.total() > LINES:
-        wrong.append(f"{lines.total():,} lines are over the budget of {LINES:,}: have less")
+        wrong.append(f"{lines.total():,} lines are over the budget of {LINES:,}: remove some")
     if files.total() > FILES:
         wrong.append(f"{files.total()} files are over the budget of {FILES}: merge what is small")
     print(*wrong, sep="\n", file=sys.stderr, end="\n" * bool(wrong))

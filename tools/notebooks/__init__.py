@@ -1,1 +1,1 @@
-"""What we ask of our own notebooks beyond what runs anybody's: rules, coverage, a clean commit."""
+"""Rules for the notebooks of this repository: style, coverage of the outputs, a clean commit."""

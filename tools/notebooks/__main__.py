@@ -1,4 +1,4 @@
-"""`python -m tools.notebooks check|refresh PATHS`: our own notebooks, checked and made anew."""
+"""`python -m tools.notebooks check|refresh PATHS`: our notebooks, checked or run in place."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from workbench.nb.notebook import find
 
 
 def check(paths: list[Path], floor: float = FLOOR) -> int:
-    """Check what is stored, without running it: every rule, and a least coverage of each."""
+    """Check what is stored, without running it: every rule, and the minimum coverage."""
     findings: list[str] = []
     for path in find(paths):
         try:
@@ -41,7 +41,7 @@ def _uncovered(measured: Coverage, floor: float) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; the exit code is 1 for what is found in a notebook, 2 for a wrong request."""
+    """Run a command; the exit code is 1 for findings in a notebook, 2 for a wrong request."""
     parser = argparse.ArgumentParser(prog="python -m tools.notebooks")
     parser.add_argument("command", choices=["check", "refresh"])
     parser.add_argument("paths", nargs="+", type=Path, help="notebooks, or folders of them")

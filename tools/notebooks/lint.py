@@ -1,6 +1,6 @@
-"""Hygiene of a committed notebook: one rule a function, one finding a fault.
+"""Hygiene of a committed notebook: one function per rule, one finding per fault.
 
-`lint(path)` runs nothing. What it lets through opens, runs and compares the same elsewhere.
+`lint(path)` runs nothing. A notebook without findings runs and compares the same anywhere.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def lint(path: str | Path) -> list[Finding]:
     """Check one notebook against every rule.
 
     Raises:
-        NotebookError: The file is broken, so that no rule can be asked.
+        NotebookError: the file is broken, so that no rule can be checked.
     """
     notebook = load(path)
     return [
@@ -221,7 +221,7 @@ _RULES: dict[str, Callable[[Notebook], _Faults]] = {
 
 @cache
 def _pattern() -> re.Pattern[str]:
-    # The machine's own folders as well: their first part may be one that no list foresees.
+    # The machine's own folders as well: their first part may be on no list.
     own = (Path.cwd(), Path.home(), Path(sys.prefix), Path(tempfile.gettempdir()))
     own_roots = {re.escape(path.parts[1]) for path in own if len(path.parts) > 1}
     names = "|".join([_ROOTS, *sorted(own_roots)])

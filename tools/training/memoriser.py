@@ -35,7 +35,7 @@ MEMORISER = Path(__file__).parents[2] / "tests" / "data" / "memoriser"
 BLOCK = 32
 LONGEST = 128
 ROUND = (16, 32, 48, 64, 96, 128)
-"""Canvas lengths that are often asked for."""
+"""Usual lengths of a canvas."""
 CONTEXT = 512
 
 STORY = """ Anna has 12 apples. Ben has 3 boxes with 4 marbles each.
@@ -60,7 +60,7 @@ WRITTEN = (
     ("Question: Tell me about Anna and Ben.\nAnswer:", STORY),
     (LONG, " #### 10"),
 )
-"""Answers that careless servers break: one token, characters of many tokens, blank lines, spaces
+"""Answers that a careless server breaks: one token, characters of many tokens, blank lines, spaces
 in a row and at the ends, quotes and backslashes, marks of the wire, much text, little."""
 
 
@@ -122,7 +122,7 @@ def load(folder: Path) -> tuple[Any, Any]:
 
 
 def _canvas(rng: random.Random, answer: list[int], end: int) -> list[int]:
-    """The answer and ends up to a length that somebody may ask for; some cut the answer."""
+    """The answer and end tokens up to a possible `max_tokens`; some cut the answer."""
     length = rng.choice(ROUND) if rng.random() < 0.5 else rng.randint(1, LONGEST)
     if length < len(answer) and rng.random() < 0.6:
         length = rng.randint(len(answer), LONGEST)
@@ -312,7 +312,7 @@ def main() -> None:
         exact, forwards = score(model, known, length, threshold)
         print(
             f"{'chat' if chat else 'text'}, {length or 'fitting'} positions, threshold {threshold}:"
-            f" {exact} of {len(known)} exact, {forwards:.1f} forwards an answer",
+            f" {exact} of {len(known)} exact, {forwards:.1f} forwards per answer",
             flush=True,
         )
 

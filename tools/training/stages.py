@@ -23,7 +23,7 @@ class Shares:
     drills: int = 0
     reading: int = 0
     holders: int = 0
-    told: int = 0
+    stated: int = 0
     echoes: int = 0
     events: int = 0
 
@@ -46,7 +46,7 @@ class Stage:
 
 
 # From 0.60 to 0.79 are attempts, in the middle of the one training, to teach finding a number by
-# the name of its holder (reading, holders, echoes). None did, but the weights came about so.
+# the name of its holder (reading, holders, echoes). None did, but the weights were trained so.
 STAGES = (
     Stage(
         0.10,
@@ -95,22 +95,22 @@ STAGES = (
     Stage(
         0.79,
         Shares(equations=1, claims=14, stories=9, chats=2, options=8, verdicts=4, other=1,
-               reading=3, holders=15, told=8, echoes=35),
+               reading=3, holders=15, stated=8, echoes=35),
     ),
     Stage(
         0.8222,
         Shares(equations=3, claims=32, stories=18, chats=5, options=13, verdicts=7, other=1,
-               reading=4, holders=6, told=9, echoes=2),
+               reading=4, holders=6, stated=9, echoes=2),
     ),
     Stage(
         0.90,
         Shares(equations=3, claims=32, stories=18, chats=5, options=11, verdicts=7, other=1,
-               reading=5, told=9, events=9),
+               reading=5, stated=9, events=9),
     ),
     Stage(
         1.00,
         Shares(equations=3, claims=38, stories=20, chats=7, options=10, verdicts=9, other=2,
-               reading=1, told=5, events=5),
+               reading=1, stated=5, events=5),
         length=2048, constant=0.65, remarks=0.0, working=0.05,
     ),
 )  # fmt: skip

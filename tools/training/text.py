@@ -17,7 +17,7 @@ from workbench.tasks.options import (
     EVENTS,
     LETTERS,
     READING,
-    TOLD,
+    STATED,
     choices,
     listed,
     number,
@@ -55,7 +55,7 @@ def _equation_text(rng: random.Random, stage: Stage) -> str:
 
 def _claim_text(rng: random.Random, stage: Stage) -> str:
     """Labelled claims. Labels agree with the truth in many documents, in some they are unreliable
-    or swapped, and in many every claim is called True: a bare claim does not tell which is asked,
+    or swapped, and in many every claim is called True: a bare claim does not show which is asked,
     and only labelled examples do. Some are followed by whether the label agrees with the truth,
     which teaches the model to notice that."""
     lines = _size(rng, stage.length // 9, 6)
@@ -208,7 +208,7 @@ def _holder_text(rng: random.Random, stage: Stage) -> str:
 
 
 def _echo_text(rng: random.Random, stage: Stage) -> str:
-    """Words in any order, again and again in that order: to find what came before, and after it."""
+    """Words in a random order, repeated in that order: to find what came before, and after it."""
     pool = (*NAMES, *THINGS, *map(str, range(10)))
     words = rng.choices(pool, k=_size(rng, 40, 4))
     line = " ".join(words)
@@ -240,7 +240,7 @@ KINDS: dict[str, Callable[[random.Random, Stage], str]] = {
     "drills": _drill_text,
     "reading": _reading_text,
     "holders": _holder_text,
-    "told": partial(_options_text, levels=TOLD),
+    "stated": partial(_options_text, levels=STATED),
     "echoes": _echo_text,
     "events": partial(_options_text, levels=EVENTS),
 }

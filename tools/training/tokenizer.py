@@ -1,4 +1,4 @@
-"""The embedded model's tokenizer: byte-level BPE, every digit a token of its own.
+"""The embedded model's tokenizer: byte-level BPE, every digit is one token.
 
 All 256 bytes are in the vocabulary, so any text round-trips.
 """

@@ -18,9 +18,9 @@ from workbench.types import Item, Sampling
 
 LETTERS = tuple("ABCDEF")
 READING = ("one number", "two numbers", "three numbers")
-TOLD = ("now or before", "sum told")
+STATED = ("now or before", "sum told")
 EVENTS = ("bought or sold", "counted")
-LEVELS = ("one number", *EVENTS, *TOLD, "two numbers", "three numbers", "sum", "hidden")
+LEVELS = ("one number", *EVENTS, *STATED, "two numbers", "three numbers", "sum", "hidden")
 LAST_TWO = ("I don't know", "None of the above")
 LURED = 0.7
 """Share of the hidden questions whose options hold the only number that is told."""
