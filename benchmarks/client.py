@@ -9,12 +9,15 @@ lm-evaluation-harness joins where it has an environment (`make bench-peers`).
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -132,6 +135,9 @@ def _over(what: str, rates: Mapping[str, list[float]], other: str, least: float)
     return ratio(f"remote engine {what}", ratios(rates["ours"], rates[other]), least)
 
 
+_SETTINGS: dict[str, Any] = {"max_tokens": 16, "temperature": 0, "ignore_eos": True}
+
+
 def _body() -> dict[str, Any]:
     return {"max_tokens": 16, "temperature": 0, "extra_body": {"ignore_eos": True}}
 
@@ -168,25 +174,56 @@ async def _with_semaphore(server: Server, texts: Sequence[str]) -> list[str]:
         return await asyncio.gather(*map(one, texts))
 
 
+async def _bare(server: Server, texts: Sequence[str]) -> None:
+    """One prompt per request over bare connections, replies read and not parsed.
+
+    This is what the server gives to any client of as many connections.
+    """
+    url, waiting = urlsplit(server.url), deque(texts)
+
+    async def work() -> None:
+        reader, writer = await asyncio.open_connection(url.hostname, url.port)
+        while waiting:
+            body = {"model": server.model, "prompt": waiting.popleft(), **_SETTINGS}
+            data = json.dumps(body).encode()
+            head = f"POST {url.path}/completions HTTP/1.1\r\nHost: {url.netloc}\r\n"
+            head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+            writer.write(head.encode() + data)
+            reply = (await reader.readuntil(b"\r\n\r\n")).lower()
+            assert reply.startswith(b"http/1.1 200"), reply
+            await reader.readexactly(int(reply.partition(b"content-length: ")[2].split()[0]))
+        writer.close()
+
+    await asyncio.gather(*(work() for _ in range(WORKERS)))
+
+
 def _against_harness(server: Server, repeats: int, prompts: int, peers: Path) -> list[Measurement]:
-    """The harness at its best: what is slow in a first round is not measured again."""
-    settings = [(1, 32), (1, 64), (1, 256), (8, 16), (8, 64), (64, 4), (64, 16), (256, 4)]
+    """The harness with one prompt per request, and at its best; slow settings are tried once."""
+    single, settings = (1, WORKERS), [(8, 16), (8, 64), (64, 4), (64, 16), (256, 4)]
     with remote_engine(server.url) as engine:
         engine.generate(sums(128, seed=-1), SAMPLING)
         first = {pair: harness_speed(server, sums(prompts, 99), *pair, peers) for pair in settings}
         for (batch, concurrent), rate in first.items():
             say(f"lm-eval, batch {batch}, num_concurrent {concurrent}: {rate:.0f}")
         best = max(settings, key=lambda pair: first[pair])
-        single = max((pair for pair in settings if pair[0] == 1), key=lambda pair: first[pair])
-        faster: dict[tuple[int, int], list[float]] = {single: [], best: []}
+        rates: dict[str, list[float]] = {"ours": [], "bare": [], "single": [], "best": []}
         for number in range(repeats):
             texts = sums(prompts, number)
-            for pair, values in faster.items():
-                ours = _rate(lambda some: engine.generate(some, SAMPLING), texts)
-                values.append(ours / harness_speed(server, texts, *pair, peers))
-    what = "remote engine over lm-eval `local-completions`"
-    named = f"num_concurrent {single[1]}", f"batch {best[0]}, num_concurrent {best[1]}"
+            rates["ours"].append(_rate(lambda some: engine.generate(some, SAMPLING), texts))
+            rates["bare"].append(_rate(lambda some: asyncio.run(_bare(server, some)), texts))
+            rates["single"].append(harness_speed(server, texts, *single, peers))
+            rates["best"].append(harness_speed(server, texts, *best, peers))
+            say(", ".join(f"{name} {values[-1]:.0f}" for name, values in rates.items()))
+    harness, gives = "lm-eval `local-completions`", f"share of what {WORKERS} bare connections get"
+    named = f"batch {best[0]}, num_concurrent {best[1]}"
     return [
-        ratio(f"{what}, batch 1 at its best ({named[0]})", faster[single], 3),
-        ratio(f"{what} at its best ({named[1]})", faster[best], 1),
+        ratio(
+            f"{harness}, one prompt per request: {gives}", ratios(rates["single"], rates["bare"])
+        ),
+        ratio(f"remote engine: {gives}", ratios(rates["ours"], rates["bare"])),
+        ratio(
+            f"remote engine over {harness} at its best ({named})",
+            ratios(rates["ours"], rates["best"]),
+            1,
+        ),
     ]
