@@ -147,6 +147,33 @@ def test_every_result_is_on_the_page_and_what_fails_is_explained() -> None:
     assert len(tables.CHOSEN) >= 10
 
 
+def said(node: ast.AST) -> str:
+    """A text of the code, with a mark where a value is."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(said(one) for one in node.values)
+    return str(node.value) if isinstance(node, ast.Constant) else "\0"
+
+
+def test_messages_of_the_troubleshooting_are_those_of_the_code() -> None:
+    files = (ROOT / "workbench").rglob("*.py")
+    nodes = (node for path in files for node in ast.walk(ast.parse(path.read_text("utf-8"))))
+    code = "\n".join(said(one) for one in nodes if isinstance(one, ast.Constant | ast.JoinedStr))
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.+?) \| ", page.partition("## Without")[0], re.MULTILINE)
+    messages = [message for row in rows for message in re.findall(r"`([^`]+)`", row)]
+    assert len(messages) > 50
+    parts = [part.strip(" .:;,=") for message in messages for part in message.split("…")]
+    assert [part for part in parts if part not in code] == []
+
+
+def test_numbers_of_the_embedded_model_are_those_of_the_benchmarks() -> None:
+    page = (DOCS / "embedded.md").read_text(encoding="utf-8")
+    numbers = re.findall(r"^\|.+\| (.+ items\)) \|$", page, re.MULTILINE)
+    measured = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
+    assert len(numbers) == 5
+    assert [number for number in numbers if f"| {number} |" not in measured] == []
+
+
 def test_lines_of_the_daily_tasks() -> None:
     """The table of `daily.md` counts the lines of its blocks, the short ones and the long ones."""
     page = DOCS / "daily.md"
