@@ -9,8 +9,8 @@ WORKBENCH = "$(BIN)/workbench"
 BENCHMARK = "$(BIN)/python" -m benchmarks
 NOTEBOOKS = notebooks/*.ipynb notebooks/sweeps/*.ipynb
 SWEEP    ?= notebooks/sweeps/accuracy.yaml
-ENGLISH   = tools requirements Makefile pyproject.toml README.md \
-            $(filter-out docs/benchmarks.md docs/changelog.md,$(wildcard docs/*.md))
+ENGLISH   = tools requirements Makefile pyproject.toml $(wildcard *.md) \
+            $(filter-out docs/benchmarks.md,$(wildcard docs/*.md))
 DEMO      = $(addprefix notebooks/,01_quickstart.ipynb 02_throughput.ipynb 03_accuracy.ipynb 05_icm.ipynb)
 LOCK      = "$(BIN)/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
             --no-header pyproject.toml --extra dev

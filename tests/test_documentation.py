@@ -17,13 +17,16 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer.main
+import yaml
 
+import workbench
 from benchmarks import tables
 from benchmarks.harness import RESULTS
 from workbench.cli import app
@@ -34,7 +37,7 @@ from workbench.tiny import MODEL
 
 ROOT = Path(__file__).resolve().parent.parent
 README, DOCS = ROOT / "README.md", ROOT / "docs"
-PAGES = [README, *sorted(DOCS.rglob("*.md"))]
+PAGES = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LANGUAGES = {"", "python", "sh", "yaml"}
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -44,7 +47,8 @@ TABLE = re.compile(r"^\| (.+?) \| (\d+) \| (\d+) \|$", re.MULTILINE)
 FEW = 24  # tokens, or items of which half are enough to calibrate on
 HERE = {"Qwen/Qwen3-8B": str(MODEL)}
 ELSEWHERE = re.compile(
-    r"^(make|pip|conda|export|ssh) |^workbench (serve|slurm|convert|sweep|notebook validate) "
+    r"^(make|pip|conda|export|ssh) |^python -m pytest "
+    r"|^workbench (serve|slurm|convert|sweep|notebook validate) "
     r"|^workbench throughput$|benchmarks|llama-|/Llama|--task mmlu"
 )
 
@@ -124,6 +128,19 @@ def test_the_index_names_every_page() -> None:
     index = (DOCS / "index.md").read_text(encoding="utf-8")
     pages = [page.name for page in DOCS.glob("*.md") if page.name != "index.md"]
     assert [page for page in pages if f"({page}" not in index] == []
+
+
+def test_the_citation_is_valid_and_of_this_version() -> None:
+    """The fields of the Citation File Format 1.2.0 that are required, and known ones only."""
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    required = {"cff-version", "message", "title", "authors"}
+    assert required <= set(cited) <= required | {"abstract", "license", "type", "version"}
+    assert (cited["cff-version"], cited["type"]) == ("1.2.0", "software")
+    assert all(set(author) == {"name"} and author["name"] for author in cited["authors"])
+    assert (cited["title"], cited["version"]) == ("workbench", workbench.__version__)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert cited["license"] == project["license"]
+    assert all(isinstance(value, str | list) for value in cited.values())
 
 
 def test_the_readme_is_short() -> None:

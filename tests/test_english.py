@@ -107,6 +107,7 @@ PLANTED = {
     "benchmarks/a.py": "# gave up\n", "docs/a.md": "in the air\n", "requirements/a.in": "# anew\n",
     "notebooks/a.ipynb": notebook(), "notebooks/sweeps/a.yaml": "# told\n",
     "Makefile": "a: ## a most of 3\n", "pyproject.toml": "# mercy\n", "README.md": "vouch\n",
+    "CONTRIBUTING.md": "One's own.\n", "CHANGELOG.md": "It bears this.\n",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = (
     "workbench", "notebooks", "docs", "tools", "benchmarks", "requirements", "Makefile",
-    "pyproject.toml", "README.md",
+    "pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md",
 )  # fmt: skip
 SUFFIXES = frozenset("py md ipynb txt in sh j2 yaml yml toml".split())
 THIS = Path(__file__).resolve()  # the one file that holds every word
