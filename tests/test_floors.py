@@ -82,9 +82,11 @@ def test_the_package_needs_nothing_beside_it(beside: str) -> None:
 
 
 def test_the_stations_of_the_design_are_files() -> None:
+    """Modules and rooms that the page on the design names, from the package's folder."""
     text = (ROOT.parent / "docs" / "design.md").read_text(encoding="utf-8")
-    named = re.findall(r"`((?:workbench|notebooks)/[\w./]+)`", text)
+    path = text.partition("## The path of a prompt")[2].partition("\n## ")[0]
+    named = re.findall(r"`([\w/]+(?:\.py|/))`", path)
     assert len(named) >= 12
-    assert [name for name in named if not (ROOT.parent / name).exists()] == []
+    assert [name for name in named if not (ROOT / name).exists()] == []
     rooms = re.findall(r"`(\w+)(?:/|\.py)`", text.partition("## The path")[0])
     assert {*FLOORS} - {"__main__"} <= {*rooms}
