@@ -344,7 +344,7 @@ def test_what_stands_out(table: pd.DataFrame, good: bool, said: str) -> None:
     assert said in stands_out(table)[1]
     ax = Figure().subplots()
     plot_salience(ax, table)
-    assert ("do not" in ax.get_title()) is not good
+    assert ("do not" in ax.get_title(loc="left")) is not good
     assert [label.get_text() for label in ax.get_yticklabels()] == [*table["labels"]]
 
 

@@ -254,8 +254,8 @@ def test_figures_show_every_runner(plain: VLLMEngine) -> None:
     plot_speeds(speeds, summarise(rows), "batch")
     plot_speedups(faster, speedups(rows))
     assert [text.get_text() for text in speeds.get_xticklabels()] == ["4", "12"]
-    assert "tokens a second" in speeds.get_ylabel()
-    assert len(faster.patches) == 2
+    assert "tokens per second" in speeds.get_ylabel()
+    assert len(faster.collections) == 2
     figure.canvas.draw()
 
 

@@ -10,7 +10,6 @@ import pytest
 
 from tools.training.memoriser import MEMORISER, pairs
 from workbench.batching import Batching, Traffic, Way, continuous, static
-from workbench.denoising_trace import denoised
 from workbench.engines.diffusion import Denoising, DiffusionEngine, Row, unavailable
 from workbench.errors import InputError
 from workbench.plots import new_figure
@@ -21,7 +20,7 @@ from workbench.plots.diffusion import (
     plot_trade_off,
 )
 from workbench.tasks import WordProblems
-from workbench.tradeoff import TradeOff
+from workbench.tradeoff import TradeOff, denoised
 from workbench.types import Grade, Item, Sampling
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"needs {unavailable()}")

@@ -57,8 +57,10 @@ def save_figure(figure: Figure, name: str) -> Path:
 
     One of that name is replaced.
     """
+    from workbench.plots.style import PICTURE
+
     path = _placed("figures", f"{name}.png")
-    figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(path, **PICTURE)
     return path
 
 

@@ -349,6 +349,8 @@ class Report(Shown):
         import shutil
         from pathlib import Path
 
+        from workbench.plots.style import PICTURE
+
         given, target = Path(folder), Path(folder).resolve()  # where a link ends
         if target.exists():
             raise InputError(f"{given} exists already: choose another folder for this report")
@@ -358,10 +360,7 @@ class Report(Shown):
         try:
             self._write(part)
             if figure is not None:
-                no_version = {"Software": None}  # the same picture gives the same bytes
-                figure.savefig(
-                    part / "figure.png", dpi=150, bbox_inches="tight", metadata=no_version
-                )
+                figure.savefig(part / "figure.png", **PICTURE)
             part.rename(target)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import count as numbers
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,6 @@ from workbench import values
 from workbench.cli import options
 from workbench.cli.output import check_new, say, show, show_frame, show_report
 from workbench.errors import InputError
-from workbench.lazy import Axes
 from workbench.types import Report, Task
 
 
@@ -131,10 +131,7 @@ def _show_one(task: Task, report: Report, out: Path | None, *, as_json: bool) ->
     groups = accuracy_by(report.rows, task.difficulty) if task.difficulty else []
     named = [replace(one, name=f"{task.difficulty} {one.name}") for one in groups]
 
-    def draw(ax: Axes) -> None:
-        plot_accuracy(ax, [*report.summary, *groups])
-        ax.set_title(f"{task.name}, {report.provenance['engine']['model']}", fontsize=10)
-
+    draw = partial(plot_accuracy, metrics=[*report.summary, *groups])
     show_report(report, draw, out, as_json=as_json, more=named)
 
 
@@ -157,6 +154,7 @@ def _show_all(reports: Mapping[str, Report], out: Path | None, *, as_json: bool)
     from workbench.comparison import comparison
     from workbench.files import whole_folder
     from workbench.plots import new_figure, plot_accuracy
+    from workbench.plots.style import PICTURE
 
     frame = comparison(reports)
     show_frame(frame, as_json=as_json)
@@ -166,7 +164,7 @@ def _show_all(reports: Mapping[str, Report], out: Path | None, *, as_json: bool)
     plot_accuracy(ax, [replace(r.summary[0], name=name) for name, r in reports.items()])
     with whole_folder(out) as part:
         frame.to_csv(part / "comparison.csv", index=False)
-        figure.savefig(part / "figure.png", dpi=150, bbox_inches="tight")
+        figure.savefig(part / "figure.png", **PICTURE)
     say(f"table and figure are in {out}")
 
 

@@ -174,9 +174,7 @@ def _study(
         settings |= {"batch_size": None}
     done = study(bed, engine, **settings)
     figure, (ax,) = new_figure()
-    figure.set_size_inches(6.4, 3.4)
     plot_methods(ax, done.methods)
-    ax.set_title(f"{bed.name}, {engine.info.model}", fontsize=10)
     show_frame(done.methods, METHOD_COLUMNS, as_json=as_json)
     for note in done.notes:
         say(note)

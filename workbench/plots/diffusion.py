@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 from workbench.lazy import Axes, pd
-from workbench.plots import doubling, line_style, log_ticks, sides
+from workbench.plots.style import doubling, line_style, lines, log_ticks, sides
 
 AXES = {"fewer": "times fewer forwards", "faster": "times as fast"}
 
@@ -29,7 +29,7 @@ def plot_trade_off(ax: Axes, table: pd.DataFrame, x: str = "faster") -> None:
         for by_steps, part in group.groupby(group["threshold"].isna()):
             line = part.sort_values(x)
             ax.errorbar(
-                line[x], line["accuracy"], yerr=sides(line, "accuracy"), capsize=3, linewidth=1,
+                line[x], line["accuracy"], yerr=sides(line, "accuracy"), capsize=3,
                 linestyle="--" if by_steps else "-", mfc="white" if by_steps else None,
                 label=f"{label}, {'fixed steps' if by_steps else 'thresholds'}", **style,
             )  # fmt: skip
@@ -56,18 +56,12 @@ def plot_throughput(ax: Axes, rows: pd.DataFrame) -> None:
     Args:
         rows: those of `Batching`.
     """
-    for number, how in enumerate(("continuous", "static")):
-        part = rows[rows["how"] == how]
-        by_size = part.groupby("batch_size")["requests_per_s"]
-        middle = by_size.median()
-        ax.errorbar(
-            middle.index, middle, yerr=[middle - by_size.min(), by_size.max() - middle],
-            capsize=3, label=how, **line_style(number),
-        )  # fmt: skip
+    speeds = rows.groupby(["how", "batch_size"])["requests_per_s"]
+    table = speeds.agg(["median", "min", "max"]).loc[["continuous", "static"]].reset_index()
+    lines(ax, table, ("batch_size", "median"), "how", low="min", high="max")
     doubling(ax, rows["batch_size"])
-    ax.set(xlabel="batch size", ylabel="requests a second")
+    ax.set(xlabel="batch size", ylabel="requests per second")
     ax.set_ylim(bottom=0)
-    ax.legend(fontsize=8, frameon=False)
 
 
 def plot_latency(ax: Axes, rows: pd.DataFrame) -> None:
@@ -77,24 +71,20 @@ def plot_latency(ax: Axes, rows: pd.DataFrame) -> None:
         rows: those of `Batching`, of servers.
     """
     served = rows[rows["how"] == "server"]
-    for number, (key, part) in enumerate(served.groupby(["clients", "max_wait_time"])):
-        clients, wait = key
-        middle = part.groupby("batch_size")[["p50", "p95"]].median()
-        ax.errorbar(
-            middle.index, middle["p50"], yerr=[0 * middle["p50"], middle["p95"] - middle["p50"]],
-            capsize=3, label=f"{clients:g} clients, wait {wait:g} s", **line_style(number),
-        )  # fmt: skip
+    keys = ["clients", "max_wait_time", "batch_size"]
+    table = served.groupby(keys)[["p50", "p95"]].median().reset_index()
+    table["name"] = [f"{n:g} clients, wait {s:g} s" for n, s in table[keys[:2]].to_numpy()]
+    lines(ax, table, ("batch_size", "p50"), "name", low="p50", high="p95")
     doubling(ax, served["batch_size"])
-    ax.set(xlabel="batch size", ylabel="seconds a request (median to p95)")
+    ax.set(xlabel="batch size", ylabel="seconds per request (median to p95)")
     ax.set_ylim(bottom=0)
-    ax.legend(fontsize=8, frameon=False)
 
 
 def plot_canvas(ax: Axes, steps: pd.DataFrame) -> None:
     """A canvas after each step: what is committed now is coloured by how sure the model was.
 
     Args:
-        steps: what `canvas.denoised` returns.
+        steps: what `tradeoff.denoised` returns.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap

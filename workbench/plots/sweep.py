@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from workbench.errors import InputError
 from workbench.lazy import Axes, Axis, NDArray, pd
-from workbench.plots import COLOURS, MARKERS, log_ticks
 from workbench.plots.points import (
     averaged,
     check_columns,
@@ -26,10 +24,10 @@ from workbench.plots.points import (
     shown,
     varied,
 )
+from workbench.plots.style import COLOURS, KEEP, TEXT, label_ends, line_style, log_ticks
 
 NAMED = 8  # points of a front that have names
 GREY = "0.45"
-LINE = 10.5  # points from one name beside the axes to the next
 LONG = 24  # letters of a name that are shown
 SPAN = 20  # times from the least to the most, from which on an axis is logarithmic
 TICKS = 8  # values that are named one by one
@@ -62,15 +60,18 @@ def plot_lines(ax: Axes, table: pd.DataFrame, x: str, metric: str, by: str | Non
             ax.plot(at, line[:, 0], color="0.8", linewidth=0.8, zorder=1)
             continue
         aside = (number - (coloured - 1) / 2) * 0.6 / coloured if bars else 0
-        _draw_line(ax, at.to_numpy(float) + aside, line, number, bars=bars)
-        known = line[~np.isnan(line[:, 0]), 0]
-        ends.append((name, COLOURS[number], float(known[-1]) if len(known) else math.nan))
+        value, low, high = line.T  # a gap where there is no number
+        style = line_style(number) | ({"linewidth": 0} if bars else {})
+        sides = np.maximum([value - low, high - value], 0)
+        ax.errorbar(at + aside, value, sides, capsize=3, elinewidth=1.2, zorder=3, **style)
+        known = value[~np.isnan(value)]
+        ends.append((_short(name), COLOURS[number], known[-1] if len(known) else math.nan))
     ax.set(xlabel=x, ylabel=_measured(metric, found))
     more = len(names) - coloured
     _note(ax, left_out(table, metric), f"grey: {more} more of {by}" if more else "")
     _say_if_empty(ax, found[metric])
     if by:
-        _name_ends(ax, _short(by), ends)
+        label_ends(ax, ends, _short(by))
 
 
 def _say_if_empty(ax: Axes, values: pd.Series[float]) -> None:
@@ -90,32 +91,6 @@ def _places(ax: Axes, column: pd.Series[float]) -> pd.Series[float]:
     _name_categories(ax, ax.xaxis, names)
     ax.set_xlim(-0.5, len(names) - 0.5)
     return column.map(shown).map(names.index).astype(float)
-
-
-def _draw_line(
-    ax: Axes,
-    at: NDArray[np.floating[Any]],
-    line: NDArray[np.floating[Any]],
-    number: int,
-    *,
-    bars: bool,
-) -> None:
-    """One line of values, lows and highs [n, 3], a gap where there is none; a bar stands in where
-    a band would have no width."""
-    colour, (value, low, high) = COLOURS[number], line.T
-    ax.plot(
-        at, value, color=colour, marker=MARKERS[number], markersize=4.5,
-        linewidth=0 if bars else 1.5, zorder=3,
-    )  # fmt: skip
-    has = ~np.isnan(low) & ~np.isnan(high)
-    beside = np.concatenate([[False], has, [False]])
-    alone = has if bars else has & ~beside[:-2] & ~beside[2:]
-    if (banded := has & ~alone).any():
-        ax.fill_between(at, low, high, where=banded.tolist(), color=colour, alpha=0.15, linewidth=0)
-    if not alone.any():
-        return
-    sides = np.maximum([value - low, high - value], 0)[:, alone]
-    ax.errorbar(at[alone], value[alone], sides, fmt="none", ecolor=colour, capsize=3, linewidth=1.2)
 
 
 def plot_heat(ax: Axes, table: pd.DataFrame, x: str, y: str, metric: str) -> None:
@@ -175,20 +150,17 @@ def _write_cells(
             texts[place] = "".join(ended) if len(ended - {"done"}) == len(ended) < 2 else "none"
             corner = (place[1] - 0.5, place[0] - 0.5)
             ax.add_patch(Rectangle(corner, 1, 1, hatch="////", fc="0.95", ec="0.75", linewidth=0))
-    size = _room(ax, cells.shape, max(map(len, texts.values())))
-    for place, text in texts.items() if size >= 4 else ():
+    across, up = (72 * side for side in _inches(ax))
+    letters = max(map(len, texts.values()))
+    wide, high = across / cells.shape[1], up / cells.shape[0]
+    fits = bool(high >= 1.5 * TEXT and wide >= 0.75 * TEXT * letters)
+    for place, text in texts.items() if fits else ():
         bright = math.isnan(cells[place]) or colours[place][:3] @ (0.299, 0.587, 0.114) > 0.5
+        ink = "0.15" if bright else "white"
         ax.text(
-            place[1], place[0], text, ha="center", va="center", fontsize=size,
-            color="0.15" if bright else "white",
-        )  # fmt: skip
-    return size >= 4
-
-
-def _room(ax: Axes, shape: tuple[int, ...], letters: int) -> float:
-    """The size of a font with which so many letters fit into a cell."""
-    across, up = _inches(ax)
-    return min(9.0, 0.6 * 72 * up / shape[0], 1.5 * 0.8 * 72 * across / shape[1] / max(letters, 1))
+            place[1], place[0], text, ha="center", va="center", fontsize=TEXT, color=ink, gid=KEEP
+        )
+    return fits
 
 
 def _form(values: NDArray[np.floating[Any]]) -> str:
@@ -267,11 +239,10 @@ def _name_front(
             str(number), place, ha="center", va="center_baseline", fontsize=7, color="white",
             zorder=6,
         )  # fmt: skip
-    room = LINE / (72 * _inches(ax)[1])
-    for number, row in enumerate(rows, start=1):
-        text = f"{number}  {', '.join(_short(value, 32 // len(row)) for value in row)}"
-        _beside(ax, 1 - (len(rows) - number + 2) * room, text, COLOURS[1])
-    _beside(ax, 1 - 0.7 * room, _short(title, 32), GREY)
+    texts = [", ".join(_short(value, 32 // len(row)) for value in row) for row in rows]
+    top = ax.get_ylim()[1]
+    names = [(f"{number}  {text}", COLOURS[1], top) for number, text in enumerate(texts, start=1)]
+    label_ends(ax, names, _short(title, 32))
 
 
 def _measured(metric: str, found: pd.DataFrame, *, interval: bool = True) -> str:
@@ -292,25 +263,6 @@ def _inches(ax: Axes) -> tuple[float, float]:
     assert figure is not None  # it has been drawn on
     box, whole = ax.get_position(), figure.bbox_inches
     return box.width * whole.width, box.height * whole.height
-
-
-def _name_ends(ax: Axes, title: str, ends: Sequence[tuple[str, str, float]]) -> None:
-    """The lines' names to the right of the axes, each at the height where its line ends."""
-    room = LINE / (72 * _inches(ax)[1])
-    bottom, top = ax.get_ylim()
-    heights = [0.0 if math.isnan(y) else (y - bottom) / (top - bottom) for *_, y in ends]
-    order = sorted(range(len(ends)), key=heights.__getitem__)
-    for before, i in pairwise(order):
-        heights[i] = max(heights[i], heights[before] + room)
-    for number, i in enumerate(reversed(order)):
-        heights[i] = min(heights[i], 1 - (number + 1) * room)
-    for (name, colour, y), height in zip(ends, heights, strict=True):
-        _beside(ax, height, _short(name) + (" (none)" if math.isnan(y) else ""), colour)
-    _beside(ax, max(heights) + 1.2 * room, title, GREY)
-
-
-def _beside(ax: Axes, height: float, text: str, colour: str) -> None:
-    ax.text(1.02, height, text, color=colour, fontsize=8, va="center", transform=ax.transAxes)
 
 
 def _note(ax: Axes, *parts: str) -> None:
@@ -344,15 +296,13 @@ def _number_axis(ax: Axes, values: pd.Series[float] | NDArray[np.float64]) -> No
 
 def _name_ticks(ax: Axes, values: pd.Series[float]) -> None:
     """Few values that lie apart are named one by one."""
-    from matplotlib.ticker import NullLocator
-
     different = np.unique(values)
     places = np.log(different) if ax.get_xscale() == "log" else different
     if different.size == 1 or (
         different.size <= TICKS and np.diff(places).min() > 0.07 * np.ptp(places)
     ):
         _name(ax, ax.xaxis, different.tolist(), [shown(value) for value in different.tolist()])
-        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.minorticks_off()
 
 
 def _name_categories(ax: Axes, axis: Axis, names: Sequence[str]) -> None:

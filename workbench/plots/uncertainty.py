@@ -9,7 +9,7 @@ import numpy as np
 
 from workbench.errors import InputError
 from workbench.lazy import Axes, NDArray, pd
-from workbench.plots import COLOURS, MARKERS
+from workbench.plots.style import COLOURS, MARKERS
 from workbench.uncertainty.calibration import CalibrationReport
 from workbench.uncertainty.conformal import ConformalReport
 

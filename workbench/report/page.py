@@ -20,6 +20,7 @@ from typing import Any
 from workbench.errors import InputError
 from workbench.lazy import Figure, pd, v4
 from workbench.plots.points import shown
+from workbench.plots.style import PICTURE
 
 Part = Any  # a cell of nbformat, which is typed in part
 MAX_OUTPUT = 1_000_000  # characters of an output that a page takes
@@ -122,7 +123,7 @@ def image(path: Path) -> Part:
 def drawn(figure: Figure) -> Part:
     """A figure; the same one gives the same bytes."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(buffer, format="png", **PICTURE)
     return _picture("image/png", buffer.getvalue())
 
 

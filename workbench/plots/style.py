@@ -1,0 +1,232 @@
+"""One look for all figures, drawn without pyplot so that threads and notebooks do not mix.
+
+A figure is as wide as a page, has two panels in a row, and states in each title what was found.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from itertools import pairwise
+from textwrap import fill
+from typing import Any
+
+from workbench.lazy import Axes, Axis, Figure, pd
+from workbench.stats import Metric, Share
+
+INK, SOFT, GRID = "#222222", "#5f5f5f", "#e6e6e6"
+"""Of texts and intervals, of notes and reference lines, and of the grid."""
+COLOURS = ("#0072B2", "#C24E00", "#007F5C", "#B0508E", "#8F6600", "#707070", "#000000")
+"""After Okabe and Ito (2008), for any colour vision; as dark as a text on white has to be."""
+MARKERS = "os^Dv*X"
+WIDTH, ONE = 8.4, 5.4
+"""Inches of a figure with panels side by side, and with one: 820 pixels at 96 an inch, saved."""
+TEXT, TITLE = 9, 10.5
+"""Sizes in points; no text is smaller than the first."""
+KEEP = "keep"
+"""The gid of an artist whose colours are the same on dark, as a text on a coloured cell."""
+FINDING, END = "finding", "end"  # gids of texts, for the layout
+PICTURE: dict[str, Any] = {"dpi": 150, "bbox_inches": "tight", "metadata": {"Software": None}}
+
+
+def new_figure(
+    panels: int = 1, *, height: float = 3.0, columns: int = 2, width: float | None = None
+) -> tuple[Figure, list[Axes]]:
+    """A figure of panels, each `height` inches, `columns` in a row, with one layout."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    _show_in_notebooks()
+    columns = min(columns, panels)
+    rows, wide = -(-panels // columns), width or (ONE if columns == 1 else WIDTH)
+    figure = Figure(figsize=(wide, height * rows), layout=_layout()(w_pad=0.1, h_pad=0.06))
+    FigureCanvasAgg(figure)
+    axes = [figure.add_subplot(rows, columns, i + 1) for i in range(panels)]
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.spines[["bottom", "left"]].set_color(SOFT)
+        ax.tick_params(labelsize=TEXT, color=SOFT, labelcolor=INK)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.label.set(size=TEXT, color=INK)
+        ax.grid(axis="y", color=GRID)
+        ax.set_axisbelow(True)
+    return figure, axes
+
+
+@cache
+def _layout() -> Any:
+    """A layout that also wraps findings to their panels and spreads names beside them."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    class Layout(ConstrainedLayoutEngine):
+        def execute(self, fig: Any) -> None:
+            ends = [ax.findobj(lambda one: one.get_gid() == END) for ax in fig.axes]
+            findings = fig.findobj(lambda one: one.get_gid() == FINDING)
+            for one in findings:  # from the same start each time, so that it ends the same
+                one.set(text=fill(" ".join(one.get_text().split()), 40), x=0.005)
+            for _ in range(2 if findings or any(ends) else 0):
+                super().execute(fig)
+                for names in filter(None, ends):
+                    _spread(names)
+                for one in findings:
+                    _wrap(one, fig)
+            super().execute(fig)
+
+    return Layout
+
+
+def _wrap(title: Any, figure: Figure) -> None:
+    """A finding over its whole panel, from the names of its vertical axis on."""
+    left, right = figure.bbox.x0, figure.bbox.x1
+    if (ax := title.axes) is not None:
+        beside = ax.yaxis.get_tightbbox()
+        left = ax.bbox.x0 if beside is None else min(ax.bbox.x0, beside.x0)
+        right = max([ax.bbox.x1, *(one.get_window_extent().x1 for one in ax.texts)])
+        title.set_x((left - ax.bbox.x0) / ax.bbox.width)
+    whole = " ".join(title.get_text().split())
+    title.set_text(whole)
+    if (wide := title.get_window_extent().width) > right - left:
+        title.set_text(fill(whole, max(10, int(0.95 * len(whole) * (right - left) / wide))))
+
+
+def _spread(texts: Sequence[Any]) -> None:
+    """Move the names beside a panel up and down until none overlaps another."""
+    ax = texts[0].axes
+    room = 1.05 * max(one.get_window_extent().height for one in texts)
+    wanted = [float(one.xycoords.transform(one.xy)[1]) for one in texts]
+    heights, order = [*wanted], sorted(range(len(texts)), key=wanted.__getitem__)
+    for below, above in pairwise(order):
+        heights[above] = max(heights[above], heights[below] + room)
+    top = ax.bbox.y1 + room / 2
+    for i in reversed(order):
+        heights[i] = min(heights[i], top)
+        top = heights[i] - room
+    points = 72 / ax.figure.get_dpi()
+    for one, height, aim in zip(texts, heights, wanted, strict=True):
+        one.set_position((one.xyann[0], (height - aim) * points))
+
+
+def finding(where: Axes | Figure, text: str) -> None:
+    """What was found, with its number: the title of a panel or of a figure."""
+    how: dict[str, Any] = {"fontsize": TITLE, "color": INK, "ha": "left", "gid": FINDING}
+    if hasattr(where, "suptitle"):
+        where.suptitle(text, x=0.005, **how)
+    else:
+        where.set_title(text, loc="left", pad=7, **how)
+
+
+def percent(axis: Axis, label: str = "accuracy, %", *, whole: bool = True) -> None:
+    """An axis of shares in percent: from 0 to 100, or where it is not `whole`, as it is."""
+    axis.set_label_text(label)
+    if whole:
+        axis.set_ticks([0, 0.25, 0.5, 0.75, 1])
+        axis.set_view_interval(-0.02, 1.02, ignore=True)
+    axis.set_major_formatter(lambda share, _: f"{100 * share:.4g}")
+
+
+def chance(ax: Axes, value: float, name: str = "chance", *, upright: bool = False) -> None:
+    """A level to compare with, named: a line across, or an upright one below rows of dots."""
+    line = ax.axvline if upright else ax.axhline
+    line(value, color=SOFT, linewidth=1, linestyle="--", zorder=1)
+    if not upright:
+        label_ends(ax, [(name, SOFT, value)])
+        return
+    place: Any = {"xycoords": ax.get_xaxis_transform(), "textcoords": "offset points"}
+    ax.annotate(name, (value, 0), (4, 3), **place, va="bottom", fontsize=TEXT, color=SOFT)
+
+
+def label_ends(ax: Axes, ends: Iterable[tuple[str, str, float]], title: str = "") -> None:
+    """Names to the right of a panel, each in its colour, at the height where its line ends (NaN if
+    it has no number), and above them what they are values of.
+    """
+    rows = [(name, colour, y, ax.get_yaxis_transform()) for name, colour, y in ends]
+    for name, colour, y, place in [*rows, *([(title, SOFT, 1, ax.transAxes)] if title else [])]:
+        none = math.isnan(y)
+        ax.annotate(
+            name + " (none)" * none, (1, ax.get_ylim()[0] if none else y), (6, 0), xycoords=place,
+            textcoords="offset points", va="center", fontsize=TEXT, gid=END,
+            color=colour, annotation_clip=False,
+        )  # fmt: skip
+
+
+def shares(table: pd.DataFrame, value: str = "accuracy") -> list[Metric]:
+    """A metric for each row of a table: its `name`, `value`, `low`, `high`, and perhaps `n`."""
+    rows = table.to_dict("records")
+    return [Share(str(r["name"]), r[value], r["low"], r["high"], r.get("n", 0)) for r in rows]
+
+
+def dots(
+    ax: Axes,
+    metrics: Sequence[Metric],
+    text: Callable[[Metric], str] = lambda one: f"{100 * one.value:.1f} %",
+    colours: Sequence[str] = COLOURS[:1],
+) -> None:
+    """A row for each metric, the first on top: a dot, its interval, and its number to the right."""
+    for place, one in enumerate(metrics):
+        colour = colours[place % len(colours)]
+        ax.hlines(place, one.low, one.high, color=colour, linewidth=1.4)
+        ax.plot(one.value, place, marker="o", markersize=6, color=colour)
+    label_ends(ax, [(text(one), INK, place) for place, one in enumerate(metrics)])
+    sizes = {one.n for one in metrics}
+    names = [fill(one.name.replace("_", " "), 26) for one in metrics]
+    if len(sizes) > 1:
+        names = [f"{name}, n = {one.n:,}" for name, one in zip(names, metrics, strict=True)]
+    ax.set_yticks(range(len(metrics)), names)
+    ax.set_ylim(len(metrics) - 0.2, -0.6)
+    ax.grid(axis="y", visible=False)
+    ax.grid(axis="x", color=GRID)
+
+
+def lines(
+    ax: Axes, table: pd.DataFrame, axes: tuple[str, str], by: str, name: str = "{}", **ends: str
+) -> None:
+    """A line of the columns `axes` for each value of `by`, with the intervals `ends`, by default
+    the columns `low` and `high` where they are there, and named at its end.
+    """
+    named, (x, y) = [], axes
+    for number, (key, part) in enumerate(table.groupby(by, sort=False)):
+        line, style = part.sort_values(x), line_style(number)
+        bars = sides(line, y, **ends) if ends or "low" in line else None
+        ax.errorbar(line[x], line[y], bars, capsize=3, label=name.format(key), **style)
+        named.append((name.format(key), style["color"], float(line[y].iloc[-1])))
+    label_ends(ax, named)
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """Colour, marker and width of the line of this number."""
+    style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+    return {**style, "markersize": 5, "linewidth": 1.4}
+
+
+def sides(table: Any, name: str, low: str = "low", high: str = "high") -> list[Any]:
+    """How far the intervals of a column reach below and above its values, [2, n]."""
+    return [table[name] - table[low], table[high] - table[name]]
+
+
+def doubling(ax: Axes, sizes: Iterable[float]) -> None:
+    """A horizontal axis of sizes that double, named where they were measured."""
+    measured = sorted(set(sizes))
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(measured, [f"{x:,.0f}" for x in measured])
+    ax.xaxis.minorticks_off()
+
+
+def log_ticks(axis: Axis, form: str) -> None:
+    """A logarithmic axis with its 1, 2 and 5 named, as one decade is often all there is."""
+    from matplotlib.ticker import LogLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(form)
+    axis.minorticks_off()
+
+
+def _show_in_notebooks() -> None:
+    """Let a notebook draw a figure that ends a cell; pyplot would do this, and more."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if shell is not None:
+        from IPython.core.pylabtools import select_figure_formats
+
+        select_figure_formats(shell, {"png"})  # type: ignore[no-untyped-call]
