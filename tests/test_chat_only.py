@@ -603,7 +603,7 @@ def test_judges_and_uncertainty_over_chats(chats: Stranger) -> None:
         if given:
             assert elicit(options, [engine], ["base"], count=30).rows["error"].isna().any()
         else:
-            with pytest.raises(EngineError, match="gives no log-probabilities"):
+            with pytest.raises(EngineError, match="returns no log-probabilities"):
                 elicit(options, [engine], ["base"], count=4)
 
 
@@ -629,6 +629,6 @@ def test_notebooks_run_on_a_chat_only_api(name: str, chats: Stranger, tmp_path: 
     with remote(chats.url) as engine:
         given = engine.has_logprobs(chats=True)
     if name == "06_uncertainty" and not given:  # it is about the probabilities of letters
-        assert "gives no log-probabilities" in done["detail"]
+        assert "returns no log-probabilities" in done["detail"]
     else:
         assert done["status"] == "ok", done["detail"]

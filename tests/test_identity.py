@@ -31,7 +31,7 @@ LABELS = [" True", " False"]
 
 @contextmanager
 def plain_vllm(folder: Path, port: int, log: Path) -> Iterator[str]:
-    """vLLM's own server, as others start it: it tells a path, and no revision."""
+    """vLLM's own server, as others start it: it lists a path, and no revision."""
     line = [
         sys.executable,
         "-P",

@@ -32,7 +32,7 @@ HASTY: dict[str, Any] = {"attempts": 12, "timeout": 1.5, "outage_timeout": 30.0}
 
 
 def fake(*faults: Faults, **options: Any) -> Injector:
-    """A server that vouches for its weights, as ours do; vLLM's own and others do not."""
+    """A server that lists a revision of its weights, as ours do; plain vLLM and others do not."""
     revision = "0123456789ab" if options.get("vllm", True) else None
     return Injector(*faults, **{"revision": revision, **options})
 
@@ -180,7 +180,7 @@ def test_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("WORKBENCH_API_KEY", raising=False)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another")  # never sent elsewhere
     with fake(key="sk-right") as server:
-        with pytest.raises(EngineUnavailableError, match="wants a key: put it in WORKBENCH"):
+        with pytest.raises(EngineUnavailableError, match="asks for a key: put it in WORKBENCH"):
             remote(server.url)
         monkeypatch.setenv("WORKBENCH_API_KEY", "sk-wrong")
         with pytest.raises(EngineUnavailableError, match="refuses the key") as caught:
@@ -266,7 +266,7 @@ def test_ctrl_c_keeps_what_has_arrived(tmp_path: Path) -> None:
             kept = len(store)
             assert 16 <= kept < len(PROMPTS)  # four were on their way
             before = engine.usage
-            assert texts(engine) == [f"answer to {p}" for p in PROMPTS]  # usable, and goes on
+            assert texts(engine) == [f"answer to {p}" for p in PROMPTS]  # usable, and continues
             assert engine.usage.since(before).from_store == kept
             again = sum(server.answered.values()) - len(PROMPTS)
             assert again <= 4  # what was on its way
@@ -331,7 +331,7 @@ def test_servers_with_different_models_are_refused() -> None:
         spread(one.url, two.url)
 
 
-def test_a_limit_that_the_server_does_not_tell_is_found() -> None:
+def test_a_limit_that_the_server_does_not_report_is_found() -> None:
     with fake(capacity=6, latency=0.05, vllm=False) as server:
         with remote(server.url, prompts_per_request=1) as engine:
             assert texts(engine) == [f"answer to {p}" for p in PROMPTS]
@@ -367,7 +367,7 @@ def test_an_estimate_before_the_run(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_packet_that_moves_to_a_server_unlike_the_first() -> None:
-    """The second takes one prompt a request: nothing may be taken for an answer to another."""
+    """The second accepts one prompt per request: nothing may be taken for an answer to another."""
     flaky, single = fake(Faults(rate_500=0.5), seed=1), fake(Faults(multi=False))
     with flaky as one, single as two, spread(one.url, two.url) as engine:
         assert texts(engine) == [f"answer to {p}" for p in PROMPTS]
@@ -425,7 +425,7 @@ def test_a_server_that_refuses_the_key_leaves_the_others() -> None:
 def test_a_wait_that_is_longer_than_the_budget() -> None:
     faults = Faults(rate_429=1.0, retry_after=7200)
     with fake(faults) as server, remote(server.url, prompts_per_request=1) as engine:
-        with pytest.raises(EngineError, match="asks to wait 7200 s"):
+        with pytest.raises(EngineError, match="asks for a wait of 7200 s"):
             engine.generate(PROMPTS, SHORT)
         assert server.requests < 150
 

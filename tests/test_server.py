@@ -113,7 +113,7 @@ def test_auto_takes_the_server_where_vllm_cannot_run(
         assert engine.info.engine == "remote"
         assert engine.info.why == "auto: remote, since vllm: not built for this machine"
     monkeypatch.setenv("WORKBENCH_BASE_URL", "http://127.0.0.1:9")
-    with open_engine(store=None) as engine:  # set, but nobody is there
+    with open_engine(store=None) as engine:  # set, but no server is there
         assert engine.info.engine == "transformers"
         assert "cannot be reached" in engine.info.why
 
@@ -147,7 +147,7 @@ def test_a_run_never_goes_on_with_another_model(
         assert not set(TEXTS) & set(other.answered)
 
 
-def test_check_server_tells_what_works(server: Server) -> None:
+def test_check_server_shows_what_works(server: Server) -> None:
     done = CliRunner().invoke(app, ["check-server", server.url])
     assert done.exit_code == 0, done.output
     assert "exact: Yes" in done.output
@@ -157,7 +157,7 @@ def test_check_server_tells_what_works(server: Server) -> None:
     assert done.exit_code == 0, done.output
     missing = " ".join(line for line in done.output.splitlines() if " NO " in line)
     assert all(what in missing for what in ("label log-probabilities", "chats in one request"))
-    assert "only a vLLM server keeps answers to choices" in missing
+    assert "only a vLLM server can restrict answers to choices" in missing
 
 
 def test_verdicts_over_the_wire(remote: RemoteEngine) -> None:

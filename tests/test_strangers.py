@@ -195,7 +195,7 @@ def test_how_answers_end(reason: object, finish: str) -> None:
     assert (empty.error is None) == known
 
 
-def test_an_odd_ending_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_odd_ending_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     def say(asked: Asked) -> Said:
         found = [choice(f"{p}!", i, finish_reason=None) for i, p in enumerate(asked.body["prompt"])]
         return Said(reply(*found))
@@ -232,9 +232,9 @@ def test_good_counts_are_counted() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.5, True, "x", None, 1e9])
 def test_a_log_probability_that_is_none_fails_its_row(value: object) -> None:
-    told = {"tokens": ["a"], "token_logprobs": [value], "top_logprobs": None}
+    logprobs = {"tokens": ["a"], "token_logprobs": [value], "top_logprobs": None}
     with pytest.raises(RejectedError, match="log-prob"):
-        wire.logprobs(choice("a", logprobs=told))
+        wire.logprobs(choice("a", logprobs=logprobs))
 
 
 # -- whatever comes, rows stay rows
@@ -401,7 +401,7 @@ def test_a_server_that_asks_to_wait_for_a_year_is_left_to_the_others(
             rows = engine.generate([f"q{i}" for i in range(30)], SHORT)
             assert time.monotonic() - start < 5
     assert [row.text for row in rows] == [f"q{i}" * 2 for i in range(30)]
-    assert caplog.text.count("is left out: it asks to wait 31536000 s") == 1
+    assert caplog.text.count("is left out: it asks for a wait of 31536000 s") == 1
     with Stranger(busy("31536000")) as one, remote(one.url) as engine:
         with pytest.raises(EngineError, match=r"asks to wait 31536000 s.*Daily quota"):
             engine.generate(["a"], SHORT)
@@ -497,7 +497,7 @@ def test_a_list_of_models_that_is_missing_is_no_obstacle(status: int) -> None:
             remote(server.url)  # but which model?
 
 
-def test_a_wrong_path_is_told_also_where_a_model_is_named() -> None:
+def test_a_wrong_path_is_reported_also_where_a_model_is_named() -> None:
     with Stranger(lambda _: Said(status=404)) as server:
         with pytest.raises(EngineUnavailableError, match="no OpenAI-compatible server"):
             RemoteEngine("m", None, "test", {"base_url": server.url, **QUICK})
@@ -571,7 +571,7 @@ def test_a_redirect_on_the_same_server_is_followed_where_it_keeps_the_method() -
 # -- another model's answer
 
 
-def test_an_answer_of_another_model_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_answer_of_another_model_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     with Stranger(on_post(lambda _: Said(reply(choice("42"), model="m-small")))) as server:
         with remote(server.url) as engine:
             engine.generate(["a"], SHORT)
@@ -591,7 +591,7 @@ def test_without_revision_and_log_probabilities_nothing_is_stored(
             ) as engine,
         ):
             assert engine.generate(["a"], SHORT)[0].text == number
-            assert engine.info.revision == "not told"
+            assert engine.info.revision == "not reported"
             assert any("the store is off" in note for note in engine.info.notes)
     assert len(Store(tmp_path / "s.sqlite")) == 0
     assert caplog.text.count("the store is off") == 2  # once an engine
@@ -669,8 +669,8 @@ class Noisy(Stranger):
             value = zlib.crc32(f"{asked.body['prompt']}{token}".encode()) % 1000 / 200
             drawn = zlib.crc32(f"{value}{self._day}{len(self.asked)}".encode()) % 1000 / 1000
             top[f"t{token}"] = -1 - value - self._shift + self._noise * (drawn - 0.5)
-        told = {"tokens": ["t0"], "token_logprobs": [top.get("t0", -1.0)], "top_logprobs": [top]}
-        return Said(reply(choice("t0", logprobs=told)))
+        shown = {"tokens": ["t0"], "token_logprobs": [top.get("t0", -1.0)], "top_logprobs": [top]}
+        return Said(reply(choice("t0", logprobs=shown)))
 
 
 def weigh_at(tmp_path: Path, server: Stranger) -> RemoteEngine:
@@ -679,12 +679,12 @@ def weigh_at(tmp_path: Path, server: Stranger) -> RemoteEngine:
 
 def test_other_weights_while_the_engine_is_open_are_seen(tmp_path: Path) -> None:
     """After a server was away: also where it came back before anybody asked."""
-    for vouched in (True, False):
-        server = Injector(weights=1, revision="a" * 12 if vouched else None)
-        with server, weigh(tmp_path / str(vouched), server.url) as engine:
+    for listed in (True, False):
+        server = Injector(weights=1, revision="a" * 12 if listed else None)
+        with server, weigh(tmp_path / str(listed), server.url) as engine:
             assert engine.generate(["a"], SHORT)[0].error is None
             server.stop()
-            server._weights, server._revision = 2, "b" * 12 if vouched else None
+            server._weights, server._revision = 2, "b" * 12 if listed else None
             time.sleep(0.3)
             server.start()
             with pytest.raises(EngineError, match=r"when this engine was opened: open it again"):
@@ -699,7 +699,7 @@ def test_and_in_the_middle_of_a_call(tmp_path: Path) -> None:
         stream = engine.stream([f"q{i}" for i in range(200)], SHORT)
         next(stream)
         server.stop()
-        time.sleep(0.5)  # no model loads in less; what is in the air ends meanwhile
+        time.sleep(0.5)  # no model loads in less; what is in flight ends meanwhile
         server._weights = 2
         answered = {key for key in server.answered if key.startswith("q")}
         server.start()
@@ -767,10 +767,10 @@ def test_vllm_by_another_name_is_known_by_what_it_does() -> None:
 
     class Behind(Injector):
         def _describe(self, path: str) -> Any:
-            told = super()._describe(path)
+            page = super()._describe(path)
             if path == "/v1/models":
-                told.text = str(told.text).replace('"owned_by": "vllm"', '"owned_by": "acme"')
-            return told
+                page.text = str(page.text).replace('"owned_by": "vllm"', '"owned_by": "acme"')
+            return page
 
     with Behind(revision="a" * 12) as server:
         server._paths -= {"/tokenize"}
@@ -784,7 +784,7 @@ def test_vllm_by_another_name_is_known_by_what_it_does() -> None:
 
 
 @pytest.mark.parametrize("mode", ["no top", "one", "empty"])
-def test_what_tells_nothing_is_no_fingerprint(tmp_path: Path, mode: str) -> None:
+def test_what_shows_nothing_is_no_fingerprint(tmp_path: Path, mode: str) -> None:
     """Two models one after the other at one URL, and log-probabilities without alternatives."""
 
     class Bare(Noisy):
@@ -794,8 +794,8 @@ def test_what_tells_nothing_is_no_fingerprint(tmp_path: Path, mode: str) -> None
             if asked.method == "GET":
                 return None
             top: Any = {"no top": None, "one": [{self.token: -0.1}], "empty": [{}]}[mode]
-            told = {"tokens": [self.token], "token_logprobs": [-0.1], "top_logprobs": top}
-            return Said(reply(choice(self.token, logprobs=told)))
+            logprobs = {"tokens": [self.token], "token_logprobs": [-0.1], "top_logprobs": top}
+            return Said(reply(choice(self.token, logprobs=logprobs)))
 
     for token in "AB":
         Bare.token = token
@@ -804,7 +804,7 @@ def test_what_tells_nothing_is_no_fingerprint(tmp_path: Path, mode: str) -> None
             assert (row.text, row.from_store) == (token, False)
 
 
-def test_a_name_with_an_at_sign_vouches_only_for_the_same_root(tmp_path: Path) -> None:
+def test_a_name_with_an_at_sign_counts_only_for_the_same_root(tmp_path: Path) -> None:
     """`llama` and `llama@q4` are two models at many servers."""
     cards = {"data": [{"id": "llama", "owned_by": "me"}, {"id": "llama@q4", "owned_by": "me"}]}
     for text in ("one", "two"):
@@ -815,7 +815,7 @@ def test_a_name_with_an_at_sign_vouches_only_for_the_same_root(tmp_path: Path) -
         with Stranger(say) as server:
             given = {"base_url": server.url, **QUICK}
             with RemoteEngine("llama", Store(tmp_path / "s.sqlite"), "test", given) as engine:
-                assert engine.info.revision == "not told"
+                assert engine.info.revision == "not reported"
                 assert engine.generate(["a"], SHORT)[0].text == text
 
 
@@ -995,9 +995,9 @@ def test_scores_refuse_and_note_what_answers_do() -> None:
     with Stranger() as server:
         with remote(server.url, chat_template="{{ messages }}") as engine:
             for ask in (engine.generate, lambda chats: engine.label_logprobs(chats, ["a", "b"])):
-                with pytest.raises(InputError, match="only a vLLM server takes one"):
+                with pytest.raises(InputError, match="only a vLLM server accepts one"):
                     ask(CHAT)
         begun: list[Any] = [[*CHAT[0], {"role": "assistant", "content": "Well"}]]
         with remote(server.url) as engine:
             engine.label_logprobs(begun, ["a", "b"], errors="return")
-            assert any("is sent as it is" in note for note in engine.info.notes)
+            assert any("is sent unchanged" in note for note in engine.info.notes)

@@ -1,4 +1,4 @@
-"""Models behind OpenAI-compatible servers, as an engine like any other."""
+"""The engine for models behind OpenAI-compatible servers."""
 
 from workbench.engines.estimate import Estimate
 from workbench.engines.remote.engine import RemoteEngine

@@ -1,6 +1,6 @@
-"""What a server takes: each thing is asked once of each server, with one token to pay for.
+"""What a server supports: each feature is tested once per server, with a request of one token.
 
-"Too many requests", a wrong key and a server that is away are no answers: it is asked again then.
+"Too many requests", a wrong key or an unreachable server is no result: the test runs again later.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from workbench.engines.remote.words import UNKNOWN
 from workbench.types import Prompt, Sampling
 
 log = logging.getLogger("workbench")
-COLD = 60.0  # seconds for the first answers of a server
-WAITS = (0.3, 1.0, 0.0)  # seconds after an answer that is none
+COLD = 60.0  # seconds for the first answers of a server that may still load
+WAITS = (0.3, 1.0, 0.0)  # seconds to wait after an attempt without a result
 NO_PATH = (404, 405, 410, 501)
-# How servers say that a model is for chats only, where they have the path all the same.
+# How a server that has the completions path says that its model is for chats only.
 CHATS_ONLY = re.compile(
     rf"chat|messages|(\bcompletions?\b.*({UNKNOWN}))|(({UNKNOWN}).*\bcompletions?\b)"
     r"|no(t| such) (route|found|path)",
     re.IGNORECASE,
 )
-# What may be about that, and is not where it is about a part of the request.
+# Error texts that may mean so too, unless they are about one part of the request.
 REFUSED = re.compile(UNKNOWN, re.IGNORECASE)
 PART = re.compile(r"max_tokens|parameter|argument|field|value", re.IGNORECASE)
 OF_CHATS = re.compile(r"\bmessages\b|\bprompt\b", re.IGNORECASE)
@@ -39,7 +39,7 @@ Works = Callable[[dict[str, Any]], bool | None]
 
 
 async def _ask(endpoint: Endpoint, path: str, body: wire.Body, waits: Sequence[float]) -> Any:
-    """The reply, or the `RequestError` why there is none; None where it does not say now."""
+    """The reply or the final `RequestError`; None if the server gave no clear result."""
     last: RequestError | None = None
     for wait in waits:
         try:
@@ -60,7 +60,7 @@ def _refused(error: RequestError) -> bool:
 
 
 def _odd(error: RequestError) -> bool:
-    """Whether it may be how a server says that it has no such path: HTTP 200, yet no answer."""
+    """Whether the error may mean that the path is missing: HTTP 200 or 500, but no answer."""
     return error.status == 200 or (error.status == 500 and bool(REFUSED.search(str(error))))
 
 
@@ -74,9 +74,9 @@ async def _find(
     missing: str = "",
     waits: Sequence[float] = WAITS,
 ) -> None:
-    """Note at servers an ability that is not known yet: what `works` says of a reply, if it does.
+    """Set the attribute `ability` of each server where it is still None, to what `works` returns.
 
-    `lacks` is whether a refusal is for want of it, and `missing` what the log says then.
+    `lacks` says whether a refusal means that the feature is missing; `missing` is logged then.
     """
 
     async def find(endpoint: Endpoint) -> None:
@@ -95,7 +95,7 @@ async def _find(
 
 
 async def find_completions(endpoints: Sequence[Endpoint], model: str) -> None:
-    """Find out whether servers continue texts; where that is not clear, by whether they chat."""
+    """Find out whether servers continue texts; if that stays unclear, whether they answer chats."""
     doubtful: list[Endpoint] = []
 
     def lacks(endpoint: Endpoint, error: RequestError) -> bool:
@@ -119,13 +119,13 @@ async def find_completions(endpoints: Sequence[Endpoint], model: str) -> None:
 
 
 async def find_chats(endpoints: Sequence[Endpoint], model: str) -> None:
-    """Find out whether servers answer chats: there may be no template."""
+    """Find out whether servers answer chats: a model may have no chat template."""
     body = {"model": model, "messages": TALK, "max_tokens": 1}
     await _find(endpoints, "chats", (wire.CHATS, body), lacks=lambda _, e: _refused(e) or _odd(e))
 
 
 async def find_logprobs(endpoints: Sequence[Endpoint], to: wire.Dialect, *, chats: bool) -> None:
-    """Find out whether answers come with the log-probabilities of their tokens."""
+    """Find out whether answers include the log-probabilities of their tokens."""
 
     def works(reply: dict[str, Any]) -> bool:
         (choice,) = wire.choices_in_order(reply, 1)
@@ -137,9 +137,9 @@ async def find_logprobs(endpoints: Sequence[Endpoint], to: wire.Dialect, *, chat
 
 
 async def find_exact(endpoints: Sequence[Endpoint], model: str) -> None:
-    """Find out whether servers give log-probabilities of token ids that are named, as vLLM does.
+    """Find out whether servers return log-probabilities for requested token ids, as vLLM does.
 
-    This is asked and not taken from a name: vLLM may stand behind a gateway with another one.
+    The feature is tested, not inferred from the server's name: vLLM may run behind a gateway.
     """
 
     def works(reply: dict[str, Any]) -> bool:
@@ -151,7 +151,7 @@ async def find_exact(endpoints: Sequence[Endpoint], model: str) -> None:
 
 
 async def find_several(endpoints: Sequence[Endpoint], model: str, *, chats: bool) -> None:
-    """Find out whether servers take several prompts in one request: of chats, vLLM alone."""
+    """Find out whether servers accept several prompts per request (several chats: vLLM only)."""
 
     def works(reply: dict[str, Any]) -> bool | None:
         choices = reply.get("choices")
@@ -161,5 +161,5 @@ async def find_several(endpoints: Sequence[Endpoint], model: str, *, chats: bool
     body: wire.Body = {"model": model, "max_tokens": 1}
     body |= {"messages": [TALK, TALK]} if chats else {"prompt": ["1", "2"]}
     possible = [one for one in endpoints if (one.vllm if chats else one.completes is not False)]
-    missing = "takes one prompt a request"
+    missing = "accepts one prompt per request"
     await _find(possible, ability, (path, body), works, missing=missing, waits=WAITS[-1:])

@@ -1,8 +1,8 @@
-"""Sends jobs to servers: in packets, within every server's limit, each until it has an answer.
+"""Sends jobs to servers in packets, within each server's limit, with retries.
 
-A few hundred requests are out at most, whatever the number of jobs. A packet that a server
-refuses is halved until the job at fault fails alone. A slot is held while a request waits to be
-sent again, so that others do not rush in.
+At most a few hundred requests are in flight, however many jobs there are. A packet that a server
+refuses is halved until the faulty job fails alone. A request keeps its slot while it waits for a
+retry, so that other requests do not take its place.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ KEPT = "What was finished is kept: run it again"
 J = TypeVar("J")
 R = TypeVar("R")
 
-WINDOW = 1024  # prompts that a server has at once: what the largest GPUs run, and some queue
+WINDOW = 1024  # prompts in flight per server: what the largest GPUs run, and some in the queue
 LARGEST = 64  # prompts in one request
-SHARES = 8  # requests for each server, at the least, into which a call is cut
-QUICK, SLOW = 10.0, 30.0  # seconds of a request: below it may grow, above it shrinks
-UNREAD = 4096  # finished packets that nobody has fetched yet
-TRIES = 2  # of a packet with several jobs before it is halved
-LONG = 10.0  # seconds of waiting that a person should know of
-LOOK = 60.0  # seconds for a look at what a server serves
-ENDING = 0.5  # seconds for requests to notice that nobody waits
-JOIN = 3.0  # seconds between looks at servers that were not up
+SHARES = 8  # requests per server into which a call is divided, at least
+QUICK, SLOW = 10.0, 30.0  # seconds per request: below it packets may grow, above it they shrink
+UNREAD = 4096  # finished packets that the caller has not fetched yet
+TRIES = 2  # attempts for a packet with several jobs before it is halved
+LONG = 10.0  # seconds of waiting that are worth a message
+LOOK = 60.0  # seconds for a check of what a server serves
+ENDING = 0.5  # seconds for requests to notice that the call has ended
+JOIN = 3.0  # seconds between checks of servers that were not up
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +58,11 @@ class Plan(Generic[J, R]):
     """How jobs become requests.
 
     Attributes:
-        ask: sends a packet to a server; a result for each job, None where the reply has none.
-        together: whether a job may join another one's packet to a server.
-        tokens: about how many tokens a job takes, for the rate limit.
-        size: most jobs in a packet; None adapts it.
-        spare: gets finished jobs that nobody came to fetch.
+        ask: sends a packet to a server; returns a result per job, None where the reply has none.
+        together: whether a second job may share a packet with the first, for a given server.
+        tokens: about how many tokens a job uses, for the rate limit.
+        size: maximum number of jobs in a packet; None adapts it.
+        spare: receives finished jobs that the caller did not fetch.
     """
 
     ask: Callable[[Endpoint, Sequence[J]], Awaitable[Sequence[R | Failure | None]]]
@@ -73,7 +73,7 @@ class Plan(Generic[J, R]):
 
 
 class _Slot:
-    """A packet's place: the server whose slot it holds, if any, and until when it may try."""
+    """A packet's place: the server whose slot it holds, if any, and its deadline."""
 
     def __init__(self, endpoint: Endpoint, jobs: int, changed: asyncio.Event) -> None:
         self.end: float | None = None
@@ -86,7 +86,7 @@ class _Slot:
         endpoint.enter(self._jobs)
 
     def leave(self, _: object = None) -> None:
-        """Give the slot back; again does nothing."""
+        """Release the slot; a second call does nothing."""
         if self._held:
             self._held = False
             self.endpoint.leave(self._jobs)
@@ -95,15 +95,15 @@ class _Slot:
 
 @dataclass(eq=False)
 class Dispatcher(Generic[J, R]):
-    """One call's way to the servers.
+    """Runs one call's jobs on the servers.
 
     Attributes:
-        endpoints: the servers, the absent ones too.
+        endpoints: the servers, absent ones included.
         plan: how jobs become requests.
-        rate: what may be sent in a minute.
-        options: how long to try.
-        count: is told of retries and rate-limit hits.
-        look: raises a `RequestError` if a server is not, or no longer, what the call needs.
+        rate: requests and tokens allowed per minute.
+        options: timeouts and numbers of attempts.
+        count: called with retries and rate-limit hits.
+        look: raises a `RequestError` if a server does not serve what the call needs.
     """
 
     endpoints: Sequence[Endpoint]
@@ -117,16 +117,16 @@ class Dispatcher(Generic[J, R]):
         self._used, self._requests, self._prompts = Usage(), 0, 0
         self._changed = asyncio.Event()
         self._ended = threading.Event()
-        self._left_out: dict[Endpoint, str] = {}  # and why
-        self._warned = set[object]()  # what people have been told of
-        self._progress = current()  # told from the loop's thread, too
+        self._left_out: dict[Endpoint, str] = {}  # server: reason
+        self._warned = set[object]()  # topics of warnings that were logged already
+        self._progress = current()  # reported from the loop's thread, too
         self._out: queue.SimpleQueue[list[tuple[J, R | Failure]] | None] = queue.SimpleQueue()
 
     def run(self, jobs: Sequence[J]) -> Iterator[list[tuple[J, R | Failure]]]:
-        """Yield finished jobs as they come; what is not fetched goes to the plan's `spare`.
+        """Yield finished jobs as they arrive; unfetched ones go to the plan's `spare`.
 
         Raises:
-            EngineGoneError: no server can answer.
+            EngineGoneError: no server is left that can answer.
         """
         share = -(-len(jobs) // (SHARES * len(self._present())))
         self._size = self._largest = self.plan.size or max(1, min(LARGEST, share))
@@ -138,7 +138,7 @@ class Dispatcher(Generic[J, R]):
                 self._show_progress()
                 check()
                 try:
-                    batch = self._out.get(timeout=0.5)  # so that an interrupt is seen everywhere
+                    batch = self._out.get(timeout=0.5)  # short, to notice an interrupt
                 except queue.Empty:
                     continue
                 if batch is None:
@@ -148,7 +148,7 @@ class Dispatcher(Generic[J, R]):
             future.result()
         finally:
             future.cancel()
-            self._ended.wait(ENDING)  # for what arrives at this very moment
+            self._ended.wait(ENDING)  # for results that arrive at this moment
             while not self._out.empty():
                 self.plan.spare(batch or [])
                 batch = self._out.get()
@@ -157,7 +157,7 @@ class Dispatcher(Generic[J, R]):
             text = (
                 f"{self._requests} requests of {self._prompts / max(1, self._requests):.1f} "
                 f"prompts, at most {sum(e.limit.peak for e in self.endpoints)} at once, "
-                f"{self._used.retries} asked again, {self._used.rate_limit_hits} of them for too "
+                f"{self._used.retries} retried, {self._used.rate_limit_hits} of them for too "
                 "many requests"
             )
             log.info("remote: %s", text)
@@ -167,8 +167,8 @@ class Dispatcher(Generic[J, R]):
             limits = [endpoint.limit for endpoint in self.endpoints]
             sent = sum(len(limit.in_flight) for limit in limits)
             now = f"{sent} of {sum(limit.allowed for limit in limits)} allowed"
-            self._progress.fact("requests out", None if ended else now)
-            self._progress.fact("most requests out", sum(limit.peak for limit in limits))
+            self._progress.fact("requests in flight", None if ended else now)
+            self._progress.fact("peak requests in flight", sum(limit.peak for limit in limits))
 
     async def _send_all(self, jobs: Sequence[J]) -> None:
         for endpoint in self.endpoints:
@@ -186,11 +186,11 @@ class Dispatcher(Generic[J, R]):
                     task = group.create_task(self._settle(slot, packet))
                     task.add_done_callback(slot.leave)
         except ExceptionGroup as group_error:
-            failure = group_error.exceptions[0]  # the others were cancelled because of it
+            failure = group_error.exceptions[0]  # it cancelled the others
         finally:
             joining.cancel()
             self._ended.set()
-        # Not within `except`: IPython shows nothing of an error that has a group as its context.
+        # Not within `except`: IPython prints nothing of an error with a group as its context.
         if failure is not None:
             raise EngineGoneError(str(failure)) if isinstance(failure, FatalError) else failure
 
@@ -198,7 +198,7 @@ class Dispatcher(Generic[J, R]):
         return [e for e in self.endpoints if e not in self._left_out and e.absent is None]
 
     async def _join(self) -> None:
-        """Take in servers that were not up when the engine was opened, as soon as they are."""
+        """Add servers that were not up when the engine was opened, as soon as they answer."""
         while absent := [e for e in self.endpoints if e.absent is not None]:
             await asyncio.gather(*map(self._take_in, absent))
             await asyncio.sleep(JOIN)
@@ -222,9 +222,9 @@ class Dispatcher(Generic[J, R]):
         return jobs[start:end]
 
     async def _free_endpoint(self, other_than: Endpoint | None = None) -> Endpoint:
-        """Wait for a free slot at the least loaded server, one that works if there is any.
+        """Wait for a free slot at the least loaded server, preferring servers that work.
 
-        The slot must be taken before anything else is awaited.
+        The caller must take the slot before it awaits anything else.
         """
         while True:
             if not (present := self._present()):
@@ -238,11 +238,11 @@ class Dispatcher(Generic[J, R]):
                     return endpoint
             self._changed.clear()
             with contextlib.suppress(TimeoutError):  # limits and the reader set no event
-                async with asyncio.timeout(0.2):  # `wait_for` may swallow that it is cancelled
+                async with asyncio.timeout(0.2):  # `wait_for` may swallow a cancellation
                     await self._changed.wait()
 
     async def _settle(self, slot: _Slot, packet: Sequence[J]) -> None:
-        """Give every job of the packet its result, or the reason why it has none."""
+        """Give every job of the packet its result or the reason for its failure."""
         try:
             results = await self._persist(slot, packet)
         except (RejectedError, *AGAIN) as error:
@@ -262,7 +262,7 @@ class Dispatcher(Generic[J, R]):
         await self._settle(slot, packet[middle:])
 
     async def _persist(self, slot: _Slot, packet: Sequence[J]) -> Sequence[R | Failure | None]:
-        """Ask until there is an answer, the budget is spent, or asking again is no use."""
+        """Retry until there is an answer, the budget is spent, or a retry cannot help."""
         tries = self.options.attempts if len(packet) == 1 else TRIES
         stays, broken, failures, failed_at = False, 0, 0, float("inf")
         while True:
@@ -274,7 +274,7 @@ class Dispatcher(Generic[J, R]):
                 wait = 0.0
             except AGAIN as error:
                 failures += 1
-                # Where a server is away for this packet alone, it is the packet.
+                # If the server fails for this packet but answers others, the packet is at fault.
                 alone = isinstance(error, UnreachableError) and await endpoint.lives(failed_at)
                 broken += isinstance(error, RetryableError) or alone
                 failed_at = time.monotonic()
@@ -314,7 +314,7 @@ class Dispatcher(Generic[J, R]):
             except TimeoutError:
                 in_all = f"{self.options.total_timeout:g} s in all"
                 raise RetryableError(f"no answer within {in_all}") from None
-            except Exception as error:  # noqa: BLE001  # whatever a server sends, rows it stays
+            except Exception as error:  # noqa: BLE001  # a failed row, whatever the server sent
                 raise endpoint.as_request_error(error) from None
             finally:
                 seconds = time.monotonic() - started
@@ -329,7 +329,7 @@ class Dispatcher(Generic[J, R]):
         ]
 
     def _adapt(self, size: int, seconds: float) -> None:
-        """Fewer prompts a request where it takes long: its own cost is small then."""
+        """Adapt the packet size: smaller if requests are slow, larger if they are quick."""
         if self.plan.size is not None or size < self._size:
             return
         if seconds > SLOW:
@@ -338,14 +338,14 @@ class Dispatcher(Generic[J, R]):
             self._size = min(self._largest, self._size * 2)
 
     def _wait(self, endpoint: Endpoint, error: RequestError, failures: int) -> float:
-        """Seconds until a request may be sent again: the server's word, or longer each time."""
+        """Seconds until the retry: what the server asks for, or a back-off that grows."""
         wait, least, most = backoff(failures), error.retry_after, self.options.total_timeout
         if least is not None and least > most:
-            why = f"it asks to wait {least:.0f} s, longer than total_timeout={most:g} ({error})"
-            self._leave_out(endpoint, f"{why}: run it again then")
+            why = f"it asks for a wait of {least:.0f} s, more than total_timeout={most:g} ({error})"
+            self._leave_out(endpoint, f"{why}: run it again after that")
             return 0.0
         if least is not None:
-            wait = least + wait / 10  # not all at the same moment
+            wait = least + wait / 10  # spread out, so that retries do not coincide
         if wait > LONG or isinstance(error, UnreachableError):
             self._warn_once("wait", f"waiting for {endpoint.shown}: {error}")
         return wait
@@ -356,7 +356,7 @@ class Dispatcher(Generic[J, R]):
             log.warning("%s", text)
 
     def _leave_out(self, endpoint: Endpoint, why: str) -> None:
-        """Use a server no more in this call; a `FatalError` where there is no other."""
+        """Stop using a server in this call; raises a `FatalError` if no other is left."""
         self._left_out[endpoint] = f"{endpoint.shown}: {why}"
         if not self._present():
             raise FatalError(self._left_out[endpoint])
@@ -369,7 +369,7 @@ class Dispatcher(Generic[J, R]):
             self._progress.add(used)
 
     def _note_failure(self, endpoint: Endpoint, error: RequestError) -> None:
-        """Tell limit and counters of a failure; end the call where every server is dead."""
+        """Record a failure in limit and counters; end the call if every server is dead."""
         if isinstance(error, RateLimitedError):
             self._note_overload(endpoint, error)
             return
@@ -385,7 +385,7 @@ class Dispatcher(Generic[J, R]):
             )
 
     def _note_overload(self, endpoint: Endpoint, error: RateLimitedError) -> None:
-        """A server has too many requests. Where it says nothing else for long, it is left out."""
+        """Record an overload. A server that reports nothing else for long is left out."""
         self._count(Usage(rate_limit_hits=1))
         least = error.retry_after or 0.0
         if least > LONG:

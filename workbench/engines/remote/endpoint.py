@@ -1,4 +1,4 @@
-"""One OpenAI-compatible server: how it is reached, what it has, what it said when it failed."""
+"""One OpenAI-compatible server: its connections, its features, and how it failed."""
 
 from __future__ import annotations
 
@@ -42,37 +42,37 @@ from workbench.engines.remote.words import (
 from workbench.errors import InputError
 
 log = logging.getLogger("workbench")
-NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")  # of a server that speaks HTTP
-TOP, FEWER = 20, 5  # log-probabilities that servers give at most; some give fewer
-REST = 5.0  # seconds after which a server that failed is tried again
-# Seconds without an answer after which a server may be another: before a call, and within one.
+NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")  # OpenSSL's errors for plain HTTP
+TOP, FEWER = 20, 5  # the usual maximum of log-probabilities per token; some servers allow fewer
+REST = 5.0  # seconds until a failed server is tried again
+# Seconds without an answer after which the server may have changed: between calls, in a call.
 IDLE, LULL = 0.2, 30.0
-MOST_SEED = 2**31 - 1  # where seeds are 32-bit integers with a sign
+MOST_SEED = 2**31 - 1  # the largest seed where seeds are signed 32-bit integers
 NARROW = re.compile(r"int(eger)?_?32|i32|2147483647|integer.*(large|range|overflow)", re.IGNORECASE)
-SPARE = {"seed": UNKNOWN, "stop": ""}  # what a request can do without, and how it is refused
+SPARE = {"seed": UNKNOWN, "stop": ""}  # optional settings, and how a server refuses them
 
 
 class Endpoint:
-    """A base URL with its connections, its limit, and what is known of it.
+    """A base URL with its connections, its concurrency limit, and what is known of the server.
 
-    A path is below the URL, or "//…" below the server's root. Requests raise `RequestError`.
+    Paths are relative to the URL, with "//…" to the server's root. Requests raise `RequestError`.
 
     Args:
-        url: such as `http://127.0.0.1:8000/v1`; a query is sent with every request.
-        options: how it is used.
+        url: such as `http://127.0.0.1:8000/v1`; its query is sent with every request.
+        options: timeouts, limits and headers.
 
     Attributes:
-        multi: it takes several prompts in one request; None is not known yet.
+        multi: whether it accepts several prompts per request; None is unknown.
         batch: the same for chats.
-        exact: it gives log-probabilities of token ids named to it.
-        completes, chats, logprobs: it continues texts, answers chats, gives log-probabilities;
-            None is not known yet.
-        samples: it gives several samples of a prompt in one request, as far as is known.
-        without: settings that it refuses and that are not sent any more, of `SPARE`.
-        short_seeds: it takes no seed above `MOST_SEED`.
-        top: how many of the likeliest tokens it lists, as far as is known.
-        tokenizes: it has /tokenize, as far as is known.
-        absent: why it has no part yet; it is asked again.
+        exact: whether it returns log-probabilities for requested token ids.
+        completes, chats, logprobs: whether it continues texts, answers chats, returns
+            log-probabilities; None is unknown.
+        samples: whether it returns several samples per request, as far as is known.
+        without: the settings of `SPARE` that it refuses; they are no longer sent.
+        short_seeds: whether it refuses seeds above `MOST_SEED`.
+        top: how many of the likeliest tokens it returns, as far as is known.
+        tokenizes: whether it has /tokenize, as far as is known.
+        absent: why it is not used yet; it is checked again later.
     """
 
     def __init__(self, url: str, options: RemoteOptions) -> None:
@@ -94,16 +94,16 @@ class Endpoint:
         self.vllm = False
         self.absent: str | None = None
         self._looking = asyncio.Lock()
-        self._failed_look: tuple[float, RequestError] | None = None  # when, and what came of it
-        self.answered = 0.0  # when it answered last, on the monotonic clock
-        self._suspect: float | None = None  # since when it may have been started anew
+        self._failed_look: tuple[float, RequestError] | None = None  # time and error
+        self.answered = 0.0  # time of the last answer, on the monotonic clock
+        self._suspect: float | None = None  # when it may have been restarted
         self._gone = False
-        self._failures = 0  # since it answered
+        self._failures = 0  # since the last answer
         self._failing_since = self._tried_at = 0.0
-        self.rest_until = 0.0  # on the monotonic clock: it asks to be left alone
-        self._busy_since: float | None = None  # nothing but "too many requests" since then
+        self.rest_until = 0.0  # on the monotonic clock: no requests before, as the server asked
+        self._busy_since: float | None = None  # only "too many requests" since then
         self._timeout = options.timeout
-        self._limit_names = ("max_tokens", "max_completion_tokens")  # the one it takes first
+        self._limit_names = ("max_tokens", "max_completion_tokens")  # the name that works is first
         (self.key_name, key), values = api_key(self.url), header_values(options.headers or {})
         self.has_key = key is not None
         query = [value for _, value in parse_qsl(urlsplit(self.url).query)]
@@ -112,9 +112,9 @@ class Endpoint:
         self._http = HttpClient(self.url, options, key=key, headers=values)
 
     async def generate(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """`post` of a body with `max_tokens`, without what this server refuses of `SPARE`.
+        """`post` a body with `max_tokens`, without the settings of `SPARE` that the server refuses.
 
-        Where it takes no `stop`, the caller cuts the text.
+        If it accepts no `stop`, the caller cuts the text.
         """
         sent = {name: value for name, value in body.items() if name not in self.without}
         if self.short_seeds and "seed" in sent:
@@ -136,12 +136,12 @@ class Endpoint:
         except RejectedError as error:
             raise first if any(names(str(error), one) for one in refused) else error from None
         self.without |= refused
-        log.info("%s takes no %s", self.shown, " and no ".join(sorted(refused)))
+        log.info("%s does not accept %s", self.shown, " or ".join(sorted(refused)))
         return reply
 
     async def _limited(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """`post`, with the limit on tokens by the name that this server has for it."""
-        if "/chat" not in path:  # has one name only
+        """`post`, with the token limit under the name that this server accepts."""
+        if "/chat" not in path:  # there it has one name only
             return await self.post(path, body)
         rest = {key: value for key, value in body.items() if key != "max_tokens"}
         name, other = self._limit_names
@@ -155,13 +155,13 @@ class Endpoint:
         return reply
 
     async def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The reply to a request."""
+        """POST `body` as JSON and return the reply."""
         sent = time.monotonic()
         reply = self._json(await self._fetch("POST", path, body))
         if not isinstance(reply, dict):
-            words = f"the reply is no JSON object: {self.clean(repr(reply))}"
+            words = f"the reply is not a JSON object: {self.clean(repr(reply))}"
             raise RetryableError(words, status=200)
-        error = reply.get("error")  # some proxies say so under HTTP 200
+        error = reply.get("error")  # some proxies send errors under HTTP 200
         if error and isinstance(error, dict | str):
             text = error if isinstance(error, str) else str(error.get("message"))
             raise RetryableError(self.clean(text), status=200)
@@ -173,15 +173,15 @@ class Endpoint:
         return reply
 
     async def get(self, path: str) -> Any:
-        """The JSON at `path`."""
+        """GET the JSON at `path`."""
         return self._json(await self._fetch("GET", path))
 
     async def text(self, path: str) -> str:
-        """The text at `path`."""
+        """GET the text at `path`."""
         return (await self._fetch("GET", path)).decode(errors="replace")
 
     async def lives(self, since: float) -> bool:
-        """Whether it has answered since then, or does so when it is asked what it serves."""
+        """Whether it has answered since then, or lists its models now."""
         if self.answered <= since:
             try:
                 await self.get("/models")
@@ -190,7 +190,7 @@ class Endpoint:
         return True
 
     def close(self) -> None:
-        """Close the connections; what is collected unclosed does so too."""
+        """Close the connections, as garbage collection does too."""
         self._http.close()
 
     def _json(self, data: bytes) -> Any:
@@ -198,19 +198,19 @@ class Endpoint:
             return json.loads(data)
         except (ValueError, RecursionError):
             text = data[:10_000].decode(errors="replace")
-            kind = "a web page" if "<html" in text[:500].lower() else "no JSON"
+            kind = "a web page" if "<html" in text[:500].lower() else "not JSON"
             words = f"the reply is {kind}: {self.clean(text)!r}"
             raise RetryableError(words, status=200) from None
 
     async def _fetch(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
-        """The body of a good reply; notes what a failure says about the server."""
+        """The body of a successful reply; records what a failure says about the server."""
         sent = time.monotonic()
         try:
             reply = await self._exchange(method, path, body)
             if 200 <= reply.status < 300:
                 return reply.body
             had_answered = self.answered > 0
-            if reply.status < 500 and reply.status not in TOO_MANY:  # it lives, but not for this
+            if reply.status < 500 and reply.status not in TOO_MANY:  # it works, but refuses this
                 self._works(sent)
             words = with_remedy(self.clean(message_of(reply.body)), body or {})
             if reply.status in (401, 403):
@@ -235,7 +235,7 @@ class Endpoint:
                     body, ensure_ascii=False, separators=(",", ":"), allow_nan=False
                 ).encode()
         except UnicodeEncodeError as error:
-            raise RejectedError(f"the prompt is no valid text: {error.reason}") from None
+            raise RejectedError(f"the prompt is not valid text: {error.reason}") from None
         except ValueError as error:
             raise RejectedError(f"the request cannot be written as JSON: {error}") from None
         try:
@@ -250,7 +250,7 @@ class Endpoint:
             raise self._connection_error(error) from None
 
     def _connection_error(self, error: Exception) -> RequestError:
-        """A connection that could not be made, or broke: by what lies underneath."""
+        """The error for a connection that failed or broke, by its root cause."""
         import aiohttp
         import httpx2
 
@@ -261,20 +261,20 @@ class Endpoint:
         if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
             return FatalError(
                 f"its TLS certificate is not trusted here ({text}). Set SSL_CERT_FILE to a file "
-                "with the certificate of the server, or of who signed it"
+                "with the certificate of the server, or of its issuer"
             )
         if any(word in text for word in NO_TLS):
-            return FatalError(f"it does not speak TLS ({text}): give its URL with http://")
+            return FatalError(f"it does not use TLS ({text}): give its URL with http://")
         self.suspect()
         if any(isinstance(c, aiohttp.ClientConnectorError | httpx2.ConnectError) for c in causes):
             return UnreachableError(text)
         return RetryableError(f"{type(causes[-1]).__name__}: {text}")
 
     async def check(self, look: Callable[[Endpoint], Awaitable[None]], seconds: float) -> None:
-        """Have it looked at whether it is what a call needs; one look is for all that wait.
+        """Check that the server is what a call needs; concurrent callers share one check.
 
         Raises:
-            RequestError: it is not, or does not answer.
+            RequestError: it is not, or it does not answer.
         """
         began = time.monotonic()
         async with self._looking:
@@ -286,7 +286,7 @@ class Endpoint:
                 async with asyncio.timeout(max(0.0, seconds)):
                     await look(self)
             except TimeoutError:
-                error: RequestError = RetryableError(f"no answer to a look within {seconds:.0f} s")
+                error: RequestError = RetryableError(f"no answer to a check within {seconds:.0f} s")
             except Exception as raised:  # noqa: BLE001  # whatever a server sends
                 error = self.as_request_error(raised)
             else:
@@ -295,55 +295,55 @@ class Endpoint:
             raise error
 
     def as_request_error(self, error: Exception) -> RequestError:
-        """Whatever was raised on what it sent, without secrets."""
+        """Turn any error about a reply into a `RequestError` without secrets."""
         if not isinstance(error, RequestError):
             error = RetryableError(f"its answer cannot be read ({type(error).__name__}: {error})")
         error.args = (self.clean(str(error)),)
         return error
 
     def several(self, *, chats: bool) -> bool | None:
-        """Whether it takes several texts, or chats, in one request."""
+        """Whether it accepts several texts, or chats, per request; None is unknown."""
         return self.batch if chats else self.multi
 
     def begin(self) -> None:
-        """A call begins: what failed before it does not count."""
+        """Begin a call: earlier failures do not count."""
         self._failures, self._busy_since, self.rest_until = 0, None, 0.0
         if time.monotonic() - self.answered > IDLE:
             self.suspect(gone=True)
 
     def enter(self, prompts: int) -> None:
-        """Take a slot for a request."""
+        """Take a slot for a request with so many prompts."""
         self.limit.enter()
         self.prompts += prompts
         self._tried_at = time.monotonic()
 
     def leave(self, prompts: int) -> None:
-        """Give it back."""
+        """Release the slot."""
         self.limit.leave()
         self.prompts -= prompts
 
     def suspect(self, *, gone: bool = False) -> None:
-        """It may have been started anew, with another model; `gone`: its process was not there."""
+        """Note that it may have been restarted with another model; `gone`: it did not answer."""
         self._suspect = time.monotonic()
         self._gone = self._gone or gone
 
     def seen(self) -> None:
-        """It has been looked at, and is the same."""
+        """Note that it was checked and serves the same."""
         self._suspect, self._gone = None, False
 
     @property
     def doubtful(self) -> bool:
-        """Whether to look first if it still serves what it did: after it was away, or idle."""
+        """Whether to check what it serves first: it was away or idle."""
         idle = not self.limit.in_flight and time.monotonic() - self.answered > LULL
         return self._suspect is not None or idle
 
     def _works(self, sent: float) -> None:
         self._failures, self.answered, self._busy_since = 0, time.monotonic(), None
         if self._suspect is not None and not self._gone and sent < self._suspect:
-            self._suspect = None  # what was sent before has been answered: it was never away
+            self._suspect = None  # a request sent earlier was answered: it was never away
 
     def failed(self) -> None:
-        """Note a failure."""
+        """Count a failure."""
         self._tried_at = time.monotonic()
         if not self._failures:
             self._failing_since = self._tried_at
@@ -351,11 +351,11 @@ class Endpoint:
 
     @property
     def promising(self) -> bool:
-        """It works as far as is known, or it is time that one request finds out."""
+        """Whether it works as far as is known, or is due for another try."""
         return not self._failures or time.monotonic() - self._tried_at >= REST
 
     def overloaded(self) -> float:
-        """Note "too many requests": seconds in which nothing else came."""
+        """Record "too many requests"; returns the seconds since anything else came."""
         self.limit.overloaded()
         now = time.monotonic()
         if self._busy_since is None:
@@ -363,24 +363,24 @@ class Endpoint:
         return now - self._busy_since
 
     def dead(self, seconds: float, least: int) -> bool:
-        """Nothing but failures for so long, so many, and nothing older is under way."""
+        """Whether at least `least` failures span `seconds`, and no older request is in flight."""
         if self._failures < least or time.monotonic() - self._failing_since <= seconds:
             return False
         return all(sent > self._failing_since for sent in self.limit.in_flight)
 
 
 def check_url(url: object) -> str:
-    """A base URL in one form; a server's bare address means its `/v1`.
+    """A base URL in normal form; a server's bare address gets `/v1`.
 
     Raises:
-        InputError: it is no URL of a server.
+        InputError: it is not the URL of a server.
     """
     need = "a server's URL such as http://127.0.0.1:8000/v1"
     if not isinstance(url, str) or not url.strip():
         raise InputError(f"base_url={url!r} must be {need}")
     try:
         parts = urlsplit(url.strip())
-        parts.port  # noqa: B018  # raises where it is no number
+        parts.port  # noqa: B018  # raises if it is not a number
     except ValueError:
         raise InputError(f"base_url={_shown(url)!r} has no valid port: give {need}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -394,7 +394,7 @@ def check_url(url: object) -> str:
 
 
 def _shown(url: str) -> str:
-    """A URL without what may be secret in it."""
+    """A URL without its secret parts."""
     scheme, mark, rest = url.partition("://")
     secret, at, rest = rest.rpartition("@")
     return scheme + mark + ("…@" if secret else at) + rest.split("?")[0]

@@ -1,7 +1,7 @@
-"""The engine over OpenAI-compatible servers: vLLM's, or a paid API's.
+"""The engine for OpenAI-compatible servers: vLLM's, or a paid API's.
 
-Requests carry many prompts where a server takes them, as many are sent at once as it can take, and
-each is sent again until it is answered or its time is spent.
+Requests hold many prompts where the server accepts that. As many are in flight as the concurrency
+limit allows, and each is retried until it is answered or its time is spent.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ from workbench.store import Store, digest
 from workbench.types import Completion, EngineInfo, LabelRow, Prompt, PromptStyle, Sampling, Usage
 
 log = logging.getLogger("workbench")
-BEGINNINGS = 64  # of texts, that are asked about in one call
-NO_SEED = "the server takes no seed: what is drawn there cannot be drawn again"
-SAMPLES = 32  # of one prompt in a request
+BEGINNINGS = 64  # maximum number of texts' beginnings to check per call
+NO_SEED = "the server accepts no seed: its samples are not repeatable"
+SAMPLES = 32  # samples of one prompt per request
 
 
 class RemoteEngine(BaseEngine):
     """OpenAI-compatible servers behind the `Engine` protocol.
 
     Args:
-        model: a served name; None is the only one that the server lists.
-        store: where responses are kept.
-        why: how this engine came to be chosen, for `info`.
+        model: a served name; None is the only model that the server lists.
+        store: where answers are kept.
+        why: why this engine was chosen, for `info`.
         options: the fields of `RemoteOptions`, and `base_url`: a URL or a list of them.
 
     Raises:
-        InputError: an unknown option, a URL that is none, a model that is not served.
+        InputError: an unknown option, an invalid URL, or a model that is not served.
         EngineUnavailableError: no server answers, or it refuses the key.
     """
 
@@ -77,7 +77,7 @@ class RemoteEngine(BaseEngine):
         self._retried = Usage()  # retries and rate-limit hits
         self._last_hits: float | None = None
         self._label_ids: dict[str, list[int]] = {}
-        self._kinds: set[bool] = set()  # texts (False) and chats (True), as they have come
+        self._kinds: set[bool] = set()  # kinds of prompts so far: texts (False), chats (True)
         self._texts = False  # whether texts have been continued
         self._bos: dict[str, bool] = {}  # beginnings of texts: whether they are the BOS
         chats = ChatOptions.of({name: getattr(chosen, name) for name in CHAT})
@@ -86,37 +86,36 @@ class RemoteEngine(BaseEngine):
         served = run_coroutine(self._model.establish(self._endpoints, model))
         self._dialect = self._model.dialect
         first, self._counted = self._endpoints[0], self._there()
-        vouched = served.revision or self._model.fingerprint(first, store)
+        verified = served.revision or self._model.fingerprint(first, store)
         vllm = run_coroutine(version(self._counted[0]))
         info = EngineInfo(
             engine="remote",
             model=served.name,
-            revision=chosen.revision or vouched or "not told",
+            revision=chosen.revision or verified or "not reported",
             device=self._places(),
             dtype="as served",
             context_length=served.context_length,
             versions=versions("openai") | ({"vllm": vllm} if vllm else {}),
             why=why,
         )
-        # Where the server itself does not vouch for the weights, what it says is worth as much as
-        # the place where it says so.
+        # Where the server lists no revision, the same answers count only from the same URL.
         where = [] if served.revision else [first.url]
         identity = {
-            "served": [served.name, chosen.revision, vouched, served.context_length, *where],
+            "served": [served.name, chosen.revision, verified, served.context_length, *where],
             "template": chats.given,
-            "vllm": self._dialect.vllm,  # what is said to it beyond the protocol's core
+            "vllm": self._dialect.vllm,  # requests to vLLM use more than the protocol's core
         }
         super().__init__(info, identity, store, variant=served.revision)
-        if not (chosen.revision or vouched):
+        if not (chosen.revision or verified):
             self._store_nothing(
-                f"{first.shown} lists no revision of {served.name} and gives no log-probabilities "
-                "to know its weights by; if you know them, give revision=…"
+                f"{first.shown} lists no revision of {served.name}, and returns no "
+                "log-probabilities to identify its weights by; if you know them, set revision=…"
             )
         self._hits_before = self._hits()
-        self._seedless = digest("no seed", self._identity.hex())  # a fact of the store
+        self._seedless = digest("no seed", self._identity.hex())  # a fact for the store
 
     def _base(self, sampling: Sampling) -> Any:
-        """A note on seeds is on stored answers too, whichever engine had them stored."""
+        """The key's base; notes the missing seed for stored answers too, whoever stored them."""
         seeded = sampling.seed is not None and sampling.temperature > 0
         if seeded and self._store is not None and self._store.update(self._seedless, bool):
             self._note(NO_SEED)
@@ -130,14 +129,14 @@ class RemoteEngine(BaseEngine):
 
     @property
     def usage(self) -> Usage:
-        """What has been done; cached tokens are those of all that use the server meanwhile."""
+        """Counts so far; cached tokens include those of the servers' other clients."""
         total, hits, cached = super().usage, self._hits(), None
         if hits is not None and self._hits_before is not None and hits >= self._hits_before:
             cached = min(round(hits - self._hits_before), total.prompt_tokens)
         return replace(total, cached_tokens=cached) + self._retried
 
     def estimate(self, prompts: Iterable[Prompt], sampling: Sampling) -> Estimate:
-        """What a call with these prompts will ask for at most, the store left aside.
+        """The maximum that a call with these prompts uses, if nothing is stored.
 
         Raises:
             InputError: the prompts are unusable as a whole.
@@ -149,11 +148,11 @@ class RemoteEngine(BaseEngine):
         return Estimate(count, prompt_tokens, most, self.minutes(count, prompt_tokens + most))
 
     def minutes(self, requests: int, tokens: int) -> float:
-        """What the rate limits make of so much; 0 without them."""
+        """Minutes that so many requests and tokens take under the rate limits; 0 without limits."""
         return self._rate.minutes(requests, tokens)
 
     def count_tokens(self, prompts: Sequence[Prompt]) -> tuple[list[int], bool]:
-        """By the server's tokenizer, where it is vLLM and gives access to it."""
+        """Token counts by the server's tokenizer, if it is vLLM and exposes it, else estimates."""
         there = [endpoint for endpoint in self._there() if endpoint.vllm and endpoint.tokenizes]
         if not there:
             return super().count_tokens(prompts)
@@ -169,26 +168,26 @@ class RemoteEngine(BaseEngine):
         return (counts, True) if counts else super().count_tokens(prompts)
 
     def takes_several(self, *, chats: bool = False) -> bool:
-        """Whether the servers take several prompts (or chats) in one request."""
+        """Whether the servers accept several prompts (or chats) per request."""
         self._find_several(chats=chats)
         return all(endpoint.several(chats=chats) for endpoint in self._there())
 
     @property
     def has_completions(self) -> bool:
-        """Whether all servers continue texts, as far as they tell."""
+        """Whether all servers continue texts, as far as is known."""
         there = self._there()
         run_coroutine(find_completions(there, self._dialect.model))
         return all(endpoint.completes is not False for endpoint in there)
 
     def has_logprobs(self, *, chats: bool) -> bool:
-        """Whether answers come with log-probabilities, as far as the servers tell."""
+        """Whether answers include log-probabilities, as far as is known."""
         there = self._there()
         run_coroutine(find_logprobs(there, self._dialect, chats=chats))
         return all(endpoint.logprobs is not False for endpoint in there)
 
     @property
     def answers_chats(self) -> bool:
-        """Whether no server refuses chats, as far as they tell."""
+        """Whether all servers answer chats, as far as is known."""
         there = self._there()
         run_coroutine(find_chats(there, self._dialect.model))
         return all(endpoint.chats is not False for endpoint in there)
@@ -211,17 +210,17 @@ class RemoteEngine(BaseEngine):
             endpoint.close()
 
     def _hits(self) -> float | None:
-        """The servers' counter of cached tokens; at the last after closing."""
+        """The servers' counter of cached tokens; after closing, its last value."""
         if not self._dialect.vllm or self._last_hits is not None:
             return self._last_hits
         try:
             return run_coroutine(prefix_cache_hits(self._counted))
-        except Exception:  # noqa: BLE001  # nothing may go wrong for the sake of a number
+        except Exception:  # noqa: BLE001  # a missing number must not end a run
             return None
 
     def _complete(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Completion]]]:
         sampling, chats = requests[0].sampling, not isinstance(requests[0].prompt, str)
-        if self.info.context_length:  # vLLM refuses more, and ends there as in process
+        if self.info.context_length:  # vLLM refuses more; in process, answers end there too
             most = min(sampling.max_tokens, self.info.context_length)
             sampling = replace(sampling, max_tokens=most)
         self._find_several(chats=chats)
@@ -236,7 +235,7 @@ class RemoteEngine(BaseEngine):
             self._unfetched += [(job, _completion(result, job.prompt)) for job, result in batch]
 
         def together(endpoint: Endpoint, first: Request, other: Request) -> bool:
-            """Requests with seeds of their own go alone; else several, or samples of one."""
+            """Seeded requests are sent alone; else several prompts, or samples of one prompt."""
             if first.seed is not None or other.seed is not None:
                 return False
             samples = sampling.temperature > 0 and first.prompt == other.prompt and endpoint.samples
@@ -248,7 +247,7 @@ class RemoteEngine(BaseEngine):
 
         several = any(endpoint.several(chats=chats) for endpoint in self._endpoints)
         size = self._options.size or (None if several else SAMPLES)
-        jobs = sorted(requests, key=lambda one: str(one.prompt))  # shared prefixes travel together
+        jobs = sorted(requests, key=lambda one: str(one.prompt))  # shared prefixes stay together
         for batch in self._dispatch(Plan(ask, together, tokens, size, spare), jobs):
             yield [(job, _completion(result, job.prompt)) for job, result in batch]
 
@@ -263,7 +262,7 @@ class RemoteEngine(BaseEngine):
         yield from (scorer.exactly if exact else scorer.from_likeliest)(prompts, labels)
 
     def _prepare(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
-        """Refuse what the servers cannot do, and find out what they take, before any work."""
+        """Refuse what the servers cannot do, and find out what they support, before any work."""
         wire.check(sampling, self._dialect)
         if isinstance(prompts[0], str):
             self._check_completions()
@@ -273,14 +272,14 @@ class RemoteEngine(BaseEngine):
         chats = not isinstance(prompts[0], str)
         if chats and not self._dialect.vllm and any(map(self._form, prompts)):
             self._note(
-                "a last message of the assistant's is sent as it is: whether this server continues "
-                "it or answers anew is its own rule"
+                "the last message is the assistant's and is sent unchanged: this server may "
+                "continue it or begin a new answer"
             )
 
     def _check_completions(self) -> None:
-        """Refuse texts where a server continues none; one that took several at once does."""
+        """Refuse texts if a server has no completions; accepting several at once proves it has."""
         self._texts = True
-        alone = self._options.size == 1  # then it was not asked whether it takes several
+        alone = self._options.size == 1  # then `find_several` did not test it
         there = [e for e in self._there() if e.multi is False or (alone and not e.vllm)]
         run_coroutine(find_completions(there, self._dialect.model))
         for endpoint in self._there():
@@ -288,33 +287,33 @@ class RemoteEngine(BaseEngine):
                 raise InputError(f"{endpoint.shown}: {NO_TEXTS}")
 
     def _learn_bos(self, prompts: Sequence[Prompt]) -> None:
-        """Ask vLLM which beginnings of these texts are the BOS that it would put there itself."""
+        """Find out which beginnings of these texts are the BOS that vLLM would add itself."""
         beginnings = {beginning(prompt) for prompt in prompts if isinstance(prompt, str)} - {""}
         there = [endpoint for endpoint in self._there() if endpoint.vllm]
         new = sorted(beginnings - self._bos.keys())[:BEGINNINGS]
         if there and new:
             self._bos |= run_coroutine(bos_doubled(there, self._dialect.model, new))
             if set(new) - self._bos.keys():
-                self._note("whether texts get a second BOS could not be asked: no tokens are given")
+                self._note("could not check for a second BOS: the server returns no tokens")
 
     def _has_bos(self, prompt: str) -> bool:
         return self._bos.get(beginning(prompt), False)
 
     def _form(self, prompt: Prompt) -> bool:
-        """What all prompts of a packet have in common: the answer is begun, or the BOS is there."""
+        """What prompts of a packet must share: a begun answer (chats) or a BOS (texts)."""
         return self._has_bos(prompt) if isinstance(prompt, str) else is_prefill(prompt)
 
     def _find_several(self, *, chats: bool) -> None:
-        """Find out what the servers take, unless one prompt a request is wanted anyway."""
+        """Find out what the servers accept, unless requests hold one prompt anyway."""
         self._kinds.add(chats)
         if self._options.size != 1:
             run_coroutine(find_several(self._there(), self._dialect.model, chats=chats))
 
     async def _look(self, endpoint: Endpoint) -> None:
-        """Whether a server still serves the same, or does so now that it is up.
+        """Check that a server serves the same model, also when it has just come up.
 
         Raises:
-            RequestError: it does not, or cannot be asked.
+            RequestError: it does not, or does not answer.
         """
         await self._model.check(endpoint)
         endpoint.seen()
@@ -345,7 +344,7 @@ class RemoteEngine(BaseEngine):
         several = endpoint.several(chats=chats)
         single = len(prompts) > 1 and not endpoint.samples
         if not several and (single or any(prompt != prompts[0] for prompt in prompts)):
-            raise RejectedError("this server takes one prompt a request")  # the packet is halved
+            raise RejectedError("this server accepts one prompt per request")  # packet is halved
         sent = prompts if several else prompts[:1]
         path, body = wire.request(sent, sampling, self._dialect, packet[0].seed)
         if not chats and self._form(prompts[0]):
@@ -367,7 +366,7 @@ class RemoteEngine(BaseEngine):
         return wire.read_each(reply, len(packet), read)
 
     async def _generate(self, endpoint: Endpoint, path: str, body: wire.Body) -> dict[str, Any]:
-        """The reply; what it shows of the server is kept."""
+        """The reply; records what it reveals about the server."""
         several = body.get("n", 1)
         try:
             reply = await endpoint.generate(path, body)
@@ -385,7 +384,7 @@ class RemoteEngine(BaseEngine):
             if self._store is not None:
                 self._store.update(self._seedless, lambda _: True)
         elif "seed" in body and endpoint.short_seeds:
-            self._note("the server takes seeds of 31 bits: the others are cut to that")
+            self._note("the server accepts seeds of 31 bits: longer ones are cut")
         return reply
 
 

@@ -1,8 +1,8 @@
-"""HTTP to one server: the SDK's clients underneath, bounded bodies, keys that are never shown.
+"""HTTP to one server: the SDK's clients, limited bodies, and keys that are never shown.
 
-The SDK's own work for a request takes as long as all the rest: its headers are made once, and
-requests go to its HTTP client directly. A notebook's event loop is running already, so that all
-network work has a loop of its own in a daemon thread.
+The SDK spends as much time per request as everything else together. So its headers are built once,
+and requests go to its HTTP client directly. A notebook already runs an event loop, so all network
+work runs in a separate loop in a daemon thread.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from workbench.engines.remote.retry import FatalError, RetryableError
 from workbench.engines.remote.settings import RemoteOptions
 from workbench.errors import InputError
 
-# Its INFO lines, one a request, would show a URL's query and bury our one line a call.
+# Its INFO lines, one per request, would show a URL's query and bury our one line per call.
 logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 T = TypeVar("T")
 CONNECT = 20.0  # seconds to make a connection
-LARGEST = 64 * 2**20  # bytes of a body, decompressed
+LARGEST = 64 * 2**20  # maximum bytes of a body, decompressed
 TOO_LARGE = f"its answer has more than {LARGEST >> 20} MB"
-REDIRECTS = 5  # on one server, that keep the method
+REDIRECTS = 5  # maximum, all on one server
 OPENAI = "api.openai.com"
 KEYS = ("WORKBENCH_API_KEY", "OPENAI_API_KEY")
-SHORT = 8  # characters below which a key may be part of a word, such as "test" of "latest"
-SEARCHED, SHOWN = 10_000, 300  # characters of a server's words that are redacted, and repeated
+SHORT = 8  # characters: a shorter key may be part of a word, such as "test" of "latest"
+SEARCHED, SHOWN = 10_000, 300  # characters of a server's message: searched for secrets, shown
 ENTITIES = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}  # of HTML
 THREAD = "workbench-loop"
-_lock = threading.RLock()  # a finalizer may ask while somebody does
+_lock = threading.RLock()  # re-entrant: a finalizer may run while the lock is held
 _loop: asyncio.AbstractEventLoop | None = None
 
 
 def background_loop() -> asyncio.AbstractEventLoop:
-    """The loop, begun when it is first needed."""
-    global _loop  # noqa: PLW0603  # one for the process
+    """The loop, started at first use."""
+    global _loop  # noqa: PLW0603  # one per process
     with _lock:
         if _loop is None:
             _loop = asyncio.new_event_loop()
@@ -59,12 +59,12 @@ def background_loop() -> asyncio.AbstractEventLoop:
 
 
 def start_coroutine(work: Coroutine[Any, Any, T]) -> Future[T]:
-    """Begin `work` in the background; the future cancels it."""
+    """Start `work` in the background; cancelling the future cancels it."""
     return asyncio.run_coroutine_threadsafe(work, background_loop())
 
 
 def run_coroutine(work: Coroutine[Any, Any, T]) -> T:
-    """Do `work` in the background and wait for it; an interrupt cancels it."""
+    """Run `work` in the background and wait for it; an interrupt cancels it."""
     future = start_coroutine(work)
     try:
         while not wait([future], timeout=0.5).done:
@@ -76,7 +76,7 @@ def run_coroutine(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _close_in_background(close: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Wherever this is called: the garbage collector may be at work in the loop itself."""
+    """Safe to call anywhere: the garbage collector may run in the loop itself."""
     future = start_coroutine(close())
     if threading.current_thread().name != THREAD:
         with contextlib.suppress(Exception):
@@ -84,7 +84,7 @@ def _close_in_background(close: Callable[[], Coroutine[Any, Any, None]]) -> None
 
 
 def _forget_loop() -> None:
-    """A fork has the loop, but not the thread that runs it."""
+    """Start over in a forked process: it has the loop, but not its thread."""
     global _loop, _lock
     _loop, _lock = None, threading.RLock()
 
@@ -95,7 +95,7 @@ if hasattr(os, "register_at_fork"):
 
 @dataclass(frozen=True, slots=True)
 class HttpReply:
-    """A whole response; header names are in lower case."""
+    """A complete response; header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -103,13 +103,13 @@ class HttpReply:
 
 
 class HttpClient:
-    """Connections to the server of a base URL.
+    """Connections to the server at a base URL.
 
     Args:
         url: the base URL.
-        options: how it is used; the transport "threads" is the SDK's synchronous client in a pool.
+        options: timeouts and limits; "threads" uses the SDK's synchronous client in a pool.
         key: sent as a bearer token; None sends none.
-        headers: sent too.
+        headers: additional headers.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class HttpClient:
             "timeout": httpx2.Timeout(options.timeout, connect=CONNECT),
             "follow_redirects": False,
         }
-        if self.proxy is None:  # also where the environment names one: httpx2 knows no loopback
+        if self.proxy is None:  # even if the environment names one: httpx2 has no rule for loopback
             settings["mounts"] = {_origin(url): None}
         sent = httpx2.Headers(_headers(url, key, headers))
         close: Callable[[], Coroutine[Any, Any, None]]
@@ -139,15 +139,15 @@ class HttpClient:
         self._finalizer = weakref.finalize(self, _close_in_background, close)
 
     def close(self) -> None:
-        """Close the connections; what is collected unclosed does so too."""
+        """Close the connections, as garbage collection does too."""
         self._finalizer()
 
     async def send(self, method: str, url: str, content: bytes | None) -> HttpReply:
-        """The response to a request; a redirect is followed only on the same server.
+        """The response to a request; redirects are followed only within the same server.
 
         Raises:
-            RequestError: it redirects elsewhere, is too large, or not compressed as it says.
-            Exception: whatever the libraries underneath raise.
+            RequestError: it redirects elsewhere, is too large, or is not compressed as it says.
+            Exception: whatever the HTTP libraries raise.
         """
         for _ in range(REDIRECTS):
             reply = await self._once(method, url, content)
@@ -158,7 +158,7 @@ class HttpClient:
             if _origin(target) != _origin(url):
                 raise FatalError(
                     f"it redirects to {_origin(target).rpartition('@')[2]}, another server, which "
-                    "was not sent anything: if you trust it, give its URL as base_url"
+                    "was sent nothing: if you trust it, give its URL as base_url"
                 )
             if method != "GET" and reply.status not in (307, 308):
                 raise FatalError(f"HTTP {reply.status}: it redirects to {urlsplit(target).path!r}")
@@ -192,7 +192,7 @@ def _by_threads(
     client: Any, headers: Any, timeout: float, pool: ThreadPoolExecutor
 ) -> tuple[_Exchange, Callable[[], Coroutine[Any, Any, None]]]:
     def block(method: str, url: str, content: bytes | None) -> HttpReply:
-        end = time.monotonic() + timeout  # of a thread that nobody waits for any more
+        end = time.monotonic() + timeout  # the caller may have stopped waiting
         request = client.build_request(method, url, headers=headers, content=content)
         response = client.send(request, stream=True)
         try:
@@ -223,18 +223,18 @@ def _extend(body: bytearray, chunk: bytes) -> None:
 
 
 def _reply(response: Any, body: bytearray) -> HttpReply:
-    """The response, decompressed to no more than the largest body."""
+    """The response, decompressed up to the maximum size."""
     headers = dict(response.headers)
     packed, encoding = bytes(body), headers.get("content-encoding", "").strip().lower()
     if not packed or encoding in ("", "identity"):
         return HttpReply(response.status_code, headers, packed)
     if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise RetryableError(f"its answer is compressed as {encoding!r:.40}, unasked")
-    unpacker = zlib.decompressobj(32 + zlib.MAX_WBITS)  # with gzip's header or zlib's
+        raise RetryableError(f"its answer is compressed as {encoding!r:.40}, against the request")
+    unpacker = zlib.decompressobj(32 + zlib.MAX_WBITS)  # gzip's header or zlib's
     try:
         unpacked = unpacker.decompress(packed, LARGEST + 1)
     except zlib.error as error:
-        raise RetryableError(f"its answer is not the {encoding} that it says: {error}") from None
+        raise RetryableError(f"its answer is not valid {encoding}: {error}") from None
     if len(unpacked) > LARGEST:
         raise RetryableError(TOO_LARGE)
     if not unpacker.eof:
@@ -247,7 +247,7 @@ def _origin(url: str) -> str:
 
 
 def _headers(url: str, key: str | None, more: Mapping[str, str]) -> dict[str, str]:
-    """The SDK's own headers, ours over them; no authorization where there is no key."""
+    """The SDK's headers with ours on top; no authorization without a key."""
     import openai
 
     client = openai.AsyncOpenAI(base_url=url, api_key=key or "none", max_retries=0)
@@ -261,7 +261,7 @@ def _headers(url: str, key: str | None, more: Mapping[str, str]) -> dict[str, st
 
 
 def is_loopback(host: str | None) -> bool:
-    """Whether a host is this machine itself, as far as its name tells."""
+    """Whether a host name or address is this machine."""
     name = (host or "").lower().rstrip(".")
     if name == "localhost" or name.endswith(".localhost"):
         return True
@@ -273,7 +273,7 @@ def is_loopback(host: str | None) -> bool:
 
 
 def proxy_of(url: str) -> str | None:
-    """The proxy that the environment names for a URL, without its password; never for loopback."""
+    """The environment's proxy for a URL, without its password; None for loopback."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     if is_loopback(host) or urllib.request.proxy_bypass(host):
@@ -284,17 +284,17 @@ def proxy_of(url: str) -> str | None:
 
 
 def _environment() -> Mapping[str, str | None]:
-    """The environment, over a `.env` file."""
+    """The environment, which takes precedence over a `.env` file."""
     from dotenv import dotenv_values, find_dotenv
 
     return {**dotenv_values(find_dotenv(usecwd=True)), **os.environ}
 
 
 def api_key(url: str) -> tuple[str, str | None]:
-    """The key for a server, after the variable that holds it: never OpenAI's for another server.
+    """(variable, key) for a server; OpenAI's variable is for OpenAI's server only.
 
     Raises:
-        InputError: it has characters that no key has.
+        InputError: the key has characters that no key has.
     """
     environment = _environment()
     names = KEYS if urlsplit(url).hostname == OPENAI else KEYS[:1]
@@ -306,10 +306,10 @@ def api_key(url: str) -> tuple[str, str | None]:
 
 
 def header_values(headers: Mapping[str, str]) -> dict[str, str]:
-    """HTTP headers with the values of the environment variables that are named for them.
+    """HTTP headers, with the values of the environment variables that they name.
 
     Raises:
-        InputError: a variable is not set. What was given is not repeated: it may be the secret.
+        InputError: a variable is not set. The message does not repeat it: it may be the secret.
     """
     environment = _environment()
     values = {name: (environment.get(at) or "").strip() for name, at in headers.items()}
@@ -326,9 +326,9 @@ def header_values(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def redactor(secrets: Iterable[str]) -> Callable[[str], str]:
-    """Takes secrets out of a server's words, however they are escaped: on one line, not too many.
+    """A function that removes secrets from a server's message, and shortens it to one line.
 
-    Only of what goes into an error or a log: an answer is never changed.
+    It finds escaped forms too. It is for errors and logs only: an answer is never changed.
     """
     longest_first = sorted(set(secrets) - {""}, key=len, reverse=True)
     patterns = re.compile("|".join(map(_pattern, longest_first)) or "(?!)", re.IGNORECASE)
@@ -341,7 +341,7 @@ def _pattern(secret: str) -> str:
 
 
 def _escaped(one: str) -> str:
-    """A character as it is, or escaped in one of the usual ways: for URLs, JSON, HTML."""
+    """A pattern for a character, plain or escaped for URLs, JSON or HTML."""
     code, plain = ord(one), re.escape(one)
     forms = [plain, f"%{code:02x}", rf"\\{{1,8}}u{code:04x}", f"&#0*{code};", f"&#x0*{code:x};"]
     if not one.isalnum():

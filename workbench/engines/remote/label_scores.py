@@ -1,9 +1,9 @@
 """Label log-probabilities over HTTP: exact on vLLM, bounded elsewhere.
 
-vLLM gives the log-probability of token ids that are named to it, whatever their rank. Other
-servers give the 20 likeliest tokens: a label is one of them, in any spelling of its spaces, or
-it is missing. Then its probability is at most that of the least likely token listed, and at most
-what the listed ones leave.
+vLLM returns the log-probability of any requested token id. Other servers return the 20 likeliest
+tokens. A label is one of them, with any spaces around it, or it is missing. A missing label's
+probability is at most that of the least likely listed token, and at most what the listed ones
+leave.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from workbench.errors import EngineError, InputError
 from workbench.types import LabelRow, Prompt, Sampling
 
 MAX_LABEL_IDS = 128  # vLLM's limit on logprob_token_ids
-NO_PATH = (401, 403, 404, 405, 501)  # statuses of a path that a gateway does not pass on
-UNREADABLE = "\ufffd"  # part of a character, of whichever label
+NO_PATH = (401, 403, 404, 405, 501)  # statuses for a path that a gateway does not forward
+UNREADABLE = "\ufffd"  # part of a character: it could belong to any label
 ROUNDING = 1e-6  # of probabilities summed in float32
-BLOCK = 4096  # prompts whose labels are finished before the next ones are begun
-TOKENIZING = 16  # prompts at once
+BLOCK = 4096  # prompts whose labels are finished before the next block begins
+TOKENIZING = 16  # requests at once
 TIMEOUT = 20.0  # seconds for the tokens of a few letters
 SPECIAL = re.compile(r"<[^<>\s]{1,60}>|\[[A-Za-z_]{1,60}\]")  # what looks like a special token
 SPACES = " \n\t▁Ġ"  # the last two are how tokenizers write a space
@@ -46,14 +46,14 @@ _Scored = tuple[Tokens, list[float]]  # the tokens that were sent, the children'
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """After the prompt `index` and the node's prefix, the node's children are wanted."""
+    """A request for the scores of a node's children, after prompt `index` and the prefix."""
 
     index: int
     prompt: str | Sequence[int]
     node: Node
 
     def body(self) -> str | list[int]:
-        """What is sent of it; made late, as many wait."""
+        """The prompt to send; built late, as many jobs wait."""
         return self.prompt if isinstance(self.prompt, str) else [*self.prompt, *self.node.prefix]
 
 
@@ -62,11 +62,11 @@ class LabelScorer:
     """Scores labels with an engine's servers.
 
     Attributes:
-        dialect: what the servers understand.
-        size: prompts in a request, None where that adapts itself.
+        dialect: what the servers support.
+        size: prompts per request; None adapts it.
         dispatch: sends a plan's jobs.
-        has_bos: whether a text begins with the token that the server would put before it.
-        label_ids: the tokens of labels, as far as they are known.
+        has_bos: whether a text begins with the token that the server would add.
+        label_ids: the tokens of labels known so far; new ones are added.
     """
 
     dialect: wire.Dialect
@@ -76,10 +76,10 @@ class LabelScorer:
     label_ids: dict[str, list[int]]
 
     def exactly(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> Iterator[list[LabelRow]]:
-        """Rows over the full vocabulary, one request for each node of the labels' tree.
+        """Rows over the full vocabulary, with one request per prompt and node of the label tree.
 
         Raises:
-            EngineError: the tokens of a label are not to be had.
+            EngineError: the server gives no tokens for a label.
         """
         new = [label for label in labels if label not in self.label_ids]
         for batch in self.dispatch(self._tokenizing(), [*enumerate(new)]) if new else ():
@@ -94,7 +94,7 @@ class LabelScorer:
     def _block(
         self, tree: LabelTree, start: int, prompts: Sequence[Prompt]
     ) -> Iterator[list[LabelRow]]:
-        texts: dict[int, str | Sequence[int]] = {}  # of rows that are not finished
+        texts: dict[int, str | Sequence[int]] = {}  # of unfinished rows
         untokenized: list[Indexed] = []
         for index, prompt in enumerate(prompts, start):
             if isinstance(prompt, str) and not self.has_bos(prompt):
@@ -107,7 +107,7 @@ class LabelScorer:
         sent: dict[int, Tokens] = {}
         collector = LabelCollector(tree)
         by_prefix = sorted(texts.items(), key=lambda pair: str(pair[1]))
-        for deeper in (False, True):  # the first ones bring the prompts' tokens
+        for deeper in (False, True):  # the first pass returns the prompts' tokens
             jobs = [
                 _Job(index, sent[index] if deeper else text, node)
                 for node in tree.nodes
@@ -124,7 +124,7 @@ class LabelScorer:
         sent: dict[int, Tokens],
         unfinished: dict[int, Any],
     ) -> Iterator[list[LabelRow]]:
-        """Rows whose nodes are all scored, or of which one failed; `unfinished` has the others."""
+        """Rows that are complete or have a failure; they are removed from `unfinished`."""
         for batch in self.dispatch(self._scoring(), jobs):
             rows: list[LabelRow] = []
             for job, scored in (one for one in batch if one[0].index in unfinished):
@@ -155,7 +155,7 @@ class LabelScorer:
         return Plan(ask, together, lambda job: estimated_tokens(job.prompt), self.size)
 
     def _tokenizing(self) -> Plan[Indexed, list[int]]:
-        """Chats and labels become tokens on the server, which has the template and tokenizer."""
+        """Turns chats and labels into tokens on the server, which has template and tokenizer."""
 
         async def ask(
             endpoint: Endpoint, packet: Sequence[Indexed]
@@ -175,10 +175,10 @@ class LabelScorer:
     def from_likeliest(
         self, prompts: Sequence[Prompt], labels: Sequence[str]
     ) -> Iterator[list[LabelRow]]:
-        """Rows from the likeliest tokens; a label that is not listed is missing, with a bound.
+        """Rows from the likeliest tokens; a label that is not listed gets an upper bound instead.
 
         Raises:
-            InputError: labels that differ in spaces only, which cannot be told apart here.
+            InputError: labels that differ in spaces only: here they cannot be distinguished.
         """
         if len({_bare(label) for label in labels}) < len(labels):
             raise InputError(
@@ -209,7 +209,7 @@ class LabelScorer:
             yield [_failed(job, row) if isinstance(row, Failure) else row for job, row in batch]
 
     async def _likeliest(self, endpoint: Endpoint, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """A token after each prompt with the likeliest ones, as many as the server lists."""
+        """One token after each prompt, with as many of the likeliest as the server returns."""
         for most in dict.fromkeys((endpoint.top, FEWER)):
             sampling = Sampling(max_tokens=1, logprobs=most)
             path, body = wire.request(prompts, sampling, self.dialect)
@@ -223,7 +223,7 @@ class LabelScorer:
                 continue
             endpoint.top = most
             return reply
-        raise RejectedError(f"the server gives no log-probabilities to weigh labels by: {refused}")
+        raise RejectedError(f"the server returns no log-probabilities for labels: {refused}")
 
 
 def _failed(job: Indexed, failure: Failure) -> LabelRow:
@@ -239,7 +239,7 @@ def _scored(choice: wire.Choice, node: Node) -> _Scored:
 
 
 async def tokens_of(endpoint: Endpoint, body: wire.Body) -> tuple[int, ...] | None:
-    """Tokens from the path for that; behind a gateway without it, from a reply's own."""
+    """Tokens of a prompt from /tokenize; behind a gateway without it, from a reply."""
     if endpoint.tokenizes:
         try:
             return wire.token_ids(await endpoint.post("//tokenize", body), "tokens")
@@ -250,12 +250,12 @@ async def tokens_of(endpoint: Endpoint, body: wire.Body) -> tuple[int, ...] | No
     path = wire.TEXTS if "prompt" in body else wire.CHATS
     reply = await endpoint.generate(path, {**body, "max_tokens": 1, "return_token_ids": True})
     (choice,) = wire.choices_in_order(reply, 1)
-    places = (choice or {}, reply)  # of texts, and of chats
+    places = (choice or {}, reply)  # where texts and chats have them
     return next(filter(None, (wire.token_ids(at, "prompt_token_ids") for at in places)), None)
 
 
 async def token_counts(endpoint: Endpoint, bodies: Sequence[wire.Body]) -> list[int] | None:
-    """Tokens of each prompt; None where the server does not count them. Nothing is generated."""
+    """Number of tokens per prompt; None if the server does not count. Generates nothing."""
     room = asyncio.Semaphore(TOKENIZING)
 
     async def count(body: wire.Body) -> int:
@@ -272,7 +272,7 @@ async def token_counts(endpoint: Endpoint, bodies: Sequence[wire.Body]) -> list[
 
 
 def beginning(text: str) -> str:
-    """What a text begins with that looks like a special token; "" if nothing does."""
+    """The special token that a text seems to begin with, or ""."""
     match = SPECIAL.match(text)
     return match[0] if match else ""
 
@@ -280,7 +280,7 @@ def beginning(text: str) -> str:
 async def bos_doubled(
     endpoints: Sequence[Endpoint], model: str, beginnings: Sequence[str]
 ) -> dict[str, bool]:
-    """Whether vLLM would put the same token again before texts that begin so, as far as known."""
+    """Which beginnings are the token that vLLM would add again, as far as it answers."""
 
     async def ask(beginning: str) -> bool | None:
         for endpoint in endpoints:
@@ -301,8 +301,8 @@ def from_top(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Each label's log-probability (-inf if it is not listed) and its upper bound.
 
-    Spellings of a label that differ in spaces are summed. A label that is not listed begins
-    with a token that is listed, or with one that is not: the bound is the larger of the two.
+    Spellings of a label that differ in spaces are summed. A label that is not listed begins with
+    a listed token or with another one: the bound is the larger of these two cases.
     """
     import numpy as np
 

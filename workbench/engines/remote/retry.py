@@ -1,8 +1,8 @@
-"""When to ask a server again, and how much at once: errors by what to do, waits, limits.
+"""When to retry a request, and how many to send: errors by remedy, waits, limits.
 
-Concurrency adapts by additive increase and multiplicative decrease: the limit grows only while it
-is used up, doubling until the first "too many requests" and by a twentieth afterwards; it is cut
-once in a cool-down. Failures that say nothing about load change nothing.
+Concurrency adapts by additive increase and multiplicative decrease. The limit grows only while it
+is used up: it doubles until the first "too many requests", then grows by a twentieth. It is cut
+at most once per cool-down. Failures that say nothing about load do not change it.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from dataclasses import dataclass
 from aiolimiter import AsyncLimiter
 
 TOO_MANY = (429, 529)
-CONFIGURATION = (401, 402, 403, 404, 405)  # as wrong for the next request as for this one
+CONFIGURATION = (401, 402, 403, 404, 405)  # wrong for every request, not just this one
 PASSING = (408, 409, 425)
 AWAY = (502, 503)
-FIRST_WAIT, LONGEST_WAIT = 0.25, 10.0  # seconds before a request is sent again
-START = 10  # requests at once
-SATURATED = 0.8  # of the limit in use, at the least, for the limit to grow
-OVERSHOT, CUT = 0.8, 0.85  # what is left of the limit: after doubling, and after that
-COOL_DOWN = 2.0  # as a multiple of what a request takes: the cut must have had its effect
-LEAST, MOST = 0.2, 15.0  # seconds of it; never what a server asks for: that would freeze the limit
-BURST = 10.0  # seconds' worth of a minute's limit that may go at once
+FIRST_WAIT, LONGEST_WAIT = 0.25, 10.0  # seconds before a retry
+START = 10  # initial limit of requests in flight
+SATURATED = 0.8  # the least share of the limit in use for the limit to grow
+OVERSHOT, CUT = 0.8, 0.85  # factors for a cut: while doubling, and later
+COOL_DOWN = 2.0  # times the duration of a request: the cut must take effect first
+LEAST, MOST = 0.2, 15.0  # its bounds in seconds; without Retry-After, which would freeze the limit
+BURST = 10.0  # seconds' worth of the limit per minute that may be sent at once
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a job has no result: an error that ends there, as data."""
+    """Why a job has no result: an error as data."""
 
     reason: str
 
 
 class RequestError(Exception):
-    """A request was not answered.
+    """A request without an answer.
 
     Attributes:
-        status: HTTP's, where it came with one.
-        retry_after: seconds that the server asks to wait, if it says.
+        status: the HTTP status, if there was one.
+        retry_after: seconds that the server asks to wait, if it says so.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class RequestError(Exception):
 
 
 class RejectedError(RequestError):
-    """The server will not do this request, however often it is asked."""
+    """The server refuses this request; a retry cannot help."""
 
 
 class RetryableError(RequestError):
-    """This answer is unusable (an error inside, half a body, no JSON, too late): ask again."""
+    """This reply is unusable (an error inside, cut short, not JSON, too late): retry."""
 
 
 class RateLimitedError(RequestError):
@@ -67,20 +67,20 @@ class RateLimitedError(RequestError):
 
 
 class UnreachableError(RequestError):
-    """The server cannot be reached, or is starting: ask again, for as long as the budget lasts."""
+    """The server cannot be reached or is starting: retry until the budget is spent."""
 
 
 class FatalError(RequestError):
     """No request can succeed there (a wrong key, an unknown model)."""
 
 
-AGAIN = (RetryableError, RateLimitedError, UnreachableError)  # what may be asked again
+AGAIN = (RetryableError, RateLimitedError, UnreachableError)  # errors that a retry may fix
 
 
 def error_of_status(
     status: int, text: str, headers: Mapping[str, str], *, has_answered: bool
 ) -> RequestError:
-    """The error that an HTTP status stands for; where it `has_answered`, 403 is of the request."""
+    """The error for an HTTP status; once the server has answered, 403 concerns the request only."""
     kind: type[RequestError] = RejectedError
     if status in TOO_MANY and "insufficient_quota" not in text:
         kind = RateLimitedError
@@ -98,7 +98,7 @@ def error_of_status(
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server asks to wait, given in seconds, in milliseconds or as a date."""
+    """Seconds that the server asks to wait; it sends seconds, milliseconds or a date."""
     text = headers.get("retry-after", "").strip()
     try:
         if "retry-after-ms" in headers:
@@ -113,29 +113,29 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def backoff(failures: int) -> float:
-    """Seconds to wait after so many failures: doubling, with jitter."""
+    """Seconds to wait after so many failures: doubled each time, with jitter."""
     doubled: float = FIRST_WAIT * 2 ** min(failures - 1, 20)
     return min(LONGEST_WAIT, doubled) * random.uniform(0.5, 1.0)
 
 
 class ConcurrencyLimit:
-    """How many requests a server gets at once; use it from one event loop only."""
+    """How many requests a server may have at once; for use from one event loop only."""
 
     def __init__(self, most: int, start: int = START) -> None:
         self.limit = float(min(start, most))
         self.busy = 0
-        self.peak = 0  # most at once, ever
-        self.in_flight: list[float] = []  # when they were sent that do not wait to be sent again
+        self.peak = 0  # maximum so far
+        self.in_flight: list[float] = []  # start times, without requests that wait for a retry
         self._most = most
         self._doubling = True
         self._cut_at = -MOST
-        self._seconds = 1.0  # what a request takes, about
+        self._seconds = 1.0  # moving average of a request's duration
         self._clean = 0  # answers since the round began
-        self._used = 0  # most at once since then
+        self._used = 0  # maximum in use since then
 
     @property
     def free(self) -> bool:
-        """Whether one more request may go."""
+        """Whether one more request may be sent."""
         return self.busy < int(self.limit)
 
     @property
@@ -143,11 +143,11 @@ class ConcurrencyLimit:
         return max(1, int(self.limit))
 
     def open(self) -> None:
-        """Begin at the maximum: for a server that queues what it cannot run yet."""
+        """Begin at the maximum: for a server that queues requests itself."""
         self.limit = float(self._most)
 
     def enter(self) -> None:
-        """Take a slot, which is kept while a request waits to be sent again."""
+        """Take a slot; a request keeps it while it waits for a retry."""
         self.busy += 1
         self.peak = max(self.peak, self.busy)
         self._used = max(self._used, self.busy)
@@ -156,13 +156,13 @@ class ConcurrencyLimit:
         self.busy -= 1
 
     async def room(self) -> None:
-        """Wait until one more may be sent: the limit may be below the slots that are taken."""
+        """Wait until one more may be sent: the limit may have fallen below the slots taken."""
         while len(self.in_flight) >= self.allowed:  # noqa: ASYNC110  # the limit changes, too
             await asyncio.sleep(min(0.05, max(0.001, self._seconds / 10)))
 
     @contextmanager
     def sending(self, started: float) -> Iterator[None]:
-        """Around a request, from when it was sent."""
+        """Mark the request of this block as in flight."""
         self.in_flight.append(started)
         try:
             yield
@@ -170,7 +170,7 @@ class ConcurrencyLimit:
             self.in_flight.remove(started)
 
     def succeeded(self, seconds: float) -> None:
-        """A request was answered at its first attempt: after a round of them, try more."""
+        """Record an answer at the first attempt; after a full round of them, raise the limit."""
         self._seconds += (seconds - self._seconds) / 10
         self._clean += 1
         if self._clean < self.limit:
@@ -181,7 +181,7 @@ class ConcurrencyLimit:
         self._begin_round()
 
     def overloaded(self) -> None:
-        """The server had too many requests."""
+        """Record "too many requests"."""
         now = time.monotonic()
         if now - self._cut_at >= min(MOST, max(LEAST, COOL_DOWN * self._seconds)):
             self._cut_at = now
@@ -194,14 +194,14 @@ class ConcurrencyLimit:
 
 
 class RateLimit:
-    """Requests and tokens that may be sent in a minute; None is no limit."""
+    """Requests and tokens allowed per minute; None is no limit."""
 
     def __init__(self, requests: float | None, tokens: float | None) -> None:
         self._a_minute = (requests, tokens)
         self._requests, self._tokens = map(_limiter, self._a_minute)
 
     def minutes(self, requests: int, tokens: int) -> float:
-        """The least time that so much takes; 0 without limits."""
+        """The least number of minutes that so much takes; 0 without limits."""
         pairs = zip((requests, tokens), self._a_minute, strict=True)
         return max(count / (limit or math.inf) for count, limit in pairs)
 
@@ -209,17 +209,17 @@ class RateLimit:
         return any(self._a_minute)
 
     async def wait(self, tokens: int) -> None:
-        """Wait for one request of about so many tokens."""
+        """Wait until one request of about so many tokens may be sent."""
         if self._requests is not None:
             await self._requests.acquire()
         if self._tokens is not None:
-            part = max(1.0, self._tokens.max_rate / 10)  # equal parts: none is put off for long
+            part = max(1.0, self._tokens.max_rate / 10)  # equal parts, so that none waits for long
             for paid in range(0, tokens, int(part)):
                 await self._tokens.acquire(min(part, tokens - paid))
 
 
 def _limiter(a_minute: float | None) -> AsyncLimiter | None:
-    """One that lets no more than a few seconds' worth go at once, and at least one."""
+    """A limiter that lets a few seconds' worth through at once, and at least one."""
     if a_minute is None:
         return None
     burst = max(1.0, a_minute * BURST / 60)

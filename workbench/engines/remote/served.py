@@ -1,10 +1,10 @@
-"""What servers serve, and what makes several, or one after it was away, the same: never a name.
+"""Which model servers serve, and whether it is the same on all of them and after an outage.
 
-A revision that they tell vouches for the weights. Where there is none, a fingerprint does: the
-log-probabilities of the likeliest next tokens after a few fixed prompts, as text and as chat
-(which shows the chat template too). Batches change them a little, other weights, number formats
-and templates a lot, so it is compared within a tolerance. Where not even that can be had, names
-must do and nothing is stored.
+A listed revision identifies the weights. Without one, a fingerprint does: the log-probabilities
+of the likeliest next tokens after a few fixed prompts, as text and as chat (which shows the chat
+template too). Batching changes them a little; other weights, number formats and templates change
+them a lot. So they are compared within a tolerance. Without a fingerprint, names are compared and
+nothing is stored.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ log = logging.getLogger("workbench")
 COLD = 60.0  # seconds for the first answers of a server
 METRICS = 3.0  # seconds for a page of counters
 HITS = "vllm:prefix_cache_hits_total"
-OURS = r"[0-9a-f]{12}-[a-z]+\d+(-[0-9a-f]{8})?"  # a revision as `identity.variant` makes it
-NO_LIST = (403, 404, 405, 501)  # a server without /models, or not for this key
+OURS = r"[0-9a-f]{12}-[a-z]+\d+(-[0-9a-f]{8})?"  # a revision as `identity.variant` writes it
+NO_LIST = (403, 404, 405, 501)  # statuses of a server that lists no models, or not for this key
 SHOWN = 8  # names in a message
-LONGEST = 2**40  # tokens of a context, above which it is none
+LONGEST = 2**40  # tokens; a longer context length is ignored
 
 PROMPTS: tuple[Prompt, ...] = (
     "1, 2, 3, 4,",
@@ -52,23 +52,23 @@ PROMPTS: tuple[Prompt, ...] = (
     [{"role": "user", "content": "What is 7 + 5?"}],
 )
 SAMPLING = Sampling(max_tokens=4, logprobs=5)
-TOLERANCE = 0.03  # of a log-probability. CPU: 0 by batches, 0.1 by bfloat16 instead of float32
-LEAST = 2  # tokens that a position must list, to tell anything
+TOLERANCE = 0.03  # of a log-probability. On a CPU, batching gives 0, bfloat16 for float32 0.1
+LEAST = 2  # tokens that a position must list to be useful
 TRIES = 5
 LONGEST_WAIT = 5.0  # seconds for a server that is busy
 SEVERAL = "Several servers must have the same model"
 OTHER = "it serves the model with other weights or options"
 
-# For each prompt: at each position the token and the likeliest, with log-probabilities.
+# For each prompt and position: the token, and the likeliest tokens with log-probabilities.
 Position = tuple[int | str, dict[str, float]]
 Fingerprint = list[list[Position] | None]
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model that a server lists; `revision` and `root` are "" where it does not tell them.
+    """A model that a server lists; `revision` and `root` are "" where it lists none.
 
-    `workbench serve` lists a model under `name@revision` too. `names` are all of the same model.
+    `workbench serve` lists a model as `name@revision` too. `names` has all names of the model.
     """
 
     name: str
@@ -82,11 +82,11 @@ class ServedModel:
 
 
 class Identity:
-    """The model that a call's servers must have.
+    """The model that all servers of a call must have.
 
     Args:
-        revision: the user's own word for the weights, which needs no fingerprint; or None.
-        chats: what the caller decided about chats.
+        revision: the user's name for the weights, which replaces the fingerprint; or None.
+        chats: the caller's options for chats.
     """
 
     served: ServedModel
@@ -97,11 +97,11 @@ class Identity:
         self.dialect = wire.Dialect(chats=chats)
 
     async def establish(self, endpoints: Sequence[Endpoint], model: str | None) -> ServedModel:
-        """Find the model that the servers have; those that do not answer now are absent.
+        """Find the model that the servers have; servers that do not answer now become absent.
 
         Raises:
-            InputError: the model is not among those listed, or servers differ in it.
-            EngineUnavailableError: no server answers as one should.
+            InputError: the model is not listed, or the servers have different ones.
+            EngineUnavailableError: no server gives a usable answer.
         """
         looks = await asyncio.gather(*(_first_look(endpoint, model) for endpoint in endpoints))
         there = [(e, s) for e, s in zip(endpoints, looks, strict=True) if s is not None]
@@ -122,7 +122,7 @@ class Identity:
         return self.served
 
     async def _compare(self, there: Sequence[Endpoint]) -> None:
-        """Take the fingerprints of all servers; one that cannot be asked is absent."""
+        """Take the fingerprints of all servers; one that gives none for now becomes absent."""
         taken = await asyncio.gather(
             *(take_fingerprint(endpoint, self.dialect) for endpoint in there),
             return_exceptions=True,
@@ -130,7 +130,7 @@ class Identity:
         pairs = list(zip(there, taken, strict=True))
         prints = [(e, one) for e, one in pairs if not isinstance(one, BaseException)]
         for endpoint, error in pairs:
-            # One that is busy or broken now may be worked with all the same, but without a store.
+            # If all are busy or broken now, they are used without a store.
             if isinstance(error, RequestError):
                 if prints or isinstance(error, UnreachableError | FatalError):
                     endpoint.absent = explain(error)
@@ -142,16 +142,16 @@ class Identity:
                 raise InputError(f"{endpoint.shown}: {OTHER} than {first.shown}. {SEVERAL}")
 
     def _unlike(self, served: ServedModel) -> str | None:
-        """Why what a server lists is another model; its path counts where nothing better does."""
+        """Why a listed model is another one; its path counts only without a better identity."""
         ours = self.served
         if (ours.name, ours.revision) == (served.name, served.revision):
-            vouched = ours.revision or self._revision or self._fingerprint is not None
-            if vouched or ours.root == served.root:
+            verified = ours.revision or self._revision or self._fingerprint is not None
+            if verified or ours.root == served.root:
                 return None
         return f"it serves {served}, not {ours}"
 
     async def check(self, endpoint: Endpoint) -> None:
-        """Raise `FatalError` where a server has another model now."""
+        """Raise `FatalError` if a server has another model now."""
         try:
             served = await look(endpoint, self.served.name)
         except InputError as error:
@@ -160,16 +160,16 @@ class Identity:
             raise FatalError(f"{why}, as when this engine was opened: open it again")
         if self._fingerprint is None:
             return
-        for _ in range(3):  # a batch with others' requests may change it a little
+        for _ in range(3):  # other clients' requests in the batch may change it a little
             now = await take_fingerprint(endpoint, self.dialect, like=self._fingerprint)
             if same(self._fingerprint, now):
                 return
         raise FatalError(f"{OTHER} than when this engine was opened: open it again")
 
     def fingerprint(self, first: Endpoint, store: Store | None) -> str | None:
-        """A name for the weights as they answer, None where that is not known.
+        """A name for the weights by what they answer; None if that is unknown.
 
-        It is the same for all fingerprints that are the same, as far as the store remembers.
+        It is the same for all fingerprints that match, as far as the store has them.
         """
         if (ours := self._fingerprint) is None:
             return None
@@ -182,17 +182,17 @@ class Identity:
         known = add(None) if store is None else store.update(key, add)
         oldest = next(one for one in known if same(one, ours))
         if len(known) > 1 and oldest is known[-1]:
-            log.info("%s answers unlike before: answers stored then are left aside", first.shown)
+            log.info("%s answers differently now: earlier stored answers are not used", first.shown)
         return f"fingerprint {digest(oldest).hex()[:12]}"
 
 
 async def _first_look(endpoint: Endpoint, model: str | None) -> ServedModel | None:
-    """What a server serves; None leaves the reason in `absent`."""
+    """The model that a server serves; None leaves the reason in `absent`."""
     try:
         served = await look(endpoint, model)
         if not endpoint.vllm:
             await find_exact([endpoint], served.name)
-            endpoint.vllm = bool(endpoint.exact)  # by another name, as behind a gateway
+            endpoint.vllm = bool(endpoint.exact)  # vLLM under another name, as behind a gateway
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001  # whatever a server sends
@@ -202,7 +202,7 @@ async def _first_look(endpoint: Endpoint, model: str | None) -> ServedModel | No
 
 
 async def look(endpoint: Endpoint, model: str | None) -> ServedModel:
-    """The model as a server lists it now; `InputError` where it is not there, or not named."""
+    """The model as a server lists it now; `InputError` if it is missing or the choice is open."""
     try:
         listed = await _models(endpoint)
     except RequestError as error:
@@ -245,7 +245,7 @@ async def _models(endpoint: Endpoint) -> Sequence[Mapping[str, Any]]:
 
 
 def _revisions(roots: Mapping[str, object]) -> dict[str, str]:
-    """What `name@revision` vouches for: the same model by its root, or in the form of ours."""
+    """The revision in `name@revision`, if its root is the model's or it has our format."""
     revisions: dict[str, list[str]] = {}
     for one, root in roots.items():
         name, at, revision = one.rpartition("@")
@@ -256,26 +256,26 @@ def _revisions(roots: Mapping[str, object]) -> dict[str, str]:
 
 
 def explain(error: RequestError) -> str:
-    """A failure of the first request, with what to do about it."""
+    """The message for a failed first request, with a remedy."""
     if error.status in (401, 403):
         return str(error)
     if error.status == 404:
         return (
-            f"no OpenAI-compatible server at this path ({error}); most end in /v1. Where it only "
-            "does not list its models, name one as model=…"
+            f"no OpenAI-compatible server at this path ({error}); most end in /v1. If it only "
+            "lacks a list of models, name one as model=…"
         )
     if isinstance(error, RetryableError):
         return f"no OpenAI-compatible server answers there: {error}"
     if isinstance(error, FatalError):
         return str(error)
     return (
-        f"it cannot be reached ({error}): is it running, and the port right? "
+        f"it cannot be reached ({error}): is it running, and is the port right? "
         "`workbench serve vllm` starts a server"
     )
 
 
 async def version(endpoint: Endpoint) -> str:
-    """vLLM's own, "" where there is none."""
+    """vLLM's version; "" if it is not reported."""
     if endpoint.vllm:
         with contextlib.suppress(RequestError, AttributeError):
             return str((await endpoint.get("//version")).get("version", ""))[:40]
@@ -283,7 +283,7 @@ async def version(endpoint: Endpoint) -> str:
 
 
 async def prefix_cache_hits(endpoints: Sequence[Endpoint]) -> float | None:
-    """Prompt tokens that the servers have found in their prefix caches since they started."""
+    """Prompt tokens found in the servers' prefix caches since they started; None if unknown."""
     try:
         async with asyncio.timeout(METRICS):
             pages = await asyncio.gather(*(endpoint.text("//metrics") for endpoint in endpoints))
@@ -297,10 +297,10 @@ async def prefix_cache_hits(endpoints: Sequence[Endpoint]) -> float | None:
 async def take_fingerprint(
     endpoint: Endpoint, dialect: wire.Dialect, like: Fingerprint | None = None
 ) -> Fingerprint | None:
-    """What the server answers, None in the place of a path that it does not have.
+    """The server's answers to `PROMPTS`; None in place of a path that it does not have.
 
-    None as a whole where it gives no log-probabilities at all. Of what `like` has, all is asked
-    for and must be answered, and nothing else.
+    None as a whole if it returns no log-probabilities. With `like`, exactly the prompts that
+    `like` has are asked, and all of them must be answered.
     """
     places = [i for i in range(len(PROMPTS)) if like is None or like[i] is not None]
     try:
@@ -311,7 +311,7 @@ async def take_fingerprint(
     except TimeoutError:
         raise RetryableError(f"no answer to a fingerprint within {COLD:g} s") from None
     errors = [one for one in answers if isinstance(one, BaseException)]
-    # A path that is not there, or always breaks, is no obstacle the first time.
+    # The first time, a path that is missing or always fails may be left out.
     lacking = FatalError if like is not None else (FatalError, RetryableError)
     worse = [one for one in errors if not isinstance(one, lacking)]
     if worse or (errors and (len(errors) == len(answers) or like is not None)):
@@ -345,7 +345,7 @@ async def _positions(
 
 
 def same(one: Fingerprint | None, other: Fingerprint | None) -> bool:
-    """Whether two fingerprints are of the same weights, as far as they show."""
+    """Whether two fingerprints match, as far as both have answers."""
     if one is None or other is None:
         return one is other
     return all(_alike(a, b) for a, b in zip_longest(one, other))
@@ -357,14 +357,14 @@ def _alike(one: Sequence[Any] | None, other: Sequence[Any] | None) -> bool:
     for (token, top), (another, likewise) in zip(one, other, strict=False):
         if not _close(top, likewise):
             return False
-        if token != another:  # of two as likely: what follows belongs to different texts
+        if token != another:  # equally likely: the texts diverge from here
             pair = [top.get(str(name), -math.inf) for name in (token, another)]
             return bool(min(pair) > max(pair) - 2 * TOLERANCE)
     return len(one) == len(other)
 
 
 def _close(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
-    """Equal within the tolerance; a token that only one lists must be about its least likely."""
+    """Equal within the tolerance; a token in only one list must be near that list's minimum."""
     if not one or not other:
         return not one and not other
     if any(abs(one[token] - other[token]) > TOLERANCE for token in one.keys() & other.keys()):

@@ -1,4 +1,4 @@
-"""How a server is used."""
+"""Options for servers."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from workbench.errors import InputError
 from workbench.values import optional, real, refuse, text, whole
 
 Transport = Literal["aiohttp", "threads"]
-MOST = 1e9  # seconds, or of a rate limit
+MOST = 1e9  # maximum of seconds and of rate limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteOptions:
-    """How a server is used; the defaults suit a vLLM server and a paid API.
+    """How to use a server; the defaults suit a vLLM server and a paid API.
 
     Attributes:
-        max_concurrency: requests at once at most, for each server.
-        prompts_per_request: how many prompts go together where the server takes several.
+        max_concurrency: maximum number of requests in flight, per server.
+        prompts_per_request: prompts per request, where the server accepts several.
         requests_per_minute, tokens_per_minute: limits of a paid API.
-        timeout: seconds for one attempt.
-        attempts: how often a request is tried that fails by itself: "too many requests", and a
-            server that is away, do not count.
+        timeout: seconds per attempt.
+        attempts: maximum attempts for a failing request. "Too many requests" and an unreachable
+            server do not count.
         total_timeout: seconds for a request with all its attempts.
-        outage_timeout: seconds for which servers may be down, or answer nothing but "too many
-            requests" (beyond the wait that they ask for), before the call ends or continues
+        outage_timeout: seconds for which servers may be down, or answer only "too many
+            requests" (plus the wait that they ask for), before the call ends or continues
             without them.
-        transport: "aiohttp", or "threads" where that misbehaves.
-        chat_template, chat_template_kwargs, fold_system: see `ChatOptions`; a template of the
-            caller's is for vLLM servers that trust one (`--trust-request-chat-template`).
-        headers: further headers, as `{"api-key": "AZURE_OPENAI_API_KEY"}`: the name of each, and
-            of the environment variable (or line of `.env`) that holds its value.
-        revision: what you call the weights, where the server does not tell and you know better
-            than a fingerprint: answers are stored under it.
+        transport: "aiohttp"; "threads" where that does not work.
+        chat_template, chat_template_kwargs, fold_system: see `ChatOptions`. A custom template
+            needs a vLLM server that accepts one (`--trust-request-chat-template`).
+        headers: additional headers, as `{"api-key": "AZURE_OPENAI_API_KEY"}`: each value is the
+            name of the environment variable (or line of `.env`) that holds the header's value.
+        revision: your name for the weights, for a server that reports none: answers are stored
+            under it, and no fingerprint is taken.
     """
 
     max_concurrency: int = 128
@@ -57,14 +57,14 @@ class RemoteOptions:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> RemoteOptions:
-        """Check options by name and value.
+        """Options by name, checked.
 
         Raises:
-            InputError: one is unknown or out of its range, or is a secret.
+            InputError: an option is unknown, out of its range, or a secret.
         """
         if "api_key" in options:
             raise InputError(
-                "api_key is not taken here, where it would end up in a notebook: put it in the "
+                "api_key is not accepted here, as it would end up in a notebook: put it in the "
                 "environment or in a .env file, as WORKBENCH_API_KEY"
             )
         check_options(options, [field.name for field in fields(cls)], "remote")
@@ -72,13 +72,13 @@ class RemoteOptions:
 
     @property
     def size(self) -> int | None:
-        """Prompts in a request, None where that adapts itself."""
+        """Prompts per request; None adapts it."""
         return self.prompts_per_request if isinstance(self.prompts_per_request, int) else None
 
 
 ANSWERS = {"chat_template", "chat_template_kwargs", "fold_system", "revision"}
 WAYS = frozenset(field.name for field in fields(RemoteOptions)) - ANSWERS
-"""The options that decide no answer."""
+"""The options that do not affect answers."""
 
 
 def _checked(name: str, value: Any) -> Any:
@@ -102,7 +102,7 @@ def _checked(name: str, value: Any) -> Any:
 
 
 def _is_header_map(value: object) -> bool:
-    """Whether it names headers and variables; it is not shown: it may hold a secret."""
+    """Whether it maps header names to variables; errors do not show it: it may hold a secret."""
     return isinstance(value, Mapping) and all(
         isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9-]+", name) and isinstance(at, str)
         for name, at in value.items()
@@ -110,7 +110,7 @@ def _is_header_map(value: object) -> bool:
 
 
 def base_urls(given: object) -> list[str]:
-    """The servers of `base_url`, which is one or a list of them."""
+    """The servers of `base_url`, which is a URL or a list of them."""
     urls = [given] if isinstance(given, str) else given
     if not isinstance(urls, Sequence) or not urls:
         raise InputError(

@@ -1,7 +1,7 @@
-"""The OpenAI protocol: bodies of requests, and answers read strictly.
+"""The OpenAI protocol: request bodies, and strict reading of replies.
 
-What vLLM adds (token ids, structured output by choices and patterns, label ids) is used where the
-server is vLLM. An answer is placed by its index; what cannot be read is an error, never a guess.
+vLLM's extensions (token ids, structured output by choices and patterns, label ids) are used only if
+the server is vLLM. Answers are matched to prompts by index; an unreadable one is an error.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ R = TypeVar("R")
 Choice = Mapping[str, Any]
 Body = dict[str, Any]
 TEXTS, CHATS = "/completions", "/chat/completions"
-CHAT_BATCH = "/chat/completions/batch"  # of vLLM, for several chats
-ODD_JSON = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)  # what it causes
-MOST_TOKENS = 10**8  # of a request, above which a count is no count
-LEAST_LOG, ABOVE_ONE = 1e6, 0.01  # log-probabilities are from -LEAST_LOG to 0, and a rounding
-# How servers say that an answer is whole, that it was cut, or that it is none; in lower case.
+CHAT_BATCH = "/chat/completions/batch"  # vLLM's path for several chats
+ODD_JSON = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)  # on reading
+MOST_TOKENS = 10**8  # maximum per request; a higher count is ignored
+LEAST_LOG, ABOVE_ONE = 1e6, 0.01  # log-probabilities are from -LEAST_LOG to 0, plus rounding
+# Finish reasons in lower case: the answer is complete, was cut, or is unusable.
 STOPS = {
     "stop", "eos", "eos_token", "end_turn", "stop_sequence", "finish_reason_stop", "complete",
     "completed", "finished",
@@ -43,12 +43,12 @@ THOUGHTS = ("thinking", "reasoning", "thought", "reasoning_content", "summary", 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What a server is asked for in every request, and what it understands beyond the core.
+    """What every request to a server contains, and which extensions it supports.
 
     Attributes:
-        model: its name there.
-        vllm: it is vLLM, with token ids and structured output by choices and patterns.
-        chats: what the caller decided about chats.
+        model: its name on the server.
+        vllm: whether it is vLLM, with token ids and structured output by choices and patterns.
+        chats: the caller's options for chats.
     """
 
     model: str = ""
@@ -58,7 +58,7 @@ class Dialect:
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """Of one answer where it does not carry its ids: a share of what the reply sums up."""
+    """Tokens of one answer; without its ids, a share of the reply's sum."""
 
     prompt: int = 0
     completion: int = 0
@@ -68,7 +68,7 @@ class TokenCounts:
 def request(
     prompts: Sequence[Prompt], sampling: Sampling, to: Dialect, seed: int | None = None
 ) -> tuple[str, Body]:
-    """Path and body of a request for texts, or for chats; several go in one where that is taken."""
+    """Path and body of a request for texts or chats; several where the server accepts them."""
     body: Body = {"model": to.model, "temperature": sampling.temperature}
     settings = {
         "top_p": sampling.top_p if sampling.top_p < 1 else None,
@@ -81,7 +81,7 @@ def request(
         "logprobs": sampling.logprobs,
     }
     if to.vllm:
-        # What is left out would be filled in from the model's generation_config.json.
+        # The server would fill in a missing value from the model's generation_config.json.
         body |= {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
         body["return_token_ids"] = True
         if sampling.logprobs is not None:
@@ -96,10 +96,10 @@ def request(
 
 
 def rendering(chats: Sequence[Prompt], to: Dialect) -> Body:
-    """The messages, and how they become the text that the model reads.
+    """The messages, and how to turn them into the text that the model reads.
 
-    A last message of the assistant's is to be continued; only vLLM is asked for that in words.
-    Chats in one request end alike.
+    A last message of the assistant's is continued; only vLLM has a setting for that. All chats of
+    a request must agree in this.
     """
     sent = [to.chats.messages(cast("Sequence[Message]", chat)) for chat in chats]
     body: Body = {"messages": sent[0] if len(sent) == 1 else sent}
@@ -113,7 +113,7 @@ def rendering(chats: Sequence[Prompt], to: Dialect) -> Body:
 
 
 def naming(model: str, prompts: Any, token_ids: Sequence[int]) -> Body:
-    """What asks vLLM for the log-probabilities of these tokens after each text."""
+    """A request to vLLM for the log-probabilities of these tokens after each text."""
     return {
         "model": model,
         "prompt": prompts,
@@ -134,21 +134,21 @@ def _structure(sampling: Sampling, to: Dialect) -> Body:
     wanted = {name: value for name, value in kinds.items() if value is not None}
     if wanted and not to.vllm:
         raise InputError(
-            f"{next(iter(wanted))}: only a vLLM server keeps answers to choices or a pattern; "
-            "give json_schema, or read the answer yourself"
+            f"{next(iter(wanted))}: only a vLLM server can restrict answers to choices or a "
+            "pattern; set json_schema, or read the answer yourself"
         )
     return {"structured_outputs": wanted} if wanted else {}
 
 
 def check(sampling: Sampling, to: Dialect) -> None:
-    """Refuse what only vLLM has, before anything is sent."""
+    """Refuse what only vLLM supports, before anything is sent."""
     _structure(sampling, to)
     if to.chats.chat_template and not to.vllm:
-        raise InputError("chat_template: only a vLLM server takes one; leave it out")
+        raise InputError("chat_template: only a vLLM server accepts one; leave it out")
 
 
 def choices_in_order(reply: Mapping[str, Any], count: int) -> list[Choice | None]:
-    """The `count` choices of a reply in the order of the prompts, None where one is not there."""
+    """The `count` choices of a reply in the order of the prompts; None for a missing one."""
     choices = reply.get("choices")
     if not isinstance(choices, list) or not choices:
         raise RetryableError(f"the reply has no choices: {reply!s}")
@@ -166,7 +166,7 @@ def choices_in_order(reply: Mapping[str, Any], count: int) -> list[Choice | None
 def read_each(
     reply: Mapping[str, Any], count: int, read_one: Callable[[int, Choice, TokenCounts], R]
 ) -> list[R | Failure | None]:
-    """What `read_one` makes of each prompt's choice; None where there is none to be read."""
+    """What `read_one` returns for each prompt's choice; None for a missing choice."""
     results: list[R | Failure | None] = [None] * count
     counts = _token_counts(reply, count)
     for i, choice in enumerate(choices_in_order(reply, count)):
@@ -186,7 +186,7 @@ def read(
     counts: TokenCounts,
     note: Callable[[str], None] = lambda _: None,
 ) -> Completion:
-    """One answer; `note` is told what is odd about it, though it counts."""
+    """One answer; `note` is called with what is odd about a usable answer."""
     text, reasoning, refusal = _text(choice)
     prompt, generated = choice.get("prompt_token_ids"), choice.get("token_ids")
     prompt_tokens = len(prompt) if isinstance(prompt, list) else counts.prompt
@@ -208,7 +208,7 @@ def read(
 
 
 def cut(answer: Completion, stop: Sequence[str]) -> Completion:
-    """An answer up to where one of `stop` begins, from a server that does not stop there."""
+    """An answer up to the first of `stop`, for a server that does not stop there."""
     ends = [at for text in stop if (at := answer.text.find(text)) >= 0]
     if not ends:
         return answer
@@ -227,7 +227,7 @@ def cut(answer: Completion, stop: Sequence[str]) -> Completion:
 def _finish(
     given: object, text: str | None, note: Callable[[str], None]
 ) -> tuple[Literal["stop", "length"], str | None]:
-    """How an answer ended, and why it is none."""
+    """(finish reason, reason of a failure or None) of an answer."""
     name = str(given or "").lower()
     if name in LENGTHS:
         return "length", None
@@ -235,14 +235,14 @@ def _finish(
         return "stop", None
     if not text or any(word in name for word in ENDS):
         return "stop", f"the server ended it: {given}"
-    note(f"finish_reason={given!r} with a text is taken for a stop")
+    note(f"finish_reason={given!r} with a text: counted as a stop")
     return "stop", None
 
 
 def _token_counts(reply: Mapping[str, Any], count: int) -> list[TokenCounts]:
-    """Each answer's share; their sum is exact. Cached tokens are known of one answer only.
+    """Each answer's share of the counts; they add up exactly. Cached tokens need one answer only.
 
-    What is no count of tokens is left out: an answer is worth more than its bill.
+    An invalid count is ignored: the answer is still usable.
     """
     usage = _mapping(reply.get("usage"))
     prompt, completion = (_token_count(usage.get(f"{x}_tokens")) for x in ("prompt", "completion"))
@@ -291,19 +291,19 @@ def _text(choice: Choice) -> tuple[str, str | None, str | None]:
     refusal = str(message.get("refusal") or "") or None
     if text is None and not refusal and not reasoning:
         if message.get("tool_calls") or message.get("function_call"):
-            return "", None, "the model calls a tool, and answers with no text"
+            return "", None, "the model calls a tool and returns no text"
         raise RejectedError("the reply's message has no content")
     return text or "", reasoning, refusal
 
 
 def _parts(content: object) -> tuple[str | None, str]:
-    """(text, thinking) of a message's content: a text, or parts of which some may be thoughts."""
+    """(text, thinking) of a message's content: a text, or parts of which some are thinking."""
     if content is None:
         return None, ""
     if isinstance(content, str):
         return _valid(content), ""
     if not isinstance(content, list):
-        raise RetryableError(f"the message's content is no text: {content!s}")
+        raise RetryableError(f"the message's content is not text: {content!s}")
     texts, thoughts = "", ""
     for part in content:
         fields = part if isinstance(part, dict) else {"text": part}
@@ -313,12 +313,12 @@ def _parts(content: object) -> tuple[str | None, str]:
         elif kind in ("text", "output_text") and isinstance(text, str):
             texts += _valid(text)
         else:
-            raise RetryableError(f"the message's content has a part that is no text: {part!s}")
+            raise RetryableError(f"the message's content has a part that is not text: {part!s}")
     return texts, thoughts
 
 
 def _thought(value: object) -> str:
-    """Thinking as text, as far as it is; servers have many forms, and no answer hangs on it."""
+    """Thinking as text where it can be read; formats vary, and it does not affect the answer."""
     if isinstance(value, list):
         return "".join(map(_thought, value))
     if isinstance(value, dict):
@@ -327,18 +327,18 @@ def _thought(value: object) -> str:
 
 
 def _valid(text: str) -> str:
-    """The text, but half a character, which JSON can spell and no file can hold, as U+FFFD."""
+    """The text with U+FFFD for lone surrogates, which JSON allows and files cannot hold."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def logprobs(choice: Choice, most: int | None = None) -> tuple[TokenLogprob, ...]:
-    """Log-probabilities of a completion or a chat, with the likeliest tokens of each place.
+    """Log-probabilities of a completion or a chat, with the likeliest tokens per position.
 
-    Servers list the chosen one too, though it may not be one of the `most` likeliest.
+    Servers include the chosen token, even if it is not among the `most` likeliest.
     """
     listed = choice.get("logprobs")
     if not isinstance(listed, dict):
-        raise RejectedError("the reply has no log-probabilities, though they were asked for")
+        raise RejectedError("the reply has no log-probabilities, although they were requested")
     rows: list[tuple[str, object, Any]]
     if "content" in listed:
         rows = [(one["token"], one["logprob"], _pairs(one)) for one in listed["content"]]
@@ -369,5 +369,5 @@ def _token(text: str) -> int | str:
 def _logprob(value: object) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not -LEAST_LOG <= value <= ABOVE_ONE:  # type: ignore[operator]
-        raise RejectedError(f"a log-probability in the reply is {value!r}, no such number")
+        raise RejectedError(f"a log-probability in the reply is {value!r}, not a valid number")
     return float(value)  # type: ignore[arg-type]
