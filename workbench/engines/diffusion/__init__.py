@@ -40,21 +40,21 @@ OPTIONS = (
 class DiffusionEngine(LocalEngine):
     """A masked-diffusion model behind the `Engine` protocol; rows join and leave at any step.
 
-    `label_logprobs` gives the bound on the likelihood that such a model is trained on, which is
+    `label_logprobs` returns the bound on the likelihood that such a model is trained on. It is
     exact for labels of one token (see `likelihood`).
 
     Args:
         model: hub name or local folder of a LLaDA-8B model, or of a Llama with
             `"is_causal": false`; None is the embedded one.
-        store: where responses are kept.
-        why: how this engine came to be chosen, for `info`.
-        options: `batch_size` (rows at once, 8), the fields of `Denoising`, `device`, `dtype`,
+        store: where answers are kept.
+        why: why this engine was chosen, for `info`.
+        options: `batch_size` (rows in a batch, 8), the fields of `Denoising`, `device`, `dtype`,
             `revision`, `max_model_len`, `mask_token_id`, `load_format="dummy"` (random weights),
             the fields of `ChatOptions`.
 
     Raises:
-        InputError: an unknown option, a model that is no masked-diffusion model or not whole.
-        EngineUnavailableError: the device asked for is not there.
+        InputError: an unknown option, or a model that is incomplete or no masked-diffusion model.
+        EngineUnavailableError: the requested device does not exist.
         EngineError: the model does not fit into memory.
     """
 
@@ -73,7 +73,7 @@ class DiffusionEngine(LocalEngine):
         self.network: Network | None = network
         self._tokenizer, self._vocabulary = network.tokenizer, network.vocabulary
         self._mask_name: str | None = self._tokenizer.convert_ids_to_tokens(network.mask)
-        # Once, and not while other threads use the tokenizer: it is a setting of theirs too.
+        # Once, before other threads use the tokenizer: the setting is shared with them.
         self._mask_spelt = self._tokenizer(
             self._mask_name or "", add_special_tokens=False, split_special_tokens=True
         ).input_ids
@@ -86,7 +86,7 @@ class DiffusionEngine(LocalEngine):
             decisive=deciding(own | self._chats.given),
             identity={
                 "engine": "diffusion",
-                # The room that is left decides a canvas, and so an answer.
+                # The remaining room decides the canvas, and thus the answer.
                 "options": [options.get("load_format"), network.mask, network.context],
                 "denoising": asdict(self.denoising),
                 "chats": self._chats.given,
@@ -101,18 +101,18 @@ class DiffusionEngine(LocalEngine):
 
     @property
     def batch_size(self) -> int:
-        """Rows at once."""
+        """Maximum number of rows in a batch."""
         return self._slots
 
     def encode(self, text: str) -> list[int]:
-        """A prompt's tokens; the name of the mask in it is text like any other."""
+        """A prompt's tokens; the mask's name in it is plain text."""
         return self._tokens([text])[0]
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """A chat's tokens, up to where the answer begins.
+        """A chat's tokens, up to the start of the answer.
 
         Raises:
-            InputError: the model has no chat template, or it refuses the chat.
+            InputError: the model has no chat template, or the template refuses the chat.
         """
         return self._tokens([messages])[0]
 
@@ -123,7 +123,7 @@ class DiffusionEngine(LocalEngine):
         denoising: Denoising | None = None,
         seed: int | None = None,
     ) -> Row:
-        """An answer to be denoised, for a `denoiser`.
+        """An answer to denoise, for a `denoiser`.
 
         Raises:
             InputError: see `Row`.
@@ -131,7 +131,7 @@ class DiffusionEngine(LocalEngine):
         return Row(self._open(), prompt, sampling, denoising or self.denoising, seed)
 
     def denoiser(self, slots: int | None = None) -> Denoiser:
-        """A batch of its own over this model; None is as many slots as the engine has."""
+        """A separate batch over this model; None has as many slots as the engine."""
         return Denoiser(self._open(), self._slots if slots is None else slots, self._lock)
 
     def _open(self) -> Network:
@@ -147,7 +147,7 @@ class DiffusionEngine(LocalEngine):
             collect(device)
 
     def _tokens(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """As everywhere, but that nobody can write the mask: its name in a prompt is plain text."""
+        """Tokens per prompt; the mask's name in a prompt is plain text."""
         tokens, mask = super()._tokens(prompts), self._open().mask
         for index, ids in enumerate(tokens):
             if mask in ids:
@@ -157,7 +157,7 @@ class DiffusionEngine(LocalEngine):
         return tokens
 
     def _spelt(self, text: str, *, special: bool) -> list[int]:
-        """Tokens of a text in which the mask's name is spelt out."""
+        """Tokens of a text; the mask's name becomes the tokens of its letters."""
         first, *rest = text.split(self._mask_name) if self._mask_name else [text]
         (ids,) = self._encoded([first], special=special)
         for part in rest:
@@ -169,7 +169,7 @@ class DiffusionEngine(LocalEngine):
         if refused:
             yield refused
         denoiser, asked = self.denoiser(), dict[Row, Request]()
-        jobs = iter(sorted(fit, key=lambda job: -len(job[1])))  # like lengths together
+        jobs = iter(sorted(fit, key=lambda job: -len(job[1])))  # similar lengths together
         while True:
             self._check_open()
             for request, ids in islice(jobs, max(0, 2 * denoiser.slots - len(asked))):
@@ -185,10 +185,10 @@ class DiffusionEngine(LocalEngine):
 
     def _row(self, request: Request, ids: Sequence[int]) -> Row:
         sampling, seed = request.sampling, request.seed
-        room = self.info.context_length - len(ids)  # the context ends an answer, as everywhere
+        room = self.info.context_length - len(ids)  # the context length ends an answer
         if sampling.max_tokens > room:
             sampling = replace(sampling, max_tokens=room)
-        if sampling.temperature == 0:  # where chance has a part in it, the same again
+        if sampling.temperature == 0:  # a random order of commits must be repeatable
             seed = int.from_bytes(request.key[:7], "big")
         return self.row(ids, sampling, seed=seed)
 

@@ -1,7 +1,7 @@
 """A masked-diffusion checkpoint, read as a Llama of stock transformers.
 
-LLaDA-8B (Base, Instruct, 1.5) is one under other names: its tensors are renamed while they are
-read, and nothing that comes with the checkpoint is run.
+LLaDA-8B (Base, Instruct, 1.5) is a Llama with other names: its tensors are renamed while they are
+read. No code of the checkpoint is run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from workbench.engines.diffusion.network import Network
 from workbench.engines.local import Source
 from workbench.errors import EngineError, InputError, WorkbenchError
 
-# From the names of LLaDA to those of Llama.
+# LLaDA's names and Llama's.
 NAMES = {
     r"^model\.transformer\.wte\.": "model.embed_tokens.",
     r"^model\.transformer\.ln_f\.": "model.norm.",
@@ -40,7 +40,7 @@ NAMES = {
     r"^model\.transformer\.blocks\.(\d+)\.ff_norm\.": r"model.layers.\1.post_attention_layernorm.",
 }
 
-# What a LLaDA configuration must say for a Llama to be the same function.
+# What a LLaDA configuration must have to be the same function as a Llama.
 LIKE_LLAMA = {
     "activation_type": "silu", "alibi": False, "attention_layer_norm": False,
     "block_group_size": 1, "clip_qkv": None, "block_type": "llama", "include_bias": False,
@@ -52,12 +52,12 @@ FILES = [*PLAIN, "*.safetensors"]
 
 
 def describe(model: str) -> tuple[Path, Any]:
-    """A model's folder, of one on the hub without its weights, and its configuration.
+    """A model's folder and configuration; of a hub model, without its weights.
 
-    That of a LLaDA is given as the Llama's that it is.
+    A LLaDA's configuration is returned as the Llama's that it equals.
 
     Raises:
-        InputError: no such model, or one that transformers does not know.
+        InputError: no such model, or transformers does not support it.
     """
     from transformers import AutoConfig
 
@@ -71,14 +71,14 @@ def describe(model: str) -> tuple[Path, Any]:
         config.update({"architectures": ["LlamaForCausalLM"]})
     except WorkbenchError:
         raise
-    except Exception as error:  # broken files fail in as many ways as there are libraries
+    except Exception as error:  # broken files raise many kinds of errors
         text = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"base model {model!r} is not known here: {text:.300}") from error
     return folder, config
 
 
 def llama_name(name: str) -> str:
-    """The name that a tensor of LLaDA has in a Llama; any other name stays."""
+    """A LLaDA tensor's name in a Llama; any other name is returned unchanged."""
     for old, new in NAMES.items():
         name = re.sub(old, new, name)
     return name
@@ -88,8 +88,8 @@ def read(source: Source, device: Any, options: Mapping[str, Any]) -> Network:
     """Read a model from its folder, or from the hub.
 
     Raises:
-        InputError: not a masked-diffusion model, tensors missing or left over, no mask token, a
-            file that cannot be read, a wrong option.
+        InputError: not a masked-diffusion model, missing or extra tensors, no mask token, an
+            unreadable file, or a wrong option.
         EngineError: it does not fit into memory.
     """
     form = values.choice("load_format", options.get("load_format", "auto"), "auto", "dummy")
@@ -97,7 +97,7 @@ def read(source: Source, device: Any, options: Mapping[str, Any]) -> Network:
         network = _read(source, device, options, dummy=form == "dummy")
     except WorkbenchError:
         raise
-    except Exception as error:  # broken files fail in as many ways as there are libraries
+    except Exception as error:  # broken files raise many kinds of errors
         kind = EngineError if memory_ran_out(error) else InputError
         raise kind(explain_load_error(source.name, error)) from error
     network.check_bidirectional()
@@ -145,20 +145,20 @@ def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
     except Exception as error:
         text = " ".join(str(error).split())
         raise InputError(
-            f"model {name!r} could not be fetched: {text:.300}. Check its name and the network, "
-            "or give a local folder"
+            f"model {name!r} could not be downloaded: {text:.300}. Check its name and the network, "
+            "or use a local folder"
         ) from error
 
 
 def _json(path: Path) -> dict[str, Any]:
     found = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
-        raise InputError(f"{path.name} of the model is no JSON object")
+        raise InputError(f"{path.name} of the model is not a JSON object")
     return found
 
 
 def _config(raw: Mapping[str, Any]) -> Any:
-    """The Llama that a model's configuration describes."""
+    """The Llama configuration that a model's configuration amounts to."""
     from transformers import LlamaConfig
 
     return LlamaConfig(**(_renamed(raw) if raw.get("model_type") == "llada" else _own(raw)))
@@ -167,18 +167,18 @@ def _config(raw: Mapping[str, Any]) -> Any:
 def _own(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     if raw.get("model_type") != "llama" or raw.get("is_causal", True):
         raise InputError(
-            f"model_type {raw.get('model_type')!r}, is_causal {raw.get('is_causal', True)} is no "
-            "masked-diffusion model that is known here: give one of the LLaDA-8B family or a Llama "
-            'with "is_causal": false, or use another engine'
+            f"model_type {raw.get('model_type')!r}, is_causal {raw.get('is_causal', True)}: not a "
+            "supported masked-diffusion model. Use one of the LLaDA-8B family or a Llama with "
+            '"is_causal": false, or another engine'
         )
     return raw
 
 
 def _renamed(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A LLaDA configuration under Llama's names."""
+    """A LLaDA configuration with Llama's names."""
     for name, need in LIKE_LLAMA.items():
         if raw.get(name, need) != need:
-            raise InputError(f"{name}={raw[name]!r}: only {need!r} is known here")
+            raise InputError(f"{name}={raw[name]!r}: only {need!r} is supported")
     return {
         "vocab_size": raw.get("embedding_size") or raw["vocab_size"],
         "hidden_size": raw["d_model"],
@@ -200,12 +200,12 @@ def _renamed(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mask(raw: Mapping[str, Any], tokenizer: Any, given: object, size: int) -> int:
-    """The mask token's id: as given, of the configuration, or of the tokenizer."""
+    """The mask token's id: the given one, the configuration's, or the tokenizer's."""
     for token in (given, raw.get("mask_token_id"), tokenizer.mask_token_id):
         if token is not None:
             return values.whole("mask_token_id", token, 0, size - 1)
     raise InputError(
-        "neither config.json nor the tokenizer names a mask token: give mask_token_id=… "
+        "neither config.json nor the tokenizer names a mask token: set mask_token_id=… "
         "(126336 for LLaDA-8B)"
     )
 
@@ -221,7 +221,7 @@ def _ends(raw: Mapping[str, Any], folder: Path, tokenizer: Any) -> tuple[int, ..
 
 
 def _random(config: Any, device: Any, dtype: str) -> Any:
-    """The same random weights each time."""
+    """A model with the same random weights each time."""
     import torch
     from transformers import LlamaForCausalLM
 
@@ -232,7 +232,7 @@ def _random(config: Any, device: Any, dtype: str) -> Any:
 
 
 def _weights(folder: Path, config: Any, dtype: str, *, llada: bool) -> Any:
-    """The checkpoint's own."""
+    """A model with the checkpoint's weights."""
     from transformers import LlamaForCausalLM
 
     with building(), silent():
@@ -243,7 +243,7 @@ def _weights(folder: Path, config: Any, dtype: str, *, llada: bool) -> Any:
             trust_remote_code=False,
             key_mapping=dict(NAMES) if llada else None,
             use_safetensors=True,  # a pickle could run anything
-            ignore_mismatched_sizes=True,  # told apart, and refused, below
+            ignore_mismatched_sizes=True,  # checked, and refused, below
             output_loading_info=True,
         )
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()

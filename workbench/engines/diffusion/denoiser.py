@@ -1,9 +1,9 @@
 """Continuous batching of a masked-diffusion model: rows join and leave at any step.
 
-A step runs the model once over the rows that need their whole canvas, once over those that have
-the rest of it in a cache, and lets each row commit by its own settings. A row's answer does not
-depend on what else is in the batch (in float32; in bfloat16 sums are rounded otherwise in another
-batch, and a near tie may fall the other way).
+A step runs the model once over the rows that need their whole canvas, and once over those with the
+rest of it in a cache. Then each row commits tokens by its settings. A row's answer does not depend
+on the other rows of the batch in float32. In bfloat16, rounding depends on the batch, and a near
+tie may change.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Counts:
     Attributes:
         forwards: runs of the model.
         rows: rows of these runs, summed; guidance counts twice.
-        tokens: positions computed, summed; of these `padding` are there to make rows equally long.
+        tokens: positions computed, summed; `padding` of them only make rows equally long.
         committed: tokens decided.
-        out_of_memory: times that the slots were halved.
+        out_of_memory: how often the slots were halved.
     """
 
     forwards: int = 0
@@ -50,14 +50,14 @@ class Counts:
 
 
 class Denoiser:
-    """Rows on their way through the model; used by one thread at a time.
+    """Continuous batching of rows; for use by one thread at a time.
 
     Args:
-        slots: rows at once, one of guidance counting twice; halved where memory runs out.
-        lock: held while the model runs, by all that use it.
+        slots: maximum rows in a batch; a row with guidance counts twice. Halved if memory runs out.
+        lock: held while the model runs, by all its users.
 
     Raises:
-        InputError: `slots` is no whole number from 1.
+        InputError: `slots` is not a whole number from 1.
     """
 
     def __init__(self, network: Network, slots: int, lock: threading.Lock | None = None) -> None:
@@ -66,8 +66,8 @@ class Denoiser:
         self._network = network
         self._lock = lock or threading.Lock()
         self._queue: deque[Row] = deque()
-        self._live: dict[Row, list[int]] = {}  # with their slots
-        self._cache = KVCache(max(2, slots))  # a row of guidance fits even where there is one slot
+        self._live: dict[Row, list[int]] = {}  # row: its slots
+        self._cache = KVCache(max(2, slots))  # at least 2: room for a row with guidance
 
     @property
     def live(self) -> int:
@@ -76,7 +76,7 @@ class Denoiser:
 
     @property
     def waiting(self) -> int:
-        """Rows that have no slot yet."""
+        """Number of rows without a slot yet."""
         return len(self._queue)
 
     def add(self, row: Row) -> None:
@@ -84,16 +84,16 @@ class Denoiser:
         self._queue.append(row)
 
     def remove(self, row: Row) -> None:
-        """Forget a row for good, wherever it is."""
+        """Remove a row, wherever it is."""
         self._live.pop(row, None)
         if row in self._queue:
             self._queue.remove(row)
 
     def step(self) -> list[Row]:
-        """Denoise each live row once; returns those whose block has ended, done ones included.
+        """Denoise each live row once; returns the rows whose block has ended, done ones included.
 
         Raises:
-            EngineError: the model itself has failed.
+            EngineError: the model has failed.
         """
         check()
         self._admit()
@@ -102,11 +102,11 @@ class Denoiser:
         reason = ""
         try:
             proposals = self._proposals()
-        except (RuntimeError, MemoryError) as error:  # torch's own for memory is a RuntimeError
+        except (RuntimeError, MemoryError) as error:  # torch's memory error is the former
             reason = " ".join(str(error).split()) or type(error).__name__
             if not memory_ran_out(error):
                 raise EngineError(f"the model failed in mid-run: {reason:.400}") from error
-        if reason:  # out here, where nothing holds what did not fit
+        if reason:  # outside `except`, which would keep the tensors alive
             return self._halve(reason)
         committed = sum(row.commit(places, proposal) for row, places, proposal in proposals)
         self.counts += Counts(committed=committed)
@@ -126,7 +126,7 @@ class Denoiser:
             self._live[self._queue.popleft()] = free[:need]
 
     def _proposals(self) -> list[tuple[Row, list[int], Proposal]]:
-        """Each live row's open positions, and what the model would write there."""
+        """Each live row's open positions, and the model's proposal for them."""
         import torch
 
         made = []
@@ -147,7 +147,7 @@ class Denoiser:
         return [(row, places, row.propose(logits)) for row, places, logits in made]
 
     def _halve(self, reason: str) -> list[Row]:
-        """Continue with half the rows; the others wait, and lose no token."""
+        """Continue with half the rows; the others wait, and no token is lost."""
         rows = [*self._live]
         self._live.clear()
         held = sum(row.slots for row in rows)
@@ -155,7 +155,7 @@ class Denoiser:
         if not alone:
             self.counts += Counts(out_of_memory=1)
             self.slots = max(1, held // 2) if len(rows) > 1 else held
-            log.warning("out of memory with %d rows at once, now %d", len(rows), self.slots)
+            log.warning("out of memory with %d rows in a batch, now %d", len(rows), self.slots)
         self._cache = KVCache(max(2, self.slots))
         collect(self._network.device)
         if alone:
@@ -169,12 +169,12 @@ class Denoiser:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A row of the batch: tokens from `start` on of a canvas of `length`."""
+    """A row of the batch: the tokens from `start` of a canvas of `length`."""
 
     ids: Any
     start: int
     length: int
-    open: list[int]  # positions whose logits are wanted
+    open: list[int]  # positions whose logits are needed
 
 
 def forward(
@@ -188,13 +188,13 @@ def forward(
     """Run the model over some rows.
 
     Args:
-        rows: with the slots of each, the first its own, a second one of guidance.
-        opens: of each row, the positions of the canvas whose logits are wanted.
-        whole: over whole canvases, and not only what a cache has not.
+        rows: each with its slots; guidance needs a second slot.
+        opens: for each row, the canvas positions whose logits are needed.
+        whole: run over whole canvases, not only over what the cache lacks.
 
     Returns:
-        Of each row the logits, float32 [its open positions, vocabulary], guidance applied; and what
-        the run took.
+        For each row the logits, float32 [its open positions, vocabulary], with guidance applied;
+        and the counts of this run.
     """
     import torch
 
@@ -212,7 +212,7 @@ def forward(
         size = len(part.ids)
         ids[index, :size] = part.ids
         places[index, :size] = torch.arange(part.start, part.start + size)
-        places[index, size:] = part.length  # where nobody looks
+        places[index, size:] = part.length  # a slot for padding, never read
     lengths = torch.tensor([part.length for part in parts])
     valid = (torch.arange(longest) < lengths[:, None]).to(device)
     view, places = None, places.to(device)
@@ -237,7 +237,7 @@ def _parts(network: Network, row: Row, places: list[int], whole: bool) -> list[_
     if whole or row.denoising.cache == "prefix":
         end = len(row.ids)
     canvases = [row.ids]
-    if row.slots == 2:  # the canvas without what was given
+    if row.slots == 2:  # the canvas without its prompt
         bare = row.ids.clone()
         bare[: len(row.prompt)] = network.mask
         canvases.append(bare)
@@ -245,7 +245,7 @@ def _parts(network: Network, row: Row, places: list[int], whole: bool) -> list[_
 
 
 def _guided(rows: Mapping[Row, Sequence[int]], logits: Sequence[Any]) -> list[Any]:
-    """Each row's logits, from those with and without its prompt where it asks for guidance."""
+    """Each row's logits; with guidance, from those with and without the prompt."""
     guided, rest = [], iter(logits)
     for row in rows:
         own = next(rest)

@@ -1,4 +1,4 @@
-"""How a masked-diffusion model fills its canvas: an answer's settings, and what a step commits."""
+"""How a masked-diffusion model fills its canvas: settings, and the tokens that a step commits."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ Remasking = Literal["low_confidence", "random"]
 class Denoising:
     """Which masked tokens are committed, and when (LLaDA, arXiv 2502.09992; Fast-dLLM, 2505.22618).
 
-    The canvas is the prompt and `max_tokens` masks. It is filled block by block from the left; a
-    step is one forward, after which some tokens of the current block are committed for good.
+    The canvas is the prompt and `max_tokens` masks. It is filled block by block from the left. A
+    step is one forward, which commits some tokens of the current block for good.
 
     Attributes:
-        steps: steps for the whole canvas, shared evenly among the blocks; None is a token a step.
-        block_length: tokens of a block. The last block is shorter where `max_tokens` is no
-            multiple of it.
+        steps: steps for the whole canvas, shared evenly among the blocks; None is one per token.
+        block_length: tokens per block. The last block is shorter if `max_tokens` is no multiple
+            of it.
         threshold: commit the most confident token of a step and every other with at least this
             probability; excludes `steps`.
         cfg_scale: classifier-free guidance: logits l become u + (cfg_scale + 1)·(l − u), where u
-            are those without the prompt; costs a second forward of the row.
-        remasking: commit the tokens of highest probability, or some at random.
-        cache: "none" runs over the whole canvas at each step; "prefix" keeps keys and values of
-            what lies before the block while it is filled, "dual" of all that lies outside it.
-            Both are approximations: what is kept does not see what is committed since.
+            are those without the prompt. It needs two forwards per row.
+        remasking: commit the tokens of highest probability, or random ones.
+        cache: "none" runs over the whole canvas at each step. "prefix" keeps keys and values of
+            the tokens before the block while it is filled, "dual" of all outside it. Both are
+            approximations: cached values do not reflect tokens committed since.
 
     Raises:
-        InputError: a value is out of its range, or two exclude each other.
+        InputError: a value is out of its range, or two values exclude each other.
     """
 
     steps: int | None = None
@@ -51,8 +51,8 @@ class Denoising:
             object.__setattr__(self, name, check(name, getattr(self, name), *limits))
         if self.threshold is not None and self.steps is not None:
             raise InputError(
-                f"steps={self.steps} and threshold={self.threshold} exclude each other: a "
-                "threshold decides how many steps there are; leave one of them out"
+                f"steps={self.steps} and threshold={self.threshold} exclude each other, as a "
+                "threshold decides the number of steps: leave one of them out"
             )
         if self.threshold is not None and self.remasking == "random":
             raise InputError(
@@ -61,7 +61,7 @@ class Denoising:
             )
 
     def __str__(self) -> str:
-        """What tells it from others, for tables and figures."""
+        """A short name, for tables and figures."""
         if self.threshold is not None:
             how = f"threshold {self.threshold:g}"
         else:
@@ -77,7 +77,7 @@ class Denoising:
         return ", ".join([how, *more])
 
     def quotas(self, length: int) -> Sequence[int | None]:
-        """Steps of each block of a canvas of `length` masks; None is until the block is full.
+        """Steps of each block of a canvas of `length` masks; None means until the block is full.
 
         Raises:
             InputError: fewer steps than blocks.
@@ -89,7 +89,7 @@ class Denoising:
         if steps < blocks:
             raise InputError(
                 f"steps={steps} are too few for {blocks} blocks (max_tokens={length}, "
-                f"block_length={self.block_length}): give at least {blocks}, or longer blocks"
+                f"block_length={self.block_length}): use at least {blocks}, or longer blocks"
             )
         if self.steps is None:
             last = length - (blocks - 1) * self.block_length
@@ -97,7 +97,7 @@ class Denoising:
         return [steps // blocks + (block < steps % blocks) for block in range(blocks)]
 
 
-# How each field is checked and made plain, in their order.
+# How each field is checked and normalised, in the order of the fields.
 _FIELDS: dict[str, tuple[Any, ...]] = {
     "steps": (values.optional, values.whole, 1),
     "block_length": (values.whole, 1),
@@ -110,13 +110,13 @@ _FIELDS: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What the model would write at each masked position of a row's block.
+    """What the model proposes for each masked position of a row's block.
 
     Attributes:
-        tokens: the likeliest, or drawn at a temperature.
+        tokens: the likeliest ones, or draws at a temperature.
         logprobs: their natural log-probabilities, before any temperature.
-        confidences: what decides which are committed first: the same, or random numbers.
-        top: the likeliest tokens at each position with theirs, if asked for.
+        confidences: decide the order of commits: probabilities, or random numbers.
+        top: the likeliest tokens at each position with log-probabilities, if requested.
     """
 
     tokens: list[int]
@@ -130,8 +130,8 @@ def propose(
 ) -> Proposal:
     """A row's proposal from its logits [masked positions, vocabulary].
 
-    In float64, as published: at float32 the noise of a draw loses the tail of the distribution
-    (LLaDA's generate.py). The mask itself is never proposed.
+    In float64, as published: in float32 the noise of a draw loses the tail of the distribution
+    (LLaDA's generate.py). The mask is never proposed.
     """
     import torch
 
@@ -159,14 +159,14 @@ def propose(
 
 
 def most_confident(confidences: Sequence[float], quota: int | None, threshold: float) -> list[int]:
-    """Which of the masked positions are committed: a quota of the most confident, or by threshold.
+    """The masked positions to commit: a quota of the most confident, or all above a threshold.
 
     Args:
-        quota: how many; None is all of at least `threshold`, and the most confident in any case.
+        quota: how many; None commits all of at least `threshold`, and always the most confident.
         threshold: in the unit of `confidences`.
 
     Returns:
-        Indices into `confidences`, the most confident first, the leftmost first where equal.
+        Indices into `confidences`, most confident first; for ties, leftmost first.
     """
     order = sorted(range(len(confidences)), key=lambda index: -confidences[index])
     if quota is not None:

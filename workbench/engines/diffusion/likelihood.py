@@ -1,9 +1,9 @@
-"""How likely a masked-diffusion model holds a text to be: the bound that it was trained on.
+"""Likelihood of a text under a masked-diffusion model: the bound that it was trained on.
 
 With k of the L target tokens masked, chosen at random, and k itself uniform on 1..L,
 log p(target | prompt) ≥ E[L/k · Σ over masked tokens of log p(token | prompt, rest)]
-(LLaDA, arXiv 2502.09992, equation 6). For one token that is its log-probability, exactly. Up to
-`EXACT` tokens all masks are tried, which gives the bound itself; above, `SAMPLES` are drawn.
+(LLaDA, arXiv 2502.09992, equation 6). For one token, the bound is its exact log-probability. Up
+to `EXACT` tokens, all masks are computed, which gives the bound itself; above, `SAMPLES` are drawn.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SAMPLES = 128
 
 @dataclass(frozen=True, slots=True)
 class Masking:
-    """Which tokens of a target are masked, and the weight of their log-probabilities' sum."""
+    """Which tokens of a target are masked, and the weight of the sum of their log-probabilities."""
 
     places: tuple[int, ...]
     weight: float
@@ -38,7 +38,7 @@ class Masking:
 
 @dataclass(frozen=True, slots=True)
 class _Canvas:
-    """A prompt and a target with masks, and what is asked of it.
+    """A prompt and a target with masks, and the tokens to score.
 
     `wanted` are (label, position, token, weight).
     """
@@ -50,8 +50,8 @@ class _Canvas:
 def maskings(prompt: Sequence[int], target: Sequence[int]) -> Iterator[Masking]:
     """The masks whose weighted sums of log-probabilities add up to the bound, or estimate it.
 
-    The draws depend on the prompt and the target alone, so that the same question has the same
-    answer. They are stratified over k, as in LLaDA's get_log_likelihood.py.
+    The draws depend on the prompt and the target alone, so that the result is repeatable. They
+    are stratified over k, as in LLaDA's get_log_likelihood.py.
     """
     import numpy as np
 
@@ -72,7 +72,7 @@ def maskings(prompt: Sequence[int], target: Sequence[int]) -> Iterator[Masking]:
 def _canvases(
     prompt: Sequence[int], labels: Sequence[Sequence[int]], mask: int
 ) -> Iterator[_Canvas]:
-    """All canvases that a prompt's labels need; labels of one token share one."""
+    """All canvases for a prompt's labels; labels of one token share one."""
     made: dict[tuple[int, ...], _Canvas] = {}
     for label, target in enumerate(labels):
         for masking in maskings(prompt, target):
@@ -112,7 +112,7 @@ def _logprobs_at(network: Network, batch: Sequence[_Canvas]) -> list[list[float]
 
 @dataclass(slots=True)
 class _Sum:
-    """A prompt's bounds so far; `left` canvases are to come."""
+    """A prompt's bounds so far, and the number of canvases left."""
 
     left: int
     bounds: list[float]
@@ -125,19 +125,19 @@ def bounds(
     labels: Sequence[Sequence[int]],
     size: int,
 ) -> Iterator[tuple[int, list[float] | None]]:
-    """The bound of each label after each prompt, as prompts are finished; None: it did not fit.
+    """(prompt's index, bound per label) as prompts finish; None if it did not fit into memory.
 
     Args:
         lock: held while the model runs.
-        prompts: tokens, by the index under which they come back.
-        size: canvases a forward; halved where memory runs out.
+        prompts: each prompt's tokens, by index.
+        size: canvases per forward; halved if memory runs out.
 
     Raises:
         EngineError: the model has failed.
     """
     sums: dict[int, _Sum] = {}
     queue: deque[tuple[int, _Canvas]] = deque()
-    order = sorted(prompts, key=lambda index: -len(prompts[index]))  # like lengths together
+    order = sorted(prompts, key=lambda index: -len(prompts[index]))  # similar lengths together
     for index in order:
         canvases = list(_canvases(prompts[index], labels, network.mask))
         sums[index] = _Sum(len(canvases), [0.0] * len(labels))
@@ -160,7 +160,7 @@ def bounds(
 def _try_batch(
     network: Network, lock: AbstractContextManager[Any], batch: Sequence[_Canvas]
 ) -> list[list[float]] | None:
-    """As `_logprobs_at`; None where memory ran out."""
+    """As `_logprobs_at`; None if memory ran out."""
     try:
         with lock:
             return _logprobs_at(network, batch)
@@ -174,7 +174,7 @@ def _try_batch(
 def _added(
     sums: dict[int, _Sum], batch: Sequence[tuple[int, _Canvas]], logprobs: Sequence[Sequence[float]]
 ) -> Iterator[tuple[int, list[float]]]:
-    """Add a batch to the sums; yields those that are whole."""
+    """Add a batch to the sums; yields the finished ones."""
     for (index, canvas), values in zip(batch, logprobs, strict=True):
         total = sums[index]
         total.left -= 1

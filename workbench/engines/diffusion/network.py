@@ -1,7 +1,7 @@
-"""A masked-diffusion model in memory, and the keys and values that it may keep between steps.
+"""A masked-diffusion model in memory, and its cache of keys and values between steps.
 
-It is a Llama of stock transformers that attends to both sides. In the cache a row has a slot of its
-own, filled by position, so that rows of different lengths and at different blocks share a forward.
+It is a Llama of stock transformers with attention in both directions. In the cache, each row has
+a slot filled by position. So rows of different lengths and at different blocks share a forward.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ GRAIN = 64  # tokens by which a cache grows
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A model and what its tokens mean.
+    """A model and its special tokens.
 
     Attributes:
         model: a `LlamaForCausalLM` in evaluation mode.
-        mask: the token that stands for what is not decided yet.
+        mask: the token for an undecided position.
         ends: tokens that end an answer.
-        context: most tokens of a canvas.
-        revision: which weights they are: the hub's commit, or "" for a folder.
+        context: maximum number of tokens in a canvas.
+        revision: the hub's commit of the weights, or "" for a folder.
     """
 
     model: Any
@@ -39,16 +39,16 @@ class Network:
 
     @property
     def vocabulary(self) -> int:
-        """Token ids are below it."""
+        """Size of the vocabulary: token ids are below it."""
         return int(self.model.config.vocab_size)
 
     def hidden(self, ids: Any, valid: Any, positions: Any, cache: Any = None) -> Any:
         """The last layer [rows, length, width] over token ids [rows, length].
 
         Args:
-            valid: bool [rows, keys], which keys are there and not padding.
+            valid: bool [rows, keys], whether a key is real and not padding.
             positions: [rows or 1, length].
-            cache: a cache's view (`KVCacheView`) that takes keys and values, or gives more.
+            cache: a cache's view (`KVCacheView`) that stores keys and values and returns more.
         """
         return self.model.model(
             input_ids=ids,
@@ -63,10 +63,10 @@ class Network:
         return self.model.lm_head(hidden).float()
 
     def check_bidirectional(self) -> None:
-        """Refuse a model whose tokens do not see what follows them.
+        """Refuse a causal model, whose tokens do not see the following ones.
 
         Raises:
-            InputError: it is causal, in spite of its configuration.
+            InputError: it is causal, despite its configuration.
         """
         import torch
 
@@ -84,14 +84,14 @@ class Network:
 
 @dataclass(slots=True)
 class KVCache:
-    """Keys and values [slots, heads, width, head size] of each layer, made when first needed."""
+    """Keys and values [slots, heads, width, head size] of each layer, allocated at first use."""
 
     slots: int
     width: int = 0
     layers: dict[int, tuple[Any, Any]] = field(default_factory=dict)
 
     def reserve(self, width: int) -> None:
-        """Make room for canvases of `width` tokens and one place for what nobody reads."""
+        """Make room for canvases of `width` tokens, and one place for padding."""
         if width < self.width:
             return
         self.width = -(-(width + 1) // GRAIN) * GRAIN
@@ -103,7 +103,7 @@ class KVCache:
             self.layers[layer] = (grown[0], grown[1])
 
     def layer(self, layer: int, like: Any) -> tuple[Any, Any]:
-        """A layer's keys and values."""
+        """A layer's keys and values, allocated at first use."""
         if layer not in self.layers:
             heads, size = like.shape[1], like.shape[3]
             shape = (self.slots, heads, self.width, size)
@@ -113,13 +113,13 @@ class KVCache:
 
 @dataclass(frozen=True, slots=True)
 class KVCacheView:
-    """What one forward writes to and reads from a cache; stands where transformers has its cache.
+    """One forward's access to a cache, in place of transformers' cache.
 
     Attributes:
         rows: the slot of each row.
         positions: [rows, length], where the forward's keys and values belong; None is the whole
-            canvas from its beginning, which needs nothing of the cache.
-        width: keys that a row may see.
+            canvas from its beginning, which reads nothing from the cache.
+        width: number of keys that a row may see.
     """
 
     cache: KVCache
@@ -128,17 +128,17 @@ class KVCacheView:
     width: int
 
     def update(self, keys: Any, values: Any, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
-        """Keep these keys and values; returns all that the rows may see."""
+        """Store these keys and values; returns all that the rows may see."""
         stores = self.cache.layer(layer, keys)
         if self.positions is None:
             for store, new in zip(stores, (keys, values), strict=True):
                 store[self.rows, :, : new.shape[2]] = new
-                store[self.rows, :, new.shape[2] :] = 0  # of whoever had the slot before
+                store[self.rows, :, new.shape[2] :] = 0  # of the slot's previous row
             return keys, values
         for store, new in zip(stores, (keys, values), strict=True):
             store[self.rows[:, None], :, self.positions] = new.transpose(1, 2)
         return stores[0][self.rows, :, : self.width], stores[1][self.rows, :, : self.width]
 
     def get_seq_length(self, *_: Any) -> int:
-        """Positions are always given."""
+        """Always 0: positions are passed explicitly."""
         return 0

@@ -1,4 +1,4 @@
-"""One answer being denoised: its canvas, its own settings and random numbers, and how far it is."""
+"""One answer during denoising: its canvas, settings, random numbers and progress."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ BROKEN = "\ufffd"  # how a decoder writes part of a character
 
 
 class Row:
-    """The canvas is the prompt and `max_tokens` masks; committed tokens never change again.
+    """The canvas is the prompt and `max_tokens` masks; committed tokens never change.
 
     Attributes:
         prompt: its tokens.
         ids: the canvas, tokens [length] on the CPU.
         forwards: steps so far.
-        fresh: the next step needs a forward over the whole canvas.
-        ended: the latest step has ended a block, or all.
-        done: finished, or failed with `error`.
+        fresh: whether the next step needs a forward over the whole canvas.
+        ended: whether the latest step has ended a block, or the answer.
+        done: whether it finished, or failed with `error`.
 
     Raises:
-        InputError: structured output, the mask among the prompt's tokens, too few steps, a canvas
-            longer than the context.
+        InputError: structured output, the mask among the prompt's tokens, too few steps, or a
+            canvas longer than the context length.
     """
 
     def __init__(
@@ -59,30 +59,30 @@ class Row:
         self._quotas = denoising.quotas(length)
         self._most = sum(steps or denoising.block_length for steps in self._quotas)
         self._block = 0
-        self._step = 0  # of the block
+        self._step = 0  # within the block
         self._settled = 0  # tokens of the answer before its first mask
         self._stopped = False
         self._noted: dict[int, TokenLogprob] = {}
 
     @property
     def slots(self) -> int:
-        """Rows of a forward that it takes: guidance needs a second one."""
+        """Rows of a forward that it occupies: 2 with guidance, else 1."""
         return 2 if self.denoising.cfg_scale else 1
 
     @property
     def span(self) -> tuple[int, int]:
-        """Where its block begins and ends in the canvas."""
+        """First position of its block in the canvas, and the one after its last."""
         start = len(self.prompt) + self._block * self.denoising.block_length
         return start, min(start + self.denoising.block_length, len(self.ids))
 
     def masked(self) -> list[int]:
-        """Positions in the canvas that are open in this block."""
+        """Canvas positions in this block that are still masked."""
         start, end = self.span
         here: Any = self.ids[start:end] == self._network.mask
         return [start + place for place in here.nonzero()[:, 0].tolist()]
 
     def propose(self, logits: Any) -> Proposal:
-        """A proposal from its logits; its random numbers are the same if a step is made again."""
+        """A proposal from its logits; a repeated step draws the same random numbers."""
         import torch
 
         seed = int.from_bytes(digest(self._seed, self.forwards)[:7], "big")
@@ -91,7 +91,7 @@ class Row:
         return propose(logits, self._network.mask, self.sampling, how, generator)
 
     def commit(self, positions: Sequence[int], proposal: Proposal) -> int:
-        """Take a step's proposal for the open positions; returns how many tokens it decides."""
+        """Commit a step's proposal at the open positions; returns how many tokens it commits."""
         self.forwards += 1
         if any(math.isnan(value) for value in proposal.logprobs):
             self.fail("the model's logits are not numbers (NaN or infinite)")
@@ -116,7 +116,7 @@ class Row:
         return len(picked)
 
     def rewind(self) -> None:
-        """Go back to the beginning of its block: a cache is of that state, and made there only."""
+        """Return to the beginning of its block, the only place where a cache can be filled."""
         if self.denoising.cache != "none":
             start, end = self.span
             self.ids[start:end] = self._network.mask
@@ -125,11 +125,11 @@ class Row:
         self.fresh = True
 
     def fail(self, reason: str) -> None:
-        """End it without an answer."""
+        """End it with an error."""
         self.done, self.ended, self.error = True, True, reason
 
     def text(self) -> str:
-        """What is settled of the answer; later calls only add to it."""
+        """The settled part of the answer; later calls only add to it."""
         made = self._made()
         text = added_text(self._network.tokenizer, self.prompt, made)
         found = [at for stop in self.sampling.stop if (at := text.find(stop)) >= 0]
@@ -164,7 +164,7 @@ class Row:
         )
 
     def _made(self) -> list[int]:
-        """The settled tokens of the answer, the one that ends it included."""
+        """The settled tokens of the answer, including the token that ends it."""
         start = len(self.prompt)
         tokens: list[int] = self.ids[start : start + self._settled].tolist()
         return tokens
@@ -186,7 +186,7 @@ class Row:
         self._noted[position] = TokenLogprob(token, logprob, top)
 
     def _settle(self) -> None:
-        """Find how far the answer is settled, and whether that ends it."""
+        """Find how far the answer is settled, and whether it ends there."""
         answer = self.ids[len(self.prompt) :].tolist()
         mask = self._network.mask
         before = self._settled
@@ -222,12 +222,12 @@ def _check(network: Network, prompt: Sequence[int], sampling: Sampling) -> None:
         values.whole("a token id of the prompt", token, 0, network.vocabulary - 1)
     if (sampling.logprobs or 0) > network.vocabulary:
         raise InputError(
-            f"logprobs={sampling.logprobs}: the model has {network.vocabulary} tokens only"
+            f"logprobs={sampling.logprobs}: the model has only {network.vocabulary} tokens"
         )
     if network.mask in prompt:
         raise InputError(
-            f"the prompt holds the mask token ({network.mask}), which stands for what is to be "
-            "written: take it out"
+            f"the prompt holds the mask token ({network.mask}), which marks positions to be "
+            "filled: take it out"
         )
     if len(prompt) + sampling.max_tokens > network.context:
         raise InputError(
