@@ -102,7 +102,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     folder = dummy_model(source, tmp_path / "model")
     before = (folder / "config.json").read_bytes()
     for target in (folder, source, source / "below"):
-        with pytest.raises(InputError, match=r"give a new folder where you may write"):
+        with pytest.raises(InputError, match=r"choose a new, writable folder"):
             dummy_model("llama-1b", target)
     assert (folder / "config.json").read_bytes() == before
     assert json.loads(source.read_text()) == SMALL
@@ -128,8 +128,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
         ({"rope_theta": True}, r"rope_theta=True: must be a number above 0"),
         ({"rope_theta": float("inf")}, r"rope_theta=inf: must be a number above 0"),
         ({"rope_theta": float("nan")}, r"rope_theta=nan: must be a number above 0"),
-        ({"hidden_size": 130}, r"hidden_size=130 is not a multiple .*=4: .* or give head_dim"),
-        ({"head_dim": 31}, r"head_dim=31 is odd.*give an even head_dim"),
+        ({"hidden_size": 130}, r"hidden_size=130 is not a multiple .*=4: .* or set head_dim"),
+        ({"head_dim": 31}, r"head_dim=31 is odd.*set an even head_dim"),
         ({"hidden_size": 132}, r"head_dim=33 is odd.*other hidden_size"),
         ({"num_key_value_heads": 3}, r"num_attention_heads=4 is not a multiple of .*=3"),
         ({"num_key_value_heads": 8}, r"num_attention_heads=4 is not a multiple of .*=8"),
@@ -151,7 +151,10 @@ def test_values_at_their_limits() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", r"in double quotes at column 2; give shapes as a JSON object, or one of llama-1b"),
+        (
+            "{",
+            r"in double quotes at column 2; the file needs a JSON object, or use one of llama-1b",
+        ),
         ("\udcff", r"the byte 0xff is not UTF-8; give"),
         ("[1]", r"must be an object with the keys hidden_size, "),
         (SMALL | {"hiden_size": 1}, r"no key 'hiden_size', did you mean 'hidden_size'\?"),

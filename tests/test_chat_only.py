@@ -215,7 +215,7 @@ def test_eval_ends_with_an_error_where_a_row_failed(tmp_path: Path) -> None:
     def fails(asked: Asked) -> Said | None:
         return error("out of luck") if asked.body.get("max_tokens", 0) > 4 else None
 
-    for say, more, reason in ((fails, [], "out of luck"), (lambda _: None, limits, "not asked")):
+    for say, more, reason in ((fails, [], "out of luck"), (lambda _: None, limits, "not sent")):
         with Stranger(say) as server:
             done = CliRunner().invoke(app, [*command, "-o", f'base_url="{server.url}"', *more])
         assert done.exit_code == 1

@@ -204,7 +204,7 @@ def test_tensors_of_another_model_are_refused(tmp_path: Path, tensors: Tensors) 
     deeper = tensors | {"model.layers.4.input_layernorm.weight": torch.ones(128)}
     untied = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}
     for name, state, said in (
-        ("fewer", fewer, f"lacks {norm}: it is no checkpoint of"),
+        ("fewer", fewer, f"lacks {norm}: it is not a checkpoint of"),
         ("wider", wider, rf"{norm} has the shape \[129\], that of the base model \[128\]"),
         ("deeper", deeper, r"beyond the base model, model.layers.4.input_layernorm.weight"),
         ("untied", untied, r"lm_head.weight is not model.embed_tokens.weight"),
@@ -236,7 +236,7 @@ def test_no_planted_pickle_is_loaded(tmp_path: Path, tensors: Tensors) -> None:
     index = path / ".metadata"
     kept = index.read_bytes()
     index.write_bytes(planted)
-    refused(path, tmp_path / "out", r"it asks for pathlib\.Path\.touch|nothing of it was run")
+    refused(path, tmp_path / "out", r"it refers to pathlib\.Path\.touch|no code of it was run")
     index.write_bytes(kept)
     (shard,) = path.glob("*.distcp")
     shard.write_bytes(planted * (1 + shard.stat().st_size // len(planted)))
@@ -337,21 +337,21 @@ def test_broken_indexes_and_wrong_folders(tmp_path: Path, tensors: Tensors) -> N
         index.write_bytes(data)
         refused(inner, out, said)
     for file in ("../elsewhere", "/etc/passwd", "..", "", "a\0b", 5):
-        changed("not one of its folder", lambda _, __, p, file=file: setattr(
+        changed("not in its folder", lambda _, __, p, file=file: setattr(
             p[0], "relative_path", file))  # fmt: skip
     changed("is missing", lambda _, __, p: setattr(p[0], "relative_path", "x" * 200))
     changed("compressed", lambda _, __, p: setattr(p[0], "transform_descriptors", ["zstd"]))
-    changed("are no sizes", lambda _, __, p: setattr(p[0], "offset", -1))
+    changed("are not sizes", lambda _, __, p: setattr(p[0], "offset", -1))
     changed("were never saved", lambda m, _, __: m.storage_data.clear())
     changed("were never saved", lambda _, t, __: t.chunks.clear())
     changed("were never saved", lambda _, t, __: t.chunks.append(chunk))  # twice
     changed("were never saved", lambda _, t, __: setattr(t.chunks[0], "sizes", half))
-    changed("no tensor", lambda _, t, __: setattr(t.properties, "dtype", "float32"))
-    changed("asks for 'torch", lambda _, t, __: setattr(t, "size", torch.zeros(1)))
+    changed("not a tensor", lambda _, t, __: setattr(t.properties, "dtype", "float32"))
+    changed("refers to 'torch", lambda _, t, __: setattr(t, "size", torch.zeros(1)))
     changed("other dimensions", lambda _, t, __: setattr(t, "size", (2, 64)))
     changed("not what torch", lambda m, _, __: setattr(m, "storage_data", None))
     changed("not what torch", lambda m, _, __: m.state_dict_metadata.update(a=m))
-    changed("no tensor", lambda m, t, __: m.state_dict_metadata.update({5: t}))
+    changed("not a tensor", lambda m, t, __: m.state_dict_metadata.update({5: t}))
 
 
 @pytest.mark.parametrize(
@@ -379,9 +379,9 @@ def test_what_differs_by_a_wrapper_only_is_not_chosen_from(
     tmp_path: Path, tensors: Tensors
 ) -> None:
     twice = tensors | {f"_orig_mod.{name}": value + 1 for name, value in tensors.items()}
-    refused(save(twice, tmp_path / "dcp"), tmp_path / "out", "the same but for a wrapper")
+    refused(save(twice, tmp_path / "dcp"), tmp_path / "out", "differ only in a wrapper")
     whole = {name: value.to(torch.int32) for name, value in tensors.items()}
-    refused(save(whole, tmp_path / "int"), tmp_path / "out", "is torch.int32, no floating-point")
+    refused(save(whole, tmp_path / "int"), tmp_path / "out", "is torch.int32, not floating-point")
     twin = tensors | {"lm_head.weight": torch.ones([1] * 70)}
     refused(save(twin, tmp_path / "twin"), tmp_path / "out", r"lm_head.weight has the shape \[1, 1")
 
@@ -392,8 +392,8 @@ def test_what_differs_by_a_wrapper_only_is_not_chosen_from(
         ("{", "is not known here"),
         ('{"model_type": "unheard-of"}', "is not known here"),
         ('{"model_type": "llada"}', "is not known here"),
-        ('{"model_type": "llama", "num_attention_heads": 0}', "no language model|not known"),
-        ('{"model_type": "llama", "hidden_size": "x"}', "no language model|not known"),
+        ('{"model_type": "llama", "num_attention_heads": 0}', "not a language model|not known"),
+        ('{"model_type": "llama", "hidden_size": "x"}', "not a language model|not known"),
         ('{"model_type": "bert"}', "lacks|no language model"),
         ('{"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}', "is not known here"),
     ],

@@ -58,13 +58,13 @@ def test_1_gib_is_refused_with_what_would_fit() -> None:
     with pytest.raises(EngineError) as caught:
         plan_cache("gemma", GIB, [replace(GEMMA, weights=1_070_000_000)])
     text = str(caught.value)
-    assert "'gemma' does not fit into the 1.0 GiB of memory that are free" in text
+    assert "'gemma' does not fit into the 1.0 GiB of free memory" in text
     assert "1.0 GiB of weights in float32" in text
     assert 'It would fit with dtype="bfloat16", max_model_len=8192, max_num_seqs=16' in text
 
 
 def test_where_nothing_would_fit_it_says_that() -> None:
-    with pytest.raises(EngineError, match=r"2\.\d GiB in all .* take a smaller or a quantised"):
+    with pytest.raises(EngineError, match=r"2\.\d GiB in all .* use a smaller or quantised"):
         plan_cache("m", GIB // 4, [GEMMA])
 
 
@@ -165,7 +165,7 @@ def test_opens_in_less_memory_and_says_so(
     with open_engine(str(large), "vllm", store=None, **options) as engine:
         assert engine.info.context_length == 16_384
         (note,) = engine.info.notes
-        assert note.startswith("the context is 16,384 tokens of the model's 32,768: 6.0 GiB")
+        assert note.startswith("the context is 16,384 tokens instead of the model's 32,768, as")
         assert engine.generate(["a"], Sampling(max_tokens=4))[0].error is None
     assert "GiB of cache" in caplog.text
     assert "context 16,384; 6.0 GiB were free" in caplog.text

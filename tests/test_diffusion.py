@@ -568,8 +568,8 @@ def test_what_is_no_token_or_no_text_is_refused(engine: DiffusionEngine) -> None
         engine.row([1], replace(GREEDY, logprobs=9999))
     fine, half = engine.generate(["a", "b\ud800"], GREEDY, errors="return")
     assert fine.error is None
-    assert "no valid text" in str(half.error)
-    with pytest.raises(InputError, match="no valid text"):
+    assert "not valid text" in str(half.error)
+    with pytest.raises(InputError, match="not valid text"):
         engine.label_logprobs(["a"], ["x", "\udfff"])
 
 

@@ -317,7 +317,7 @@ def test_a_class_that_transformers_insists_on_is_not_trusted(
     fields["tokenizer.ggml.add_bos_token"] = bos
     fields["tokenizer.ggml.bos_token_id"] = 2
     path = write(tmp_path / "x.gguf", fields, tensors)
-    with pytest.raises(InputError, match="transformers takes for a Qwen2Tokenizer, which splits"):
+    with pytest.raises(InputError, match="transformers loads as a Qwen2Tokenizer, which splits"):
         convert_gguf(path, tmp_path / "out")
     fields["tokenizer.ggml.pre"] = "qwen2"
     path = write(tmp_path / "y.gguf", fields, tensors)
@@ -401,9 +401,7 @@ def test_sentencepiece_merges_by_score(
 
 def test_another_tokenizer_takes_the_place_of_one_not_known(tmp_path: Path, alone: None) -> None:
     path = tiny(tmp_path / "x.gguf", pre="of-our-own")
-    with pytest.raises(
-        InputError, match=r"x\.gguf splits texts in the way 'of-our-own'.*--tokenizer"
-    ):
+    with pytest.raises(InputError, match=r"x\.gguf splits texts with 'of-our-own'.*--tokenizer"):
         convert_gguf(path, tmp_path / "out")
     made = convert_gguf(path, tmp_path / "out", tokenizer=str(MODEL))
     old, new = (AutoTokenizer.from_pretrained(folder) for folder in (MODEL, made.folder))
@@ -504,11 +502,11 @@ def tensor(size: int, kind: int, start: int = 0, data: bytes = b"") -> bytes:
 
 HUGE = 2**60
 BROKEN = {
-    "empty": (b"", "is no GGUF file"),
-    "other": (b"PK\x03\x04" + bytes(500), "is no GGUF file"),
+    "empty": (b"", "is not a GGUF file"),
+    "other": (b"PK\x03\x04" + bytes(500), "is not a GGUF file"),
     "short": (b"GGUF\x03\0", "has a broken header"),
-    "old": (header(version=1), "is GGUF of version 1"),
-    "big-endian": (header(version=3 << 24), "of version 50,331,648"),
+    "old": (header(version=1), "is GGUF version 1"),
+    "big-endian": (header(version=3 << 24), "version 50,331,648"),
     "many settings": (header(keys=HUGE), "claims 1,152,921,504,606,846,976 settings"),
     "many tensors": (header(tensors=HUGE), "and 1,152,921,504,606,846,976 tensors"),
     "long name": (header(keys=1, rest=struct.pack("<Q", HUGE)), "a text of 1,152,"),
@@ -518,14 +516,14 @@ BROKEN = {
     "missing list": (
         header(keys=1, rest=text(b"k") + struct.pack("<IIQ", 9, 4, 10**6)), "has a broken header",
     ),
-    "kind": (header(keys=1, rest=text(b"k") + struct.pack("<I", 77)), "a setting of the kind 77"),
+    "kind": (header(keys=1, rest=text(b"k") + struct.pack("<I", 77)), "a setting of type 77"),
     "letters": (header(keys=1, rest=text(b"\xff\xfe") + bytes(9)), "has a broken header"),
     "dimensions": (header(1, 0, text(b"t") + struct.pack("<I", 2**30)), "dimensions"),
     "type": (tensor(4, 4242), "4242"),
     "size": (tensor(HUGE, 0), "is cut off"),
     "place": (tensor(4, 0, HUGE), "is cut off"),
-    "block": (tensor(33, 8), r"the shape \[33\], which Q8_0 has not"),
-    "integers": (tensor(4, 26, 0, bytes(99)), "stores t as I32, which gguf cannot make plain"),
+    "block": (tensor(33, 8), r"the shape \[33\], which Q8_0 cannot have"),
+    "integers": (tensor(4, 26, 0, bytes(99)), "stores t as I32, which gguf cannot convert"),
     "nothing": (header(), "has the architecture None"),
 }  # fmt: skip
 
@@ -568,18 +566,21 @@ def test_wherever_a_file_is_cut_it_is_refused(tmp_path: Path, alone: None) -> No
     [
         ({"without": ["blk.3.ffn_up.weight"]}, r"lacks blk\.3\.ffn_up\.weight"),
         ({"without": ["token_embd.weight"]}, r"lacks token_embd\.weight"),
-        ({"more": {"blk.0.attn_q.bias": np.ones(192, np.float32)}}, r"take: blk\.0\.attn_q\.bias"),
-        ({"more": {"blk.6.attn_norm.weight": np.ones(192, np.float32)}}, "says 6 layers and has 7"),
+        ({"more": {"blk.0.attn_q.bias": np.ones(192, np.float32)}}, r"have: blk\.0\.attn_q\.bias"),
+        (
+            {"more": {"blk.6.attn_norm.weight": np.ones(192, np.float32)}},
+            "says 6 layers, but has 7",
+        ),
         (
             {"more": {"output_norm.weight": np.ones(99, np.float32)}},
             r"output_norm\.weight with the shape \[99\]; its settings say \[192\]",
         ),
         (
             {"more": {"rope_freqs.weight": np.ones(7, np.float32)}},
-            "rope_freqs.weight that is not known",
+            "rope_freqs.weight that is not supported",
         ),
         ({"general.architecture": "mamba"}, "has the architecture 'mamba'.*base_url"),
-        ({"llama.expert_count": 8}, r"has the setting llama\.expert_count=8, not known here"),
+        ({"llama.expert_count": 8}, r"has the setting llama\.expert_count=8, not supported"),
         (
             {"llama.attention.head_count": 0},
             r"llama\.attention\.head_count=0, which must be a number",
@@ -588,13 +589,13 @@ def test_wherever_a_file_is_cut_it_is_refused(tmp_path: Path, alone: None) -> No
         ({"llama.block_count": 10**9}, "says 1000000000 layers and has 6"),
         ({"llama.embedding_length": 3 * 2**28}, "with the shape"),
         ({"llama.rope.dimension_count": 16}, "heads of size 64 and rope.dimension_count=16"),
-        ({"llama.rope.scaling.type": "yarn"}, "scales positions in the way 'yarn'"),
+        ({"llama.rope.scaling.type": "yarn"}, "scales positions with 'yarn'"),
         ({"split.count": 3}, "is one part of several: join them with llama-gguf-split --merge"),
-        ({"tokenizer.ggml.model": "bert"}, "tokenizer of the kind 'bert'.*--tokenizer"),
+        ({"tokenizer.ggml.model": "bert"}, "tokenizer of kind 'bert'.*--tokenizer"),
         ({"tokenizer.ggml.tokens": None}, r"has no tokenizer\.ggml\.tokens"),
         ({"tokenizer.ggml.merges": ["no such", "pair"]}, "has a broken tokenizer"),
         ({"tokenizer.ggml.eos_token_id": 640}, "eos_token_id=640 of 640 tokens"),
-        ({"tokenizer.ggml.add_bos_token": True}, "asks for a bos token and names none"),
+        ({"tokenizer.ggml.add_bos_token": True}, "requires a bos token but has none"),
         ({"tokenizer.ggml.tokens": ["x"] * 640}, "has the token 'x' twice"),
     ],
 )
@@ -618,7 +619,7 @@ def test_more_tokens_than_weights_are_refused(tmp_path: Path, alone: None) -> No
     model = embedded()
     fields = settings(model.config, "llama") | bpe(641)
     path = write(tmp_path / "x.gguf", fields, stored(model, "llama"))
-    with pytest.raises(InputError, match="weights for 640 tokens, and the tokenizer has 641"):
+    with pytest.raises(InputError, match="weights for 640 tokens, but the tokenizer has 641"):
         convert_gguf(path, tmp_path / "out")
 
 
@@ -628,7 +629,7 @@ def test_wrong_places_are_said(
     path = tiny(tmp_path / "x-00001-of-00003.gguf")
     with pytest.raises(InputError, match="is one part of several: join them"):
         convert_gguf(path, tmp_path / "out")
-    with pytest.raises(InputError, match=r"is a folder: give a \.gguf file"):
+    with pytest.raises(InputError, match=r"is a folder: use a \.gguf file"):
         convert_gguf(tmp_path, tmp_path / "out")
     with pytest.raises(InputError, match="exists already"):
         convert_gguf(path, path)

@@ -121,8 +121,8 @@ def test_of_somebodys_own_task_the_template_is_the_prompt(plain: VLLMEngine) -> 
         ({"prompt": "{answer}"}, "no field 'answer'"),
         ({"prompt": "Hello"}, "all prompts would be the same"),
         ({"temperature": -1}, "temperature=-1"),
-        ({"max_cost": 1}, "give price_in and price_out"),
-        ({"price_in": 1}, "price_out is not given"),
+        ({"max_cost": 1}, "set price_in and price_out"),
+        ({"price_in": 1}, "price_out is not set"),
         ({**PRICES, "max_cost": -1}, "max_cost=-1"),
         ({"dry_run": "yes"}, "dry_run='yes'"),
     ],
@@ -189,7 +189,7 @@ def test_a_dry_run_counts_exactly_and_sends_nothing(kept: VLLMEngine) -> None:
     assert (more.requests, more.in_store) == (3, 12)
     assert "12 others are in the store" in str(more)
     done = evaluate("word_problems", kept, dry_run=True, **FEW, num_runs=3)
-    assert "nothing is to be asked" in str(done)
+    assert "nothing to send" in str(done)
 
 
 def test_a_dry_run_of_agents(kept: VLLMEngine) -> None:
@@ -197,7 +197,7 @@ def test_a_dry_run_of_agents(kept: VLLMEngine) -> None:
     assert (votes.requests, votes.further) == (12, False)
     best = evaluate("word_problems", kept, BestOfN(4), count=3, dry_run=True)
     assert (best.requests, best.further) == (12, True)
-    assert "depends on the answers" in str(best)
+    assert "depend on the answers" in str(best)
     evaluate("word_problems", kept, MajorityVote(4), count=3)  # draws what BestOfN does first
     known = evaluate("word_problems", kept, BestOfN(4), count=3, dry_run=True)
     assert known.in_store == 12
@@ -211,7 +211,7 @@ def test_a_limit_stops_cleanly_and_more_resumes(kept: VLLMEngine) -> None:
     stopped = evaluate("word_problems", kept, max_cost=limit, **FEW, **PRICES)
     lost = stopped.rows["error"].notna()
     assert 0 < lost.sum() < len(lost)
-    assert stopped.rows["error"][lost].str.startswith(f"not asked: max_cost={limit:g}").all()
+    assert stopped.rows["error"][lost].str.startswith(f"not sent: max_cost={limit:g}").all()
     assert stopped.provenance["cost"]["spent"] <= limit
     assert stopped.summary[0].n_failed == lost.sum()
     before = kept.usage
@@ -342,7 +342,7 @@ def test_amounts_read_well() -> None:
     estimate = Estimate(10, 1000, 500, prices=Prices(1, 2), minutes=2.5)
     assert repr(estimate) == (
         "at most 10 requests, about 1,000 prompt tokens and at most 500 completion tokens; a cost "
-        "of at most 0.002, at 1.00 and 2.00 a million tokens, 2.5 minutes at the rate limits"
+        "of at most 0.002, at 1.00 and 2.00 per million tokens, 2.5 minutes at the rate limits"
     )
 
 
@@ -359,7 +359,7 @@ def test_options_are_read_from_the_source_as_they_are() -> None:
     [
         (["--agent", "majority_vot"], "did you mean 'majority_vote'"),
         (["--prompt", "{qestion}"], "no field 'qestion'"),
-        (["--max-cost", "3"], "give price_in and price_out"),
+        (["--max-cost", "3"], "set price_in and price_out"),
         (["-o", "max_model_le=3"], "did you mean 'max_model_len'"),
         (["--engine", "vlm"], "engine='vlm' is unknown"),
     ],

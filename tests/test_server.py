@@ -129,7 +129,7 @@ def test_a_run_goes_on_where_the_same_model_is(
         rows = engine.generate(TEXTS[:30], Sampling(max_tokens=8))
         assert [row.text for row in rows] == wanted
         assert engine.info.engine == "remote"
-        assert "vllm was lost (out of luck); went on with remote" in engine.info.failovers[0]
+        assert "vllm was lost (out of luck); continued with remote" in engine.info.failovers[0]
         assert engine.usage.requests == 30
         again = engine.generate(TEXTS[:30], Sampling(max_tokens=8))
         assert all(row.from_store for row in again)  # from either

@@ -59,7 +59,7 @@ def test_every_caller_of_a_model_that_stopped_is_told_why(monkeypatch: pytest.Mo
     for _ in range(2):  # the first one steps, and the second finds that nothing is there
         inbox = Inbox()
         inbox.pending["1"] = "1-x"
-        with pytest.raises(EngineGoneError, match="stopped in mid-run: CUDA error"):
+        with pytest.raises(EngineGoneError, match="stopped mid-run: CUDA error"):
             shared.take(inbox)
     with pytest.raises(EngineGoneError, match="CUDA error"):
         shared.send(Inbox(), [1], None, None)

@@ -100,7 +100,7 @@ def evaluate(  # noqa: PLR0917  # the first six are a contract
         price_in, price_out: of a million prompt and completion tokens, in any currency; the report
             says what was spent (`provenance["cost"]`).
         max_cost: in the same currency: no request is sent that could make the cost of this call
-            exceed it if each one under way generated as much as it may. What is not asked are
+            exceed it if each one under way generated as much as it may. Rows that are not sent have
             failed rows with that reason; the same call with more resumes from the store, where
             what is there costs nothing.
         changes: single fields of `Sampling` that are to differ from `sampling`: `temperature`,
@@ -160,9 +160,9 @@ def _evaluate(
         )
     usage = engine.usage.since(before)
     if spending.limited and not spending.dry:
-        lost = int(frame["error"].astype("string").str.startswith("not asked").sum())
+        lost = int(frame["error"].astype("string").str.startswith("not sent").sum())
         if lost:
-            log.warning("evaluate: %d of %d rows were not asked: max_cost", lost, len(frame))
+            log.warning("evaluate: %d of %d rows were not sent: max_cost", lost, len(frame))
     return Evaluation((accuracy(frame),), frame, usage, provenance, to_frame(trace))
 
 

@@ -1,4 +1,4 @@
-"""`open_engine`: one way in, whatever answers."""
+"""`open_engine`: one way to open any model."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ __all__ = ["ENGINES", "open_engine", "unavailable"]
 
 log = logging.getLogger("workbench")
 URL = "WORKBENCH_BASE_URL"
-MISSING = "not installed"  # of what an engine rests on
-# With no other options, an engine may take over from another: the model is the same.
+MISSING = "not installed"  # in the reason why an engine is unavailable
+# With no other options, another engine has the same model and may take over.
 SAME_ANSWERS = HARMLESS | {"device"}
 
 
 @dataclass(frozen=True, slots=True)
 class EngineKind:
-    """A kind of engine: what makes one, why there can be none here (None if it can), and the
-    extra that brings what it needs (see `install_hint`)."""
+    """A kind of engine: its constructor; a function that returns why it cannot run here (None if it
+    can); and the extra with its dependencies (see `install_hint`)."""
 
     make: Callable[..., BaseEngine]
     unavailable: Callable[[], str | None]
@@ -52,11 +52,11 @@ ENGINES: Mapping[str, EngineKind] = {
     "transformers": EngineKind(transformers.TransformersEngine, transformers.unavailable),
     "diffusion": EngineKind(diffusion.DiffusionEngine, diffusion.unavailable),
 }
-AUTO = ("vllm", "remote", "transformers")  # tried in this order; the others have other models
+AUTO = ("vllm", "remote", "transformers")  # tried in this order; "diffusion" has other models
 
 
 def unavailable(engine: str) -> str | None:
-    """Why an engine cannot run here, or None if it can."""
+    """The reason why an engine cannot run here; None if it can."""
     return ENGINES[engine].unavailable()
 
 
@@ -68,26 +68,26 @@ def open_engine(
     store: str | Path | None = "default",
     **options: Any,
 ) -> BaseEngine:
-    """Open a model for work.
+    """Open a model.
 
     Args:
         model: hub name, local folder or .gguf file (converted once, see `convert_gguf`), or a
-            served name; None is the embedded model, or the only one that a server has.
+            served name; None is the embedded model, or the only one that the server lists.
         engine: "vllm" (in this process), "remote" (an OpenAI-compatible server), "transformers"
             (the baseline, in padded batches), "diffusion" (a model of the LLaDA family), or
-            "auto": the first of the others that works here. If it is lost in mid-run, "auto" goes
-            on with the next one that has the same model and revision; `info.failovers` says so.
-        base_url: the server's URL, or several to spread over; default `WORKBENCH_BASE_URL`.
-        store: "default" keeps responses in the user's cache folder, a path in that file, None
+            "auto": the first of the others that works here. If it is lost mid-run, "auto" continues
+            with the next one that has the same model and revision (see `info.failovers`).
+        base_url: the server's URL, or several to share the work; default `WORKBENCH_BASE_URL`.
+        store: "default" keeps answers in the user's cache folder, a path in that file, None
             nowhere.
-        options: arguments of the engine underneath, such as `max_model_len`, `device`,
+        options: arguments of the underlying engine, such as `max_model_len`, `device`,
             `load_format="dummy"` (in process); `tensor_parallel_size`, `quantization`, `adapter`
             (vLLM); `batch_size` (transformers); `max_concurrency` and the other fields of
             `RemoteOptions` (remote); `batch_size` and the fields of `Denoising` (diffusion).
 
     Raises:
-        InputError: an unknown engine or option, a folder without a model, a URL that is none.
-        EngineUnavailableError: the engine cannot run here; names every reason.
+        InputError: an unknown engine or option, a folder without a model, an invalid URL.
+        EngineUnavailableError: the engine cannot run here; lists every reason.
         EngineError: the model could not be loaded.
         StoreError: the store file cannot be used.
     """
@@ -103,7 +103,7 @@ def open_engine(
             if engine == "auto":
                 opened = _first(model, url, responses, options, stage)
                 if base_url and opened.info.engine != "remote":
-                    opened._note('base_url is for a failover only: engine="remote" asks the server')
+                    opened._note('base_url is for a failover only: engine="remote" uses the server')
             else:
                 opened = _open(
                     engine, model, url=url, store=responses, why="asked for", options=options
@@ -118,7 +118,7 @@ def open_engine(
 
 
 def _named(engine: str, model: str | None) -> str:
-    """What is loading, for people: of a path its last part."""
+    """What is loading, for people; the last part of a path."""
     embedded = {"remote": None, "diffusion": EMBEDDED_DIFFUSION}.get(engine, EMBEDDED)
     name = Path(model).name if model and Path(model).exists() else model or embedded
     return f"{engine}, {name}" if name else engine
@@ -138,13 +138,13 @@ def _open(
     why: str,
     options: Mapping[str, Any],
 ) -> BaseEngine:
-    """One engine.
+    """Open one engine.
 
     Raises:
         EngineUnavailableError: it cannot run here.
     """
     if engine == "remote":
-        urls = url.split(",") if isinstance(url, str) else url  # several in the environment
+        urls = url.split(",") if isinstance(url, str) else url  # several, in the variable
         options = {**options, "base_url": urls}
     elif reason := unavailable(engine):
         hint = install_hint(ENGINES[engine].part)
@@ -159,7 +159,7 @@ def _first(
     options: Mapping[str, Any],
     stage: Stage,
 ) -> BaseEngine:
-    """The first engine that can run here, with those after it, for failover."""
+    """The first engine that can run here; those after it are for failover."""
     reasons: list[str] = []
     names = [name for name in AUTO if name != "remote" or url]
     for position, name in enumerate(names):

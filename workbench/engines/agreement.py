@@ -1,4 +1,4 @@
-"""Whether two libraries read a model folder alike: the first tokens after some texts."""
+"""Whether two libraries agree on a model folder: they compare the first tokens after some texts."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from workbench.machine import free_memory
 from workbench.types import Sampling
 
 PROMPTS = ("The capital of France is", "Question: What is 2+3?\nAnswer:", "def main():\n    ")
-TIMES = 2.5  # the weights in float32: what a library takes to answer with them
-NEAR = 0.05  # of log-probabilities: what rounding may turn round
+TIMES = 2.5  # the memory a library needs for this, as a multiple of the weights in float32
+NEAR = 0.05  # difference of log-probabilities within which rounding may swap two tokens
 
 
 def agreement(folder: Path, context: int) -> str:
-    """Continue texts with each library; returns which did, or why none was asked.
+    """Continue texts with each library; returns which did, or why none ran.
 
-    vLLM answers in a process of its own, as there may be an engine at work in this one.
+    vLLM runs in a separate process, as this one may already have an engine.
 
     Raises:
-        WorkbenchError: they disagree, or transformers cannot.
+        WorkbenchError: they disagree, or transformers fails.
     """
     from workbench.engines import unavailable
 
     needed, free = TIMES * weights_size(folder, "float32"), free_memory()
     if needed > free:
-        return f"none: it takes {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free"
+        return f"none: it needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free"
     ours = _first(folder, "transformers", {"device": "cpu"})
     if reason := unavailable("vllm"):
         return f"transformers only: {reason}"
@@ -47,7 +47,7 @@ def agreement(folder: Path, context: int) -> str:
 
 
 def main(folder: str, context: str) -> None:
-    """What vLLM answers, as JSON; the end of the error output says why it cannot."""
+    """Print vLLM's answers as JSON; if it fails, end with the reason on standard error."""
     options = {
         "max_model_len": int(context),
         "max_num_seqs": len(PROMPTS),
@@ -62,10 +62,10 @@ def main(folder: str, context: str) -> None:
 
 
 def compare(ours: Sequence[dict[int, float]], theirs: Sequence[dict[int, float]]) -> None:
-    """Refuse first tokens that differ by more than rounding.
+    """Check that first tokens differ by rounding at most.
 
     Raises:
-        WorkbenchError: names the text and both tokens.
+        WorkbenchError: they differ by more; names the text and both tokens.
     """
     for prompt, one, other in zip(PROMPTS, ours, theirs, strict=True):
         our_token, their_token = (max(scores, key=scores.__getitem__) for scores in (one, other))
@@ -77,7 +77,7 @@ def compare(ours: Sequence[dict[int, float]], theirs: Sequence[dict[int, float]]
 
 
 def _first(folder: Path, engine: str, options: Mapping[str, Any]) -> list[dict[int, float]]:
-    """The likeliest first tokens after each prompt, with their log-probabilities."""
+    """The likeliest first tokens after each prompt: {token: log-probability}."""
     from workbench.engines import open_engine
 
     sampling = Sampling(max_tokens=1, logprobs=5)

@@ -1,7 +1,7 @@
-"""What every engine has in common: checks, the store, order, samples, usage, progress, errors.
+"""What all engines share: checks, the store, order, samples, usage, progress, errors.
 
-An engine adds two methods: `_complete` turns `Request`s into completions as they finish, `_score`
-turns prompts and labels into rows of log-probabilities. Both may yield failures as data.
+An engine adds two methods: `_complete` turns `Request`s into completions as they finish, and
+`_score` turns prompts and labels into rows of log-probabilities. Failures are rows with a reason.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ from workbench.types import (
 
 log = logging.getLogger("workbench")
 GREEDY = Sampling()
-FORMAT = 3  # of a stored answer's key: whatever changes what a key means makes it another number
+FORMAT = 3  # of a stored answer's key: raise it when the meaning of keys changes
 
 
 class BaseEngine(FrameEngine, ABC):
     """Implements the `Engine` protocol over `_complete` and `_score`.
 
     Args:
-        identity: all that decides an answer beside the request.
-        variant: a short name for that (`identity.variant`), by which the same model behind
-            another engine is known; "" where it is not known.
+        identity: everything that affects an answer besides the request.
+        variant: a short name for it (`identity.variant`), which identifies the same model behind
+            another engine; "" if unknown.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class BaseEngine(FrameEngine, ABC):
         self._tracker = UsageTracker(info)
         self._closed = False
         self._successors: Iterator[Callable[[], BaseEngine]] = iter(())
-        self._successor: BaseEngine | None = None  # in charge once this engine is lost
+        self._successor: BaseEngine | None = None  # used once this engine is lost
         self._changing = threading.Lock()
         self._unfetched: list[tuple[Request, Completion]] = []
 
@@ -80,11 +80,11 @@ class BaseEngine(FrameEngine, ABC):
 
     @abstractmethod
     def _score(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> Iterator[list[LabelRow]]:
-        """Rows in any order; `index` is the place in `prompts`."""
+        """Rows in any order; `index` is the position in `prompts`."""
 
     @abstractmethod
     def _free(self) -> None:
-        """Give back what the engine holds."""
+        """Release what the engine holds."""
 
     def close(self) -> None:
         """Free the model's memory; the engine cannot be used afterwards."""
@@ -96,14 +96,14 @@ class BaseEngine(FrameEngine, ABC):
             self._store.close()
 
     def _store_nothing(self, why: str) -> None:
-        """Go on without the store."""
+        """Continue without the store."""
         if self._store is not None:
             self._store.close()
             self._store = None
             self._note(f"the store is off: {why}")
 
     def _note(self, what: str) -> None:
-        """Say something about the answers once, in the log and in `info`."""
+        """Report a fact about the answers once, in the log and in `info`."""
         with self._changing:
             if what in self._info.notes:
                 return
@@ -112,12 +112,12 @@ class BaseEngine(FrameEngine, ABC):
 
     @property
     def has_store(self) -> bool:
-        """Whether responses are kept, and answered from there."""
+        """Whether answers are stored and reused."""
         return self._store is not None
 
     @property
     def has_chat(self) -> bool:
-        """Whether it has a template for chats; of a server that is not known, and taken so."""
+        """Whether it has a chat template; True for a server, where this is unknown."""
         return True
 
     def _check_open(self) -> None:
@@ -126,12 +126,12 @@ class BaseEngine(FrameEngine, ABC):
 
     @property
     def info(self) -> EngineInfo:
-        """What answers, and why it was chosen."""
+        """The engine's facts, and why it was chosen."""
         return self._info
 
     @property
     def usage(self) -> Usage:
-        """What has been done since the engine was opened."""
+        """Counts since the engine was opened."""
         return self._tracker.usage()
 
     def __enter__(self) -> Self:
@@ -152,23 +152,22 @@ class BaseEngine(FrameEngine, ABC):
         *,
         errors: Errors = "raise",
     ) -> Completions:
-        """Complete all prompts; the result is a list in their order, which shows as a table.
+        """Complete all prompts; the result is a list in their order, which displays as a table.
 
-        What was answered before comes from the store. Sampling without a seed is the exception: a
-        call that ended early (an interrupt, a kill, failed rows) is resumed by the same call asked
-        again, with the same prompts in the same order; a finished one is never replayed, and the
-        same call then draws anew.
+        Stored answers are reused. Sampling without a seed is different: the same call (the same
+        prompts in the same order) resumes one that ended early (an interrupt, a kill, failed rows).
+        A finished call is never replayed: the same call then draws new samples.
 
         Args:
-            prompts: texts (sent as they are) or lists of messages (through the chat template), in a
-                list, a column, an array or any other iterable that has an order.
-            sampling: how to continue each of them.
-            errors: "raise" finishes and stores all that can finish, then raises; "return"
-                leaves failed rows in place, with their reason.
+            prompts: texts (sent unchanged) or lists of messages (through the chat template), in a
+                list, a column, an array or any other ordered iterable.
+            sampling: how to continue each prompt.
+            errors: "raise" raises after all that can finish is finished and stored; "return"
+                returns failed rows too, with their reason.
 
         Raises:
             InputError: the prompts are unusable as a whole (none, empty, missing, mixed).
-            EngineError: some failed; its `results` holds all rows.
+            EngineError: some failed; its `results` has all rows.
         """
         check_errors(errors)
         found = sorted(self.stream(prompts, sampling), key=itemgetter(0))
@@ -226,7 +225,7 @@ class BaseEngine(FrameEngine, ABC):
                 draw.end(None if self._closed else self._store, finished=finished)
 
     def _rescue(self) -> None:
-        """Keep answers that had arrived when the reader left or was interrupted."""
+        """Store answers that had arrived when the caller stopped or was interrupted."""
         engine = self._successor or self
         rows, engine._unfetched = engine._unfetched, []
         if rows and not self._closed:
@@ -237,8 +236,8 @@ class BaseEngine(FrameEngine, ABC):
     ) -> LabelScores:
         """Log-probability of each whole label as the continuation of each prompt.
 
-        Tokens are those of the prompt followed by those of the label alone; a leading space is
-        the caller's choice. Natural logarithm over the full vocabulary, exact at any rank.
+        The tokens are those of the prompt, then those of the label alone; a leading space is the
+        caller's choice. Natural logarithm over the full vocabulary, exact at any rank.
 
         Returns:
             `LabelScores` with arrays [n_prompts, n_labels].
@@ -257,7 +256,7 @@ class BaseEngine(FrameEngine, ABC):
     def stream_labels(
         self, prompts: Iterable[Prompt], labels: Iterable[str]
     ) -> Generator[LabelRow, None, None]:
-        """As `label_logprobs`, a row as each prompt is scored; `index` counts within `prompts`.
+        """As `label_logprobs`, one row at a time; `index` is the position in `prompts`.
 
         Raises:
             InputError: at once, as for `label_logprobs`.
@@ -291,9 +290,9 @@ class BaseEngine(FrameEngine, ABC):
     def lookup(
         self, prompts: Sequence[Prompt], how: Sampling | Sequence[str]
     ) -> list[dict[bytes, bool]]:
-        """For each prompt the keys of its samples, or of its labels' scores: is it in the store?
+        """For each prompt, the keys of its samples or label scores, and whether each is stored.
 
-        Samples without a seed are those of a call without a store: none of them is.
+        Without a seed, samples get the keys of a call without a store: none of them is stored.
         """
         keys: list[list[bytes]] = [[] for _ in prompts]
         if isinstance(how, Sampling):
@@ -305,7 +304,7 @@ class BaseEngine(FrameEngine, ABC):
         return [{key: key in found for key in one} for one in keys]
 
     def count_tokens(self, prompts: Sequence[Prompt]) -> tuple[list[int], bool]:
-        """Tokens of each prompt, and whether they are counted rather than guessed by length."""
+        """Tokens per prompt, and whether they are counted (True) or estimated from length."""
         return [*map(estimated_tokens, prompts)], False
 
     def _answered(
@@ -314,7 +313,7 @@ class BaseEngine(FrameEngine, ABC):
         keys: list[bytes],
         work: Callable[[BaseEngine, list[bytes]], Iterator[list[Any]]],
     ) -> Generator[tuple[bytes, Any], None, None]:
-        """Each key with its row: what the store has first, then what is computed and kept."""
+        """Each key with its row: stored rows first, then computed ones, which are stored."""
         waiting = dict.fromkeys(keys)
         with self._tracker.call(what, len(keys), kept=self.has_store) as call:
             for stored in self._stored(keys):
@@ -337,29 +336,29 @@ class BaseEngine(FrameEngine, ABC):
                         yield key, row
                     check()
             if waiting:
-                raise EngineError(f"{what}: the engine gave no row for {len(waiting)} requests")
+                raise EngineError(f"{what}: the engine returned no row for {len(waiting)} requests")
 
     def followed_by(self, successors: Iterable[Callable[[], BaseEngine]]) -> None:
-        """What may take over a run if this engine dies in the middle, in this order."""
+        """Set the engines that may take over if this one is lost mid-run, in order."""
         self._successors = iter([*successors])  # none is tried twice
 
     def _fail_over(
         self, work: Callable[[BaseEngine], Iterator[list[Any]]]
     ) -> Generator[list[Any], None, None]:
-        """Do `work` with the engine in charge; where that is lost, the next one does the rest."""
+        """Run `work` on the current engine; if that is lost, the next one does the rest."""
         while True:
             engine = self._successor or self
             try:
                 yield from work(engine)
             except EngineGoneError as gone:
                 with self._changing:
-                    if (self._successor or self) is engine:  # or another thread has changed it
+                    if (self._successor or self) is engine:  # else another thread has replaced it
                         self._succeed(engine, gone)
             else:
                 return
 
     def _succeed(self, lost: BaseEngine, gone: EngineGoneError) -> None:
-        """Put the next engine in charge that has the same model, or let `gone` stand."""
+        """Switch to the next engine with the same model; raise `gone` if there is none."""
         before, reasons = self._info, []
         for open_next in self._successors:
             try:
@@ -369,7 +368,7 @@ class BaseEngine(FrameEngine, ABC):
                 continue
             new = following.info
             if following.variant and (new.model, following.variant) == (before.model, self.variant):
-                failover = f"{before.engine} was lost ({gone}); went on with {new.engine}"
+                failover = f"{before.engine} was lost ({gone}); continued with {new.engine}"
                 self._info = replace(new, failovers=(*before.failovers, failover))
                 self._successor = following
                 if lost is not self:
@@ -394,5 +393,5 @@ class BaseEngine(FrameEngine, ABC):
 
 
 def failure(reason: str, prompt_tokens: int = 0, text: str = "") -> Completion:
-    """A row that could not be computed, and why; `text` is what came before it failed."""
+    """A row that could not be computed, with the reason; `text` is any partial answer."""
     return Completion(text=text, finish_reason="error", prompt_tokens=prompt_tokens, error=reason)

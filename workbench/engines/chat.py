@@ -1,4 +1,4 @@
-"""Chats: messages become the text that a model reads; its thinking is parted from the answer."""
+"""Chats: messages become the text that a model reads; thinking is separated from the answer."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from workbench.types import Completion, Message
 
 SYSTEM = ("system", "developer")
 REMEDY = "fold_system=True puts the system message before the first user turn"
-TEMPLATE_SECONDS = 5.0  # for one chat
+TEMPLATE_SECONDS = 5.0  # maximum per chat
 T = TypeVar("T")
-LABEL = "thought\n"  # what Gemma 4 calls its thinking, within the marks
-# Of DeepSeek, Qwen, GLM and most others; Mistral; Seed; Cohere; MiniMax; EXAONE; Gemma 4.
+LABEL = "thought\n"  # what Gemma 4 writes first inside its thinking marks
+# Marks of DeepSeek, Qwen, GLM and most others; Mistral; Seed; Cohere; MiniMax; EXAONE; Gemma 4.
 MARKS = (
     ("<think>", "</think>"),
     ("[THINK]", "[/THINK]"),
@@ -34,18 +34,18 @@ CHANNELS = ("<|channel|>", "<|message|>", "<|end|>")  # of gpt-oss
 
 
 class RefusedChatError(InputError):
-    """The template has no text for this chat."""
+    """The template refuses this chat."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatOptions:
-    """What a caller decides about chats; options of every engine.
+    """The caller's options for chats; options of every engine.
 
     Attributes:
-        chat_template: a template (Jinja), or the path of a file with one; None is the model's own.
+        chat_template: a template (Jinja), or the path of a file with one; None is the model's.
         chat_template_kwargs: arguments for it, such as `enable_thinking=False`.
         fold_system: put a system message before the text of the next user turn, for templates
-            that know no system messages.
+            without system messages.
     """
 
     chat_template: str | None = None
@@ -62,20 +62,20 @@ class ChatOptions:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
-        """Those among an engine's options, checked; a template's file is read.
+        """The chat options among an engine's options, checked; a template file is read.
 
         Raises:
-            InputError: a wrong value, or a file that is not there.
+            InputError: a wrong value, or a missing file.
         """
         return cls(**{name: options[name] for name in CHAT if options.get(name) is not None})
 
     @property
     def given(self) -> dict[str, Any]:
-        """What was decided, by name."""
+        """The options that were set, by name."""
         return {name: value for name in CHAT if (value := getattr(self, name))}
 
     def messages(self, chat: Sequence[Message]) -> list[dict[str, Any]]:
-        """The messages to send, with system messages folded where that was asked for."""
+        """The messages to send, with system messages folded if requested."""
         if not self.fold_system:
             return [dict(message) for message in chat]
         folded: list[dict[str, Any]] = []
@@ -98,12 +98,12 @@ CHAT = tuple(field.name for field in fields(ChatOptions))
 
 
 def is_prefill(chat: Sequence[Message]) -> bool:
-    """Whether the last message is the answer's beginning, which the model continues."""
+    """Whether the last message begins the answer, so that the model continues it."""
     return chat[-1]["role"] == "assistant"
 
 
 def chat_text(tokenizer: Any, chat: Sequence[Message], options: ChatOptions) -> str:
-    """The text that a tokenizer's template, or the one given, makes of a chat.
+    """A chat as text, by the tokenizer's template or the caller's.
 
     Raises:
         RefusedChatError: the template fails, or leaves the system message out.
@@ -120,7 +120,7 @@ def chat_text(tokenizer: Any, chat: Sequence[Message], options: ChatOptions) -> 
             **template,
             **(options.chat_template_kwargs or {}),
         )
-    except Exception as error:  # a template is a program of whoever made it
+    except Exception as error:  # templates are third-party programs
         reason = " ".join(f"the chat template refuses this chat: {error}".split())
         raise RefusedChatError(with_remedy(reason, messages)) from error
     for message in messages:
@@ -130,15 +130,15 @@ def chat_text(tokenizer: Any, chat: Sequence[Message], options: ChatOptions) -> 
 
 
 def with_remedy(reason: str, chat: Sequence[Message]) -> str:
-    """A refusal's reason, with what helps where a system message may be its cause."""
+    """A refusal's reason; with a remedy if a system message may be the cause."""
     has_system = any(message["role"] in SYSTEM for message in chat)
     return f"{reason}; {REMEDY}" if has_system and "system" in reason.lower() else reason
 
 
 def _template(value: object) -> str:
-    """The text of a template, given as one or as a file."""
+    """The text of a template, which is given directly or as a file."""
     if not isinstance(value, str | Path) or not str(value):
-        raise InputError(f"chat_template={value!r:.80}: must be a template or a file's path")
+        raise InputError(f"chat_template={value!r:.80}: must be a template or the path of a file")
     text = str(value)
     if "{" in text or "\n" in text:
         return text
@@ -146,15 +146,15 @@ def _template(value: object) -> str:
         return Path(text).expanduser().read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise InputError(
-            f"chat_template={text!r:.80}: no template (it has no {{…}}), and no file that can be "
-            f"read: {error}"
+            f"chat_template={text!r:.80}: not a template (it has no {{…}}), and not a readable "
+            f"file: {error}"
         ) from error
 
 
 def rendered(render: Callable[[T], str], chats: Iterable[T]) -> list[str]:
-    """`render` of each chat; a template is a program of whoever made the model, and may not end.
+    """`render` of each chat; a template is a third-party program and may loop forever.
 
-    It runs in a thread that is stopped then.
+    It runs in a thread, which is stopped then.
 
     Raises:
         TimeoutError: one took longer than `TEMPLATE_SECONDS`.
@@ -165,8 +165,8 @@ def rendered(render: Callable[[T], str], chats: Iterable[T]) -> list[str]:
     def work() -> None:
         try:
             for chat in chats:
-                texts.append(render(chat))  # noqa: PERF401  # what is done so far is watched
-        except BaseException as error:  # noqa: BLE001  # raised again where it is awaited
+                texts.append(render(chat))  # noqa: PERF401  # read by the caller below
+        except BaseException as error:  # noqa: BLE001  # re-raised in the calling thread
             failed.append(error)
 
     thread = threading.Thread(target=work, name="chat template", daemon=True)
@@ -179,7 +179,7 @@ def rendered(render: Callable[[T], str], chats: Iterable[T]) -> list[str]:
                 done, since = len(texts), time.monotonic()
             elif thread.is_alive() and time.monotonic() - since > TEMPLATE_SECONDS:
                 raise TimeoutError(f"it did not end within {TEMPLATE_SECONDS:g} s")
-    finally:  # Ctrl-C, or it took too long: it is Python, so an exception ends it
+    finally:  # Ctrl-C or a timeout: an exception in the thread ends Python code
         if thread.is_alive() and thread.ident is not None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
@@ -190,7 +190,7 @@ def rendered(render: Callable[[T], str], chats: Iterable[T]) -> list[str]:
 
 
 def thinking_of(tokenizer: Any) -> Thinking | Channels | None:
-    """How a model marks its thinking, by its vocabulary; None for one that does not."""
+    """How a model marks its thinking, by its vocabulary; None if it does not."""
     known = tokenizer.get_vocab()
     if all(mark in known for mark in CHANNELS):
         return Channels(*(known[mark] for mark in CHANNELS))
@@ -210,7 +210,7 @@ class Thinking:
     closing: str
 
     def leaves_open(self, text: str) -> bool:
-        """Whether a text, such as a prompt's end, leaves the thinking open."""
+        """Whether a text, such as the end of the prompt, leaves thinking open."""
         return text.rfind(self.opening) > text.rfind(self.closing)
 
     def split(
@@ -222,12 +222,12 @@ class Thinking:
         *,
         is_open: bool = False,
     ) -> Completion:
-        """The answer to a chat, with its thinking in `reasoning`.
+        """The answer to a chat, with the thinking in `reasoning`.
 
         Args:
             prompt: token ids.
             stop: texts that end an answer.
-            is_open: the prompt ends within the thinking, as some templates have it.
+            is_open: whether the prompt ends inside the thinking, as with some templates.
         """
         ids = [*(completion.token_ids or ())]
         if completion.error or not (is_open or self.start in ids or self.end in ids):
@@ -243,7 +243,7 @@ class Thinking:
 
 @dataclass(frozen=True, slots=True)
 class Channels:
-    """The tokens of answers in channels: before a name, a message, and after it."""
+    """The tokens of answers in channels: before a name, before a message, and after it."""
 
     start: int
     message: int
@@ -252,7 +252,7 @@ class Channels:
     def split(
         self, completion: Completion, prompt: Sequence[int], tokenizer: Any, stop: Sequence[str]
     ) -> Completion:
-        """As `Thinking.split`; what is in other channels, or in none, is thinking."""
+        """As `Thinking.split`; text in other channels, or in none, is thinking."""
         ids = [*(completion.token_ids or ())]
         if completion.error or self.start not in ids:
             return completion
@@ -266,7 +266,7 @@ class Channels:
         return _with(completion, answer, "\n".join(thoughts), stop)
 
     def _messages(self, ids: list[int], tokenizer: Any) -> Iterator[tuple[str, list[int]]]:
-        """(channel's name, tokens of its message) one after the other."""
+        """(channel's name, tokens of its message), in order."""
         starts = [at for at, token in enumerate(ids) if token == self.start]
         for start, after in zip(starts, [*starts[1:], len(ids)], strict=True):
             part = ids[start + 1 : after]

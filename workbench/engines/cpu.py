@@ -1,7 +1,7 @@
-"""What a model gets on a CPU: number format, threads, and memory for its cache.
+"""Settings for a model on a CPU: number format, threads, and memory for its cache.
 
-vLLM's defaults are a GPU's: 0.92 of all memory, and bfloat16 even where the processor has no such
-arithmetic. Here all three follow what the machine has and what is free on it.
+vLLM's defaults are for GPUs: 0.92 of all memory, and bfloat16 even if the processor lacks such
+arithmetic. Here all three depend on the machine and its free memory.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from workbench.errors import EngineError
 from workbench.machine import free_memory
 
 log = logging.getLogger("workbench")
-# Flags of /proc/cpuinfo, any of which means arithmetic in that format.
+# Flags of /proc/cpuinfo; any of a format's flags means arithmetic in that format.
 UNITS = {
     "bfloat16": {"amx_bf16", "avx512_bf16", "bf16"},
     "float16": {"amx_fp16", "avx512_fp16", "asimdhp"},
 }
 SEQUENCES = {"server": 128, "process": 256}  # vLLM's own defaults
-SHARE = 0.5  # of what is free beside weights and work: other programs live here too
-ENOUGH = 4 * 2**30  # bytes of cache above which a CPU is not faster
-USUAL = 512  # tokens of a usual request, prompt and answer
+SHARE = 0.5  # of the memory that weights and work leave free: other programs need some too
+ENOUGH = 4 * 2**30  # bytes of cache; more does not make a CPU faster
+USUAL = 512  # tokens of a typical request, prompt and answer
 LEAST = 1024  # tokens of context below which nothing useful fits
-STEP = 4096  # tokens of vLLM's step at the least, where prompts are not cut
-FEW = 16  # requests at once that still make a batch worth having
+STEP = 4096  # least tokens per step of vLLM, where prompts are not split
+FEW = 16  # requests in a batch that is still efficient
 GIB = 2**30
-# What libraries take while a model loads. Of Gemma 3 270M, weights, two copies of its output layer
-# and this are 2.9 GB in float32 and 1.75 in bfloat16, which is what was measured.
+# Memory of libraries while a model loads. For Gemma 3 270M, this plus weights and two copies of
+# the output layer is 2.9 GB in float32 and 1.75 GB in bfloat16, as measured.
 RUNTIME = GIB // 2
-SERVER = GIB  # what the engine's process takes before it has a model
+SERVER = GIB  # memory of the engine's process without a model
 
 
 def fast_dtype(dtype: str, flags: Iterable[str] | None = None) -> str:
-    """The format to compute in: `dtype` where the processor has it, else float32.
+    """The format to compute in: `dtype` if the processor supports it, else float32.
 
     Args:
         dtype: the model's, such as "bfloat16".
-        flags: the processor's abilities; None reads them from this machine.
+        flags: the processor's features; None reads them from this machine.
     """
     units = UNITS.get(dtype)
     known = _flags() if flags is None else set(flags)
@@ -53,7 +53,7 @@ def fast_dtype(dtype: str, flags: Iterable[str] | None = None) -> str:
 
 
 def _flags() -> set[str]:
-    """Abilities of this processor as Linux lists them; none where they are not known."""
+    """Features of this processor as Linux lists them; empty if unknown."""
     with suppress(OSError, ValueError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").lower().splitlines()
         rows = (line.partition(":")[2] for line in lines if line.startswith(("flags", "features")))
@@ -62,7 +62,7 @@ def _flags() -> set[str]:
 
 
 def threads() -> int:
-    """Threads worth having: cores that this process may use, each once, within its quota."""
+    """Useful number of threads: physical cores for this process, within its CPU quota."""
     import psutil
 
     allowed = (
@@ -73,7 +73,7 @@ def threads() -> int:
 
 
 def use_threads() -> int:
-    """Have PyTorch use them, unless the user has said how many; how many it uses now."""
+    """Set PyTorch's threads unless the user has set them; returns the number in use."""
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > threads():
@@ -82,7 +82,7 @@ def use_threads() -> int:
 
 
 def _quota(most: int) -> int:
-    """CPUs that the container's limit leaves, of `most`."""
+    """CPUs that the container's limit allows, at most `most`."""
     for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         with suppress(OSError, ValueError):  # "max", or no such limit
             texts = (Path("/sys/fs/cgroup", name).read_text("ascii") for name in names)
@@ -93,18 +93,18 @@ def _quota(most: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryNeed:
-    """What a model takes, in bytes.
+    """Memory that a model needs, in bytes.
 
     Attributes:
-        dtype: what it computes in.
-        weights: all of them, in that.
-        token: of the cache, for one token.
-        step: of a step's work, for one token of a prompt.
-        row: of a step's work, for one request (its logits).
-        context: tokens that the model holds, or that were asked for.
-        sequences: requests that run at once.
-        batched: most tokens of one step; 0 is the longest prompt, whole.
-        fixed: the context was asked for, and is not cut.
+        dtype: the number format to compute in.
+        weights: all weights, in that format.
+        token: cache per token.
+        step: work per prompt token of a step.
+        row: work per request of a step (its logits).
+        context: tokens: the model's context length, or the requested one.
+        sequences: maximum number of requests in a batch.
+        batched: maximum tokens per step; 0 is the longest prompt, unsplit.
+        fixed: whether the context length was requested and must not be reduced.
     """
 
     dtype: str
@@ -118,28 +118,28 @@ class MemoryNeed:
     fixed: bool = False
 
     def work(self, context: int) -> int:
-        """What one full step takes beside weights and cache."""
+        """Work memory of one full step, in bytes."""
         return self.step * (self.batched or max(context, STEP)) + self.row * self.sequences
 
     def beside(self, context: int) -> int:
-        """All but the cache."""
+        """All but the cache, in bytes."""
         return self.weights + self.work(context)
 
     def halved(self) -> tuple[MemoryNeed, ...]:
-        """The same in half the bytes, where that can be."""
+        """The same need in bfloat16, if it is float32."""
         if self.dtype != "float32":
             return ()
         sizes = {name: getattr(self, name) // 2 for name in ("weights", "token", "step")}
         return (replace(self, dtype="bfloat16", **sizes),)
 
     def least(self, context: int) -> int:
-        """What must be free for one request of so many tokens."""
+        """Free bytes needed for one request of so many tokens."""
         return self.beside(context) + math.ceil(self.token * context / SHARE)
 
 
 @dataclass(frozen=True, slots=True)
 class CachePlan:
-    """What it gets: bytes of cache, and tokens of context."""
+    """The settings: number format, bytes of cache, and tokens of context."""
 
     dtype: str
     cache: int
@@ -149,16 +149,16 @@ class CachePlan:
 def plan_cache(name: str, free: int, needs: Sequence[MemoryNeed]) -> CachePlan:
     """Cache and context for the first of the needs that fits.
 
-    The cache holds one request of the whole context and usual ones beside it, in at most half of
-    what is free beside weights and work. A context that does not fit is halved until it does.
+    The cache holds one request of the whole context plus typical ones, in at most half of the
+    memory that weights and work leave free. A context that does not fit is halved until it does.
 
     Args:
-        name: the model's, for the message.
-        free: bytes.
-        needs: ways to run the model, the preferred one first.
+        name: the model's name, for the message.
+        free: free bytes.
+        needs: ways to run the model, in order of preference.
 
     Raises:
-        EngineError: nothing fits; says what would.
+        EngineError: nothing fits; says what would fit.
     """
     for need in needs:
         if (context := _context(need, free)) is not None:
@@ -170,10 +170,10 @@ def plan_cache(name: str, free: int, needs: Sequence[MemoryNeed]) -> CachePlan:
 
 
 def _context(need: MemoryNeed, free: int) -> int | None:
-    """The longest context that fits, if a useful one does: the whole, or a power of two.
+    """The longest useful context that fits: the whole, or a power of two; None if none fits.
 
-    A power of two, as stored answers are found by the context: a little more or less of free
-    memory must not change it.
+    Keys of stored answers include the context length. With powers of two, a small change in free
+    memory does not change it.
     """
     context = need.context
     while need.least(context) > free:
@@ -187,7 +187,7 @@ def _refusal(name: str, free: int, needs: Sequence[MemoryNeed]) -> str:
     least = min(needs, key=lambda one: one.least(min(one.context, LEAST)))
     short = least.context if least.fixed else min(least.context, LEAST)
     text = (
-        f"model {name!r} does not fit into the {_gib(free)} of memory that are free: it takes "
+        f"model {name!r} does not fit into the {_gib(free)} of free memory: it needs "
         f"{_gib(least.weights)} of weights in {least.dtype}, {_gib(least.work(short))} to work and "
         f"a cache, {_gib(least.least(short))} in all for {short:,} tokens"
     )
@@ -199,7 +199,7 @@ def _refusal(name: str, free: int, needs: Sequence[MemoryNeed]) -> str:
                     f'{text}. It would fit with dtype="{way.dtype}", max_model_len={context}, '
                     f"max_num_seqs={smaller.sequences}"
                 )
-    return f"{text}. Close other programs, or take a smaller or a quantised model"
+    return f"{text}. Close other programs, or use a smaller or quantised model"
 
 
 def _gib(size: float) -> str:
@@ -207,33 +207,33 @@ def _gib(size: float) -> str:
 
 
 def vllm_defaults(*, on_cpu: bool, small: bool) -> dict[str, Any]:
-    """vLLM's options where the caller says nothing; `small` is of the embedded model's kind."""
+    """vLLM's options if the caller sets none; `small` is a model like the embedded one."""
     if not on_cpu:
         return {"enforce_eager": True, "gpu_memory_utilization": 0.2} if small else {}
-    # Small blocks share more of a prefix: twice the label scores a second, decoding the same.
-    # vLLM cannot rewind the generator of a seeded request on a CPU, as it has to after half a
-    # prompt: it would stop with "CPU Generator does not use offset". So never half a prompt.
-    # Compiled, Gemma 3 270M is a fifth faster, and opens in 65 s and not 13.
+    # Smaller blocks share more of a prefix: twice the label scores per second, at the same decoding
+    # speed. Prompts are not split, as vLLM cannot rewind a seeded request's generator on a CPU: it
+    # stops with "CPU Generator does not use offset". Compilation would make Gemma 3 270M a fifth
+    # faster, but it would open in 65 s instead of 13.
     defaults = {"block_size": 32, "enable_chunked_prefill": False, "enforce_eager": True}
-    return defaults | ({"dtype": "float32"} if small else {})  # the same text on every CPU
+    return defaults | ({"dtype": "float32"} if small else {})  # gives the same text on every CPU
 
 
 def fit(
     arguments: Any, explicit: Collection[str], use: str = "process"
 ) -> tuple[dict[str, Any], str | None]:
-    """What vLLM is started with where the caller has left it open; sets the threads too.
+    """vLLM's settings that the caller left open; also sets the number of threads.
 
     Args:
         arguments: vLLM's `EngineArgs`.
-        explicit: names of the options that the caller gave, which stay.
+        explicit: names of the options that the caller set, which are kept.
         use: "process" or "server".
 
     Returns:
-        Number format, context and cache, and what a user should know of them, if anything.
+        Number format, context and cache; and a note for the user, or None.
 
     Raises:
-        EngineError: the model does not fit into the memory that is free; says what would.
-        Exception: vLLM's own, for a model that it cannot read.
+        EngineError: the model does not fit into free memory; says what would fit.
+        Exception: vLLM's, for a model that it cannot read.
     """
     config = arguments.create_model_config()
     count = use_threads()
@@ -249,7 +249,7 @@ def fit(
     if "dtype" in explicit:
         why = "set"
     elif plan.dtype != needs[0].dtype:
-        why = f"{needs[0].dtype} would be faster here, and does not fit"
+        why = f"{needs[0].dtype} would be faster here, but does not fit"
     else:
         why = "fast here" if len(needs) == 1 else f"faster here than {needs[1].dtype}"
     log.info(
@@ -262,16 +262,16 @@ def fit(
     if plan.context == needs[0].context:
         return options, None
     note = (
-        f"the context is {plan.context:,} tokens of the model's {needs[0].context:,}: "
+        f"the context is {plan.context:,} tokens instead of the model's {needs[0].context:,}, as "
         f"{free / GIB:.1f} GiB of memory were free; max_model_len=… sets it"
     )
     return options | {"max_model_len": plan.context}, note
 
 
 def _free(workers: int) -> int:
-    """Bytes that so many workers may take: each takes them from one node of the memory."""
+    """Free bytes for so many workers, which all allocate on one NUMA node."""
     free = free_memory()
-    with suppress(Exception):  # vLLM's own look at the machine, which it may keep elsewhere
+    with suppress(Exception):  # vLLM's function, which may move
         from vllm.utils.cpu_resource_utils import get_allowed_cpu_list, get_memory_node_info
 
         node = get_memory_node_info(get_allowed_cpu_list()[0].numa_node)
@@ -280,7 +280,7 @@ def _free(workers: int) -> int:
 
 
 def _needs(config: Any, arguments: Any, explicit: Collection[str], use: str) -> list[MemoryNeed]:
-    """Ways to run the model: in the fast format, and in its own where that takes less."""
+    """Ways to run the model: in the fast format, and in its format if that needs less memory."""
     own = str(config.dtype).removeprefix("torch.")
     quantised = config.quantization is not None
     fast = own if "dtype" in explicit or quantised else fast_dtype(own)
@@ -301,7 +301,7 @@ def _need(config: Any, arguments: Any, dtype: str, sequences: int) -> MemoryNeed
     return MemoryNeed(
         dtype=dtype,
         weights=_weights(config, arguments, dtype) + 2 * packed + RUNTIME,
-        # What is kept of a token is one vector a layer with latent attention, else 2 for each head.
+        # Cache per token: one vector per layer with latent attention, else 2 per head.
         token=config.get_total_num_hidden_layers() * stored * head * (1 if latent else 2 * heads),
         step=size * (6 * hidden + 3 * int(inner)),
         row=3 * 4 * config.get_vocab_size(),  # logits, log-probabilities, and one copy
@@ -313,19 +313,19 @@ def _need(config: Any, arguments: Any, dtype: str, sequences: int) -> MemoryNeed
 
 
 def _weights(config: Any, arguments: Any, dtype: str) -> int:
-    """Bytes of the model's weights: from its files, or from its shapes where there are none yet."""
+    """Bytes of the weights, by the files; without files, by the shapes."""
     from huggingface_hub import snapshot_download
 
     folder = Path(arguments.model)
-    with suppress(OSError, ValueError, KeyError):  # a broken file is for who loads it to say
+    with suppress(OSError, ValueError, KeyError):  # the loader reports a broken file
         if not folder.is_dir():
             folder = Path(snapshot_download(
                 arguments.model, revision=arguments.revision, local_files_only=True
             ))  # fmt: skip
         if arguments.load_format != "dummy" and (size := weights_size(folder, dtype)):
             return size
-    with suppress(Exception):  # vLLM knows models that transformers does not
+    with suppress(Exception):  # vLLM supports models that transformers does not
         count = sum(int(one.numel()) for one in shape_only(config.hf_config).parameters())
         return count * (4 if dtype == "float32" else 2)
-    log.warning("the size of %s is not known before it is loaded: it may not fit", arguments.model)
+    log.warning("the size of %s is unknown before it is loaded: it may not fit", arguments.model)
     return 0

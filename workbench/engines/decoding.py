@@ -1,8 +1,8 @@
-"""How the baseline decodes a padded batch: seeds, stop texts and lengths of each row's own.
+"""How the baseline decodes a padded batch with seeds, stop texts and lengths per row.
 
-`model.generate` knows one seed and one length for a whole batch. Here a row's draws come from its
-own generator (Gumbel-max: the likeliest token after noise is a draw from the distribution), so that
-an answer does not depend on what else is in the batch.
+`model.generate` has one seed and one length for a whole batch. Here each row draws from its own
+generator (Gumbel-max: the likeliest token after noise is a draw from the distribution), so that an
+answer does not depend on the rest of the batch.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from workbench.progress import check
 from workbench.types import Completion, Sampling, TokenLogprob
 
 log = logging.getLogger("workbench")
-COLD = 1e-6  # at a lower temperature logits overflow, and the likeliest token it is anyway
-START = 32  # rows an automatic batch begins with: smaller ones would only be left again
+COLD = 1e-6  # below it logits overflow, and the draw is the likeliest token anyway
+START = 32  # rows of the first automatic batch; smaller sizes would be outgrown at once
 MOST = 4096
-GROWTH = 1.1  # twice the rows must give so many times the tokens a second, or memory is wasted
-CONTEXT = 4  # tokens before an answer that decide how its first one is written
+GROWTH = 1.1  # least growth in tokens per second for twice the rows
+CONTEXT = 4  # tokens before an answer that affect how its first token is written
 
 
 def padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[Any, Any]:
-    """Token ids [n, longest] with padding on the left, and the mask of what is not padding."""
+    """Token ids [n, longest] padded on the left, and the mask: 1 where it is not padding."""
     import torch
 
     width = max(len(row) for row in rows)
@@ -34,7 +34,7 @@ def padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[Any, Any]:
 
 
 def added_text(tokenizer: Any, before: Sequence[int], generated: Sequence[int]) -> str:
-    """What tokens add to those before: some are written otherwise at a text's beginning."""
+    """The text that tokens add to those before: some are written differently at a text's start."""
     context = list(before[-CONTEXT:])
     start = tokenizer.decode(context, skip_special_tokens=True)
     whole: str = tokenizer.decode([*context, *generated], skip_special_tokens=True)
@@ -44,7 +44,7 @@ def added_text(tokenizer: Any, before: Sequence[int], generated: Sequence[int]) 
 
 
 def warpers(sampling: Sampling) -> list[Any]:
-    """What bends the logits [rows, vocabulary] of a draw: temperature, top-k, top-p, min-p."""
+    """Functions that warp logits [rows, vocabulary] of a draw: temperature, top-k, top-p, min-p."""
     from transformers import (
         MinPLogitsWarper,
         TemperatureLogitsWarper,
@@ -63,7 +63,7 @@ def warpers(sampling: Sampling) -> list[Any]:
 
 
 def _generator(seed: int | None, device: Any) -> Any:
-    """A row's own source of random numbers; None is a fresh one."""
+    """A row's random number generator; None as seed is a random one."""
     import torch
 
     generator = torch.Generator(device)
@@ -75,14 +75,14 @@ def _generator(seed: int | None, device: Any) -> Any:
 
 
 class Decoding:
-    """One call's way to decode; `run` does a batch.
+    """How one call decodes; `run` does a batch.
 
     Args:
         ends: tokens that end an answer.
-        context: most tokens of a prompt and its answer.
+        context: maximum number of tokens of a prompt and its answer.
 
     Raises:
-        InputError: structured output, which this engine does not have; more `logprobs` than
+        InputError: structured output, which this engine does not have, or more `logprobs` than
             the model has tokens.
     """
 
@@ -99,7 +99,7 @@ class Decoding:
                 raise InputError(f'{name}=… needs engine="vllm": transformers has no such output')
         size = int(model.config.get_text_config().vocab_size)
         if (sampling.logprobs or 0) > size:
-            raise InputError(f"logprobs={sampling.logprobs}: the model has {size} tokens only")
+            raise InputError(f"logprobs={sampling.logprobs}: the model has only {size} tokens")
         self._model = model
         self._tokenizer = tokenizer
         self._context = context
@@ -108,11 +108,11 @@ class Decoding:
         self._closing: dict[int, bool] = {}
 
     def width(self, prompt: int) -> int:
-        """Most tokens of a row whose prompt has so many."""
+        """Maximum number of tokens in a row with a prompt of this length."""
         return min(prompt + self.sampling.max_tokens, self._context)
 
     def run(self, prompts: Sequence[list[int]], seeds: Sequence[int | None]) -> list[Completion]:
-        """Complete a batch of prompts (token ids); a seed for each row, None for a fresh one."""
+        """Complete a batch of prompts (token ids), with a seed per row; None is a random one."""
         import torch
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
@@ -156,33 +156,33 @@ class Decoding:
             logprobs=logprobs,
             prompt_tokens=len(prompt),
             completion_tokens=len(generated),
-            cached_tokens=0,  # transformers keeps nothing from one call to the next
+            cached_tokens=0,  # transformers keeps no cache between calls
         )
 
     def ends(self, generated: Sequence[int]) -> bool:
-        """Whether the model itself has ended the answer."""
+        """Whether the model has ended the answer."""
         return not self.sampling.ignore_eos and generated[-1] in self._ends
 
     def closes(self, token: int) -> bool:
-        """Whether a token may complete a stop text: most cannot, and need no look at the text."""
+        """Whether a token may complete a stop text; if not, the text need not be checked."""
         known = self._closing.get(token)
         if known is None:
             text = self._tokenizer.decode([token])
             lasts = {stop[-1] for stop in self.sampling.stop}
-            # Part of a character, or a space that is not written at a text's beginning: perhaps.
+            # Part of a character, or a space that is not written at a text's start: possible.
             known = "\ufffd" in text or " " in lasts or any(last in text for last in lasts)
             self._closing[token] = known
         return known
 
     def text(self, before: Sequence[int], generated: Sequence[int]) -> str:
-        """What tokens add to those before."""
+        """The text that tokens add to those before."""
         return added_text(self._tokenizer, before, generated)
 
 
 class _Watch:
-    """Ends each row at its own length or stop text, and notes log-probabilities on the way.
+    """Ends each row at its length or stop text, and records log-probabilities.
 
-    A row's tokens count up to where it ended (`lengths`); what follows is not part of its answer.
+    `lengths` has each row's number of tokens up to its end; later tokens are not in its answer.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class _Watch:
         self._start = max(len(prompt) for prompt in prompts)
         self._caps = caps
         self._stop = decoding.sampling.stop
-        # Each token is a byte at least, but for special ones and halves of a character.
+        # Each token has at least a byte, except special tokens and parts of characters.
         self._tail = max((len(text.encode()) for text in self._stop), default=0) + CONTEXT
         self._top = decoding.sampling.logprobs
         self._last: Any = None
@@ -221,13 +221,13 @@ class _Watch:
         return any(stop in text for stop in self._stop)
 
     def note_logits(self, ids: Any, scores: Any) -> Any:
-        """As the first logits processor: keep the likeliest tokens, before anything bends them."""
+        """A logits processor that runs first: it records log-probabilities before any warping."""
         self._take(ids)
         self._last = scores.float().log_softmax(-1)
         return scores
 
     def finish(self, ids: Any) -> None:
-        """The last tokens are known."""
+        """Record the last tokens."""
         self._take(ids)
         self._last = None
 
@@ -240,7 +240,7 @@ class _Watch:
         self._noted.append((chosen, values, tokens))
 
     def logprobs(self, row: int, generated: Sequence[int]) -> tuple[TokenLogprob, ...] | None:
-        """A row's log-probabilities, one for each of its tokens."""
+        """A row's log-probabilities, one entry per token."""
         if self._top is None:
             return None
         rows = []
@@ -251,7 +251,7 @@ class _Watch:
 
 
 class _Draw:
-    """Draws from each row's distribution with the row's own generator."""
+    """Draws from each row's distribution with the row's generator."""
 
     def __init__(self, sampling: Sampling, seeds: Sequence[int | None], device: Any) -> None:
         self._warpers = warpers(sampling)
@@ -269,30 +269,30 @@ class _Draw:
 
 
 class BatchSize:
-    """How many rows a batch holds in one call: a fixed number, or one found while working.
+    """The number of rows in a batch: fixed, or adapted during one call.
 
-    Found: it doubles while the tokens a second grow, and halves when memory runs out. Work changes
-    as a call proceeds (long prompts come first), so a batch that seems not to pay is compared with
-    one of the smaller size that runs right after it.
+    It doubles while tokens per second grow, and halves when memory runs out. The work changes
+    during a call (long prompts come first). So a batch size that seems slower is compared with
+    the smaller size, which runs right after it.
     """
 
     def __init__(self, what: str, size: int | Literal["auto"]) -> None:
         self._what = what
         self.auto = size == "auto"
         self.now = START if size == "auto" else size
-        self.rates: dict[int, float] = {}  # latest tokens a second at each size
+        self.rates: dict[int, float] = {}  # latest tokens per second at each size
         self._growing = self.auto
-        self._doubted: int | None = None  # a size that seemed not to pay
+        self._doubted: int | None = None  # a size that seemed slower
 
     @property
     def best(self) -> int:
-        """The size that was settled on, or the fastest that was measured."""
+        """The final size, or the fastest one measured so far."""
         if self._growing and self.rates:
             return max(self.rates, key=lambda size: self.rates[size])
         return self.now
 
     def note(self, rows: int, tokens: int, seconds: float, left: int) -> None:
-        """A batch is done, and `left` rows are to come: half of them at most go into a trial."""
+        """Record a finished batch; of the `left` remaining rows, a trial gets at most half."""
         if not self._growing or rows != self.now:
             return
         self.rates[rows] = tokens / max(seconds, 1e-9)
@@ -311,17 +311,17 @@ class BatchSize:
         self.now = 2 * rows if 2 * rows <= min(MOST, left / 2) else rows
 
     def out_of_memory(self, rows: int) -> bool:
-        """A batch of `rows` did not fit; False if nothing smaller may be tried."""
+        """Record that `rows` did not fit; False if there is no smaller size to try."""
         if not self.auto or rows == 1:
             return False
         log.warning(
-            "%s: out of memory with %d rows a batch, trying %d", self._what, rows, rows // 2
+            "%s: out of memory with %d rows per batch, trying %d", self._what, rows, rows // 2
         )
         self._growing = False
         self.now = rows // 2
         return True
 
     def log(self) -> None:
-        """Say which size was found, in the log."""
+        """Log the batch size that was found."""
         seen = ", ".join(f"{rows}: {rate:,.0f}" for rows, rate in self.rates.items())
-        log.info("%s: batch size %d (tokens a second at %s)", self._what, self.best, seen or "none")
+        log.info("%s: batch size %d (tokens per second: %s)", self._what, self.best, seen or "none")

@@ -1,4 +1,4 @@
-"""PyTorch in this process: how it starts, its device and memory, models built one at a time."""
+"""PyTorch in this process: environment, device and memory; models are built one at a time."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from workbench.errors import EngineUnavailableError, InputError
 from workbench.machine import require
 
 BUILDING = RLock()
-# Threads that wait for each other spin unless this is set before their library is loaded. With
-# another busy process on two cores, 1,000 word problems took 36 to 61 s spinning, and 4 to 5 s not.
+# Waiting threads spin unless this is set before their library is loaded. With another busy process
+# on two cores, 1,000 word problems took 36 to 61 s with spinning, and 4 to 5 s without.
 PASSIVE = {"OMP_WAIT_POLICY": "passive"}
-# Set where the user has not: one process (an interrupt must reach the model), quiet start.
+# Defaults: one process (an interrupt must reach the model), and no messages at the start.
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -30,7 +30,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     **PASSIVE,
 }
-# How the libraries underneath say that memory ran out.
+# How libraries report that memory ran out.
 OUT_OF_MEMORY = (
     "out of memory", "available memory", "free memory", "can't allocate", "cannot allocate",
     "not enough memory", "kv cache is needed", "alloc_failed",
@@ -38,16 +38,16 @@ OUT_OF_MEMORY = (
 
 
 def prepare() -> None:
-    """Set vLLM's environment; call it before anything imports vLLM or torch."""
+    """Set vLLM's environment variables; call it before vLLM or torch is imported."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
 
 @contextmanager
 def whole_imports(say: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C takes effect once no import is under way; `say` is called where it has to wait.
+    """Delay Ctrl-C until no import is running; `say` is called if there is a delay.
 
-    What is imported half way cannot be imported again: its native part is there already.
+    An interrupted import cannot be repeated: its native part is already loaded.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):
@@ -73,11 +73,11 @@ def whole_imports(say: Callable[[], None]) -> Iterator[None]:
 
 
 def find_device(name: object) -> Any:
-    """The device of that name; None is a GPU where there is one.
+    """The device of that name; None is a GPU if there is one.
 
     Raises:
         InputError: an unknown name.
-        EngineUnavailableError: it is not here, or PyTorch is not.
+        EngineUnavailableError: the device, or PyTorch, is not available.
     """
     require("transformers", "torch")
     import torch
@@ -86,7 +86,7 @@ def find_device(name: object) -> Any:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda"):
         raise InputError(
-            f'device={name!r}: give "cpu" or "cuda"; which GPU is for CUDA_VISIBLE_DEVICES to say'
+            f'device={name!r}: give "cpu" or "cuda"; CUDA_VISIBLE_DEVICES selects a GPU'
         )
     if name == "cuda" and not torch.cuda.is_available():
         raise EngineUnavailableError(
@@ -106,7 +106,7 @@ def shown(kind: str) -> str:
 
 
 def collect(device: Any) -> None:
-    """Give back what nobody uses any more."""
+    """Free memory that is no longer used."""
     gc.collect()
     if device.type == "cuda":
         import torch
@@ -115,10 +115,10 @@ def collect(device: Any) -> None:
 
 
 def context_length(longest: int, requested: object) -> int:
-    """How many tokens a prompt and its answer may have: as requested, or all the model holds.
+    """Maximum number of tokens in a prompt and its answer: as requested, or the model's.
 
     Raises:
-        InputError: no whole number, or more than the model holds.
+        InputError: not a whole number, or more than the model's context length.
     """
     if requested is None:
         return longest
@@ -126,16 +126,16 @@ def context_length(longest: int, requested: object) -> int:
 
 
 def memory_ran_out(error: BaseException) -> bool:
-    """Whether an exception of the libraries underneath says so."""
+    """Whether an exception means that memory ran out."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)
 
 
 @contextmanager
 def building() -> Iterator[None]:
-    """Build a model of transformers alone, and leave PyTorch's number format as it was.
+    """Build transformers models one at a time, and restore PyTorch's number format.
 
-    While it builds one, it sets that format: two threads at once would leave that of one of them.
+    Building a model sets that format globally: two threads at once would leave the wrong one.
     """
     import torch
 
@@ -148,10 +148,10 @@ def building() -> Iterator[None]:
 
 
 def shape_only(config: Any) -> Any:
-    """The model of a configuration without its numbers.
+    """The model of a configuration, without values in its tensors.
 
     Raises:
-        Exception: transformers' own, in as many kinds as there are models.
+        Exception: transformers', of many kinds.
     """
     import torch
     from transformers import AutoModelForCausalLM

@@ -1,4 +1,4 @@
-"""What calls will ask for and may cost, before anything is sent."""
+"""What calls may send and cost, before anything is sent."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from workbench import values
 from workbench.errors import InputError
 from workbench.types import Prompt
 
-CHARACTERS = 4  # of a prompt, in a token: where nobody counts them
+CHARACTERS = 4  # per token, if tokens are not counted
 FRAME = 64
-"""Tokens that a template puts around a message at most; a default system prompt has room in it."""
-MILLION = 1_000_000  # tokens, that prices are for
+"""Maximum tokens that a template adds per message, including a default system prompt."""
+MILLION = 1_000_000  # tokens: the unit of prices
 
 
 def estimated_tokens(prompt: Prompt | Sequence[int]) -> int:
-    """About how many tokens a prompt has."""
+    """Estimated number of tokens in a prompt."""
     if isinstance(prompt, str):
         return 1 + len(prompt) // CHARACTERS
     chat = [message["content"] for message in prompt if not isinstance(message, int)]
@@ -25,9 +25,9 @@ def estimated_tokens(prompt: Prompt | Sequence[int]) -> int:
 
 
 def most_tokens(prompt: Prompt) -> int:
-    """A limit that no prompt's tokens exceed: its bytes in UTF-8 and `FRAME` for each message.
+    """An upper bound on a prompt's tokens: its bytes in UTF-8 and `FRAME` per message.
 
-    A tokenizer that works on bytes has no token without one.
+    Each token of a byte-level tokenizer has at least one byte.
     """
     messages = [{"content": prompt}] if isinstance(prompt, str) else prompt
     parts = [str(part) for message in messages for part in message.values()]
@@ -36,47 +36,47 @@ def most_tokens(prompt: Prompt) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """What tokens cost, in any currency, for a million of them."""
+    """The prices of a million tokens, in any currency."""
 
     price_in: float
     price_out: float
 
     @classmethod
     def of(cls, price_in: object, price_out: object) -> Prices | None:
-        """Prices as they are given, None for none.
+        """Prices, checked; None if none are set.
 
         Raises:
-            InputError: one alone, or one that is no number from 0.
+            InputError: only one is set, or one is not a number from 0.
         """
         if price_in is None and price_out is None:
             return None
         if price_in is None or price_out is None:
             lost = "price_in" if price_in is None else "price_out"
-            raise InputError(f"{lost} is not given: give both prices, 0 for what is free")
+            raise InputError(f"{lost} is not set: set both prices, 0 for what is free")
         return cls(
             values.real("price_in", price_in, 0, MILLION),
             values.real("price_out", price_out, 0, MILLION),
         )
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """In the currency of the prices."""
+        """The cost in the currency of the prices."""
         return (self.price_in * prompt_tokens + self.price_out * completion_tokens) / MILLION
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Estimate:
-    """What calls will ask for at most: known before anything is sent.
+    """The maximum that calls will send, known before anything is sent.
 
     Attributes:
-        requests: samples and label scores to come; a server that takes several prompts in a request
-            gets fewer.
-        prompt_tokens: of all requests.
-        completion_tokens: the most that may be generated.
-        minutes: what the rate limits make of that; 0 without them.
-        in_store: samples and label scores that the store has, and that cost nothing.
-        counted: the prompts' tokens are counted by the model's tokenizer, not by their length.
-        further: an agent's later calls depend on answers that are not there: this is the least.
-        prices: what tokens cost, where that is known.
+        requests: samples and label scores to compute; a server that accepts several prompts per
+            request gets fewer.
+        prompt_tokens: the sum over all requests.
+        completion_tokens: the maximum that may be generated.
+        minutes: the least time under the rate limits; 0 without them.
+        in_store: samples and label scores that are stored, and cost nothing.
+        counted: whether the model's tokenizer counted the prompts' tokens; else they are estimated.
+        further: whether an agent makes more calls, depending on answers: then this is the minimum.
+        prices: the prices of tokens, if known.
     """
 
     requests: int
@@ -90,14 +90,14 @@ class Estimate:
 
     @property
     def cost(self) -> float | None:
-        """At most, in the currency of the prices; without `further` calls."""
+        """The maximum cost in the currency of the prices, without `further` calls."""
         if self.prices is None:
             return None
         return self.prices.cost(self.prompt_tokens, self.completion_tokens)
 
     def __str__(self) -> str:
         if not self.requests and self.in_store:
-            return f"nothing is to be asked: all {self.in_store:,} requests are in the store"
+            return f"nothing to send: all {self.in_store:,} requests are in the store"
         most = "" if self.further else "at most "
         text = (
             f"{most}{self.requests:,} requests, {'' if self.counted else 'about '}"
@@ -108,16 +108,16 @@ class Estimate:
             text += f"; {self.in_store:,} others are in the store"
         if self.cost is not None and self.prices is not None:
             prices = f"{money(self.prices.price_in)} and {money(self.prices.price_out)}"
-            text += f"; a cost of at most {money(self.cost)}, at {prices} a million tokens"
+            text += f"; a cost of at most {money(self.cost)}, at {prices} per million tokens"
         if self.minutes:
             text += f", {self.minutes:.1f} minutes at the rate limits"
         if self.further:
-            text += "; and what the agent asks next, which depends on the answers"
+            text += "; plus the agent's further calls, which depend on the answers"
         return text
 
     __repr__ = __str__
 
 
 def money(amount: float) -> str:
-    """Two places, or two digits of a small amount."""
+    """An amount with two decimals; a small one with two significant digits."""
     return f"{amount:,.2f}" if amount >= 1 or not amount else f"{Decimal(f'{amount:.2g}'):f}"

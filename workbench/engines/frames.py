@@ -1,4 +1,4 @@
-"""From tables to answers and back: `engine.ask`, and the list that `generate` returns."""
+"""Tables and answers: `engine.ask`, and the list that `generate` returns."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ log = logging.getLogger("workbench")
 
 
 class Completions(Shown, list[Completion]):
-    """A list of completions, which shows as a table."""
+    """A list of completions that displays as a table."""
 
     def frame(self) -> pd.DataFrame:
-        """A row a prompt: answer (None where it failed), tokens (generated, all samples together),
-        error (None where it did not); where one has several, `samples` too, a list of texts."""
+        """A row per prompt: answer (None if it failed), tokens (generated, over all samples), error
+        (None if it did not fail); with several samples, `samples` too, a list of texts."""
         import pandas as pd
 
         columns = {
@@ -60,38 +60,38 @@ class Completions(Shown, list[Completion]):
 
 
 class FrameEngine:
-    """What an engine does with tables."""
+    """An engine's methods for tables."""
 
     def ask(
         self: Engine, rows: object, wording: str, sampling: Sampling | None = None, *,
         style: Style = "auto", errors: Errors = "return", **settings: Any,
     ) -> pd.DataFrame:  # fmt: skip
-        """One answer a row, in the rows' order: `answers = engine.ask(df, "Translate: {text}")`.
+        """One answer per row, in the rows' order: `answers = engine.ask(df, "Translate: {text}")`.
 
-        Put them beside the rows by `df.assign(answer=answers["answer"].to_numpy())`, or all columns
-        by `pd.concat([df, answers], axis=1)`: `df.join` crosses rows where the index has repeats.
-        What was answered before comes from the store, and an interrupted call resumes.
+        Add them to the rows with `df.assign(answer=answers["answer"].to_numpy())`, or all columns
+        with `pd.concat([df, answers], axis=1)`: `df.join` crosses rows if the index has repeats.
+        Stored answers are reused, and an interrupted call resumes.
 
         Args:
-            rows: a DataFrame, what has `to_pandas` (such as a Hugging Face `Dataset`), or a list of
-                dicts; or texts alone, a Series or any other iterable, whose one column has the
+            rows: a DataFrame, an object with `to_pandas` (such as a Hugging Face `Dataset`), a list
+                of dicts; or only texts: a Series or another iterable, whose only column has the
                 Series' name or is `text`.
-            wording: the prompt, with columns (or names of the index) in braces, any name as it is;
-                `{}` is the only column; `{{` and `}}` are braces themselves.
-            sampling: how to answer, greedy by default; `settings` are fields of it that differ.
-            style: "completion" sends the text as it is, "chat" as a user's message; "auto" is what
-                suits the model (`engines.style`).
-            errors: "return" leaves failed rows in place; "raise" raises when all others are done.
+            wording: the prompt, with any column (or name of the index) in braces; `{}` is the only
+                column; `{{` and `}}` are literal braces.
+            sampling: how to answer, greedy by default; `settings` replace single fields of it.
+            style: "completion" sends the text unchanged, "chat" as a user's message; "auto" chooses
+                by the model (`engines.style`).
+            errors: "return" returns failed rows too; "raise" raises after all others are done.
 
         Returns:
-            The new columns alone, with the index of `rows` (of others 0 to n - 1): answer (None
-            where it failed), tokens (generated), error (the reason, or None); with `n` above 1
+            Only the new columns, with the index of `rows` (0 to n - 1 if it has none): answer (None
+            if it failed), tokens (generated), error (the reason, or None). With `n` above 1,
             `answer` is the first of `samples`, a list of texts. A row with a missing value in a
-            column of the wording, or with an empty prompt, has failed. No rows are an empty frame.
-            Where `rows` has such a name: `pd.concat([df, answers.add_suffix("_model")], axis=1)`.
+            column of the wording, or with an empty prompt, has failed. No rows give an empty frame.
+            If `rows` has such columns: `pd.concat([df, answers.add_suffix("_model")], axis=1)`.
 
         Raises:
-            InputError: there is no such column or field of `Sampling`, or rows are of no such kind.
+            InputError: no such column or field of `Sampling`, or an unsupported kind of rows.
             EngineError: some failed (with `errors="raise"`); its `results` has the frame.
         """
         from workbench.engines.style import chosen_style
@@ -125,7 +125,7 @@ class FrameEngine:
             answers[place] = answer
         if not index.is_unique:
             log.warning(
-                "ask: the index has repeats, by which join would cross rows: use "
+                "ask: the index has repeats, so that join would cross rows: use "
                 "pd.concat([df, answers], axis=1)"
             )
         frame = Completions(answers).frame().set_axis(index)
@@ -137,10 +137,10 @@ class FrameEngine:
 
 
 def with_settings(sampling: Sampling | None, settings: Mapping[str, Any]) -> Sampling:
-    """`sampling` (greedy where None), but for the fields that are given.
+    """`sampling` (greedy if None), with the given fields replaced.
 
     Raises:
-        InputError: it is no `Sampling`, or has no such field; names the nearest.
+        InputError: not a `Sampling`, or no such field; suggests the nearest.
     """
     if sampling is not None and not isinstance(sampling, Sampling):
         raise InputError(f"sampling={sampling!r:.60} must be a workbench.Sampling")
@@ -150,7 +150,7 @@ def with_settings(sampling: Sampling | None, settings: Mapping[str, Any]) -> Sam
 
 
 def _check_cells(table: pd.DataFrame, used: list[str], index: pd.Index[Any]) -> None:
-    """Refuse columns of one name, and cells that are whole chats."""
+    """Refuse repeated column names, and cells with whole chats."""
     for name in used:
         if [*table.columns].count(name) > 1:
             raise InputError(f"rows have several columns {name!r}: rename all but one")
@@ -159,8 +159,8 @@ def _check_cells(table: pd.DataFrame, used: list[str], index: pd.Index[Any]) -> 
 
 
 def _table(rows: Any, wording: str) -> tuple[pd.DataFrame, pd.Index[Any], str]:
-    """Rows as columns by name, those of the index among them; the index that they came with; and
-    what `{}` stands for, which is the only column."""
+    """Rows as columns by name, those of the index included; the original index; and the column
+    that `{}` means, which is the only one."""
     import pandas as pd
 
     if not isinstance(rows, pd.DataFrame | pd.Series) and hasattr(rows, "to_pandas"):

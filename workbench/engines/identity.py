@@ -1,7 +1,7 @@
-"""What decides an answer: weights, number format and options; a path alone decides nothing.
+"""What determines an answer: weights, number format and options, but not a path.
 
-The rule is one for models in this process and behind our servers, so that a stored answer is
-read again only where the same would be computed.
+The rule is the same for models in this process and behind our servers. So a stored answer is
+reused only where the same answer would be computed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from workbench.store import digest, folder_digest
 
-# Options of engines that never change an answer, or that a stored answer's key names anyway.
+# Options that never change an answer, or that the key of a stored answer has anyway.
 HARMLESS = frozenset(
     {
         "async_scheduling", "block_size", "compilation_config", "cpu_offload_gb",
@@ -27,7 +27,7 @@ HARMLESS = frozenset(
 
 
 def deciding(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that can change an answer; files and folders among them by their contents."""
+    """The options that can change an answer; files and folders are replaced by their digests."""
     chosen = {k: v for k, v in options.items() if k not in HARMLESS and v is not None}
     return {name: _content(value) for name, value in sorted(chosen.items())}
 
@@ -38,7 +38,7 @@ def _content(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_content(one) for one in value]
     if isinstance(value, str | Path):
-        name, equals, rest = str(value).partition("=")  # such as an adapter's: name=path
+        name, equals, rest = str(value).partition("=")  # such as name=path for an adapter
         if equals and rest.startswith(("/", ".", "~")):
             return [name, _content(rest)]
         path = Path(value).expanduser()
@@ -47,18 +47,18 @@ def _content(value: Any) -> Any:
                 return folder_digest(path)
             if path.is_file():
                 return hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError:  # a text too long for a path, such as a whole chat template
+        except OSError:  # too long for a path, such as a whole chat template
             pass
     return repr(value)
 
 
 def variant(revision: str, dtype: str, options: Mapping[str, Any]) -> str:
-    """A short name for all that decides an answer: `3fa2bc91d0e1-float32`.
+    """A short name for all that determines an answer: `3fa2bc91d0e1-float32`.
 
     Args:
         revision: digest of the weights' folder, or the hub's commit.
-        dtype: what the model computes in.
-        options: those that are `deciding`; a digest of them follows where there are any.
+        dtype: the number format of the computation.
+        options: the `deciding` options; if there are any, the name ends with their digest.
     """
     tail = [digest(dict(options)).hex()[:8]] if options else []
     return "-".join([revision[:12], dtype, *tail])

@@ -1,4 +1,4 @@
-"""What engines share that run in this process: the model's place, tokens, identity."""
+"""What engines in this process share: the model's location, tokens, and identity."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ from workbench.store import Store, digest, folder_digest
 from workbench.tiny import DIFFUSION, MODEL
 from workbench.types import Completion, EngineInfo, LabelRow, Message, Prompt, PromptStyle
 
-EMBEDDED = "workbench-tiny"  # the name of the embedded model, for `info` and for opening it again
+EMBEDDED = "workbench-tiny"  # the embedded model's name in `info`; it opens the model too
 EMBEDDED_DIFFUSION = "workbench-tiny-diffusion"
 OURS = {EMBEDDED: MODEL, EMBEDDED_DIFFUSION: DIFFUSION}
 SMALL = 100 * 2**20  # bytes of weights
-MOST_ENDLESS = 3  # chats that do not end, after which the template is given up
+MOST_ENDLESS = 3  # endless chats after which the template is no longer tried
 
 
 class _PromptError(InputError):
-    """One prompt is unusable; others may be fine."""
+    """One prompt is unusable; others may be usable."""
 
 
 class LocalEngine(BaseEngine):
-    """An engine that has the model's tokenizer; set the four below before `__init__`."""
+    """An engine with the model's tokenizer; set the four attributes below before `__init__`."""
 
     _tokenizer: Any
-    _vocabulary: int  # rows of the embedding: no token may be above
+    _vocabulary: int  # rows of the embedding: token ids must be below
     _chats: ChatOptions
     _weights: str  # of `Source.weights`
-    _endless: int = 0  # chats of which the template found no end
+    _endless: int = 0  # chats so far for which the template did not end
 
     def __init__(
         self,
@@ -70,14 +70,14 @@ class LocalEngine(BaseEngine):
         """Set the engine up once its model is loaded.
 
         Args:
-            commit: what a hub name stood for when the model was loaded, if that is known.
+            commit: the hub's commit of the loaded model; None if unknown.
             decisive: the options that are `deciding`.
-            identity: what decides an answer beside weights, number format and chat template.
+            identity: what affects an answer besides weights, number format and chat template.
             about: further fields of `EngineInfo`.
         """
         self._source = source
         revision = self._weights if source.folder else commit
-        shown = revision[:12] if revision else "not known"
+        shown = revision[:12] if revision else "unknown"
         info = EngineInfo(model=source.shown, revision=shown, **about)
         whole = {
             "weights": [self._weights, revision],
@@ -88,22 +88,22 @@ class LocalEngine(BaseEngine):
         name = variant(revision, info.dtype, decisive) if revision else ""
         super().__init__(info, whole, store, name)
         if not revision:
-            self._store_nothing(f"no commit of {source.shown} is known to know its weights by")
+            self._store_nothing(f"the hub's commit of {source.shown} is unknown")
 
     @property
     def tokenizer(self) -> Any:
-        """The model's tokenizer, of transformers."""
+        """The model's tokenizer, from transformers."""
         return self._tokenizer
 
     @property
     def has_chat(self) -> bool:
-        """Whether there is a template for chats: the model's own, or one that was given."""
+        """Whether there is a chat template, the model's or the caller's."""
         return bool(self._chats.chat_template or getattr(self._tokenizer, "chat_template", None))
 
     def suited_style(self) -> tuple[PromptStyle, str]:
         """See `style.chosen_style`."""
         if not self.has_chat:
-            return "completion", "the model has no template for chats"
+            return "completion", "the model has no chat template"
         if self._source.folder in OURS.values():
             return "completion", EMBEDDED_STYLE
         style, why = style_by_name(self._source.shown)
@@ -123,33 +123,33 @@ class LocalEngine(BaseEngine):
             return self._encoded(cast("Sequence[str]", prompts))
         if not self.has_chat:
             raise InputError(
-                f"{Path(self.info.model).name} has no chat template: give texts, or a template as "
-                "chat_template=…, a text or a file"
+                f"{Path(self.info.model).name} has no chat template: use texts, or set a template "
+                "as chat_template=…, a text or a file"
             )
         return self._encoded(self._chat_texts(prompts), special=False)
 
     def count_tokens(self, prompts: Sequence[Prompt]) -> tuple[list[int], bool]:
-        """By the model's tokenizer; a prompt that has no tokens, and will fail, counts as 0."""
+        """Counts by the model's tokenizer; 0 for a prompt that cannot be tokenised."""
         return [0 if isinstance(ids, str) else len(ids) for ids in self._each(prompts)], True
 
     def _each(self, prompts: Sequence[Prompt]) -> list[list[int] | str]:
-        """The tokens of each prompt, or why it has none.
+        """The tokens of each prompt, or the reason why it has none.
 
         Raises:
-            InputError: no prompt of this kind has any.
+            InputError: chats without a chat template.
         """
         try:
             return [*self._tokens(prompts)]
         except _PromptError as error:
             if len(prompts) == 1:
                 return [str(error)]
-            return [self._each([prompt])[0] for prompt in prompts]  # alone, which takes longer
+            return [self._each([prompt])[0] for prompt in prompts]  # one by one, which is slower
 
     def _encoded(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
         """Tokens of each text.
 
         Raises:
-            InputError: one holds half a character (a lone surrogate), which no text has.
+            InputError: a text holds a lone surrogate (half a character).
         """
         try:
             rows = self._tokenizer(list(texts), add_special_tokens=special, verbose=False).input_ids
@@ -158,7 +158,7 @@ class LocalEngine(BaseEngine):
                 try:
                     text.encode()
                 except UnicodeEncodeError as reason:
-                    refusal = f"{text!r:.80} is no valid text: {reason.reason}"
+                    refusal = f"{text!r:.80} is not valid text: {reason.reason}"
                     raise _PromptError(refusal) from error
             raise
         return without_second_bos(self._tokenizer, texts, rows) if special else list(rows)
@@ -185,9 +185,9 @@ class LocalEngine(BaseEngine):
     def _without_thinking(
         self, request: Request, row: Completion, prompt: Sequence[int]
     ) -> Completion:
-        """An answer to a chat without its thinking, which is kept beside it.
+        """An answer to a chat, with its thinking moved to `reasoning`.
 
-        Structured output has its form from the first token: all of it is the answer.
+        Structured output begins at the first token: all of it is the answer.
         """
         sampling, marks = request.sampling, self._thinking
         structured = sampling.choices or sampling.regex or sampling.json_schema
@@ -199,26 +199,26 @@ class LocalEngine(BaseEngine):
         return marks.split(row, prompt, self._tokenizer, sampling.stop, is_open=is_open)
 
     def _end_of(self, prompt: Prompt) -> str:
-        """What a chat's text has after the last message that is not the model's own."""
+        """What a chat's text has after the last message that is not the model's."""
         chat = cast("Sequence[Message]", prompt)
         text = self._chat_text(prompt)
         last = [one["content"] for one in chat if one["role"] != "assistant"][-1:]
         return text.rpartition(last[0].strip())[2] if last and last[0].strip() else text
 
     def _unfit(self, tokens: Sequence[int] | str, more: int) -> str | None:
-        """Why a prompt with these tokens and `more` to come cannot be run."""
+        """Why a prompt with these tokens and `more` after them cannot run; None if it can."""
         if isinstance(tokens, str):
             return tokens
         context = self.info.context_length
         if len(tokens) + more > context:
             return (
-                f"the prompt has {len(tokens)} tokens and needs room for {more} more, the context "
-                f"of {self.info.model} holds {context}: shorten it or raise max_model_len"
+                f"the prompt has {len(tokens)} tokens and needs room for {more} more, but the "
+                f"context of {self.info.model} holds {context}: shorten it or raise max_model_len"
             )
         if max(tokens, default=0) >= self._vocabulary:
             return (
-                f"the prompt has token {max(tokens)}, and {self.info.model} has embeddings for "
-                f"{self._vocabulary} only: its tokenizer has tokens that the weights lack"
+                f"the prompt has token {max(tokens)}, but {self.info.model} has embeddings for "
+                f"only {self._vocabulary} tokens: its tokenizer has more than its weights"
             )
         return None
 
@@ -239,7 +239,7 @@ class LocalEngine(BaseEngine):
     def _label_jobs(
         self, prompts: Sequence[Prompt], labels: Sequence[str], width: int
     ) -> tuple[LabelTree, list[tuple[int, Node, list[int]]], list[LabelRow]]:
-        """The labels' tree; (prompt's index, node, tokens) to score; prompts that do not fit."""
+        """The label tree; (prompt's index, node, tokens) to score; rows that do not fit."""
         tree = LabelTree.build(labels, self._encoded(labels, special=False), width)
         fit, refused = self._fitting(prompts, tree)
         jobs = [(i, node, ids + list(node.prefix)) for i, ids in fit.items() for node in tree.nodes]
@@ -248,7 +248,7 @@ class LocalEngine(BaseEngine):
     def _fitting(
         self, prompts: Sequence[Prompt], tree: LabelTree
     ) -> tuple[dict[int, list[int]], list[LabelRow]]:
-        """Tokens of the prompts that leave room for the labels, by index, and the other rows."""
+        """Tokens by index of prompts with room for the labels; failed rows of the others."""
         fit, refused = {}, []
         for index, ids in enumerate(self._each(prompts)):
             reason = self._unfit(ids, tree.depth)
@@ -265,11 +265,11 @@ def _length(tokens: Sequence[int] | str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A model's place; `name` is what the library underneath loads.
+    """A model's location; `name` is what the underlying library loads.
 
     Attributes:
-        folder: where it lies here, None for a name on the hub.
-        shown: its name for people, which opens the same again.
+        folder: its local folder; None for a name on the hub.
+        shown: its name for people, which opens the same model again.
     """
 
     name: str
@@ -278,11 +278,11 @@ class Source:
 
     @classmethod
     def find(cls, model: str | None, default: str = EMBEDDED) -> Source:
-        """Where `model` is; None is an embedded one. A GGUF file is converted, once.
+        """Locate `model`; None is the embedded one. A GGUF file is converted once.
 
         Raises:
-            InputError: a folder that is not there, or one without a model; a broken GGUF file.
-            WorkbenchError: a GGUF file's folder cannot be written, or is not the same everywhere.
+            InputError: a missing folder, a folder without a model, or a broken GGUF file.
+            WorkbenchError: a GGUF file's folder cannot be written, or the libraries disagree on it.
         """
         model = default if model is None else model
         if model in OURS:
@@ -299,12 +299,12 @@ class Source:
 
     @property
     def small(self) -> bool:
-        """Whether it is of the embedded model's kind, and best run like it."""
+        """Whether it is like the embedded model, and runs best with the same settings."""
         files = list(self.folder.glob("*.safetensors")) if self.folder else []
         return bool(files) and sum(file.stat().st_size for file in files) < SMALL
 
     def check_causal(self) -> None:
-        """Refuse a folder with a masked-diffusion model, of which others would make nonsense.
+        """Refuse a folder with a masked-diffusion model, for which other engines return nonsense.
 
         Raises:
             InputError: names the engine for it.
@@ -312,7 +312,7 @@ class Source:
         if self.folder is None:
             return
         config: object = None
-        with suppress(OSError, ValueError):  # who loads it says that it is broken
+        with suppress(OSError, ValueError):  # the loader reports broken files
             config = json.loads((self.folder / "config.json").read_text("utf-8"))
         kind = config if isinstance(config, dict) else {}
         if kind.get("is_causal") is False or kind.get("model_type") == "llada":
@@ -323,12 +323,12 @@ class Source:
     def check(
         self, options: Mapping[str, object], *, tokenizer: bool = True, whole: bool = False
     ) -> None:
-        """Refuse a folder that is broken or unsafe to load, before a library sees it.
+        """Refuse a folder that is broken or unsafe to load, before a library reads it.
 
         Args:
-            options: of the engine; of these `load_format` and `trust_remote_code` count.
-            tokenizer: whether it must have one of its own.
-            whole: whether to look for each tensor too, as vLLM does not.
+            options: the engine's; `load_format` and `trust_remote_code` matter.
+            tokenizer: whether the folder must have a tokenizer.
+            whole: whether to check each tensor too, as vLLM does not.
 
         Raises:
             InputError: names the folder and what is wrong with it.
@@ -343,7 +343,7 @@ class Source:
                 check_whole(self.folder, form)
 
     def weights(self) -> str:
-        """What tells its weights from others: a digest of the folder, or the hub's name."""
+        """The identity of its weights: a digest of the folder, or the hub's name."""
         return folder_digest(self.folder) if self.folder else self.name
 
 

@@ -1,8 +1,8 @@
-"""What every process of vLLM does first where this package is installed (a plugin of vLLM's).
+"""A plugin for vLLM, which each vLLM process runs first where this package is installed.
 
-On a CPU with matrix tiles (AMX) a process must ask the kernel before it uses them. vLLM's attention
-in bfloat16 does not ask: it ends by an illegal instruction, unless a large matrix product came
-before. So it is asked for here.
+On a CPU with matrix tiles (AMX), a process must request them from the kernel before use. vLLM's
+attention in bfloat16 does not: unless a large matrix product ran before, the process ends with an
+illegal instruction. So this plugin requests them.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from contextlib import suppress
 
 
 def register() -> None:
-    """Ask for matrix tiles, where there are any."""
+    """Request matrix tiles, if the CPU has them."""
     import torch
 
-    with suppress(AttributeError, RuntimeError):  # a private function: it may go
+    with suppress(AttributeError, RuntimeError):  # a private function, which may disappear
         torch.cpu._init_amx()

@@ -1,9 +1,9 @@
-"""A call's requests: what is refused before any work, keys and seeds of samples, draws that resume.
+"""A call's requests: checks before any work, keys and seeds of samples, resumable draws.
 
-Sampling without a seed: a call that was cut short resumes, a finished one is never replayed.
-"The same call" is one with the same prompts in the same order and the same sampling, to the same
-engine. After it ended early (an interrupt, a kill, failed rows) the next such call resumes it.
-After it finished, or while it runs elsewhere, the next such call draws anew.
+Without a seed, a call that ended early resumes, and a finished one is never replayed. "The same
+call" has the same prompts in the same order, the same sampling and the same engine. If it ended
+early (an interrupt, a kill, failed rows), the next such call resumes it. If it finished, or is
+still running elsewhere, the next such call draws new samples.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from workbench.machine import born
 from workbench.store import Store, digest
 from workbench.types import Completion, LabelRow, LabelScores, Prompt, Sampling
 
-CUT = "cut off before it had the form asked for"
+CUT = "cut off before it had the requested form"
 CUT_SHORT = CUT + ": raise max_tokens (it was {})"
-PATTERN_SECONDS = 1.0  # for a pattern, of which some take forever on half an answer
+PATTERN_SECONDS = 1.0  # maximum per match: some patterns take forever on a partial answer
 HOST = socket.gethostname()
 _running: set[tuple[str, int]] = set()  # calls of this process
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One sample to compute: `seed` is already this sample's own."""
+    """One sample to compute; `seed` is this sample's derived seed."""
 
     key: bytes
     prompt: Prompt
@@ -46,8 +46,8 @@ def plan(
 ) -> Iterator[tuple[Request, int, int]]:
     """(request, prompt index, sample index) for every sample; `base` is the beginning of keys.
 
-    Greedy duplicates share one key, so they are computed once. The k-th copy of a prompt that is
-    sampled takes the sample indices from k·n on, so that copies differ as samples do.
+    Greedy duplicates share one key, so they are computed once. When sampling, the k-th copy of a
+    prompt has the sample indices from k·n, so that copies differ as samples do.
     """
     single = replace(sampling, n=1, seed=None)
     copies: Counter[str] = Counter()
@@ -70,13 +70,13 @@ def texts(prompts: Sequence[Prompt]) -> list[str]:
 
 
 class ResumableDraw:
-    """One drawing of a call's answers.
+    """One draw of a call's answers.
 
     Attributes:
-        number: tells its answers from those of the other drawings of the same call.
+        number: distinguishes its answers from those of other draws of the same call.
 
     Args:
-        store: where the answers are kept; None has nothing to resume.
+        store: where answers are kept; None has nothing to resume.
         call: digest of engine, sampling and prompts.
     """
 
@@ -95,7 +95,7 @@ class ResumableDraw:
         return self._key.hex(), self.number
 
     def end(self, store: Store | None, *, finished: bool) -> None:
-        """The call is over: for good, or to be resumed (as where the store is closed, and None)."""
+        """End the call; if not finished, it may be resumed. `store` is None if it was closed."""
         _running.discard(self._mark)
 
         def note(state: Any) -> Any:
@@ -108,7 +108,7 @@ class ResumableDraw:
             store.update(self._key, note)
 
     def _begin(self, state: Any) -> Any:
-        """Take the first drawing that was cut short, or a new one."""
+        """Resume the first draw that ended early, or begin a new one."""
         state = state or {"next": 0, "open": {}}
         free = [n for n, owner in state["open"].items() if not self._is_running(int(n), owner)]
         self.number = int(free[0]) if free else state["next"]
@@ -121,7 +121,7 @@ class ResumableDraw:
         if owner is None:
             return False
         pid, started, host = owner
-        if host != HOST:  # nobody here can know
+        if host != HOST:  # unknown from here: assume that it runs
             return True
         process = _process(pid)
         if process is None or process[1] != started:
@@ -130,7 +130,7 @@ class ResumableDraw:
 
 
 def _process(pid: int) -> list[Any] | None:
-    """A process by its id, start and host, as ids are used again; None where there is none."""
+    """[id, start, host] of a process, as ids are reused; None if there is none."""
     psutil: Any = import_module("psutil")
     with suppress(psutil.Error):
         process = psutil.Process(pid)
@@ -145,20 +145,20 @@ def check_errors(errors: object) -> None:
 
 
 def plain_list(name: str, given: object, need: str) -> list[Any]:
-    """What an iterable holds, in its order: of a list, a column, an array, a generator.
+    """The items of an ordered iterable: a list, a column, an array, a generator.
 
     Raises:
-        InputError: it is one text, a whole table, has no order, or is no iterable.
+        InputError: a single text, a whole table, unordered, or not an iterable.
     """
     if hasattr(given, "columns") or hasattr(given, "column_names"):
         columns = getattr(given, "column_names", None) or [*getattr(given, "columns", ())]
         such = f", such as {name}[{columns[0]!r}]" if columns else ""
-        raise InputError(f"{name} is a table: give one of its columns{such}, or see engine.ask")
+        raise InputError(f"{name} is a table: pass one of its columns{such}, or see engine.ask")
     if isinstance(given, str | bytes | bytearray | Mapping | set | frozenset) or not isinstance(
         given, Iterable
     ):
         values.refuse(name, given, need)
-    for method in ("to_pylist", "tolist"):  # of Arrow, and of NumPy and pandas
+    for method in ("to_pylist", "tolist"):  # Arrow's; NumPy's and pandas'
         if callable(convert := getattr(given, method, None)):
             found = convert()
             return found if isinstance(found, list) else values.refuse(name, given, need)
@@ -166,21 +166,21 @@ def plain_list(name: str, given: object, need: str) -> list[Any]:
 
 
 def check_prompts(prompts: Iterable[Prompt]) -> list[Prompt]:
-    """The prompts of any iterable as plain ones; refuse what is unusable as a whole.
+    """The prompts of any iterable as plain values; refuses what is unusable as a whole.
 
     Raises:
-        InputError: no list or the like, empty, a missing, empty or malformed prompt, or texts mixed
-            with chats.
+        InputError: not an ordered iterable, empty, a missing, empty or malformed prompt, or texts
+            mixed with chats.
     """
     given = plain_list("prompts", prompts, "a list or column of prompts: [prompt]")
     if not given:
-        raise InputError("prompts is empty: give at least one prompt")
+        raise InputError("prompts is empty: pass at least one prompt")
     plain: list[Prompt] = []
     for index, prompt in enumerate(given):
         if isinstance(prompt, str):
             if not prompt:
                 raise InputError(f"prompt {index} is empty: a model needs some text to continue")
-            of_numpy = type(prompt).__module__ == "numpy"  # it has a kind of its own
+            of_numpy = type(prompt).__module__ == "numpy"  # NumPy has a type of texts
             plain.append(str.__str__(prompt) if of_numpy else prompt)
         elif values.is_missing(prompt):
             raise InputError(
@@ -199,7 +199,7 @@ def check_prompts(prompts: Iterable[Prompt]) -> list[Prompt]:
 
 def _plain_chat(index: int, prompt: Any) -> Prompt:
     need = 'a non-empty text or a list of {"role": ..., "content": ...}'
-    if getattr(prompt, "ndim", 0) == 1:  # of a table's cell
+    if getattr(prompt, "ndim", 0) == 1:  # a table's cell
         prompt = prompt.tolist()
     if isinstance(prompt, dict) and {"role", "content"} <= {*prompt}:
         raise InputError(f"prompt {index} is one message: a chat is a list of them, [message]")
@@ -217,7 +217,7 @@ def check_labels(labels: Iterable[str]) -> list[str]:
     """The labels of any iterable as plain texts.
 
     Raises:
-        InputError: no list or the like, none, one that is no text or empty, or two are equal.
+        InputError: not an ordered iterable, empty, a label that is empty or no text, or two equal.
     """
     given = plain_list("labels", labels, "a non-empty list of texts")
     if not given:
@@ -232,7 +232,7 @@ def check_labels(labels: Iterable[str]) -> list[str]:
 
 
 def gather(row: Mapping[int, Completion]) -> Completion:
-    """A prompt's samples, by their place, as one completion."""
+    """A prompt's samples, by sample index, as one completion."""
     if len(row) == 1:
         return row[0]
     samples = tuple(row[i] for i in range(len(row)))
@@ -241,7 +241,7 @@ def gather(row: Mapping[int, Completion]) -> Completion:
 
 
 def raise_failures(reasons: Sequence[str | None], results: object) -> None:
-    """Raise if there is a reason; the error has all rows.
+    """Raise if any row failed; the error has all rows.
 
     Raises:
         EngineError: says how many failed, and why the first one did.
@@ -251,15 +251,15 @@ def raise_failures(reasons: Sequence[str | None], results: object) -> None:
         index, reason = failed[0]
         raise EngineError(
             f"{len(failed)} of {len(reasons)} prompts failed; the others are finished. "
-            f'First, prompt {index}: {reason}. errors="return" gives all rows with their reasons',
+            f'First, prompt {index}: {reason}. errors="return" returns all rows with their reasons',
             results=results,
         )
 
 
 def misshapen(sampling: Sampling, text: str, finish: str) -> str | None:
-    """Why an answer is not the structured output that was asked for, None where it is.
+    """Why an answer is not the requested structured output; None if it is.
 
-    Only what an engine cannot be trusted with: an answer that ended by itself has its form.
+    Only where the engine cannot guarantee it: an answer that ended by itself has the right form.
     """
     if sampling.choices is not None and text in sampling.choices:
         longer = any(one != text and one.startswith(text) for one in sampling.choices)
@@ -277,9 +277,9 @@ def misshapen(sampling: Sampling, text: str, finish: str) -> str | None:
 
 
 def _whole(sampling: Sampling, text: str) -> bool:
-    """Whether an answer that was cut has its form all the same."""
+    """Whether an answer that was cut has the right form nevertheless."""
     if sampling.regex is not None:
-        regex: Any = import_module("regex")  # of transformers; the standard one has no timeout
+        regex: Any = import_module("regex")  # needed for its timeout; transformers depends on it
         try:
             return regex.fullmatch(sampling.regex, text, timeout=PATTERN_SECONDS) is not None
         except (regex.error, TimeoutError):
@@ -294,7 +294,7 @@ def _whole(sampling: Sampling, text: str) -> bool:
 
 
 def keyed(answer: Any, keys: Sequence[bytes]) -> tuple[bytes, Any]:
-    """An answer with its key; `keys` are those of label scores, by their places."""
+    """An answer with its key; `keys` has label scores' keys, by index."""
     if isinstance(answer, LabelRow):
         return keys[answer.index], answer
     request, completion = answer

@@ -1,7 +1,7 @@
-"""The one `vllm.LLM` that lives in this process: loading, stepping, freeing.
+"""The only `vllm.LLM` in this process: loading, stepping, freeing.
 
-Requests of several callers (threads, nested calls) share the engine's batch: whoever holds the
-lock steps, and finished outputs go to the inbox of the caller that sent them.
+Requests of several callers (threads, nested calls) share the engine's batch. The caller that holds
+the lock steps, and finished outputs go to the inbox of the caller that sent the request.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger("workbench")
 
 
 class Inbox:
-    """What one caller has sent (`pending`: id outside → id inside vLLM) and got back."""
+    """One caller's requests (`pending`: our id → vLLM's internal id) and finished outputs."""
 
     def __init__(self) -> None:
         self.pending: dict[str, str] = {}
@@ -39,7 +39,7 @@ class Inbox:
 class SharedLLM:
     """A loaded model and the callers that share it."""
 
-    _here: SharedLLM | None = None  # at most one in a process: two would not fit
+    _here: SharedLLM | None = None  # at most one per process: two would not fit
 
     def __init__(self, arguments: Mapping[str, Any], signature: str) -> None:
         self.signature = signature
@@ -47,13 +47,13 @@ class SharedLLM:
         self._owners: dict[str, Inbox] = {}
         self._users = weakref.WeakSet[object]()
         self._interrupted = False
-        self._lost: EngineGoneError | None = None  # why vLLM stopped in mid-run, if it did
-        self.note: str | None = None  # what was cut to make the model fit
+        self._lost: EngineGoneError | None = None  # why vLLM stopped mid-run, if it did
+        self.note: str | None = None  # settings that were reduced to make the model fit
         self.llm: Any = self._load(arguments)
 
     @classmethod
     def acquire(cls, user: object, arguments: Mapping[str, Any], signature: str) -> SharedLLM:
-        """The model in this process if it is the same one, else load it and free the other."""
+        """The model of this process if it is the same; else free it and load the new one."""
         current = cls._here
         if current is not None and current.signature == signature:
             log.info("the model is in memory already")
@@ -67,7 +67,7 @@ class SharedLLM:
 
     def _load(self, arguments: Mapping[str, Any]) -> Any:
         logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
-        if not (log_of_vllm := logging.getLogger("vllm")).level:  # it sets it only later
+        if not (log_of_vllm := logging.getLogger("vllm")).level:  # its level is set only later
             log_of_vllm.setLevel(os.environ["VLLM_LOGGING_LEVEL"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -80,13 +80,13 @@ class SharedLLM:
                     if current_platform.is_cpu():
                         explicit = {name for name, value in arguments.items() if value is not None}
                         more, self.note = fit(EngineArgs(**arguments), explicit)
-                    # It tries out a chat template, and the model's own is a program that may
+                    # vLLM tries the chat template out, and the model's is a program that may
                     # not end.
                     llm = LLM(**{"chat_template": "{{ messages }}", **arguments, **more})
                     llm.chat_template = None
                     return llm
             except BaseException as error:
-                # The frames hold what was loaded so far, and a notebook holds the traceback.
+                # The frames hold what was loaded so far, and a notebook keeps the traceback.
                 traceback.clear_frames(error.__traceback__)
                 _clean_up()
                 if not isinstance(error, Exception):
@@ -100,35 +100,35 @@ class SharedLLM:
             self.free()
 
     def send(self, inbox: Inbox, tokens: Sequence[int], params: Any, lora: Any) -> str:
-        """Queue one prompt (token ids); returns the id that its output will carry."""
+        """Queue one prompt (token ids); returns the id that its output will have."""
         with self._lock, self._hold_interrupt():
             llm = self._open()
             with refusals():
                 (inside,) = llm.enqueue(
                     [{"prompt_token_ids": list(tokens)}], params, use_tqdm=False, lora_request=lora
                 )
-            outside = str(inside).rsplit("-", 1)[0]  # vLLM appends a random part to its own id
+            outside = str(inside).rsplit("-", 1)[0]  # vLLM appends a random part to its id
             inbox.pending[outside] = inside
             self._owners[outside] = inbox
             return outside
 
     def take(self, inbox: Inbox) -> list[Any]:
-        """Step until this caller has finished outputs; returns and forgets them."""
+        """Step until this caller has finished outputs; returns and removes them."""
         while not inbox.finished and inbox.pending and not self.interrupted:
             with self._lock:
                 if not inbox.finished:
                     self._open()
                     if not self.unfinished():
                         raise EngineError(
-                            "vLLM has lost requests that are still awaited: something else "
-                            "took its outputs (such as llm.generate() within an open stream)"
+                            "vLLM has lost requests that this call waits for: something else "
+                            "took their outputs (such as llm.generate() within an open stream)"
                         )
                     self._step()
         finished, inbox.finished = inbox.finished, []
         return finished
 
     def abort(self, inbox: Inbox) -> None:
-        """Drop what this caller still has in the engine."""
+        """Remove this caller's unfinished requests from the engine."""
         with self._lock, self._hold_interrupt():
             if inbox.pending and self.llm is not None:
                 self.llm.llm_engine.abort_request(list(inbox.pending.values()), internal=True)
@@ -140,11 +140,11 @@ class SharedLLM:
 
     @property
     def interrupted(self) -> bool:
-        """Ctrl-C was pressed, which is for the main thread; or who watches this work said stop."""
+        """Whether Ctrl-C was pressed (for the main thread), or a watcher stopped this work."""
         return (self._interrupted and _in_main_thread()) or stopping()
 
     def bare(self, prompts: Sequence[str], params: Any, lora: Any) -> list[Any]:
-        """`LLM.generate` itself, which cannot be stopped halfway: Ctrl-C takes effect after it."""
+        """Run `LLM.generate`, which cannot be interrupted: Ctrl-C takes effect after it."""
         with self._lock, self._hold_interrupt():
             try:
                 outputs: list[Any] = self._open().generate(
@@ -159,17 +159,17 @@ class SharedLLM:
         return outputs
 
     def unfinished(self) -> int:
-        """Requests inside vLLM, over all callers."""
+        """Number of requests inside vLLM, over all callers."""
         with self._lock:
             return 0 if self.llm is None else self.llm.llm_engine.get_num_unfinished_requests()
 
     def free(self) -> None:
-        """Give the model's memory back."""
+        """Free the model's memory."""
         with self._lock:
             if self.llm is None:
                 return
             llm, self.llm = self.llm, None
-            with suppress(Exception):  # some executors have nothing to shut down
+            with suppress(Exception):  # some executors need no shutdown
                 llm.llm_engine.engine_core.shutdown()
             del llm
             _clean_up()
@@ -177,7 +177,7 @@ class SharedLLM:
                 SharedLLM._here = None
 
     def _open(self) -> Any:
-        if self._lost is not None:  # every caller has to know, not only the one that stepped
+        if self._lost is not None:  # for every caller, not only the one that stepped
             raise EngineGoneError(str(self._lost)) from self._lost
         if self.llm is None:
             raise EngineError(
@@ -193,9 +193,9 @@ class SharedLLM:
             except WorkbenchError:
                 raise
             except Exception as error:
-                self.free()  # what is left of it must not be taken for a loaded model
+                self.free()  # it must not count as a loaded model
                 self._lost = EngineGoneError(
-                    f"vLLM stopped in mid-run: {error}. Finished rows are in the store; open the "
+                    f"vLLM stopped mid-run: {error}. Finished rows are in the store; open the "
                     "engine again (with smaller max_num_seqs or max_model_len if memory ran out)"
                 )
                 raise self._lost from error
@@ -206,7 +206,7 @@ class SharedLLM:
 
     @contextmanager
     def _hold_interrupt(self) -> Iterator[None]:
-        """Ctrl-C during a step takes effect after it, so that vLLM's state stays whole."""
+        """Delay Ctrl-C until a step has ended, so that vLLM's state stays consistent."""
         if not _in_main_thread():
             yield
             return
@@ -223,7 +223,7 @@ class SharedLLM:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """What vLLM says of a request that it does not take, as an error of ours."""
+    """Turn vLLM's refusal of a request into an `InputError`."""
     from vllm.exceptions import VLLMError
 
     kinds = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, VLLMError)
@@ -248,10 +248,10 @@ def _clean_up() -> None:
 
 @contextmanager
 def _uncaptured_streams() -> Iterator[None]:
-    """Native libraries write straight to file descriptor 2 while loading; keep that out.
+    """Keep what native libraries write to file descriptor 2 while loading out of the output.
 
-    In a notebook those lines would become part of its output. What vLLM has to say on failure
-    comes as an exception.
+    In a notebook those lines would become part of the stored output. vLLM reports failures as
+    exceptions.
     """
     if "ipykernel" not in sys.modules:
         yield

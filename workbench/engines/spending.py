@@ -1,4 +1,4 @@
-"""A limit on what calls cost, and what they would ask for where nothing may be asked."""
+"""A limit on what calls cost, and estimates for calls that are not sent."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ from workbench.types import Engine, Prompt, Sampling, Usage
 
 @dataclass(frozen=True, slots=True)
 class _Equal:
-    """Places of equal prompts, and what is to be asked for them: by key where it is missing."""
+    """Positions of equal prompts, with the keys of their missing and stored answers."""
 
     places: list[int]
     missing: set[bytes]
     stored: set[bytes]
-    prompt_tokens: int  # of one
+    prompt_tokens: int  # per prompt
     most_prompt_tokens: int
-    most: int  # completion tokens of one
+    most: int  # completion tokens per sample
 
 
 def checked_limit(prices: Prices | None, max_cost: float | None) -> float | None:
-    """A limit on what is spent, as it is given.
+    """A cost limit, checked.
 
     Raises:
-        InputError: a limit without prices, or one that is no number from 0.
+        InputError: a limit without prices, or not a number from 0.
     """
     limit = values.optional("max_cost", max_cost, values.real, 0, math.inf)
     if limit is not None and prices is None:
         raise InputError(
-            f"max_cost={limit:g}: give price_in and price_out too, the prices of a million tokens "
+            f"max_cost={limit:g}: set price_in and price_out too, the prices per million tokens "
             "in the same currency"
         )
     return limit
 
 
 class Spending:
-    """What calls to an engine may ask for and have cost since this was made.
+    """What calls to an engine may still cost, and have cost since this object was made.
 
     Args:
-        prices: what tokens cost, None where that does not matter.
-        max_cost: no request is sent that could make the cost exceed this, together with those
-            under way: each is taken to generate as much as it may. A prompt whose tokens nobody
-            counts beforehand is taken to have as many as it can (`estimate.most_tokens`).
-        dry: nothing is sent: only what the store has is answered.
+        prices: the prices of tokens; None if the cost does not matter.
+        max_cost: no request is sent that could make the cost exceed this, assuming that all
+            requests in flight generate as much as they may. A prompt that cannot be counted
+            beforehand counts as its maximum (`estimate.most_tokens`).
+        dry: nothing is sent: only stored answers are returned.
 
     Raises:
-        InputError: a limit without prices, or one that is no number from 0.
+        InputError: a limit without prices, or not a number from 0.
     """
 
     def __init__(
@@ -70,18 +70,18 @@ class Spending:
         self.prices, self.dry = prices, values.flag("dry_run", dry)
         self.max_cost = checked_limit(prices, max_cost)
         self.declined = Estimate(0, 0, 0, counted=True, prices=prices)
-        self._unreported = 0.0  # at most, of calls whose tokens the server does not give
+        self._unreported = 0.0  # maximum cost of calls whose tokens the server does not report
         self._seen: set[bytes] = set()
         self._stored: set[bytes] = set()
 
     @property
     def limited(self) -> bool:
-        """Whether some calls may not be made."""
+        """Whether some calls may be declined."""
         return self.dry or self.max_cost is not None
 
     @property
     def cost(self) -> float:
-        """Of all that was computed so far; what came from the store is free."""
+        """The cost so far; stored answers are free."""
         if self.prices is None:
             return 0.0
         used = self._engine.usage.since(self._before)
@@ -90,10 +90,10 @@ class Spending:
     def parts(
         self, prompts: Sequence[Prompt], how: Sampling | tuple[str, ...]
     ) -> Iterator[tuple[list[int], str | None]]:
-        """Places of prompts that go together, and the reason where they must not be asked.
+        """Positions of prompts to send together, with the reason if they must not be sent.
 
-        Ask a part before the next one is taken: it is what the cost leaves room for. Equal prompts
-        are in one part, so that all samples are those of a call without a limit.
+        Send each part before taking the next: its size depends on the remaining budget. Equal
+        prompts are in one part, so that all samples are those of a call without a limit.
         """
         if not self.limited:
             yield [*range(len(prompts))], None
@@ -129,7 +129,7 @@ class Spending:
         if isinstance(self._engine, BaseEngine):
             keys = self._engine.lookup(prompts, how)
             tokens, counted = self._engine.count_tokens(firsts)
-        else:  # somebody's own, of which nothing is known
+        else:  # an unknown implementation of `Engine`
             number = how.n if isinstance(how, Sampling) else 1
             keys = [dict.fromkeys((digest(p, k) for k in range(number)), False) for p in prompts]
             tokens, counted = [*map(estimated_tokens, firsts)], False
@@ -151,7 +151,7 @@ class Spending:
 
     def _decline(self, rest: Sequence[_Equal], *, counted: bool) -> None:
         if not getattr(self._engine, "has_store", False):
-            self._seen.clear()  # what is asked again is computed again
+            self._seen.clear()  # without a store, repeated calls compute again
         for one in rest:
             new, asked = len(one.missing - self._seen), self.declined
             self._seen |= one.missing
@@ -165,15 +165,15 @@ class Spending:
 
     def _reason(self) -> str:
         if self.dry:
-            return "not asked: this is a dry run"
-        again = "a higher one resumes" if getattr(self._engine, "has_store", False) else "give more"
-        return f"not asked: max_cost={self.max_cost:g}, {money(self.cost)} is spent; {again}"
+            return "not sent: this is a dry run"
+        again = "a higher one resumes" if getattr(self._engine, "has_store", False) else "raise it"
+        return f"not sent: max_cost={self.max_cost:g}, {money(self.cost)} is spent; {again}"
 
     def estimate(self, *, further: bool) -> Estimate:
-        """What was not asked.
+        """The calls that were not sent.
 
         Args:
-            further: the answers would lead to more.
+            further: whether the answers would lead to more calls.
         """
         asked, minutes = self.declined, getattr(self._engine, "minutes", None)
         tokens = asked.prompt_tokens + asked.completion_tokens
@@ -186,5 +186,5 @@ class Spending:
 
 
 def _places(groups: Sequence[_Equal]) -> list[int]:
-    """In their order, as the order decides nothing else."""
+    """Positions in order, since the order affects nothing else."""
     return sorted(place for one in groups for place in one.places)

@@ -1,4 +1,4 @@
-"""Streams of answers, each read in a thread of its own and handed to one thread as they come."""
+"""Streams of answers: each is read in a separate thread, and one thread gets all their rows."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Streams(Generic[T]):
     """Several streams read at the same time; the thread that waits for them can be interrupted.
 
     Attributes:
-        running: streams whose end has not been handed out yet.
+        running: number of streams whose end has not been returned yet.
     """
 
     def __init__(self) -> None:
         self.running = 0
         self._results: SimpleQueue[T | BaseException | None] = SimpleQueue()
         self._stop = threading.Event()
-        self._error: BaseException | None = None  # of a stream, behind rows that came before it
+        self._error: BaseException | None = None  # of a stream, after the rows that came before it
 
     def start(self, rows: Generator[T, None, None]) -> None:
-        """Read these rows too, in the context of here, which knows of the bars."""
+        """Read these rows too, in the current context, which has the progress bars."""
         self.running += 1
         run = contextvars.copy_context().run
         threading.Thread(target=run, args=(self._read, rows), name="stream", daemon=True).start()
@@ -54,9 +54,9 @@ class Streams(Generic[T]):
             _alive.discard(me)
 
     def take(self) -> list[T]:
-        """Wait, then all rows that have come: none where a stream has ended without one.
+        """Wait, then return all new rows; none if a stream has ended without one.
 
-        What a stream raised is raised once the rows before it have been taken.
+        A stream's error is raised once the rows before it have been returned.
         """
         rows: list[T] = []
         while self._error is None and not (rows and self._results.empty()):
@@ -73,13 +73,13 @@ class Streams(Generic[T]):
         return rows
 
     def stop(self) -> None:
-        """Have all end at their next step, and do not wait for it."""
+        """Make all streams end at their next step, without waiting."""
         self._stop.set()
 
 
 @atexit.register
 def _stop_all() -> None:
-    """Python ends: so do its streams, for threads that run on within a model would crash it."""
+    """Stop all streams when Python exits: threads inside a model would crash the interpreter."""
     for streams, _ in (running := [*_alive]):
         streams.stop()
     for _, thread in running:
@@ -89,7 +89,7 @@ def _stop_all() -> None:
 def stream_labels(
     engine: Engine, prompts: Sequence[Prompt], labels: Sequence[str]
 ) -> Iterator[LabelRow]:
-    """Scores as they come; of an engine that has no stream of them, all at once."""
+    """Scores as they arrive; all at once if the engine has no `stream_labels`."""
     if isinstance(engine, BaseEngine):
         yield from engine.stream_labels(prompts, labels)
         return

@@ -1,4 +1,4 @@
-"""Whether a model is asked by texts that it continues, or by chats that it answers."""
+"""Whether to ask a model with texts that it continues, or with chats that it answers."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from workbench.types import Engine, PromptStyle, Style
 
 EMBEDDED_STYLE = "the embedded model continues texts"
 ANSWER = "Yes, it is."
-# Parts of a model's name.
+# Parts of models' names.
 INSTRUCT = {"instruct", "instruction", "it", "chat", "sft", "dpo", "rlhf", "assistant", "thinking"}
 BASE = {"base", "pt", "pretrain", "pretrained"}
 
 
 def chosen_style(engine: Engine, style: Style = "auto") -> tuple[PromptStyle, str]:
-    """How to ask this model, and why.
+    """The style for this model, and the reason.
 
     Args:
-        style: "completion" or "chat" as they are; "auto" is "chat" where the model is an instruct
-            one with a template for chats, or its server has no completions; else "completion".
-            An instruct model is one by its name or, where that says nothing and the model is here,
-            one that stops at what its template puts after an answer.
+        style: "completion" or "chat" is returned as is. "auto" is "chat" for an instruct model with
+            a chat template, or if its server has no completions; else "completion". A model is an
+            instruct model by its name. If the name does not say so and the model is local, it is
+            one if it stops where its template ends an answer.
 
     Raises:
-        InputError: there is no such style, or it is no engine.
+        InputError: no such style, or not an engine.
     """
     check_engine(engine)
     values.choice("style", style, "auto", "completion", "chat")
     if style != "auto":
         return style, "asked for"
-    suited = getattr(engine, "suited_style", None)  # an engine of the caller's may have none
-    return suited() if suited is not None else ("completion", "the engine does not say")
+    suited = getattr(engine, "suited_style", None)  # a custom engine may have none
+    return suited() if suited is not None else ("completion", "the engine does not report one")
 
 
 def possible_styles(engine: Engine) -> tuple[PromptStyle, ...]:
-    """The styles in which a model can be asked."""
+    """The styles that a model supports."""
     there: dict[PromptStyle, bool] = {
         "completion": getattr(engine, "has_completions", True),
         "chat": getattr(engine, "has_chat", True) and getattr(engine, "answers_chats", True),
@@ -50,17 +50,17 @@ def possible_styles(engine: Engine) -> tuple[PromptStyle, ...]:
 
 
 def check_engine(engine: object) -> None:
-    """Raise an InputError that says how an engine is opened, where something else is given."""
+    """Raise an InputError, which says how to open an engine, if this is not one."""
     ours = any(hasattr(engine, name) for name in ("generate", "stream", "info"))
     if isinstance(engine, type) or not ours:
         values.refuse("engine", engine, "an engine, as open_engine(…) returns it")
 
 
 def common_style(engines: Sequence[Engine], style: Style = "auto") -> PromptStyle:
-    """One style for several engines: "chat" where it suits one of them, and all have it.
+    """One style for several engines: "chat" if it suits one of them and all support it.
 
     Raises:
-        InputError: there is no such style.
+        InputError: no such style.
     """
     chosen = [chosen_style(engine, style)[0] for engine in engines]
     if style == "auto" and not all(getattr(engine, "has_chat", True) for engine in engines):
@@ -69,9 +69,9 @@ def common_style(engines: Sequence[Engine], style: Style = "auto") -> PromptStyl
 
 
 def style_by_name(name: str) -> tuple[PromptStyle | None, str]:
-    """What the last telling part of a model's name or folder says, and None if it has none."""
+    """The style by a model's name or folder; None if the name does not show it."""
     path = Path(name)
-    if path.parent.name == "snapshots":  # of the hub's cache: models--OWNER--NAME/snapshots/COMMIT
+    if path.parent.name == "snapshots":  # the hub's cache: models--OWNER--NAME/snapshots/COMMIT
         path = path.parent.parent
     for part in reversed(re.split(r"[^a-z0-9]+", path.name.lower())):
         if part in BASE:
@@ -84,15 +84,15 @@ def style_by_name(name: str) -> tuple[PromptStyle | None, str]:
 def style_by_template(
     tokenizer: Any, template: str | None, ends: Sequence[int]
 ) -> tuple[PromptStyle, str]:
-    """What a model does after an answer as its template, or the one given, writes it.
+    """The style by the token after an answer in the template, the model's or the given one.
 
-    Base models may have the template of the instruct ones, and do not stop where it ends an answer.
+    A base model may have its instruct model's template, but does not stop where it ends an answer.
     """
     talk = [{"role": "user", "content": "1"}, {"role": "assistant", "content": ANSWER}]
     given = {"chat_template": template} if template else {}
     try:
         text = str(tokenizer.apply_chat_template(talk, tokenize=False, **given))
-    except Exception:  # noqa: BLE001  # a template is a program of whoever made it
+    except Exception:  # noqa: BLE001  # templates are third-party programs
         return "completion", "its template refuses a plain chat"
     stops = {*tokenizer.convert_ids_to_tokens([*ends]), tokenizer.eos_token}
     after = text.rpartition(ANSWER)[2].lstrip()
@@ -102,7 +102,7 @@ def style_by_template(
 
 
 def ends_of(folder: Path | None, name: str) -> list[int]:
-    """The tokens at which a model ends a text by its own files, as far as they are here."""
+    """The tokens that end a text, by the model's files, as far as they are available locally."""
     for file in ("generation_config.json", "config.json"):
         found: object = folder and folder / file
         if found is None:

@@ -1,8 +1,8 @@
-"""How prompts and labels become tokens: segments that come again and again, labels as a tree.
+"""How prompts and labels become tokens: reusable segments of prompts, and labels as a tree.
 
 Chain rule: log p(label | prompt) is the sum over its tokens of log p(token | prompt, tokens
-before). Each inner node of the tree is one request for one token; the engine's prefix cache makes
-the nodes below the first cost a few tokens each.
+before). Each inner node of the tree is one request for a single token. Prefix caching makes later
+nodes cheap.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 from workbench.errors import InputError
 from workbench.types import LabelRow
 
-SEAMS = 500_000  # remembered at most: two claims and their labels make four
+SEAMS = 500_000  # maximum in memory: two claims and their labels make four
 Tokens = tuple[int, ...]
 
 
 class SegmentedPrompt(str):
-    """A text that knows the segments it consists of, such as demonstrations that come again.
+    """A text with its segments, such as demonstrations that many prompts share.
 
-    Tokenised anew, such prompts take a sixth of the time of an ICM search. To whoever does not ask
+    Without segments, tokenising such prompts takes a sixth of the time of an ICM search. Otherwise
     it is a text like any other.
     """
 
@@ -38,9 +38,9 @@ class SegmentedPrompt(str):
 
 
 class SegmentTokenizer:
-    """Tokens of segmented prompts: those of each segment, where no token reaches over a seam.
+    """Tokens of segmented prompts: those of each segment, if no token spans a seam.
 
-    Each seam is tried once, on its two segments; a text with one that does not hold is tokenised
+    Each seam is tested once, on its two segments. A text with a failed seam is tokenised as a
     whole.
     """
 
@@ -49,7 +49,7 @@ class SegmentTokenizer:
         self._tokens: dict[str, list[int]] = {}
         self._holds: dict[tuple[str, str], bool] = {}
         text, (bare,) = self._whole(["a"])[0], self._plain(["a"])
-        self._before = text[: -len(bare)]  # what the tokenizer puts before every text
+        self._before = text[: -len(bare)]  # what the tokenizer adds before every text
         self._usable = text == self._before + bare
 
     def __call__(self, texts: Sequence[SegmentedPrompt]) -> list[list[int]]:
@@ -89,7 +89,7 @@ class SegmentTokenizer:
 def without_second_bos(
     tokenizer: Any, texts: Sequence[str], rows: list[list[int]]
 ) -> list[list[int]]:
-    """Tokens of texts, of which those that begin with the BOS text itself have one BOS, not two."""
+    """Tokens of texts; those that begin with the BOS as text get one BOS, not two."""
     text, bos = getattr(tokenizer, "bos_token", None), getattr(tokenizer, "bos_token_id", None)
     if not text:
         return rows
@@ -101,7 +101,7 @@ def without_second_bos(
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """After `prefix`, the log-probabilities of `children` are wanted (at most `width` of them)."""
+    """A request for the log-probabilities of `children` (at most `width`) after `prefix`."""
 
     prefix: Tokens
     children: Tokens
@@ -116,10 +116,10 @@ class LabelTree:
 
     @classmethod
     def build(cls, texts: Sequence[str], labels: Sequence[Sequence[int]], width: int) -> LabelTree:
-        """Build the tree from the labels' token ids; a node holds `width` children at most.
+        """Build the tree from the labels' token ids; a node has at most `width` children.
 
         Raises:
-            InputError: a label has no tokens, or two labels have the same ones.
+            InputError: a label has no tokens, or two labels have the same tokens.
         """
         seen: dict[Tokens, str] = {}
         children: dict[Tokens, dict[int, None]] = {}
@@ -141,7 +141,7 @@ class LabelTree:
 
     @property
     def depth(self) -> int:
-        """Tokens of the longest label."""
+        """Number of tokens in the longest label."""
         return max(len(label) for label in self.labels)
 
     def total(self, scores: Mapping[tuple[Tokens, int], float]) -> tuple[float, ...]:
@@ -164,7 +164,7 @@ class _Partial:
 
 
 class LabelCollector:
-    """Puts the nodes' scores together, in whatever order they come."""
+    """Combines the scores of nodes, which arrive in any order."""
 
     def __init__(self, tree: LabelTree) -> None:
         self._tree = tree
@@ -178,10 +178,10 @@ class LabelCollector:
         prompt: int,
         cached: int | None = 0,
     ) -> list[LabelRow]:
-        """The prompt's row once all its nodes are scored; NaN is a failure, never a value.
+        """The prompt's row once all its nodes are scored, else nothing; NaN is a failure.
 
         Args:
-            scores: log-probabilities of the node's children, or why there are none.
+            scores: log-probabilities of the node's children, or the reason of a failure.
             prompt: tokens sent for the node, `cached` of them from the cache (None: unknown).
         """
         partial = self._partial.setdefault(index, _Partial())

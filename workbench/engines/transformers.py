@@ -1,7 +1,7 @@
-"""Transformers in this process: the baseline that an engine is measured against.
+"""Transformers in this process: the baseline for other engines.
 
-Padded batches of `model.generate`, as most people run a model before they have an engine. Prompts
-are sorted by length, so that little is padding; a batch ends when its longest answer does.
+It runs padded batches of `model.generate`, as is usual without an engine. Prompts are sorted by
+length to reduce padding. A batch ends when its longest answer ends.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ OPTIONS = (
     "revision", "trust_remote_code", *CHAT,
 )  # fmt: skip
 DECIDING = ("load_format", "attn_implementation", "trust_remote_code")
-SPARE = 0.7  # share of the free memory that an automatic batch may take
+SPARE = 0.7  # of the free memory, for an automatic batch
 
-# What a model's code raises; ours pass through.
+# What models' code raises; our errors pass through.
 FAILURES = (
     RuntimeError, MemoryError, ValueError, TypeError, IndexError, KeyError, AttributeError
 )  # fmt: skip
@@ -61,7 +61,7 @@ LabelJob = tuple[int, Node, list[int]]
 
 
 def unavailable() -> str | None:
-    """Why transformers cannot run a model here, or None if it can."""
+    """Why transformers cannot run a model here; None if it can."""
     for package in ("transformers", "torch"):
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed"
@@ -73,16 +73,16 @@ class TransformersEngine(LocalEngine):
 
     Args:
         model: hub name or local folder; None is the embedded model.
-        store: where responses are kept (apart from those of other engines).
-        why: how this engine came to be chosen, for `info`.
-        options: `batch_size` (rows; "auto", the default, finds its own), `device` ("cuda" where
-            there is one, else "cpu"), `dtype`, `attn_implementation`, `revision`,
-            `max_model_len`, `load_format="dummy"` (random weights), `trust_remote_code` (True
-            runs Python code of the model's folder; never without), the fields of `ChatOptions`.
+        store: where answers are kept, separate from those of other engines.
+        why: why this engine was chosen, for `info`.
+        options: `batch_size` (rows, or "auto", the default), `device` ("cuda" if there is a GPU,
+            else "cpu"), `dtype`, `attn_implementation`, `revision`, `max_model_len`,
+            `load_format="dummy"` (random weights), `trust_remote_code` (True runs Python code of
+            the model's folder; without it, no such code runs), the fields of `ChatOptions`.
 
     Raises:
         InputError: an unknown option or a folder without a model.
-        EngineUnavailableError: the device asked for is not there.
+        EngineUnavailableError: the requested device does not exist.
         EngineError: the model could not be loaded.
     """
 
@@ -113,7 +113,7 @@ class TransformersEngine(LocalEngine):
             store,
             getattr(config, "_commit_hash", None),
             decisive=decisive,
-            # A baseline must not answer with what it is compared to.
+            # A baseline must not reuse answers of what it is compared to.
             identity={"engine": "transformers", "options": decisive, "context": context},
             engine="transformers",
             device=shown(self._device.type),
@@ -125,7 +125,7 @@ class TransformersEngine(LocalEngine):
 
     @property
     def batch_size(self) -> int:
-        """Rows a batch: as asked for, or the best that the latest call found."""
+        """Rows per batch: as requested, or the best that the latest call found."""
         return self._best
 
     def _free(self) -> None:
@@ -139,7 +139,7 @@ class TransformersEngine(LocalEngine):
         fit, refused = self._jobs(requests)
         if refused:
             yield refused
-        fit.sort(key=lambda job: -len(job[1]))  # like lengths together, the longest first
+        fit.sort(key=lambda job: -len(job[1]))  # similar lengths together, the longest first
 
         def run(batch: Sequence[tuple[Request, list[int]]]) -> tuple[list[Answer], int]:
             rows = decoding.run([ids for _, ids in batch], [request.seed for request, _ in batch])
@@ -152,7 +152,7 @@ class TransformersEngine(LocalEngine):
         def fail(job: tuple[Request, list[int]], reason: str) -> list[Answer]:
             return [(job[0], failure(reason, len(job[1])))]
 
-        # Where the context ends an answer, a batch would run past the context: one by one.
+        # If the context length ends an answer, a batch would exceed it: run these one by one.
         tight = [job for job in fit if len(job[1]) + sampling.max_tokens > context]
         rest = fit[len(tight) :]
         for jobs, size in ((tight, 1), (rest, self._size)):
@@ -183,7 +183,7 @@ class TransformersEngine(LocalEngine):
         yield from self._batches(size, jobs, widths, run, fail)
 
     def _next_logprobs(self, batch: Sequence[LabelJob]) -> list[list[float]]:
-        """For each job the log-probabilities of its node's children."""
+        """For each job, the log-probabilities of its node's children."""
         import torch
 
         ids, mask = padded([ids for _, _, ids in batch], self._device)
@@ -210,7 +210,7 @@ class TransformersEngine(LocalEngine):
         run: Callable[[Sequence[Job]], tuple[list[Row], int]],
         fail: Callable[[Job, str], list[Row]],
     ) -> Iterator[list[Row]]:
-        """Run the jobs in batches; one that does not fit alone fails alone."""
+        """Run the jobs in batches; a job that does not fit alone fails alone."""
         at = 0
         while at < len(jobs):
             check()
@@ -233,7 +233,7 @@ class TransformersEngine(LocalEngine):
                 if rows > 1:
                     raise EngineError(
                         f"out of memory with batch_size={rows} ({reason}); finished rows are in "
-                        'the store. Give a smaller batch_size, or "auto"'
+                        'the store. Use a smaller batch_size, or "auto"'
                     )
                 results = fail(jobs[at], f"out of memory with this prompt alone: {reason}")
             else:
@@ -253,7 +253,7 @@ class TransformersEngine(LocalEngine):
         return SPARE * free_memory()
 
     def _row_bytes(self, width: int) -> int:
-        """Roughly what a row of `width` tokens takes: its keys and values, mask, and one layer."""
+        """Approximate bytes of a row of `width` tokens: keys and values, mask, and one layer."""
         config = self._model.config.get_text_config()
         heads = getattr(config, "num_attention_heads", None) or 1  # some models have none
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
@@ -275,19 +275,19 @@ def _batch_size(size: object) -> int | Literal["auto"]:
 
 
 def _memory_reason(error: Exception) -> str:
-    """What ran out, if memory did; everything else is raised as an error of ours."""
+    """The reason if memory ran out; any other error is raised as an `EngineError`."""
     text = " ".join(str(error).split())
     if isinstance(error, WorkbenchError):
         raise error
     if memory_ran_out(error):
         return f"{text:.200}" or type(error).__name__
     raise EngineError(
-        f"transformers stopped in mid-run: {text:.400}. Finished rows are in the store"
+        f"transformers stopped mid-run: {text:.400}. Finished rows are in the store"
     ) from error
 
 
 def _load(source: Source, device: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The tokenizer and the model on its device, ready to answer."""
+    """The tokenizer, and the model on its device."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
@@ -297,7 +297,7 @@ def _load(source: Source, device: Any, options: Mapping[str, Any]) -> tuple[Any,
         raise InputError(f'load_format={form!r}: transformers knows "auto" and "dummy"')
     embedded = source.small and device.type == "cpu"
     dtype = options.get("dtype", "float32" if embedded else "auto")
-    # Never left out: transformers would ask on standard input, and a "yes" runs what lies there.
+    # Never omitted: transformers would ask on standard input, and "yes" runs the folder's code.
     where: dict[str, Any] = {"trust_remote_code": options.get("trust_remote_code", False)}
     where |= {"revision": options["revision"]} if "revision" in options else {}
     more = {k: options[k] for k in ("attn_implementation",) if k in options}
@@ -311,7 +311,7 @@ def _load(source: Source, device: Any, options: Mapping[str, Any]) -> tuple[Any,
                 dtype = _dtype(source, str(config.dtype).removeprefix("torch."))
         if form == "dummy":
             with building(), device, torch.random.fork_rng():
-                torch.manual_seed(0)  # the same weights each time, as the store's keys say
+                torch.manual_seed(0)  # the same weights each time, as stored keys assume
                 kind = config.dtype if dtype == "auto" else dtype  # None is PyTorch's default
                 trusted = where["trust_remote_code"]
                 model = AutoModelForCausalLM.from_config(
@@ -331,18 +331,18 @@ def _load(source: Source, device: Any, options: Mapping[str, Any]) -> tuple[Any,
             model = model.to(device)
     except WorkbenchError:
         raise
-    except Exception as error:  # broken files fail in as many ways as there are libraries
+    except Exception as error:  # broken files raise many kinds of errors
         if not memory_ran_out(error):
             raise InputError(explain_load_error(source.name, error)) from error
         raise EngineError(
             f"model {source.name!r} could not be loaded: {_memory_reason(error)}. Close other "
-            "kernels, or take a smaller model or dtype"
+            "kernels, or use a smaller model or dtype"
         ) from error
     return tokenizer, model.eval()
 
 
 def _dtype(source: Source, own: str) -> str:
-    """The format that is fast on this CPU, if the weights fit into memory in it."""
+    """The fast format on this CPU, if the weights fit into memory in it."""
     fast = fast_dtype(own)
     if fast != own and source.folder and weights_size(source.folder, fast) > free_memory():
         return own
@@ -350,9 +350,10 @@ def _dtype(source: Source, own: str) -> str:
 
 
 def _ends(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The tokens that end an answer; what else the model's authors set for decoding is dropped.
+    """The tokens that end an answer; other decoding defaults of the model's authors are dropped.
 
-    `generate` would take it (a repetition penalty, an end of text) wherever a request is silent.
+    `generate` would apply them (a repetition penalty, an end of text) to requests that do not ask
+    for them.
     """
     from transformers import GenerationConfig
 

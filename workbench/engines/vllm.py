@@ -1,7 +1,7 @@
 """vLLM in this process: prefix caching on, results as they finish, exact label scores.
 
-The engine is stepped by us and not by `LLM.generate`, so that every finished request can be kept
-at once and an interrupt ends at a step.
+We step the engine instead of calling `LLM.generate`, so that every finished request can be stored
+at once and an interrupt takes effect between steps.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from workbench.store import Store, digest, folder_digest
 from workbench.types import Completion, LabelRow, Prompt, Sampling, TokenLogprob
 
 MAX_LABEL_IDS = 128  # vLLM's limit on logprob_token_ids
-WINDOW = 4  # requests in the engine, as a multiple of what it runs at once
-OURS = ("adapter", "device", *CHAT)  # options beside vLLM's own
+WINDOW = 4  # requests in the engine, as a multiple of its batch
+OURS = ("adapter", "device", *CHAT)  # options besides vLLM's
 COUNTS = ("minItems", "maxItems", "minContains", "maxContains", "minProperties", "maxProperties")
 MOST_COUNT = 10_000
 
 
 def unavailable() -> str | None:
-    """Why vLLM cannot run in this process, or None if it can."""
+    """Why vLLM cannot run in this process; None if it can."""
     if importlib.util.find_spec("vllm") is None:
         return (
             f"vllm is not installed here (Python {platform.python_version()}, {platform.system()})"
@@ -52,10 +52,10 @@ class VLLMEngine(LocalEngine):
 
     Args:
         model: hub name or local folder; None is the embedded model.
-        store: where responses are kept.
-        why: how this engine came to be chosen, for `info`.
+        store: where answers are kept.
+        why: why this engine was chosen, for `info`.
         options: any argument of vLLM's `EngineArgs`; `adapter`: the folder of a LoRA adapter;
-            `device`: what it must run on ("cpu", "cuda"); the fields of `ChatOptions`.
+            `device`: the device that it must run on ("cpu", "cuda"); the fields of `ChatOptions`.
 
     Raises:
         InputError: an unknown option or a folder without a model.
@@ -65,11 +65,11 @@ class VLLMEngine(LocalEngine):
     def __init__(
         self, model: str | None, store: Store | None, why: str, options: Mapping[str, Any]
     ) -> None:
-        _check_options(options)  # a mistake is said before vLLM is imported, which takes long
+        _check_options(options)  # report a mistake before the slow import of vLLM
         source = Source.find(model)
         source.check_causal()
         prepare()
-        from vllm import __version__ as vllm_version  # the CPU build's metadata has another name
+        from vllm import __version__ as vllm_version  # the CPU build has another name
 
         chosen = {name: value for name, value in options.items() if name not in OURS}
         self._chats = ChatOptions.of(options)
@@ -109,11 +109,11 @@ class VLLMEngine(LocalEngine):
 
     @property
     def llm(self) -> Any:
-        """The `vllm.LLM` itself, for what this interface does not cover."""
+        """The `vllm.LLM`, for features that this interface does not cover."""
         return self._shared.llm
 
     def bare(self, prompts: Sequence[str], sampling: Sampling) -> list[Any]:
-        """vLLM's own outputs of `LLM.generate`, nothing of ours around it: for measuring us.
+        """vLLM's outputs of `LLM.generate` without our code around it, to measure our overhead.
 
         Raises:
             EngineError: vLLM failed.
@@ -127,8 +127,8 @@ class VLLMEngine(LocalEngine):
         fit, refused = self._jobs(requests)
         if refused:
             yield refused
-        fit.sort(key=lambda job: job[1])  # requests that share a prefix travel together
-        common = _params(fit[0][0].sampling, None) if fit else None  # where no seed tells apart
+        fit.sort(key=lambda job: job[1])  # requests with a shared prefix stay together
+        common = _params(fit[0][0].sampling, None) if fit else None  # shared if there is no seed
         jobs = (
             (one, ids, common if one.seed is None else _params(one.sampling, one.seed))
             for one, ids in fit
@@ -156,7 +156,7 @@ class VLLMEngine(LocalEngine):
             yield rows
 
     def _run(self, jobs: Iterator[tuple[Any, list[int], Any]]) -> Iterator[list[tuple[Any, Any]]]:
-        """Send (key, token ids, parameters); yield (key, output) as they end."""
+        """Send (key, token ids, parameters); yield (key, output) as requests finish."""
         inbox, keys = Inbox(), dict[str, Any]()
         try:
             while True:
@@ -202,7 +202,7 @@ def _params(sampling: Sampling, seed: int | None) -> Any:
 
 
 def _check_counts(schema: object) -> None:
-    """Refuse counts in a schema of which the grammar's compiler would end this process."""
+    """Refuse counts in a schema for which the grammar compiler would crash this process."""
     if isinstance(schema, Mapping):
         for name, value in schema.items():
             if name in COUNTS and isinstance(value, int) and value > MOST_COUNT:
@@ -246,7 +246,7 @@ def _completion(output: Any, sampling: Sampling) -> Completion:
 
 
 def _token_logprob(token: int, at: Mapping[int, Any], count: int) -> TokenLogprob:
-    """Its own and those of the likeliest; vLLM gives it among them though it may not be one."""
+    """The token's log-probability and the likeliest ones; vLLM lists the token among them."""
     top = sorted(((i, entry.logprob) for i, entry in at.items()), key=lambda pair: -pair[1])
     return TokenLogprob(token, at[token].logprob, tuple(top[:count]))
 
@@ -263,24 +263,24 @@ def _check_options(options: Mapping[str, Any]) -> None:
         check_options(options, [*_arguments(), *OURS], "vllm")
     mode = options.get("logprobs_mode", "raw_logprobs")
     if mode != "raw_logprobs":
-        raise InputError(f"logprobs_mode={mode!r} would not give log-probabilities of the model")
+        raise InputError(f"logprobs_mode={mode!r} would not return the model's log-probabilities")
 
 
 def _arguments() -> list[str]:
-    """The names of vLLM's own arguments, read where they are written."""
+    """The names of vLLM's arguments, read from its source."""
     found = importlib.util.find_spec("vllm")
-    assert found is not None  # `unavailable` has looked
+    assert found is not None  # `unavailable` has checked it
     assert found.origin is not None
     path = Path(found.origin).parent / "engine" / "arg_utils.py"
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef) and node.name == "EngineArgs":
             fields = [one.target for one in node.body if isinstance(one, ast.AnnAssign)]
             return [one.id for one in fields if isinstance(one, ast.Name)]
-    raise EngineUnavailableError(f"{path} has no EngineArgs: install the vLLM that is pinned")
+    raise EngineUnavailableError(f"{path} has no EngineArgs: install the pinned vLLM")
 
 
 def _check_device(device: object) -> None:
-    """vLLM is built for one kind of device: asking for another can only be refused."""
+    """Refuse a device for which this vLLM is not built: a build supports one kind."""
     from vllm.platforms import current_platform
 
     kind = str(current_platform.device_type)
@@ -299,7 +299,7 @@ def _defaults(*, small: bool) -> dict[str, Any]:
 
 
 def _adapter(folder: object) -> tuple[str | None, Any]:
-    """An adapter's digest and its request, of which name and number follow its contents."""
+    """An adapter's digest, and its request, whose name and number depend on its contents."""
     if folder is None:
         return None, None
     from vllm.lora.request import LoRARequest
@@ -308,5 +308,5 @@ def _adapter(folder: object) -> tuple[str | None, Any]:
     if not (path / "adapter_config.json").exists():
         raise InputError(f"adapter {str(folder)!r} has no adapter_config.json")
     check_adapter(path)
-    contents = folder_digest(path)  # vLLM keeps what it has loaded by both
+    contents = folder_digest(path)  # vLLM caches loaded adapters by both
     return contents, LoRARequest(contents, int(contents[:15], 16) + 1, str(path.resolve()))

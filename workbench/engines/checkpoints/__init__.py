@@ -1,5 +1,5 @@
-"""Models on disk: folders checked before they are loaded, other formats made into such folders.
+"""Models on disk: checks of folders before they are loaded, and conversion of other formats.
 
-`folder` checks, `architecture` writes one without weights; `convert` makes one of a training
-checkpoint (`dcp` reads it), `gguf` of a GGUF file (`gguf_file` and `gguf_tokenizer` read it).
+`folder` checks a folder; `architecture` writes one without weights. `convert` converts a training
+checkpoint (read by `dcp`), `gguf` a GGUF file (read by `gguf_file` and `gguf_tokenizer`).
 """

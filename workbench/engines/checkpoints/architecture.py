@@ -1,9 +1,9 @@
 """Models of any size without weights, to measure how fast a real one would run.
 
-An `Architecture` is the shapes of a Llama: a preset, or a JSON file with Hugging Face's own names.
+An `Architecture` has the shapes of a Llama: a preset, or a JSON file with Hugging Face's names.
 `dummy_model` writes it as a model folder with the embedded model's tokenizer and no weights, which
-`open_engine(str(folder), load_format="dummy")` fills with random numbers. The text that comes out
-is noise: most of its token ids are beyond the tokenizer's and print as nothing.
+`open_engine(str(folder), load_format="dummy")` fills with random numbers. The generated text is
+noise: most of its token ids exceed the tokenizer's and print as nothing.
 """
 
 from __future__ import annotations
@@ -25,20 +25,19 @@ SHAPES = Path(__file__).parent / "shapes"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """Shapes of a `LlamaForCausalLM`, under the names of its `config.json`.
+    """Shapes of a `LlamaForCausalLM`, with the names of its `config.json`.
 
     Attributes:
         num_key_value_heads: fewer than `num_attention_heads` is grouped-query attention.
         vocab_size: rows of the embedding; at least the embedded tokenizer's vocabulary.
-        max_position_embeddings: the longest context. An engine makes room for one request of that
-            length before it starts, and speed does not depend on it, so the default is less than
-            the 131072 of Llama 3.
-        head_dim: size of a head; None is `hidden_size / num_attention_heads`. vLLM on a CPU can
-            do 32, 64, 80, 96, 112, 128, …, on a GPU in general multiples of 8.
+        max_position_embeddings: the context length. An engine reserves room for one request of that
+            length, and speed does not depend on it. So the default is less than Llama 3's 131072.
+        head_dim: size of a head; None is `hidden_size / num_attention_heads`. vLLM supports 32,
+            64, 80, 96, 112, 128, … on a CPU, and usually multiples of 8 on a GPU.
         tie_word_embeddings: whether the output layer is the embedding.
 
     Raises:
-        InputError: a value is out of its range, or two of them do not fit together.
+        InputError: a value is out of its range, or two values do not match.
     """
 
     hidden_size: int
@@ -59,20 +58,20 @@ class Architecture:
                 value = values.flag(name, value)
             elif name == "rope_theta":
                 number = values.real(name, value, 0, values.LARGEST, above=True)
-                value = value if isinstance(value, int) else number  # as it is written
+                value = value if isinstance(value, int) else number  # int if it was written so
             elif name != "head_dim" or value is not None:
                 value = values.whole(name, value, 1)
-            object.__setattr__(self, name, value)  # Python's own
+            object.__setattr__(self, name, value)  # int or float, not NumPy's
         heads, shared = self.num_attention_heads, self.num_key_value_heads
         if self.head_dim is None and self.hidden_size % heads:
             raise InputError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={heads}: "
-                "change one of them, or give head_dim"
+                "change one of them, or set head_dim"
             )
         if self._head % 2:
             raise InputError(
                 f"head_dim={self._head} is odd, and rotary embeddings turn pairs: "
-                "give an even head_dim, or other hidden_size and num_attention_heads"
+                "set an even head_dim, or other hidden_size and num_attention_heads"
             )
         if heads % shared:
             raise InputError(
@@ -82,16 +81,16 @@ class Architecture:
         if self.vocab_size < _tokenizer_size():
             raise InputError(
                 f"vocab_size={self.vocab_size} is too small for the embedded tokenizer: "
-                f"give at least {_tokenizer_size()}"
+                f"use at least {_tokenizer_size()}"
             )
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Architecture:
-        """A preset by its name, or the shapes in a JSON file (`./name` if without `.json`).
+        """A preset by name, or the shapes in a JSON file (`./name` if it lacks `.json`).
 
         Raises:
-            InputError: an unknown preset, a file that cannot be read or is no JSON object, a
-                missing or unknown key, a wrong value.
+            InputError: an unknown preset, an unreadable file or one without a JSON object, a
+                missing or unknown key, or a wrong value.
         """
         path = _locate(name_or_path)
         try:
@@ -100,7 +99,7 @@ class Architecture:
         except (OSError, ValueError, RecursionError) as error:
             known = ", ".join(presets())
             raise InputError(
-                f"{file_error(path, error)}; give shapes as a JSON object, or one of {known}"
+                f"{file_error(path, error)}; the file needs a JSON object, or use one of {known}"
             ) from error
         try:
             _check_keys(shapes)
@@ -127,7 +126,7 @@ class Architecture:
         config = _embedded("config.json") | asdict(self) | {"head_dim": self._head}
         theta = config.pop("rope_theta")
         config["rope_parameters"] = {"rope_theta": theta, "rope_type": "default"}
-        # Else transformers warns of every text longer than the embedded model's context.
+        # Without it, transformers warns of each text longer than the embedded model's context.
         tokenizer = {"model_max_length": self.max_position_embeddings}
         return {
             "config.json": json.dumps(config, indent=1) + "\n",
@@ -138,7 +137,7 @@ class Architecture:
 
 
 def presets() -> tuple[str, ...]:
-    """Names of the architectures that come with the package."""
+    """Names of the architectures in the package."""
     return tuple(sorted(path.stem for path in SHAPES.glob("*.json")))
 
 
@@ -147,20 +146,20 @@ def dummy_model(name_or_path: str | Path, folder: str | Path | None = None) -> P
 
     Args:
         name_or_path: name of a preset, or path of a JSON file with the arguments of `Architecture`.
-        folder: where to; None is a folder of its own in the user's cache folder. What is there
-            already and the same is left as it is.
+        folder: the new folder; None is a separate one in the user's cache folder. A folder with
+            the same files is kept unchanged.
 
     Returns:
-        The folder; it appears whole or not at all.
+        The folder; it appears only when it is complete.
 
     Raises:
-        InputError: as for `Architecture.load`, or `folder` holds something else or cannot be
-            written.
+        InputError: as for `Architecture.load`, or `folder` has other contents or is not
+            writable.
     """
     path = _locate(name_or_path)
     files = Architecture.load(path)._files()
     if folder is None:
-        name = path.stem[:40]  # with the digest well below any limit of a name
+        name = path.stem[:40]  # short enough for any file system, with the digest
         target = default_path().parent / "dummy" / f"{name}-{digest(files).hex()[:12]}"
     else:
         target = Path(folder).expanduser()
@@ -173,14 +172,14 @@ def dummy_model(name_or_path: str | Path, folder: str | Path | None = None) -> P
         if not _holds(target, files):  # else another process was quicker
             raise InputError(
                 f"the dummy model cannot be written to {str(target)!r} "
-                f"({error.strerror or error}): give a new folder where you may write, as "
+                f"({error.strerror or error}): choose a new, writable folder as "
                 "folder=…, or delete that one if it is an old dummy"
             ) from error
     return target
 
 
 def _holds(folder: Path, files: dict[str, str]) -> bool:
-    """Whether the folder has these files with these texts."""
+    """Whether the folder has exactly these texts in these files."""
     try:
         return all((folder / name).read_bytes() == text.encode() for name, text in files.items())
     except OSError:
@@ -188,7 +187,7 @@ def _holds(folder: Path, files: dict[str, str]) -> bool:
 
 
 def _locate(name_or_path: object) -> Path:
-    """The JSON file that is meant."""
+    """The JSON file of a preset or a path."""
     if not isinstance(name_or_path, str | Path) or not str(name_or_path):
         raise InputError(
             f"name_or_path={name_or_path!r} must be a preset ({', '.join(presets())}) or the path "
@@ -197,7 +196,7 @@ def _locate(name_or_path: object) -> Path:
     path = Path(name_or_path)
     if isinstance(name_or_path, Path) or path.suffix == ".json" or path.name != name_or_path:
         return path.expanduser()
-    values.known("architecture", name_or_path, presets(), ", or give the path of a JSON file")
+    values.known("architecture", name_or_path, presets(), ", or use the path of a JSON file")
     return SHAPES / f"{name_or_path}.json"
 
 
@@ -209,7 +208,7 @@ def _check_keys(shapes: object) -> None:
         values.known("key", name, names)
     needed = [field.name for field in fields(Architecture) if field.default is MISSING]
     if missing := [name for name in needed if name not in shapes]:
-        raise InputError(f"missing {', '.join(missing)}: give a value for each")
+        raise InputError(f"missing {', '.join(missing)}: set a value for each")
 
 
 def _text(name: str) -> str:
@@ -223,7 +222,7 @@ def _embedded(name: str) -> dict[str, Any]:
 
 @cache
 def _tokenizer_size() -> int:
-    """Token ids that the embedded tokenizer can make."""
+    """Size of the embedded tokenizer's vocabulary."""
     tokenizer = _embedded("tokenizer.json")
     ids: list[int] = [token["id"] for token in tokenizer["added_tokens"]]
     ids += tokenizer["model"]["vocab"].values()

@@ -1,4 +1,4 @@
-"""A training checkpoint made into a model folder that transformers and the engines load."""
+"""Converts a training checkpoint into a model folder for transformers and the engines."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from workbench.files import whole_folder
 from workbench.machine import require
 from workbench.progress import one_bar
 
-SHARD = 4 * 2**30  # bytes of a file, and about what is in memory at once
+SHARD = 4 * 2**30  # bytes per file: roughly what is in memory at once
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-BUFFERS = "rotary_emb.inv_freq"  # of older models: computed, and not learned
+BUFFERS = "rotary_emb.inv_freq"  # of older models: computed, not learned
 WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What came of a conversion.
+    """The result of a conversion.
 
     Attributes:
-        tensors: how many were written.
-        size: of them, in bytes.
+        tensors: number of tensors written.
+        size: their size in bytes.
         left_out: names of the checkpoint's other tensors (an optimizer's, …).
-        checked: which libraries continued a text alike with it; "" where none was asked.
+        checked: which libraries were checked and agree on the first tokens; "" if none.
     """
 
     folder: Path
@@ -46,21 +46,21 @@ class Converted:
 def convert_dcp(
     path: str | Path, base_model: str, out: str | Path, *, prefix: str | None = None
 ) -> Converted:
-    """Turn a folder of `torch.distributed.checkpoint` into a Hugging Face model folder.
+    """Convert a folder of `torch.distributed.checkpoint` into a Hugging Face model folder.
 
-    No process group, nothing of the trainer, no pickle but of plain records (see `dcp`). Tensors
-    keep the precision in which they were saved and are read file by file; names of LLaDA become
-    those of the Llama that it is.
+    It needs no process group and no code of the trainer, and unpickles plain records only (see
+    `dcp`). Tensors keep their saved precision and are read file by file. Names of LLaDA become
+    those of the equivalent Llama.
 
     Args:
         path: the folder with `.metadata` and the shards.
-        base_model: hub name or local folder whose configuration and tokenizer it has.
+        base_model: hub name or local folder with the configuration and tokenizer.
         out: a new folder.
-        prefix: what comes before the model's own names, where a checkpoint holds several models.
+        prefix: what precedes the model's names if a checkpoint holds several models.
 
     Raises:
-        InputError: `out` exists, the checkpoint is broken or not whole, its tensors are not those
-            of the base model, or several sets of them are.
+        InputError: `out` exists, the checkpoint is broken or incomplete, or its tensors do not
+            match the base model or match it more than once.
         EngineUnavailableError: PyTorch or transformers is not installed.
         WorkbenchError: the folder cannot be written.
     """
@@ -69,14 +69,14 @@ def convert_dcp(
     checkpoint = Checkpoint(Path(path))
     base, config = describe(base_model)
     if not any((base / name).is_file() for name in TOKENIZERS):
-        raise InputError(f"base model {base.name!r} has no tokenizer: give one that has")
+        raise InputError(f"base model {base.name!r} has no tokenizer: use one that has")
     expected, twins = shapes_of(config)
     names = _names(checkpoint, expected, prefix)
     _check(checkpoint, names, expected, twins)
     entries = {name: checkpoint.tensors[names[name]] for name in expected}
-    # Of the largest tensor: in it the model is loaded where no other precision is asked for.
+    # Of the largest tensor: the model is loaded in it unless another precision is requested.
     config.dtype = max(entries.values(), key=lambda entry: entry.size).dtype
-    vars(config).pop("quantization_config", None)  # these tensors are plain
+    vars(config).pop("quantization_config", None)  # these tensors are not quantised
 
     def read(wanted: Sequence[str]) -> dict[str, Any]:
         return {name: checkpoint.read(names[name]) for name in wanted}
@@ -94,16 +94,16 @@ def convert_dcp(
 
 
 def _names(checkpoint: Checkpoint, expected: Shapes, prefix: str | None) -> dict[str, str]:
-    """The names under which a checkpoint has a model's tensors, by the names that they get.
+    """A model's tensor names: {name in the model: name in the checkpoint}.
 
     Raises:
-        InputError: it does not have them all, or has several sets of them.
+        InputError: some tensors are missing, or there are several sets of them.
     """
     plain: dict[str, str] = {}
     for stored in checkpoint.tensors:
         if (other := plain.setdefault(WRAPPERS.sub("", stored), stored)) != stored:
             raise InputError(
-                f"{checkpoint.folder} holds {stored} and {other}, which are the same but for a "
+                f"{checkpoint.folder} holds {stored} and {other}, which differ only in a "
                 "wrapper: save one of them"
             )
     if prefix is None:
@@ -124,13 +124,13 @@ def _names(checkpoint: Checkpoint, expected: Shapes, prefix: str | None) -> dict
     if not whole:
         missing = min((expected.keys() - names.keys() for names in models.values()), key=len)
         raise InputError(
-            f"{checkpoint.folder} lacks {first_names(missing)}: it is no checkpoint of the base "
+            f"{checkpoint.folder} lacks {first_names(missing)}: it is not a checkpoint of the base "
             f"model; it has {first_names(checkpoint.tensors)}"
         )
     if len(whole) > 1:
         raise InputError(
-            f"{checkpoint.folder} holds {len(whole)} models of that shape: give the prefix of one, "
-            f"of {', '.join(map(repr, whole))}"
+            f"{checkpoint.folder} holds {len(whole)} models of that shape: set the prefix of one "
+            f"of them, {', '.join(map(repr, whole))}"
         )
     return whole.popitem()[1]
 
@@ -142,10 +142,10 @@ def _after_dots(name: str) -> list[int]:
 def _check(
     checkpoint: Checkpoint, names: Mapping[str, str], expected: Shapes, twins: Mapping[str, str]
 ) -> None:
-    """Refuse shapes and tensors that the base model does not have, and missing bytes.
+    """Refuse shapes and tensors that do not match the base model, and missing bytes.
 
     Raises:
-        InputError: names them.
+        InputError: names the tensors.
     """
     import torch
 
@@ -156,37 +156,37 @@ def _check(
         if saved.shape != shape:
             raise InputError(
                 f"{checkpoint.folder}: {name} has the shape {[*saved.shape]}, that of the base "
-                f"model {[*shape]}: give the base model that was trained"
+                f"model {[*shape]}: use the base model of the training"
             )
         if not saved.dtype.is_floating_point:
             raise InputError(
-                f"{checkpoint.folder}: {name} is {saved.dtype}, no floating-point tensor: save the "
-                "weights as they are trained"
+                f"{checkpoint.folder}: {name} is {saved.dtype}, not floating-point: save the "
+                "weights in the precision of the training"
             )
     modules = {name.partition(".")[0] for name in expected}
     own = {name for name in names if name.partition(".")[0] in modules}
     if more := [name for name in own - {*expected, *twins} if not name.endswith(BUFFERS)]:
         raise InputError(
-            f"{checkpoint.folder} has, beyond the base model, {first_names(more)}: give the base "
-            "model that was trained"
+            f"{checkpoint.folder} has, beyond the base model, {first_names(more)}: use the base "
+            "model of the training"
         )
     checkpoint.check(names[name] for name in shapes)
     for name, twin in twins_here.items():
         one, other = (checkpoint.read(names[each]).double().nan_to_num() for each in (name, twin))
         if not torch.equal(one, other):
             raise InputError(
-                f"{checkpoint.folder}: {name} is not {twin}, which the base model takes them for"
+                f"{checkpoint.folder}: {name} differs from {twin}, but the base model ties them"
             )
 
 
-# --- what every conversion writes
+# --- shared by all conversions
 
 
 def new_path(out: str | Path) -> Path:
-    """The path of a folder to come.
+    """The path for a new folder.
 
     Raises:
-        InputError: something is there.
+        InputError: it exists.
     """
     if Path(out).exists():
         raise InputError(f"{out} exists already: choose another folder for the model")
@@ -195,7 +195,7 @@ def new_path(out: str | Path) -> Path:
 
 @contextmanager
 def model_folder(out: Path, size: int) -> Iterator[Path]:
-    """A folder to fill with a model of so many bytes; it is `out` afterwards.
+    """A folder to fill with a model of so many bytes; it becomes `out` once it is complete.
 
     Raises:
         WorkbenchError: it cannot be written.
@@ -215,11 +215,11 @@ def model_folder(out: Path, size: int) -> Iterator[Path]:
 def write_weights(
     folder: Path, sizes: Mapping[str, int], read: Callable[[Sequence[str]], dict[str, Any]]
 ) -> None:
-    """Read and write file by file, and say in an index which holds what, if there are several.
+    """Read and write file by file; if there are several files, write an index too.
 
     Args:
-        sizes: of the tensors in bytes, by name, in the order in which they are written.
-        read: gives the tensors of some names.
+        sizes: bytes of each tensor, by name, in the order of writing.
+        read: returns the tensors of some names.
     """
     from safetensors.torch import save_file
 

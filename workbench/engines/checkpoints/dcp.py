@@ -1,7 +1,7 @@
-"""A folder of `torch.distributed.checkpoint`, read in one process.
+"""Reads a folder of `torch.distributed.checkpoint` in one process.
 
-Its index is a pickle, which could run anything. Here it becomes records without any behaviour,
-which are checked, and nothing of torch's own reader sees it; of shards the plain bytes are read.
+Its index is a pickle, which could run any code. Here the index becomes records without behaviour,
+which are checked; torch's reader is not used. Only plain bytes are read from shards.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ PLAIN: Mapping[tuple[str, str], type] = {
     ("collections", "OrderedDict"): dict,
 }
 REBUILT = {("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_tensor_v3")}
-LONGEST = 1000  # characters of a name
+LONGEST = 1000  # maximum characters of a name
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a tensor: where it begins in it, its shape, and its bytes in a file."""
+    """A piece of a tensor: its offset in the tensor, its shape, and its bytes in a file."""
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -57,7 +57,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class SavedTensor:
-    """A tensor of a checkpoint: its shape and precision as they were saved, and its pieces."""
+    """A tensor of a checkpoint: shape and precision as saved, and its pieces."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -65,11 +65,11 @@ class SavedTensor:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Size in bytes."""
         return prod(self.shape) * int(self.dtype.itemsize)
 
     def is_whole(self) -> bool:
-        """Whether each element is in just one piece."""
+        """Whether each element is in exactly one piece."""
         import numpy as np
 
         chunks = [chunk for chunk in self.chunks if prod(chunk.sizes)]
@@ -80,7 +80,7 @@ class SavedTensor:
             return False
         starts = np.array([chunk.offsets for chunk in chunks], np.int64)
         ends = starts + np.array([chunk.sizes for chunk in chunks], np.int64)
-        # As many elements as the tensor has, all in it: it is whole if no two pieces overlap.
+        # The pieces have as many elements as the tensor: it is whole if no two pieces overlap.
         return all(
             np.all((starts < end) & (start < ends), axis=1).sum() == 1
             for start, end in zip(starts, ends, strict=True)
@@ -88,13 +88,13 @@ class SavedTensor:
 
 
 class Checkpoint:
-    """A checkpoint's tensors by name, nested names joined by dots; `read` gives their values.
+    """A checkpoint's tensors by name, nested names joined by dots; `read` returns their values.
 
     Attributes:
-        tensors: what it holds of them; anything else that it holds is left alone.
+        tensors: the tensors of the checkpoint; its other contents are ignored.
 
     Raises:
-        InputError: no such folder, an index that is broken or holds more than plain records.
+        InputError: no such folder, or an index that is broken or has more than plain records.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -102,20 +102,20 @@ class Checkpoint:
         path = folder / INDEX
         if not path.is_file():
             inner = sorted(index.parent for index in folder.glob(f"*/{INDEX}"))
-            hint = f"; give {inner[0]}" if inner else ""
-            raise InputError(f"{folder} is no folder of {TORCH}: it has no {INDEX}{hint}")
+            hint = f"; use {inner[0]}" if inner else ""
+            raise InputError(f"{folder} is not a folder of {TORCH}: it has no {INDEX}{hint}")
         try:
             self.tensors: Mapping[str, SavedTensor] = _saved_tensors(_load(path.read_bytes()))
-        except Exception as error:  # broken pickles fail in as many ways as there are bytes
+        except Exception as error:  # broken pickles raise many kinds of errors
             raise InputError(
-                f"{path} is broken, or not what torch writes ({error}); nothing of it was run"
+                f"{path} is broken, or not what torch writes ({error}); no code of it was run"
             ) from error
 
     def check(self, names: Iterable[str]) -> None:
-        """See that everything of these tensors is there.
+        """Check that these tensors are complete on disk.
 
         Raises:
-            InputError: a shard is missing or cut off, or a part of a tensor was never saved.
+            InputError: a shard is missing or truncated, or a part of a tensor was never saved.
         """
         ends: dict[str, int] = {}
         for name in names:
@@ -133,10 +133,10 @@ class Checkpoint:
                 raise InputError(f"{path} is cut off: {size:,} of {end:,} bytes")
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor, whole.
+        """Read a tensor.
 
         Raises:
-            InputError: a shard holds something else than its tensors.
+            InputError: a shard is broken, or its contents are not those of the index.
             WorkbenchError: it does not fit into memory.
         """
         import torch
@@ -148,19 +148,19 @@ class Checkpoint:
                 box = zip(chunk.offsets, chunk.sizes, strict=True)
                 here = whole[tuple(slice(start, start + size) for start, size in box)]
                 here.copy_(self._values(chunk, saved.dtype))
-        except Exception as error:  # broken files fail in as many ways as there are bytes
+        except Exception as error:  # broken files raise many kinds of errors
             if memory_ran_out(error):
                 raise WorkbenchError(
-                    f"{self.folder}: {name} has {saved.size:,} bytes, which are not free here"
+                    f"{self.folder}: {name} has {saved.size:,} bytes, more than the free memory"
                 ) from error
             raise InputError(
                 f"{self.folder}: a shard of {name} could not be read: it is broken, or holds "
-                "something else than tensors as torch.save writes them; copy the whole folder again"
+                "something other than tensors of torch.save; copy the whole folder again"
             ) from error
         return whole
 
     def _values(self, chunk: Chunk, dtype: torch.dtype) -> torch.Tensor:
-        """One piece, from its bytes as they lie there (`torch.load` would build more than that)."""
+        """One piece, from its raw bytes (`torch.load` would build more than that)."""
         import torch
 
         with (self.folder / chunk.file).open("rb") as file:
@@ -173,7 +173,7 @@ class Checkpoint:
             raise TypeError("it was saved with another byte order")
         pickled = _load(data.read(members["data.pkl"]))
         (_, storage, key, *_), offset, size, stride, *more = pickled
-        kinds = {"UntypedStorage": f"{more[-1]}"}  # float8 and the like, named beside
+        kinds = {"UntypedStorage": f"{more[-1]}"}  # for float8 and similar types
         for known, kind in torch.storage._dtype_to_storage_type_map().items():
             kinds[kind] = str(known)
         if _numbers(size) != chunk.sizes or kinds.get(storage) != str(dtype):
@@ -188,19 +188,19 @@ class Checkpoint:
 
 
 def _load(data: bytes) -> Any:
-    """What a pickle holds, as records, tuples and names.
+    """A pickle's contents as records, tuples and names.
 
     Raises:
-        Exception: of any kind, where it holds something else or is broken.
+        Exception: of any kind, if it has other contents or is broken.
     """
     for code, number, _ in pickletools.genops(data):
-        if code.name.endswith("PUT") and int(number or 0) > len(data):  # room is made for them all
+        if code.name.endswith("PUT") and int(number or 0) > len(data):  # memory would be allocated
             raise pickle.UnpicklingError("it numbers more objects than it has bytes")
     return _Unpickler(io.BytesIO(data)).load()
 
 
 class _Record:
-    """An object of an index: its arguments or fields, and no behaviour."""
+    """An object of an index: arguments or fields, without behaviour."""
 
     def __init__(self, *arguments: object) -> None:
         self.state: Any = arguments
@@ -210,15 +210,15 @@ class _Record:
 
     def get(self, kind: str, name: str) -> Any:
         if type(self).__name__ != kind:
-            raise TypeError(f"{type(self).__name__} stands where {kind} should")
+            raise TypeError(f"{type(self).__name__} found in place of {kind}")
         return self.state.get(name)
 
 
 class _Unpickler(pickle.Unpickler):
-    """Gives records for the names that torch writes; any other name ends the reading.
+    """Returns records for the names that torch writes; any other name raises an error.
 
-    Of a saved tensor it gives its storage's description, offset, size, stride. The classes of the
-    records are made anew for each pickle: it can change a class too.
+    A saved tensor becomes its storage's description, offset, size and stride. Each pickle gets new
+    record classes, since a pickle could change them.
     """
 
     def __init__(self, file: io.BytesIO) -> None:
@@ -240,14 +240,14 @@ class _Unpickler(pickle.Unpickler):
         if path or (module, name) in RECORDS:
             return self._classes.setdefault(name, type(name, (_Record,), {}))
         asked_for = _shown(f"{module}.{name}")
-        raise pickle.UnpicklingError(f"it asks for {asked_for}, which no checkpoint needs")
+        raise pickle.UnpicklingError(f"it refers to {asked_for}, which no checkpoint needs")
 
     def persistent_load(self, description: Any) -> Any:
         return description
 
 
 def _shown(value: object) -> str:
-    """A value for a message; of what may be huge, only its kind."""
+    """A value for a message; for a possibly huge one, only its type."""
     if isinstance(value, str):
         return repr(value[:80])
     return f"{value}" if type(value) is int and abs(value) < 2**64 else type(value).__name__
@@ -257,7 +257,7 @@ def _saved_tensors(index: Any) -> dict[str, SavedTensor]:
     """The tensors of an index.
 
     Raises:
-        Exception: of any kind, where it is not as torch writes it.
+        Exception: of any kind, if its format is not torch's.
     """
     import torch
 
@@ -273,7 +273,7 @@ def _saved_tensors(index: Any) -> dict[str, SavedTensor]:
         shape = _numbers(one.get("TensorStorageMetadata", "size"))
         dtype = one.get("TensorStorageMetadata", "properties").state[0]
         if not isinstance(name, str) or len(name) > LONGEST or not isinstance(dtype, torch.dtype):
-            raise TypeError(f"{_shown(name)} of {_shown(dtype)} is no tensor")
+            raise TypeError(f"{_shown(name)} of {_shown(dtype)} is not a tensor")
         chunks = []
         for record in one.get("TensorStorageMetadata", "chunks"):
             offsets = _numbers(record.get("ChunkStorageMetadata", "offsets"))
@@ -291,9 +291,9 @@ def _chunk(offsets: tuple[int, ...], sizes: tuple[int, ...], place: Any) -> Chun
     file, start, length, changed = (place.get("_StorageInfo", name) for name in names)
     plain = isinstance(file, str) and file not in {"", ".", ".."} and len(file.encode()) < 256
     if not plain or {*file} & {*"/\\\0"}:
-        raise TypeError(f"it names the file {_shown(file)}, which is not one of its folder")
+        raise TypeError(f"it names the file {_shown(file)}, which is not in its folder")
     if changed:
-        raise TypeError(f"{_shown(file)} is compressed: save it without")
+        raise TypeError(f"{_shown(file)} is compressed: save it uncompressed")
     start, length = _numbers((start, length))
     return Chunk(offsets, sizes, file, start, length)
 
@@ -301,5 +301,5 @@ def _chunk(offsets: tuple[int, ...], sizes: tuple[int, ...], place: Any) -> Chun
 def _numbers(values: Any) -> tuple[int, ...]:
     numbers = tuple(values)
     if not all(type(x) is int and 0 <= x < 2**63 for x in numbers):
-        raise TypeError(f"{', '.join(map(_shown, numbers[:8]))} are no sizes")
+        raise TypeError(f"{', '.join(map(_shown, numbers[:8]))} are not sizes")
     return numbers

@@ -1,6 +1,6 @@
-"""Whether a folder can be loaded at all, and safely: asked before a library gets to see it.
+"""Checks whether a model folder can be loaded, and safely, before a library reads it.
 
-A pickle runs whatever its maker wants as it is read, so weights are read from safetensors only.
+Reading a pickle can run any code, so weights are read from safetensors only.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from workbench.engines.device import shape_only
 from workbench.errors import InputError
 from workbench.files import file_error
 
-Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by name
+Shapes = Mapping[str, tuple[int, ...]]  # name: shape
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
-PICKLE_FORMATS = ("pt", "npcache")  # of vLLM
+PICKLE_FORMATS = ("pt", "npcache")  # vLLM's load formats
 SAFE_FORMATS = ("auto", "hf", "safetensors", "fastsafetensors", "instanttensor")
 INDEX = "model.safetensors.index.json"
 TEXTS = (
@@ -28,16 +28,16 @@ TEXTS = (
     INDEX,
 )  # fmt: skip
 VOCABULARIES = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken", "tekken.json", "*.gguf")
-# Sizes by the names that they have in most models.
+# Sizes by their usual names in config.json.
 LAYERS = {"num_hidden_layers", "num_layers", "n_layer", "n_layers"}
 WIDTHS = {"hidden_size", "vocab_size", "n_embd", "d_model"}
 POSITIONS = {"max_position_embeddings", "n_positions", "max_sequence_length"}
 LAYER = re.compile(r"\.\d+\.")
-WRONG = 8  # times the largest tensor's length, above which a size in config.json is none
+WRONG = 8  # times the largest tensor's length: a larger size in config.json is wrong
 MOST_POSITIONS = 2**27
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
-FLOATS = ("F64", "F32", "F16", "BF16")  # in safetensors
-# What transformers reports of a checkpoint: it fills in random numbers, and only warns.
+FLOATS = ("F64", "F32", "F16", "BF16")  # of safetensors
+# What transformers reports of a checkpoint: it only warns, and uses random numbers.
 PROBLEMS = {
     "missing_keys": "lacks",
     "unexpected_keys": "has, beyond the model,",
@@ -48,8 +48,8 @@ CONVERT = (
     '"new folder") writes safetensors'
 )
 CODE = (
-    "it needs Python code that lies in the folder; trust_remote_code=True would run that here, "
-    "with all your rights (vllm, transformers): read it first"
+    "it needs Python code from the folder; trust_remote_code=True would run that here, with all "
+    "your rights (vllm, transformers): read it first"
 )
 
 
@@ -61,18 +61,18 @@ def check_load_format(load_format: object) -> None:
     """
     if load_format in PICKLE_FORMATS:
         raise InputError(
-            f"load_format={load_format!r} reads pickles, which run what their maker wants: leave "
-            f"it out for safetensors, or {CONVERT}"
+            f"load_format={load_format!r} reads pickles, which can run any code: leave it out for "
+            f"safetensors, or {CONVERT}"
         )
 
 
 def safe_format(model: str, load_format: str | None, revision: str | None) -> str:
-    """vLLM's way to read weights: as given, but that its own choice may not be a pickle.
+    """vLLM's format for reading weights: the given one, but an automatic choice is never a pickle.
 
     Args:
         model: hub name or folder.
         load_format: vLLM's option.
-        revision: of a model on the hub.
+        revision: of a hub model.
     """
     if load_format not in (None, "auto", "hf"):
         return load_format
@@ -82,11 +82,11 @@ def safe_format(model: str, load_format: str | None, revision: str | None) -> st
 
 
 def _of_mistral(model: str, revision: str | None) -> bool:
-    """Whether it has the form of Mistral's own, which vLLM takes where it finds it."""
+    """Whether it is in Mistral's format, which vLLM prefers if present."""
     pattern = "consolidated*.safetensors"
     if Path(model).is_dir():
         return any(Path(model).glob(pattern))
-    if "tral" not in model.lower():  # Mistral, Mixtral, Devstral …: asking takes long offline
+    if "tral" not in model.lower():  # Mistral, Mixtral, Devstral …; the request is slow offline
         return False
     from vllm.transformers_utils.repo_utils import list_filtered_repo_files
 
@@ -97,13 +97,12 @@ def check_folder(folder: Path, *, load_format: object = "auto", tokenizer: bool 
     """Refuse a folder that is broken, or whose weights are pickles.
 
     Args:
-        folder: of a model in the form of Hugging Face.
-        load_format: how its weights are read; those of other forms than safetensors are not looked
-            at, nor is "dummy", which has none.
-        tokenizer: whether it must have one.
+        folder: a model folder in Hugging Face's format.
+        load_format: the format of the weights; only safetensors are checked ("dummy" has none).
+        tokenizer: whether the folder must have a tokenizer.
 
     Raises:
-        InputError: names the folder and what is wrong with it, in one line.
+        InputError: names the folder and the problem, in one line.
     """
     check_load_format(load_format)
     config = _object(folder, "config.json")
@@ -113,7 +112,7 @@ def check_folder(folder: Path, *, load_format: object = "auto", tokenizer: bool 
         if (folder / name).is_file():
             _object(folder, name)
     if tokenizer and not any(any(folder.glob(pattern)) for pattern in VOCABULARIES):
-        raise _wrong(folder, "it has no tokenizer (tokenizer.json): copy that of the model here")
+        raise _wrong(folder, "it has no tokenizer (tokenizer.json): copy the model's into it")
     if load_format in SAFE_FORMATS and not any(folder.glob("*.gguf")):
         _check_sizes(folder, config, _shapes(folder))
 
@@ -121,8 +120,8 @@ def check_folder(folder: Path, *, load_format: object = "auto", tokenizer: bool 
 def check_whole(folder: Path, load_format: object = "auto") -> None:
     """Refuse weights that lack a tensor which other layers have, or have it in another shape.
 
-    vLLM says nothing where a part of a tensor is missing that it puts together of several: what
-    was in memory is computed with. Models that transformers does not know are let through.
+    vLLM combines some tensors from several parts. If a part is missing, it reports nothing and
+    computes with uninitialised memory. Models that transformers does not support are not checked.
 
     Raises:
         InputError: names the tensor.
@@ -136,29 +135,29 @@ def check_whole(folder: Path, load_format: object = "auto") -> None:
     layers = {LAYER.sub(".*.", name) for name in stored}
     try:
         expected, twins = shapes_of(AutoConfig.from_pretrained(folder, trust_remote_code=False))
-    except Exception:  # noqa: BLE001  # what is wrong with it is said by who loads it
+    except Exception:  # noqa: BLE001  # the loader reports what is wrong with it
         return
     for name, shape in expected.items():
         names = [name, *(twin for twin, first in twins.items() if first == name)]
         if not stored.keys() & names and layers & {LAYER.sub(".*.", one) for one in names}:
-            raise _wrong(folder, f"its weights lack {name}: fetch it again")
+            raise _wrong(folder, f"its weights lack {name}: download it again")
         for one in stored.keys() & names:
             if stored[one] != shape:
-                what = f"{one} has the shape {stored[one]}, where config.json says {shape}"
-                raise _wrong(folder, f"{what}: they do not belong together")
+                what = f"{one} has the shape {stored[one]}, but config.json says {shape}"
+                raise _wrong(folder, f"{what}: they do not match")
 
 
 def shapes_of(config: Any) -> tuple[Shapes, Mapping[str, str]]:
-    """The shapes of a model's tensors by name, and other names that some of them have too.
+    """The shapes of a model's tensors by name, and aliases: {alias: name}.
 
     Raises:
         InputError: transformers cannot make a language model of the configuration.
     """
     try:
         model = shape_only(config)
-    except Exception as error:  # wrong sizes fail in as many ways as there are models
+    except Exception as error:  # wrong sizes raise many kinds of errors
         text = " ".join(str(error).split())
-        raise InputError(f"the base model is no language model: {text:.300}") from error
+        raise InputError(f"the base model is not a language model: {text:.300}") from error
     first: dict[int, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     twins: dict[str, str] = {}
@@ -171,7 +170,7 @@ def shapes_of(config: Any) -> tuple[Shapes, Mapping[str, str]]:
 
 
 def weights_size(folder: Path, dtype: str) -> int:
-    """Bytes of a folder's safetensors once their floating-point tensors are in `dtype`.
+    """Bytes of a folder's safetensors if floating-point tensors are converted to `dtype`.
 
     Raises:
         InputError, OSError, KeyError: a file is broken or missing.
@@ -179,21 +178,21 @@ def weights_size(folder: Path, dtype: str) -> int:
     files = {*folder.glob("*.safetensors")}
     if (folder / INDEX).is_file():
         files = {folder / name for name in _object(folder, INDEX)["weight_map"].values()}
-    elif len(files) > 1:  # Mistral's own file beside the common one
+    elif len(files) > 1:  # Mistral's file next to the usual one
         files -= {*folder.glob("consolidated*.safetensors")}
     bits = 0
     for shape, kind in (tensor for file in files for tensor in _tensors(file).values()):
-        width = re.search(r"\d+", kind)  # of "I64", "F8_E4M3", "BOOL"
+        width = re.search(r"\d+", kind)  # such as "I64", "F8_E4M3", "BOOL"
         each = 8 * SIZES[dtype] if kind in FLOATS else int(width[0]) if width else 8
         bits += prod(shape) * each
     return bits // 8
 
 
 def check_adapter(folder: Path) -> None:
-    """Refuse an adapter whose weights are pickles, are broken, or are not there.
+    """Refuse an adapter whose weights are pickles, broken or missing.
 
     Raises:
-        InputError: names the folder and what is wrong.
+        InputError: names the folder and the problem.
     """
     config = _object(folder, "adapter_config.json")
     if not isinstance(config.get("peft_type"), str):
@@ -202,7 +201,7 @@ def check_adapter(folder: Path) -> None:
         if any(any(folder.glob(pattern)) for pattern in PICKLES):
             raise _wrong(
                 folder,
-                "its weights are pickles, which run what their maker wants: save it again with "
+                "its weights are pickles, which can run any code: save it again with "
                 "save_pretrained(…, safe_serialization=True) where you trust it",
             )
         raise _wrong(folder, "it has no adapter_model.safetensors")
@@ -210,10 +209,10 @@ def check_adapter(folder: Path) -> None:
 
 
 def check_adapters(option: object) -> None:
-    """`check_adapter` for those folders that a server's option names, such as "name=folder".
+    """`check_adapter` for the folders in a server's option, such as "name=folder".
 
     Raises:
-        InputError: as there.
+        InputError: as for `check_adapter`.
     """
     for one in option if isinstance(option, list | tuple) else [option]:
         path = one.get("path") if isinstance(one, Mapping) else str(one).partition("=")[2]
@@ -222,22 +221,22 @@ def check_adapters(option: object) -> None:
 
 
 def explain_load_error(name: str, error: BaseException) -> str:
-    """What a library says of a model that it cannot load, in one line, with our remedy."""
+    """A library's loading error in one line, with our remedy."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, LookupError | ArithmeticError | AssertionError):
         text = f"{type(error).__name__} {text}"
     if "trust_remote_code" in text:
         text = CODE
     elif "ignore_mismatched_sizes" in text:
-        text = "its weights have other shapes than config.json says: they do not belong together"
+        text = "its weights have other shapes than config.json says: they do not match"
     elif "weights_only" in text or "torch.load" in text:
-        text = f"its weights are pickles, which run what their maker wants: {CONVERT}"
+        text = f"its weights are pickles, which can run any code: {CONVERT}"
     return f"model {name!r} could not be loaded: {text:.500}"
 
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Without the table of tensors that transformers prints: `check_tensors` raises instead."""
+    """Suppress the table of tensors that transformers prints: `check_tensors` raises instead."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -253,12 +252,12 @@ def silent() -> Iterator[None]:
 def check_tensors(
     model: str, report: Mapping[str, Any], *problems: str, but: Collection[str] = ()
 ) -> None:
-    """Refuse a checkpoint that is not all of the model.
+    """Refuse a checkpoint that does not match the model.
 
     Args:
-        model: its name, for people.
-        report: the loading info of transformers.
-        problems: of `PROBLEMS`, what is refused; none given is all.
+        model: its name, for the message.
+        report: transformers' loading info.
+        problems: the kinds of `PROBLEMS` to refuse; none means all.
         but: names that may be missing.
 
     Raises:
@@ -268,12 +267,12 @@ def check_tensors(
         if names := [str(name) for name in report.get(problem) or () if name not in but]:
             raise InputError(
                 f"model {model!r}: the checkpoint {PROBLEMS[problem]} {first_names(names)}: it "
-                "does not belong to its config.json, or is not whole; fetch it again"
+                "does not match its config.json, or is incomplete; download it again"
             )
 
 
 def first_names(names: Iterable[str]) -> str:
-    """The first names, for a message, and how many more there are."""
+    """The first three names, for a message, and the number of others."""
     ordered = sorted(names)
     more = f" and {len(ordered) - 3} more" if len(ordered) > 3 else ""
     return ", ".join(ordered[:3]) + more
@@ -288,14 +287,14 @@ def _object(folder: Path, name: str) -> dict[str, Any]:
     try:
         content = json.loads((folder / name).read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file_error(folder / name, error)}; fetch the model again") from error
+        raise InputError(f"{file_error(folder / name, error)}; download the model again") from error
     if not isinstance(content, dict):
-        raise _wrong(folder, f"{name} holds a {type(content).__name__}, no JSON object")
+        raise _wrong(folder, f"{name} holds a {type(content).__name__}, not a JSON object")
     return content
 
 
 def _shapes(folder: Path) -> Shapes:
-    """All tensors of a folder, whose files are all there and whole."""
+    """Shapes of all tensors of a folder; refuses missing or truncated files."""
     files = sorted(folder.glob("*.safetensors"))
     if (folder / INDEX).is_file():
         placed = _object(folder, INDEX).get("weight_map")
@@ -303,18 +302,18 @@ def _shapes(folder: Path) -> Shapes:
             raise _wrong(folder, f"{INDEX} has no weight_map")
         missing = {str(name) for name in placed.values()} - {file.name for file in files}
         if missing and not (folder / "model.safetensors").is_file():
-            raise _wrong(folder, f"{first_names(missing)} of {INDEX} is missing: fetch it again")
+            raise _wrong(folder, f"{first_names(missing)} of {INDEX} is missing: download it again")
     if not files:
         pickles = sorted(name.name for pattern in PICKLES for name in folder.glob(pattern))
         if pickles:
-            what = f"its weights are pickles ({pickles[0]}), which run what their maker wants"
+            what = f"its weights are pickles ({pickles[0]}), which can run any code"
             raise _wrong(folder, f"{what}: {CONVERT}")
         raise _wrong(folder, 'it has no weights (*.safetensors); load_format="dummy" needs none')
     return {name: shape for file in files for name, (shape, _) in _tensors(file).items()}
 
 
 def _tensors(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shapes and number formats of a file's tensors, of which nothing but the header is read."""
+    """Shapes and number formats of a file's tensors; only its header is read."""
     from safetensors import SafetensorError, safe_open
 
     tensors = {}
@@ -325,14 +324,14 @@ def _tensors(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
                 tensors[name] = (tuple(tensor.get_shape()), tensor.get_dtype())
     except (SafetensorError, OSError, ValueError) as error:
         what = f"{file.name} ({file.stat().st_size:,} bytes) is broken or cut off: {error}"
-        raise _wrong(file.parent, f"{what}; fetch it again") from error
+        raise _wrong(file.parent, f"{what}; download it again") from error
     if not tensors:
-        raise _wrong(file.parent, f"{file.name} holds no tensors: fetch it again")
+        raise _wrong(file.parent, f"{file.name} holds no tensors: download it again")
     return tensors
 
 
 def _check_sizes(folder: Path, config: Mapping[str, Any], shapes: Shapes) -> None:
-    """Refuse sizes that the weights cannot have: building the model would take forever."""
+    """Refuse sizes that do not match the weights: building the model would take forever."""
     longest = max(size for shape in shapes.values() for size in (*shape, 1))
     text = config.get("text_config")
     for part in (config, text if isinstance(text, dict) else {}):
@@ -344,5 +343,5 @@ def _check_sizes(folder: Path, config: Mapping[str, Any], shapes: Shapes) -> Non
             for name in names & part.keys():
                 value = part[name]
                 if isinstance(value, int) and not 0 < value <= most:
-                    what = f"config.json says {name}={value!r:.40}, no size that these weights have"
-                    raise _wrong(folder, f"{what}: they do not belong together")
+                    what = f"config.json says {name}={value!r:.40}, but the weights do not match"
+                    raise _wrong(folder, what)

@@ -1,8 +1,7 @@
-"""A GGUF file made into a model folder that vLLM, transformers and the engines load.
+"""Converts a GGUF file into a model folder for vLLM, transformers and the engines.
 
-Only architectures whose numbers were compared with the original's are taken, and of those only
-files of which every setting and every tensor is accounted for: what is skipped in silence makes a
-model that talks nonsense.
+Only architectures whose numbers were compared with the original's are supported. A file must have
+no unknown setting or tensor: a silently ignored one would give a model that produces nonsense.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from workbench.store import default_path, digest
 
 log = logging.getLogger("workbench")
 ONE = Lock()  # transformers builds one model at a time in a process
-# By architecture in the file: model type, and class, in transformers.
+# Architecture in the file: model type and class in transformers.
 MODELS = {
     "llama": ("llama", "LlamaForCausalLM"),
     "qwen2": ("qwen2", "Qwen2ForCausalLM"),
@@ -52,7 +51,7 @@ NUMBERS = {
     "attention.head_count": "num_attention_heads",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
-# What else is read, or says nothing that the tensors do not.
+# Other settings that are used, or repeat what the tensors show.
 MORE = (
     "attention.head_count_kv", "attention.key_length", "attention.value_length", "rope.freq_base",
     "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "vocab_size",
@@ -60,30 +59,30 @@ MORE = (
 )  # fmt: skip
 
 ROPE = "rope_freqs.weight"
-SOFT = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}  # of Gemma 2, if unsaid
+SOFT = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}  # Gemma 2's defaults
 WINDOWED: dict[str, tuple[str, ...]] = {
     "gemma2": ("attention.sliding_window", *SOFT),
     "gemma3": ("attention.sliding_window", "rope.freq_base_swa"),
 }
-ORIGINAL = "take the original weights"
-LARGEST = (("gemma2", 46), ("gemma3", 62))  # of 27B: they scale attention by another size
+ORIGINAL = "use the original weights"
+LARGEST = (("gemma2", 46), ("gemma3", 62))  # layers of 27B models, with another attention scale
 TOKENS = {"bos": "bos", "eos": "eos", "pad": "padding"}
 
 
 def convert_gguf(path: str | Path, out: str | Path, *, tokenizer: str | None = None) -> Converted:
-    """Turn a GGUF file into a Hugging Face model folder, in bfloat16.
+    """Convert a GGUF file into a Hugging Face model folder, in bfloat16.
 
-    At the end the first tokens of some texts are compared between vLLM and transformers, in
-    float32; where vLLM cannot run it, transformers alone has to answer, and `checked` says so.
+    At the end, vLLM and transformers must agree on the first tokens after some texts, in float32.
+    If vLLM cannot run the model, only transformers is checked; `checked` says so.
 
     Args:
         path: the file.
-        out: a new folder; it appears whole or not at all.
-        tokenizer: hub name or folder of a tokenizer to take instead of the file's.
+        out: a new folder; it appears only when it is complete.
+        tokenizer: hub name or folder of a tokenizer to use instead of the file's.
 
     Raises:
-        InputError: `out` exists, the file is broken or of a kind not known here, its tensors are
-            not those of the model, or `gguf` is not installed.
+        InputError: `out` exists, the file is broken or not supported, its tensors do not match the
+            model, or `gguf` is not installed.
         WorkbenchError: the folder cannot be written, or the libraries disagree on it.
     """
     out = new_path(out)
@@ -108,7 +107,7 @@ def convert_gguf(path: str | Path, out: str | Path, *, tokenizer: str | None = N
 
 
 def converted(path: Path) -> Path:
-    """The model folder of a GGUF file, in the user's cache folder; made once for its content.
+    """The model folder of a GGUF file, in the user's cache folder; converted once per content.
 
     Raises:
         InputError: as for `convert_gguf`.
@@ -118,7 +117,7 @@ def converted(path: Path) -> Path:
     try:
         stat = path.stat()
         note = cache / ".known" / digest(str(path.resolve()), stat.st_size, stat.st_mtime_ns).hex()
-        with suppress(OSError):  # nothing is known of this file yet
+        with suppress(OSError):  # this file was not seen before
             if ((target := cache / note.read_text()) / "config.json").is_file():
                 return target
         with path.open("rb") as file:
@@ -134,14 +133,14 @@ def converted(path: Path) -> Path:
             write_whole(note, target.name)
     except OSError as error:
         raise WorkbenchError(
-            f"the model of {path} could not be kept in {cache}: {error}; make room, or set "
+            f"the model of {path} could not be written to {cache}: {error}; make room, or set "
             "WORKBENCH_CACHE to another folder"
         ) from error
     return target
 
 
 def _convert_into_cache(path: Path, target: Path) -> None:
-    """Convert into the cache folder; of two processes the quicker one's folder stays."""
+    """Convert into the cache folder; if another process was quicker, its folder stays."""
     log.info("converting %s, once: the model folder will be %s", path, target)
     with TemporaryDirectory(dir=target.parent, prefix=".part-") as scratch:
         conversion = convert_gguf(path, Path(scratch) / "model")
@@ -154,17 +153,17 @@ def _convert_into_cache(path: Path, target: Path) -> None:
 
 
 def _names(file: GGUFFile, config: Any) -> tuple[dict[str, str], Shapes]:
-    """The file's names of the model's tensors, and their shapes.
+    """The file's names of the model's tensors, and the tensors' shapes.
 
     Raises:
-        InputError: the file lacks some, has more, or has them in other shapes.
+        InputError: the file lacks tensors, has extra ones, or has other shapes.
     """
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     try:
         shapes, _ = shapes_of(config)
     except InputError as error:
-        raise file.refused(f"describes a model that cannot be made ({error})") from error
+        raise file.refused(f"describes an invalid model ({error})") from error
     architecture = file.fields["general.architecture"]
     kinds = {name: kind for kind, name in MODEL_ARCH_NAMES.items()}
     table = get_tensor_name_map(kinds[architecture], config.num_hidden_layers)
@@ -174,7 +173,7 @@ def _names(file: GGUFFile, config: Any) -> tuple[dict[str, str], Shapes]:
         raise file.refused(f"lacks {first_names(missing)}")
     if more := {*file.tensors} - {*names.values()} - {ROPE}:
         raise file.refused(
-            f"has tensors that a {architecture} does not take: {first_names(more)}", ORIGINAL
+            f"has tensors that a {architecture} does not have: {first_names(more)}", ORIGINAL
         )
     for name, shape in shapes.items():
         if (stored := file.tensors[names[name]].shape) != shape:
@@ -185,16 +184,16 @@ def _names(file: GGUFFile, config: Any) -> tuple[dict[str, str], Shapes]:
 
 
 def _tensor(file: GGUFFile, name: str, stored: str, config: Any) -> Any:
-    """A tensor as transformers has it: llama.cpp turns some of them round, or adds 1.
+    """A tensor in transformers' form: llama.cpp permutes some tensors, and adds 1 to others.
 
     Raises:
-        InputError: it holds infinities, or what is no number.
+        InputError: it has infinite values or NaN.
     """
     import torch
 
     value = torch.from_numpy(file.read(stored))
     if not torch.isfinite(value).all():
-        raise file.refused(f"has values in {stored} that are no numbers")
+        raise file.refused(f"has values in {stored} that are not finite")
     if config.model_type.startswith("gemma") and name.endswith("norm.weight"):
         value -= 1
     if config.model_type == "llama" and stored.split(".")[-2] in ("attn_q", "attn_k"):
@@ -206,10 +205,10 @@ def _tensor(file: GGUFFile, name: str, stored: str, config: Any) -> Any:
 
 
 def _write_settings(file: GGUFFile, config: Any, folder: Path, tokenizer: str | None) -> None:
-    """Write what a model folder has besides its weights.
+    """Write the files of a model folder other than its weights.
 
     Raises:
-        InputError: no tokenizer, or one that has tokens without weights.
+        InputError: no tokenizer, or one with more tokens than the weights.
     """
     from transformers import AutoTokenizer, GenerationConfig
 
@@ -227,8 +226,8 @@ def _write_settings(file: GGUFFile, config: Any, folder: Path, tokenizer: str | 
         count = len(other)
     if count > config.vocab_size:
         raise file.refused(
-            f"has weights for {config.vocab_size} tokens, and the tokenizer has {count}",
-            "give the model's own with --tokenizer (tokenizer=…)",
+            f"has weights for {config.vocab_size} tokens, but the tokenizer has {count}",
+            "set the model's tokenizer with --tokenizer (tokenizer=…)",
         )
     ends = end_tokens(file)
     GenerationConfig(
@@ -242,10 +241,10 @@ def _write_settings(file: GGUFFile, config: Any, folder: Path, tokenizer: str | 
 
 
 def configuration(file: GGUFFile) -> Any:
-    """The configuration that a file's settings amount to, in transformers' terms.
+    """The configuration of a file's settings, for transformers.
 
     Raises:
-        InputError: an architecture or a setting that is not known here.
+        InputError: an architecture or a setting that is not supported.
     """
     from transformers import AutoConfig
 
@@ -254,7 +253,7 @@ def configuration(file: GGUFFile) -> Any:
     hidden, heads = values["hidden_size"], values["num_attention_heads"]
     size = _number(file, "attention.key_length", hidden // heads)
     for name in ("attention.value_length", "rope.dimension_count"):
-        if (other := _number(file, name, size)) != size:  # turned in part, or of two sizes
+        if (other := _number(file, name, size)) != size:  # partial rotation, or two sizes
             raise file.refused(f"has heads of size {size} and {name}={other}", ORIGINAL)
     if known != "qwen2" or size * heads != hidden:
         values["head_dim"] = size
@@ -275,36 +274,37 @@ def configuration(file: GGUFFile) -> Any:
         values |= {key: _number(file, key, usual) for key, usual in SOFT.items()}
     blocks = {name.split(".")[1] for name in file.tensors if name.startswith("blk.")}
     if len(blocks) != values["num_hidden_layers"]:
-        raise file.refused(f"says {values['num_hidden_layers']} layers and has {len(blocks)}")
+        raise file.refused(f"says {values['num_hidden_layers']} layers, but has {len(blocks)}")
     try:
         return AutoConfig.for_model(MODELS[known][0], **values)
-    except Exception as error:  # sizes that do not go together fail in many ways
-        raise file.refused(f"describes no {known} ({' '.join(str(error).split()):.200})") from error
+    except Exception as error:  # sizes that do not match raise many kinds of errors
+        reason = " ".join(str(error).split())
+        raise file.refused(f"does not describe a valid {known} ({reason:.200})") from error
 
 
 def _architecture(file: GGUFFile) -> str:
-    """The name of its kind of model, one that is known here, as are all of its settings.
+    """The architecture's name; refuses unsupported architectures and settings.
 
-    A setting that is not known is refused: left out in silence, it would make another model.
+    An unknown setting is refused: ignoring it would give another model.
     """
     known = file.fields.get("general.architecture")
     if not isinstance(known, str) or known not in MODELS:
         raise file.refused(
             f"has the architecture {known!r:.40}",
-            f"known here are {', '.join(MODELS)}; take the original weights, or serve the file "
-            "with llama.cpp and give its base_url",
+            f"supported are {', '.join(MODELS)}; use the original weights, or serve the file with "
+            "llama.cpp and set its base_url",
         )
     for key, value in file.fields.items():
         name = key.removeprefix(f"{known}.")
         if name != key and name not in {*NUMBERS, *MORE, *WINDOWED.get(known, ())}:
-            raise file.refused(f"has the setting {key}={value!r:.40}, not known here", ORIGINAL)
+            raise file.refused(f"has the setting {key}={value!r:.40}, not supported", ORIGINAL)
     if "token_embd.weight" not in file.tensors:
-        raise file.refused("lacks token_embd.weight", "it holds no language model")
+        raise file.refused("lacks token_embd.weight", "it is not a language model")
     return known
 
 
 def _number(file: GGUFFile, name: str, default: float | None = None) -> Any:
-    """A setting of the architecture that has to be a number above 0."""
+    """A setting of the architecture that must be a number above 0."""
     key = f"{file.fields['general.architecture']}.{name}"
     value = file.fields.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**31:
@@ -313,10 +313,10 @@ def _number(file: GGUFFile, name: str, default: float | None = None) -> Any:
 
 
 def _rope(file: GGUFFile, size: int) -> dict[str, Any]:
-    """How positions turn a head.
+    """The settings of rotary position embeddings.
 
     Raises:
-        InputError: a way that is not known here.
+        InputError: an unsupported kind.
     """
     known = file.fields["general.architecture"]
     usual = None if known == "gemma3" else 10_000.0
@@ -325,7 +325,7 @@ def _rope(file: GGUFFile, size: int) -> dict[str, Any]:
     kind = file.fields.get(f"{known}.rope.scaling.type", "linear")
     factor = float(_number(file, "rope.scaling.factor", 1.0)) if kind == "linear" else 1.0
     if kind not in ("none", "linear") or (ROPE in file.tensors and factor != 1):
-        raise file.refused(f"scales positions in the way {kind!r:.40}, not known here", ORIGINAL)
+        raise file.refused(f"scales positions with {kind!r:.40}, which is not supported", ORIGINAL)
     if ROPE in file.tensors:
         plain |= _long(file, size, theta)
     elif factor != 1:
@@ -340,10 +340,10 @@ def _rope(file: GGUFFile, size: int) -> dict[str, Any]:
 
 
 def _long(file: GGUFFile, size: int, theta: float) -> dict[str, Any]:
-    """The settings of Llama 3.1 that gave the file's table of factors.
+    """The settings of Llama 3.1 that produce the file's table of factors.
 
     Raises:
-        InputError: no such settings give it.
+        InputError: no such settings produce it.
     """
     import numpy as np
 
@@ -362,4 +362,4 @@ def _long(file: GGUFFile, size: int, theta: float) -> dict[str, Any]:
                 "high_freq_factor": 4.0,
                 "original_max_position_embeddings": length,
             }
-    raise file.refused(f"has a table {ROPE} that is not known here", ORIGINAL)
+    raise file.refused(f"has a table {ROPE} that is not supported", ORIGINAL)

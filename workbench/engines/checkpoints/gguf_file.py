@@ -1,8 +1,7 @@
-"""What a GGUF file holds: its header read with care, its tensors as plain numbers.
+"""A GGUF file's contents: a header that is read strictly, and tensors as plain numbers.
 
-Counts, lengths and offsets of the header are checked against the file before they are used, so
-that a broken file is refused in a moment and not when memory has run out (gguf's own reader
-believes them).
+Counts, lengths and offsets of the header are checked against the file before they are used. So a
+broken file is refused at once, not when memory has run out (gguf's reader does not check them).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from workbench.machine import install_hint
 VERSIONS = (2, 3)
 PLAIN = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 TEXT, ARRAY = 8, 9
-# Well above those of any model; a loop over as many takes seconds.
+# Well above those of any model, yet a loop over as many takes only seconds.
 MOST_KEYS, MOST_TENSORS, MOST_ELEMENTS, MOST_LETTERS = 2**14, 2**17, 2**23, 2**24
 PART = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.gguf$", re.IGNORECASE)
 JOIN = "join them with llama-gguf-split --merge"
@@ -30,13 +29,13 @@ JOIN = "join them with llama-gguf-split --merge"
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where a tensor lies, and how it is stored.
+    """A tensor's location and format in the file.
 
     Attributes:
-        kind: of gguf's `GGMLQuantizationType`.
+        kind: a member of gguf's `GGMLQuantizationType`.
         shape: as in torch.
         row: bytes of its last dimension.
-        start: from the beginning of the tensors' part.
+        start: offset in bytes from the beginning of the tensor data.
     """
 
     kind: Any
@@ -46,15 +45,15 @@ class StoredTensor:
 
     @property
     def end(self) -> int:
-        """Where it ends, from the beginning of the tensors' part."""
+        """Offset of its end, from the beginning of the tensor data."""
         return self.start + math.prod(self.shape[:-1]) * self.row
 
 
 class GGUFFile:
-    """A GGUF file; `fields` is its metadata by name, `tensors` what it stores.
+    """A GGUF file; `fields` has its metadata by name, `tensors` its tensors.
 
     Raises:
-        InputError: there is no such file, it is none or a broken one, or `gguf` is not installed.
+        InputError: no such file, not a valid GGUF file, or `gguf` is not installed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,23 +63,23 @@ class GGUFFile:
         if find_spec("gguf") is None:
             raise InputError(f"reading {path} needs the package gguf: {install_hint('gguf')}")
         if path.is_dir():
-            raise InputError(f"{path} is a folder: give a .gguf file")
+            raise InputError(f"{path} is a folder: use a .gguf file")
         if PART.search(path.name):
             raise self.refused("is one part of several", JOIN)
         try:
             with path.open("rb") as file:
                 if file.read(4) != b"GGUF":
-                    raise self.refused("is no GGUF file", "give one that llama.cpp loads")
+                    raise self.refused("is not a GGUF file", "use one that llama.cpp loads")
                 self._read(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
         except InputError:
             raise
-        except (struct.error, ValueError) as error:  # cut off, text that is no UTF-8, no such type
+        except (struct.error, ValueError) as error:  # truncated, invalid UTF-8, unknown type
             raise self.refused(f"has a broken header ({error})") from error
 
     def refused(self, what: str, remedy: str = "download it again") -> InputError:
-        """The error that says what is wrong with the file."""
+        """An error that names the file, the problem and the remedy."""
         return InputError(f"{self.path} {what}: {remedy}")
 
     def _read(self, blob: mmap.mmap) -> None:
@@ -88,8 +87,8 @@ class GGUFFile:
         (version,) = header.take("I")
         if version not in VERSIONS:
             raise self.refused(
-                f"is GGUF of version {version:,}, and 2 and 3 are known here",
-                "make it anew with llama.cpp, in little-endian order",
+                f"is GGUF version {version:,}, but 2 and 3 are supported",
+                "convert it again with llama.cpp, in little-endian order",
             )
         tensors, keys = header.take("QQ")
         if keys > MOST_KEYS or tensors > MOST_TENSORS:
@@ -102,7 +101,7 @@ class GGUFFile:
         for _ in range(tensors):
             name = header.text()
             if name in self.tensors:
-                raise self.refused(f"has two tensors of the name {name!r:.80}")
+                raise self.refused(f"has two tensors named {name!r:.80}")
             self.tensors[name] = self._stored(name, header)
         step = self.fields.get("general.alignment", 32)
         if not isinstance(step, int) or not 1 <= step <= 2**20:
@@ -124,12 +123,12 @@ class GGUFFile:
         block, size = GGML_QUANT_SIZES[kind]
         if not all(shape) or shape[-1] % block:
             raise self.refused(
-                f"has {name!r:.80} with the shape {[*shape]}, which {kind.name} has not"
+                f"has {name!r:.80} with the shape {[*shape]}, which {kind.name} cannot have"
             )
         return StoredTensor(kind, shape, shape[-1] // block * size, start)
 
     def _check_kinds(self) -> None:
-        """Refuse what gguf cannot make plain numbers of, before any work is done."""
+        """Refuse quantisations that gguf cannot convert to plain numbers, before any work."""
         import numpy as np
         from gguf import GGML_QUANT_SIZES
         from gguf.quants import dequantize
@@ -140,12 +139,12 @@ class GGUFFile:
                 dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
             except NotImplementedError as error:
                 raise self.refused(
-                    f"stores {name} as {kind.name}, which gguf cannot make plain numbers of",
-                    "take one in another quantisation, such as Q8_0",
+                    f"stores {name} as {kind.name}, which gguf cannot convert",
+                    "use another quantisation, such as Q8_0",
                 ) from error
 
     def read(self, name: str) -> Any:
-        """A tensor's numbers, as a new array of float32."""
+        """A tensor's values, as a new float32 array."""
         import numpy as np
         from gguf.quants import dequantize
 
@@ -156,10 +155,10 @@ class GGUFFile:
 
 
 class _Header:
-    """A header, read from front to back.
+    """A header, read sequentially.
 
     Raises:
-        struct.error, ValueError: it ends too early, or claims what cannot be.
+        struct.error, ValueError: it ends too early, or has impossible values.
     """
 
     def __init__(self, blob: mmap.mmap) -> None:
@@ -167,7 +166,7 @@ class _Header:
         self.at = 4
 
     def take(self, form: str) -> tuple[Any, ...]:
-        """The next values, in the form that `struct` calls so."""
+        """The next values, in `struct`'s format."""
         values = struct.unpack_from(f"<{form}", self._blob, self.at)
         self.at += struct.calcsize(f"<{form}")
         return values
@@ -180,7 +179,7 @@ class _Header:
         return self._blob[self.at - length : self.at].decode()
 
     def value(self) -> Any:
-        """A setting, after its kind."""
+        """A setting's value, read by its type."""
         (kind,) = self.take("I")
         if kind == TEXT:
             return self.text()
@@ -196,5 +195,5 @@ class _Header:
     @staticmethod
     def _code(kind: int) -> str:
         if kind not in PLAIN:
-            raise ValueError(f"a setting of the kind {kind}")
+            raise ValueError(f"a setting of type {kind}")
         return PLAIN[kind]

@@ -1,6 +1,6 @@
 """The tokenizer that a GGUF file describes, built from its metadata alone.
 
-As llama.cpp reads it: what it merges, where it splits, which tokens it puts around a text.
+It follows llama.cpp: its merges, its splitting of texts, and the tokens that it adds to a text.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 from workbench.engines.checkpoints.gguf_file import GGUFFile
 from workbench.errors import InputError
 
-REMEDY = "give the model's own tokenizer with --tokenizer (tokenizer=…), a hub name or folder"
+REMEDY = "set the model's tokenizer with --tokenizer (tokenizer=…), a hub name or folder"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
-UNMERGED = (UNKNOWN, CONTROL, BYTE)  # never made of parts
+UNMERGED = (UNKNOWN, CONTROL, BYTE)  # never merged from parts
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 THREE = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -26,8 +26,8 @@ CASES = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# How a text is split before merging, by `tokenizer.ggml.pre`; each pattern splits what the one
-# before has left. Names that llama.cpp treats alike are alike here.
+# How a text is split before merging, by `tokenizer.ggml.pre`; each pattern splits what the
+# previous one left. Names that llama.cpp treats alike share a line.
 SPLITS = {
     "gpt-2 phi-2 gigachat mellum mpt olmo jais exaone4 trillion": (WORDS,),
     "smollm starcoder refact command-r codeshell exaone minerva-7b": (r"\p{N}", WORDS),
@@ -36,9 +36,9 @@ SPLITS = {
     "tekken": (CASES,),
 }
 PATTERNS = {name: patterns for names, patterns in SPLITS.items() for name in names.split()}
-# A text that is a token is that token, and BOS comes first where the file says nothing.
+# Texts equal to a token become that token, and BOS comes first by default.
 WHOLE_FIRST = ("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "tekken")
-# What is true where the file says nothing.
+# Defaults for missing settings.
 DEFAULTS = {"llama": {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}}
 
 PROBES = (
@@ -48,12 +48,12 @@ PROBES = (
 
 
 def special(file: GGUFFile, name: str) -> int | None:
-    """The id of a special token, such as "bos"; None where the file has none."""
+    """The id of a special token, such as "bos"; None if the file has none."""
     tokens = _list(file, "tokens")
     defaults = DEFAULTS.get(str(file.fields.get("tokenizer.ggml.model")), {})
     key = f"{name}_token_id"
     number = file.fields.get(f"tokenizer.ggml.{key}", defaults.get(key))
-    if number is None or number == 2**32 - 1:  # llama.cpp's "none"
+    if number is None or number == 2**32 - 1:  # llama.cpp's value for none
         return None
     if not isinstance(number, int) or not 0 <= number < len(tokens):
         raise file.refused(f"has tokenizer.ggml.{key}={number!r:.40} of {len(tokens)} tokens")
@@ -61,20 +61,20 @@ def special(file: GGUFFile, name: str) -> int | None:
 
 
 def end_tokens(file: GGUFFile) -> list[int]:
-    """Every token at which an answer ends, the usual one first."""
+    """Every token that ends an answer, the usual one first."""
     numbers = (special(file, name) for name in ("eos", "eot", "eom"))
     return [*dict.fromkeys(number for number in numbers if number is not None)]
 
 
 def write_tokenizer(file: GGUFFile, folder: Path, context: int) -> int:
-    """Write tokenizer.json, tokenizer_config.json and the chat template; return how many tokens.
+    """Write tokenizer.json, tokenizer_config.json and the chat template; returns the token count.
 
     Raises:
-        InputError: a kind of tokenizer, or a way of splitting, that is not known here.
+        InputError: an unsupported kind of tokenizer, or an unsupported way of splitting.
     """
     kind = file.fields.get("tokenizer.ggml.model")
     if kind not in ("llama", "gpt2"):
-        raise file.refused(f"has a tokenizer of the kind {kind!r:.40}", REMEDY)
+        raise file.refused(f"has a tokenizer of kind {kind!r:.40}", REMEDY)
     try:
         tokenizer = _by_scores(file) if kind == "llama" else _by_merges(file)
         _finish(file, tokenizer)
@@ -99,9 +99,9 @@ def write_tokenizer(file: GGUFFile, folder: Path, context: int) -> int:
 
 
 def check_tokenizer(file: GGUFFile, folder: Path) -> None:
-    """Refuse a folder whose tokenizer transformers reads otherwise than it is written.
+    """Refuse a folder whose tokenizer transformers loads as a different one.
 
-    For some kinds of models it puts a class of its own in the place of what the folder says.
+    For some kinds of models, transformers uses its own class instead of what the folder says.
 
     Raises:
         InputError: names the text.
@@ -116,14 +116,14 @@ def check_tokenizer(file: GGUFFile, folder: Path) -> None:
         if one != other or read(text).input_ids != written.encode(text).ids:
             kind = type(read).__name__
             raise file.refused(
-                f"has a tokenizer that transformers takes for a {kind}, which splits {text!r:.20}… "
-                "in another way",
+                f"has a tokenizer that transformers loads as a {kind}, which splits {text!r:.20}… "
+                "differently",
                 REMEDY,
             )
 
 
 def _parts(tokenizer: Any, text: str) -> Any:
-    """What is merged by itself: a small vocabulary has not the merges that would show it."""
+    """The parts before merging: a small vocabulary may lack the merges that show a difference."""
     split = tokenizer.pre_tokenizer
     return split and split.pre_tokenize_str(text)
 
@@ -139,7 +139,7 @@ def _kinds(file: GGUFFile) -> list[int]:
     count = len(_list(file, "tokens"))
     kinds = file.fields.get("tokenizer.ggml.token_type") or [NORMAL] * count
     if len(kinds) != count:
-        raise file.refused("has not one token type for each token", REMEDY)
+        raise file.refused("does not have one token type per token", REMEDY)
     return list(kinds)
 
 
@@ -152,7 +152,7 @@ def _vocabulary(file: GGUFFile) -> dict[str, int]:
 
 
 def _by_scores(file: GGUFFile) -> Any:
-    """SentencePiece's BPE: of all neighbours, those are merged whose token scores best."""
+    """SentencePiece's BPE: of all neighbours, the pair whose token has the best score is merged."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     vocabulary, scores, kinds = _vocabulary(file), _list(file, "scores"), _kinds(file)
@@ -183,12 +183,12 @@ def _by_scores(file: GGUFFile) -> Any:
 
 
 def _by_merges(file: GGUFFile) -> Any:
-    """BPE of bytes, with the merges listed."""
+    """Byte-level BPE, with the merges listed."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     pre = file.fields.get("tokenizer.ggml.pre")
     if pre not in PATTERNS:
-        raise file.refused(f"splits texts in the way {pre!r:.40}, not known here", REMEDY)
+        raise file.refused(f"splits texts with {pre!r:.40}, which is not supported", REMEDY)
     merges = [(m[: m.index(" ", 1)], m[m.index(" ", 1) + 1 :]) for m in _list(file, "merges")]
     model = models.BPE(_vocabulary(file), merges, ignore_merges=pre in WHOLE_FIRST)
     tokenizer = Tokenizer(model)
@@ -201,7 +201,7 @@ def _by_merges(file: GGUFFile) -> Any:
 
 
 def _finish(file: GGUFFile, tokenizer: Any) -> None:
-    """Tokens that are matched whole, and those around a text."""
+    """Add the tokens that are matched whole, and those around a text."""
     from tokenizers import AddedToken, processors
 
     tokens, kinds = _list(file, "tokens"), _kinds(file)
@@ -221,7 +221,7 @@ def _finish(file: GGUFFile, tokenizer: Any) -> None:
         for name, default in usual.items()
     }
     for name in (name for name, wanted in around.items() if wanted and ids[name] is None):
-        raise file.refused(f"asks for a {name} token and names none", REMEDY)
+        raise file.refused(f"requires a {name} token but has none", REMEDY)
     single, other = (
         " ".join(["<bos>"] * around["bos"] + [f"${text}"] + ["<eos>"] * around["eos"])
         for text in ("A", "B:1")

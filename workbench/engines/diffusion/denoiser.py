@@ -105,7 +105,7 @@ class Denoiser:
         except (RuntimeError, MemoryError) as error:  # torch's memory error is the former
             reason = " ".join(str(error).split()) or type(error).__name__
             if not memory_ran_out(error):
-                raise EngineError(f"the model failed in mid-run: {reason:.400}") from error
+                raise EngineError(f"the model failed mid-run: {reason:.400}") from error
         if reason:  # outside `except`, which would keep the tensors alive
             return self._halve(reason)
         committed = sum(row.commit(places, proposal) for row, places, proposal in proposals)
@@ -188,7 +188,7 @@ def forward(
     """Run the model over some rows.
 
     Args:
-        rows: each with its slots; guidance needs a second slot.
+        rows: each with its slots, one, or two with guidance.
         opens: for each row, the canvas positions whose logits are needed.
         whole: run over whole canvases, not only over what the cache lacks.
 

@@ -166,7 +166,7 @@ def _try_batch(
             return _logprobs_at(network, batch)
     except (RuntimeError, MemoryError) as error:
         if not memory_ran_out(error):
-            raise EngineError(f"the model failed in mid-run: {error!s:.400}") from error
+            raise EngineError(f"the model failed mid-run: {error!s:.400}") from error
     collect(network.device)
     return None
 
