@@ -433,7 +433,7 @@ def test_a_signal_while_workers_load(tmp_path: Path) -> None:
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="give one for each worker"):
+    with pytest.raises(InputError, match="pass one per worker"):
         LoadBalancer(["true"], [], folder=tmp_path)
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,

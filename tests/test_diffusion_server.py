@@ -616,7 +616,7 @@ def test_a_key_is_asked_for_and_never_shown(
         serve_diffusion(engine, batch_size=0)
     monkeypatch.delenv("WORKBENCH_API_KEY")
     with serve_diffusion(engine, host="0.0.0.0"):
-        assert "anybody who reaches it" in caplog.text
+        assert "anyone who can reach it" in caplog.text
 
 
 def test_a_taken_port_is_named(server: DiffusionServer, engine: DiffusionEngine) -> None:

@@ -233,7 +233,7 @@ def test_a_key_file_that_will_not_do(
 def test_it_asks_for_slurm(tmp_path: Path) -> None:
     with started(tmp_path, write(tmp_path), SLURM_JOB_ID="") as job:
         assert job.wait(20) != 0
-    assert "hand this script to sbatch" in (tmp_path / "log").read_text()
+    assert "submit this script with sbatch" in (tmp_path / "log").read_text()
 
 
 def test_a_virtual_environment(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_container(tmp_path: Path, image: str) -> None:
         assert {f"--container-image={image}", "--cpus-per-task=3"} <= set(given)
         mounts = f"{tmp_path}:{tmp_path},/a b/model:/a b/model"
         assert {f"--container-workdir={tmp_path}", f"--container-mounts={mounts}"} <= set(given)
-    with pytest.raises(InputError, match="cannot be shown to a container"):
+    with pytest.raises(InputError, match="cannot be mounted in a container"):
         write(tmp_path, job=job, model="/a:b")
 
 

@@ -1,4 +1,4 @@
-"""A vLLM server in a process of its own, for work over HTTP: started, awaited, ended."""
+"""A vLLM server in a separate process, for work over HTTP: start, wait, stop."""
 
 from workbench.serving.presets import PRESETS, Preset
 from workbench.serving.server import Server, serve

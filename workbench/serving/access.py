@@ -1,4 +1,4 @@
-"""Who reaches a server: where it listens, and the key that it asks its clients for."""
+"""Access to a server: the address where it listens, and the key that clients must send."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("workbench")
 
-OPEN = ("/health",)  # paths that ask for no key
+OPEN = ("/health",)  # paths without a key
 CHALLENGE = {"WWW-Authenticate": "Bearer"}  # the header of a refusal
 
 
 def reachable(host: str) -> str:
-    """The address at which this machine finds a server that listens at `host`."""
+    """The address by which this machine reaches a server that listens at `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
 
 
 def base_url(host: str, port: int) -> str:
-    """The base URL, for this machine, of the OpenAI interface of a server that listens there."""
+    """The base URL, on this machine, of the OpenAI interface of a server that listens there."""
     here = reachable(host)
     return f"http://{f'[{here}]' if ':' in here else here}:{port}/v1"
 
 
 def bound_socket(host: str, port: int | None = None) -> socket.socket:
-    """A socket for a server; a port of None is a free one.
+    """A socket for a server; `port=None` chooses a free port.
 
     Raises:
-        InputError: `port` is no port number, or taken; `host` is no address of this machine.
+        InputError: `port` is invalid or taken, or `host` is not an address of this machine.
     """
     number = values.optional("port", port, values.whole, 1, 2**16 - 1) or 0
     try:
@@ -50,15 +50,15 @@ def bound_socket(host: str, port: int | None = None) -> socket.socket:
             return bound
     except OSError as error:
         if port is None:
-            raise InputError(f"host={host!r} is no address of this machine: {error}") from error
+            raise InputError(f"host={host!r} is not an address of this machine: {error}") from error
         raise InputError(
-            f"port={port} of host={host!r} cannot be used: {error}; give another, or leave it out "
-            "for a free one"
+            f"port={port} of host={host!r} cannot be used: {error}; choose another, or leave it "
+            "out for a free one"
         ) from error
 
 
 def free_port(host: str, port: int | None = None) -> int:
-    """`port`, or one that nobody has at this moment.
+    """`port`, or one that is free at this moment.
 
     Raises:
         InputError: as for `bound_socket`.
@@ -68,20 +68,20 @@ def free_port(host: str, port: int | None = None) -> int:
 
 
 def required_key(host: str = "127.0.0.1") -> str | None:
-    """The key of this environment's servers, if there is one; warns if `host` is open without."""
+    """The key from the environment, or None; then it warns if `host` is reachable by others."""
     names = ("WORKBENCH_API_KEY", "VLLM_API_KEY")
     key = next((key for name in names if (key := os.environ.get(name, "").strip())), None)
     if key is None and host not in {"127.0.0.1", "localhost", "::1"}:
         logger.warning(
-            "host=%r without a key: anybody who reaches it can use the model; set "
-            "WORKBENCH_API_KEY to ask for one",
+            "host=%r without a key: anyone who can reach it can use the model; set "
+            "WORKBENCH_API_KEY to require one",
             host,
         )
     return key
 
 
 def accepts(key: str | None, path: str, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether a request may pass; keys are compared in a time that does not depend on them."""
+    """Whether a request may pass; keys are compared in constant time."""
     if key is None or path in OPEN:
         return True
     sent = next((value for name, value in headers if name.lower() == b"authorization"), b"")
@@ -93,7 +93,7 @@ def accepts(key: str | None, path: str, headers: Iterable[tuple[bytes, bytes]]) 
 def error_body(
     message: str, kind: str, code: str | None = None, param: str | None = None
 ) -> dict[str, Any]:
-    """An error as OpenAI writes it."""
+    """An error in OpenAI's format."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
@@ -105,19 +105,19 @@ REFUSAL = error_body(
 
 
 class KeyGuard:
-    """An ASGI application around another, which lets in whoever has the environment's key.
+    """An ASGI application around another one; it requires the environment's key.
 
-    vLLM itself asks for its key below `/v1` and at few other paths only.
+    vLLM itself requires its key only below `/v1` and at few other paths.
 
     Args:
-        refused: called for each request without the key.
+        refused: called for each request without a valid key.
     """
 
     def __init__(self, app: ASGIApp, refused: Callable[[], None] | None = None) -> None:
         self._app, self._key, self._refused = app, required_key(), refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
+        """Forward a request, or refuse it."""
         from starlette.responses import JSONResponse
 
         kind = scope["type"]

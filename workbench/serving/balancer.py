@@ -1,8 +1,8 @@
 """Several workers behind one port: each request goes to the one with the fewest in flight.
 
-A worker is a process (one a GPU) that serves HTTP and prints its base URL as a line of its own
-when it answers. Streams pass through as they come; a client that leaves is gone at the worker
-too; a worker that dies costs its own requests only, and is started again.
+A worker is a process (one per GPU) that serves HTTP and prints its base URL on a separate line once
+it answers. Streams are forwarded as they arrive. If a client disconnects, its request ends at the
+worker too. A worker that dies loses only its requests, and is restarted.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ from workbench.serving.process import ServerProcess, last_lines
 
 logger = logging.getLogger("workbench")
 
-TIMEOUT = 1800.0  # seconds for all workers to answer: many gigabytes may be read
-RESTART = 60.0  # seconds from one start of a worker to the next
-DRAIN = 30.0  # seconds that running requests have to finish in
-OWN_ANSWER = 5.0  # seconds for a worker's own health or statistics
-LARGEST = 2**22  # bytes of a request, as at a worker
+TIMEOUT = 1800.0  # seconds until all workers answer: they may read many gigabytes
+RESTART = 60.0  # seconds between two starts of a worker
+DRAIN = 30.0  # seconds for running requests to finish
+OWN_ANSWER = 5.0  # seconds for a worker's health or statistics
+LARGEST = 2**22  # maximum bytes of a request, as at a worker
 
-# About one connection and not about the message (RFC 9110, 7.6.1).
+# Headers about one connection, not about the message (RFC 9110, 7.6.1).
 HOP = {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer"}
 HOP |= {"proxy-connection", "transfer-encoding", "upgrade"}
-OURS = {"host", "content-length", "expect"}  # of a request: made anew, or dealt with
+OURS = {"host", "content-length", "expect"}  # of a request: replaced or handled here
 UNASKED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")  # aiohttp would add them
 
-DIED = error_body("the worker died before it had answered", "server_error", "worker_died")
-NONE_UP = error_body("no worker is up; they are started again", "server_error", "no_worker")
+DIED = error_body("the worker died before it answered", "server_error", "worker_died")
+NONE_UP = error_body("no worker is running; they are being restarted", "server_error", "no_worker")
 
 
 @dataclass(eq=False, slots=True)
 class Worker:
-    """A process that serves, its URL (without `/v1`) once it answers, its requests from us."""
+    """A server process, its URL (without `/v1`) once it answers, and its requests in flight."""
 
     line: Sequence[str]
     variables: Mapping[str, str]
@@ -71,11 +71,11 @@ class Worker:
 
     @property
     def up(self) -> bool:
-        """Whether it has answered, and its process runs at this moment."""
+        """Whether it has answered, and its process is running."""
         return self.url is not None and self.process is not None and self.process.alive
 
     def end(self) -> None:
-        """End it with all its processes; blocks for some seconds at most."""
+        """Stop its whole process group; blocks for some seconds at most."""
         process, self.process, self.url = self.process, None, None
         if process is not None:
             process.finish()
@@ -84,7 +84,7 @@ class Worker:
         """Start it, and wait until it has printed its URL.
 
         Raises:
-            EngineError: it could not be started, ended, or took too long.
+            EngineError: it could not start, ended early, or took too long.
         """
         self.started = time.monotonic()
         try:
@@ -94,7 +94,7 @@ class Worker:
             raise EngineError(f"a worker could not be started: {error}") from error
         self.process = process
         while time.monotonic() - self.started < self.timeout:
-            code = process.exit_code()  # before reading: an ended one has written all
+            code = process.exit_code()  # before reading: the log of an ended process is complete
             output = process.output()
             if code is not None:
                 raise EngineError(
@@ -111,7 +111,7 @@ class Worker:
 
 
 class LoadBalancer:
-    """One port for several workers of one kind."""
+    """One port for several workers of the same kind."""
 
     def __init__(
         self,
@@ -123,21 +123,21 @@ class LoadBalancer:
         port: int | None = None,
         timeout: float = TIMEOUT,
     ) -> None:
-        """Nothing starts yet.
+        """Set up; nothing starts yet.
 
         Args:
-            line: the command line of a worker, which chooses a port of its own.
-            environments: what each has beside our own variables, such as CUDA_VISIBLE_DEVICES.
-            folder: for the workers' logs (`worker-0.log` and so on), which are added to.
-            host: where it listens; the default is reached from this machine only.
-            port: None is a free one.
-            timeout: seconds for a worker to answer.
+            line: the command line of a worker, which chooses its port itself.
+            environments: each worker's variables in addition to ours, such as CUDA_VISIBLE_DEVICES.
+            folder: for the workers' logs (`worker-0.log` and so on), which are appended to.
+            host: the address to listen at; the default is reachable from this machine only.
+            port: None chooses a free one.
+            timeout: seconds until a worker must answer.
 
         Raises:
             InputError: no workers, or a port that is taken.
         """
         if not environments:
-            raise InputError("environments=(): give one for each worker, {} adds nothing to ours")
+            raise InputError("environments=(): pass one per worker; {} adds no variables")
         if port is not None:
             free_port(host, port)
         self._key = required_key(host)
@@ -154,13 +154,13 @@ class LoadBalancer:
         return base_url(self._host, self._port)
 
     def run(self) -> None:
-        """Serve until SIGTERM or Ctrl-C, and print the base URL when it answers.
+        """Serve until SIGTERM or Ctrl-C; prints the base URL once it answers.
 
-        Running requests may then finish, for 30 s; Ctrl-C again does not wait for them.
+        Running requests then have 30 s to finish; a second Ctrl-C does not wait for them.
 
         Raises:
-            EngineError: a worker did not come up; quotes its log.
-            InputError: the port was taken meanwhile.
+            EngineError: a worker did not start; quotes its log.
+            InputError: the port was taken in the meantime.
         """
         asyncio.run(self._run())
 
@@ -172,7 +172,7 @@ class LoadBalancer:
             if at_once or not task.cancelling():
                 task.cancel()
 
-        loop.add_signal_handler(signal.SIGTERM, stop, False)  # two may come, as from Slurm
+        loop.add_signal_handler(signal.SIGTERM, stop, False)  # two may arrive, as from Slurm
         loop.add_signal_handler(signal.SIGINT, stop, True)
         with suppress(asyncio.CancelledError):
             async with self.serving():
@@ -181,16 +181,16 @@ class LoadBalancer:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
-        """Within it the workers answer, and this port.
+        """In this context, the workers and this port answer.
 
         Raises:
             EngineError, InputError: as for `run`.
         """
-        async with AsyncExitStack() as stack:  # what was begun is undone, wherever it fails
+        async with AsyncExitStack() as stack:  # cleans up after a failure at any point
             stack.push_async_callback(self._end_workers)
             await asyncio.gather(*(worker.start() for worker in self._workers))
             session = aiohttp.ClientSession(
-                # A kept connection can be closed by the worker just as a request goes out on it.
+                # The worker may close a kept connection just when a request is sent on it.
                 connector=aiohttp.TCPConnector(limit=0, force_close=True),
                 timeout=aiohttp.ClientTimeout(total=None),
                 auto_decompress=False,
@@ -210,8 +210,8 @@ class LoadBalancer:
             await asyncio.sleep(0.2)
             if worker.up:
                 continue
-            logger.warning("%s has ended and will be started again", worker.log.stem)
-            await asyncio.to_thread(worker.end)  # what it left behind
+            logger.warning("%s has ended and will be restarted", worker.log.stem)
+            await asyncio.to_thread(worker.end)  # stop what is left of it
             await asyncio.sleep(worker.started + RESTART - time.monotonic())
             try:
                 await worker.start()
@@ -228,7 +228,7 @@ class LoadBalancer:
             access_log=None,
             auto_decompress=False,
             handler_cancellation=True,
-            shutdown_timeout=DRAIN / 2,  # it waits twice as long
+            shutdown_timeout=DRAIN / 2,  # the library waits twice as long
         )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -242,7 +242,7 @@ class LoadBalancer:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """The key is asked for here, too: nothing of a stranger's reaches a worker."""
+        """Require the key here, too: no request without it reaches a worker."""
         if accepts(self._key, request.path, request.raw_headers):
             return await handler(request)
         return web.json_response(REFUSAL, status=401, headers=CHALLENGE)
@@ -255,7 +255,7 @@ class LoadBalancer:
             worker.in_flight += 1
             try:
                 return await self._pass_on(request, body, worker)
-            except aiohttp.ClientConnectorError:  # it has got nothing: another can do it
+            except aiohttp.ClientConnectorError:  # nothing was sent: another worker can answer
                 continue
             except aiohttp.ClientError as error:
                 logger.warning("%s failed a request: %r", worker.log.stem, error)
@@ -266,7 +266,7 @@ class LoadBalancer:
         return web.json_response(NONE_UP, status=503, headers=wait)
 
     def _pick(self, tried: set[Worker]) -> Worker | None:
-        """The least loaded, and in turn where several are."""
+        """The least loaded worker; among equal ones, in turn."""
         turned = self._workers[self._turn :] + self._workers[: self._turn]
         up = [worker for worker in turned if worker.up and worker not in tried]
         if not up:
@@ -311,7 +311,7 @@ class LoadBalancer:
     async def _stats(self, request: web.Request) -> web.Response:
         answers = await self._ask_all(request)
         status, own = min(answers, key=lambda answer: answer[0])
-        if status >= 400 and own is not None:  # every worker refuses: its refusal as it is
+        if status >= 400 and own is not None:  # every worker refuses: forward the refusal
             return web.json_response(own, status=status)
         loads = [worker.in_flight for worker in self._workers]
         body = {"workers": [own for _, own in answers], "in_flight": loads}
@@ -321,7 +321,7 @@ class LoadBalancer:
         return await asyncio.gather(*(self._ask(worker, request) for worker in self._workers))
 
     async def _ask(self, worker: Worker, request: web.Request) -> tuple[int, Any]:
-        """The status and the JSON of one worker's own answer; 503 and None where it has none."""
+        """(status, JSON) of one worker's answer; (503, None) if it has none."""
         try:
             async with self._session.get(
                 f"{worker.url}{request.path}",
@@ -336,7 +336,7 @@ class LoadBalancer:
 
 @web.middleware
 async def _openai_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """The errors of aiohttp itself in OpenAI's form."""
+    """Turn aiohttp's errors into OpenAI's format."""
     try:
         return await handler(request)
     except web.HTTPException as error:
@@ -352,8 +352,8 @@ def _end_to_end(headers: Mapping[str, str], dropped: set[str]) -> CIMultiDict[st
 
 
 async def _break_off(request: web.Request, reply: web.StreamResponse, piece: bytes) -> None:
-    """End an answer after `piece`, too late for another status, and never as if it were whole."""
-    if request.transport is None or request.transport.is_closing():  # it was the client who left
+    """End an answer after `piece` as an error: it is too late for another status."""
+    if request.transport is None or request.transport.is_closing():  # the client disconnected
         return
     events = reply.content_type == "text/event-stream"
     if events and (not piece or piece.endswith((b"\n\n", b"\r\n\r\n"))):

@@ -1,7 +1,7 @@
 """One thread owns the model and runs it over the rows of all requests, each at its own step.
 
-It sleeps until rows wait: from idle it starts when the batch is full or the oldest row has waited
-long enough; from then on rows join and leave at every step.
+It sleeps until rows arrive. When idle, it starts once the batch is full or the oldest row has
+waited long enough. After that, rows join and leave at every step.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from workbench.engines.diffusion import Counts, Denoiser, DiffusionEngine, Row
 
 logger = logging.getLogger("workbench")
-LONGEST_WAIT = 1e6  # seconds that a row may wait for others
-LATEST_RETRY = 60  # seconds that a client is asked to wait at most
-MOST_FAILURES = 2  # of the model in a row
-JOIN = 10.0  # seconds for the running step when all ends
-WAITS = 4096  # the latest, for quantiles
+LONGEST_WAIT = 1e6  # maximum of `max_wait_time`, in seconds
+LATEST_RETRY = 60  # maximum of Retry-After, in seconds
+MOST_FAILURES = 2  # of the model, consecutive
+JOIN = 10.0  # seconds for the running step when the server stops
+WAITS = 4096  # number of latest waits kept for quantiles
 
 
 class ServerStats:
-    """What a server has done since it started; any thread may add, and looking resets nothing."""
+    """Counts since the server started; any thread may add, and reading does not reset them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -42,33 +42,33 @@ class ServerStats:
         self._waits: deque[float] = deque(maxlen=WAITS)
 
     def add(self, name: str) -> None:
-        """One more of "requests", "batches" or "cancelled" rows."""
+        """Add one to "requests", "batches" or "cancelled" rows."""
         with self._lock:
             self._counts[name] += 1
 
     def add_error(self, kind: str) -> None:
-        """An answer that was an error, by its OpenAI type."""
+        """Count an error reply, by its OpenAI type."""
         with self._lock:
             self._errors[kind] += 1
 
     def add_wait(self, seconds: float) -> None:
-        """A row's time from its arrival to its first forward."""
+        """Record a row's time from its arrival to its first forward, in seconds."""
         with self._lock:
             self._waits.append(seconds)
 
     def add_step(self, before: Counts, after: Counts) -> None:
-        """What a step of the denoiser did."""
+        """Record a step of the denoiser, by its counts before and after."""
         earlier = asdict(before)
         new = {name: value - earlier[name] for name, value in asdict(after).items()}
         with self._lock:
             self._counts.update(new)
-            if forwards := new["forwards"]:  # most often one, or one a kind of cache
+            if forwards := new["forwards"]:  # usually one, or one per kind of cache
                 rows, more = divmod(new["rows"], forwards)
                 self._fill[rows] += forwards - more
                 self._fill[rows + 1] += more
 
     def view(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
+        """All counts, as JSON types."""
         with self._lock:
             counts, waits = self._counts.copy(), sorted(self._waits)
             errors, fill = sorted(self._errors.items()), sorted(self._fill.items())
@@ -89,7 +89,7 @@ class ServerStats:
 
 @dataclass(frozen=True, slots=True)
 class RowUpdate:
-    """How far a row is: all its settled text so far, and once it is done its completion."""
+    """A row's progress: all its settled text, and its completion once it is done."""
 
     text: str
     forwards: int
@@ -98,21 +98,21 @@ class RowUpdate:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class QueuedRow:
-    """A row on its way; `deliver` takes its updates, in the model's thread."""
+    """A row in progress; `deliver` receives its updates, in the model's thread."""
 
     row: Row
     deliver: Callable[[RowUpdate], None]
-    streams: bool = False  # there is an update at each block, and not only at the end
+    streams: bool = False  # an update per block, not only at the end
     arrived: float = field(default_factory=time.monotonic)
 
 
 class Batcher:
-    """The queue before the model, and the thread that runs it; see `serve_diffusion`.
+    """The queue for the model, and the thread that runs it; see `serve_diffusion`.
 
     Attributes:
-        waiting: rows that have no slot yet, in order of arrival.
+        waiting: rows without a slot, in order of arrival.
         live: rows being denoised; only the model's thread changes it.
-        stats: where all is counted.
+        stats: the counts.
 
     Raises:
         InputError: a value is out of its range.
@@ -125,7 +125,7 @@ class Batcher:
         self._denoiser: Denoiser | None = engine.denoiser(batch_size)
         self.queue_size = max(values.whole("queue_size", queue_size, 1), batch_size)
         self._engine, self._slots, self.stats = engine, batch_size, ServerStats()
-        self._failures = 0  # of the model, in a row
+        self._failures = 0  # of the model, consecutive
         self._changed = threading.Condition()
         self.waiting: dict[QueuedRow, None] = {}
         self.live: dict[Row, QueuedRow] = {}
@@ -138,37 +138,37 @@ class Batcher:
 
     @property
     def broken(self) -> bool:
-        """The model has failed again and again; it will not answer any more."""
+        """Whether the model has failed repeatedly; then it no longer answers."""
         return self._failures >= MOST_FAILURES
 
     @property
     def slots(self) -> int:
-        """Rows at once; fewer than asked for once memory ran out."""
+        """Maximum number of rows in a batch; reduced when memory ran out."""
         denoiser = self._denoiser
         return denoiser.slots if denoiser else self._slots
 
     def submit(self, rows: Sequence[QueuedRow]) -> None:
-        """Queue rows, all or none.
+        """Queue all rows, or none.
 
         Raises:
-            ApiError: too many wait already, with a guess of when to come again; or nothing is taken
-                any more.
+            ApiError: the queue is full (with an estimate for Retry-After), or the server accepts no
+                more requests.
         """
         with self._changed:
             if self._closed or self.broken:
-                why = "the model fails: start the server again" if self.broken else "it is closed"
-                raise ApiError(503, f"nothing is taken any more; {why}")
+                why = "the model fails: restart the server" if self.broken else "it is closed"
+                raise ApiError(503, f"no more requests are accepted: {why}")
             if len(self.waiting) + len(rows) > self.queue_size:
-                pace = self._busy / self._finished if self._finished else 0.0  # seconds a row
+                pace = self._busy / self._finished if self._finished else 0.0  # seconds per row
                 seconds = max(1, min(LATEST_RETRY, math.ceil(pace * len(self.waiting))))
-                message = f"{len(self.waiting)} rows wait already; come again in {seconds} s"
+                message = f"{len(self.waiting)} rows are waiting already; retry in {seconds} s"
                 wait = {"Retry-After": str(seconds)}
                 raise ApiError(429, message, code="queue_full", headers=wait)
             self.waiting.update(dict.fromkeys(rows))
             self._changed.notify()
 
     def cancel(self, rows: Iterable[QueuedRow]) -> None:
-        """Take rows out at the next step; those that are done stay as they are."""
+        """Remove rows at the next step, except finished ones."""
         with self._changed:
             for queued in rows:
                 if queued in self.waiting:
@@ -180,13 +180,13 @@ class Batcher:
                 self.stats.add("cancelled")
 
     def hurry(self) -> None:
-        """Wait for no more rows to come: start with what is there."""
+        """Start at once with the rows that are there."""
         with self._changed:
             self._hurried = True
             self._changed.notify()
 
     def close(self) -> None:
-        """End the thread; what is not done fails."""
+        """End the thread; unfinished rows fail."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -200,10 +200,10 @@ class Batcher:
                 self._step()
             except Exception as error:
                 self._failures += 1
-                logger.exception("the model failed; its %d rows are given up", len(self.live))
+                logger.exception("the model failed; its %d rows are lost", len(self.live))
                 lost = [*self.live.values()]
                 self.live.clear()
-                self._denoiser = None  # nobody knows what state it is in
+                self._denoiser = None  # its state is unknown
                 self._fail(lost, f"the model failed: {error}")
 
     def _wait(self) -> bool:
@@ -222,7 +222,7 @@ class Batcher:
         return next(iter(self.waiting)).arrived + self._max_wait - time.monotonic()
 
     def _step(self) -> None:
-        """One step of the model, with those who leave before it and those who join."""
+        """One step of the model, after cancelled rows have left and waiting rows have joined."""
         with self._changed:
             for row in self._leaving:
                 if self.live.pop(row, None) and self._denoiser:
@@ -243,9 +243,9 @@ class Batcher:
             self._report(row, denoiser)
 
     def _admit(self) -> list[Row]:
-        """The rows that have a slot from now on, in order; one at least where nothing runs."""
+        """Give slots to waiting rows, in order; at least to one if nothing runs."""
         if not self.live:
-            if self._seconds_to_start() > 0:  # the last ones have just left
+            if self._seconds_to_start() > 0:  # the last rows have just left
                 return []
             self.stats.add("batches")
         joining, now = [], time.monotonic()
@@ -268,10 +268,10 @@ class Batcher:
         try:
             completion = row.completion() if row.done else None
             text = completion.text if completion else row.text()
-        except Exception as error:  # its own fault, not the others'
-            logger.exception("the text of a row cannot be made")
+        except Exception as error:  # it concerns this row only
+            logger.exception("the text of a row cannot be decoded")
             denoiser.remove(row)
-            text, completion = "", failure(f"its text cannot be made: {error}", len(row.prompt))
+            text, completion = "", failure(f"its text cannot be decoded: {error}", len(row.prompt))
         if completion is not None:
             del self.live[row]
             self._finished += 1

@@ -1,4 +1,4 @@
-"""What works at an OpenAI-compatible server, tried out, with what to change where it does not."""
+"""Tests what works at an OpenAI-compatible server, with remedies for what does not."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ SIDE = {
     "additionalProperties": False,
 }
 REPEATS = 5
-LONGEST = 160  # letters of what was seen
+LONGEST = 160  # maximum characters of a result
 OWN_ANSWER = 10.0  # seconds for an answer without a key
-CLOSED = (401, 403, 404, 405, 501)  # the key is asked for, or there is nothing
+CLOSED = (401, 403, 404, 405, 501)  # a key is required, or there is no such path
 PATHS = {
     "/v1/models": "GET", "/v1/completions": "POST", "/v1/chat/completions": "POST",
     "/v1/embeddings": "POST", "/v1/responses": "POST", "/v1/messages": "POST",
@@ -39,7 +39,7 @@ PATHS = {
 
 @dataclass(frozen=True, slots=True)
 class ServerCheck:
-    """One thing that was tried: whether it works, what was seen, what to change if not."""
+    """The result of one test: whether it works, what was seen, and the remedy if it does not."""
 
     what: str
     works: bool
@@ -48,14 +48,14 @@ class ServerCheck:
 
 
 def check(url: str, model: str | None = None) -> Iterator[ServerCheck]:
-    """Try everything that the remote engine can use; yields as it goes.
+    """Test everything that the remote engine can use; yields results as they come.
 
     Args:
-        url: the server's base URL; a key is read as for `open_engine`.
+        url: the server's base URL; the key is found as by `open_engine`.
         model: a served name; None is the only one.
 
     Raises:
-        InputError: no URL, or no such model.
+        InputError: an invalid URL, or no such model.
         EngineUnavailableError: no server answers there.
     """
     options = {"base_url": url, "attempts": 2, "timeout": 120.0, "outage_timeout": 10.0}
@@ -66,7 +66,7 @@ def check(url: str, model: str | None = None) -> Iterator[ServerCheck]:
             "model",
             True,
             f"{info.model} ({f'vLLM {version}' if version else 'not vLLM'}, context "
-            f"{info.context_length or 'not known'}, revision {info.revision})",
+            f"{info.context_length or 'unknown'}, revision {info.revision})",
         )
         for what, (attempt, remedy) in TRIALS.items():
             try:
@@ -79,16 +79,16 @@ def check(url: str, model: str | None = None) -> Iterator[ServerCheck]:
 
 
 def _key(url: str) -> ServerCheck:
-    """Which paths answer without the key."""
+    """Test which paths answer without the key."""
     remedy = "set WORKBENCH_API_KEY where the server starts (`workbench serve`), and here"
     if api_key(url)[1] is None:
         local = is_loopback(urlsplit(url).hostname)
-        seen = "none is set: whoever reaches the server can use it"
+        seen = "none is set: anyone who can reach the server can use it"
         return ServerCheck("key", local, seen, remedy)
     if open_paths := run_coroutine(_open_paths(url)):
-        remedy = "vLLM itself guards /v1 only: start it with `workbench serve vllm`, or use a proxy"
+        remedy = "vLLM itself guards only /v1: start it with `workbench serve vllm`, or use a proxy"
         return ServerCheck("key", False, f"open without it: {', '.join(open_paths)}", remedy)
-    return ServerCheck("key", True, f"asked for at all of {len(PATHS)} paths tried")
+    return ServerCheck("key", True, f"required at all {len(PATHS)} paths tested")
 
 
 async def _open_paths(url: str) -> list[str]:
@@ -100,7 +100,7 @@ async def _open_paths(url: str) -> list[str]:
             place = url + path[3:] if path.startswith("/v1/") else root + path
             try:
                 reply = await http.send(method, place, b"{}" if method == "POST" else None)
-            except Exception:  # noqa: BLE001  # no answer is no open door
+            except Exception:  # noqa: BLE001  # no answer: not open
                 continue
             if reply.status not in CLOSED:
                 open_paths.append(path)
@@ -110,7 +110,7 @@ async def _open_paths(url: str) -> list[str]:
 
 
 def _prompt(engine: RemoteEngine, text: str) -> Prompt:
-    """A text; as a chat where the server has nothing else."""
+    """A text; as a chat if the server has no completions."""
     return text if engine.has_completions else [{"role": "user", "content": text}]
 
 
@@ -131,21 +131,21 @@ def _seconds(engine: RemoteEngine, prompt: str) -> float:
 
 def _completion(engine: RemoteEngine) -> str:
     if not engine.has_completions:
-        raise EngineError("none: it has chats only")
+        raise EngineError("none: it has only chats")
     row = _ask(engine, TEXT, max_tokens=8)
     return f"{row.text[:30]!r}, {'with' if row.token_ids else 'without'} token ids"
 
 
 def _chat(engine: RemoteEngine) -> str:
     row = _ask(engine, [{"role": "user", "content": "Say yes."}], max_tokens=8)
-    return repr(row.text[:30]) + (", reasoning apart" if row.reasoning else "")
+    return repr(row.text[:30]) + (", reasoning separate" if row.reasoning else "")
 
 
 def _logprobs(engine: RemoteEngine) -> str:
     row = _ask(engine, TEXT, logprobs=5)
     if not row.logprobs:
-        raise EngineError("the answer came without")
-    return f"{len(row.logprobs[0].top)} likeliest at each token"
+        raise EngineError("the answer has none")
+    return f"{len(row.logprobs[0].top)} likeliest per token"
 
 
 def _labels(engine: RemoteEngine) -> str:
@@ -161,19 +161,19 @@ def _labels(engine: RemoteEngine) -> str:
 def _several(engine: RemoteEngine, *, chats: bool = False) -> str:
     if not engine.takes_several(chats=chats):
         raise EngineError("one at a time")
-    return "taken"
+    return "accepted"
 
 
 def _structured(engine: RemoteEngine) -> str:
     if not engine.has_completions:
         row = _ask(engine, "Left or right? Answer in JSON.", max_tokens=64, json_schema=SIDE)
-        return f"held to a JSON schema: {row.text[:30]!r}"
+        return f"follows a JSON schema: {row.text[:30]!r}"
     row = _ask(engine, TEXT, max_tokens=16, choices=("left", "right"))
-    return f"held to choices: {row.text!r}"
+    return f"follows choices: {row.text!r}"
 
 
 def _prefix(engine: RemoteEngine) -> str:
-    """The same long beginning again: seen by the server's counter, else by the time it takes."""
+    """Send a long beginning twice: see the server's counter of cached tokens, else the time."""
     length = min(1000, (engine.info.context_length or 2000) // 2)
     stem = f"{time.time_ns()} " + TEXT * (length // len(TEXT) + 1)
     before = engine.usage
@@ -181,7 +181,7 @@ def _prefix(engine: RemoteEngine) -> str:
     again = statistics.median(_seconds(engine, f"{stem}again {i}") for i in range(3))
     rate = engine.usage.since(before).cache_hit_rate
     if rate is not None and rate >= 0.2:
-        return f"{rate:.0%} of four prompts with one beginning were cached"
+        return f"{rate:.0%} of four prompts with the same beginning were cached"
     if rate is not None:
         raise EngineError(f"{rate:.0%} of a repeated prompt were cached")
     if again < 0.7 * first:
@@ -195,18 +195,18 @@ def _latency(engine: RemoteEngine) -> str:
     return f"{milliseconds:.0f} ms for a prompt and one token (median of {REPEATS})"
 
 
-# How each thing is tried, and the remedy.
+# Each test, and the remedy.
 TRIALS = {
-    "completion": (_completion, "give chats; exact label log-probabilities need /v1/completions"),
-    "chat": (_chat, "give the server a chat template (--chat-template FILE)"),
+    "completion": (_completion, "use chats; exact label log-probabilities need /v1/completions"),
+    "chat": (_chat, "start the server with a chat template (--chat-template FILE)"),
     "logprobs": (_logprobs, "labels and uncertainty need them: use vLLM"),
     "label log-probabilities": (_labels, "exact ones need vLLM 0.27 or newer"),
-    "prompts in one request": (_several, "many times slower without: use vLLM"),
+    "prompts in one request": (_several, "requests are many times slower without it: use vLLM"),
     "chats in one request": (
         lambda engine: _several(engine, chats=True),
         "faster with vLLM, which has /v1/chat/completions/batch",
     ),
-    "structured output": (_structured, "use vLLM; without, answers are read from free text"),
+    "structured output": (_structured, "use vLLM; without it, answers are read from free text"),
     "prefix caching": (_prefix, "start the server with --enable-prefix-caching"),
-    "latency": (_latency, "a nearer server"),
+    "latency": (_latency, "use a nearer server"),
 }

@@ -1,7 +1,7 @@
 """A masked-diffusion engine behind OpenAI's interface, in this process: requests share forwards.
 
-Two threads: one runs the event loop, which only passes things on, the other runs the model
-(`batcher`). The port is bound once the model is there, so that whoever is answered is served.
+It has two threads. One runs the event loop and only forwards data, the other runs the model
+(`batcher`). The port is bound once the model is loaded, so that any accepted request is served.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ logger = logging.getLogger("workbench")
 BATCH_SIZE = 8
 MAX_WAIT_TIME = 0.1
 QUEUE_SIZE = 1024
-BACKLOG = 2048  # connections that are not accepted yet
-DRAIN = 30.0  # seconds to finish what is in
-POLL = 0.1  # seconds from one look at signals and the model's health to the next
-GRACE = 3  # seconds to send what is done
-IDLE = 300  # seconds that a connection is kept for a client's next request
+BACKLOG = 2048  # connections in the queue of the socket
+DRAIN = 30.0  # seconds to finish running requests
+POLL = 0.1  # seconds between checks of signals and the model's health
+GRACE = 3  # seconds to send finished answers
+IDLE = 300  # seconds that an idle client's connection is kept
 
 
 class DiffusionServer:
-    """A server that answers, until `close()`; made by `serve_diffusion`.
+    """A running server, until `close()`; created by `serve_diffusion`.
 
     Attributes:
         url: the base URL of its OpenAI interface, for `open_engine(base_url=…)`.
-        names: of the model: the plain one, and one with its revision where that is known.
+        names: the model's names: the plain one, and one with its revision if known.
     """
 
     def __init__(
@@ -77,18 +77,18 @@ class DiffusionServer:
 
     @property
     def model(self) -> str:
-        """The name it serves."""
+        """The name that it serves."""
         return self.names[0]
 
     def run(self) -> int:
-        """Serve in the main thread until SIGTERM or Ctrl-C, then finish what is in and close.
+        """Serve in the main thread until SIGTERM or Ctrl-C; then finish running requests and close.
 
-        While it finishes, new requests and `/health` get 503. A second Ctrl-C, or 30 s, ends it
-        at once; a second SIGTERM does not, since a cluster and a script may send one each. It ends
-        too where the model fails for good.
+        While it finishes, new requests and `/health` get 503. A second Ctrl-C, or 30 s, ends it at
+        once. A second SIGTERM does not: a cluster and a script may each send one. It also ends if
+        the model fails repeatedly.
 
         Returns:
-            0 if every request that was in has had its answer, else 1.
+            0 if every accepted request was answered, else 1.
         """
         received: list[int] = []
 
@@ -99,10 +99,10 @@ class DiffusionServer:
         try:
             while not received:
                 if self._batcher.broken:
-                    logger.error("%r ends: its model fails", self)
+                    logger.error("%r ends: the model failed", self)
                     return 1
                 time.sleep(POLL)
-            logger.info("%r finishes what is in", self)
+            logger.info("%r finishes running requests", self)
             self._app.drain()
             deadline = time.monotonic() + DRAIN
             while self._app.inside and signal.SIGINT not in received[1:]:
@@ -116,7 +116,7 @@ class DiffusionServer:
                 signal.signal(number, handler)
 
     def close(self) -> None:
-        """End it at once; requests that are not answered get an error. Again does nothing."""
+        """Stop at once; unanswered requests get an error. A second call does nothing."""
         self._end()
 
     def __enter__(self) -> Self:
@@ -140,20 +140,20 @@ def serve_diffusion(
     name: str | None = None,
     aliases: Sequence[str] = (),
 ) -> DiffusionServer:
-    """Serve an engine over HTTP from threads of this process, and return at once.
+    """Serve an engine over HTTP from threads of this process; returns at once.
 
-    A key in the environment variable `WORKBENCH_API_KEY` is asked of every client. The engine
-    stays yours, to use at the same time and to close.
+    If the environment variable `WORKBENCH_API_KEY` is set, clients must send that key. The engine
+    remains usable, and the caller closes it.
 
     Args:
-        host: where it listens; the default is reached from this machine only.
-        port: None is a free one.
-        batch_size: rows denoised at once.
-        max_wait_time: seconds that a request waits for others where nothing runs; a full batch
-            starts at once, and what comes later joins at the next step.
-        queue_size: most rows that wait; above, clients are told to come again.
-        name: what the model is called; None is its own name.
-        aliases: names that clients may use too; they are not listed.
+        host: the address to listen at; the default is reachable from this machine only.
+        port: None chooses a free one.
+        batch_size: maximum number of rows denoised together.
+        max_wait_time: seconds that a request waits for others if nothing runs. A full batch
+            starts at once, and later rows join at the next step.
+        queue_size: maximum number of waiting rows; above it, clients get HTTP 429.
+        name: the served name; None is the model's name.
+        aliases: additional names for requests; they are not listed.
 
     Raises:
         InputError: a port that is taken, or a value out of its range.
@@ -164,7 +164,7 @@ def serve_diffusion(
 
     listener = bound_socket(host, port)
     try:
-        listener.listen(BACKLOG)  # what comes before the event loop runs waits there
+        listener.listen(BACKLOG)  # early connections wait there
         required_key(host)
         batcher = Batcher(
             engine, batch_size=batch_size, max_wait_time=max_wait_time, queue_size=queue_size
@@ -172,7 +172,7 @@ def serve_diffusion(
     except BaseException:
         listener.close()
         raise
-    # As a remote engine reads them: the plain name, and one with the revision if it is known.
+    # In the remote engine's format: the plain name, and one with the revision if it is known.
     model = engine.info.model
     shown = name or (Path(model).name if Path(model).is_dir() else model)
     names = (shown, f"{shown}@{engine.variant}") if engine.variant else (shown,)

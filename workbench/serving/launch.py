@@ -1,7 +1,7 @@
-"""vLLM's server, started by `serve` in a process of its own; it names the revision that it serves.
+"""vLLM's server, started by `serve` in a separate process; it lists the revision that it serves.
 
-The revision is for clients, whose stored answers rest on it. It follows the same rule as for a
-model in process (`engines.identity`), from what vLLM makes of the options: "auto" is no dtype.
+Clients' stored answers depend on the revision. It follows the same rule as for a model in this
+process (`engines.identity`), from the resolved options: "auto" is not a dtype.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 from workbench.engines.checkpoints.folder import safe_format
 from workbench.engines.identity import variant
 
-IDENTITY = "WORKBENCH_SERVED"  # name, weights and options, from the process that starts this one
+IDENTITY = "WORKBENCH_SERVED"  # name, weights and options, set by the parent process
 GUARD = "workbench.serving.access.KeyGuard"
 
 
 def main() -> None:
-    """Serve, with a second name for the model where its revision is known."""
+    """Serve, with a second name for the model if its revision is known."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server import entry
     from vllm.entrypoints.launchers.cli_args import make_arg_parser

@@ -1,4 +1,4 @@
-"""What a server is started with: presets for model sizes, defaults for this machine, flags."""
+"""Settings of a server: presets for model sizes, defaults for this machine, flags."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ logger = logging.getLogger("workbench")
 
 MODULE = "workbench.serving.launch"
 
-# Options that are not the caller's to set, and what to do instead.
+# Options that the caller cannot set, and what to do instead.
 RESERVED = {
     "api_key": "set WORKBENCH_API_KEY in the environment, where other users cannot read it",
-    "config": "give its settings as options",
+    "config": "pass its settings as options",
     "enable_prefix_caching": "prefix caching is always on",
     "grpc": "only HTTP is served",
     "grpc_port": "only HTTP is served",
     "headless": "the server must answer",
     "hf_token": "set HF_TOKEN in the environment, where other users cannot read it",
-    "host": "give host=…",
-    "model": "give model=…",
-    "port": "give port=…",
-    "root_path": "the URL is made here",
+    "host": "use host=…",
+    "model": "use model=…",
+    "port": "use port=…",
+    "root_path": "the URL is fixed",
     "served_model_name": "a remote engine reads the model's revision from it",
     "ssl_certfile": "only HTTP is served; put a proxy in front for HTTPS",
     "ssl_keyfile": "only HTTP is served; put a proxy in front for HTTPS",
@@ -48,7 +48,7 @@ RESERVED = {
 }
 
 
-# Options of the server around a model that never change an answer.
+# Options of the server, not of the model, that never change an answer.
 AROUND = frozenset(
     {
         "allow_credentials", "allowed_headers", "allowed_methods", "allowed_origins",
@@ -65,15 +65,15 @@ AROUND = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Server settings for models of one size; the model itself is given apart.
+    """Server settings for models of one size, without the model itself.
 
     Attributes:
-        gpus: the cards it is made for, for people.
+        gpus: the cards that it is made for, for people.
         tensor_parallel_size: GPUs over which each layer is split.
-        max_num_seqs: requests that run at once.
-        max_num_batched_tokens: tokens in one step; longer prompts go in parts.
-        gpu_memory_utilization: share of each card that vLLM takes (weights, work, KV cache).
-        why: how the sizes were reckoned.
+        max_num_seqs: maximum number of requests in a batch.
+        max_num_batched_tokens: maximum tokens per step; longer prompts are split.
+        gpu_memory_utilization: share of each card that vLLM uses (weights, work, KV cache).
+        why: how the sizes were computed.
     """
 
     name: str
@@ -86,14 +86,14 @@ class Preset:
     why: str
 
     def options(self) -> dict[str, Any]:
-        """The settings as options of the server."""
+        """The settings, as options of the server."""
         for_people = {"name", "description", "gpus", "why"}
         return {name: value for name, value in asdict(self).items() if name not in for_people}
 
 
-# Sizes are those of Llama 3.1 in bfloat16, GB = 10^9 bytes. Each leaves room for one request of
-# its whole context (131,072 tokens), without which vLLM does not start. All this is reckoned from
-# shapes and data sheets, not measured.
+# For the sizes of Llama 3.1 in bfloat16, GB = 10^9 bytes. Each preset leaves room for one request
+# of the whole context length (131,072 tokens), without which vLLM does not start. All values are
+# computed from shapes and data sheets, not measured.
 _SIZES = json.loads(Path(__file__).with_name("presets.json").read_text(encoding="utf-8"))
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {name: Preset(name, **settings) for name, settings in _SIZES.items()}
@@ -101,10 +101,10 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 
 
 def find_preset(name: str | None, options: Mapping[str, Any]) -> Preset | None:
-    """The preset of that name, if this machine can hold it with these options over it.
+    """The preset of that name, if this machine can run it with these options.
 
     Raises:
-        InputError: there is no such preset, or it needs more GPUs than there are.
+        InputError: no such preset, or it needs more GPUs than there are.
     """
     if name is None:
         return None
@@ -114,14 +114,14 @@ def find_preset(name: str | None, options: Mapping[str, Any]) -> Preset | None:
     needed, there = parts[0] * parts[1], _count_gpus()
     if needed > there:
         raise InputError(
-            f"preset={name!r} needs {needed} GPUs ({preset.gpus}) and this machine shows {there}; "
-            "give a tensor_parallel_size that fits, or start it where the GPUs are"
+            f"preset={name!r} needs {needed} GPUs ({preset.gpus}) but this machine has {there}; "
+            "set a smaller tensor_parallel_size, or start it where the GPUs are"
         )
     return preset
 
 
 def _count_gpus() -> int:
-    """GPUs that a child of ours would see; asked without importing torch."""
+    """Number of GPUs that a child process would see, without importing torch."""
     try:
         listing = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=60
@@ -136,10 +136,10 @@ def _count_gpus() -> int:
 
 
 def arguments(source: Source, preset: Preset | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of the server: the machine's, over them the preset's, over them the caller's.
+    """All options of the server; the preset's replace defaults, and the caller's replace both.
 
     Raises:
-        InputError: an option that is not the caller's to set.
+        InputError: an option that the caller cannot set.
     """
     own = {name.replace("-", "_"): value for name, value in options.items()}
     for name in own:
@@ -155,7 +155,7 @@ def arguments(source: Source, preset: Preset | None, options: Mapping[str, Any])
 def _defaults(*, small: bool, split: bool) -> dict[str, Any]:
     defaults: dict[str, Any] = {
         "disable_uvicorn_access_log": True,
-        "enable_prompt_tokens_details": True,  # how much of a prompt was in the cache
+        "enable_prompt_tokens_details": True,  # reports cached prompt tokens
     }
     defaults |= vllm_defaults(on_cpu=_is_cpu_build(), small=small)
     if _is_cpu_build() and small:
@@ -176,15 +176,15 @@ def _is_cpu_build() -> bool:
 
 
 def served(source: Source, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A served model's identity, of which its process makes its names: name, weights and options.
+    """A served model's identity, from which its process derives names: name, weights and options.
 
-    A client has no other way to learn the revision, and a stored answer's key needs it. The weights
-    are None where only the hub's commit can tell them from others.
+    Clients learn the revision from these names, and need it for keys of stored answers. The weights
+    are None if only the hub's commit identifies them.
     """
     shown = source.shown
     if source.folder and shown != EMBEDDED:
         shown = source.folder.name
-        logger.info("reading %s to tell its weights from others", source.folder)
+        logger.info("reading %s to compute the revision of its weights", source.folder)
     own = {name: value for name, value in options.items() if name not in AROUND}
     weights = source.weights() if source.folder else None
     return {"name": shown, "weights": weights, "options": deciding(own)}
@@ -200,7 +200,7 @@ def command(source: Source, host: str, port: int, options: Mapping[str, Any]) ->
 
 
 def _flag(name: str, value: Any) -> list[str]:
-    if value is None:  # takes a default away
+    if value is None:  # removes a default
         return []
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
@@ -208,20 +208,20 @@ def _flag(name: str, value: Any) -> list[str]:
         return [f"--{name}", json.dumps(dict(value))]
     if isinstance(value, list | tuple):
         return [f"--{name}", *map(str, value)]
-    return [f"--{name}={value}"]  # one word: the value may begin with a dash
+    return [f"--{name}={value}"]  # one argument: the value may begin with a dash
 
 
 def environment(options: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, str]:
-    """The child's environment; the key goes only here, never on the command line."""
+    """The child's environment; the key is passed here, never on the command line."""
     child = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     child |= {"PYTHONWARNINGS": "ignore"} | dict(os.environ)
-    # An engine in this process may have set it for itself.
+    # An engine in this process may have set this for itself.
     child.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     if _is_cpu_build():
         child = PASSIVE | child
     if options.get("distributed_executor_backend") == "uni" and _is_cpu_build():
-        # The model in the engine's process, on one thread, and not in a worker of two.
-        # vLLM has "uni" on a CPU only with this switch; the engine is a process all the same.
+        # Run the model in the engine's process, on one thread, not in one of two workers. On a
+        # CPU, vLLM allows "uni" only with this switch; the engine still has a separate process.
         child["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         child.setdefault("OMP_NUM_THREADS", "1")
     child[IDENTITY] = json.dumps(identity)
@@ -231,7 +231,7 @@ def environment(options: Mapping[str, Any], identity: Mapping[str, Any]) -> dict
 
 
 def refused_option(text: str) -> InputError | None:
-    """What was wrong with an option if the server's command line was refused; `text`: its log."""
+    """The error for an option that the server's command line refused; `text` is its log."""
     if wrong := re.search(r"error: argument (--[\w-]+).*?: (.+)", text):
         return InputError(f"option {_name(wrong[1])!r} is wrong: {wrong[2]}")
     wrong = re.search(r"error: unrecognized arguments: (\S+)", text)

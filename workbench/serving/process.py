@@ -1,4 +1,4 @@
-"""A server as a process: all that it starts ends with it, and nothing of it outlives us."""
+"""A server as a process group, which ends as a whole and does not outlive this process."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
-GRACE = 10.0  # seconds to end in order
-QUOTED = 15  # lines of its log that an error quotes
+GRACE = 10.0  # seconds to end after SIGTERM
+QUOTED = 15  # lines of the log that an error quotes
 NOISE = r"    |  File |usage:|Traceback|The above exc|During handling|.*Warning:|W\d{4} |Loading "
 
-# Outlives us and sees us die by the end of its input: then the server has to go too. A line of
-# input means that all is done. The signal that Linux can send on a parent's death would not do:
-# it comes when the *thread* that started the process ends.
+# This shell outlives us. Its input ends when we die, and then it stops the server. A line of input
+# means that nothing is left to stop. Linux's signal on a parent's death does not work: it is sent
+# when the *thread* that started the process ends.
 WATCHDOG = 'read -r line && exit; kill -s TERM -- "-$1"; sleep 10; kill -s KILL -- "-$1"'
 
 
 def open_log(path: Path) -> BinaryIO:
-    """A file to be added to; a new one is for its owner alone, as prompts may end up in it."""
+    """A file to append to; a new one is readable by its owner only, as it may contain prompts."""
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
 
 
 class ServerProcess:
-    """A program that runs, in a process group of its own, until `finish`.
+    """A running program in a separate process group, until `finish`.
 
     Args:
-        log: the file for its output, which is added to.
+        log: the file for its output, which is appended to.
     """
 
     def __init__(self, line: Sequence[str], variables: Mapping[str, str], log: Path) -> None:
@@ -62,22 +62,22 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id, which is that of its group too."""
+        """Its process id, which is also the id of its group."""
         return self._process.pid
 
     @property
     def alive(self) -> bool:
-        """Whether it runs."""
+        """Whether it is running."""
         return self.exit_code() is None
 
     def exit_code(self, wait: float = 0.0) -> int | None:
-        """What it ended with; None if it runs after `wait` seconds."""
+        """Its exit code; None if it still runs after `wait` seconds."""
         with suppress(subprocess.TimeoutExpired):
             return self._process.wait(wait)
         return None
 
     def output(self) -> str:
-        """What it has written to its log."""
+        """The contents of its log."""
         with self.log.open("rb") as file:
             file.seek(self._log_begins)
             return file.read().decode(errors="replace")
@@ -88,8 +88,8 @@ class ServerProcess:
             os.killpg(self.pid, number)
 
     def finish(self) -> None:
-        """End the whole group, by force what is left after 10 s."""
-        if os.getpid() != self._owner:  # a fork of us must not end what is ours
+        """Stop the whole group, with SIGKILL after 10 s."""
+        if os.getpid() != self._owner:  # a fork of us must not stop our processes
             return
         try:
             self.kill(signal.SIGTERM)
@@ -104,7 +104,7 @@ class ServerProcess:
                 self._watchdog.communicate(b"\n")
 
     def _group_runs(self) -> bool:
-        """Whether any process of it is left, but for ended ones that nobody has collected."""
+        """Whether any process of the group is left, apart from zombies."""
         psutil: Any = import_module("psutil")
         for process in psutil.process_iter(["status"]):
             with suppress(OSError):
@@ -114,8 +114,8 @@ class ServerProcess:
 
 
 def last_lines(text: str) -> str:
-    """The end of a log, without the frames of tracebacks, times, process names and repetitions."""
+    """The end of a log, without tracebacks' frames, times, process names and repetitions."""
     prefix = r"^(\(.*?\) ?)?([A-Z]+ [\d-]+ [\d:]+ \[.*?\] ?)?"
     plain = [re.sub(prefix, "", line) for line in text.split("\n") if " WARNING " not in line]
-    telling = [line for line in plain if line.strip() and not re.match(NOISE, line)]
-    return "\n".join(list(dict.fromkeys(reversed(telling)))[:QUOTED][::-1])
+    kept = [line for line in plain if line.strip() and not re.match(NOISE, line)]
+    return "\n".join(list(dict.fromkeys(reversed(kept)))[:QUOTED][::-1])

@@ -1,7 +1,7 @@
-"""The OpenAI protocol, seen from a server: what a request asks for, and errors.
+"""The OpenAI protocol on the server's side: requests and errors.
 
-Nothing that a request asks for is dropped in silence: it is done, refused with what to do about
-it, or named among the answer's `warnings`. An explicit null is as good as absent.
+Each setting of a request is applied, refused with a remedy, or named among the answer's `warnings`;
+none is silently ignored. An explicit null counts as absent.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from workbench.errors import InputError
 from workbench.serving.access import error_body
 from workbench.types import Message, Sampling
 
-MAX_TOKENS = 256  # where a request does not say
+MAX_TOKENS = 256  # default of a request
 STOPS = 256
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 B = TypeVar("B", bound=BaseModel)
 TextPrompt = str | list[int] | list[Message]
 HINTS = {
-    "messages": "each must have a role, and a content that is a text or parts of text",
+    "messages": "each must have a role, and content that is a text or a list of text parts",
     "n": "must be 1; for several answers send the prompt several times, each with a seed",
     "prompt": "must be a text, a list of texts, token ids, or a list of lists of token ids",
     "stop": "must be a text or a list of texts",
 }
-TEXT_ONLY = "only text is written; ask for a form in the prompt and check the answer"
-NO_TOOLS = "this model calls no tools"
+TEXT_ONLY = "only free text is generated; ask for the format in the prompt and check the answer"
+NO_TOOLS = "this model cannot call tools"
 REFUSED = {
-    "best_of": "only one answer is made",
+    "best_of": "only one answer is generated",
     "echo": "the prompt is not repeated; put it before the answer yourself",
     "functions": NO_TOOLS,
     "guided_choice": TEXT_ONLY,
     "guided_grammar": TEXT_ONLY,
     "guided_json": TEXT_ONLY,
     "guided_regex": TEXT_ONLY,
-    "logit_bias": "tokens cannot be favoured here",
+    "logit_bias": "it is not supported",
     "response_format": TEXT_ONLY,
     "structured_outputs": TEXT_ONLY,
     "tools": NO_TOOLS,
 }
-# Values that ask for nothing, of fields that are refused or have no effect.
+# Values without effect, of fields that are refused or ignored.
 NEUTRAL: dict[str, Any] = {
     "best_of": 1, "echo": False, "frequency_penalty": 0, "functions": [], "logit_bias": {},
     "presence_penalty": 0, "repetition_penalty": 1, "response_format": {"type": "text"},
@@ -55,7 +55,7 @@ NEUTRAL: dict[str, Any] = {
 
 
 class ApiError(Exception):
-    """An answer that is an error."""
+    """A reply that is an error."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class ApiError(Exception):
 
     @classmethod
     def of(cls, error: InputError) -> ApiError:
-        """A bad request, with the field that the message begins with."""
+        """A bad request, with the field's name from the beginning of the message."""
         named = re.match(r"(\w+)=", str(error))
         return cls(400, str(error), param=named[1] if named else None)
 
@@ -90,25 +90,25 @@ class TextPart(BaseModel):
 
 
 class ChatMessage(_JsonBody):
-    """A message; a content in parts is one text."""
+    """A message; content in parts is joined to one text."""
 
     role: str
     content: str | list[TextPart]
 
     def plain(self) -> Message:
-        """As a chat template takes it."""
+        """The message in the form for chat templates."""
         parts = [self.content] if isinstance(self.content, str) else [p.text for p in self.content]
         return {**(self.model_extra or {}), "role": self.role, "content": "".join(parts)}
 
 
 class GenerationBody(_JsonBody):
-    """What the bodies of chats and completions have in common."""
+    """The fields that chats and completions share."""
 
     chat: ClassVar[bool]
     model: str | None = Field(None, description="Default: the model that is served.")
     max_tokens: int | None = Field(None, description=f"Default {MAX_TOKENS}, or what fits.")
-    max_completion_tokens: int | None = Field(None, description="Wins over max_tokens.")
-    temperature: float | None = Field(None, description="Default 0, which is greedy, and not 1.")
+    max_completion_tokens: int | None = Field(None, description="Takes precedence over max_tokens.")
+    temperature: float | None = Field(None, description="Default 0 (greedy), not 1.")
     top_p: float | None = None
     top_k: int | None = Field(None, description="-1 is off.")
     min_p: float | None = None
@@ -116,26 +116,26 @@ class GenerationBody(_JsonBody):
     stop: str | list[str] | None = None
     n: Literal[1] | None = None
     ignore_eos: bool | None = None
-    stream: bool | None = Field(None, description="Text comes as its blocks are finished.")
+    stream: bool | None = Field(None, description="Text is sent as its blocks are finished.")
     stream_options: dict[str, bool | None] | None = None
-    steps: int | None = Field(None, description="Denoising steps; puts a default threshold off.")
+    steps: int | None = Field(None, description="Denoising steps; disables a default threshold.")
     block_length: int | None = None
-    threshold: float | None = Field(None, description="Puts default steps off.")
+    threshold: float | None = Field(None, description="Disables default steps.")
     cfg_scale: float | None = None
     remasking: str | None = None
     cache: str | None = None
 
     def prompts(self) -> Sequence[TextPrompt]:
-        """Texts, token ids or messages."""
+        """The prompts: texts, token ids or messages."""
         raise NotImplementedError
 
     def likeliest(self) -> int | None:
-        """How many tokens to report beside each of the answer's; None is no log-probabilities."""
+        """Number of likeliest tokens to report per token; None is no log-probabilities."""
         raise NotImplementedError
 
     @property
     def most(self) -> int | None:
-        """The most tokens, if the request says so."""
+        """The maximum number of tokens, if the request sets it."""
         most = self.max_completion_tokens
         return self.max_tokens if most is None else most
 
@@ -145,10 +145,10 @@ class GenerationBody(_JsonBody):
         return bool((self.stream_options or {}).get("include_usage"))
 
     def served_name(self, names: Sequence[str]) -> str:
-        """The model's name, if it is one of these; the first where the request does not say.
+        """The model's name if it is one of these; by default, the first.
 
         Raises:
-            ApiError: it is another model's.
+            ApiError: it is another model's name.
         """
         name = self.model or names[0]
         if name in names:
@@ -157,13 +157,13 @@ class GenerationBody(_JsonBody):
         raise ApiError(404, message, param="model", code="model_not_found")
 
     def sampling(self) -> Sampling:
-        """How to continue the prompts; `fit` knows how far.
+        """How to continue the prompts; `fit` sets the maximum number of tokens.
 
         Raises:
             ApiError, InputError: a value is out of its range.
         """
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if len(stops) > STOPS or any(len(stop) > STOPS for stop in stops):  # sought at every step
+        if len(stops) > STOPS or any(len(stop) > STOPS for stop in stops):  # searched often
             raise ApiError(400, f"stop: at most {STOPS} texts of {STOPS} characters", param="stop")
         settings: dict[str, Any] = {
             "temperature": self.temperature,
@@ -177,10 +177,10 @@ class GenerationBody(_JsonBody):
         return Sampling(**{name: value for name, value in settings.items() if value is not None})
 
     def denoising(self, default: Denoising) -> Denoising:
-        """How to fill the canvas; `default` where the request does not say.
+        """How to fill the canvas; `default` for fields that the request does not set.
 
         Raises:
-            InputError: a value is out of its range, or two exclude each other.
+            InputError: a value is out of its range, or two values exclude each other.
         """
         named = {setting.name: getattr(self, setting.name) for setting in fields(Denoising)}
         settings = {name: value for name, value in named.items() if value is not None}
@@ -191,7 +191,7 @@ class GenerationBody(_JsonBody):
         return replace(default, **settings)
 
     def seeds(self) -> Sequence[int | None]:
-        """Each prompt's own, so that equal prompts differ; as engines in process derive them."""
+        """A seed per prompt, so that equal prompts differ; derived as by engines in process."""
         prompts: Any = self.prompts()
         if self.seed is None or len(prompts) == 1:
             return [self.seed] * len(prompts)
@@ -199,10 +199,10 @@ class GenerationBody(_JsonBody):
         return [one.seed for one, _, _ in drawn]
 
     def warnings(self) -> Sequence[str]:
-        """What has no effect here.
+        """A warning for each setting without effect.
 
         Raises:
-            ApiError: what cannot be done, with its reason.
+            ApiError: a setting that cannot be applied, with the reason.
         """
         extra = {**(self.stream_options or {}), **(self.model_extra or {})}
         extra.pop("include_usage", None)
@@ -213,10 +213,10 @@ class GenerationBody(_JsonBody):
         return [f"{name} has no effect here" for name in asked_for]
 
     def fit(self, sampling: Sampling, tokens: int, context: int) -> Sampling:
-        """The sampling of a prompt of so many tokens.
+        """The sampling for a prompt of so many tokens.
 
         Raises:
-            ApiError: the context has no room for what is asked.
+            ApiError: the context has no room for the requested tokens.
         """
         room = context - tokens
         most = min(MAX_TOKENS, max(room, 1)) if self.most is None else self.most
@@ -225,7 +225,7 @@ class GenerationBody(_JsonBody):
         return replace(sampling, max_tokens=most)
 
     def too_long(self, tokens: str, most: int, context: int) -> ApiError:
-        """That the context has no room, in the words and numbers that clients read."""
+        """The error for a prompt that is too long, in the wording that clients parse."""
         return ApiError(
             400,
             f"This model's maximum context length is {context} tokens. However, your request has "
@@ -265,7 +265,7 @@ class CompletionBody(GenerationBody):
     )
 
     def prompts(self) -> Sequence[TextPrompt]:
-        """One or several."""
+        """One prompt or several."""
         prompts: Any = self.prompt
         if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
             prompts = [prompts]
@@ -293,10 +293,10 @@ class DetokenizeBody(_JsonBody):
 
 
 def parse(kind: type[B], raw: bytes) -> B:
-    """Read a body.
+    """Parse a request's body.
 
     Raises:
-        ApiError: it is no JSON object with these fields.
+        ApiError: it is not a JSON object with these fields.
     """
     try:
         return kind.model_validate_json(raw)
@@ -304,5 +304,5 @@ def parse(kind: type[B], raw: bytes) -> B:
         first = error.errors(include_url=False)[0]
         param = str(first["loc"][0]) if first["loc"] else None
         hint = HINTS.get(param or "")
-        why = f"{hint}; {first['input']!r:.80} will not do" if hint else first["msg"]
+        why = f"{hint}; {first['input']!r:.80} is not valid" if hint else first["msg"]
         raise ApiError(400, f"{param}: {why}" if param else why, param=param) from None

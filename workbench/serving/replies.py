@@ -1,9 +1,9 @@
-"""The OpenAI protocol, seen from a server: the bodies of answers, whole and in chunks.
+"""The OpenAI protocol on the server's side: bodies of answers, whole and in chunks.
 
-Beyond OpenAI's fields an answer has the `forwards` it took, under "denoising", and the request's
-fields that had no effect, under "warnings". Log-probabilities are natural ones over the full
-vocabulary, of the step that committed the token, before any temperature. A token has its bytes,
-for it may be a part of a character: those of an answer, joined, are its text.
+In addition to OpenAI's fields, an answer has its number of `forwards` under "denoising", and the
+request's fields without effect under "warnings". Log-probabilities are natural, over the full
+vocabulary, from the step that committed the token, before any temperature. Tokens have bytes, since
+one may be part of a character; an answer's bytes together are its text.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from workbench.serving.protocol import GenerationBody
     from workbench.types import Completion
 
-LEAST = -9999.0  # stands for minus infinity, which JSON has not
+LEAST = -9999.0  # for minus infinity, which JSON lacks
 KINDS = {True: ("chatcmpl", "chat.completion"), False: ("cmpl", "text_completion")}
 DONE = "data: [DONE]\n\n"
 
-# Byte-level BPE writes a byte as the character of its number, or as one after 255 if that cannot
-# be seen.
+# Byte-level BPE writes a byte as the character of its number, or as a character above 255 if that
+# one is not printable.
 SEEN = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 UNSEEN = [byte for byte in range(256) if byte not in SEEN]
 BYTES = {chr(byte): byte for byte in SEEN} | {chr(256 + i): byte for i, byte in enumerate(UNSEEN)}
@@ -36,18 +36,18 @@ BYTES = {chr(byte): byte for byte in SEEN} | {chr(256 + i): byte for i, byte in 
 
 @dataclass(frozen=True, slots=True)
 class TokenText:
-    """A token as it is shown, and its bytes in the answer's text; a special one has none there."""
+    """A token's printable name, and its bytes in the answer (none for a special token)."""
 
     text: str
     raw: bytes
 
     def entry(self, logprob: float) -> dict[str, Any]:
-        """As a chat's log-probabilities have it."""
+        """The token's entry in a chat's log-probabilities."""
         return {"token": self.text, "logprob": logprob, "bytes": list(self.raw)}
 
 
 def token_texts(tokenizer: Any) -> Callable[[int], TokenText]:
-    """What gives the texts of a tokenizer's tokens."""
+    """A function from token id to `TokenText`, for a tokenizer."""
     vocabulary, added = tokenizer.get_vocab(), tokenizer.added_tokens_decoder
     byte_level = "Ġ" in vocabulary and "▁" not in vocabulary  # SentencePiece may have both
 
@@ -56,7 +56,7 @@ def token_texts(tokenizer: Any) -> Callable[[int], TokenText]:
         if token in added:
             text = str(added[token])
             return TokenText(text, b"" if added[token].special else text.encode())
-        name = tokenizer.convert_ids_to_tokens(token) or ""  # a model may have more than it
+        name = tokenizer.convert_ids_to_tokens(token) or ""  # not all have a name
         raw = token_bytes(name, byte_level=byte_level)
         try:
             return TokenText(raw.decode(), raw)
@@ -81,12 +81,12 @@ def event(body: dict[str, Any]) -> str:
 
 
 class ReplyWriter:
-    """Writes the bodies of the answer to a request.
+    """Writes the bodies of the answer to one request.
 
     Args:
-        model: the name that the request means.
-        warnings: what of the request has no effect.
-        token_text: as from `token_texts`.
+        model: the served name that the request uses.
+        warnings: the request's settings without effect.
+        token_text: from `token_texts`.
     """
 
     def __init__(
@@ -107,17 +107,17 @@ class ReplyWriter:
         }
 
     def whole(self, rows: Sequence[RowUpdate]) -> dict[str, Any]:
-        """All of it, once all rows are done."""
+        """The complete body, once all rows are done."""
         choices = [self._choice(i, row.completion) for i, row in enumerate(rows) if row.completion]
         return {**self._head, "choices": choices, "usage": _usage(rows), **self.extras(rows)}
 
     def part(self, index: int, text: str, **delta: str) -> dict[str, Any]:
-        """A chunk with more text; the one that begins a chat has its role in `delta`."""
+        """A chunk with more text; the first chunk of a chat has its role in `delta`."""
         more = {"delta": {**delta, "content": text}} if self._chat else {"text": text}
         return self._chunk({"index": index, **more, "logprobs": None, "finish_reason": None})
 
     def last(self, index: int, row: Completion) -> dict[str, Any]:
-        """The chunk that says why an answer ended; it has all its log-probabilities too."""
+        """The chunk with an answer's finish reason and all its log-probabilities."""
         choice = self._choice(index, row)
         if self._chat:
             del choice["message"]
@@ -127,11 +127,11 @@ class ReplyWriter:
         return self._chunk(choice)
 
     def used(self, rows: Iterable[RowUpdate]) -> dict[str, Any]:
-        """The chunk that ends a stream whose usage was asked for."""
+        """The chunk that ends a stream if usage was requested."""
         return self._chunk() | {"usage": _usage(rows)}
 
     def extras(self, rows: Iterable[RowUpdate]) -> dict[str, Any]:
-        """What OpenAI's answers have not; in a stream they go with the last choice."""
+        """Fields that OpenAI's answers lack; in a stream they are sent with the last choice."""
         extras: dict[str, Any] = {"denoising": {"forwards": sum(row.forwards for row in rows)}}
         return extras | ({"warnings": list(self._warnings)} if self._warnings else {})
 
@@ -163,7 +163,7 @@ class ReplyWriter:
         return {
             "tokens": [token.text for token, _ in tokens],
             "token_logprobs": [value for _, value in tokens],
-            # With the chosen one, as others do; of equal texts the likeliest.
+            # With the chosen token, as other servers do; of equal texts, the likeliest.
             "top_logprobs": [
                 {token.text: value for token, value in (chosen, *reversed(top))}
                 for chosen, top in zip(tokens, tops, strict=True)
@@ -176,7 +176,7 @@ class ReplyWriter:
 
 
 def _offsets(tokens: Iterable[bytes]) -> list[int]:
-    """The whole characters before each token."""
+    """Number of whole characters before each token."""
     decoder, offsets = codecs.getincrementaldecoder("utf-8")("replace"), [0]
     for raw in tokens:
         offsets.append(offsets[-1] + len(decoder.decode(raw)))
@@ -184,7 +184,7 @@ def _offsets(tokens: Iterable[bytes]) -> list[int]:
 
 
 def _usage(rows: Iterable[RowUpdate]) -> dict[str, int]:
-    """Tokens of the prompts and of the answers; neither padding nor the rest of a canvas counts."""
+    """Tokens of prompts and answers; padding and the rest of a canvas do not count."""
     done = [row.completion for row in rows if row.completion]
     prompt = sum(row.prompt_tokens for row in done)
     answer = sum(row.completion_tokens for row in done)

@@ -1,7 +1,7 @@
-"""The diffusion server's application: what each path does; imported where a server starts.
+"""The diffusion server's application and its paths; imported when a server starts.
 
-The event loop waits for nothing but updates of rows: bodies are read and tokenised in a thread of
-their own, and the model's thread sends what it has.
+The event loop only waits for updates of rows. Bodies are read and tokenised in a separate thread,
+and the model's thread sends its results.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ if TYPE_CHECKING:
     from workbench.engines.diffusion import DiffusionEngine, Row
 
 T = TypeVar("T")
-Updates = asyncio.Queue[tuple[int, RowUpdate]]  # with the index of the row
-LOOK = 0.2  # seconds from one look at whether the client is there to the next
-LARGEST = 2**22  # bytes of a body
-STREAM = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies pass it on at once
+Updates = asyncio.Queue[tuple[int, RowUpdate]]  # with the row's index
+LOOK = 0.2  # seconds between checks whether the client is still connected
+LARGEST = 2**22  # maximum bytes of a body
+STREAM = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies forward it at once
 
 
 class DiffusionApp:
-    """The ASGI application; `inside` is how many requests it has.
+    """The ASGI application; `inside` is its number of open requests.
 
     Args:
-        names: of the model, the first its own.
-        aliases: names that are understood too, and not listed.
+        names: the model's served names, the plain one first.
+        aliases: additional names for requests, which are not listed.
     """
 
     def __init__(
@@ -63,21 +63,21 @@ class DiffusionApp:
         self.stats = batcher.stats
         self._known_names = [*names, *aliases]
         self._context = engine.info.context_length
-        self._longest = max(map(len, engine.tokenizer.get_vocab()))  # characters of a token
-        # One thread: a tokenizer is not safe to use from several.
+        self._longest = max(map(len, engine.tokenizer.get_vocab()))  # maximum characters of a token
+        # One thread: a tokenizer is not thread-safe.
         self._tokenizing = ThreadPoolExecutor(1, "workbench-tokenizing")
         self._token_text = token_texts(engine.tokenizer)
         self.inside, self.draining = 0, False
         self._routes = self._fastapi()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, and take its rows out if its client has left."""
+        """Answer a request; cancels its rows if its client has disconnected."""
         rows: list[QueuedRow] = []
         scope.setdefault("state", {})["rows"] = rows
-        self.inside += 1  # before the look at `draining`, which another thread sets
+        self.inside += 1  # before `draining` is read, which another thread sets
         try:
             if self.draining and scope["method"] == "POST":
-                ended = ApiError(503, "the server is being ended; it takes no more requests")
+                ended = ApiError(503, "the server is stopping and accepts no more requests")
                 response = await self._error(Request(scope), ended)
                 await response(scope, receive, send)
             else:
@@ -87,16 +87,16 @@ class DiffusionApp:
             self.inside -= 1
 
     def drain(self) -> None:
-        """Take no more requests for text."""
+        """Accept no more generation requests."""
         self._batcher.hurry()
         self.draining = True
 
     def close(self) -> None:
-        """End the thread of the tokenizer."""
+        """End the tokenizer's thread."""
         self._tokenizing.shutdown(wait=False, cancel_futures=True)
 
     def _fastapi(self) -> FastAPI:
-        """The paths, with their description at `/docs`."""
+        """The application with its paths; `/docs` describes them."""
         app = FastAPI(
             title="workbench: masked diffusion",
             version="1",
@@ -126,7 +126,7 @@ class DiffusionApp:
         )
         for error in (ApiError, InputError, HTTPException, Exception):
             app.add_exception_handler(error, self._error)
-        app.add_exception_handler(ClientDisconnect, _nobody)
+        app.add_exception_handler(ClientDisconnect, _gone)
         return app
 
     async def _models(self) -> dict[str, Any]:
@@ -170,7 +170,7 @@ class DiffusionApp:
     async def _events(
         self, request: GenerationBody, writer: ReplyWriter, updates: Updates, count: int
     ) -> AsyncIterator[str]:
-        """The answer as its blocks are finished."""
+        """The answer as server-sent events, one or more per finished block."""
         if request.chat:
             yield event(writer.part(0, "", role="assistant"))
         done: list[RowUpdate] = []
@@ -202,10 +202,10 @@ class DiffusionApp:
     def _read(
         self, kind: type[GenerationBody], raw: bytes
     ) -> tuple[GenerationBody, ReplyWriter, list[Row]]:
-        """A request, what writes its answer, and its rows.
+        """(request, writer of its answer, rows).
 
         Raises:
-            ApiError, InputError: it cannot be done.
+            ApiError, InputError: the request cannot be served.
         """
         body = parse(kind, raw)
         name, prompts, warnings = (
@@ -217,13 +217,13 @@ class DiffusionApp:
         if len(prompts) > self._batcher.queue_size:
             raise ApiError(
                 400,
-                f"prompt: {len(prompts)} of them are more than the {self._batcher.queue_size} "
-                "that may wait; send them in several requests",
+                f"prompt: {len(prompts)} prompts are more than the {self._batcher.queue_size} "
+                "that fit into the queue; send several requests",
                 param="prompt",
             )
         rows = []
         for prompt, seed in zip(prompts, body.seeds(), strict=True):
-            if (least := self._least_tokens(prompt)) > self._context:  # before long work on it
+            if (least := self._least_tokens(prompt)) > self._context:  # before slow work on it
                 size = f"{least} input tokens or more"
                 raise body.too_long(size, body.most or 1, self._context)
             ids = self._tokens(prompt)
@@ -245,7 +245,7 @@ class DiffusionApp:
         return self._engine.encode_chat(prompt)
 
     def _known(self, tokens: list[int], param: str) -> list[int]:
-        """Tokens that the tokenizer has; others would break the model's run for all."""
+        """Check tokens against the tokenizer; invalid ones would crash the model for all rows."""
         most = len(self._engine.tokenizer) - 1
         for token in tokens:
             if not 0 <= token <= most:
@@ -255,7 +255,7 @@ class DiffusionApp:
     async def _tokenize(self, request: Request, kind: type[TokenizeBody]) -> Response:
         body = parse(kind, await _body(request))
         if (body.prompt is None) == (body.messages is None):
-            raise ApiError(400, "give either prompt or messages", param="prompt")
+            raise ApiError(400, "send either prompt or messages", param="prompt")
         prompt = [message.plain() for message in body.messages] if body.messages else body.prompt
         ids = await self._with_tokenizer(self._tokens, prompt)
         return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": self._context})
@@ -266,7 +266,7 @@ class DiffusionApp:
         return JSONResponse({"prompt": text})
 
     async def _error(self, request: Request, error: Exception) -> Response:
-        """Any failure as an error of OpenAI's form."""
+        """Any failure, as an error in OpenAI's format."""
         if isinstance(error, ApiError):
             refusal = error
         elif isinstance(error, InputError):
@@ -290,17 +290,17 @@ def _endpoint(
 
 
 async def _body(request: Request) -> bytes:
-    """A request's body, unless it is so large that reading it would hold up everybody."""
+    """A request's body; refuses one so large that it would block other requests."""
     body = bytearray()
     async for part in request.stream():
         body += part
         if len(body) > LARGEST:
-            raise ApiError(413, f"the body has more than {LARGEST} bytes: send several requests")
+            raise ApiError(413, f"the body has more than {LARGEST} bytes; send several requests")
     return bytes(body)
 
 
-async def _nobody(*_: object) -> Response:
-    """For a client that has left."""
+async def _gone(*_: object) -> Response:
+    """The response for a client that has disconnected."""
     return Response(status_code=499)
 
 
@@ -310,7 +310,7 @@ def _post(loop: asyncio.AbstractEventLoop, to: Updates, index: int, update: RowU
 
 
 async def _all_rows(request: Request, updates: Updates, count: int) -> list[RowUpdate]:
-    """The last update of each row, in order, unless the client leaves before."""
+    """The last update of each row, in order; stops if the client disconnects."""
     done: dict[int, RowUpdate] = {}
     while len(done) < count:
         try:
@@ -325,6 +325,6 @@ async def _all_rows(request: Request, updates: Updates, count: int) -> list[RowU
 async def _written(
     request: GenerationBody, write: Callable[..., dict[str, Any]], *args: Any
 ) -> dict[str, Any]:
-    """A body; one with the texts of many tokens is not made in the event loop."""
+    """A body; written outside the event loop if it has many tokens' texts."""
     slow = request.likeliest() is not None
     return await asyncio.to_thread(write, *args) if slow else write(*args)

@@ -1,4 +1,4 @@
-"""A vLLM server as a process of its own: started, awaited, restarted, and ended with all it has."""
+"""A vLLM server in a separate process: start, wait, restart, and stop with all its children."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from workbench.serving.process import ServerProcess, last_lines, open_log
 logger = logging.getLogger("workbench")
 
 TIMEOUT = 600.0
-TIMEOUT_PRESET = 1800.0  # hundreds of gigabytes are read first
-REPORT = 10.0  # seconds between lines of our log while it loads
+TIMEOUT_PRESET = 1800.0  # seconds: hundreds of gigabytes are read first
+REPORT = 10.0  # seconds between log lines while it loads
 
-# Two servers may be started at once, from threads: the first import of transformers is not for two.
+# Serialises starts in threads, as two threads cannot import transformers for the first time.
 _checking = threading.Lock()
 
 MISSING = (
@@ -52,17 +52,17 @@ MISSING = (
 
 
 class PortTakenError(EngineError):
-    """Somebody else was quicker."""
+    """Another program took the port first."""
 
 
 class Server:
-    """A server that answers, until `close()` or the end of this process; made by `serve`.
+    """A running server, until `close()` or the end of this process; created by `serve`.
 
     Attributes:
         url: the base URL of its OpenAI interface, for `open_engine(base_url=…)`.
-        model: the name it serves.
-            It is listed as `<model>@<revision>` too, where the revision is known.
-        log: the file with what vLLM says.
+        model: the name that it serves.
+            It is listed as `<model>@<revision>` too, if the revision is known.
+        log: the file with vLLM's output.
     """
 
     def __init__(
@@ -85,30 +85,30 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """Its process id, which is that of its process group too."""
+        """Its process id, which is also the id of its process group."""
         return self._process.pid
 
     @property
     def alive(self) -> bool:
-        """Whether its process runs."""
+        """Whether its process is running."""
         return self._process.alive
 
     def kill(self) -> None:
-        """End all its processes at once and unasked (SIGKILL), to test what follows."""
+        """Stop all its processes at once (SIGKILL), to test failures."""
         if self._end.alive:
             self._process.kill()
             self._end()
 
     def close(self) -> None:
-        """End it in order, and by force what is left after 10 s; again does nothing."""
+        """Stop it, with SIGKILL after 10 s; a second call does nothing."""
         self._end()
 
     def restart(self) -> None:
-        """End what is left of it, start the same on the same port, and wait until it answers.
+        """Stop what is left of it, start it again on the same port, and wait until it answers.
 
         Raises:
             InputError: another program has taken the port.
-            EngineError: it did not come up again.
+            EngineError: it did not start again.
         """
         self.close()
         free_port(self._host, self._port)
@@ -146,8 +146,8 @@ class Server:
                 logger.info("%s is loading for %.0f s (%s)", self.model, waited, self.log)
                 report += REPORT
         raise EngineError(
-            f"the server did not answer within timeout={self._timeout:g} s; give it longer, or "
-            f"see {self.log} for what it is doing"
+            f"the server did not answer within timeout={self._timeout:g} s; increase it, or see "
+            f"{self.log} for its progress"
         )
 
 
@@ -163,24 +163,24 @@ def serve(
 ) -> Server:
     """Start a vLLM server and wait until it answers.
 
-    A key in the environment variable `WORKBENCH_API_KEY` is asked of every client, at every path
+    If the environment variable `WORKBENCH_API_KEY` is set, clients must send that key at every path
     but `/health`.
 
     Args:
         model: hub name or local folder; None is the embedded model.
         preset: settings for models of a size: "8b", "70b", "405b" (see `PRESETS`).
-        host: where it listens; the default is reached from this machine only.
-        port: None is a free one.
-        log: the file for its output, which is added to; None is a new one in `runs/serve/`.
-        timeout: seconds to wait for it; None is 600, or 1800 with a preset.
-        options: flags of vLLM's server in snake case, which win over the preset: True is
-            `--flag`, False `--no-flag`, None leaves a default of ours out.
+        host: the address to listen at; the default is reachable from this machine only.
+        port: None chooses a free one.
+        log: the file for its output, which is appended to; None is a new one in `runs/serve/`.
+        timeout: seconds to wait until it answers; None is 600, or 1800 with a preset.
+        options: flags of vLLM's server in snake case, which take precedence over the preset: True
+            is `--flag`, False `--no-flag`, None removes one of our defaults.
 
     Raises:
-        InputError: an unknown preset or option, a port that is taken, too few GPUs, a folder that
-            is broken or has pickles for weights.
+        InputError: an unknown preset or option, a port that is taken, too few GPUs, or a folder
+            that is broken or has pickles as weights.
         EngineUnavailableError: vLLM is not installed here.
-        EngineError: it ended, or did not answer in time; quotes what vLLM said.
+        EngineError: it ended, or did not answer in time; quotes vLLM's output.
     """
     if reason := unavailable():
         raise EngineUnavailableError(
@@ -208,14 +208,14 @@ def serve(
 
     try:
         return start()
-    except PortTakenError:  # between our looking and its taking
+    except PortTakenError:  # between the check and the start
         if port is not None:
             raise
         return start()
 
 
 def _log_file(path: str | Path | None) -> Path:
-    """An empty file or the caller's own, ready to be added to."""
+    """A new file, or the caller's, ready to append to."""
     if path is not None:
         file = Path(path).expanduser()
         try:
@@ -228,14 +228,14 @@ def _log_file(path: str | Path | None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle, unique = tempfile.mkstemp(".log", name, folder)
-    except OSError:  # the project is read-only
+    except OSError:  # the project folder is read-only
         handle, unique = tempfile.mkstemp(".log", "workbench-serve-")
     os.close(handle)
     return Path(unique)
 
 
 def _answers(host: str, port: int) -> bool:
-    # Not urllib: it would go through the proxy that the environment names.
+    # Not urllib: it would use the environment's proxy.
     with closing(http.client.HTTPConnection(reachable(host), port, timeout=5)) as connection:
         try:
             connection.request("GET", "/health")
@@ -245,27 +245,27 @@ def _answers(host: str, port: int) -> bool:
 
 
 def _listens(pid: int, port: int) -> bool:
-    """Whether it is ours that answers, and not another server that took the port."""
+    """Whether our process listens at the port, not another server that took it."""
     psutil: Any = import_module("psutil")
     try:
         parent = psutil.Process(pid)
         family = [parent, *parent.children(recursive=True)]
         sockets = [at for process in family for at in process.net_connections("tcp")]
-    except psutil.Error:  # a system that does not show them
+    except psutil.Error:  # not all systems show sockets
         return True
     return any(at.status == "LISTEN" and at.laddr.port == port for at in sockets)
 
 
 def _explain(output: str, code: int, path: Path) -> Exception:
-    """Why a server ended before it answered, from what it wrote to its log at `path`."""
+    """The error for a server that ended before it answered, from the log at `path`."""
     if wrong := refused_option(output):
         return wrong
     low, remedy = output.lower(), "see the whole log"
     kind: type[WorkbenchError] = EngineError
     if "address already in use" in low:
-        kind, remedy = PortTakenError, "the port is taken: give another port=…, or none"
+        kind, remedy = PortTakenError, "the port is taken: choose another port=…, or none"
     elif code == -signal.SIGKILL or any(words in low for words in OUT_OF_MEMORY):
-        remedy = "memory ran out: give a smaller max_model_len or max_num_seqs, or use more GPUs"
+        remedy = "memory ran out: use a smaller max_model_len or max_num_seqs, or use more GPUs"
     elif "validation error" in low:
         kind, remedy = InputError, "an option has a wrong value, or does not fit the model"
     elif any(words in low for words in MISSING):

@@ -1,7 +1,7 @@
-"""A model server as a job of a Slurm cluster: the script that starts it, and its submission.
+"""A model server as a job of a Slurm cluster: its script and submission.
 
-While the server answers, and only then, a readiness file in the job's folder says where. The
-key is never in the script: it comes from the job's environment or from a file of the user's own.
+While the server answers, a readiness file in the job's folder has its address. The script never
+contains the key, which comes from the job's environment or from a file of the user.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from workbench.errors import EngineError, EngineUnavailableError, InputError
 TEMPLATE = Path(__file__).with_name("slurm.sh")
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 TIMES = r"\d+|\d+:[0-5]\d:[0-5]\d|\d+-([01]?\d|2[0-3]):[0-5]\d:[0-5]\d"
-FOLDER = r"[A-Za-z0-9_./@+=-]+"  # in it, sbatch gives a meaning to % and blanks
+FOLDER = r"[A-Za-z0-9_./@+=-]+"  # sbatch interprets % and blanks in it
 
 FLAGS = {"diffusion": ("batch_size", "max_wait_time"), "vllm": ("preset", "timeout")}
 RESERVED = {
-    "api_key": "set WORKBENCH_API_KEY in the job's environment, or give a key file",
-    "host": "it follows from whether there is a key",
-    "model": "give the model itself",
-    "model_path": "give the model itself",
-    "port": "give port=…",
+    "api_key": "set WORKBENCH_API_KEY in the job's environment, or use a key file",
+    "host": "it depends on whether there is a key",
+    "model": "pass the model itself",
+    "model_path": "pass the model itself",
+    "port": "use port=…",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class SlurmJob:
-    """What is asked of the cluster: one node, for one server.
+    """The resources to request: one node, for one server.
 
     Attributes:
-        account: who pays.
+        account: the account to charge.
         gpus: GPUs of the node.
         mem: memory of the node, such as 64G.
-        time: the longest it runs: D-HH:MM:SS, HH:MM:SS, or minutes.
-        partition: a queue, or several with commas; None is the cluster's default.
+        time: the time limit: D-HH:MM:SS, HH:MM:SS, or minutes.
+        partition: a partition, or several with commas; None is the cluster's default.
         cpus: cores; None is the cluster's default.
-        container: an image for the container plugin of srun (pyxis), or the path of a .sif file
-            for apptainer.
+        container: an image for srun's container plugin (pyxis), or the path of a .sif file for
+            apptainer.
         environment: a conda environment's name, or a virtual environment's folder (with a slash).
-        name: the job's name, which is in the names of its files too.
+        name: the job's name, which is also in the names of its files.
 
     Raises:
-        InputError: a value that Slurm or the shell would take for something else.
+        InputError: an invalid value, or one that Slurm or the shell would misinterpret.
     """
 
     account: str
@@ -78,8 +78,8 @@ class SlurmJob:
         values.optional("environment", self.environment, _one_line)
         if self.container is not None and self.environment is not None:
             raise InputError(
-                f"container={self.container!r} and environment={self.environment!r}: give one; a "
-                "container has its own environment"
+                f"container={self.container!r} and environment={self.environment!r}: set one of "
+                "them, as a container has its own environment"
             )
 
 
@@ -101,11 +101,11 @@ def command(
     Args:
         kind: "diffusion" or "vllm".
         model: hub name or folder; None is the embedded model.
-        gpus: over which diffusion workers or vLLM's layers are spread.
+        gpus: the GPUs for diffusion workers, or for vLLM's tensor parallelism.
         options: settings of the server, by name.
 
     Raises:
-        InputError: an unknown kind, a model or an option that cannot be passed on.
+        InputError: an unknown kind, or a model or option that cannot be passed.
     """
     flags = FLAGS[values.known("kind", kind, FLAGS)]
     values.optional("model", model, _one_line)
@@ -135,19 +135,19 @@ def script(
     port: int | None = None,
     key_file: Path | None = None,
 ) -> str:
-    """The text for sbatch.
+    """The script for sbatch.
 
     Args:
-        job: what is asked of the cluster.
-        line: what starts the server, which also takes `--host` and `--port`; see `command`.
+        job: the resources to request.
+        line: the command that starts the server and accepts `--host` and `--port`; see `command`.
         model: for the readiness file, `<job name>-<job id>.json`.
-        folder: for that file and the log; it has to be there when the job starts.
-        port: None is a free one, looked for on the node.
-        key_file: holds the API key, and nobody else may read it; None takes WORKBENCH_API_KEY from
-            the environment of the job, if it is set.
+        folder: for that file and the log; it must exist when the job starts.
+        port: None chooses a free one on the node.
+        key_file: a file with the API key that only its owner can read; None uses WORKBENCH_API_KEY
+            from the job's environment, if it is set.
 
     Raises:
-        InputError: a value that could mean something else to Slurm or to the shell.
+        InputError: a value that Slurm or the shell could misinterpret.
     """
     _match("folder", str(folder), FOLDER, "a path of letters, digits, and _ . / @ + = -")
     values.optional("port", port, values.whole, 1, 2**16 - 1)
@@ -166,7 +166,7 @@ def script(
         "mem": job.mem,
         "time": job.time,
         "output": f"{folder}/{job.name}-%j.log",
-        "signal": "B:TERM@60",  # to the script, before the time is up
+        "signal": "B:TERM@60",  # to the script, before the time limit
     }
     directives = [f"#SBATCH --{name}={value}" for name, value in requests.items() if value]
     variables = {
@@ -192,12 +192,12 @@ def _activation(job: SlurmJob) -> list[str]:
 
 
 def _container(job: SlurmJob, model: str | None) -> list[str]:
-    """What runs the server in an image that sees this folder, the user's home and the model."""
+    """The command for an image that can read this folder, the user's home and the model."""
     if job.container is None:
         return []
     image, local = shlex.quote(job.container), model is not None and model.startswith("/")
     if local and re.search("[,:]", str(model)):
-        raise InputError(f"model={model!r}: a path with , or : cannot be shown to a container")
+        raise InputError(f"model={model!r}: a path with , or : cannot be mounted in a container")
     mount = shlex.quote(f"{model}:{model}")
     if job.container.endswith(".sif"):
         return ["apptainer exec --nv", *([f"--bind {mount}"] if local else []), image]
@@ -209,11 +209,11 @@ def _container(job: SlurmJob, model: str | None) -> list[str]:
 
 
 def tunnel(port: int | None, *, with_key: bool, login: str = "LOGIN") -> list[str]:
-    """How to reach the server from elsewhere: two lines for a shell; capitals are to be filled in.
+    """Two shell lines to reach the server from elsewhere, with placeholders in capitals.
 
     Args:
-        port: None is not known yet.
-        with_key: whether the server asks for a key and so listens to the cluster's network.
+        port: None is unknown.
+        with_key: whether the server requires a key, and so listens on the cluster's network.
         login: the cluster's login node, with the user's name.
     """
     at = "PORT" if port is None else str(port)
@@ -222,24 +222,24 @@ def tunnel(port: int | None, *, with_key: bool, login: str = "LOGIN") -> list[st
 
 
 def submit(text: str) -> str:
-    """Hand a script to sbatch, which also passes our environment on.
+    """Submit a script with sbatch, which also passes on our environment.
 
     Returns:
         The job's id.
 
     Raises:
         EngineUnavailableError: there is no sbatch here.
-        EngineError: it refused; quotes what it said.
+        EngineError: sbatch refused the script; quotes its message.
     """
     program = shutil.which("sbatch")
     if program is None:
         raise EngineUnavailableError(
             "sbatch is not on the PATH: submit on a login node of the cluster, or write the script "
-            "to a file and take it there"
+            "to a file and copy it there"
         )
     done = subprocess.run(
         [program, "--parsable"], input=text, capture_output=True, text=True, check=False,
-        umask=0o077,  # sbatch passes it on: the job's log is for its owner
+        umask=0o077,  # sbatch passes it on: only its owner can read the job's log
     )  # fmt: skip
     if done.returncode != 0:
         raise EngineError(f"sbatch ended with code {done.returncode}: {done.stderr.strip()}")

@@ -1,13 +1,13 @@
 #!/bin/bash
 # (directives)
 
-# One model server on one node. While it answers, the file $ready tells where.
+# One model server on one node. While it answers, the file $ready has its address.
 #
-# With a key (WORKBENCH_API_KEY) it listens to the cluster's network, and asks for the key. Without
-# one it listens to its own node only, where other users may still reach it, and the tunnel goes
-# through ssh to the node. The log of the job tells how to make the tunnel.
+# With a key (WORKBENCH_API_KEY), it listens on the cluster's network and requires the key. Without
+# one, it listens on its node only, where other users may still reach it, and the tunnel goes
+# through ssh to the node. The job's log has the command for the tunnel.
 #
-# The key is not in this file. It comes from a file that nobody else can read (key_file), or from
+# The key is not in this file. It comes from a file that only its owner can read (key_file), or from
 # the environment that sbatch passes on (--export=ALL, its default).
 set -euo pipefail
 
@@ -22,10 +22,10 @@ taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 running() { kill -0 "$server" 2>/dev/null; }
 
-# Not what ~/.curlrc says, and not through a proxy.
+# Without ~/.curlrc and without a proxy.
 answers() { curl -q -sf --noproxy '*' -m 5 -o /dev/null "http://127.0.0.1:$port/health"; }
 
-stop() { # the server may finish what it is doing
+stop() { # the server may finish running requests
   trap '' TERM INT
   rm -f -- "$ready"
   kill -TERM "$server" 2>/dev/null || true
@@ -38,17 +38,17 @@ clean() {
   kill -TERM "$server" 2>/dev/null || true
 }
 
-: "${SLURM_JOB_ID:?is not set: hand this script to sbatch}"
+: "${SLURM_JOB_ID:?is not set: submit this script with sbatch}"
 ready=$ready-$SLURM_JOB_ID.json
 node=${SLURMD_NODENAME:-$(hostname)}
 login=${USER:-$(id -un)}@${SLURM_SUBMIT_HOST:-LOGIN}
-command -v curl >/dev/null || die 'curl is not on this node: it is needed to see the server answer'
+command -v curl >/dev/null || die 'curl is not on this node: it is needed to check the server'
 
 if [[ -n $key_file ]]; then
   [[ -r $key_file ]] || die "key file $key_file cannot be read"
   case $(stat -L -c %a -- "$key_file") in
     600 | 400) ;;
-    *) die "key file $key_file is not for you alone: chmod 600 it" ;;
+    *) die "key file $key_file can be read by others: chmod 600 it" ;;
   esac
   WORKBENCH_API_KEY=$(<"$key_file")
   [[ -n $WORKBENCH_API_KEY ]] || die "key file $key_file is empty"
@@ -59,7 +59,7 @@ if [[ -z $port ]]; then
   port=$((20000 + RANDOM % 12000))
   while taken "$port"; do port=$((20000 + RANDOM % 12000)); done
 elif taken "$port"; then
-  die "port $port of $node is taken: give another, or none for a free one"
+  die "port $port of $node is taken: choose another, or none for a free one"
 fi
 
 if [[ -n ${WORKBENCH_API_KEY:-} ]]; then

@@ -1,7 +1,7 @@
-"""The embedded models: small ones, trained from nothing on text made of the tasks of `tasks`.
+"""The embedded models: small ones, trained from scratch on text of the tasks in `tasks`.
 
-`MODEL` is the folder of the Llama, `DIFFUSION` that of its masked-diffusion sibling; each has a
-card, README.md. `tools/training` in the repository makes them again.
+`MODEL` is the folder of the Llama, `DIFFUSION` that of its masked-diffusion sibling. Each has a
+model card, README.md. `tools/training` in the repository trains them.
 """
 
 from pathlib import Path
