@@ -103,7 +103,7 @@ def test_a_failed_row_keeps_its_reason_and_is_tried_again(
         ("", "no rows"),
         ("{", r"in.jsonl:1: Expecting property name"),
         ("[1]", r"in.jsonl:1: \[1\] must be an object"),
-        ('{"text": "a"}', r'jsonl:1: there must be either "prompt" or "messages" .*\(text\)'),
+        ('{"text": "a"}', r'jsonl:1: it needs either "prompt" or "messages" .*\(text\)'),
         ('{"prompt": ""}', "in.jsonl:1: prompt is empty"),
         ('{"prompt": 5}', "in.jsonl:1: prompt is 5: must be"),
         ('{"messages": []}', r"in.jsonl:1: messages is \[\]: must be"),
@@ -206,7 +206,7 @@ def test_generate_refuses_an_empty_cell(tmp_path: Path, ending: str) -> None:
 def test_generate_refuses_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", [{"prompt": "a"}])
     for out in (tmp_path, source / "out.jsonl", Path("/proc/out.jsonl")):
-        with pytest.raises(InputError, match=r"cannot be written \(.*give another file"):
+        with pytest.raises(InputError, match=r"cannot be written \(.*choose another"):
             generate_file(source, out, Sampling(), engine="none such")
 
 
@@ -238,12 +238,12 @@ def test_generate_reads_tables_and_fills_templates(plain: VLLMEngine, tmp_path: 
     for prompt, message in (
         ("{c}?", "in.csv:2: prompt='{c}?': no field 'c'"),
         ("what", "in.csv:2: prompt='what' has no field"),
-        ("{a", "has no partner"),
+        ("{a", "is unmatched"),
     ):
         done = run(app, ["generate", str(tmp_path / "in.csv"), "new.jsonl", "--prompt", prompt])
         assert (done.exit_code, done.stdout, message in done.stderr) == (2, "", True), done.stderr
     done = run(app, ["generate", str(tmp_path / "in.csv"), "new.jsonl"])
-    assert 'in.csv:2: there must be either "prompt" or "messages"' in done.stderr
+    assert 'in.csv:2: it needs either "prompt" or "messages"' in done.stderr
 
 
 def test_generate_asks_a_server_in_its_style(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_items_that_failed_are_left_out_and_told() -> None:
 
 
 def test_reports_that_cannot_be_compared() -> None:
-    with pytest.raises(InputError, match="give some by name"):
+    with pytest.raises(InputError, match="pass reports by name"):
         comparison({})
     other = report(BAD)
     other.rows["id"] = "another " + other.rows["id"]
@@ -217,7 +217,7 @@ def test_any_agents_name_is_a_folders(plain: VLLMEngine, tmp_path: Path) -> None
         def __call__(self, case: AgentCase) -> Program:
             return standard(case)
 
-    with pytest.raises(InputError, match="has no name that stays"):
+    with pytest.raises(InputError, match="has no stable name"):
         run_suite(Sums(), plain, [Nameless()], folder=tmp_path, count=2)
 
 

@@ -253,7 +253,7 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
 
 def test_a_store_that_cannot_be_used_is_refused_before_loading(tmp_path: Path) -> None:
     (tmp_path / "s.sqlite").write_text("my thesis" * 400)
-    with pytest.raises(StoreError, match="left as it is"):
+    with pytest.raises(StoreError, match="was not changed"):
         open_engine(store=tmp_path / "s.sqlite")
 
 

@@ -63,7 +63,7 @@ def test_a_task_has_items_of_different_ids(plain: VLLMEngine) -> None:
     with pytest.raises(InputError, match="task sums has no items"):
         evaluate(Chosen(), plain)
     item = Sums().items(1)[0]
-    with pytest.raises(InputError, match="has 2 items 'a': give each an id"):
+    with pytest.raises(InputError, match="has 2 items 'a': make each id unique"):
         evaluate(Chosen(replace(item, id="b"), replace(item, id="a"), replace(item, id="a")), plain)
 
 

@@ -105,7 +105,7 @@ def test_a_watched_evaluation_is_the_same(plain: VLLMEngine) -> None:
     assert row["completion_tokens"] == watched.usage.completion_tokens
     assert row["prompt_tokens"] == watched.usage.prompt_tokens
     assert repr(job) == "<job evaluate: done, generate 60 of 60 rows>"
-    assert job.figure().axes[0].get_ylabel() == "tokens a second"
+    assert job.figure().axes[0].get_ylabel() == "tokens per second"
 
 
 def test_stop_on_vllm(kept: VLLMEngine, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_stop_of_a_search(plain: VLLMEngine, tmp_path: Path) -> None:
     assert {"energy", "acceptance", "labelled"} < set(row.index)
     stop(job)
     assert journal.read_text().count("\n") > 3
-    assert [ax.get_ylabel() for ax in job.figure().axes] == ["tokens a second", "energy"]
+    assert [ax.get_ylabel() for ax in job.figure().axes] == ["tokens per second", "energy"]
 
 
 def test_a_stopped_measurement_goes_on(plain: VLLMEngine) -> None:
@@ -449,7 +449,7 @@ def test_the_surroundings_choose_the_view(
 
 def test_an_unknown_view_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKBENCH_PROGRESS", "of")
-    with pytest.raises(InputError, match="'of': give one of widget, lines, off"):
+    with pytest.raises(InputError, match="'of': use widget, lines or off"):
         watch(for_ever)
 
 

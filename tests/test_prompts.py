@@ -117,7 +117,7 @@ def test_of_somebodys_own_task_the_template_is_the_prompt(plain: VLLMEngine) -> 
     [
         ({"temprature": 1}, "did you mean 'temperature'"),
         ({"prompt": "{qestion}"}, "did you mean 'question'"),
-        ({"prompt": "{question.__class__}"}, "a field is a name alone"),
+        ({"prompt": "{question.__class__}"}, "a field is a plain name"),
         ({"prompt": "{answer}"}, "no field 'answer'"),
         ({"prompt": "Hello"}, "all prompts would be the same"),
         ({"temperature": -1}, "temperature=-1"),
@@ -162,8 +162,8 @@ def test_two_wordings_take_two_lines(plain: VLLMEngine, tmp_path: Path) -> None:
     assert again.table["accuracy"].tolist() == result.table["accuracy"].tolist()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["odd", "own", "same"]
     for wrong, said in (
-        ({"one": "{question}"}, "give two by name"),
-        (["{question}"], "give two by name"),
+        ({"one": "{question}"}, "pass at least two by name"),
+        (["{question}"], "pass at least two by name"),
         ({"a": "{question}", "b": "{nope}"}, "no field 'nope'"),
     ):
         before = plain.usage.requests
@@ -315,7 +315,7 @@ def test_a_kept_report_of_another_wording_says_so(tmp_path: Path) -> None:
 
 
 def test_names_of_wordings_are_texts(plain: VLLMEngine) -> None:
-    with pytest.raises(InputError, match="two names are one as text"):
+    with pytest.raises(InputError, match="two names are the same as text"):
         wb.compare_prompts(FRAME, plain, {1: "{question}", "1": None})  # type: ignore[dict-item]
 
 

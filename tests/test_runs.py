@@ -70,11 +70,11 @@ def test_integers_stay_integers(run: Path) -> None:
 @pytest.mark.parametrize("value", [None, "many", [1, 2], 10**400, 1j])
 def test_what_is_no_number_is_refused_and_nothing_written(run: Path, value: Any) -> None:
     save_metrics(a=1)
-    with pytest.raises(InputError, match=r"wrong=.* is no metric: give a number or a Metric"):
+    with pytest.raises(InputError, match=r"wrong=.* is not a metric: pass a number or Metric"):
         save_metrics(a=2, wrong=value)
-    with pytest.raises(InputError, match=r"m\.value='x' is no metric"):
+    with pytest.raises(InputError, match=r"m\.value='x' is not a metric"):
         save_metrics(m=Metric("m", cast("float", "x"), 0, 1, 1))
-    with pytest.raises(InputError, match="no metrics: give one"):
+    with pytest.raises(InputError, match="no metrics: pass at least one"):
         save_metrics()
     assert _metrics(run) == {"a": 1}
 

@@ -126,7 +126,7 @@ def test_the_calibration_error_is_the_gap_between_confidence_and_truth() -> None
 def test_nothing_is_counted_from_nothing() -> None:
     with pytest.raises(InputError, match="x: 0 of 0"):
         proportion("x", 0, 0)
-    with pytest.raises(InputError, match="no paired values"):
+    with pytest.raises(InputError, match="2 or more paired values"):
         difference("x", [1.0, 0.0], [1.0])
     for values in ([], [True, False], [[True]]):
         with pytest.raises(InputError, match=r"x: .* are not the same items"):
@@ -223,7 +223,7 @@ def test_kappa_and_mean_refuse_what_they_cannot_count() -> None:
     with pytest.raises(InputError, match="power=2 needs numbers"):
         kappa("x", ["a", "b"], ["a", "a"], power=2)
     for scores in ([], [0.0], [float("nan")], [6.0]):
-        with pytest.raises(InputError, match="no values from 1 to 5"):
+        with pytest.raises(InputError, match="not values from 1 to 5"):
             mean("x", scores, 1, 5)
 
 

@@ -33,7 +33,7 @@ def test_rows_come_back_and_the_first_value_stays(tmp_path: Path) -> None:
 def test_a_corrupt_file_is_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "s.sqlite"
     path.write_bytes(content)
-    with pytest.raises(StoreError, match="left as it is"):
+    with pytest.raises(StoreError, match="was not changed"):
         Store(path)
     assert path.read_bytes() == content
 

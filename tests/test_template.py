@@ -42,13 +42,13 @@ def test_values_stand_in_their_places(
     ("template", "message"),
     [
         ("{qestion}", r"'qestion', did you mean 'question'\? known: question, id"),
-        ("{question.__class__}", "a field is a name alone"),
-        ("{question[0]}", "a field is a name alone"),
-        ("{question!r:>10}", "a field is a name alone"),
+        ("{question.__class__}", "a field is a plain name"),
+        ("{question[0]}", "a field is a plain name"),
+        ("{question!r:>10}", "a field is a plain name"),
         ("{}", "no field ''"),
-        ('{"answer": 1}', "Write {{ and }} for braces"),
-        ("{question", r"the \{ at character 0 has no partner; write \{\{"),
-        ("question} ", r"the \} at character 8 has no partner"),
+        ('{"answer": 1}', "Write {{ and }} for literal braces"),
+        ("{question", r"the \{ at character 0 is unmatched; write \{\{"),
+        ("question} ", r"the \} at character 8 is unmatched"),
         ("Think.", r"has no field, .* such as \{question\}"),
         ("", "a text that is not empty"),
         (3, "a text that is not empty"),
@@ -62,7 +62,7 @@ def test_what_is_no_template_is_refused(template: str, message: str) -> None:
 def test_a_chat_is_no_part_of_a_text() -> None:
     chat = [{"role": "user", "content": "Hi"}]
     for given in (chat, np.array(chat, dtype=object)):
-        with pytest.raises(InputError, match=r"give chats to engine\.generate"):
+        with pytest.raises(InputError, match=r"pass chats to engine\.generate"):
             fill("{a}", {"a": given})
 
 

@@ -47,7 +47,7 @@ def test_fillers_have_the_length_asked_for(plain: VLLMEngine) -> None:
     other = filler(plain.tokenizer, 20, 50, shared=0.5, seed="b")
     assert other[0][:40] != texts[0][:40]
     for count, tokens, shared in ((1, 0, 0.0), (200, 1, 0.0), (8, 50, 1.0)):
-        with pytest.raises(InputError, match=r"prompt_tokens=0|not so many"):
+        with pytest.raises(InputError, match=r"prompt_tokens=0|not enough"):
             filler(plain.tokenizer, count, tokens, shared=shared)
 
 
@@ -203,15 +203,15 @@ def test_bad_requests(plain: VLLMEngine) -> None:
         Throughput([runner], [])
     with pytest.raises(InputError, match="repeats=0"):
         Throughput([runner], [SMALL], repeats=0)
-    with pytest.raises(InputError, match="called the same"):
+    with pytest.raises(InputError, match="have the same label"):
         Throughput([runner, runner], [SMALL])
     with pytest.raises(InputError, match="holds 2048 tokens"):
         Throughput([runner], [Load(prompt_tokens=2000)])
-    with pytest.raises(InputError, match="no whole batch"):
+    with pytest.raises(InputError, match="not a whole batch"):
         Throughput([Runner("vllm", plain, 64)], [SMALL])
     with pytest.raises(InputError, match="no tokenizer in this process"):
         Runner("other", object())  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="give one of them"):
+    with pytest.raises(InputError, match="set only one"):
         open_both("some/model", "llama-1b")
 
 
@@ -230,7 +230,7 @@ def test_the_baseline_on_a_gpu_leaves_room_for_vllm(monkeypatch: pytest.MonkeyPa
 def test_bare_is_for_vllm_only(baseline: TransformersEngine) -> None:
     with pytest.raises(InputError, match="only vLLM can run bare"):
         Runner("transformers", baseline, bare=True)
-    with pytest.raises(InputError, match="the engine runs 4 rows at once"):
+    with pytest.raises(InputError, match="the engine has batches of 4 rows"):
         Runner("transformers", baseline, 8)
 
 

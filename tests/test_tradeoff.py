@@ -115,8 +115,8 @@ def test_a_prompt_that_does_not_fit_is_a_row_with_its_reason(engine: DiffusionEn
 @pytest.mark.parametrize(
     ("settings", "more", "said"),
     [
-        ([], {}, "0 settings: give one at least"),
-        ([Denoising(), Denoising()], {}, "each once"),
+        ([], {}, "0 settings: at least one is needed"),
+        ([Denoising(), Denoising()], {}, "none twice"),
         ([Denoising()], {"repeats": 0}, "repeats=0"),
         ([Denoising()], {"count": 0}, "count=0"),
     ],
@@ -127,7 +127,7 @@ def test_wrong_measurements_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=said):
         TradeOff(engine, settings, SHORT, **more)
-    with pytest.raises(InputError, match="is no diffusion engine"):
+    with pytest.raises(InputError, match="is not a diffusion engine"):
         TradeOff("engine", [Denoising()])  # type: ignore[arg-type]
     for unread in (TradeOff.report, TradeOff.table):
         with pytest.raises(InputError, match="nothing has been measured yet"):
@@ -221,13 +221,13 @@ def test_what_cannot_be_measured_is_refused(memoriser: DiffusionEngine) -> None:
             Way(**({"how": "server", "batch_size": 4} | way))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="0 ways"):
         Batching(memoriser, traffic(), [])
-    with pytest.raises(InputError, match="each once"):
+    with pytest.raises(InputError, match="none twice"):
         Batching(memoriser, traffic(), [Way("static", 4), Way("static", 4)])
     with pytest.raises(InputError, match="repeats=0"):
         Batching(memoriser, traffic(), [Way("static", 4)], repeats=0)
     with (
         DiffusionEngine(str(MEMORISER), None, "test", {"cache": "dual"}) as cached,
-        pytest.raises(InputError, match="static batches take none"),
+        pytest.raises(InputError, match="static batches need none"),
     ):
         Batching(cached, traffic(), [Way("static", 4)])
 

@@ -1,6 +1,6 @@
 """A research workbench for large language models: one engine interface, real measurements.
 
-`import workbench as wb` offers what is used daily; each name is imported when it is first used.
+`import workbench as wb` provides what is used daily; each name is imported at its first use.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""`python -m workbench`: the command."""
+"""`python -m workbench`: the command line."""
 
 from workbench.cli import app
 

@@ -1,7 +1,7 @@
-"""Prompts of a file in, JSONL out: rows are appended as they finish, and a second run resumes.
+"""Prompts from a file, answers as JSONL. Rows are appended as they finish; a second run resumes.
 
-A row is known by its place and what is asked of it, so an edited input is noticed. `made_by` says
-what answered it: rows of another model, revision, server or style are not mixed with it.
+A row is identified by its position and its prompt, so an edited input is detected. `made_by` has
+the source of an answer: rows of another model, revision, server or style are not mixed with it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from workbench.tasks.rows import TableRow, read_rows
 from workbench.types import Completion, Prompt, PromptStyle, Sampling, Style, Usage
 
 ASKED = ("prompt", "messages")
-"""The columns of what is asked, where no template says it."""
+"""The columns of a prompt, if there is no template."""
 OURS = (
     "row", "made_by", "completion", "finish_reason", "error", "prompt_tokens", "completion_tokens",
     "samples",
@@ -37,16 +37,16 @@ OURS = (
 """The columns of an answer."""
 ROLES = ("system", "developer", "user", "assistant", "model", "tool", "function", "ipython")
 HOW = (HARMLESS - {"dtype", "revision"}) | WAYS | {"store", "base_url"}
-"""Options that decide no answer, or that `made_by` has by itself."""
+"""Options that do not affect answers, or that `made_by` has anyway."""
 DELIMITED_PLACE = re.compile(r"\.(csv|tsv|txt):", re.IGNORECASE)
 Made = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """How a run over a file went; `rows` counts what the output file holds now.
+    """The result of a run over a file; `rows` counts the rows of the output file.
 
-    `style` says how the model was asked, and why; None where nothing was left to ask.
+    `style` is the style of the prompts and the reason for it; None if nothing was left to do.
     """
 
     rows: int
@@ -60,33 +60,33 @@ def generate_file(
     source: Path, out: Path, sampling: Sampling, *, prompt: str | None = None,
     style: Style = "auto", model: str | None = None, **options: Any,
 ) -> BatchResult:  # fmt: skip
-    """Complete every row of `source` that `out` does not hold yet.
+    """Complete every row of `source` that `out` does not have yet.
 
-    Output rows are the input's with `row` (from 0), `completion` (`samples` too where n > 1),
+    Output rows have the input's columns and `row` (from 0), `completion` (`samples` too if n > 1),
     `finish_reason`, `error`, token counts and `made_by`, in the order in which they finished.
-    Where the input has columns of these names, such as an earlier output's, its own are together
-    in the column `input`. Failed rows are tried again.
+    If the input has columns with these names, as an earlier output does, they are moved into the
+    column `input`. Failed rows are tried again.
 
     Args:
         source: rows with a column `prompt` or `messages` and any others, as `tasks.rows` reads
             them: .jsonl, .json, .csv, .tsv, .txt or .parquet.
-        prompt: how to ask, with columns in braces, such as "Translate: {text}".
-        style: whether texts are continued or answered as chats; messages are always chats.
+        prompt: a template with columns in braces, such as "Translate: {text}".
+        style: whether to send texts or chats; messages are always chats.
         model, options: for `open_engine`.
 
     Raises:
-        InputError: a row is not valid, `out` cannot be written, or was made from other prompts or
-            by another model, style or sampling.
+        InputError: a row is invalid, `out` cannot be written, or `out` was made from other prompts
+            or by another model, style or sampling.
         EngineError: the engine could not be opened.
     """
     if out.suffix.lower() in {".csv", ".tsv", ".parquet", ".json", ".xlsx"}:
-        raise InputError(f"{out}: what is written is JSONL; give a name that ends in .jsonl")
+        raise InputError(f"{out}: the output is JSONL; choose a name that ends in .jsonl")
     given = read_rows(source)
     rows = [_plain(row.cells) for row in given]
     prompts = [_prompt(row, prompt) for row in given]
     if chats := [row for row, one in zip(given, prompts, strict=True) if not isinstance(one, str)]:
         if style == "completion":
-            raise InputError(f"{chats[0].place}: messages are a chat; leave --no-chat out")
+            raise InputError(f"{chats[0].place}: messages are a chat; leave out --no-chat")
         style = "chat"
     server = digest(options.get("base_url") or os.environ.get(URL)).hex()[:12]
     same = repr(sorted((k, v) for k, v in options.items() if k not in HOW))
@@ -101,13 +101,13 @@ def generate_file(
     kept = _finished(out, rows, used, made)
     made_before = [row["made_by"] for row in kept.values()]
     if sampling.temperature > 0 and len({repr(prompt) for prompt in prompts}) < len(prompts):
-        kept = {}  # copies of a prompt are told apart by their order: ask for all, or the store
+        kept = {}  # the order identifies copies of a prompt: ask for all, or the store
     columns = _with_input(rows)
     fresh = {i: columns[i] | {x: row[x] for x in OURS if x in row} for i, row in kept.items()}
     todo = [i for i in range(len(rows)) if i not in kept]
     _check_writable(out)
     if not todo:
-        if fresh != kept:  # what was not asked about has been edited since
+        if fresh != kept:  # rows that were kept have been edited since
             _rewrite(out, fresh)
         return BatchResult(len(rows), len(kept), 0, Usage())
     failed = 0
@@ -131,28 +131,28 @@ def generate_file(
 
 
 def _model_of(engine: BaseEngine) -> Made:
-    """The model, and its revision unless that is a measurement that no store remembers."""
+    """The model, and its revision unless that is a fingerprint without a store."""
     info = engine.info
     measured = info.revision.startswith("fingerprint") and not engine.has_store
     return {"model": info.model, "revision": None if measured else info.revision}
 
 
 def _check_made(out: Path, before: object, now: Made) -> None:
-    """Refuse a row that something else has answered; what is None is not known."""
+    """Refuse a row that another model answered; None means unknown."""
     there = before if isinstance(before, dict) else {}
     if there.get("settings") != now["settings"]:
         raise InputError(
-            f"{out} was made with another model, sampling or engine options: give another file"
+            f"{out} was made with another model, sampling or engine options: choose another file"
         )
     for name, value in now.items():
         if there.get(name) not in {None, value} and value is not None:
             shown = "" if name == "server" else f" ({there[name]!r}, here {value!r})"
             kind = "another model, or at another server" if name == "server" else f"another {name}"
-            raise InputError(f"{out} was made with {kind}{shown}: give another file")
+            raise InputError(f"{out} was made with {kind}{shown}: choose another file")
 
 
 def _with_input(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, with columns that have the name of one of ours together in `input`."""
+    """The rows, with columns named like ours moved into `input`."""
     clash = {name for row in rows for name in row if name in OURS}
     if not clash:
         return [*rows]
@@ -172,11 +172,11 @@ def _check_writable(out: Path) -> None:
         if not there:
             out.unlink()
     except OSError as error:
-        raise InputError(f"{out} cannot be written ({error.strerror}): give another file") from None
+        raise InputError(f"{out} cannot be written ({error.strerror}): choose another") from None
 
 
 def _answer(done: Completion) -> dict[str, Any]:
-    """What an output row has of an answer."""
+    """An answer's columns in the output."""
     texts = [None if one.error else one.text for one in done.samples]
     return {
         "completion": None if done.error else done.text,
@@ -188,18 +188,18 @@ def _answer(done: Completion) -> dict[str, Any]:
 
 
 def _prompt(row: TableRow, prompt: str | None) -> Prompt:
-    """What is asked of a row."""
+    """The prompt of a row."""
     if prompt is not None:
         cells = row.cells
-        if DELIMITED_PLACE.search(row.place):  # there an empty cell is a missing value
+        if DELIMITED_PLACE.search(row.place):  # in these files, an empty cell is a missing value
             cells = {k: v if str(v).strip() else None for k, v in cells.items()}
         return template.fill(prompt, cells, f"{row.place}: prompt")
     given = [name for name in ASKED if not values.is_missing(row.cells.get(name))]
     if len(given) != 1:
         there = ", ".join(map(str, row.cells)) or "none"
         raise InputError(
-            f'{row.place}: there must be either "prompt" or "messages" among its columns '
-            f'({there}); or say how to ask, as in --prompt "Translate: {{text}}"'
+            f'{row.place}: it needs either "prompt" or "messages" among its columns ({there}); '
+            'or set a template, as in --prompt "Translate: {{text}}"'
         )
     asked: Prompt = _plain(row.cells)[given[0]]
     if given == ["messages"] and isinstance(asked, str):
@@ -221,14 +221,14 @@ def _asked(prompt: Prompt, style: PromptStyle) -> Prompt:
 
 
 def _plain(cells: Mapping[Any, Any]) -> dict[str, Any]:
-    """A row as JSON can hold it: dates as texts, arrays as lists."""
+    """A row as JSON values: dates as texts, arrays as lists."""
     row: dict[str, Any] = json.loads(json.dumps(dict(cells), default=values.json_text))
     return row
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of an earlier output; a broken last line (a kill in mid-write) is dropped."""
-    # Bytes, as text has more line ends than JSONL, and a kill may cut a character in two.
+    """Rows of an earlier output; a broken last line (from a kill during a write) is dropped."""
+    # Bytes, as text has more line ends than JSONL, and a kill may split a character.
     lines = path.read_bytes().rstrip().split(b"\n")
     for number, line in enumerate(lines, 1):
         try:
@@ -236,7 +236,7 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
         except ValueError as error:
             if number == len(lines):
                 return
-            raise InputError(f"{path}:{number}: no JSON; give another file to write") from error
+            raise InputError(f"{path}:{number}: not JSON; choose another output file") from error
         if isinstance(row, dict):
             yield row
 
@@ -244,19 +244,19 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
 def _finished(
     out: Path, rows: Sequence[Mapping[str, Any]], used: Sequence[str], made: Made
 ) -> dict[int, dict[str, Any]]:
-    """Rows of an earlier run that need not be computed again; `used`: what the prompts have."""
+    """Finished rows of an earlier run; `used` has the current prompts."""
     kept: dict[int, dict[str, Any]] = {}
     if not out.is_file():
         return kept
     for row in _read(out):
         index = row.get("row")
         if not isinstance(index, int) or not 0 <= index < len(rows):
-            raise InputError(f"{out} was not made from this input (row {index!r}): give another")
+            raise InputError(f"{out} was not made from this input (row {index!r}): choose another")
         there = row
         if any(name in OURS for name in rows[index]):
             there = row | (row["input"] if isinstance(row.get("input"), dict) else {})
         if any(there.get(name) != rows[index].get(name) for name in used):
-            raise InputError(f"{out} row {index} was made from another prompt: give another file")
+            raise InputError(f"{out} row {index} was made from another prompt: choose another file")
         _check_made(out, row.get("made_by"), made)
         if row.get("error") is None:
             kept[index] = row
@@ -264,7 +264,7 @@ def _finished(
 
 
 def _rewrite(out: Path, kept: dict[int, dict[str, Any]]) -> None:
-    """Leave only finished rows, so that a torn line or an old failure does not stay."""
+    """Rewrite the file with finished rows only, without torn lines and old failures."""
     if not out.exists():
         return
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in kept.values())

@@ -1,7 +1,7 @@
-"""What batching brings a masked-diffusion model: rows that join at any step, requests that wait.
+"""What batching gains for a masked-diffusion model: rows that join at any step, queued requests.
 
-Beside continuous batches stand static ones, which end with their last row, as most servers have
-them, and the model behind its own server, asked by clients one request after another.
+Continuous batches are compared with static ones, which end with their last row, as on most
+servers, and with our server, to which each client sends one request after another.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from workbench.types import Sampling
 
 @dataclass(frozen=True, slots=True)
 class Took:
-    """What some rows took, in seconds, runs of the model and positions computed in them."""
+    """The cost of some rows: seconds, runs of the model, and positions computed in them."""
 
     seconds: float
     forwards: int
@@ -35,7 +35,7 @@ class Took:
 
 
 def static(engine: DiffusionEngine, rows: Sequence[Row], size: int) -> Took:
-    """Denoise rows in batches that end with their last row; none may have a cache."""
+    """Denoise rows in batches that end with their last row; rows must not have a cache."""
     network = engine.network
     assert network is not None
     start, forwards, positions = time.perf_counter(), 0, 0
@@ -55,7 +55,7 @@ def static(engine: DiffusionEngine, rows: Sequence[Row], size: int) -> Took:
 
 
 def continuous(engine: DiffusionEngine, rows: Sequence[Row], size: int) -> Took:
-    """Denoise rows of which each that is done makes room for the next."""
+    """Denoise rows; each finished row makes room for the next."""
     start, denoiser = time.perf_counter(), engine.denoiser(size)
     for row in rows:
         denoiser.add(row)
@@ -66,10 +66,10 @@ def continuous(engine: DiffusionEngine, rows: Sequence[Row], size: int) -> Took:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What is asked: prompts in turn, for answers of these lengths in turn.
+    """The requests: prompts and answer lengths, each used in turn.
 
     Raises:
-        InputError: nothing to ask.
+        InputError: no prompts or no lengths.
     """
 
     prompts: tuple[str, ...]
@@ -79,28 +79,28 @@ class Traffic:
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompts", values.texts("prompts", self.prompts))
         if not self.prompts:
-            values.refuse("prompts", self.prompts, "some texts, one at least")
+            values.refuse("prompts", self.prompts, "at least one text")
         if not isinstance(self.lengths, Sequence) or not self.lengths:
-            values.refuse("lengths", self.lengths, "some numbers, one at least")
+            values.refuse("lengths", self.lengths, "at least one number")
         for length in self.lengths:
             values.whole("lengths", length, 1)
         values.whole("requests", self.requests, 1)
 
     def asked(self) -> list[tuple[str, int]]:
-        """Each request's prompt and length."""
+        """Each request's prompt and length in tokens."""
         both = zip(cycle(self.prompts), cycle(self.lengths), strict=False)
         return list(islice(both, self.requests))
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A way to serve: in batches of this process, or behind a server to so many clients.
+    """A way to serve: in batches of this process, or behind a server with so many clients.
 
     Attributes:
         how: "static", "continuous" or "server".
-        batch_size: rows denoised at once.
-        max_wait_time: seconds that a request waits for others where nothing runs (server only).
-        clients: that ask at once (server only).
+        batch_size: maximum number of rows denoised together.
+        max_wait_time: seconds that a request waits for others if nothing runs (server only).
+        clients: number of concurrent clients (server only).
 
     Raises:
         InputError: no such way.
@@ -120,40 +120,40 @@ class Way:
 
 
 class Batching:
-    """A measurement: `run()` does it, and after an interrupt resumes it.
+    """A measurement: `run()` performs it, and resumes it after an interrupt.
 
-    `rows` has one row for each way and repeat that is done: the fields of `Way`, `repeat`,
-    `requests`, `failed` and the first `error` of these, `seconds`, `requests_per_s` (those that did
-    not fail); of batches `forwards` and `positions` (computed in them), of a server `p50` and `p95`
-    of the seconds that a request takes.
+    `rows` has one row for each finished way and repeat: the fields of `Way`, `repeat`, `requests`,
+    `failed` and the first `error`, `seconds`, `requests_per_s` (without failed ones). Batches also
+    have `forwards` and `positions` (computed in them). Servers have `p50` and `p95`, quantiles of
+    the seconds per request.
 
     Args:
-        engine: the model, with its settings of denoising (static batches take no cache).
-        ways: in turns; the first is warmed up.
-        repeats: runs of each.
+        engine: the model, with its denoising settings (no cache with static batches).
+        ways: measured in turn; the first is warmed up.
+        repeats: runs of each way.
 
     Raises:
-        InputError: no ways, one of them twice, or static batches with a cache.
+        InputError: no ways, a repeated one, or static batches with a cache.
     """
 
     def __init__(
         self, engine: DiffusionEngine, traffic: Traffic, ways: Sequence[Way], *, repeats: int = 3
     ) -> None:
         if not ways or len({*ways}) < len(ways):
-            raise InputError(f"{len(ways)} ways: give one at least, and each once")
+            raise InputError(f"{len(ways)} ways: at least one is needed, and none twice")
         if engine.denoising.cache != "none" and any(way.how == "static" for way in ways):
-            raise InputError(f"cache={engine.denoising.cache!r}: static batches take none")
+            raise InputError(f"cache={engine.denoising.cache!r}: static batches need none")
         self._engine, self._traffic, self._ways = engine, traffic, tuple(ways)
         self._repeats = values.whole("repeats", repeats, 1)
         self._done: dict[tuple[int, int], dict[str, Any]] = {}
 
     @property
     def rows(self) -> pd.DataFrame:
-        """What has been measured so far."""
+        """The results so far."""
         return pd.DataFrame([self._done[key] for key in sorted(self._done)])
 
     def run(self) -> pd.DataFrame:
-        """Measure what is not measured yet; Ctrl-C keeps what is."""
+        """Measure what is missing; Ctrl-C keeps finished measurements."""
         plan = [(turn, way) for turn in range(self._repeats) for way in range(len(self._ways))]
         left = [key for key in plan if key not in self._done]
         with one_bar(len(left), "batching", "run") as bar:
@@ -192,7 +192,7 @@ class Batching:
         }  # fmt: skip
 
     def _rows(self) -> tuple[list[Row], list[str]]:
-        """The rows to be denoised, and why others cannot be."""
+        """The rows to denoise, and the reasons why others failed."""
         rows, errors = [], []
         for prompt, length in self._traffic.asked():
             ids, sampling = self._engine.encode(prompt), Sampling(max_tokens=length)
@@ -208,11 +208,11 @@ def _quantile(values: Sequence[float], share: float) -> float:
 
 
 class _Clients:
-    """Clients in threads, each asking one request after another.
+    """Clients in threads, each of which sends one request after another.
 
     Attributes:
-        waited: seconds that each answered request took.
-        errors: why others were not.
+        waited: seconds of each answered request.
+        errors: errors of the other requests.
     """
 
     def __init__(
@@ -227,7 +227,7 @@ class _Clients:
         self.errors: list[str] = []
 
     def run(self) -> None:
-        """Ask everything; Ctrl-C stops the clients too."""
+        """Send everything; Ctrl-C stops the clients too."""
         with self._client, ThreadPoolExecutor(self._clients) as pool:
             left = [pool.submit(self._ask, *one) for one in self._requests]
             try:

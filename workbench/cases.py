@@ -1,4 +1,4 @@
-"""What an evaluation works on: a task of whatever is given, its items, their prompts."""
+"""The inputs of an evaluation: a task, its items, and their prompts."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from workbench.tasks.base import worded_prompt
 from workbench.types import Engine, Item, PromptStyle, Sampling, Style, Task
 
 SAMPLING = [field.name for field in fields(Sampling) if field.name != "seed"]
-"""What may be given by name beside `sampling`; `seed` is of the evaluation."""
+"""Fields that may be changed besides `sampling`; `seed` belongs to the evaluation."""
 
 
 def as_task(task: object) -> Task:
-    """A task as it is, or what `open_task` makes of a name, a file, a DataFrame or rows.
+    """The task itself, or a task from a name, a file, a DataFrame or rows (see `open_task`).
 
     Raises:
-        InputError: it is nothing of these.
+        InputError: it is none of these.
     """
     if isinstance(task, type):
-        raise InputError(f"task={task.__name__}: give one of it, {task.__name__}()")
+        raise InputError(f"task={task.__name__}: pass an instance, {task.__name__}()")
     if all(callable(getattr(task, name, None)) for name in ("items", "prompt", "grade")):
         return task  # type: ignore[return-value]
     return open_task(task)
 
 
 def chosen_sampling(task: Task, sampling: Sampling | None, changes: Mapping[str, Any]) -> Sampling:
-    """The task's sampling or the one given, with single fields changed.
+    """The task's sampling or the given one, with single fields changed.
 
     Raises:
-        InputError: there is no such field, or a value is out of its range.
+        InputError: no such field, or a value is out of its range.
     """
     for name in changes:
         values.known("argument of evaluate", name, [*ARGUMENTS, *SAMPLING])
@@ -50,7 +50,7 @@ ARGUMENTS = (
     "task", "engine", "agent", "count", "num_runs", "seed", "shots", "style", "sampling", "prompt",
     "dry_run", "price_in", "price_out", "max_cost",
 )  # fmt: skip
-"""Of `evaluate`, beside the fields of Sampling."""
+"""Arguments of `evaluate`, besides the fields of Sampling."""
 
 
 def prepare_cases(  # noqa: PLR0917  # as `evaluate`
@@ -67,9 +67,9 @@ def prepare_cases(  # noqa: PLR0917  # as `evaluate`
     prompt: str | None = None,
     **changes: Any,
 ) -> tuple[list[AgentCase], dict[str, Any]]:
-    """What `evaluate` with these arguments works on, and its report's provenance.
+    """The cases of an `evaluate` call with these arguments, and its report's provenance.
 
-    Without an engine it refuses what `evaluate` would, before one is there.
+    Without an engine, it refuses what `evaluate` would refuse before one is opened.
 
     Raises:
         InputError: as `evaluate`.
@@ -106,9 +106,9 @@ def _items(task: Task, count: int | None, seed: int) -> list[Item]:
     items = task.items(count, seed)
     if not items:
         raise InputError(
-            f"task {task.name} has no items for count={count}, seed={seed}: ask for others"
+            f"task {task.name} has no items for count={count}, seed={seed}: change count or seed"
         )
     key, times = Counter(item.id for item in items).most_common(1)[0]
     if times > 1:
-        raise InputError(f"task {task.name} has {times} items {key!r}: give each an id of its own")
+        raise InputError(f"task {task.name} has {times} items {key!r}: make each id unique")
     return items

@@ -1,6 +1,6 @@
-"""Evaluations side by side: paired differences, whether they are chance, and what they cost.
+"""Evaluations compared: paired differences, their significance, and costs.
 
-`by_samples` reads a whole curve of votes out of one report.
+`by_samples` computes a whole curve of votes from one report.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from workbench.verdicts import Evaluation, accuracy
 
 NAN = float("nan")
 SIGNS = 6
-"""Items that only one of two solves, below which McNemar's test shows nothing."""
+"""Below this number of items that only one of two solves, McNemar's test shows nothing."""
 POWER = 0.841621
-"""Standard errors between a difference that is found in 4 of 5 samples and its interval's end."""
+"""For a power of 4 in 5: standard errors from the detectable difference to its interval's end."""
 
 
 def compare(report: Report, other: Report, name: str = "difference") -> Metric:
-    """Accuracy of `report` minus that of `other` over the items that both answered.
+    """Accuracy of `report` minus that of `other`, over the items that both answered.
 
-    Items go together by their `id`, several runs of one by their mean. Those that failed in either
-    are left out and counted as failed; those that only one report has are left out.
+    Items are matched by `id`, with the mean over several runs. Items that failed in either report
+    are left out and counted as failed; items that only one report has are left out.
 
     Returns:
         The difference with its paired 95 % interval: of shares (see `stats.paired_shares`), or of
-        the items' means where runs differ (see `stats.mean`).
+        the items' means if runs differ (see `stats.mean`).
 
     Raises:
-        InputError: the reports share no items, or are not of one task.
+        InputError: the reports share no items, or belong to different tasks.
     """
     done, failed = _paired(report, other, name)
     if done.empty:
@@ -47,11 +47,11 @@ def compare(report: Report, other: Report, name: str = "difference") -> Metric:
 
 
 def compare_p(report: Report, other: Report) -> float:
-    """Is the difference of `compare` chance? A p-value: McNemar's exact test, or where runs differ
-    the paired t-test of the items' means (the sign test where all differ by the same).
+    """The p-value of the difference in `compare`: McNemar's exact test; if runs differ, the paired
+    t-test of the items' means (the sign test if all differ by the same).
 
     Raises:
-        InputError: as `compare`, or no item was answered in both.
+        InputError: as `compare`, or no item was answered in both reports.
     """
     done, _ = _paired(report, other, "compare_p")
     if done.empty:
@@ -61,26 +61,26 @@ def compare_p(report: Report, other: Report) -> float:
     from scipy.stats import binomtest, ttest_rel
 
     gains = done["correct"] - done["correct_other"]
-    if (gains == gains.iloc[0]).all():  # no spread to go by, but the signs
+    if (gains == gains.iloc[0]).all():  # the spread is 0: use the signs
         return float(binomtest(len(gains), len(gains)).pvalue) if gains.any() else 1.0
     return float(ttest_rel(done["correct"], done["correct_other"]).pvalue)
 
 
 def comparison(reports: Mapping[Any, Report]) -> pd.DataFrame:
-    """All reports, each against the first one, on the items that both answered.
+    """All reports, each compared with the first, on the items that both answered.
 
     Returns:
-        A row a report: name; accuracy, low, high (95 %), n, n_failed, n_unparsed; runs; difference
-        to the first, difference_low, difference_high, p, and p_holm for all of them together
-        (Holm 1979); detectable, about the smallest difference that 4 of 5 such samples would show
-        at the level of 5 %; prompt_tokens and completion_tokens, where the rows have them; seconds,
-        and speedup, how many times faster than the first, where neither had answers from a store.
+        A row per report: name; accuracy, low, high (95 %), n, n_failed, n_unparsed; runs;
+        difference to the first, difference_low, difference_high, p, and p_holm, adjusted for all
+        comparisons (Holm 1979); detectable, about the smallest difference that 4 of 5 such samples
+        would show at the 5 % level; prompt_tokens and completion_tokens, if the rows have them;
+        seconds, and speedup, the first's seconds over the report's, if neither used stored answers.
 
     Raises:
-        InputError: no reports, or as `compare`.
+        InputError: no reports; and as `compare`.
     """
     if not isinstance(reports, Mapping) or not reports:
-        raise InputError(f"reports={reports!r:.60}: give some by name, {{name: report}}")
+        raise InputError(f"reports={reports!r:.60}: pass reports by name, {{name: report}}")
     first = next(iter(reports.values()))
     rows = []
     for name, report in reports.items():
@@ -119,19 +119,19 @@ def _difference(report: Report, first: Report, name: str) -> dict[str, float]:
 
 
 def _holm(values: pd.Series[float]) -> pd.Series[float]:
-    """p-values for several tests at once (Holm 1979); NaN stays what it is."""
+    """p-values adjusted for several tests (Holm 1979); NaN stays NaN."""
     known = values.dropna().sort_values()
     steps = known * np.arange(len(known), 0, -1)
     return steps.cummax().clip(upper=1.0).reindex(values.index)
 
 
 def _runs_agree(done: pd.DataFrame) -> bool:
-    """Whether each item is right or wrong, in all runs alike."""
+    """Whether each item has the same verdict in all runs."""
     return bool(done[["correct", "correct_other"]].isin([0.0, 1.0]).all(axis=None))
 
 
 def _paired(report: Report, other: Report, name: str) -> tuple[pd.DataFrame, int]:
-    """The items that both answered, and how many are left out because one of them failed."""
+    """The items that both answered, and the number of items left out because one failed."""
     both = _verdicts(report).merge(_verdicts(other), on="id", suffixes=("", "_other"))
     if both.empty:
         raise InputError(f"{name}: the reports share no item; evaluate both with the same seed")
@@ -147,46 +147,46 @@ def _paired(report: Report, other: Report, name: str) -> tuple[pd.DataFrame, int
 
 
 def _verdicts(report: Report) -> pd.DataFrame:
-    """An item a row: its answer, and its mean share of right answers, NaN if all failed."""
+    """A row per item: its answer, and its mean share of right answers; NaN if all failed."""
     columns = ["id", "answer", "correct", "error"]
     rows = report.rows
     missing = [column for column in columns if column not in rows]
     if missing:
-        raise InputError(f"a report without {', '.join(missing)}: give what `evaluate` returns")
+        raise InputError(f"a report without {', '.join(missing)}: pass what `evaluate` returns")
     key = ["id", "run"] if "run" in rows else ["id"]
     twice = rows["id"][rows.duplicated(key)]
     if not twice.empty:
-        raise InputError(f"a report with item {twice.iloc[0]!r} twice: each id must stand for one")
+        raise InputError(f"a report with item {twice.iloc[0]!r} twice: ids must be unique")
     right = rows["correct"].astype(float).where(rows["error"].isna())
     items = rows.assign(correct=right).groupby("id", sort=False)
     return items.agg(answer=("answer", "first"), correct=("correct", "mean")).reset_index()
 
 
 def by_samples(task: object, report: Evaluation, counts: Sequence[int]) -> pd.DataFrame:
-    """The vote of the first k samples of each item, for each k of `counts`.
+    """Accuracy of the vote over the first k samples of each item, for each k of `counts`.
 
     Args:
-        task: what `report` is an evaluation of, by `MajorityVote`.
+        task: the task of `report`, which is an evaluation by `MajorityVote`.
 
     Returns:
-        A row a count: samples, accuracy, low, high (95 %), n, and tokens, the mean number of
-        generated tokens an item.
+        A row per count: samples, accuracy, low, high (95 %), n, and tokens, the mean number of
+        generated tokens per item.
 
     Raises:
-        InputError: the report has fewer samples of an item, or more than one call.
+        InputError: the report has fewer samples for an item, or more than one call.
     """
     trace = report.trace[report.trace["error"].isna()]
     drawn = list(trace.groupby(["id", "run"], sort=False))
     least = min((len(part) for _, part in drawn), default=0)
     if not counts or min(counts) < 1 or max(counts) > least or report.rows["calls"].max() > 1:
         raise InputError(
-            f"counts={list(counts)}: give numbers from 1 to {least}, the samples that the report "
-            "of a majority vote has of each item"
+            f"counts={list(counts)}: must be from 1 to {least}, the number of samples per item in "
+            "the report of the majority vote"
         )
     about, task = report.provenance, as_task(task)
     items = {item.id: item for item in task.items(about["count"], about["seed"])}
     if missing := {str(key) for (key, _), _ in drawn} - items.keys():
-        raise InputError(f"{task.name} has no item {min(missing)!r:.60}: give that of the report")
+        raise InputError(f"{task.name} has no item {min(missing)!r:.60}: pass the report's task")
     rows: dict[int, list[dict[str, object]]] = {count: [] for count in counts}
     for (key, run), part in drawn:
         item = items[str(key)]

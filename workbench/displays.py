@@ -1,4 +1,4 @@
-"""What a person sees of stages of work: a place in a notebook, a line of a terminal."""
+"""Progress displays: a place in a notebook, or a line of a terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def in_kernel() -> bool:
 
 
 class Bar:
-    """As a bar of tqdm, for a feed or what is shown; `disable` where it needs no text."""
+    """A stand-in for tqdm's bar, for a feed or a display; `disable` if it has no text."""
 
     def __init__(
         self,
@@ -47,31 +47,31 @@ class Bar:
 
 
 class Shown(ABC):
-    """Stages under way, the outermost first, drawn again and again until the last one is over.
+    """Stages in progress, the outermost first, redrawn until the last one has ended.
 
-    A thread of its own draws them, so that they are new too where a single step takes long. No
-    work fails because of what cannot be drawn.
+    A separate thread draws them, so that they stay current during long steps. A failed drawing
+    never ends the work.
     """
 
-    _every = 0.25  # seconds from one drawing to the next
-    _delay: float | None = None  # seconds before the first one; None: as many
+    _every = 0.25  # seconds between drawings
+    _delay: float | None = None  # seconds before the first; None: the same
 
     def __init__(self) -> None:
         self._stages: list[Stage] = []
         self._lock = threading.RLock()
 
     def bar(self, stage: Stage) -> Bar:
-        """What is updated for a stage, in a bar's place."""
+        """The bar to update for a stage."""
         if not self._stages:
             self._ended = threading.Event()
-            run = contextvars.copy_context().run  # what it shows belongs to the cell of now
+            run = contextvars.copy_context().run  # output belongs to the current cell
             args = (self._redraw, self._ended)
             threading.Thread(target=run, args=args, name="workbench-bar", daemon=True).start()
         self._stages.append(stage)
         return Bar(stage, self._advance, self.close, disable=False)
 
     def close(self, stage: Stage) -> None:
-        """A stage of the work is over; with the last one, the drawing is."""
+        """End a stage; after the last one, drawing ends."""
         stage.ended = time.monotonic()
         self._stages = [one for one in self._stages if one is not stage]
         if not self._stages:
@@ -104,10 +104,10 @@ class Silent(Shown):
 
 
 class Page(Shown):
-    """One place below a notebook's cell, of plain text and bars, which stays as it is in the end.
+    """One place below a notebook's cell, with plain text and bars, which keeps its last state.
 
     Args:
-        always: whether to show what was over before it could be drawn.
+        always: whether to show work that ended before the first drawing.
     """
 
     _delay = 0.3
@@ -138,7 +138,7 @@ class Page(Shown):
 
 
 class TerminalLine(Shown):
-    """The last line of a terminal; what others write meanwhile comes above it."""
+    """The last line of a terminal; other output appears above it."""
 
     _delay = 0.3
 
@@ -157,7 +157,7 @@ class TerminalLine(Shown):
                 setattr(sys, name, before)
 
     def aside(self, write: Callable[[str], Any], text: str) -> Any:
-        """Write something else; the line comes back once that has ended its own."""
+        """Write other output; the line reappears after it ends with a line break."""
         with self._lock:
             if self._free and not self._ended.is_set():
                 self._stream.write("\r\x1b[K")
@@ -177,7 +177,7 @@ class TerminalLine(Shown):
 
 
 class _Beside:
-    """A stream of a terminal that has a line which is drawn anew."""
+    """A terminal's stream, below whose output the line is redrawn."""
 
     def __init__(self, stream: Any, line: TerminalLine) -> None:
         self._stream, self._line = stream, line

@@ -1,4 +1,4 @@
-"""Failures of ours: every message names the value that was wrong and what to do about it."""
+"""Our errors: every message names the wrong value and the remedy."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-log = logging.getLogger("workbench")  # of all that is here
+log = logging.getLogger("workbench")  # of the whole package
 HINT = "(%tb shows all)"
 
 
 class WorkbenchError(Exception):
-    """Base of all errors that workbench raises on purpose.
+    """Base of all errors that workbench raises deliberately.
 
-    IPython shows the lines of the user that led to it and the message; `%tb` shows everything.
+    IPython shows the user's lines that led to it and the message; `%tb` shows everything.
     """
 
     def _render_traceback_(self) -> list[str]:
@@ -31,10 +31,10 @@ class InputError(WorkbenchError, ValueError):
 
 
 class EngineError(WorkbenchError, RuntimeError):
-    """An engine could not finish what it was asked.
+    """An engine could not finish a call.
 
     Attributes:
-        results: all rows of the call, the finished ones included, where there are any.
+        results: all rows of the call, finished ones included; or None.
     """
 
     def __init__(self, message: str = "", results: object = None) -> None:
@@ -43,32 +43,32 @@ class EngineError(WorkbenchError, RuntimeError):
 
 
 class EngineGoneError(EngineError):
-    """An engine died in the middle: what was finished is kept, the rest can run elsewhere."""
+    """An engine was lost mid-run: finished rows are kept, the rest can run elsewhere."""
 
 
 class EngineUnavailableError(EngineError):
-    """No engine that was asked for can run here."""
+    """No requested engine can run here."""
 
 
 class StoreError(WorkbenchError, RuntimeError):
-    """A store file cannot be used as it is; it was left untouched."""
+    """A store file cannot be used; it was not changed."""
 
 
 class NotebookError(WorkbenchError, RuntimeError):
-    """A notebook or its parameters are not what they should be."""
+    """A notebook or its parameters are invalid."""
 
 
 class StoppedError(WorkbenchError, RuntimeError):
-    """Somebody stopped the work before it was done; what was finished is kept."""
+    """The work was stopped before it was done; finished work is kept."""
 
     def _render_traceback_(self) -> list[str]:
         return _rendered(self, lambda _: [_grey(str(self))])
 
 
 def show_as_line(error: BaseException, text: str) -> None:
-    """Have IPython show an interrupt as one grey line.
+    """Make IPython show an interrupt as one grey line.
 
-    Scripts and `except` see the same error as ever. Other errors are left alone.
+    Scripts and `except` see the usual error. Other errors are unchanged.
     """
     if type(error).__name__ in {"KeyboardInterrupt", "CancelledError"}:
         show: Any = partial(_rendered, error, lambda _: [_grey(text)])
@@ -81,7 +81,7 @@ def _shell() -> Any:
 
 
 def _rendered(error: BaseException, short: Any) -> list[str]:
-    """What IPython is to show: everything where `%tb` or `%xmode Verbose` asks for it."""
+    """The lines for IPython: everything after `%tb` or with `%xmode Verbose`."""
     if (shell := _shell()) is None:
         return traceback.format_exception(error)
     if shell.InteractiveTB.mode in {"Verbose", "Docs"} or _within_tb():
@@ -91,7 +91,7 @@ def _rendered(error: BaseException, short: Any) -> list[str]:
 
 
 def _within_tb() -> bool:
-    """Whether it is the magic `%tb` that asks: IPython gives no other sign."""
+    """Whether the magic `%tb` is running, which IPython shows in no other way."""
     for frame, _ in traceback.walk_stack(None):
         name = frame.f_globals.get("__name__")
         if (name, frame.f_code.co_name) == ("IPython.core.magics.execution", "tb"):
@@ -100,7 +100,7 @@ def _within_tb() -> bool:
 
 
 def _short(error: WorkbenchError) -> list[str]:
-    """As IPython would, in its colours and mode, from the user's own lines and the message."""
+    """The user's lines and the message, in IPython's colours and mode."""
     own = [
         (frame, line)
         for frame, line in traceback.walk_tb(error.__traceback__)
@@ -128,7 +128,7 @@ def _is_users(path: str) -> bool:
 
 
 def _causes(error: BaseException) -> Iterator[str]:
-    """What it was raised because of, where its message does not say that."""
+    """The error's causes, unless its message has them."""
     cause = error.__cause__
     how = "caused by"
     if cause is None and not error.__suppress_context__:
@@ -146,6 +146,6 @@ def _leaves(error: BaseException) -> Iterator[str]:
 
 
 def _grey(text: str) -> str:
-    """Grey on lighter grey, where there are colours: no one grey can be read on light and dark."""
+    """Grey with a lighter background, if there are colours, to be readable on light and dark."""
     plain = _shell().colors.lower() == "nocolor"
     return text if plain else f"\x1b[38;5;240;48;5;255m{text}\x1b[39;49m"

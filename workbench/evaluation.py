@@ -1,6 +1,6 @@
-"""How accurate is a model on a task, alone or as part of an agent: a verdict for each item.
+"""Accuracy of a model on a task, alone or as part of an agent, with a verdict per item.
 
-A suite is several such reports on the same items, kept as it goes; `comparison` compares them.
+A suite is several such reports on the same items, saved as they finish; see `comparison`.
 """
 
 from __future__ import annotations
@@ -78,43 +78,42 @@ def evaluate(  # noqa: PLR0917  # the first six are a contract
     max_cost: float | None = None,
     **changes: Any,
 ) -> Evaluation | Estimate:
-    """Have an agent answer every item, all of them together, and grade the answers.
+    """Run an agent on all items concurrently, and grade the answers.
 
-    Interrupted and called again, it resumes: what was answered is in the engine's store.
+    After an interrupt, the same call resumes, as the engine's store has the answers so far.
 
     Args:
         task: a name (`tasks.TASKS`), a file of problems, a DataFrame, a Dataset or a list of dicts
-            (as `open_task` takes them), or a task as it is.
+            (see `open_task`), or a task.
         agent: a name (`agents.AGENTS`), or a custom agent.
-        count: items, or None for the task's own number; `seed` chooses them.
-        num_runs: times that all is done, each with other random numbers: with further seeds where
-            `sampling` has one.
+        count: number of items; None is the task's default. `seed` selects them.
+        num_runs: number of runs with different random numbers; if `sampling` has a seed, each run
+            has a different one.
         shots: solved examples before each item.
-        style: "completion" or "chat"; "auto" is what suits the model (`engines.style`).
-        sampling: how to answer; as the task says by default (greedy).
-        prompt: a template that words the question, of items and worked examples alike, such as
-            "{question}\\nThink step by step."; {question} is as the task words it, and the other
-            fields of an item (the other columns of own rows) are there by name. What the task puts
+        style: "completion" or "chat"; "auto" chooses by the model (`engines.style`).
+        sampling: how to answer; by default the task's (greedy).
+        prompt: a template for the question, in items and worked examples, such as
+            "{question}\\nThink step by step.". {question} is the task's wording; the other fields
+            of an item (the other columns of your rows) are available by name. What the task puts
             around the question stays.
-        dry_run: generate nothing and return an `Estimate`: what is to be asked, the cost at most.
-        price_in, price_out: of a million prompt and completion tokens, in any currency; the report
-            says what was spent (`provenance["cost"]`).
-        max_cost: in the same currency: no request is sent that could make the cost of this call
-            exceed it if each one under way generated as much as it may. Rows that are not sent have
-            failed rows with that reason; the same call with more resumes from the store, where
-            what is there costs nothing.
-        changes: single fields of `Sampling` that are to differ from `sampling`: `temperature`,
-            `max_tokens`, …
+        dry_run: generate nothing and return an `Estimate` of requests, tokens and maximum cost.
+        price_in, price_out: prices per million prompt and completion tokens, in any currency; the
+            report has the cost (`provenance["cost"]`).
+        max_cost: in the same currency: no request is sent that could make this call cost more, if
+            all requests in flight generate as much as they may. Rows that are not sent fail with
+            that reason. The same call with a higher limit resumes from the store, where stored
+            answers are free.
+        changes: single fields of `Sampling` to change in `sampling`: `temperature`, `max_tokens`, …
 
     Returns:
-        The accuracy with its 95 % interval (Wilson; over the items' means with several runs), and
-        one row an item and run, failures included: what the agent answered, the verdict, `calls`,
-        `rounds`, tokens, and the agent's notes. With `dry_run` an `Estimate`: exact as to requests
-        and the store; of an agent that asks more by what it was answered, the least.
+        The accuracy with its 95 % interval (Wilson; with several runs, over the items' means), and
+        one row per item and run, failures included: the agent's answer, the verdict, `calls`,
+        `rounds`, tokens, and the agent's notes. With `dry_run`, an `Estimate`, which is exact for
+        requests and the store; for an agent whose calls depend on answers, the minimum.
 
     Raises:
-        InputError: the task has no items, or two of one id, or its columns have other names; there
-            is no such task, agent, argument or field of a template; a value is out of its range.
+        InputError: the task has no items, repeated ids, or columns with other names; no such task,
+            agent, argument or field of a template; a value is out of its range.
     """
     spending = Spending(engine, Prices.of(price_in, price_out), max_cost, dry=dry_run)
     settings = {"shots": shots, "style": style, "sampling": sampling, "prompt": prompt, **changes}
@@ -123,7 +122,7 @@ def evaluate(  # noqa: PLR0917  # the first six are a contract
 
 
 def _asks_more(agent: str | Agent) -> bool:
-    """Whether an agent's answers may lead to further calls."""
+    """Whether an agent's calls may depend on answers."""
     return (agent := open_agent(agent)) is not standard and not isinstance(agent, MajorityVote)
 
 
@@ -151,7 +150,7 @@ def _evaluate(
             trace += [{"id": case.item.id, "run": run, **row} for row in trace_rows(outcome.trace)]
     frame = to_frame(rows)
     provenance["engine"] = asdict(engine.info)  # with its notes on these answers
-    provenance["n_timed_out"] = given_up() - timed_out  # comparisons of formulas, which took long
+    provenance["n_timed_out"] = given_up() - timed_out  # comparisons of formulas that took too long
     if spending.prices is not None:
         cost = {"spent": spending.cost - spent, "price_in": spending.prices.price_in}
         cost |= {"price_out": spending.prices.price_out}
@@ -167,7 +166,7 @@ def _evaluate(
 
 
 def _of_run(case: AgentCase, run: int) -> AgentCase:
-    """Further runs have seeds of their own."""
+    """The case for a run; further runs have different seeds."""
     if not run or case.sampling.seed is None:
         return case
     seed = _seed("sampling", case.sampling.seed, run)
@@ -199,21 +198,21 @@ def run_suite(
     dry_run: bool = False,
     **settings: Any,
 ) -> dict[str, Evaluation] | Estimate:
-    """Evaluate each agent in each style, those after the first against which they compare.
+    """Evaluate each agent in each style, for comparison with the first.
 
     Args:
-        agents: names or custom agents, no two with the same name.
-        folder: keeps a report as soon as it is whole, in a folder of its own name. Run again, it is
-            read from there, and what is missing or failed is done.
-        dry_run: generate nothing and return an `Estimate` of all of them together.
-        settings: further arguments of `evaluate`, the same for all; `max_cost` is for all of them
-            together.
+        agents: names or custom agents, with different names.
+        folder: saves each report as soon as it is complete, in a subfolder. A later run reads it
+            from there, and repeats only missing or failed reports.
+        dry_run: generate nothing and return an `Estimate` for all reports together.
+        settings: further arguments of `evaluate`, shared by all; `max_cost` is the limit for all
+            of them together.
 
     Returns:
-        Reports by name: the agent's, and the style's where there are several.
+        Reports by name: the agent's, with the style if there are several.
 
     Raises:
-        InputError: no agents or styles, two of one name, or the folder has reports of other
+        InputError: no agents or styles, repeated names, or the folder has reports with other
             settings; and as `evaluate`.
     """
     plan = _plan(agents, styles)
@@ -232,11 +231,11 @@ def evaluate_each(
     max_cost: float | None = None,
     **settings: Any,
 ) -> dict[str, Evaluation] | Estimate:
-    """`evaluate` for each name of a plan, with the arguments that are its own; see `run_suite`."""
+    """`evaluate` for each name of a plan, with that name's arguments; see `run_suite`."""
     spending = Spending(engine, Prices.of(price_in, price_out), max_cost, dry=dry_run)
     task = as_task(task)
     each = {name: {**settings, **own} for name, own in plan.items()}
-    # All of them are refused or none, before anything is asked.
+    # Refuse the whole plan, or nothing, before anything is sent.
     wanted = {name: prepare_cases(task, engine, **one)[1] for name, one in each.items()}
     reports: dict[str, Evaluation] = {}
     for number, (name, one) in enumerate(each.items(), 1):
@@ -259,14 +258,14 @@ def _plan(
     agents: Sequence[str | Agent], styles: Sequence[Style]
 ) -> Mapping[str, Mapping[str, Any]]:
     if isinstance(agents, str) or not agents or isinstance(styles, str) or not styles:
-        raise InputError(f"agents={agents!r}, styles={styles!r}: give a list of each, 1 at least")
+        raise InputError(f"agents={agents!r}, styles={styles!r}: pass non-empty lists")
     plan: dict[str, Mapping[str, Any]] = {}
     for style in styles:
         for agent in agents:
             name = named(agent) if len(styles) == 1 else f"{named(agent)}, {style}"
             if " at 0x" in name:
-                raise InputError(f"agents: {name} has no name that stays; give it a __name__")
+                raise InputError(f"agents: {name} has no stable name; set its __name__")
             if name in plan:
-                raise InputError(f"agents: two are {name!r}; give each a name of its own")
+                raise InputError(f"agents: two are {name!r}; make the names unique")
             plan[name] = {"agent": agent, "style": style}
     return plan

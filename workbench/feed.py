@@ -1,7 +1,7 @@
-"""The feed of work that somebody watches: where it is, what it used, and whether to stop.
+"""The feed of watched work: its progress, its usage, and whether to stop.
 
-A watched call has a `Progress` in its context. What works underneath tells it where it is and asks
-between two steps whether to stop: a stop ends the work as Ctrl-C would, and keeps as much.
+A watched call has a `Progress` in its context. The work reports its progress to it, and checks
+between steps whether to stop. A stop ends the work as Ctrl-C does, and keeps as much.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dataclasses import dataclass, field, replace
 
 from workbench.types import Usage
 
-AGAIN = 1.25  # a stage that begins again and again has a milestone only where so much was added
+AGAIN = 1.25  # least growth between milestones of a stage that is extended repeatedly
 
 
 @dataclass(slots=True)
 class Stage:
-    """One kind of step, how many there are and how many are done; `note` is where it stands.
+    """One kind of step with its total and number done; `note` is a short text about it.
 
-    Without a unit it is one step of unknown length. `end` says how it ended, "" if well.
+    Without a unit it is one step of unknown length. `end` says how it ended; "" if normally.
     """
 
     what: str
@@ -30,19 +30,19 @@ class Stage:
     total: int = 0
     done: int = 0
     note: str = ""
-    milestone: int = 0  # steps done at the latest
+    milestone: int = 0  # steps done at the last milestone
     end: str = ""
     began: float = field(default_factory=time.monotonic, compare=False)
     ended: float | None = field(default=None, compare=False)
 
     @property
     def quarters(self) -> int:
-        """How many quarters are done."""
+        """Number of finished quarters."""
         return 4 * self.done // self.total if self.total else 0
 
     @property
     def seconds(self) -> float:
-        """How long it takes, or took."""
+        """How long it takes so far, or took."""
         return (self.ended or time.monotonic()) - self.began
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Where the work stands at one moment."""
+    """The state of the work at one moment."""
 
     stages: tuple[Stage, ...]
     used: Usage
@@ -62,10 +62,10 @@ class Snapshot:
 
 
 class Progress:
-    """The feed of work that somebody watches, from any thread.
+    """The feed of watched work; usable from any thread.
 
     Args:
-        above: of the work that this is a part of; to stop that is to stop this.
+        above: the feed of the enclosing work; stopping that stops this too.
     """
 
     def __init__(self, above: Progress | None = None) -> None:
@@ -78,14 +78,14 @@ class Progress:
         self._used = Usage()
 
     def stage(self, what: str, total: int, unit: str) -> Stage:
-        """A stage of the work; one that was there already gets so much longer."""
+        """A stage of the work; if it exists, its total grows by `total`."""
         with self._lock:
             stage = self._stages.setdefault(what, Stage(what, unit))
             stage.total += total
             return stage
 
     def advance(self, stage: Stage, count: int) -> None:
-        """So many steps more are done."""
+        """Record `count` more finished steps."""
         with self._lock:
             before = stage.quarters
             stage.done += count
@@ -94,12 +94,12 @@ class Progress:
                 self._milestones.append(replace(stage))
 
     def add(self, used: Usage) -> None:
-        """What has been used since this was called the last time."""
+        """Add usage since the last call."""
         with self._lock:
             self._used += used
 
     def fact(self, name: str, value: float | str | None) -> None:
-        """A number or a word to be shown under a name; None takes it away."""
+        """Show a number or a text under a name; None removes it."""
         with self._lock:
             if value is None:
                 self._facts.pop(name, None)
@@ -107,32 +107,32 @@ class Progress:
                 self._facts[name] = value
 
     def stop(self) -> None:
-        """Have the work end at its next step."""
+        """Make the work end at its next step."""
         self._stop.set()
 
     @property
     def stopping(self) -> bool:
-        """Whether the work is to end."""
+        """Whether the work should end."""
         return self._stop.is_set() or (self._above is not None and self._above.stopping)
 
     def snapshot(self) -> Snapshot:
-        """A copy of everything."""
+        """A copy of the state."""
         with self._lock:
             stages = tuple(replace(stage) for stage in self._stages.values())
             return Snapshot(stages, self._used, dict(self._facts), self.stopping)
 
     def milestones(self, start: int = 0) -> list[Stage]:
-        """A stage as it was whenever a quarter of it was done, in that order, from `start` on.
+        """Copies of a stage for each finished quarter, in order, from number `start`.
 
-        They rest on counts alone, so that the same work has the same ones; only where several
-        streams share a stage (an agent's later rounds) is it as long as those begun so far.
+        They depend on counts alone, so that the same work gives the same ones. Exception: if
+        several streams share a stage (an agent's later rounds), its total is of those begun so far.
         """
         with self._lock:
             return self._milestones[start:]
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Work in here feeds this one."""
+        """Work in this context reports to this feed."""
         token = _CURRENT.set(self)
         try:
             yield
@@ -142,31 +142,31 @@ class Progress:
 
 _CURRENT: ContextVar[Progress | None] = ContextVar("progress", default=None)
 STOP: ContextVar[threading.Event | None] = ContextVar("stop", default=None)
-"""Work of a context ends at its next step once this is set."""
+"""Once this is set, work in its context ends at its next step."""
 
 
 def current() -> Progress | None:
-    """The feed of this context, if anybody watches."""
+    """The feed of this context, if the work is watched."""
     return _CURRENT.get()
 
 
 def stopping() -> bool:
-    """Whether somebody watches and has said stop, or the thread that this one works for has."""
+    """Whether a stop was requested, for this work or the work that it belongs to."""
     progress, stop = _CURRENT.get(), STOP.get()
     return (progress is not None and progress.stopping) or (stop is not None and stop.is_set())
 
 
 def check() -> None:
-    """End here if somebody has said stop; call it where the state is whole.
+    """Stop here if a stop was requested; call it where the state is consistent.
 
     Raises:
-        KeyboardInterrupt: as Ctrl-C does, so that work has one way of being interrupted.
+        KeyboardInterrupt: as for Ctrl-C, so that there is one way to interrupt work.
     """
     if stopping():
         raise KeyboardInterrupt
 
 
 def fact(name: str, value: float | str | None) -> None:
-    """Show a fact to whoever watches; see `Progress.fact`."""
+    """Show a fact to watchers; see `Progress.fact`."""
     if (progress := _CURRENT.get()) is not None:
         progress.fact(name, value)

@@ -1,4 +1,4 @@
-"""Files and folders at a user's path: whole or not there, and a symbolic link stays one."""
+"""Files and folders at a user's path: written completely or not at all; links are kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 
 class LineError(ValueError):
-    """What is wrong in a line of a text file."""
+    """An error in one line of a text file."""
 
     def __init__(self, line: int, message: str) -> None:
         super().__init__(message)
@@ -21,7 +21,7 @@ class LineError(ValueError):
 
 
 def file_error(path: str | Path, error: Exception) -> str:
-    """An error of reading a file as "path:line: message", which editors and terminals open."""
+    """An error of reading a file as "path:line: message", a format that editors recognise."""
     match error:
         case LineError():
             return f"{path}:{error.line}: {error}"
@@ -33,14 +33,14 @@ def file_error(path: str | Path, error: Exception) -> str:
             line = error.object.count(b"\n", 0, error.start) + 1
             return f"{path}:{line}: the byte {error.object[error.start]:#04x} is not UTF-8"
         case RecursionError():
-            return f"{path}: nested too deep to be read"
+            return f"{path}: nested too deeply to be read"
     return f"{path}: {error}"
 
 
 def at_key(path: str | Path, text: str, message: str) -> str:
-    """Where the key of YAML or JSON stands that a message names first: "path:line".
+    """ "path:line" of the YAML or JSON key that a message begins with.
 
-    It is "path" where the message names none.
+    It is "path" if the message begins with no key.
     """
     found: list[tuple[int, str]] = []
     for key in re.finditer(r"""(?m)(?:^|[{,])\s*["']?([\w.-]+)["']?\s*:""", text):
@@ -51,12 +51,12 @@ def at_key(path: str | Path, text: str, message: str) -> str:
 
 
 def write_whole(path: str | Path, data: bytes | str) -> None:
-    """Write a file, in a folder that is made if need be; links are followed.
+    """Write a file, and create its folder if needed; links are followed.
 
-    It is the old one or the new one, whenever the machine stops, and keeps its mode.
+    After a crash, the file is either the old or the new one. It keeps its mode.
 
     Raises:
-        OSError: it cannot be written; the old one is as it was.
+        OSError: it cannot be written; the old file is unchanged.
     """
     target = _real(path)
     part = target.with_name(f".part-{secrets.token_hex(8)}")
@@ -75,21 +75,21 @@ def write_whole(path: str | Path, data: bytes | str) -> None:
 
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """A folder to fill, which is `path` afterwards; links are followed.
+    """A folder to fill, which becomes `path` once it is complete; links are followed.
 
     Raises:
-        OSError: it cannot be made, or something is there already.
+        OSError: it cannot be created, or `path` exists.
     """
     target = _real(path)
     with TemporaryDirectory(dir=target.parent, prefix=".part-") as scratch:
-        part = Path(scratch) / "whole"  # not the scratch folder itself, which only its owner reads
+        part = Path(scratch) / "whole"  # the scratch folder itself is readable by its owner only
         part.mkdir()
         yield part
         part.rename(target)
 
 
 def _real(path: str | Path) -> Path:
-    """Where the links end, in a folder that is there."""
+    """The target of links, with its folder created."""
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     return target

@@ -1,6 +1,6 @@
-"""Libraries that are imported when something of them is first used: that takes a while.
+"""Libraries that are imported at their first use, as the import is slow.
 
-And types of theirs and of matplotlib, for annotations.
+It also has types of these libraries and of matplotlib, for annotations.
 """
 
 from __future__ import annotations

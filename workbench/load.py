@@ -1,4 +1,4 @@
-"""What a speed is measured of: how much there is to do, its prompts, and the ways to do it."""
+"""What a speed measurement runs: the load, its prompts, and the runners."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from workbench.lazy import torch
 from workbench.types import Engine, Sampling
 
 BATCHES = (1, 8, 16, 32)
-WORDS = 1000  # so many different ones are enough for prompts
-# Options that both engines have.
+WORDS = 1000  # so many different words are enough for prompts
+# Options of both engines.
 COMMON = ("device", "dtype", "load_format", "max_model_len", "revision")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """How much there is to do.
+    """The amount of work to measure.
 
     Attributes:
-        requests: prompts.
-        prompt_tokens, output_tokens: length of each prompt and of each answer.
-        shared: share of each prompt, from its beginning, that all have in common.
+        requests: number of prompts.
+        prompt_tokens, output_tokens: tokens of each prompt, and of each answer.
+        shared: share of each prompt, from its beginning, that all prompts have in common.
 
     Raises:
         InputError: a value is out of its range.
@@ -48,7 +48,7 @@ class Load:
         values.real("shared", self.shared, 0, 1)
 
     def vary(self, **choices: Sequence[float]) -> list[Load]:
-        """This load with one thing changed at a time: `vary(prompt_tokens=(32, 512))`."""
+        """This load with one field changed at a time: `vary(prompt_tokens=(32, 512))`."""
         changes: list[dict[str, Any]] = [{name: v} for name, vs in choices.items() for v in vs]
         return [replace(self, **change) for change in changes]
 
@@ -60,8 +60,8 @@ class Runner:
     Attributes:
         name: for tables and figures.
         engine: opened with `store=None`.
-        batch: prompts that go in a call, 0 for all at once.
-        bare: through vLLM's own `LLM.generate`, without our engine around it.
+        batch: prompts per call; 0 is all at once.
+        bare: whether to use vLLM's `LLM.generate` directly, without our engine.
     """
 
     name: str
@@ -71,12 +71,12 @@ class Runner:
 
     def __post_init__(self) -> None:
         if local(self.engine).has_store:
-            raise InputError(f"{self.name} would answer from its store: open it with store=None")
+            raise InputError(f"{self.name} would reuse stored answers: open it with store=None")
         values.whole(f"{self.name}: batch", self.batch, 0)
         size = getattr(self.engine, "batch_size", self.batch)
         if self.batch > size:
             raise InputError(
-                f"{self.name}: batch={self.batch}, but the engine runs {size} rows at once: open "
+                f"{self.name}: batch={self.batch}, but the engine has batches of {size} rows: open "
                 f"it with batch_size={self.batch}"
             )
         if self.bare and not isinstance(self.engine, VLLMEngine):
@@ -84,7 +84,7 @@ class Runner:
 
     @property
     def label(self) -> str:
-        """Name and batch, as one text."""
+        """Name and batch as one text."""
         return f"{self.name}, {f'batch {self.batch}' if self.batch else 'all at once'}"
 
     def run(self, prompts: list[str], sampling: Sampling) -> tuple[int, int, int]:
@@ -120,27 +120,27 @@ def open_both(
     batches: Sequence[int] = BATCHES,
     options: Mapping[str, Any] | None = None,
 ) -> tuple[Engine, Engine | None]:
-    """vLLM in this process and, with any `batches`, the transformers baseline beside it (or None).
+    """vLLM in this process and, with any `batches`, the transformers baseline (else None).
 
     Args:
         model: as for `open_engine`; or
-        architecture: a preset or file of shapes, to be filled with random weights.
-        batches: what the baseline is to be measured at.
-        options: of vLLM; those that the baseline has too are given to both.
+        architecture: a preset or file of shapes, to fill with random weights.
+        batches: batch sizes of the baseline.
+        options: for vLLM; the baseline gets those that it supports.
 
     Raises:
-        InputError: model and architecture, or no such architecture, or unknown options.
+        InputError: both model and architecture, no such architecture, or unknown options.
         EngineUnavailableError, EngineError: as `open_engine`.
     """
     chosen = dict(options or {})
     if architecture is not None:
         if model is not None:
-            raise InputError(f"model={model!r}, architecture={architecture!r}: give one of them")
+            raise InputError(f"model={model!r}, architecture={architecture!r}: set only one")
         model = str(dummy_model(architecture))
         chosen = {"load_format": "dummy"} | chosen
     common = {name: value for name, value in chosen.items() if name in COMMON}
     baseline = None
-    if batches:  # first, as it takes what it needs, and vLLM fills what it is allowed to
+    if batches:  # first, since vLLM then fills its share of memory
         common["batch_size"] = max(batches)
         baseline = open_engine(model, "transformers", store=None, **common)
         chosen = {"dtype": baseline.info.dtype} | _free_share(baseline) | chosen
@@ -153,7 +153,7 @@ def open_both(
 
 
 def _free_share(baseline: Engine) -> dict[str, float]:
-    """vLLM's share of a GPU that the baseline is on: most of what is free, as batches need some."""
+    """vLLM's share of a GPU with the baseline on it: most of the free memory; batches need some."""
     if not baseline.info.device.startswith("cuda"):
         return {}
     free, total = torch.cuda.mem_get_info()
@@ -163,9 +163,9 @@ def _free_share(baseline: Engine) -> dict[str, float]:
 def versus(
     engine: Engine, baseline: Engine | None = None, batches: Sequence[int] = BATCHES
 ) -> list[Runner]:
-    """An engine with all prompts at once, `LLM.generate` itself, the baseline in batches.
+    """Runners: an engine with all prompts at once, bare `LLM.generate`, the baseline in batches.
 
-    The baseline must be open with a `batch_size` of the largest of `batches`.
+    The baseline must have a `batch_size` of at least the largest of `batches`.
     """
     runners = [Runner(engine.info.engine, engine)]
     if isinstance(engine, VLLMEngine):
@@ -176,10 +176,10 @@ def versus(
 
 
 def local(engine: Engine) -> LocalEngine:
-    """The engine, if it is one of this process.
+    """The engine, if it runs in this process.
 
     Raises:
-        InputError: it is not.
+        InputError: it does not.
     """
     if not isinstance(engine, LocalEngine):
         raise InputError(f"{engine!r} has no tokenizer in this process to make prompts with")
@@ -189,27 +189,27 @@ def local(engine: Engine) -> LocalEngine:
 def filler(
     tokenizer: Any, count: int, tokens: int, *, shared: float = 0.0, seed: str = ""
 ) -> list[str]:
-    """`count` different texts of `tokens` tokens each: random words, part of them in all.
+    """`count` different texts of `tokens` tokens each: random words, of which a part is shared.
 
     Args:
-        tokenizer: a tokenizer of transformers; special tokens that it adds are counted.
+        tokenizer: a tokenizer of transformers; the special tokens that it adds are counted.
         shared: share of each text, from its beginning, that is the same in all of them.
-        seed: chooses the words; other seeds share nothing.
+        seed: selects the words; texts of different seeds share nothing.
 
     Raises:
-        InputError: the tokenizer has no words of one token, or there are not so many texts.
+        InputError: the tokenizer has no single-token words, or there are not enough texts.
     """
     words = _words(tokenizer)
     added = len(tokenizer(words[0]).input_ids) - 1
     if tokens <= added:
-        raise InputError(f"prompt_tokens={tokens}: must be above {added}, which are always added")
+        raise InputError(f"prompt_tokens={tokens}: must be above {added} special tokens")
     rng = random.Random(f"filler-{seed}")
     common = rng.choices(words, k=round(shared * (tokens - added)))
     free = tokens - added - len(common)
     if len(words) ** free < 4 * count:
         raise InputError(
             f"{count} different prompts of {tokens} tokens, {free} of them not shared: there are "
-            "not so many; make them longer or share less"
+            "not enough; make them longer or share less"
         )
     texts: dict[str, None] = {}
     while len(texts) < count:
@@ -222,7 +222,7 @@ def filler(
 
 @lru_cache(maxsize=4)
 def _words(tokenizer: Any) -> list[str]:
-    """Words, with a space before them, that are one token wherever they stand."""
+    """Words that are one token, with a space before them, in any position."""
     ids = list(range(len(tokenizer)))
     random.Random(0).shuffle(ids)
 
@@ -237,5 +237,5 @@ def _words(tokenizer: Any) -> list[str]:
             if len(words) == WORDS:
                 break
     if len(words) < 10:
-        raise InputError("this tokenizer has no words of one token: no prompts can be made with it")
+        raise InputError("this tokenizer has no single-token words: it cannot be used for prompts")
     return words

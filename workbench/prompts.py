@@ -1,4 +1,4 @@
-"""Wordings of the same questions, compared: one table, one figure, one sentence."""
+"""Compares wordings of the same questions: one table, one figure, one sentence."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from workbench.types import Engine
 from workbench.verdicts import Evaluation
 
 LEVEL = 0.05
-"""Of the p-values (Holm's, of all wordings together), below which a difference is no chance."""
+"""The level for p-values (Holm's, over all wordings) of differences that are not chance."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class PromptComparison:
-    """Prompts side by side, each against the first one, on the items that both answered.
+    """Prompts compared, each with the first one, on the items that both answered.
 
     Attributes:
-        reports: of each prompt by its name.
-        table: what `comparison.comparison` makes of them, with its columns.
+        reports: a report per prompt, by name.
+        table: the result of `comparison.comparison`, with its columns.
     """
 
     reports: Mapping[str, Evaluation]
@@ -37,7 +37,7 @@ class PromptComparison:
 
     @property
     def finding(self) -> str:
-        """What was found, and whether it can be told from chance."""
+        """The finding in one sentence, and whether it is distinguishable from chance."""
         rows = self.table.to_dict("records")
         first, reports = rows[0]["name"], [*self.reports.values()]
         task = reports[0].provenance["task"]
@@ -64,13 +64,13 @@ class PromptComparison:
         )
 
     def figure(self) -> Figure:
-        """Accuracies and paired differences with their intervals; the title is the finding."""
+        """Accuracies and paired differences with their intervals; the finding as title."""
         from workbench.plots import draw_comparison
 
         return draw_comparison(self.table, self.finding)
 
     def shown(self) -> pd.DataFrame:
-        """The table as people read it."""
+        """The table formatted for people."""
         rows = []
         for number, row in enumerate(self.table.to_dict("records")):
             shown = {"prompt": row["name"], "accuracy, %": _interval(row, "accuracy", "")}
@@ -125,34 +125,34 @@ def compare_prompts(
     dry_run: bool = False,
     **settings: Any,
 ) -> PromptComparison | Estimate:
-    """Which wording of the questions is answered best? Each is evaluated on the same items.
+    """Evaluate several wordings of the questions on the same items, and compare them.
 
     Args:
-        task: what `evaluate` takes.
-        prompts: templates by name, as `evaluate` takes them as `prompt`; None is the task's own
-            wording. The others are compared to the first.
-        folder: keeps each report, and resumes from there, as `run_suite` does.
-        dry_run: generate nothing and return an `Estimate` of all of them together.
-        settings: further arguments of `evaluate`, the same for all; `max_cost` is for all of them
-            together.
+        task: as for `evaluate`.
+        prompts: templates by name, as for `prompt` of `evaluate`; None is the task's wording. The
+            others are compared with the first.
+        folder: saves each report, and resumes from there, as for `run_suite`.
+        dry_run: generate nothing and return an `Estimate` for all prompts together.
+        settings: further arguments of `evaluate`, shared by all; `max_cost` is the limit for all
+            of them together.
 
     Returns:
-        Reports, table, finding and `figure()`. An item whose row failed with one of two prompts is
-        left out of their difference (see `comparison.compare`).
+        Reports, table, finding and `figure()`. An item that failed with one of two prompts is left
+        out of their difference (see `comparison.compare`).
 
     Raises:
-        InputError: fewer than two prompts, or one that is no template of the task's fields; and as
-            `evaluate`.
+        InputError: fewer than two prompts, or one that is not a template of the task's fields; and
+            as `evaluate`.
     """
     if not isinstance(prompts, Mapping) or len(prompts) < 2:
         raise InputError(
-            f"prompts={prompts!r:.60}: give two by name at least, such as "
+            f"prompts={prompts!r:.60}: pass at least two by name, such as "
             '{"short": "{question}", "cot": "{question}\\nThink step by step."}'
         )
     if "prompt" in settings:
-        raise InputError("prompt=…: the prompts are those by name; leave it out")
+        raise InputError("prompt=…: use `prompts` instead; leave it out")
     plan = {str(name): {"prompt": text} for name, text in prompts.items()}
     if len(plan) < len(prompts):
-        raise InputError(f"prompts={prompts!r:.80}: two names are one as text; give others")
+        raise InputError(f"prompts={prompts!r:.80}: two names are the same as text; choose others")
     made = evaluate_each(task, engine, plan, folder=folder, dry_run=dry_run, **settings)
     return made if isinstance(made, Estimate) else PromptComparison(made, comparison(made))

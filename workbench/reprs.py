@@ -1,8 +1,8 @@
-"""What a value shows: 5 lines of text at most, and a table in a notebook.
+"""How values are displayed: at most 5 lines of text, and a table in a notebook.
 
-The HTML is static and takes its colours from around it. Data is text in it, and stays short however
-much there is. What looks like a key is left out of settings and reasons, and never out of prompts
-and answers. Nothing here asks a model or raises.
+The HTML is static and inherits its colours. Data is escaped and shortened. What looks like a key is
+removed from settings and reasons, but not from prompts and answers. Nothing here asks a model or
+raises.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from workbench.types import Completion, EngineInfo, Item, LabelScores, Report, Usage
 
 LINES, WIDTH = 5, 160
-"""Of a text: lines, and characters of each."""
+"""Maximum of a text: lines, and characters per line."""
 ROWS, LONGEST, METRICS = 10, 400, 20
-"""Of a table: rows, characters of a value, and headline numbers."""
+"""Maximum of a table: rows, characters of a value, and headline numbers."""
 WRONG = 5
-"""Wrong answers that a report shows."""
+"""Maximum number of wrong answers in a report's display."""
 PLAIN = "vertical-align:top;color:inherit;padding:.2em .6em"
 CELL = f"{PLAIN};text-align:left;white-space:pre-wrap;overflow-wrap:anywhere"
 NUMBER = f"{PLAIN};text-align:right;white-space:nowrap"
 WHOLE = f"{PLAIN};text-align:left;white-space:nowrap"
 SHORT = 24
-"""Characters of a text that stays in one line."""
+"""Maximum characters of a text on one line."""
 SECRET_NAME = re.compile(
     r"api_?key|secret|passw|credential|authorization|(^|[._-])(token|key)$", re.IGNORECASE
 )
@@ -53,21 +53,21 @@ _short.maxlist = _short.maxtuple = _short.maxdict = _short.maxset = 20
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What is shown: lines of text, and parts of HTML."""
+    """What is displayed: lines of text, and parts of HTML."""
 
     lines: Sequence[str]
     html: Sequence[str]
 
 
 class Shown:
-    """What prints as lines of text, and shows as a table in a notebook."""
+    """A value that prints as lines of text, and displays as a table in a notebook."""
 
     __slots__ = ()
 
     def __repr__(self) -> str:
         try:
             lines = [" ".join(line.split()) for line in self._card().lines[:LINES]]
-        except Exception:  # noqa: BLE001  # somebody's own fields; a debugger shows the value too
+        except Exception:  # noqa: BLE001  # custom fields may fail; a debugger shows the value too
             return object.__repr__(self)
         return "\n".join(brief(line, WIDTH) for line in lines)
 
@@ -98,7 +98,7 @@ def _cards() -> Mapping[type, Callable[[Any], Card]]:
 
 
 def measured(metric: Metric) -> str:
-    """A number with its interval, and what it is of: "85.0 % (64.0 to 94.8, n = 20)"."""
+    """A number with its interval and counts: "85.0 % (64.0 to 94.8, n = 20)"."""
     value, interval = _sides(metric)
     counts = [f"n = {metric.n:,}"]
     counts += [f"{metric.n_failed:,} failed"] * bool(metric.n_failed)
@@ -120,7 +120,7 @@ def scores_frame(scores: LabelScores) -> pd.DataFrame:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    """Nested names as one: `{"engine": {"model": "x"}}` is `{"engine.model": "x"}`."""
+    """Nested names flattened: `{"engine": {"model": "x"}}` is `{"engine.model": "x"}`."""
     found: dict[str, object] = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -131,7 +131,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
 
 
 def brief(value: object, most: int = LONGEST) -> str:
-    """A value as a short text: numbers with four figures."""
+    """A value as a short text; numbers have four significant digits."""
     if value is None or value != value:  # noqa: PLR0124  # NaN
         return ""
     if isinstance(value, Real) and not isinstance(value, bool):
@@ -141,7 +141,7 @@ def brief(value: object, most: int = LONGEST) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], total: int = 0) -> str:
-    """An HTML table; of more rows in all (`total`) it says how many."""
+    """An HTML table; notes the number of all rows (`total`) if there are more."""
     shown = [*rows]
     columns_of = [*zip(*shown, strict=True)] or [()] * len(columns)
     numbers = [bool(values) and all(map(_is_number, values)) for values in columns_of]
@@ -160,7 +160,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], total: int =
 
 
 def masked(text: str) -> str:
-    """A setting or a reason without what looks like a key."""
+    """A setting or a reason, without what looks like a key."""
     return SECRETS.sub(HIDDEN, text)
 
 
@@ -173,13 +173,13 @@ def settings(values: Mapping[str, object]) -> str:
 
 
 def facts(values: Mapping[str, object]) -> str:
-    """Names with their values, as an HTML table without a head."""
+    """Names with their values, as an HTML table without a header."""
     known = {n: v for n, v in values.items() if v not in EMPTY}
     return table(("", ""), [(name.replace("_", " "), value) for name, value in known.items()])
 
 
 def note(text: str) -> str:
-    """A small line."""
+    """A line in small type."""
     return f'<div style="font-size:12px;overflow-wrap:anywhere">{escape(brief(text))}</div>'
 
 
@@ -189,7 +189,7 @@ def block(text: object, most: int = 5 * LONGEST) -> str:
 
 
 def tokens(one: Completion) -> str:
-    """How an answer ended and what it took."""
+    """An answer's finish reason and tokens."""
     parts = [one.finish_reason, f"{one.prompt_tokens:,} + {one.completion_tokens:,} tokens"]
     parts += [f"{len(one.samples):,} samples"] * (len(one.samples) > 1)
     return ", ".join(parts + ["from the store"] * one.from_store)
@@ -248,7 +248,7 @@ def _report(report: Report) -> Card:
         some = f"{len(wrong):,} of {len(rows):,} rows wrong: .wrong() shows them"
         lines.append("; ".join(filter(None, [some if len(lost) < len(rows) else "", why])))
         html.append(note(lines[-1]))
-        shown = wrong[_telling([*wrong.columns])].head(WRONG)
+        shown = wrong[_informative([*wrong.columns])].head(WRONG)
         html.append(table([*map(str, shown)], shown.itertuples(index=False)) if len(shown) else "")
     else:
         lines.append(f"{len(rows):,} rows in .rows")
@@ -262,8 +262,8 @@ def _report(report: Report) -> Card:
     return Card([*lines, used], [*html, note(used), details])
 
 
-def _telling(columns: list[Any]) -> list[Any]:
-    """The columns of a wrong answer that show what was asked and what came."""
+def _informative(columns: list[Any]) -> list[Any]:
+    """The columns of a wrong answer that show the question and the answer."""
     if "answer" not in columns:
         return columns[:6]
     before = [name for name in columns[: columns.index("answer")] if name != "run"]

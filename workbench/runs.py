@@ -1,5 +1,5 @@
-"""Where a run writes (`$WORKBENCH_RUN_DIR`, else `runs/` of the project that holds the cwd), from
-which commit it comes, and where the notebooks are that come with the package."""
+"""The folder for a run's files (`$WORKBENCH_RUN_DIR`, else `runs/` of the current project), the
+commit of our code, and the location of the package's notebooks."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from workbench.machine import checkout
 from workbench.types import Metric
 
 _BEGUN: set[Path] = set()
-"""The files of metrics that this process has begun."""
+"""The metrics files that this process has begun."""
 
 
 def commit() -> str | None:
-    """The git commit of the clone that this package runs from, if it does."""
-    if (clone := checkout()) is None:  # another project's repository may hold the environment
+    """The git commit of the clone that this package runs from; None if there is none."""
+    if (clone := checkout()) is None:  # another project's repository may contain the environment
         return None
     command = ["git", "rev-parse", "--short", "HEAD"]
     try:
         done = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
-    except OSError:  # no git here
+    except OSError:  # git is not installed
         return None
     return done.stdout.strip() or None
 
 
 def shipped_notebooks() -> Path:
-    """The folder of our notebooks: the clone's, or the one in the installed package."""
+    """The folder of our notebooks: the clone's, or the installed package's."""
     clone = checkout()
     return clone / "notebooks" if clone else Path(__file__).with_name("_notebooks")
 
 
 def run_dir() -> Path:
-    """The folder of this run; the same wherever a notebook's kernel happens to start."""
+    """The folder of this run; it does not depend on where a notebook's kernel starts."""
     if folder := os.environ.get("WORKBENCH_RUN_DIR"):
         return Path(folder)
     return project() / "runs"
 
 
 def project() -> Path:
-    """The folder of the project that holds the current folder; that one itself if none does."""
+    """The folder of the current project; the current folder if there is none."""
     here = Path.cwd()
     return next((p for p in (here, *here.parents) if (p / "pyproject.toml").exists()), here)
 
@@ -55,7 +55,7 @@ def project() -> Path:
 def save_figure(figure: Figure, name: str) -> Path:
     """Write `figures/<name>.png` of the run; the same picture gives the same bytes.
 
-    One of that name is replaced.
+    An existing file is replaced.
     """
     from workbench.plots.style import PICTURE
 
@@ -65,31 +65,31 @@ def save_figure(figure: Figure, name: str) -> Path:
 
 
 def save_table(table: pd.DataFrame, name: str) -> Path:
-    """Write `results/<name>.csv` of the run; one of that name is replaced."""
+    """Write `results/<name>.csv` of the run; an existing file is replaced."""
     path = _placed("results", f"{name}.csv")
     table.to_csv(path, index=False)
     return path
 
 
 def _placed(folder: str, name: str) -> Path:
-    """A file's path of the run, in a folder that is there."""
+    """The path of a run's file, with its folder created."""
     path = run_dir() / folder / name
-    path.parent.resolve().mkdir(parents=True, exist_ok=True)  # a link may lead to no folder yet
+    path.parent.resolve().mkdir(parents=True, exist_ok=True)  # a link may point to a missing folder
     return path
 
 
 def save_metrics(**metrics: Metric | float) -> None:
     """Add to `metrics.json` of the run: a notebook's headline numbers, which a sweep collects.
 
-    A name that is there already is replaced, as when a cell is run again. Outside a run
-    (`WORKBENCH_RUN_DIR` is not set) all notebooks share the file: the first call of a kernel
-    begins it anew. What is not finite is written as "nan", "inf" or "-inf".
+    An existing name is replaced, as when a cell runs again. Outside a run (`WORKBENCH_RUN_DIR`
+    is not set), all notebooks share the file, and a kernel's first call starts a new one.
+    Non-finite numbers are written as "nan", "inf" or "-inf".
 
     Raises:
-        InputError: there are none, or one is no number.
+        InputError: no metrics, or a value is not a number.
     """
     if not metrics:
-        raise InputError("no metrics: give one at least, such as accuracy=report.summary[0]")
+        raise InputError("no metrics: pass at least one, such as accuracy=report.summary[0]")
     found = {name: _parts(name, value) for name, value in metrics.items()}
     path = run_dir() / "metrics.json"
     adds = path in _BEGUN or os.environ.get("WORKBENCH_RUN_DIR")
@@ -99,10 +99,10 @@ def save_metrics(**metrics: Metric | float) -> None:
 
 
 def _saved(path: Path) -> dict[str, object]:
-    """What a file of metrics holds: nothing, where it is broken."""
+    """The contents of a metrics file; empty if it is broken."""
     try:
         text = path.read_text(encoding="utf-8")
-        # Another program may have written NaN, which is no JSON.
+        # Another program may have written NaN, which is not JSON.
         found = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (FileNotFoundError, ValueError, RecursionError):
         return {}
@@ -120,18 +120,18 @@ def _parts(name: str, value: Metric | float) -> object:
 
 
 def _number(name: str, value: float) -> float | str:
-    """JSON knows nothing of numpy."""
+    """A number as Python's type, which JSON needs."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
-        raise InputError(f"{name}={value!r:.60} is no metric: give a number or a Metric") from None
+        raise InputError(f"{name}={value!r:.60} is not a metric: pass a number or Metric") from None
     try:
-        return int(operator.index(value))  # type: ignore[arg-type]  # that is what is tried
+        return int(operator.index(value))  # type: ignore[arg-type]  # TypeError if it is not whole
     except TypeError:
         return _finite(number)
 
 
 def _finite(number: float | str) -> float | str:
-    """JSON has no NaN."""
+    """A number, or its name if it is NaN or infinite, which JSON lacks."""
     number = float(number)
     return number if math.isfinite(number) else str(number)

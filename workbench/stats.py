@@ -1,4 +1,4 @@
-"""Measured numbers with their intervals, and which kind of number each is."""
+"""Metrics with intervals, and the kinds of metrics."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Z = 1.959964
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Metric(Shown):  # noqa: PLW1641  # it has the hash of its fields
-    """A headline number with its interval and everything that did not count towards it.
+class Metric(Shown):  # noqa: PLW1641  # the hash of its fields is inherited
+    """A headline number with its interval, and counts of rows that it leaves out.
 
     As text it is "0.42 (0.1 to 0.74, n = 20)", a `Share` "85.0 % (64.0 to 94.8, n = 20)" and a
-    `ShareDifference` "+10.0 points (-3.2 to +21.8, n = 20)"; they differ in nothing else.
+    `ShareDifference` "+10.0 points (-3.2 to +21.8, n = 20)"; the classes differ only in this.
     """
 
     form: ClassVar[str] = "number"
@@ -39,7 +39,7 @@ class Metric(Shown):  # noqa: PLW1641  # it has the hash of its fields
 
 
 class Share(Metric):
-    """A share of all, from 0 to 1."""
+    """A share, from 0 to 1."""
 
     __slots__ = ()
     form = "share"
@@ -53,7 +53,7 @@ class ShareDifference(Metric):
 
 
 FORMS: Mapping[str, type[Metric]] = {one.form: one for one in (Metric, Share, ShareDifference)}
-"""The kinds of metrics by their `form`, which a saved report has beside its numbers."""
+"""The kinds of metrics by `form`, which a saved report has with its numbers."""
 
 
 def proportion(
@@ -62,16 +62,16 @@ def proportion(
     """A share with its Wilson score interval (Wilson 1927), as a `Metric`.
 
     Args:
-        hits, n: how many of how many.
-        n_failed, n_unparsed: rows that are no part of `n`, and rows counted in `n` as misses
+        hits, n: number of hits, and of all.
+        n_failed, n_unparsed: rows that are not part of `n`, and rows that count in `n` as misses
             because nothing could be read from them.
-        level: confidence of the interval.
+        level: confidence level of the interval.
 
     Raises:
         InputError: `n` is 0, or `hits` is not within 0..n.
     """
     if n < 1 or not 0 <= hits <= n:
-        raise InputError(f"{name}: {hits} of {n} is no share; nothing was counted")
+        raise InputError(f"{name}: {hits} of {n} is not a share; nothing was counted")
     from statistics import NormalDist  # SciPy's import takes 0.9 of the 3 s of a sweep's point
 
     share, square = hits / n, NormalDist().inv_cdf((1 + level) / 2) ** 2
@@ -84,15 +84,15 @@ def proportion(
 def difference(name: str, values: ArrayLike, others: ArrayLike) -> Metric:
     """Mean of `values - others` over the same n items [n], with its paired 95 % interval.
 
-    The interval is the normal one, good from about 30 items on. For right or wrong there is
-    `paired_shares`, which is good with few items too.
+    The interval is the normal approximation, good from about 30 items. For right or wrong answers,
+    use `paired_shares`, which is good with few items too.
 
     Raises:
         InputError: the two differ in length, or there are fewer than 2 items.
     """
     a, b = np.asarray(values, float), np.asarray(others, float)
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
-        raise InputError(f"{name}: {a.shape} and {b.shape} are no paired values of 2 or more items")
+        raise InputError(f"{name}: {a.shape} and {b.shape} are not 2 or more paired values")
     paired = a - b
     half = Z * float(paired.std(ddof=1)) / len(paired) ** 0.5
     middle = float(paired.mean())
@@ -102,16 +102,16 @@ def difference(name: str, values: ArrayLike, others: ArrayLike) -> Metric:
 def paired_shares(name: str, right: ArrayLike, others: ArrayLike, *, n_failed: int = 0) -> Metric:
     """Share of `right` minus share of `others` over the same n items, with its 95 % interval.
 
-    The value is the plain difference; the interval is the adjusted Wald interval of Agresti and
+    The value is the plain difference. The interval is the adjusted Wald interval of Agresti and
     Min (2005, Statistics in Medicine 24:729-740), which adds 1/2 to each of the four counts, so
-    that it has a width even where the two never differ.
+    that it has a width even if the two never differ.
 
     Args:
         right, others: bool [n], right or wrong on each item.
-        n_failed: items that are no part of these.
+        n_failed: items that are not part of these.
 
     Raises:
-        InputError: the two differ in length, are empty, or hold more than right and wrong.
+        InputError: the two differ in length, are empty, or have values other than right and wrong.
     """
     n, gained, lost = _pairs(name, right, others)
     total = n + 2
@@ -124,7 +124,7 @@ def paired_shares(name: str, right: ArrayLike, others: ArrayLike, *, n_failed: i
 def mcnemar(right: ArrayLike, others: ArrayLike) -> float:
     """Two-sided p-value of McNemar's exact test that both shares are the same.
 
-    It looks at the items where just one of the two is right: a fair coin would have chosen which.
+    It uses the items where exactly one of the two is right: under the hypothesis, a fair coin.
 
     Raises:
         InputError: as `paired_shares`.
@@ -138,19 +138,19 @@ def mcnemar(right: ArrayLike, others: ArrayLike) -> float:
 
 
 def _pairs(name: str, right: ArrayLike, others: ArrayLike) -> tuple[int, int, int]:
-    """How many items, and on how many only the first or only the second is right."""
+    """Number of items; of items where only the first, or only the second, is right."""
     a, b = np.asarray(right), np.asarray(others)
     if a.shape != b.shape or a.ndim != 1 or not len(a):
-        raise InputError(f"{name}: {a.shape} and {b.shape} are not the same items, 1 at least")
+        raise InputError(f"{name}: {a.shape} and {b.shape} are not the same items, at least 1")
     if not np.isin([a, b], [0, 1]).all():
         raise InputError(f"{name}: each item must be right (1) or wrong (0) and nothing else")
     return len(a), int((a > b).sum()), int((a < b).sum())
 
 
 def balanced_accuracy(name: str, right: ArrayLike, answers: ArrayLike) -> Metric:
-    """Mean over the answers that occur of the share of their items that is right.
+    """Mean, over the answers that occur, of the share of their items that is right.
 
-    The 95 % interval joins the answers' Wilson intervals (Newcombe 1998, method 10).
+    The 95 % interval combines the answers' Wilson intervals (Newcombe 1998, method 10).
 
     Args:
         right: bool [n].
@@ -175,14 +175,14 @@ def calibration_error(confidence: ArrayLike, right: ArrayLike, bins: int = 15) -
 
     Args:
         confidence: probability of the chosen answer [n], binned in equal widths over (0, 1].
-        right: whether it was right [n].
+        right: whether the answer was right [n].
 
     Raises:
-        InputError: there are none, the two differ in length, or one is no probability.
+        InputError: no answers, different lengths, or a value is not a probability.
     """
     p, hit = np.asarray(confidence, float), np.asarray(right, float)
     if not p.size or p.shape != hit.shape or not ((p >= 0) & (p <= 1)).all():
-        raise InputError(f"confidence {p.shape} and right {hit.shape}: no probabilities of answers")
+        raise InputError(f"confidence {p.shape} and right {hit.shape}: not answers' probabilities")
     place = np.clip(np.ceil(p * bins) - 1, 0, bins - 1)
     return sum(abs(float((p - hit)[place == b].sum())) for b in range(bins)) / len(p)
 
@@ -192,16 +192,16 @@ def mean(name: str, values: ArrayLike, least: float, most: float) -> Metric:
 
     From 0 to 1 it is a `Share`, from -1 to 1 a `ShareDifference`.
 
-    Where no value differs from another (or there is one only) the spread is unknown, not 0: then
-    as many further values as the Wilson interval of 0 of n allows may lie at either end.
+    If all values are equal (or there is only one), the spread is unknown, not 0. Then as many
+    further values as the Wilson interval of 0 of n allows may be at either end.
 
     Raises:
-        InputError: there are no values, or one is not on the scale.
+        InputError: no values, or one is not on the scale.
     """
     x = np.asarray(values, float)
     if x.ndim != 1 or not len(x) or not ((x >= least) & (x <= most)).all():
-        raise InputError(f"{name}: {x.shape} are no values from {least} to {most}, 1 at least")
-    n, middle = len(x), min(max(float(x.mean()), least), most)  # rounding may leave the scale
+        raise InputError(f"{name}: {x.shape} are not values from {least} to {most}, at least 1")
+    n, middle = len(x), min(max(float(x.mean()), least), most)  # rounding may exceed the scale
     kind = {(0.0, 1.0): Share, (-1.0, 1.0): ShareDifference}.get((least, most), Metric)
     if (x == x[0]).all():
         other = Z**2 / (n + Z**2)
@@ -214,9 +214,9 @@ def mean(name: str, values: ArrayLike, least: float, most: float) -> Metric:
 
 
 def mean_share(name: str, shares: ArrayLike, *, n_failed: int = 0, n_unparsed: int = 0) -> Metric:
-    """Mean of the shares [n] of n items: Wilson's interval where all are 0 or 1, else the t one.
+    """Mean of the shares [n] of n items: Wilson's interval if all are 0 or 1, else the t interval.
 
-    Of no items nothing is known, which is not the same as 0: then NaN, from 0 to 1.
+    Without items, the result is unknown, not 0: NaN, from 0 to 1.
 
     Raises:
         InputError: as `mean`.
@@ -233,21 +233,21 @@ def kappa(name: str, verdicts: ArrayLike, gold: ArrayLike, *, power: int | None 
     """Cohen's kappa: agreement beyond chance on n items (Cohen 1960), with its 95 % interval.
 
     The standard error is the large-sample one of Fleiss, Cohen and Everitt (1969, Psychological
-    Bulletin 72:323-327). Where it is 0 (they never differ, or one of them never varies) the
-    interval is that of the agreement (Wilson) at the same chance agreement. Where both give but one
-    and the same answer, nothing can be beyond chance: 0, from -1 to 1.
+    Bulletin 72:323-327). If it is 0 (they never differ, or one of them never varies), the
+    interval is that of the agreement (Wilson) at the same chance agreement. If both have the same
+    single class, nothing can be beyond chance: 0, from -1 to 1.
 
     Args:
-        verdicts, gold: the classes [n] that the two give each item.
-        power: None counts all disagreements alike; 1 and 2 count them by this power of the
-            distance between the classes, which are numbers then (Cohen 1968).
+        verdicts, gold: the classes [n] from two sources, per item.
+        power: None counts all disagreements alike; 1 and 2 weight them by this power of the
+            distance between the classes, which must be numbers (Cohen 1968).
 
     Raises:
-        InputError: the two differ in length, are empty, or are no numbers where they must be.
+        InputError: the two differ in length, are empty, or are not numbers where required.
     """
     a, b = np.asarray(verdicts), np.asarray(gold)
     if a.shape != b.shape or a.ndim != 1 or not len(a):
-        raise InputError(f"{name}: {a.shape} and {b.shape} are not the same items, 1 at least")
+        raise InputError(f"{name}: {a.shape} and {b.shape} are not the same items, at least 1")
     n, classes = len(a), np.unique(np.concatenate([a, b]))
     if power is not None and not (power > 0 and np.issubdtype(classes.dtype, np.number)):
         raise InputError(f"{name}: power={power!r} needs numbers as classes, and to be above 0")
@@ -262,7 +262,7 @@ def kappa(name: str, verdicts: ArrayLike, gold: ArrayLike, *, power: int | None 
 
 
 def _beyond_chance(name: str, counts: NDArray[np.float64], w: NDArray[np.float64]) -> Metric:
-    """Kappa of the items in each pair of classes, where agreement in a pair is worth `w`."""
+    """Kappa from the number of items per pair of classes, and the weight of each pair."""
     n = int(counts.sum())
     p, rows, columns = counts / n, counts.sum(1) / n, counts.sum(0) / n
     observed, chance = float((w * counts).sum()) / n, float(rows @ w @ columns)

@@ -1,6 +1,6 @@
-"""Responses kept for good: one SQLite file, a row a response, written as each completes.
+"""A persistent store of answers: one SQLite file, a row per answer, written as each completes.
 
-A key is the digest of everything that decides the answer; a value is JSON, compressed.
+A key is the digest of everything that affects the answer; a value is compressed JSON.
 Several processes may use one file at once (write-ahead log). `kill -9` loses what was in flight.
 """
 
@@ -42,7 +42,7 @@ def digest(*parts: object) -> bytes:
 
 
 def folder_digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of a model folder's files, read in parallel."""
+    """SHA-256 of the names and contents of a model folder's files, read in parallel."""
     from concurrent.futures import ThreadPoolExecutor
 
     def one(path: Path) -> str:
@@ -62,7 +62,7 @@ def folder_digest(folder: Path) -> str:
 
 
 class Store:
-    """A dictionary of responses on disk, safe to share between threads and processes.
+    """A dictionary of answers on disk, safe for several threads and processes.
 
     Raises:
         StoreError: the file is corrupt, not a workbench store, or its folder cannot be written.
@@ -73,7 +73,7 @@ class Store:
         self._lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # prompts are nobody else's
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # prompts are private
             self._db = sqlite3.connect(
                 path, timeout=60, check_same_thread=False, isolation_level=None
             )
@@ -87,8 +87,8 @@ class Store:
 
     def _refuse(self, reason: str) -> NoReturn:
         raise StoreError(
-            f"cannot use {self.path} as a response store: {reason}. It was left as it is; "
-            'give another path as store="…", or store=None to work without one'
+            f"cannot use {self.path} as a response store: {reason}. It was not changed; set "
+            'another path as store="…", or store=None to work without one'
         )
 
     def _prepare(self) -> None:
@@ -110,7 +110,7 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._roll_back()  # what an interrupt between two lines has left open
+        self._roll_back()  # an interrupt may have left a transaction open
         try:
             self._db.execute("BEGIN IMMEDIATE")
             yield
@@ -124,7 +124,7 @@ class Store:
             self._db.execute("ROLLBACK")
 
     def _use_log(self) -> None:
-        """Switch to the write-ahead log; SQLite itself does not wait for others here."""
+        """Switch to the write-ahead log; SQLite does not wait for other processes here."""
         patience = time.monotonic() + 30
         self._db.execute("PRAGMA synchronous=NORMAL")
         while True:
@@ -138,7 +138,7 @@ class Store:
                 return
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Any]:
-        """The values of those keys that are here."""
+        """The stored values of these keys."""
         found: dict[bytes, Any] = {}
         try:
             with self._lock:
@@ -150,12 +150,12 @@ class Store:
                         found[key] = json.loads(zlib.decompress(value))
         except (sqlite3.Error, zlib.error, ValueError) as error:
             raise StoreError(
-                f"{self.path} is damaged ({error}); move it away or give another store"
+                f"{self.path} is damaged ({error}); move it away or use another store"
             ) from error
         return found
 
     def put(self, rows: Mapping[bytes, Any] | Iterable[tuple[bytes, Any]]) -> None:
-        """Add rows in one transaction; a key that is there already keeps its first value."""
+        """Add rows in one transaction; an existing key keeps its value."""
         pairs = rows.items() if isinstance(rows, Mapping) else rows
         now = time.time()
         packed = [
@@ -167,15 +167,15 @@ class Store:
                 self._db.executemany("INSERT OR IGNORE INTO responses VALUES (?,?,?)", packed)
         except sqlite3.Error as error:
             raise StoreError(
-                f"could not write to {self.path}: {error}; free some disk space or give "
-                "another store (what was written before is kept)"
+                f"could not write to {self.path}: {error}; free some disk space or use "
+                "another store (earlier writes are kept)"
             ) from error
 
     def update(self, key: bytes, change: Callable[[Any | None], T]) -> T:
-        """Replace a fact by what `change` makes of it (None: there is none), as one step.
+        """Replace a fact by `change` of it (None if there is none) atomically; returns the new one.
 
-        Facts are beside the responses: what is known of models and of calls. Other threads and
-        processes see one before or after. Returns the new one.
+        Facts are stored next to the answers: what is known of models and calls. Other threads and
+        processes see the old or the new fact.
         """
         try:
             with self._lock, self._transaction():
@@ -186,7 +186,7 @@ class Store:
                 self._db.execute(query, (key, json.dumps(new)))
         except (sqlite3.Error, ValueError) as error:
             raise StoreError(
-                f"could not use {self.path}: {error}; give another store as store=…, or None"
+                f"could not use {self.path}: {error}; set another store as store=…, or None"
             ) from error
         return new
 
@@ -199,14 +199,14 @@ class Store:
 
 
 def open_store(store: str | Path | None) -> Store | None:
-    """`"default"` is the user's own file, a path is that file, None is no store."""
+    """`"default"` is the user's file, a path is that file, None is no store."""
     if store is None:
         return None
     return Store(default_path() if store == "default" else Path(store).expanduser())
 
 
 def dump(row: Completion | LabelRow) -> Any:
-    """What the store keeps of an answer: of label scores, a list, with bounds where they differ."""
+    """An answer's stored form; for label scores, a list, with bounds if they differ."""
     if isinstance(row, LabelRow):
         return row.logprobs if row.upper is None else [row.logprobs, row.upper]
     return {
@@ -220,7 +220,7 @@ def dump(row: Completion | LabelRow) -> Any:
 
 
 def load(value: Any) -> Completion | LabelRow:
-    """An answer again, of what the store kept of it; the index of label scores is not known."""
+    """An answer from its stored form; the index of label scores is unknown."""
     if not isinstance(value, dict):
         scores, upper = value if isinstance(value[0], list | tuple) else (value, value)
         return LabelRow(0, tuple(scores), upper=tuple(upper))

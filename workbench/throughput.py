@@ -1,7 +1,7 @@
-"""How fast are engines: the same prompts through each, in turns, on one machine in one run.
+"""How fast engines are: the same prompts through each, in turn, on one machine in one run.
 
-A `Runner` is a way to run prompts, a `Load` is how much there is to do. Every repeat has prompts of
-its own, and prefix caches are emptied before each run, so that nothing is answered from memory.
+A `Runner` runs prompts, a `Load` is the amount of work. Every repeat has different prompts, and
+prefix caches are emptied before each run, so that no answer comes from a cache.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ from workbench.progress import one_bar
 from workbench.runs import commit
 from workbench.types import Metric, Report, Sampling, Usage
 
-CALLS = 4  # a batch is timed over so many calls: its speed does not depend on what follows
+CALLS = 4  # calls per measurement: the speed of a batch does not depend on later ones
 
 
 class Throughput:
-    """A measurement: `run()` does it, and after an interrupt resumes it.
+    """A measurement: `run()` performs it, and resumes it after an interrupt.
 
-    `rows` has one row for each runner, load and repeat that is done: `runner`, `batch`, `label`;
-    the load's fields; `repeat`, `count` (prompts that were run: `CALLS` batches at most),
+    `rows` has one row for each finished runner, load and repeat: `runner`, `batch`, `label`;
+    the load's fields; `repeat`, `count` (prompts that were run: at most `CALLS` batches),
     `seconds`, `requests_per_s`, `output_tokens_per_s`,
     `total_tokens_per_s`, `cached` (share of prompt tokens), `cpu` (share of all cores), `gpu`
-    (share of the time, None without one), `peak_memory_gib` (all that is held),
+    (share of the time, None without one), `peak_memory_gib` (of the whole process),
     `added_memory_gib` (by this run), `error`.
 
     Args:
-        runners: the first is what the others are compared to.
-        loads: the first is the one of the headline numbers.
-        repeats: runs of each.
-        seed: chooses the prompts.
+        runners: the others are compared with the first.
+        loads: the first is used for the headline numbers.
+        repeats: runs of each runner and load.
+        seed: selects the prompts.
 
     Raises:
-        InputError: nothing to run, two runners of the same label, or a load that does not fit an
-            engine's context.
+        InputError: nothing to run, two runners with the same label, or a load that exceeds an
+            engine's context length.
     """
 
     def __init__(
         self, runners: Sequence[Runner], loads: Sequence[Load], *, repeats: int = 3, seed: int = 0
     ) -> None:
         if not runners or not loads:
-            raise InputError("give at least one runner and one load")
+            raise InputError("pass at least one runner and one load")
         labels = [runner.label for runner in runners]
         if len(set(labels)) < len(labels):
-            raise InputError(f"two runners are called the same: {labels}")
+            raise InputError(f"two runners have the same label: {labels}")
         self._runners, self._loads = list(runners), list(dict.fromkeys(loads))
         for load in self._loads:
             for runner in runners:
@@ -63,11 +63,11 @@ class Throughput:
 
     @property
     def rows(self) -> pd.DataFrame:
-        """What has been measured so far."""
+        """The results so far."""
         return pd.DataFrame([self._done[key] for key in sorted(self._done)])
 
     def run(self) -> Report:
-        """Measure what is not measured yet; Ctrl-C keeps what is."""
+        """Measure what is missing; Ctrl-C keeps finished measurements."""
         plan = [key for key in self._plan() if key not in self._done]
         with one_bar(len(plan), "throughput", "run") as bar:
             if not self._warm:
@@ -87,10 +87,10 @@ class Throughput:
         self._warm = True
 
     def report(self) -> Report:
-        """What has been measured so far, as a report.
+        """The results so far, as a report.
 
         Raises:
-            InputError: nothing has been.
+            InputError: there are none.
         """
         rows = self.rows
         if rows.empty:
@@ -112,7 +112,7 @@ class Throughput:
         return Report((*rates, *speedups(first)), rows, _usage(rows), provenance)
 
     def _plan(self) -> list[tuple[int, int, int]]:
-        """(repeat, load, runner); no runner is always the first or the last."""
+        """(repeat, load, runner), in an order where no runner is always the first or the last."""
         many = len(self._runners)
         return [
             (repeat, load, (runner + repeat) % many)
@@ -161,7 +161,7 @@ class Throughput:
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row for each runner and load: medians over the repeats, and the range of the speed.
+    """A row per runner and load: medians over the repeats, and the range of the speed.
 
     Columns: `label`, `runner`, `batch`, the load's fields, `n`, `n_failed`, `output_tokens_per_s`
     with `low` and `high`, `requests_per_s`, `cached`, `cpu`, `gpu`, and the highest
@@ -183,16 +183,16 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def speedups(rows: pd.DataFrame) -> list[Metric]:
-    """How many times faster the first runner is than each other one, on the same load.
+    """How many times faster the first runner is than each other one, at the same load.
 
-    Each repeat gives one ratio of requests a second; a metric is their median with their range,
-    and `n` the number of repeats. Runners without a finished repeat have none.
+    Each repeat gives a ratio of requests per second. A metric is their median with their range;
+    `n` is the number of repeats. Runners without a finished repeat are left out.
 
     Raises:
-        InputError: the rows are of several loads.
+        InputError: the rows have several loads.
     """
     if len(rows[[*asdict(Load())]].drop_duplicates()) > 1:
-        raise InputError("rows of several loads: give those of one, a ratio is of the same work")
+        raise InputError("rows of several loads: pass those of one, as a ratio needs the same work")
     done = rows[rows["error"].isna()]
     if done.empty:
         return []
@@ -217,7 +217,8 @@ def _median(name: str, values: pd.Series[float], failed: int = 0) -> Metric:
 
 def _check_fit(runner: Runner, load: Load) -> None:
     if runner.batch > load.requests:
-        raise InputError(f"{runner.label}: {load.requests} requests are no whole batch; give more")
+        what = f"{load.requests} requests are not a whole batch"
+        raise InputError(f"{runner.label}: {what}; increase them")
     context = runner.engine.info.context_length
     need = load.prompt_tokens + load.output_tokens
     if need > context:

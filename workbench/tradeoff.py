@@ -1,6 +1,6 @@
-"""Quality against speed of a masked-diffusion model: what thresholds and caches save, and cost.
+"""Quality and speed of a masked-diffusion model: what thresholds and caches save, and cost.
 
-A measurement: each answer is made anew, on one model in memory, all settings in turns.
+A measurement: each answer is computed again, with one model in memory, all settings in turn.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from workbench.verdicts import accuracy, to_frame, try_to_grade
 
 
 class TradeOff:
-    """A measurement: `run()` does it, and after an interrupt resumes it.
+    """A measurement: `run()` performs it, and resumes it after an interrupt.
 
-    `rows` has a row for each item and setting that is done: `setting`, `round`, `id`, the item's
-    fields, `answer`, `text`, `extracted`, `correct`, `parsed`, `error`, `forwards`
-    (steps until the answer was there), `completion_tokens`. `speeds` has one for each setting and
-    round: `seconds`, `forwards` (runs of the model), `positions` (computed in these), `tokens` (of
-    the answers, their end included), `tokens_per_s`, `failed`.
+    `rows` has one row for each finished item and setting: `setting`, `round`, `id`, the item's
+    fields, `answer`, `text`, `extracted`, `correct`, `parsed`, `error`, `forwards` (steps until the
+    answer was complete), `completion_tokens`. `speeds` has one row for each setting and round:
+    `seconds`, `forwards` (runs of the model), `positions` (computed in these), `tokens` (of the
+    answers, including their ends), `tokens_per_s`, `failed`.
 
     Args:
         engine: the model; rows share its batch.
-        settings: the first is what the others are compared to.
-        task: a name, or a task as it is.
-        count: items, or None for the task's own number; `seed` chooses them.
-        sampling: how to answer; as the task says by default (greedy).
-        repeats: rounds over all settings. The first gives the rows, all of them the speeds.
+        settings: the others are compared with the first.
+        task: a name, or a task.
+        count: number of items; None is the task's default. `seed` selects them.
+        sampling: how to answer; by default the task's (greedy).
+        repeats: rounds over all settings. The first round gives `rows`, all rounds give `speeds`.
 
     Raises:
-        InputError: no settings, one of them twice, or a value out of its range.
+        InputError: no settings, a repeated one, or a value out of its range.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class TradeOff:
         repeats: int = 3,
     ) -> None:
         if not settings or len({*map(str, settings)}) < len(settings):
-            raise InputError(f"{len(settings)} settings: give one at least, and each once")
+            raise InputError(f"{len(settings)} settings: at least one is needed, and none twice")
         if not isinstance(engine, DiffusionEngine):
             raise InputError(
-                f'{engine!r:.80} is no diffusion engine: open one (engine="diffusion")'
+                f'{engine!r:.80} is not a diffusion engine: open one (engine="diffusion")'
             )
         self._engine, self._settings = engine, tuple(settings)
         self._repeats = values.whole("repeats", repeats, 1)
@@ -72,31 +72,31 @@ class TradeOff:
 
     @property
     def rows(self) -> pd.DataFrame:
-        """The answers that are there so far."""
+        """The answers so far."""
         return to_frame([row for key in sorted(self._done) for row in self._done[key][1]])
 
     @property
     def speeds(self) -> pd.DataFrame:
-        """The speeds measured so far."""
+        """The speeds so far."""
         return to_frame([self._done[key][0] for key in sorted(self._done)])
 
     def run(self) -> Report:
-        """Measure what is not measured yet; Ctrl-C keeps what is."""
+        """Measure what is missing; Ctrl-C keeps finished measurements."""
         plan = [(r, s) for r in range(self._repeats) for s in range(len(self._settings))]
         left = [key for key in plan if key not in self._done]
         with one_bar(len(left) * len(self._cases), "denoising", "row") as bar:
             for number, (turn, which) in enumerate(left):
                 bar.set_postfix_str(str(self._settings[which]))
-                if not number:  # what runs first is slower
+                if not number:  # the first run is slower
                     self._denoise(self._settings[which], None, first=self._engine.batch_size)
                 self._done[turn, which] = self._measure(turn, self._settings[which], bar)
         return self.report()
 
     def report(self) -> Report:
-        """What has been measured so far: the accuracy of each setting.
+        """The results so far: the accuracy of each setting.
 
         Raises:
-            InputError: nothing has been.
+            InputError: there are none.
         """
         rows = self.rows
         if rows.empty:
@@ -119,20 +119,20 @@ class TradeOff:
         return Report(tuple(shares), rows, used, provenance)
 
     def table(self) -> pd.DataFrame:
-        """A row for each setting.
+        """A row per setting.
 
-        Columns: `setting`, of it `cache`, `threshold`, `steps` (NaN, both: one token a step) and
+        Columns: `setting`; its `cache`, `threshold`, `steps` (NaN, both: one step per token) and
         `block_length`; its `accuracy` with the interval `low` to `high`, `n`, `n_failed`,
-        `n_unparsed`; `forwards` an answer and `forwards_per_token`; `tokens_per_s`, the median of
-        the rounds, `slowest` to `fastest`. Against the first setting: `pairs`, items on which
-        neither failed; on these `points`, the accuracy minus the first's, `points_low` to
-        `points_high`, and `fewer`, how many times as many forwards the first needs, `fewer_low` to
+        `n_unparsed`; `forwards` per answer, `forwards_per_token`; `tokens_per_s`, the median of the
+        rounds, `slowest` to `fastest`. Against the first setting: `pairs`, the number of items on
+        which neither failed; on these, `points`, the accuracy minus the first's, `points_low` to
+        `points_high`, and `fewer`, the first's forwards over this setting's, `fewer_low` to
         `fewer_high` (intervals are 95 %; this one by 1,000 resamples of the items); `faster`, the
-        median over rounds of the first's seconds over its own, with their range `faster_low` to
-        `faster_high`.
+        median over rounds of the first's seconds over this setting's, with the range `faster_low`
+        to `faster_high`.
 
         Raises:
-            InputError: nothing has been measured.
+            InputError: there are no results yet.
         """
         self.report()
         rows, speeds = self.rows, self.speeds.set_index(["setting", "round"])
@@ -193,7 +193,7 @@ class TradeOff:
         try:
             sampling = self._cases[place].sampling
             return self._engine.row(self._prompts[place], sampling, setting, seed=place)
-        except InputError as error:  # this prompt is too long: the others are not
+        except InputError as error:  # this prompt is too long; the others may fit
             return error
 
     def _row(self, case: AgentCase, row: Row | InputError) -> dict[str, Any]:
@@ -210,7 +210,7 @@ class TradeOff:
 
 
 def _against(part: pd.DataFrame, first: pd.DataFrame | None) -> dict[str, float]:
-    """What a setting gains and saves on the items that neither it nor the first failed on."""
+    """Differences to the first setting, on the items that failed in neither."""
     if first is None:  # it is the first
         return {"pairs": int(part["error"].isna().sum()), "points": 0.0, "fewer": 1.0}
     both = part.merge(first, on="id", suffixes=("", "_first"))

@@ -1,4 +1,4 @@
-"""The whole mental model on one page: what goes into an engine and what comes out.
+"""The whole mental model on one page: what engines accept and what they return.
 
 A prompt is text (completion) or a list of messages (chat). An `Engine` turns prompts and a
 `Sampling` into `Completion`s, or prompts and labels into `LabelScores`. Nothing here computes.
@@ -32,7 +32,7 @@ Prompt = str | Sequence[Message]
 Errors = Literal["raise", "return"]
 PromptStyle = Literal["completion", "chat"]
 Style = Literal["auto", "completion", "chat"]
-MOST_SAMPLES = 1_000_000  # of a prompt
+MOST_SAMPLES = 1_000_000  # maximum per prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,23 +40,23 @@ class Sampling:
     """How to continue a prompt; the defaults are greedy.
 
     Attributes:
-        max_tokens: most tokens to generate for a sample.
+        max_tokens: maximum number of tokens to generate per sample.
         temperature: 0 is greedy.
         top_p, top_k, min_p: truncation of the distribution; `None` is off.
-        n: samples a prompt; more than one needs a temperature above 0.
-        seed: makes samples repeatable; each gets a seed of its own derived from this one,
-            the prompt and its index.
+        n: samples per prompt; more than one needs a temperature above 0.
+        seed: makes samples repeatable; each sample's seed is derived from it, the prompt and the
+            sample's index.
         stop: texts that end a sample and are not part of it.
-        logprobs: how many of the likeliest tokens to report at each position; 0 is the
-            log-probability of the chosen token alone.
-        choices, regex, json_schema: structured output; at most one of them. An answer that
-            `max_tokens` cuts short of it is a failed row.
-        ignore_eos: continue past the model's own end, to `max_tokens`: for measuring speed.
+        logprobs: how many of the likeliest tokens to report at each position; 0 is only the
+            log-probability of the chosen token.
+        choices, regex, json_schema: structured output; at most one of them. If `max_tokens` cuts
+            an answer before it is complete, the row fails.
+        ignore_eos: continue past the model's end token, up to `max_tokens`, to measure speed.
 
-    Numbers and columns of NumPy and pandas become plain ones.
+    Numbers and columns of NumPy and pandas become plain Python values.
 
     Raises:
-        InputError: a value is of the wrong kind or out of its range.
+        InputError: a value has the wrong type or is out of its range.
     """
 
     max_tokens: int = 256
@@ -79,20 +79,20 @@ class Sampling:
         if self.top_p == 0:
             values.refuse("top_p", self.top_p, "above 0 and at most 1")
         if self.choices is not None and not 0 < len(self.choices) == len(set(self.choices)):
-            need = "None, or one text at least and none of them twice"
+            need = "None, or at least one text and none twice"
             values.refuse("choices", self.choices, need)
         if self.n > 1 and self.temperature == 0:
             raise InputError(f"n={self.n} greedy samples would be equal; set temperature above 0")
         if sum(x is not None for x in (self.choices, self.regex, self.json_schema)) > 1:
-            raise InputError("choices, regex and json_schema exclude each other: give one")
+            raise InputError("choices, regex and json_schema exclude each other: set only one")
 
     def canonical(self) -> dict[str, Any]:
-        """What decides a sample's text, as JSON-ready values (`n` and `seed` left out)."""
+        """The fields that affect a sample's text, as JSON-ready values (without `n` and `seed`)."""
         skip = {"n", "seed"}
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in skip}
 
 
-# How each field is checked and made plain, in their order.
+# How each field is checked and normalised, in the order of the fields.
 _FIELDS: dict[str, tuple[Any, ...]] = {
     "max_tokens": (values.whole, 1),
     "temperature": (values.real, 0, 100),
@@ -112,10 +112,10 @@ _FIELDS: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One generated token, its natural log-probability and the likeliest tokens there.
+    """One generated token, its natural log-probability, and the likeliest tokens at its position.
 
-    `top` has as many as were asked for, the likeliest first; the generated one need not be among
-    them. A token is its id, or its text where a server gives no ids.
+    `top` has the requested number of tokens, the likeliest first; the generated token need not be
+    among them. A token is its id, or its text if a server sends no ids.
     """
 
     token_id: int | str
@@ -125,10 +125,10 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Completion(Shown):
-    """One answer. With `n > 1` it is `samples[0]` and carries all of them in `samples`.
+    """One answer. With `n > 1` it is `samples[0]`, and `samples` has all of them.
 
-    `reasoning` is what a server parted from the answer as thinking. `cached_tokens` is None where
-    the engine does not tell it for a row.
+    `reasoning` is the model's thinking, if it is separated from the answer. `cached_tokens` is None
+    if the engine does not report it for a row.
     """
 
     text: str
@@ -155,11 +155,11 @@ class LabelScores(Shown):
 
     Attributes:
         logprobs: float64 [n_prompts, n_labels], natural logarithm; -inf where missing.
-        upper: float64 [n_prompts, n_labels], a true upper bound (equal where exact). For a label of
-            several tokens a diffusion engine has nothing but a lower bound, and gives that as both.
-        missing: bool [n_prompts, n_labels], no exact value could be had.
-        errors: for each prompt the reason it failed, or None.
-        labels: what was scored, where it is known.
+        upper: float64 [n_prompts, n_labels], an upper bound (equal where exact). For a label of
+            several tokens, a diffusion engine has only a lower bound, and returns that as both.
+        missing: bool [n_prompts, n_labels], True where there is no exact value.
+        errors: for each prompt the reason of its failure, or None.
+        labels: the labels, if known.
     """
 
     logprobs: NDArray[np.float64]
@@ -171,14 +171,14 @@ class LabelScores(Shown):
     def frame(self) -> pd.DataFrame:
         """`logprobs` with the labels as columns; failed rows are NaN, with the reason in `error`.
 
-        There is that column only where some failed. Of labels that are not known: 0, 1, ...
+        The column `error` exists only if some rows failed. Unknown labels are named 0, 1, ...
         """
         return scores_frame(self)
 
 
 @dataclass(frozen=True, slots=True)
 class LabelRow:
-    """Scores of all labels for the prompt at `index`, or why there are none.
+    """Scores of all labels for the prompt at `index`, or the reason of its failure.
 
     `upper` bounds them where some are missing (-inf); None means that all are exact.
     """
@@ -193,10 +193,10 @@ class LabelRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class EngineInfo(Shown):
-    """What answers, precisely enough to load the same again.
+    """An engine's facts, precise enough to load the same model again.
 
-    `failovers` has each time that a run went on elsewhere because an engine was lost; `notes` what
-    is odd about the answers or where they come from, each once. A `context_length` of 0 is unknown.
+    `failovers` has each time that another engine took over because one was lost. `notes` has
+    each oddity of the answers or their source once. A `context_length` of 0 is unknown.
     """
 
     engine: str
@@ -213,9 +213,9 @@ class EngineInfo(Shown):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Usage(Shown):
-    """What an engine has done since it was opened. Rows from the store cost no tokens.
+    """What an engine has done since it was opened. Stored rows cost no tokens.
 
-    `cached_tokens` is None where a server does not tell.
+    `cached_tokens` is None if a server does not report it.
     """
 
     requests: int = 0
@@ -230,12 +230,12 @@ class Usage(Shown):
     peak_memory_bytes: int = 0
 
     def __add__(self, other: Usage) -> Usage:
-        """Both together, with the higher peak memory; what is unknown of one is so of the sum."""
+        """The sum, with the higher peak memory; None in one of them is None in the sum."""
         peak = max(self.peak_memory_bytes, other.peak_memory_bytes)
         return self._each(operator.add, other, peak)
 
     def since(self, before: Usage) -> Usage:
-        """What came after `before` (the peak memory stays the highest so far)."""
+        """The usage after `before` (the peak memory stays the highest so far)."""
         return self._each(operator.sub, before, self.peak_memory_bytes)
 
     def _each(self, combine: Callable[[Any, Any], Any], other: Usage, peak: int) -> Usage:
@@ -248,19 +248,19 @@ class Usage(Shown):
 
     @property
     def computed_tokens(self) -> int:
-        """Tokens the model really ran over (at most, where cached ones are not known)."""
+        """Tokens that the model computed (an upper bound if cached tokens are unknown)."""
         return self.prompt_tokens - (self.cached_tokens or 0) + self.completion_tokens
 
     @property
     def cache_hit_rate(self) -> float | None:
-        """Share of prompt tokens found in the prefix cache, None where it is not known."""
+        """Share of prompt tokens found in the prefix cache; None if unknown."""
         if self.cached_tokens is None:
             return None
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
 
 
 class Engine(Protocol):
-    """Anything that answers. Every engine keeps the same promises; see `open_engine`."""
+    """The interface of all engines, which all keep the same rules; see `open_engine`."""
 
     @property
     def info(self) -> EngineInfo: ...
@@ -282,7 +282,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Item(Shown):
-    """One question of a task; `fields` are what its prompts are made from."""
+    """One question of a task; prompts are made from its `fields`."""
 
     id: str
     fields: Mapping[str, Any]
@@ -291,7 +291,7 @@ class Item(Shown):
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """A verdict on one response. `correct` is None where no answer could be read from it."""
+    """A verdict on one response. `correct` is None if no answer could be read from it."""
 
     correct: bool | None
     extracted: str | None
@@ -299,10 +299,10 @@ class Grade:
 
 
 class Task(Protocol):
-    """Items, the prompts made from them, a grader that accepts every gold answer.
+    """Items, the prompts made from them, and a grader that accepts every gold answer.
 
-    `sampling` is how an answer is asked for: how long it may be and where it ends. `difficulty` is
-    the field that tells easy items from hard ones, "" if there is none.
+    `sampling` is how to answer: the maximum length, and where an answer ends. `difficulty` is the
+    field that separates easy items from hard ones; "" if there is none.
     """
 
     name: str
@@ -317,7 +317,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Report(Shown):
-    """What every experiment returns: headline numbers, one row an item, what it cost, from what."""
+    """The result of every experiment: headline numbers, one row per item, usage and provenance."""
 
     summary: tuple[Metric, ...]
     rows: pd.DataFrame
@@ -325,7 +325,7 @@ class Report(Shown):
     provenance: Mapping[str, Any]
 
     def wrong(self) -> pd.DataFrame:
-        """The rows with a wrong answer, read or not; a row that failed has no answer.
+        """The rows with a wrong answer, unreadable ones included; without rows that failed.
 
         Raises:
             InputError: the rows have no verdicts.
@@ -333,7 +333,7 @@ class Report(Shown):
         if "correct" not in self.rows:
             have = ", ".join(map(str, self.rows.columns))
             raise InputError(
-                f"this report has no verdicts, a column `correct`: look into its rows ({have:.200})"
+                f"this report has no verdicts, a column `correct`: see its rows ({have:.200})"
             )
         wrong = self.rows["correct"].eq(False).fillna(value=False).astype(bool)
         return self.rows[wrong & self.rows["error"].isna() if "error" in self.rows else wrong]
@@ -341,21 +341,21 @@ class Report(Shown):
     def save(self, folder: str | Path, figure: Figure | None = None) -> Path:
         """Write `summary.json`, `rows.parquet` and, with a `figure`, `figure.png`.
 
-        The folder appears whole or not at all.
+        The folder appears only when it is complete.
 
         Raises:
-            InputError: the folder exists already.
+            InputError: the folder exists.
         """
         import shutil
         from pathlib import Path
 
         from workbench.plots.style import PICTURE
 
-        given, target = Path(folder), Path(folder).resolve()  # where a link ends
+        given, target = Path(folder), Path(folder).resolve()  # the target of links
         if target.exists():
             raise InputError(f"{given} exists already: choose another folder for this report")
         part = target.with_name(target.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)  # left there by a kill
+        shutil.rmtree(part, ignore_errors=True)  # left by a kill
         part.mkdir(parents=True)
         try:
             self._write(part)
@@ -368,7 +368,7 @@ class Report(Shown):
         return given
 
     def _write(self, folder: Path) -> None:
-        """All files but the figure."""
+        """Write all files but the figure."""
         import json
 
         summary = {

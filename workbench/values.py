@@ -1,6 +1,6 @@
-"""Values that people give, checked and made plain: numbers, texts, switches, JSON.
+"""Checks of users' values, which become plain Python: numbers, texts, switches, JSON.
 
-A number out of a table (NumPy's, pandas') is the same request as Python's own, so it becomes one.
+A number from a table (NumPy's, pandas') means the same request as Python's, so it becomes one.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from workbench.lazy import pd
 
 LARGEST = 2**63 - 1
 MISSING = {"None", "nan", "NaT", "<NA>"}
-"""How the values print that stand for no value."""
+"""How missing values print."""
 T = TypeVar("T")
 
 
 def refuse(name: str, value: object, need: str) -> NoReturn:
-    """Say which value is wrong, in one line, and what it must be."""
+    """Raise an InputError that names the wrong value and what it must be, in one line."""
     try:
         shown = " ".join(repr(value).split())
-    except Exception:  # noqa: BLE001  # a number of thousands of digits, or somebody's own class
+    except Exception:  # noqa: BLE001  # a number of thousands of digits, or a custom class
         shown = f"a {type(value).__name__}"
     raise InputError(f"{name}={shown:.80}: must be {need}") from None
 
 
 def is_missing(value: object) -> bool:
-    """Whether it stands for no value: None, NaN and pandas' own."""
+    """Whether it is a missing value: None, NaN or pandas' NA."""
     return not isinstance(value, str) and str(value) in MISSING
 
 
 def written(value: object) -> str:
-    """As a text: a list, an array or a mapping as JSON, others as Python prints them."""
+    """A value as text: a list, an array or a mapping as JSON, others as Python prints them."""
     nested = isinstance(value, Mapping | list | tuple) or getattr(value, "ndim", 0) > 0
     try:
         return json.dumps(value, default=_of_json, ensure_ascii=False) if nested else str(value)
@@ -44,7 +44,7 @@ def written(value: object) -> str:
         TypeError,
         ValueError,
         RecursionError,
-    ):  # keys that are no texts
+    ):  # keys that are not texts
         return str(value)
 
 
@@ -56,7 +56,7 @@ def _of_json(value: object) -> Any:
 
 
 def cells(frame: pd.DataFrame) -> pd.DataFrame:
-    """Its values as Python's own; a float of fewer than 64 bits keeps the digits that it prints."""
+    """A frame's values as Python's; short floats keep the digits that they print."""
     cells = frame.astype(object)
     for place, kind in enumerate(frame.dtypes):
         if kind.kind == "f" and kind.itemsize < 8:
@@ -66,7 +66,7 @@ def cells(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def optional(name: str, value: object, check: Callable[..., T], *limits: float) -> T | None:
-    """`check`, where None is a value too."""
+    """`check`, but None is valid too."""
     if value is None:
         return None
     try:
@@ -76,10 +76,10 @@ def optional(name: str, value: object, check: Callable[..., T], *limits: float) 
 
 
 def whole(name: str, value: object, least: int, most: int = LARGEST) -> int:
-    """A whole number from `least` to `most`, as Python's own.
+    """A whole number from `least` to `most`, as a Python int.
 
     Raises:
-        InputError: it is none; names the remedy for one that is written as a fraction.
+        InputError: it is not one; suggests the nearest for a fraction.
     """
     number = _number(value)
     if isinstance(value, numbers.Integral) and least <= int(value) <= most and number is not None:
@@ -95,17 +95,17 @@ def _number(value: object) -> float | None:
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         return None
     try:
-        # Of 0.9 in half the bits the same digits, not the same fraction.
+        # for 0.9 in 16 bits: the same digits, not the same fraction
         return float(str(value)) if hasattr(value, "dtype") else float(value)
     except (ValueError, OverflowError):
         return math.inf
 
 
 def real(name: str, value: object, low: float, high: float, *, above: bool = False) -> float:
-    """A number from `low` (or `above` it) to `high`, as Python's own.
+    """A number from `low` (or `above` it) to `high`, as a Python float.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not one.
     """
     number = _number(value)
     if number is not None and (low < number if above else low <= number) and number <= high:
@@ -118,7 +118,7 @@ def flag(name: str, value: object) -> bool:
     """True or False.
 
     Raises:
-        InputError: anything else.
+        InputError: any other value.
     """
     kind = (str(getattr(value, "dtype", "")), getattr(value, "ndim", None))
     if isinstance(value, bool) or kind == ("bool", 0):
@@ -127,7 +127,7 @@ def flag(name: str, value: object) -> bool:
 
 
 def choice(name: str, value: object, *choices: str) -> str:
-    """One text out of a few.
+    """One of a few texts.
 
     Raises:
         InputError: it is none of them.
@@ -138,10 +138,10 @@ def choice(name: str, value: object, *choices: str) -> str:
 
 
 def text(name: str, value: object) -> str:
-    """A text that is not empty.
+    """A non-empty text.
 
     Raises:
-        InputError: it is none, or holds half a character (a lone surrogate).
+        InputError: not a text, empty, or it has a lone surrogate (half a character).
     """
     if (made := _text(value)) is None:
         refuse(name, value, "a text that is not empty, of whole characters")
@@ -149,10 +149,10 @@ def text(name: str, value: object) -> str:
 
 
 def texts(name: str, value: object) -> tuple[str, ...]:
-    """Texts in their order, out of a list, an array or a column.
+    """Texts in order, from a list, an array or a column.
 
     Raises:
-        InputError: they are no such thing, or one of them is empty.
+        InputError: it is none of these, or a text is empty.
     """
     if isinstance(value, str):
         refuse(name, value, f"a tuple of texts: ({value!r:.40},)")
@@ -162,7 +162,7 @@ def texts(name: str, value: object) -> tuple[str, ...]:
     made = [_text(one) for one in given]
     if None in made:
         wrong = given[made.index(None)]
-        refuse(name, value, f"non-empty texts of whole characters, and {wrong!r:.40} is none")
+        refuse(name, value, f"non-empty texts of whole characters, but {wrong!r:.40} is not")
     return tuple(one for one in made if one is not None)
 
 
@@ -171,22 +171,22 @@ def _text(value: object) -> str | None:
         return None
     try:
         value.encode()
-    except UnicodeEncodeError:  # half a character, which no model can write
+    except UnicodeEncodeError:  # a lone surrogate, which no model can write
         return None
-    return str.__str__(value)  # NumPy has a kind of its own
+    return str.__str__(value)  # NumPy has a type of texts
 
 
 def known(kind: str, name: object, names: Iterable[str], otherwise: str = "") -> str:
-    """A name out of a few.
+    """One of a few names.
 
     Args:
-        kind: What it is the name of, such as "agent".
-        name: What was given.
-        names: All there are.
-        otherwise: What else could have been given, for the message.
+        kind: what it names, such as "agent".
+        name: the given name.
+        names: all names.
+        otherwise: other possibilities, for the message.
 
     Raises:
-        InputError: there is none of this name; says the nearest and all.
+        InputError: no such name; suggests the nearest and lists all.
     """
     choices = list(names)
     if isinstance(name, str) and name in choices:
@@ -197,17 +197,17 @@ def known(kind: str, name: object, names: Iterable[str], otherwise: str = "") ->
 
 
 def near(name: object, names: Iterable[str]) -> str:
-    """ ", did you mean 'x'?" with the nearest of the names; "" if none is near."""
+    """ ", did you mean 'x'?" with the nearest name; "" if none is near."""
     lower = {one.lower(): one for one in names}
     found = difflib.get_close_matches(str(name).lower(), lower, 1)
     return f", did you mean {lower[found[0]]!r}?" if found else ""
 
 
 def json_object(name: str, value: object) -> dict[str, Any]:
-    """A copy that is plain JSON.
+    """A plain JSON copy of a mapping.
 
     Raises:
-        InputError: it is no mapping, or holds what JSON has not.
+        InputError: it is not a mapping, or has values that JSON lacks.
     """
     if not isinstance(value, Mapping):
         refuse(name, value, 'a dictionary, such as {"type": "object"}')
@@ -219,14 +219,14 @@ def json_object(name: str, value: object) -> dict[str, Any]:
 
 
 def json_text(value: Any) -> Any:
-    """For `json.dumps`, what JSON has no word for: NumPy's as Python's own, all else as text."""
+    """For `json.dumps`: NumPy's values as Python's, all other unknown types as text."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _plain(value: object) -> Any:
-    """What JSON can hold of other kinds of numbers and collections."""
+    """A number or collection of another type as a JSON value."""
     if isinstance(value, Mapping):
         return dict(value)
     if hasattr(value, "tolist"):  # NumPy's
         return value.tolist()
-    raise TypeError(f"{type(value).__name__} is no JSON")
+    raise TypeError(f"{type(value).__name__} is not JSON")

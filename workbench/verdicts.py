@@ -1,4 +1,4 @@
-"""What an evaluation leaves: its report, a verdict a row, a trace of all calls; and keeping it."""
+"""The results of an evaluation: its report, a verdict per row, a trace of all calls; saving."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from workbench.store import digest
 from workbench.types import Completion, Grade, Item, Metric, Report, Task, Usage
 
 LONGEST_NAME = 60
-"""Letters of the name of a report's folder in a suite."""
+"""Maximum characters in the name of a report's folder in a suite."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Evaluation(Report):
-    """A `Report` with one row an item and run, and with all that was asked.
+    """A `Report` with one row per item and run, and a trace of all calls.
 
-    A field of an item or a note of an agent stands in the rows unless its name is taken there.
+    Rows have an item's fields and an agent's notes, unless a column of that name exists.
 
     Attributes:
-        trace: one row for each answer to each call: id, run, round, call (its place in the round),
+        trace: one row for each answer to each call: id, run, round, call (its index in the round),
             kind ("ask" or "score"), prompt (a chat as JSON), sample, text (log-probabilities as
             JSON), finish_reason, error, prompt_tokens, completion_tokens, from_store.
     """
@@ -44,7 +44,7 @@ class Evaluation(Report):
 
 
 def to_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows as a frame that every file takes: valid Unicode, numbers or texts in a column."""
+    """Rows as a frame for any file format: valid Unicode, and numbers or texts per column."""
     frame = pd.DataFrame([{name: _valid(v) for name, v in row.items()} for row in rows])
     for name in frame.columns[[kind.kind == "O" for kind in frame.dtypes]]:
         if len({*map(type, frame[name].dropna())}) > 1:
@@ -53,12 +53,12 @@ def to_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def _valid(value: Any) -> Any:
-    """Half a character, which a server may send, cannot be written."""
+    """A value without lone surrogates, which a server may send and files cannot hold."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def try_to_grade(task: Task, item: Item, text: str) -> tuple[Grade | None, str | None]:
-    """The task's verdict, or why there is none."""
+    """The task's verdict, or the reason why there is none."""
     try:
         return task.grade(item, text), None
     except Exception as failure:  # noqa: BLE001 - a user's code, of any kind
@@ -119,8 +119,8 @@ def trace_rows(trace: Sequence[CallRecord]) -> Iterator[dict[str, Any]]:
 def accuracy(rows: pd.DataFrame, name: str = "accuracy") -> Metric:
     """Share of right answers among the rows that did not fail; unparsed ones are wrong.
 
-    Several runs of an item are not several items: then it is the mean of the items' shares, with
-    the interval of that mean; `n` counts items, `n_failed` and `n_unparsed` rows.
+    With several runs per item, it is the mean of the items' shares, with the interval of that
+    mean; `n` counts items, `n_failed` and `n_unparsed` count rows.
     """
     done = rows[rows["error"].isna()]
     missing = {"n_failed": len(rows) - len(done), "n_unparsed": int((~done["parsed"]).sum())}
@@ -131,22 +131,22 @@ def accuracy(rows: pd.DataFrame, name: str = "accuracy") -> Metric:
 
 
 def accuracy_by(rows: pd.DataFrame, field: str) -> list[Metric]:
-    """The accuracy of each group of rows, in the order of the groups' names."""
+    """The accuracy of each group of rows, sorted by the groups' names."""
     return [accuracy(part, str(name)) for name, part in rows.groupby(field)]
 
 
 def load(folder: str | Path) -> Report:
-    """A report that was saved: its `summary.json` and `rows.parquet`, and an evaluation's trace.
+    """A saved report: its `summary.json` and `rows.parquet`, and an evaluation's trace.
 
     Raises:
-        InputError: one of them is not there, or is not what a report writes.
+        InputError: a file is missing, or its format is not a report's.
     """
     place = Path(folder).expanduser()
     try:
         saved = json.loads((place / "summary.json").read_text(encoding="utf-8"))
         rows = pd.read_parquet(place / "rows.parquet")
         numbers = saved["summary"]
-        forms = chain(saved.get("forms", ()), repeat("number"))  # older ones have none
+        forms = chain(saved.get("forms", ()), repeat("number"))  # older reports have none
         pairs = zip(numbers, forms, strict=False)
         summary = tuple(FORMS.get(form, Metric)(**number) for number, form in pairs)
         report = Report(summary, rows, Usage(**saved["usage"]), saved["provenance"])
@@ -156,13 +156,13 @@ def load(folder: str | Path) -> Report:
         return Evaluation(summary, rows, report.usage, report.provenance, trace)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{file_error(place / 'summary.json', error)}; {place} holds no report: give a folder "
-            "that one was saved in"
+            f"{file_error(place / 'summary.json', error)}; {place} holds no report: pass a folder "
+            "with a saved report"
         ) from error
 
 
 def kept_place(folder: str | Path | None, name: str) -> Path | None:
-    """Where a suite keeps its report of that name, which may be too long for a folder's."""
+    """The path of a suite's report of that name, which may be too long for a folder name."""
     if folder is None:
         return None
     plain = re.sub(r"[^\w.,=() -]", "_", name)
@@ -172,38 +172,38 @@ def kept_place(folder: str | Path | None, name: str) -> Path | None:
 
 
 def keep(report: Evaluation, place: Path) -> None:
-    """Save a report in the place of the one that was there."""
-    shutil.rmtree(place.resolve(), ignore_errors=True)  # of a link it removes nothing
+    """Save a report, and replace an existing one."""
+    shutil.rmtree(place.resolve(), ignore_errors=True)  # removes nothing if it is a link
     report.save(place)
 
 
 def load_kept(place: Path, name: str, wanted: Mapping[str, Any]) -> Evaluation | None:
-    """The report in that place, if it is there with these settings and none of its rows failed.
+    """The saved report, if it exists, has these settings, and no row failed.
 
     Raises:
-        InputError: it is of other settings, model or items.
+        InputError: it has other settings, another model or other items.
     """
     if not place.exists():
         return None
     report = load(place)
     if not isinstance(report, Evaluation):
-        raise InputError(f"{place} has no trace.parquet: remove the folder, and it is made anew")
+        raise InputError(f"{place} has no trace.parquet: remove the folder to compute it again")
     there, here = (_settings(one) for one in (report.provenance, wanted))
-    # The digest of the items differs where a prompt does, which is the better reason.
+    # The digest of the items differs whenever a prompt does: a prompt is the better reason.
     for setting, value in sorted(here.items(), key=lambda pair: pair[0] == "items"):
         if there.get(setting) != value:
             raise InputError(
-                f"{place} has {setting}={there.get(setting)!r}, here it is {value!r}: give this "
-                "suite another name, or remove the folder"
+                f"{place} has {setting}={there.get(setting)!r}, but here it is {value!r}: give "
+                "this suite another name, or remove the folder"
             )
     if report.rows["error"].isna().all():
         return report
-    log.info("suite: %s has failed rows, which are asked again", name)
+    log.info("suite: %s has failed rows, which are tried again", name)
     return None
 
 
 def _settings(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the answers, as it is read from a file."""
+    """The settings that affect the answers, as read from a file."""
     model = {name: provenance["engine"][name] for name in ("model", "revision")}
     unlike = {"engine", "commit", "style_why", "cost"}
     others = {name: v for name, v in provenance.items() if name not in unlike}
