@@ -60,7 +60,7 @@ def plain(_loaded: VLLMEngine) -> VLLMEngine:
 
 @pytest.fixture
 def kept(_loaded: VLLMEngine, tmp_path: Path) -> VLLMEngine:
-    """The embedded model with a store of its own, at `tmp_path / "store.sqlite"`."""
+    """The embedded model with a separate store, at `tmp_path / "store.sqlite"`."""
     return VLLMEngine(None, Store(tmp_path / "store.sqlite"), "test", {})
 
 
@@ -77,7 +77,7 @@ def lacks(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
 
 @pytest.fixture(scope="session")
 def wrong_start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Future[Server], Path]]:
-    """A start with a wrong option, going on while the right one loads: it takes a while too."""
+    """A start with a wrong option, at the same time as the right one loads, as it is slow too."""
     log = tmp_path_factory.mktemp("wrong") / "new" / "server.log"
     with ThreadPoolExecutor() as pool:
         yield pool.submit(serve, max_num_seqz=3, log=log), log

@@ -1,4 +1,4 @@
-"""The front: real workers that do as they are told, behind one real port."""
+"""The front: real workers with scripted behaviour, behind one real port."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import pytest
 from workbench.errors import EngineError, InputError
 from workbench.serving.balancer import LoadBalancer
 
-# It ends a held request when a file appears, and tells of a client that left with another.
+# It ends a held request when a file appears, and reports a client that left with another.
 WORKER = """
 import asyncio, os
 from pathlib import Path
@@ -54,10 +54,10 @@ async def stream(request):
     return reply
 
 async def echo(request):
-    told = {"name": NAME, "pid": os.getpid(), "method": request.method, "path": request.raw_path}
-    told |= {"headers": dict(request.headers), "body": (await request.read()).hex()}
+    got = {"name": NAME, "pid": os.getpid(), "method": request.method, "path": request.raw_path}
+    got |= {"headers": dict(request.headers), "body": (await request.read()).hex()}
     headers = {"X-Mine": NAME, "Connection": "X-Hop", "X-Hop": "1"}
-    return web.json_response(told, status=418, headers=headers)
+    return web.json_response(got, status=418, headers=headers)
 
 async def health(request):
     sick = (HERE / f"sick-{NAME}").exists()
@@ -119,8 +119,8 @@ class Running:
 
     def worker(self, name: str) -> psutil.Process:
         """The process of that name, found by asking until it is its turn."""
-        told = [self.ask("GET", "/who")[1] for _ in "ab"]
-        return psutil.Process(next(one["pid"] for one in told if one["name"] == name))
+        got = [self.ask("GET", "/who")[1] for _ in "ab"]
+        return psutil.Process(next(one["pid"] for one in got if one["name"] == name))
 
 
 @contextmanager
@@ -165,14 +165,14 @@ def test_a_request_and_its_answer_pass_unchanged(front: Running) -> None:
         front.open("PATCH", "/a%20b//c?x=1%2F2&x=%20", body, TE="trailers", Accept="x/y")
     ) as connection:
         answer = connection.getresponse()
-        told = json.loads(answer.read())
+        got = json.loads(answer.read())
     assert answer.status == 418
-    assert (answer.headers["X-Mine"], answer.headers["X-Hop"]) == (told["name"], None)
-    assert told["method"] == "PATCH"
-    assert told["path"] == "/a%20b//c?x=1%2F2&x=%20"
-    assert told["body"] == body.hex()
-    assert told["headers"]["Accept"] == "x/y"
-    assert not {"TE", "Content-Type", "User-Agent"} & set(told["headers"])
+    assert (answer.headers["X-Mine"], answer.headers["X-Hop"]) == (got["name"], None)
+    assert got["method"] == "PATCH"
+    assert got["path"] == "/a%20b//c?x=1%2F2&x=%20"
+    assert got["body"] == body.hex()
+    assert got["headers"]["Accept"] == "x/y"
+    assert not {"TE", "Content-Type", "User-Agent"} & set(got["headers"])
     packed = front.ask("POST", "/v1/x", b"not really gzip", **{"Content-Encoding": "gzip"})[1]
     assert bytes.fromhex(packed["body"]) == b"not really gzip"
 
@@ -226,26 +226,26 @@ def test_a_client_that_leaves_is_gone_at_the_worker(front: Running, method: str,
 
 
 def test_health_is_that_of_the_best_worker(front: Running) -> None:
-    status, told = front.ask("GET", "/health")
-    assert (status, told["status"], len(told["workers"])) == (200, "ok", 2)
-    assert told["workers"][0]["own"] == {"status": "ok", "live": 1}
+    status, got = front.ask("GET", "/health")
+    assert (status, got["status"], len(got["workers"])) == (200, "ok", 2)
+    assert got["workers"][0]["own"] == {"status": "ok", "live": 1}
     files = [front.folder / "sick-a", front.folder / "sick-b"]
     try:
         files[0].touch()
-        status, told = front.ask("GET", "/health")
-        assert (status, [worker["healthy"] for worker in told["workers"]]) == (200, [False, True])
+        status, got = front.ask("GET", "/health")
+        assert (status, [worker["healthy"] for worker in got["workers"]]) == (200, [False, True])
         files[1].touch()
-        status, told = front.ask("GET", "/health")
-        assert (status, told["status"]) == (503, "unavailable")
+        status, got = front.ask("GET", "/health")
+        assert (status, got["status"]) == (503, "unavailable")
     finally:
         for file in files:
             file.unlink(missing_ok=True)
 
 
 def test_stats_are_those_of_each_worker(front: Running) -> None:
-    status, told = front.ask("GET", "/batch/stats", Authorization="Bearer key")
+    status, got = front.ask("GET", "/batch/stats", Authorization="Bearer key")
     assert status == 200
-    assert told == {"workers": [{"name": "a"}, {"name": "b"}], "in_flight": [0, 0]}
+    assert got == {"workers": [{"name": "a"}, {"name": "b"}], "in_flight": [0, 0]}
     assert front.ask("GET", "/batch/stats") == (401, {"error": "no key"})
 
 
@@ -268,11 +268,11 @@ def test_the_front_asks_for_the_key_itself(tmp_path: Path, monkeypatch: pytest.M
 def test_its_own_refusals_are_errors_of_openais_form(
     front: Running, method: str, target: str, size: int, status: int
 ) -> None:
-    found, told = front.ask(method, target, bytes(size))
+    found, got = front.ask(method, target, bytes(size))
     assert found == status
-    assert set(told["error"]) == {"message", "type", "param", "code"}
-    assert told["error"]["type"] == "invalid_request_error"
-    assert told["error"]["message"].startswith(f"{method} {target}: ")
+    assert set(got["error"]) == {"message", "type", "param", "code"}
+    assert got["error"]["type"] == "invalid_request_error"
+    assert got["error"]["message"].startswith(f"{method} {target}: ")
 
 
 def test_a_dead_worker_costs_its_own_requests_only(tmp_path: Path) -> None:
@@ -285,19 +285,19 @@ def test_a_dead_worker_costs_its_own_requests_only(tmp_path: Path) -> None:
         assert [one.read1() for one in streams + plain] == [b"data: 1\n\n"] * 4
         victim.kill()
         until(lambda: any(one.done() for one in held))
-        status, told = next(one.result() for one in held if one.done())
+        status, got = next(one.result() for one in held if one.done())
         assert status == 502
-        assert set(told["error"]) == {"message", "type", "param", "code"}
+        assert set(got["error"]) == {"message", "type", "param", "code"}
         assert {front.ask("GET", "/x")[1]["name"] for _ in range(4)} == {"b"}
-        status, told = front.ask("GET", "/batch/stats", Authorization="Bearer key")
-        assert (status, told["workers"]) == (200, [None, {"name": "b"}])
+        status, got = front.ask("GET", "/batch/stats", Authorization="Bearer key")
+        assert (status, got["workers"]) == (200, [None, {"name": "b"}])
 
         (tmp_path / "release").touch()
         assert sorted(one.result()[0] for one in held) == [200, 502]
         ends = sorted(one.read() for one in streams)
         assert ends[0] == b"data: 2\n\n"
         assert json.loads(ends[1].removeprefix(b"data: "))["error"]["code"] == "worker_died"
-        # This one cannot tell of it, and does not look whole.
+        # This one cannot report the error, and does not look complete.
         assert sorted(map(rest, plain)) == [b"", b"data: 2\n\n"]
 
         front.worker("b").kill()
@@ -306,8 +306,8 @@ def test_a_dead_worker_costs_its_own_requests_only(tmp_path: Path) -> None:
             assert (answer.status, answer.headers["Retry-After"]) == (503, "60")
             assert json.loads(answer.read())["error"]["code"] == "no_worker"
         assert front.ask("GET", "/health")[0] == 503
-        status, told = front.ask("GET", "/batch/stats")
-        assert (status, told) == (503, {"workers": [None, None], "in_flight": [0, 0]})
+        status, got = front.ask("GET", "/batch/stats")
+        assert (status, got) == (503, {"workers": [None, None], "in_flight": [0, 0]})
 
 
 def rest(answer: http.client.HTTPResponse) -> bytes:

@@ -123,7 +123,7 @@ def test_several_runs_of_an_item_are_one_item() -> None:
     assert (compare(many, many).value, compare(many, many).n) == (0, 100)
 
 
-def test_items_that_failed_are_left_out_and_told() -> None:
+def test_items_that_failed_are_left_out_and_counted() -> None:
     some = report([None, None, *GOOD[2:]])
     apart = compare(some, report(BAD))
     assert (apart.n, apart.n_failed) == (98, 2)
@@ -146,8 +146,8 @@ def test_what_is_no_report_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "nowhere")
     folder = report(BAD).save(tmp_path / "kept")
     assert load(folder).summary == report(BAD).summary
-    told = json.loads((folder / "summary.json").read_text())
-    for broken in ("{", "{}", json.dumps({**told, "summary": [{"name": "x"}]}), "[]"):
+    saved = json.loads((folder / "summary.json").read_text())
+    for broken in ("{", "{}", json.dumps({**saved, "summary": [{"name": "x"}]}), "[]"):
         (folder / "summary.json").write_text(broken)
         with pytest.raises(InputError, match="holds no report"):
             load(folder)
@@ -229,6 +229,6 @@ def test_a_suite_has_agents_of_different_names(agents: Any, plain: VLLMEngine) -
         run_suite(Sums(), plain, agents, count=2)
 
 
-def test_styles_are_told_apart(plain: VLLMEngine) -> None:
+def test_styles_have_separate_reports(plain: VLLMEngine) -> None:
     found = run_suite(Sums(), plain, ["standard"], ["completion", "chat"], count=2)
     assert list(found) == ["standard, completion", "standard, chat"]

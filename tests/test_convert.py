@@ -413,7 +413,7 @@ def test_base_models_that_cannot_be(
     refused(tmp_path / "dcp", tmp_path / "out", "has no tokenizer", base)
 
 
-def test_a_full_disk_is_told(tmp_path: Path, tensors: Tensors) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path, tensors: Tensors) -> None:
     path = save(tensors, tmp_path / "dcp")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))  # as if the disk were full
@@ -470,9 +470,9 @@ def test_the_server_converts_into_a_private_folder_that_goes(
             f"{url}/completions", body, {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=60) as reply:
-            told = json.load(reply)
-        assert told["choices"][0]["text"] == answer
-        assert told["model"].startswith("step-100")
+            body = json.load(reply)
+        assert body["choices"][0]["text"] == answer
+        assert body["model"].startswith("step-100")
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     assert not list(scratch.iterdir())

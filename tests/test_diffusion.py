@@ -520,7 +520,7 @@ def test_a_checkpoint_must_be_whole_and_of_its_kind(
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
-def test_a_broken_file_is_told(
+def test_a_broken_file_is_reported(
     name: str, llada: Path, tmp_path: Path, opens: Callable[..., DiffusionEngine]
 ) -> None:
     folder = shutil.copytree(llada, tmp_path / "m")

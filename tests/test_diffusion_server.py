@@ -54,7 +54,7 @@ for line in urllib.request.urlopen(request):
 
 @pytest.fixture(scope="module", autouse=True)
 def program() -> Iterator[subprocess.Popen[str]]:
-    """A server in a process of its own, loading while the other tests run."""
+    """A server in a separate process, loading while the other tests run."""
     line = [sys.executable, "-c", PROGRAM, str(MEMORISER)]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
         yield process
@@ -126,7 +126,7 @@ async def streaming(server: DiffusionServer, **fields: Any) -> AsyncIterator[Asy
 
 
 async def until(holds: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for what the server tells to come true: it has no way to call us."""
+    """Poll the server until the condition holds: it cannot call us."""
     async with asyncio.timeout(SECONDS):
         while not await holds():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -271,10 +271,10 @@ def test_log_probabilities_are_the_engines(
     (row,) = engine.generate([LINES], Sampling(max_tokens=16, logprobs=2))
     assert row.logprobs is not None
     wanted = [t.logprob for t in row.logprobs]
-    told = complete(server, LINES, max_tokens=16, logprobs=2)["choices"][0]["logprobs"]
-    assert "".join(told["tokens"]) == row.text
-    assert told["token_logprobs"] == pytest.approx(wanted, abs=1e-4)
-    assert all(2 <= len(top) <= 3 for top in told["top_logprobs"])
+    scores = complete(server, LINES, max_tokens=16, logprobs=2)["choices"][0]["logprobs"]
+    assert "".join(scores["tokens"]) == row.text
+    assert scores["token_logprobs"] == pytest.approx(wanted, abs=1e-4)
+    assert all(2 <= len(top) <= 3 for top in scores["top_logprobs"])
     chat = {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 16}
     answer = post(server, "/chat/completions", {**chat, "logprobs": True, "top_logprobs": 2}).json()
     content = answer["choices"][0]["logprobs"]["content"]
@@ -380,7 +380,7 @@ def test_a_full_batch_starts_at_once_and_a_part_of_one_waits(engine: DiffusionEn
         assert get(server, "/batch/stats")["wait_seconds"]["p50"] >= 0.05
 
 
-def test_what_the_queue_cannot_hold_is_told_to_come_again(engine: DiffusionEngine) -> None:
+def test_what_the_queue_cannot_hold_may_be_retried(engine: DiffusionEngine) -> None:
     async def fill() -> None:
         with serve_diffusion(engine, batch_size=4, queue_size=4, max_wait_time=1e6) as server:
             async with streaming(server, prompt=["1"] * 3, max_tokens=2, steps=2) as events:
@@ -550,7 +550,7 @@ def test_nulls_are_absent_and_nothing_is_dropped_in_silence(server: DiffusionSer
     assert all(name in text for name, text in zip(odd, answer["warnings"], strict=True))
 
 
-def test_an_overflow_is_told_in_the_words_that_clients_read(server: DiffusionServer) -> None:
+def test_an_overflow_is_reported_in_the_words_that_clients_read(server: DiffusionServer) -> None:
     ids = [10] * 500
     for fields, tokens in (({"max_tokens": 13}, 500), ({"prompt": ids + ids}, 1000)):
         response = post(server, "/completions", {"prompt": ids, **fields})
@@ -570,13 +570,13 @@ def test_the_masks_name_in_a_prompt_is_plain_text(
     server: DiffusionServer, engine: DiffusionEngine
 ) -> None:
     name, mask = engine.tokenizer.mask_token, engine.tokenizer.mask_token_id
-    told = post(server, "/tokenize", {"prompt": f"a {name} b"}).json()
-    assert mask not in told["tokens"]
-    assert told["count"] == len(told["tokens"])
-    assert told["max_model_len"] == 512
-    assert post(server, "/detokenize", told).json() == {"prompt": f"a {name} b"}
+    tokenized = post(server, "/tokenize", {"prompt": f"a {name} b"}).json()
+    assert mask not in tokenized["tokens"]
+    assert tokenized["count"] == len(tokenized["tokens"])
+    assert tokenized["max_model_len"] == 512
+    assert post(server, "/detokenize", tokenized).json() == {"prompt": f"a {name} b"}
     asked = complete(server, f"a {name} b", max_tokens=4)
-    assert asked["usage"]["prompt_tokens"] == told["count"]
+    assert asked["usage"]["prompt_tokens"] == tokenized["count"]
     talk = [{"role": "user", "content": name}]
     assert mask not in post(server, "/tokenize", {"messages": talk}).json()["tokens"]
     refused = post(server, "/completions", {"prompt": [5, mask, 5]})
@@ -682,7 +682,7 @@ def test_a_model_that_breaks_costs_what_was_in_it_and_no_more(
     assert complete(server, "17+25=42")["choices"][0]["text"] == " True"
 
 
-def test_a_model_that_is_broken_for_good_is_told(
+def test_a_model_that_is_broken_for_good_is_reported(
     engine: DiffusionEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(self: Denoiser) -> list[Row]:
@@ -704,7 +704,7 @@ def test_the_model_answers_to_the_path_that_it_was_given_by(engine: DiffusionEng
 
 
 async def ended_in_the_middle(process: subprocess.Popen[str], *, impatient: bool) -> list[str]:
-    """What a stream still gets from a server that is told to end."""
+    """What a stream still gets from a server that receives SIGTERM."""
     assert process.stdout is not None
     url = process.stdout.readline().strip()
     root = url.removesuffix("/v1")

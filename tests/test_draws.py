@@ -148,7 +148,7 @@ def test_threads_of_one_call_draw_apart(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(numbers) == [0, 1, 2, 3]
-    assert ResumableDraw(None, CALL).number == 0  # without a store there is nothing to tell apart
+    assert ResumableDraw(None, CALL).number == 0  # without a store there is nothing to distinguish
 
 
 def test_answers_of_another_format_are_not_read(

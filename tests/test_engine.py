@@ -84,7 +84,7 @@ def test_seeded_samples_repeat_and_differ_within_a_call(plain: VLLMEngine) -> No
     texts = [sample.text for sample in first.samples]
     assert texts == [sample.text for sample in again.samples]
     assert len(set(texts)) > 1
-    assert texts != [sample.text for sample in other.samples]  # a copy is sampled anew
+    assert texts != [sample.text for sample in other.samples]  # a copy is sampled separately
     (neighbour,) = plain.generate(["1+1=2\n"], Sampling(max_tokens=16, temperature=1.5, seed=8))
     assert neighbour.text not in texts
 
@@ -371,7 +371,7 @@ def test_adapters_change_the_answers_and_their_keys(tmp_path: Path) -> None:
     second.close()
 
 
-def test_a_model_that_broke_down_is_loaded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_broke_down_is_loaded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     def break_down() -> None:
         raise RuntimeError("no memory left")
 
@@ -381,8 +381,8 @@ def test_a_model_that_broke_down_is_loaded_anew(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(broken.llm.llm_engine, "step", break_down)
     with pytest.raises(EngineError, match=r"mid-run: no memory left.*again"):
         broken.generate(["1+1="], sampling)
-    with open_engine(store=None) as mended:
-        assert mended.generate(["1+1="], sampling)[0].text == wanted
+    with open_engine(store=None) as repaired:
+        assert repaired.generate(["1+1="], sampling)[0].text == wanted
 
 
 def _adapter(folder: Path, seed: int) -> Path:

@@ -124,7 +124,7 @@ def test_settings_are_checked(settings: dict[str, Any], said: str, plain: VLLMEn
         evaluate(Sums(), plain, **{"count": 2, **settings})
 
 
-def test_each_run_draws_anew_with_a_seed_too(plain: VLLMEngine) -> None:
+def test_each_run_draws_separately_with_a_seed_too(plain: VLLMEngine) -> None:
     hot = Sampling(max_tokens=12, temperature=1.5, seed=3)
     report = evaluate(Sums(), plain, count=6, num_runs=2, sampling=hot)
     first, second = (part["text"].tolist() for _, part in report.rows.groupby("run"))
@@ -152,7 +152,7 @@ def test_a_comparison_is_over_what_both_answered() -> None:
     assert metric == paired_shares("gain", [True, True, False], [True, False, False], n_failed=2)
     assert metric.value == pytest.approx(1 / 3)
     assert compare(other, one).value == -metric.value
-    assert compare_p(one, other) == 1.0  # one item of three tells them apart
+    assert compare_p(one, other) == 1.0  # they differ in one item of three
     with pytest.raises(InputError, match="compare_p"):
         compare_p(verdicts({"a": None}), one)
     failed = compare(verdicts({"a": None}), one)

@@ -80,7 +80,7 @@ class Tokenizer(PreTrainedTokenizerFast):
 
 
 def with_code(folder: Path, **config: Any) -> Path:
-    """Make it need Python code of its own; returns what is there once that has run."""
+    """Make it need custom Python code; returns what is there once that has run."""
     mark = folder.parent / f"{folder.name}-ran"
     (folder / "mine.py").write_text(CODE.format(mark=str(mark)))
     known = {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}
@@ -165,7 +165,7 @@ def test_pickles_are_never_read(copied: Callable[..., Path], tmp_path: Path, nam
         if "-of-" in name:
             index = {"metadata": {}, "weight_map": {"model.norm.weight": name}}
             (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-        if kind != "vllm":  # which has a test of its own, for it loads longer
+        if kind != "vllm":  # which has a separate test, as it loads longer
             open_folder(kind, folder).close()
         (folder / WEIGHTS).unlink()
         with pytest.raises(InputError, match=f"pickles .{name}.*safetensors") as caught:

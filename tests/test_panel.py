@@ -362,7 +362,7 @@ def test_python_ends_though_a_job_runs() -> None:
     assert (ran.stdout, ran.stderr) == ("cleaned up\n", "")
 
 
-def test_nobody_watches_and_nothing_changes() -> None:
+def test_unwatched_work_is_unchanged() -> None:
     from tqdm import tqdm
 
     assert current() is None
@@ -404,7 +404,7 @@ def test_lines_are_the_same_each_time(
     job = watch(for_ever)
     job.stop()
     assert lines(lambda: job, capsys) == ["for_ever: stopped"]
-    assert lines(lambda: job, capsys) == []  # once told is enough
+    assert lines(lambda: job, capsys) == []  # one report is enough
 
 
 def test_many_calls_make_few_lines() -> None:
@@ -413,9 +413,9 @@ def test_many_calls_make_few_lines() -> None:
         stage = progress.stage("generate", 10, "row")
         for _ in range(10):
             progress.advance(stage, 1)
-    told = [(stage.done, stage.total) for stage in progress.milestones()]
-    assert told[:4] == [(3, 10), (5, 10), (8, 10), (10, 10)]
-    assert len(told) < 40
+    milestones = [(stage.done, stage.total) for stage in progress.milestones()]
+    assert milestones[:4] == [(3, 10), (5, 10), (8, 10), (10, 10)]
+    assert len(milestones) < 40
     assert progress.snapshot().stages[0].done == 10_000
 
 
@@ -460,17 +460,17 @@ def test_an_async_function_is_refused() -> None:
         watch(work)
 
 
-def test_progress_is_told_from_many_threads() -> None:
+def test_progress_is_reported_from_many_threads() -> None:
     progress = Progress()
 
-    def tell(number: int) -> None:
+    def report(number: int) -> None:
         stage = progress.stage("work", 1000, "step")
         for step in range(1000):
             progress.advance(stage, 1)
             progress.add(Usage(requests=1, prompt_tokens=2))
             progress.fact(f"fact {number}", step)
 
-    threads = [threading.Thread(target=tell, args=(number,)) for number in range(8)]
+    threads = [threading.Thread(target=report, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

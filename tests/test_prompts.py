@@ -201,7 +201,7 @@ def test_a_dry_run_of_agents(kept: VLLMEngine) -> None:
     evaluate("word_problems", kept, MajorityVote(4), count=3)  # draws what BestOfN does first
     known = evaluate("word_problems", kept, BestOfN(4), count=3, dry_run=True)
     assert known.in_store == 12
-    assert 3 <= known.requests <= 12  # what is to be verified, which the store tells
+    assert 3 <= known.requests <= 12  # what is to be verified, which the store shows
     suite = run_suite("word_problems", kept, ["standard", MajorityVote(4)], count=3, dry_run=True)
     assert (suite.requests, suite.in_store) == (3, 12)
 
@@ -267,7 +267,7 @@ class Letters(FakeEngine):
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize("style", ["completion", "chat"])
 @pytest.mark.parametrize("question", ["一加六等于多少？" * 9, "1+6?", "f(x):\n\treturn x[0]**2;"])
-def test_a_limit_holds_where_nobody_counts(question: str, style: Any, given: bool) -> None:
+def test_a_limit_holds_where_tokens_are_not_counted(question: str, style: Any, given: bool) -> None:
     rows = [{"question": f"{question}{n}", "answer": 7} for n in range(200)]
     engine: Any = Letters()
     engine.given = given  # or the server says nothing of tokens
@@ -387,7 +387,7 @@ def test_the_command_estimates(tmp_path: Path) -> None:
 
 
 def test_an_example_has_its_answer_apart_from_the_words_of_a_template() -> None:
-    """A task whose answers follow a sign at once has none of its own between the two."""
+    """A task whose answers follow a sign at once has no separator between the two."""
     task = Sums()
     worded = task.prompt(task.items(1)[0], 2, "completion", "{question} Think.")
     assert len(re.findall(r"Think\. \d+\n", str(worded))) == 2

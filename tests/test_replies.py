@@ -1,4 +1,4 @@
-"""Tokens as answers tell them: by their bytes, whatever a character is made of."""
+"""Tokens as answers report them: by their bytes, whatever a character is made of."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(MEMORISER)
 
 
-def told(tokenizer: Any, text: str, *, chat: bool) -> Any:
+def written(tokenizer: Any, text: str, *, chat: bool) -> Any:
     """The log-probabilities of an answer whose every token could have been any other of it."""
     ids = tokenizer.encode(text, add_special_tokens=False)
     top = tuple((token, -1.0 - i) for i, token in enumerate(dict.fromkeys(ids)))
@@ -42,15 +42,15 @@ def told(tokenizer: Any, text: str, *, chat: bool) -> Any:
     return answer["choices"][0]["logprobs"]
 
 
-def test_parts_of_characters_are_told_by_their_bytes(tokenizer: Any) -> None:
-    content = told(tokenizer, "é!", chat=True)["content"]
+def test_parts_of_characters_are_reported_by_their_bytes(tokenizer: Any) -> None:
+    content = written(tokenizer, "é!", chat=True)["content"]
     assert [one["bytes"] for one in content] == [[0xC3], [0xA9], [0x21]]
     assert [one["token"] for one in content] == [r"bytes:\xc3", r"bytes:\xa9", "!"]
     assert [one["bytes"] for one in content[0]["top_logprobs"]] == [[0xC3], [0xA9], [0x21]]
 
 
 def test_offsets_count_whole_characters(tokenizer: Any) -> None:
-    answer = told(tokenizer, "é!é?", chat=False)
+    answer = written(tokenizer, "é!é?", chat=False)
     parts = [r"bytes:\xc3", r"bytes:\xa9"]
     assert answer["tokens"] == [*parts, "!", *parts, "?"]
     assert answer["text_offset"] == [0, 0, 1, 2, 2, 3]
@@ -69,8 +69,8 @@ def test_special_tokens_have_no_bytes_in_the_text(tokenizer: Any) -> None:
     token_text = token_texts(tokenizer)
     end = token_text(tokenizer.eos_token_id)
     assert (end.text, end.raw) == (tokenizer.eos_token, b"")
-    nobody = token_text(len(tokenizer) + 1)
-    assert (nobody.text, nobody.raw) == ("", b"")
+    unknown = token_text(len(tokenizer) + 1)
+    assert (unknown.text, unknown.raw) == ("", b"")
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_metrics_add_up_and_the_same_name_replaces(run: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\x00", "[" * 100_000])
-def test_a_broken_file_is_begun_anew(run: Path, text: str) -> None:
+def test_a_broken_file_is_replaced(run: Path, text: str) -> None:
     (run / "metrics.json").write_text(text)
     save_metrics(a=1)
     assert _metrics(run) == {"a": 1}
@@ -79,7 +79,7 @@ def test_what_is_no_number_is_refused_and_nothing_written(run: Path, value: Any)
     assert _metrics(run) == {"a": 1}
 
 
-def test_without_a_run_each_process_begins_anew(
+def test_without_a_run_each_process_starts_a_new_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WORKBENCH_RUN_DIR", raising=False)

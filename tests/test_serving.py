@@ -54,7 +54,7 @@ def group(pid: int) -> list[psutil.Process]:
     return found
 
 
-def test_it_tells_its_names_and_settings(server: Server) -> None:
+def test_it_reports_its_names_and_settings(server: Server) -> None:
     assert server.alive
     models = ask(server, "/models")["data"]
     revision = f"{Source.find(None).weights()[:12]}-float32"
@@ -87,7 +87,7 @@ def test_the_key_is_asked_for_and_nowhere_shown(server: Server) -> None:
 
 
 def test_every_path_but_health_wants_the_key(server: Server) -> None:
-    """Also those that vLLM itself leaves open, and with methods that nobody expects."""
+    """Also those that vLLM itself leaves open, and with unexpected methods."""
     root = server.url.removesuffix("/v1")
     key = {"Authorization": f"Bearer {KEY}"}
     described = httpx.get(f"{root}/openapi.json", headers=key, timeout=60).json()["paths"]
@@ -293,11 +293,11 @@ def test_options_that_are_not_the_callers(name: str) -> None:
     assert "secret" not in str(raised.value)
 
 
-def test_a_server_tells_weights_and_what_changes_an_answer(tmp_path: Path) -> None:
+def test_a_server_reports_weights_and_what_changes_an_answer(tmp_path: Path) -> None:
     folder = Source.find(str(MODEL))
     plain = served(folder, {"max_num_seqs": 8, "disable_uvicorn_access_log": True, "seed": None})
     assert plain == {"name": "model", "weights": folder.weights(), "options": {}}
-    assert served(Source.find("some/model"), {})["weights"] is None  # its commit will tell
+    assert served(Source.find("some/model"), {})["weights"] is None  # its commit identifies them
     template = tmp_path / "chat.jinja"
     template.write_text("one")
     first = served(folder, {"quantization": "fp8", "chat_template": str(template)})["options"]

@@ -39,9 +39,9 @@ if (here / "broken").exists():
     sys.exit(3)
 at = sys.argv.index("--host")
 host, port = sys.argv[at + 1], int(sys.argv[at + 3])
-told = {"arguments": sys.argv[1:at], "host": host, "port": port, "pid": os.getpid()}
-told |= {"keyed": os.environ.get("WORKBENCH_API_KEY") == "a-key-for-tests"}
-told |= {"mark": os.environ.get("MARK")}
+seen = {"arguments": sys.argv[1:at], "host": host, "port": port, "pid": os.getpid()}
+seen |= {"keyed": os.environ.get("WORKBENCH_API_KEY") == "a-key-for-tests"}
+seen |= {"mark": os.environ.get("MARK")}
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
@@ -56,8 +56,8 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 server = ThreadingHTTPServer((host, port), Handler)
-(here / "told.part").write_text(json.dumps(told))
-(here / "told.part").rename(here / "told")
+(here / "seen.part").write_text(json.dumps(seen))
+(here / "seen.part").rename(here / "seen")
 signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
 server.serve_forever()
 """
@@ -115,26 +115,26 @@ def tool(folder: Path, name: str, text: str) -> dict[str, str]:
 
 def test_the_readiness_file_is_there_while_the_server_answers(tmp_path: Path) -> None:
     with started(tmp_path, write(tmp_path)) as job:
-        told = read(tmp_path / "told")
+        seen = read(tmp_path / "seen")
         until((tmp_path / "asked").exists)
         asked = len((tmp_path / "asked").read_text())
         until(lambda: len((tmp_path / "asked").read_text()) > asked)  # the first answer was read
         assert not list(tmp_path.glob("*.json*"))
         (tmp_path / "go").touch()
-        url = f"http://127.0.0.1:{told['port']}/v1"
+        url = f"http://127.0.0.1:{seen['port']}/v1"
         assert read(ready(tmp_path)) == {
-            "host": "node7", "port": told["port"], "url": url, "job_id": "77", "model": "some/model"
+            "host": "node7", "port": seen["port"], "url": url, "job_id": "77", "model": "some/model"
         }  # fmt: skip
-        assert told["host"] == "127.0.0.1"
+        assert seen["host"] == "127.0.0.1"
         until(lambda: "WORKBENCH_BASE_URL" in (tmp_path / "log").read_text())
-        port = told["port"]
+        port = seen["port"]
         said = (tmp_path / "log").read_text()
         assert f"ssh -N -J me@login1 -L {port}:127.0.0.1:{port} node7\n" in said
         assert f"export WORKBENCH_BASE_URL=http://127.0.0.1:{port}/v1\n" in said
         job.terminate()
         assert job.wait(20) == 0
     assert not list(tmp_path.glob("*.json*"))
-    assert not psutil.pid_exists(told["pid"])
+    assert not psutil.pid_exists(seen["pid"])
 
 
 def test_a_server_that_never_answers_leaves_no_file(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_given_port(tmp_path: Path) -> None:
         with started(tmp_path, text) as job:
             assert job.wait(20) == 1
         assert f"port {port} of node7 is taken" in (tmp_path / "log").read_text()
-        assert not (tmp_path / "told").exists()
+        assert not (tmp_path / "seen").exists()
     with started(tmp_path, text):
         assert read(ready(tmp_path))["port"] == port
 
@@ -183,7 +183,7 @@ def test_arguments_arrive_as_they_were(tmp_path: Path) -> None:
     model = 'it\'s "$(touch pwned)" é\\'
     (tmp_path / "go").touch()
     with started(tmp_path, write(tmp_path, *HOSTILE, model=model)):
-        assert read(tmp_path / "told")["arguments"] == HOSTILE
+        assert read(tmp_path / "seen")["arguments"] == HOSTILE
         assert read(ready(tmp_path))["model"] == model
     assert not (tmp_path / "pwned").exists()
 
@@ -198,16 +198,16 @@ def test_the_key_opens_the_port_and_is_nowhere_shown(tmp_path: Path, source: str
         secret.chmod(0o600)
     text = write(tmp_path, key_file=None if variables else secret)
     with started(tmp_path, text, **variables):
-        told = read(tmp_path / "told")
-        assert (told["keyed"], told["host"]) == (True, "0.0.0.0")
-        assert read(ready(tmp_path))["url"] == f"http://node7:{told['port']}/v1"
+        seen = read(tmp_path / "seen")
+        assert (seen["keyed"], seen["host"]) == (True, "0.0.0.0")
+        assert read(ready(tmp_path))["url"] == f"http://node7:{seen['port']}/v1"
         until(lambda: "WORKBENCH_BASE_URL" in (tmp_path / "log").read_text())
-        tunnel = f"ssh -N -L {told['port']}:node7:{told['port']} me@login1\n"
+        tunnel = f"ssh -N -L {seen['port']}:node7:{seen['port']} me@login1\n"
         assert tunnel in (tmp_path / "log").read_text()
         files = {path for path in tmp_path.iterdir() if path.is_file()} - {secret}
         assert {"log", "job.sh", "test-77.json"} <= {path.name for path in files}
         shown = [path.read_text() for path in files if path.name != "server.py"]
-        shown += [" ".join(psutil.Process(told["pid"]).cmdline())]
+        shown += [" ".join(psutil.Process(seen["pid"]).cmdline())]
         assert not any(KEY in one for one in shown)
 
 
@@ -227,7 +227,7 @@ def test_a_key_file_that_will_not_do(
     said = (tmp_path / "log").read_text()
     assert message in said
     assert KEY not in said
-    assert not (tmp_path / "told").exists()
+    assert not (tmp_path / "seen").exists()
 
 
 def test_it_asks_for_slurm(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_a_virtual_environment(tmp_path: Path) -> None:
     (tmp_path / "my env" / "bin" / "activate").write_text(activate)
     job = SlurmJob("lab", 1, "1G", "5", environment=str(tmp_path / "my env"), name="test")
     with started(tmp_path, write(tmp_path, job=job)):
-        assert read(tmp_path / "told")["mark"] == "venv"
+        assert read(tmp_path / "seen")["mark"] == "venv"
 
 
 def test_a_conda_environment(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_a_conda_environment(tmp_path: Path) -> None:
     variables = tool(tmp_path, "conda", hook)
     job = SlurmJob("lab", 1, "1G", "5", environment="my env", name="test")
     with started(tmp_path, write(tmp_path, job=job), CONDA_EXE="conda", **variables):
-        assert read(tmp_path / "told")["mark"] == "activate my env"
+        assert read(tmp_path / "seen")["mark"] == "activate my env"
 
 
 @pytest.mark.parametrize("image", ["an#image:1 x", "/images/a b.sif"])
@@ -261,7 +261,7 @@ def test_a_container(tmp_path: Path, image: str) -> None:
     ) | tool(tmp_path, "apptainer", note + 'until [[ $1 == *.sif ]]; do shift; done; exec "${@:2}"')
     job = SlurmJob("lab", 1, "1G", "5", cpus=3, container=image, name="test")
     with started(tmp_path, write(tmp_path, "x y", job=job, model="/a b/model"), **variables):
-        assert read(tmp_path / "told")["arguments"] == ["x y"]
+        assert read(tmp_path / "seen")["arguments"] == ["x y"]
     given = (tmp_path / "given").read_text().splitlines()
     if image.endswith(".sif"):
         assert given[:5] == ["exec", "--nv", "--bind", "/a b/model:/a b/model", image]

@@ -46,7 +46,7 @@ def test_rows_before_an_error_are_taken_before_it_is_raised() -> None:
             streams.take()
 
 
-def test_every_caller_of_a_model_that_stopped_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_caller_of_a_model_that_stopped_is_given_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def step() -> None:
         raise RuntimeError("CUDA error")
 

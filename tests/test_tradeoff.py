@@ -146,7 +146,7 @@ def test_a_grader_that_raises_costs_its_rows_only(engine: DiffusionEngine) -> No
     assert measured.rows["error"].str.contains("the task's grader raised KeyError").all()
 
 
-def test_settings_are_told_apart_by_their_names() -> None:
+def test_settings_have_distinct_names() -> None:
     assert str(Denoising()) == "one token a step"
     assert str(Denoising(steps=8, remasking="random")) == "8 steps, random order"
     dual = Denoising(threshold=0.9, cache="dual", block_length=8, cfg_scale=0.5)

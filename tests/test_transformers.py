@@ -281,7 +281,7 @@ def test_a_gpu_where_none_is(plain: VLLMEngine) -> None:
 
 
 def test_positions_end_with_the_context(tmp_path: Path) -> None:
-    """A model with a table of positions: no row may step beyond it while others go on."""
+    """A model with a table of positions: no row may step beyond it while others continue."""
     import torch
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
