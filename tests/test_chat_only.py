@@ -336,7 +336,7 @@ def test_the_embedded_model_continues_texts() -> None:
     for model in (None, str(MODEL)):
         with open_engine(model, "transformers", store=None) as engine:
             assert chosen_style(engine)[0] == "completion"
-            assert chosen_style(engine, "chat") == ("chat", "asked for")
+            assert chosen_style(engine, "chat") == ("chat", "requested")
 
 
 def test_a_server_that_takes_no_stop_and_no_seed() -> None:

@@ -42,14 +42,14 @@ def test_6_gib_give_a_smaller_cache() -> None:
     room = plan_cache("m", 6 * GIB, [GEMMA])
     whole = plan_cache("m", 24 * GIB, [GEMMA])
     assert room.cache < whole.cache
-    assert GEMMA.beside(room.context) + room.cache <= 6 * GIB
+    assert GEMMA.overhead(room.context) + room.cache <= 6 * GIB
     assert room.cache >= room.context * GEMMA.token
 
 
 @pytest.mark.parametrize("free", [2.8, 3, 3.5, 4, 5, 6, 8, 12])
 def test_what_is_given_is_free(free: float) -> None:
     room = plan_cache("m", int(free * GIB), [GEMMA])
-    assert GEMMA.beside(room.context) + room.cache <= free * GIB
+    assert GEMMA.overhead(room.context) + room.cache <= free * GIB
     assert room.cache >= room.context * GEMMA.token
     assert room.context == 32_768 or room.context & (room.context - 1) == 0
 

@@ -101,7 +101,7 @@ def generate_file(
     kept = _finished(out, rows, used, made)
     made_before = [row["made_by"] for row in kept.values()]
     if sampling.temperature > 0 and len({repr(prompt) for prompt in prompts}) < len(prompts):
-        kept = {}  # the order identifies copies of a prompt: ask for all, or the store
+        kept = {}  # equal prompts differ by their order: run all again (the store has them)
     columns = _with_input(rows)
     fresh = {i: columns[i] | {x: row[x] for x in OURS if x in row} for i, row in kept.items()}
     todo = [i for i in range(len(rows)) if i not in kept]

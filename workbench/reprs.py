@@ -1,7 +1,7 @@
 """How values are displayed: at most 5 lines of text, and a table in a notebook.
 
 The HTML is static and inherits its colours. Data is escaped and shortened. What looks like a key is
-removed from settings and reasons, but not from prompts and answers. Nothing here asks a model or
+removed from settings and reasons, but not from prompts and answers. Nothing here calls a model or
 raises.
 """
 

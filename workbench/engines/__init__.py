@@ -106,7 +106,7 @@ def open_engine(
                     opened._note('base_url is for a failover only: engine="remote" uses the server')
             else:
                 opened = _open(
-                    engine, model, url=url, store=responses, why="asked for", options=options
+                    engine, model, url=url, store=responses, why="requested", options=options
                 )
             stage.note = _ready(opened.info)
     except BaseException:

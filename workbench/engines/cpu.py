@@ -121,7 +121,7 @@ class MemoryNeed:
         """Work memory of one full step, in bytes."""
         return self.step * (self.batched or max(context, STEP)) + self.row * self.sequences
 
-    def beside(self, context: int) -> int:
+    def overhead(self, context: int) -> int:
         """All but the cache, in bytes."""
         return self.weights + self.work(context)
 
@@ -134,7 +134,7 @@ class MemoryNeed:
 
     def least(self, context: int) -> int:
         """Free bytes needed for one request of so many tokens."""
-        return self.beside(context) + math.ceil(self.token * context / SHARE)
+        return self.overhead(context) + math.ceil(self.token * context / SHARE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ def plan_cache(name: str, free: int, needs: Sequence[MemoryNeed]) -> CachePlan:
         if (context := _context(need, free)) is not None:
             usual = need.sequences * min(USUAL, context)
             wanted = need.token * max(context, min(context + usual, ENOUGH // max(1, need.token)))
-            cache = min(wanted, math.floor(SHARE * (free - need.beside(context))))
+            cache = min(wanted, math.floor(SHARE * (free - need.overhead(context))))
             return CachePlan(need.dtype, max(cache, need.token * context), context)
     raise EngineError(_refusal(name, free, needs))
 

@@ -34,7 +34,7 @@ def chosen_style(engine: Engine, style: Style = "auto") -> tuple[PromptStyle, st
     check_engine(engine)
     values.choice("style", style, "auto", "completion", "chat")
     if style != "auto":
-        return style, "asked for"
+        return style, "requested"
     suited = getattr(engine, "suited_style", None)  # a custom engine may have none
     return suited() if suited is not None else ("completion", "the engine does not report one")
 

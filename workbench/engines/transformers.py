@@ -294,7 +294,7 @@ def _load(source: Source, device: Any, options: Mapping[str, Any]) -> tuple[Any,
 
     form = options.get("load_format", "auto")
     if form not in ("auto", "dummy"):
-        raise InputError(f'load_format={form!r}: transformers knows "auto" and "dummy"')
+        raise InputError(f'load_format={form!r}: transformers supports "auto" and "dummy"')
     embedded = source.small and device.type == "cpu"
     dtype = options.get("dtype", "float32" if embedded else "auto")
     # Never omitted: transformers would ask on standard input, and "yes" runs the folder's code.

@@ -115,7 +115,7 @@ class RemoteEngine(BaseEngine):
         self._seedless = digest("no seed", self._identity.hex())  # a fact for the store
 
     def _base(self, sampling: Sampling) -> Any:
-        """The key's base; notes the missing seed for stored answers too, whoever stored them."""
+        """The key's base; repeats the note about seeds for stored answers."""
         seeded = sampling.seed is not None and sampling.temperature > 0
         if seeded and self._store is not None and self._store.update(self._seedless, bool):
             self._note(NO_SEED)
