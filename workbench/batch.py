@@ -107,7 +107,7 @@ def generate_file(
     todo = [i for i in range(len(rows)) if i not in kept]
     _check_writable(out)
     if not todo:
-        if fresh != kept:  # rows that were kept have been edited since
+        if fresh != kept:  # columns outside the prompts were edited
             _rewrite(out, fresh)
         return BatchResult(len(rows), len(kept), 0, Usage())
     failed = 0
