@@ -173,7 +173,7 @@ def test_opens_in_less_memory_and_says_so(
 
 def test_is_refused_where_it_does_not_fit(free: Any, large: Path) -> None:
     free(0.1)
-    with pytest.raises(EngineError, match=r"does not fit into the 0\.1 GiB of memory"):
+    with pytest.raises(EngineError, match=r"does not fit into the 0\.1 GiB of free memory"):
         open_engine(str(large), "vllm", store=None, load_format="dummy", dtype="float32")
 
 

@@ -513,7 +513,7 @@ def test_a_checkpoint_must_be_whole_and_of_its_kind(
         ("small", small, {}, r"model\.layers\.1\.self_attn\.o_proj\.weight"),
         ("biased", tensors, {"include_bias": True}, "include_bias=True"),
         ("sizeless", tensors, {"d_model": None}, "hidden_size"),
-        ("maskless", tensors, {"mask_token_id": None}, "give mask_token_id"),
+        ("maskless", tensors, {"mask_token_id": None}, "set mask_token_id"),
     ):
         with pytest.raises(InputError, match=said):
             opens(published.write(tmp_path / name, given, **config))

@@ -54,7 +54,7 @@ def test_columns_of_other_names_are_said_with_the_remedy(plain: VLLMEngine) -> N
     columns = dict(part.replace('"', "").split("=") for part in given.split(", "))
     assert columns == {"question": "text", "answer": "gold"}
     assert evaluate(open_task(other, **columns), plain).summary[0].n == len(FRAME)
-    with pytest.raises(InputError, match=r"give one of it, Sums\(\)"):
+    with pytest.raises(InputError, match=r"pass an instance, Sums\(\)"):
         evaluate(Sums, plain)
 
 
@@ -310,7 +310,7 @@ def test_failures_are_said_where_nothing_is_paired(more: dict[str, str]) -> None
 def test_a_kept_report_of_another_wording_says_so(tmp_path: Path) -> None:
     engine: Any = Letters()
     wb.compare_prompts(FRAME, engine, {"a": None, "b": "{question}!"}, folder=tmp_path)
-    with pytest.raises(InputError, match=r"b has prompt='\{question\}!', here it is"):
+    with pytest.raises(InputError, match=r"b has prompt='\{question\}!', but here it is"):
         wb.compare_prompts(FRAME, engine, {"a": None, "b": "{question}?"}, folder=tmp_path)
 
 

@@ -222,7 +222,7 @@ def test_a_port_taken_meanwhile_is_tried_once_more(
         return [sys.executable, "-c", program]
 
     monkeypatch.setattr("workbench.serving.server.command", line)
-    with pytest.raises(PortTakenError, match="give another port"):
+    with pytest.raises(PortTakenError, match="choose another port"):
         serve(log=tmp_path / "log")
     assert len(ports) == 2
 

@@ -403,7 +403,7 @@ def test_a_server_that_asks_to_wait_for_a_year_is_left_to_the_others(
     assert [row.text for row in rows] == [f"q{i}" * 2 for i in range(30)]
     assert caplog.text.count("is left out: it asks for a wait of 31536000 s") == 1
     with Stranger(busy("31536000")) as one, remote(one.url) as engine:
-        with pytest.raises(EngineError, match=r"asks to wait 31536000 s.*Daily quota"):
+        with pytest.raises(EngineError, match=r"asks for a wait of 31536000 s.*Daily quota"):
             engine.generate(["a"], SHORT)
 
 

@@ -73,7 +73,7 @@ def describe(model: str) -> tuple[Path, Any]:
         raise
     except Exception as error:  # broken files raise many kinds of errors
         text = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"base model {model!r} is not known here: {text:.300}") from error
+        raise InputError(f"base model {model!r} cannot be read: {text:.300}") from error
     return folder, config
 
 
