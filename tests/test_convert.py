@@ -207,7 +207,7 @@ def test_tensors_of_another_model_are_refused(tmp_path: Path, tensors: Tensors) 
         ("fewer", fewer, f"lacks {norm}: it is not a checkpoint of"),
         ("wider", wider, rf"{norm} has the shape \[129\], that of the base model \[128\]"),
         ("deeper", deeper, r"beyond the base model, model.layers.4.input_layernorm.weight"),
-        ("untied", untied, r"lm_head.weight is not model.embed_tokens.weight"),
+        ("untied", untied, r"lm_head.weight differs from model.embed_tokens.weight"),
         ("none", {"step": 3}, "lacks .* and 35 more"),
     ):
         refused(save(state, tmp_path / name), tmp_path / "out", said)
@@ -320,7 +320,7 @@ def test_no_index_changes_a_class_of_this_process(tmp_path: Path) -> None:
 def test_broken_indexes_and_wrong_folders(tmp_path: Path, tensors: Tensors) -> None:
     inner = save(tensors, tmp_path / "run" / "weights")
     out = tmp_path / "out"
-    refused(tmp_path / "run", out, rf"it has no \.metadata; give {inner}")
+    refused(tmp_path / "run", out, rf"it has no \.metadata; use {inner}")
     refused(tmp_path / "nowhere", out, "is no folder of torch.distributed.checkpoint")
     index = inner / ".metadata"
     kept = index.read_bytes()

@@ -586,7 +586,7 @@ def test_wherever_a_file_is_cut_it_is_refused(tmp_path: Path, alone: None) -> No
             r"llama\.attention\.head_count=0, which must be a number",
         ),
         ({"llama.attention.head_count": "3"}, "which must be a number"),
-        ({"llama.block_count": 10**9}, "says 1000000000 layers and has 6"),
+        ({"llama.block_count": 10**9}, "says 1000000000 layers, but has 6"),
         ({"llama.embedding_length": 3 * 2**28}, "with the shape"),
         ({"llama.rope.dimension_count": 16}, "heads of size 64 and rope.dimension_count=16"),
         ({"llama.rope.scaling.type": "yarn"}, "scales positions with 'yarn'"),

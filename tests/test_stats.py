@@ -137,9 +137,9 @@ def test_nothing_is_counted_from_nothing() -> None:
         mcnemar([], [])
     with pytest.raises(InputError, match="nothing was counted"):
         balanced_accuracy("x", [], [])
-    with pytest.raises(InputError, match="no probabilities"):
+    with pytest.raises(InputError, match="no valid probabilities"):
         calibration_error([], [])
-    with pytest.raises(InputError, match="no probabilities"):
+    with pytest.raises(InputError, match="no valid probabilities"):
         calibration_error([1.2], [True])
 
 

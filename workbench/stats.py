@@ -182,7 +182,7 @@ def calibration_error(confidence: ArrayLike, right: ArrayLike, bins: int = 15) -
     """
     p, hit = np.asarray(confidence, float), np.asarray(right, float)
     if not p.size or p.shape != hit.shape or not ((p >= 0) & (p <= 1)).all():
-        raise InputError(f"confidence {p.shape} and right {hit.shape}: not answers' probabilities")
+        raise InputError(f"confidence {p.shape} and right {hit.shape}: no valid probabilities")
     place = np.clip(np.ceil(p * bins) - 1, 0, bins - 1)
     return sum(abs(float((p - hit)[place == b].sum())) for b in range(bins)) / len(p)
 
