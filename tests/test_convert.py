@@ -321,7 +321,7 @@ def test_broken_indexes_and_wrong_folders(tmp_path: Path, tensors: Tensors) -> N
     inner = save(tensors, tmp_path / "run" / "weights")
     out = tmp_path / "out"
     refused(tmp_path / "run", out, rf"it has no \.metadata; use {inner}")
-    refused(tmp_path / "nowhere", out, "is no folder of torch.distributed.checkpoint")
+    refused(tmp_path / "nowhere", out, "is not a folder of torch.distributed.checkpoint")
     index = inner / ".metadata"
     kept = index.read_bytes()
     name, first = "model.norm.weight", torch.Size([0])

@@ -472,7 +472,7 @@ def test_wrong_options_are_refused(
 
 
 def test_too_few_steps_for_the_blocks_are_refused(engine: DiffusionEngine) -> None:
-    with pytest.raises(InputError, match="give at least 3"):
+    with pytest.raises(InputError, match="use at least 3"):
         engine.row([1, 2], GREEDY, Denoising(block_length=8, steps=2))
 
 
