@@ -234,18 +234,18 @@ def denoised(
     sampling: Sampling | None = None,
     denoising: Denoising | None = None,
 ) -> pd.DataFrame:
-    """Which token of an answer was committed when, and how sure the model was of it.
+    """When each token of an answer was committed, and with what probability.
 
     Args:
-        sampling: how to answer, and how long the canvas is; greedy by default.
-        denoising: the settings; None is those of the engine.
+        sampling: how to answer, and the length of the canvas; greedy by default.
+        denoising: the settings; None uses the engine's.
 
     Returns:
-        A row for each token of the answer, in order: `place`, `token`, `text`, `step` (from 1),
+        A row per token of the answer, in order: `place`, `token`, `text`, `step` (from 1), and
         `probability` at that step.
 
     Raises:
-        InputError: the prompt and its canvas do not fit into the context.
+        InputError: the prompt and its canvas do not fit into the context length.
         EngineError: the model failed.
     """
     sampling = replace(sampling or Sampling(), logprobs=0)
