@@ -371,7 +371,7 @@ def no_generator(case: AgentCase) -> Program:
         (yields_no_sampling, "give a Sampling"),
         (yields_equal_labels, "' a'"),
         (returns_a_number, "returned 7"),
-        (no_generator, "is no generator"),
+        (no_generator, "not a generator"),
         (notes_are_none, "returned notes=None"),
         (notes_hold_a_list, "returned notes={'all': [7]}"),
         (exits, "raised SystemExit"),
@@ -465,7 +465,7 @@ def test_a_call_without_an_answer_is_an_error() -> None:
 
 
 def test_an_agent_is_no_class() -> None:
-    with pytest.raises(InputError, match=r"give one of it, MajorityVote\(\)"):
+    with pytest.raises(InputError, match=r"give an instance, MajorityVote\(\)"):
         open_agent(cast("Agent", MajorityVote))
 
 

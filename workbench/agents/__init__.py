@@ -1,7 +1,7 @@
 """Agents: programs over prompts, advanced for all items of a task together.
 
 `standard` asks once, `MajorityVote` samples and counts, `BestOfN` samples and verifies,
-`SelfRefine` criticises and revises. One's own is a generator: see `program`.
+`SelfRefine` criticises and revises. Your own agent is a generator: see `program`.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ AGENTS: Mapping[str, Callable[[], Agent]] = MappingProxyType(
         "self_refine": SelfRefine,
     }
 )
-"""All agents by name, as they are by default."""
+"""The built-in agents by name, each with its default settings."""
 
 
 def open_agent(agent: str | Agent) -> Agent:
-    """The agent of that name, or the one given.
+    """The agent with this name, or the agent given.
 
     Raises:
-        InputError: there is none of that name, or it cannot be called.
+        InputError: no agent has this name, or the object is not callable.
     """
     if not isinstance(agent, str):
         if isinstance(agent, type):
-            raise InputError(f"agent={agent.__name__}: give one of it, {agent.__name__}()")
+            raise InputError(f"agent={agent.__name__}: give an instance, {agent.__name__}()")
         if not callable(agent):
             raise InputError(f"agent={agent!r:.60}: give a name or a function that yields calls")
         return agent
@@ -47,7 +47,7 @@ def open_agent(agent: str | Agent) -> Agent:
 
 
 def named(agent: str | Agent) -> str:
-    """How an agent is called in tables and reports."""
+    """The agent's name in tables and reports."""
     if isinstance(agent, str):
         return agent
     if agent is standard:

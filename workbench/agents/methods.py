@@ -1,4 +1,4 @@
-"""The agents of the house: ask once; sample and vote; sample and verify; criticise and revise."""
+"""The built-in agents: ask once, sample and vote, sample and verify, criticise and revise."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Is the proposed answer correct? Reply with Yes or No only."""
 CRITIQUE = "Check the solution above step by step. Name each mistake, or say that there is none."
 REVISE = "Now write the whole solution again, without the mistakes."
 REVISION_TOKENS = 160
-"""Tokens for a critique or a revision at the least."""
+"""Minimum number of tokens for a critique or a revision."""
 
 
 def standard(case: AgentCase) -> Program:
-    """One answer, as the task asks for it."""
+    """One answer to the task's prompt."""
     answer = yield Ask(case.prompt)
     return str(answer.text)
 
@@ -36,16 +36,16 @@ def standard(case: AgentCase) -> Program:
 class MajorityVote:
     """The most frequent of several sampled answers (Wang et al. 2022, arXiv 2203.11171).
 
-    Equal numbers and expressions are one answer, however written; of answers with as many votes
-    the first one given wins. Its first text is the agent's, with the notes `votes`, `voters`
-    (samples that an answer could be read from), `unparsed`, `failed` and `tied`.
+    Equal numbers and expressions count as one answer, however they are written. In a tie, the
+    answer that came first wins. The agent returns the first text with the winning answer. Notes:
+    `votes`, `voters` (samples with a readable answer), `unparsed`, `failed` and `tied`.
 
     Args:
-        samples: answers for an item, at one call.
-        temperature: at which they are sampled.
+        samples: answers per item, requested in one call.
+        temperature: sampling temperature.
 
     Raises:
-        InputError: fewer than 2 samples, or a temperature that would make them all alike.
+        InputError: fewer than 2 samples, or a temperature at which all samples are equal.
     """
 
     samples: int = 16
@@ -66,17 +66,17 @@ class MajorityVote:
             "failed": failed,
             "tied": len(counts) > 1 and counts[0] == counts[1],
         }
-        winner = max(votes, key=len)[0] if votes else 0  # max takes the first of equals
+        winner = max(votes, key=len)[0] if votes else 0  # max returns the first of equals
         return Answer(texts[winner], notes)
 
 
 def sampled(
     case: AgentCase, samples: int, temperature: float
 ) -> Generator[Call, Any, tuple[list[str], int]]:
-    """Ask for several answers at once; returns those that came, and how many failed.
+    """Sample several answers in one call; returns the texts and how many samples failed.
 
     Raises:
-        EngineError: none came.
+        EngineError: all samples failed.
     """
     sampling = replace(case.sampling, n=samples, temperature=temperature)
     answer = yield Ask(case.prompt, sampling)
@@ -87,16 +87,16 @@ def sampled(
 
 
 def cluster(task: Task, item: Item, texts: Sequence[str]) -> list[list[int]]:
-    """Places of equal answers together, in the order of their first ones, unreadable ones left out.
+    """The indexes of the texts, grouped by answer in order of appearance, without unreadable ones.
 
-    Two are equal if the task would take one for the other.
+    Two answers are equal if the task accepts one as correct when the other is the gold answer.
     """
     groups: dict[str, list[int]] = {}
     for place, text in enumerate(texts):
         answer = task.grade(item, text).extracted
         if answer is None:
             continue
-        if answer not in groups:  # it may be written in several ways
+        if answer not in groups:  # the same answer may be written in another way
             alike = (one for one in groups if task.grade(replace(item, answer=one), text).correct)
             answer = next(alike, answer)
         groups.setdefault(answer, []).append(place)
@@ -104,16 +104,16 @@ def cluster(task: Task, item: Item, texts: Sequence[str]) -> list[list[int]]:
 
 
 def check_samples(samples: object, temperature: object) -> int:
-    """How many samples; refuses what would not be several different ones."""
+    """The number of samples, checked; refuses settings at which all samples would be equal."""
     values.real("temperature", temperature, 0, 100, above=True)
     return values.whole("samples", samples, 2)
 
 
 def yes_or_no(case: AgentCase, text: str) -> Score:
-    """Is this answer correct? The first label says that it is.
+    """Ask whether this answer is correct; the first label means yes.
 
-    A chat is asked as a chat. A task may have words of its own for this (`judged`), as those have
-    that the embedded model was trained on.
+    A chat prompt gives a chat. A task can have its own wording (`judged`): the tasks that the
+    embedded model was trained on have one.
     """
     chat = not isinstance(case.prompt, str)
     last = case.prompt[-1]["content"] if chat else case.prompt  # type: ignore[index]
@@ -129,18 +129,18 @@ def yes_or_no(case: AgentCase, text: str) -> Score:
 
 @dataclass(frozen=True, slots=True)
 class BestOfN:
-    """The sample that the model finds likeliest to be right (Cobbe et al. 2021, section 4.2).
+    """The sample that the model rates most likely to be correct (Cobbe et al. 2021, section 4.2).
 
-    Notes: `trust`, the probability of the first label among the labels for the sample chosen, and
-    `failed`, samples that did not come or could not be verified.
+    Notes: `trust`, the probability of the first label among the labels, for the chosen sample; and
+    `failed`, the number of samples that failed or could not be verified.
 
     Args:
-        samples: answers for an item, at one call; different ones are verified in a second one.
-        temperature: at which they are sampled.
-        verify: what to weigh for an answer; its first label means that the answer is right.
+        samples: answers per item, requested in one call; a second call verifies the distinct ones.
+        temperature: sampling temperature.
+        verify: builds the question that scores an answer; its first label means "correct".
 
     Raises:
-        InputError: fewer than 2 samples, or a temperature that would make them all alike.
+        InputError: fewer than 2 samples, or a temperature at which all samples are equal.
     """
 
     samples: int = 8
@@ -164,10 +164,10 @@ class BestOfN:
 
 
 def _weights(scores: list[Score]) -> Generator[Call | list[Call], Any, list[tuple[float, ...]]]:
-    """What the scores gave, all at once; where some fail, one by one, and () for those.
+    """The scores' results from one call; if it fails, one call per score, and () for failed ones.
 
     Raises:
-        EngineError: all failed.
+        EngineError: all scores failed.
     """
     with suppress(EngineError):
         return list((yield [*scores]))
@@ -187,16 +187,16 @@ def _weights(scores: list[Score]) -> Generator[Call | list[Call], Any, list[tupl
 class SelfRefine:
     """Draft, critique and revision by one model (Madaan et al. 2023, arXiv 2303.17651).
 
-    It ends when a revision gives the answer of the text before it, or none that can be read, and
-    then the text before it stands. Notes: `revisions` (asked for), `changed` (whether the last
-    answer differs from the draft's).
+    It stops when a revision repeats the answer before it or has no readable answer, and returns the
+    text before that revision. Notes: `revisions` (how many were requested), `changed` (whether the
+    final answer differs from the draft's).
 
     Args:
-        rounds: revisions at most.
-        critique, revise: what the model is asked for.
+        rounds: maximum number of revisions.
+        critique, revise: the requests to the model.
 
     Raises:
-        InputError: fewer than 1 round, or nothing to ask.
+        InputError: fewer than 1 round, or an empty request.
     """
 
     rounds: int = 3
@@ -230,6 +230,6 @@ class SelfRefine:
 
 
 def _room(sampling: Sampling) -> Sampling:
-    """For remarks and whole solutions, where the task asks for a word or a letter."""
+    """Room for remarks and whole solutions, even if the task asks for a word or a letter."""
     stop = tuple(text for text in sampling.stop if text != "\n") or ("\n\n",)
     return replace(sampling, max_tokens=max(sampling.max_tokens, REVISION_TOKENS), stop=stop)

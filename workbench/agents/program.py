@@ -1,11 +1,11 @@
-"""What an agent is: a generator that yields calls to a model and receives what they gave.
+"""What an agent is: a generator that yields calls to a model and receives their results.
 
     def twice(case):
         draft = yield Ask(case.prompt)
         final = yield Ask(case.then(draft.text, "Check this and answer again."))
         return final.text
 
-`scheduler.advance` runs the programs of all items together, and none waits for another.
+`scheduler.advance` runs the programs of all items together. No program waits for another.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from workbench.types import Item, Prompt, Sampling, Task
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A prompt to complete, as the case's `sampling` says if it says nothing itself.
+    """A prompt to complete, with the case's `sampling` unless it has its own.
 
     The program receives a `Completion`.
     """
@@ -30,9 +30,9 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A prompt whose continuations are to be weighed.
+    """A prompt and the labels whose log-probabilities are wanted.
 
-    The program receives the natural log-probability of each label, as floats in their order.
+    The program receives the natural log-probability of each label, as floats in the same order.
     """
 
     prompt: Prompt
@@ -44,11 +44,11 @@ Call = Ask | Score
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a program ends with where the text alone does not tell all.
+    """A program's result, if it has more to report than the text.
 
     Attributes:
-        text: is graded as a single answer would be.
-        notes: of how it came about, such as votes; they stand in the report's rows.
+        text: graded like the text of a single answer.
+        notes: numbers and texts by name, such as votes; they become columns of the report's rows.
     """
 
     text: str
@@ -56,17 +56,17 @@ class Answer:
 
 
 Program = Generator[Call | Sequence[Call], Any, str | Answer]
-"""Yields a call, or several to be made at once, and receives its result, or their list. A call that
-failed is raised in the program as an `EngineError`; one that lets it pass is a failed row."""
+"""Yields one call, or a list of calls to make at once, and receives the result or the results. A
+failed call raises `EngineError` in the program; the row fails if the program does not catch it."""
 
 
 @dataclass(frozen=True, slots=True)
 class AgentCase:
-    """What an agent works on; the right answer is in it, for tasks to grade and not to be read.
+    """What an agent works on. It holds the correct answer for grading; an agent must not read it.
 
     Attributes:
-        prompt: the item as the task asks it.
-        sampling: how the task's answers are to be asked for.
+        prompt: the task's prompt for the item.
+        sampling: the task's sampling settings.
     """
 
     task: Task
@@ -75,14 +75,14 @@ class AgentCase:
     sampling: Sampling
 
     def then(self, answer: str, request: str) -> Prompt:
-        """The prompt with an answer to it and a further request, in a chat as further turns."""
+        """The prompt with an answer to it and a further request; a chat gets two more turns."""
         if isinstance(self.prompt, str):
             return f"{self.prompt}{answer}\n\n{request}"
         turns = [{"role": "assistant", "content": answer}, {"role": "user", "content": request}]
         return [*self.prompt, *turns]
 
     def extracted(self, text: str) -> str | None:
-        """What the task's grader reads out of a text, None where it reads nothing."""
+        """The answer that the task's grader reads from a text, None if there is none."""
         return self.task.grade(self.item, text).extracted
 
 

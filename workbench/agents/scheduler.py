@@ -1,4 +1,4 @@
-"""Programs of many items, advanced together: each as soon as its own answers are there."""
+"""Run the programs of many items together; each continues as soon as its own answers are there."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from workbench.progress import fact
 from workbench.store import digest
 from workbench.types import Completion, Engine, Prompt, Sampling
 
-MOST_STREAMS = 4  # at once: with more of them each is smaller
+MOST_STREAMS = 4  # at once; more streams would make each of them smaller
 MOST_ROUNDS = 64
-"""Rounds after which a program counts as one that never ends."""
+"""A program that has not ended after so many rounds is stopped."""
 
 CallResult = Completion | tuple[float, ...] | EngineError
 
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """A call that a program made in a round (from 1 on), and what it gave."""
+    """A call that a program made in a round (counted from 1), and its result."""
 
     round: int
     call: Call
@@ -37,7 +37,7 @@ class CallRecord:
 
 @dataclass(slots=True)
 class AgentOutcome:
-    """How a program ended: with an answer or with the reason why there is none."""
+    """How a program ended: with an answer, or with the reason why there is none."""
 
     answer: Answer | None = None
     error: str | None = None
@@ -48,7 +48,7 @@ class _RunningProgram:
     """A program between two rounds."""
 
     def __init__(self, agent: Agent, case: AgentCase, number: int) -> None:
-        if not isinstance(case.prompt, str):  # a program may lengthen its list of turns
+        if not isinstance(case.prompt, str):  # a program may append to its list of turns
             case = replace(case, prompt=_copied(case.prompt))
         self.case, self.outcome = case, AgentOutcome()
         self.number = number  # its place among all programs
@@ -63,14 +63,14 @@ class _RunningProgram:
             self._fail(error)
         else:
             if not hasattr(self.program, "send"):
-                self._end(f"is no generator but {self.program!r:.60}: write it with `yield`")
+                self._end(f"returned {self.program!r:.60}, not a generator: write it with `yield`")
 
     @property
     def live(self) -> bool:
         return self.outcome.answer is None and self.outcome.error is None
 
     def receive(self, place: int, result: CallResult) -> bool:
-        """Take the result of one call; whether it was the last one that it waited for."""
+        """Store the result of one call; returns whether it was the last one that was missing."""
         self.results[place] = result
         if len(self.results) < len(self.calls):
             return False
@@ -79,7 +79,7 @@ class _RunningProgram:
         pairs = [*zip(self.calls, results, strict=True)]
         made = [pair for pair in pairs if not isinstance(pair[1], _NotAskedError)]
         self.outcome.trace += [CallRecord(self.round, *pair) for pair in made]
-        if len(made) < len(pairs):  # it ends here: what it makes of this is nothing to be graded
+        if len(made) < len(pairs):  # a limit stops it here: its result must not be graded
             refused = next(one for one in results if isinstance(one, _NotAskedError))
             self.stop(str(refused))
         else:
@@ -87,7 +87,7 @@ class _RunningProgram:
         return True
 
     def step(self, results: Sequence[CallResult]) -> None:
-        """Hand over what the calls of the last round gave, and take those of the next one."""
+        """Send the results of the last round to the program, and take its next calls."""
         assert self.program is not None
         failed = next((r for r in results if isinstance(r, EngineError)), None)
         try:
@@ -103,11 +103,11 @@ class _RunningProgram:
             self._fail(error)
 
     def _take(self, yielded: object) -> None:
-        """The calls of a yield, if they are some.
+        """Take the calls of a yield, after checking them.
 
         Raises:
-            InputError: a prompt or label among them is unusable.
-            TypeError: a message holds what is no text.
+            InputError: a prompt or label is unusable.
+            TypeError: a message holds something that is not text.
         """
         self.several = isinstance(yielded, Sequence) and not isinstance(yielded, str)
         calls: Sequence[Any] = yielded if self.several else [yielded]  # type: ignore[assignment]
@@ -124,7 +124,7 @@ class _RunningProgram:
         self.calls = [replace(call, prompt=_copied(call.prompt)) for call in calls]
         self.round += 1
         if self.round > MOST_ROUNDS:
-            self.stop(f"the agent did not end within {MOST_ROUNDS} rounds: let it stop")
+            self.stop(f"the agent did not end within {MOST_ROUNDS} rounds: make it return")
 
     def _finish(self, value: object) -> None:
         answer = Answer(value) if isinstance(value, str) else value
@@ -151,12 +151,12 @@ class _RunningProgram:
         """End a program that does not end by itself."""
         assert self.program is not None
         self.outcome.error = why
-        with suppress(Exception):  # it may refuse to end even so
+        with suppress(Exception):  # the program may raise while it is closed
             self.program.close()
 
 
 def _copied(prompt: Prompt) -> Prompt:
-    """A chat as it is now, whatever becomes of the list that holds it."""
+    """A copy of a chat, so that later changes to the list have no effect."""
     return prompt if isinstance(prompt, str) else json.loads(json.dumps(prompt))
 
 
@@ -175,21 +175,21 @@ def advance(
 ) -> list[AgentOutcome]:
     """Run an agent's programs for all cases together.
 
-    Each continues as soon as its own answers are there; what several ask meanwhile is one stream.
-    Only calls that are sampled wait until no program is in an earlier round: equal prompts of a
-    round draw different samples, by their order. A program that ends, fails or raises leaves the
-    others running.
+    Each program continues as soon as its own answers are there. Calls that are ready at the same
+    time share a stream. Only sampled calls wait until no program is in an earlier round, because
+    equal prompts of a round draw different samples, by their order. A program that ends, fails or
+    raises does not stop the others.
 
     Args:
-        seed: of what is sampled without a seed of its own; another one in each round, so that a
-            prompt asked again is answered anew.
-        spending: limits what is asked; a program whose call is not made ends with that reason.
+        seed: for sampled calls without a seed. It changes from round to round, so that a prompt
+            asked again gets a new answer.
+        spending: limits the calls; a program whose call is not made fails with that reason.
 
     Returns:
-        For each case its outcome, with every call in its trace.
+        One outcome per case, with every call in its trace.
 
     Raises:
-        InputError: the engine refuses all that is asked first, such as chats without a template.
+        InputError: the engine refuses all first calls, such as chats without a template.
     """
     programs = [_RunningProgram(agent, case, number) for number, case in enumerate(cases)]
     calls = _Calls(engine, seed, spending or Spending(engine))
@@ -216,16 +216,16 @@ def advance(
 
 
 class _RefusedCallError(EngineError):
-    """The engine takes no call of this kind."""
+    """The engine does not accept this kind of call."""
 
 
 class _NotAskedError(EngineError):
-    """A limit keeps the call from being made."""
+    """A limit prevented the call."""
 
 
 @dataclass(slots=True)
 class _Kind:
-    """Calls that may go to the engine in one stream; `round` of sampled ones, else 0."""
+    """Calls that can share one stream; `round` is 0 unless they are sampled."""
 
     round: int
     how: Sampling | tuple[str, ...]
@@ -233,17 +233,17 @@ class _Kind:
 
 
 class _Calls:
-    """Calls that wait for the engine, by kind, and those that are on their way."""
+    """Calls that wait for the engine, by kind, and the streams in flight."""
 
     def __init__(self, engine: Engine, seed: int, spending: Spending) -> None:
         self._engine, self._seed, self._spending = engine, seed, spending
-        self._most = 1 if spending.limited else MOST_STREAMS  # the cost of a stream is known after
+        self._most = 1 if spending.limited else MOST_STREAMS  # a stream's cost is known at its end
         self._waiting: dict[bytes, _Kind] = {}
-        self.rounds: Counter[int] = Counter()  # programs that are in each
+        self.rounds: Counter[int] = Counter()  # programs per round
         self.streams: Streams[tuple[_RunningProgram, int, CallResult]] = Streams()
 
     def add(self, program: _RunningProgram) -> None:
-        """Take what a live program asks now."""
+        """Queue the calls of a live program."""
         if not program.live:
             return
         if program.round > max(self.rounds, default=1):
@@ -262,7 +262,7 @@ class _Calls:
             self._waiting.setdefault(key, _Kind(number, how)).calls.append((program, place))
 
     def start(self) -> bool:
-        """Send what may be sent now; whether anything is on its way."""
+        """Send the calls that are ready; returns whether any stream is in flight."""
         earliest = min((number for number, count in self.rounds.items() if count), default=0)
         while self.streams.running < self._most:
             ready = (key for key, kind in self._waiting.items() if kind.round <= earliest)
@@ -284,7 +284,7 @@ def _seeded(sampling: Sampling, seed: int, number: int) -> Sampling:
 def _answers(
     engine: Engine, kind: _Kind, spending: Spending
 ) -> Generator[tuple[_RunningProgram, int, CallResult], None, None]:
-    """Each call's program and place with its result, in the order in which they come."""
+    """Each call's program and place with its result, in the order of arrival."""
     waiting = dict(enumerate(kind.calls))
     prompts = [program.calls[place].prompt for program, place in kind.calls]
     try:
@@ -310,7 +310,7 @@ def _answers(
 def _completions(
     engine: Engine, prompts: Sequence[Prompt], sampling: Sampling
 ) -> Iterator[tuple[int, CallResult]]:
-    """Completions; one of which no sample came is an error."""
+    """Completions; one without any sample is an error."""
     for index, answer in engine.stream(prompts, sampling):
         failed = all(sample.error for sample in answer.samples)
         yield index, EngineError(answer.samples[0].error or "") if failed else answer
@@ -319,11 +319,11 @@ def _completions(
 def _scores(
     engine: Engine, prompts: Sequence[Prompt], labels: tuple[str, ...]
 ) -> Iterator[tuple[int, CallResult]]:
-    """Log-probabilities; a label of which only a bound is known is an error."""
+    """Log-probabilities; a label with only an upper bound is an error."""
     for row in stream_labels(engine, prompts, labels):
         scores, upper = row.logprobs or (), row.upper or row.logprobs or ()
         if row.error or any(score < bound for score, bound in zip(scores, upper, strict=True)):
-            reason = row.error or f"a label of {labels} has no exact log-probability here"
+            reason = row.error or f"the engine has no exact log-probability for a label of {labels}"
             yield row.index, EngineError(reason)
         else:
             yield row.index, tuple(map(float, scores))
