@@ -103,7 +103,7 @@ def test_copies_are_whole_and_never_overwritten(here: Path) -> None:
     first.write_text("mine")
     shutil.rmtree(here / "own" / "sweeps")
     refused = run(app, ["notebook", "copy", "own"])
-    assert (refused.exit_code, "01_quickstart.ipynb is not as it came" in refused.stderr) == (
+    assert (refused.exit_code, "01_quickstart.ipynb has been changed" in refused.stderr) == (
         2,
         True,
     )

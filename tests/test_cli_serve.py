@@ -60,7 +60,7 @@ def test_workers_behind_one_port_answer_and_end_together(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (["--num-nodes", "2"], "one server a node"),
+        (["--num-nodes", "2"], "one server per node"),
         (["--num-gpus", "64"], "this machine shows"),
         (["-o", "batch_size=4"], "give --batch-size"),
         (["-o", "treshold=0.9"], "did you mean 'threshold'"),

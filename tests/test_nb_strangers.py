@@ -343,7 +343,7 @@ def test_links_lead_to_where_a_copy_goes_and_nobody_s_file_is_lost(place: Path) 
     assert said(place / "far-linked.ipynb", 0) == ""
     (place / "so").mkdir()
     (place / "so" / "linked.ipynb").symlink_to(place / "far-linked.ipynb")
-    with pytest.raises(InputError, match="no copy of a sweep"):
+    with pytest.raises(InputError, match="is not a copy of a sweep"):
         sweep(Sweep(notebook=path, name="x", grid=Grid(product={"n": [1]})), place / "so")
 
 

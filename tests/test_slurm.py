@@ -438,6 +438,6 @@ def test_the_command_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     secret.chmod(0o600)
     done = call("--key-file", str(secret), "--folder", "/elsewhere")
     assert "ssh -N -L PORT:NODE:PORT LOGIN" in done.stderr
-    assert "/elsewhere must be there" in done.stderr
+    assert "/elsewhere must exist" in done.stderr
     assert str(secret) in done.stdout
     assert KEY not in done.output

@@ -167,7 +167,7 @@ def test_two_sweeps_do_not_work_in_one_folder(points: Path) -> None:
     sweep = of(grid=Grid(product={"n": [1]}))
     with (
         SweepFolder(points / "runs").lock(),
-        pytest.raises(InputError, match="another sweep is at work"),
+        pytest.raises(InputError, match="another sweep is running"),
     ):
         run(sweep, points / "runs")
     assert run(sweep, points / "runs").states == {"done": 1}
@@ -181,7 +181,7 @@ def test_a_changed_notebook_or_model_makes_results_stale_and_says_so(points: Pat
     changed = of(grid=Grid(product={"n": [1, 2, 3]}))
     seen = results(changed.points, SweepFolder(points / "runs"))
     assert list(seen.table["state"]) == ["stale", "stale", "waiting"]
-    assert seen.table["detail"][0] == "there is a result of before the notebook changed"
+    assert seen.table["detail"][0] == "there is a result from before the notebook changed"
     assert "square" not in seen.table  # a stale number is nobody's result
     found = run(changed, points / "runs")
     assert found.states == {"done": 3}
@@ -208,17 +208,17 @@ def test_a_changed_model_or_version_makes_results_stale(
     kept(place, sweep().points[0], "{}")
     assert state()[0] == "done"
     (model / "model.safetensors").write_bytes(b"two")
-    assert state() == ("stale", "there is a result of before the model changed")
+    assert state() == ("stale", "there is a result from before the model changed")
     monkeypatch.setattr("workbench.sweep.plan.__version__", "9.9")
-    assert state() == ("stale", "there is a result of before workbench and the model changed")
+    assert state() == ("stale", "there is a result from before workbench and the model changed")
 
 
 @pytest.mark.parametrize(
     ("harm", "detail"),
     [
-        (lambda at: (at / "result/metrics.json").unlink(), "result/metrics.json is gone"),
-        (lambda at: (at / "result/metrics.json").write_text("{"), "is not as it was written"),
-        (lambda at: (at / "out.ipynb").write_text("{}"), "out.ipynb is not as it was written"),
+        (lambda at: (at / "result/metrics.json").unlink(), "result/metrics.json is missing"),
+        (lambda at: (at / "result/metrics.json").write_text("{"), "metrics.json has changed"),
+        (lambda at: (at / "out.ipynb").write_text("{}"), "out.ipynb has changed"),
         (lambda at: (at / "DONE").write_text('{"sta'), "DONE is broken"),
     ],
 )
@@ -262,8 +262,8 @@ def test_a_full_disk_ends_the_sweep_with_a_word_and_keeps_what_is_done(points: P
         "run(sweep, 'runs')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "cannot be written any more" in done.stderr
-    assert "run the sweep again, it goes on" in done.stderr
+    assert "can no longer be written" in done.stderr
+    assert "run the sweep again: it resumes" in done.stderr
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     assert run(sweep, points / "runs").states == {"done": 2}
     assert tallied(points)["1 0"] == 1
@@ -422,7 +422,7 @@ def test_a_module_that_changes_while_the_sweep_runs_ends_it(points: Path) -> Non
     (points / "point.ipynb").write_text(text.replace("import json,", "import helper, json,"))
     edit = "Path('helper.py').write_text('x = 2')"
     sweep = of(grid=Grid(product={"n": [1, 2]}), fixed={"do": edit})
-    with pytest.raises(InputError, match=r"helper.py has just been changed"):
+    with pytest.raises(InputError, match=r"helper.py has changed during"):
         run(sweep, points / "runs")
     assert read_results(points / "runs").states == {"waiting": 2}
     assert tallied(points) == {"1 0": 1}

@@ -121,7 +121,7 @@ def test_a_stale_point_names_the_files(points: Path) -> None:
     write(points, "helper.py", text="x = 1")
     (row,) = seen().rows
     assert (row["state"], row["detail"]) == (
-        "stale", "there is a result of before the files beside the notebook changed"
+        "stale", "there is a result from before the files next to the notebook changed"
     )  # fmt: skip
 
 
@@ -186,7 +186,7 @@ def test_a_changed_file_stops_what_is_planned(points: Path) -> None:
     sweep.beside.check()
     write(points, "helper.py", text="x = 2")
     for _ in range(2):
-        with pytest.raises(InputError, match=r"helper.py has just been changed: run the sweep"):
+        with pytest.raises(InputError, match=r"helper.py has changed during the sweep: run"):
             sweep.beside.check()
     (points / "helper.py").unlink()
     with pytest.raises(InputError, match=r"helper.py cannot be read: No such file"):

@@ -91,7 +91,7 @@ def test_a_misshapen_grid_is_refused(parts: dict[str, Any], message: str) -> Non
 def test_conditions_that_leave_nothing_or_cannot_be_judged_are_refused() -> None:
     with pytest.raises(InputError, match="no point of the grid fulfils"):
         _ = Grid(product={"a": [1]}, where=["a > 1"]).points
-    with pytest.raises(InputError, match="cannot be said of"):
+    with pytest.raises(InputError, match="cannot be evaluated for"):
         _ = Grid(product={"a": ["x"]}, where=["a > 1"]).points
 
 
@@ -198,7 +198,7 @@ def test_a_file_with_a_mistake_is_refused_by_name(write: Any, text: str, message
         ("notebook: point.ipynb\nproduct: {n: [1]}\nkernel: julia", "no Jupyter kernel 'julia'"),
         ("notebook: point.ipynb\nproduct: {n: [1]}\nfixed: {n: 1}", "'n' cannot be varied"),
         ("notebook: point.ipynb\nproduct: {seconds: [1]}", "'seconds' cannot be varied"),
-        ("notebook: point.ipynb\nproduct: {serve.max_num_seqs: [1]}", "no `serve:` with it"),
+        ("notebook: point.ipynb\nproduct: {serve.max_num_seqs: [1]}", "without `serve:`"),
         ("notebook: point.ipynb\nproduct: {n: [1]}\nserve: {}", "has no parameter 'engine'"),
     ],
 )  # fmt: skip

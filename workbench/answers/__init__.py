@@ -1,13 +1,13 @@
-"""Answers read out of responses, and graded: numbers, letters, exact texts, labels.
+"""Read answers from responses and grade them: numbers, letters, exact texts, labels.
 
-What cannot be read is an outcome of its own ("unparsed") and never silently wrong.
+An answer that cannot be read has the verdict "unparsed"; it never counts as wrong.
 
     grade("She has 9 * 2 = 18 dollars.\\n#### 18", "18")    right
     grade("The answer is (B).", "B", "choice")             right
-    grade("I cannot tell.", "18")                          unparsed
+    grade("I am not sure.", "18")                          unparsed
 
-Think tags are set aside first (`statements.outside_reasoning`). `statements` says which statement
-counts, `numerals` what a number is.
+Text in think tags is removed first (`statements.outside_reasoning`). `statements` finds the text
+that states an answer, `numerals` reads numbers.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ def grade(
     labels: Sequence[str] = (),
     run_on: bool = False,
 ) -> Grade:
-    """A verdict on one response.
+    """The verdict on one response.
 
     Args:
-        answer: the right one: a number or an expression, an option's letter, a text, a label.
-        style: what is asked for.
-        labels: the letters of "choice" (A to J by default), the labels of "label".
-        run_on: leave out all behind the first line `#### N`. A base model without a stop text goes
-            on with problems of its own, and the last line answers one of those; a model that
-            reasons may correct itself, and the last line is its answer: so the last one counts by
-            default, and tasks end a response at their stop texts.
+        answer: the correct answer: a number or expression, an option's letter, a text or a label.
+        style: the kind of answer.
+        labels: the letters for "choice" (A to J by default), the labels for "label".
+        run_on: ignore everything after the first line `#### N`. A base model without a stop text
+            continues with problems it invents, and the last line answers one of those. A model
+            that reasons may correct itself, and its last line is its answer. So the last line
+            counts by default, and tasks end a response at their stop texts.
 
     Returns:
-        Not parsed, and neither right nor wrong, where nothing could be read, or where two
-        expressions could not be compared (in 1.5 seconds): what was read is given all the same.
+        A grade that is not parsed, neither right nor wrong, if no answer can be read or if two
+        expressions cannot be compared within 1.5 seconds; in that case it still has the answer.
 
     Raises:
-        InputError: the response is no text, the style is not known, the labels are none, or the
-            answer is not one that this style could ever read.
+        InputError: the response is not a text, the style is unknown, the labels are unusable, or
+            the correct answer could never be read in this style.
     """
     names = _names(style, labels)
     gold = _gold(answer, style, names)
@@ -82,14 +82,14 @@ def grade(
 
 
 def extract(response: str, style: Style = "gsm8k", *, labels: Sequence[str] = ()) -> str | None:
-    """The answer that a response gives, None where it gives none that can be read.
+    """The answer in a response, None if none can be read.
 
     Returns:
-        A number as `canonical` writes it, another expression as it stands, a letter or a label as
+        A number in the form of `canonical`, any other expression unchanged, a letter or label as
         in `labels`, or a text with its white space collapsed.
 
     Raises:
-        InputError: as `grade`.
+        InputError: as for `grade`.
     """
     names = _names(style, labels)
     if not isinstance(response, str):
@@ -101,22 +101,22 @@ def extract(response: str, style: Style = "gsm8k", *, labels: Sequence[str] = ()
 
 
 def _is_several(gold: str) -> bool:
-    """Whether the right answer is a list or an equation, of which one number would be a part."""
+    """Whether the gold answer is a list or an equation, of which a single number is only a part."""
     formula = parse(gold) if canonical(gold) is None else None
     return formula is not None and formula[0] in {"list", "rel"}
 
 
 def equivalent(first: str, second: str) -> bool:
-    """Whether two answers are the same number, text or expression; False if it cannot be told."""
+    """Whether two answers are the same number, text or expression; False if that is undecided."""
     return _same(first, second) is True
 
 
 @lru_cache(maxsize=4096)
 def canonical(text: str) -> str | None:
-    """A plain number, with or without a currency and a unit, as text: equal for equal numbers.
+    """A plain number, with or without a currency and a unit, as text; equal for equal numbers.
 
     Returns:
-        `1234.5`, `-7`, `1/3` (where decimals never end), or None for what is no plain number.
+        `1234.5`, `-7`, `1/3` (if its decimals never end), or None if it is not a plain number.
     """
     if len(text) > LONGEST or (TUPLE.match(text) and parse(text)):
         return None
@@ -125,7 +125,7 @@ def canonical(text: str) -> str | None:
 
 
 def _same(first: str, second: str) -> bool | None:
-    """Whether two answers are equal, None if that cannot be told."""
+    """Whether two answers are equal, None if that is undecided."""
     if first == second:
         return True
     pair = canonical(first), canonical(second)
@@ -136,19 +136,19 @@ def _same(first: str, second: str) -> bool | None:
     ):
         return True
     one, other = pair[0] or _formula(first), pair[1] or _formula(second)
-    if one is None or other is None:  # words, and they are others
+    if one is None or other is None:  # words, and different ones
         return False
     return same_expression(one, other)
 
 
 def _formula(text: str) -> str | None:
-    """What is mathematics: no prose, no time of day."""
+    """The text if it is mathematics: not prose, not a time of day."""
     formula = expression(text)
     return None if formula is None or re.search(r"\d:\d", formula) else formula
 
 
 def _compact(text: str) -> tuple[str, ...]:
-    """What an answer is written with; only words may begin with a capital or not."""
+    """The words and signs of an answer; the case of a word's first letter does not matter."""
     text = re.sub(
         r"(?<!\\)\b[A-Z](?=[a-z]{2})|\b[A-Z]{4,}\b|\b(?:[AP]M|N[Oo]|O[Kk])\b",
         lambda word: word[0].lower(),
@@ -172,7 +172,7 @@ def _known(style: str, labels: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _names(style: Style, labels: Sequence[str]) -> tuple[str, ...]:
-    """The labels without spaces around them."""
+    """The labels without surrounding spaces."""
     if not isinstance(style, str):
         raise InputError(f"style={style!r} must be a text, one of {', '.join(get_args(Style))}")
     if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
@@ -182,7 +182,7 @@ def _names(style: Style, labels: Sequence[str]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=4096)
 def _gold(answer: str, style: str, labels: tuple[str, ...]) -> str:
-    """The right answer as `extract` would give it."""
+    """The correct answer in the form that `extract` returns."""
     if not isinstance(answer, str) or not answer.strip():
         raise InputError(f"answer={answer!r}: the right answer must be a text that is not empty")
     text = " ".join(answer.split())

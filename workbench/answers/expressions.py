@@ -1,9 +1,9 @@
-"""Whether two formulas are equal, by SymPy in a process of its own.
+"""Whether two formulas are equal, computed by SymPy in a separate process.
 
-SymPy can run for ever on a short line, so the process may use a few seconds of CPU time for a
-question, and a new one is started after it. CPU time and not the clock: a verdict must not depend
-on what else the machine does. It is a plain child, not one of `multiprocessing`: that would run the
-caller's script again (spawn), or copy its threads and GPU handles (fork).
+SymPy can run forever on a short line. So the process has a limit of CPU time per question, and
+is replaced if it exceeds it. The limit is CPU time, not wall time, so that the verdict does not
+depend on the machine's load. The process is a plain child, not one of `multiprocessing`, which
+would run the caller's script again (spawn) or copy its threads and GPU handles (fork).
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from workbench.errors import WorkbenchError
 from workbench.lazy import psutil
 
 SECONDS = 1.5
-"""Of CPU time for a question; half as long again to find out which of two formulas is to blame."""
+"""CPU time per question; half as much for each test of which formula is the slow one."""
 SILENCE = 120.0
-"""Seconds by the clock after which a worker that says nothing is replaced."""
+"""Wall-clock seconds after which a worker without output is replaced."""
 MOST_SLOW, SLOW_FOR = 1024, 300.0
-"""Formulas that took too long which are remembered, and for how many seconds."""
+"""How many slow formulas to remember, and for how many seconds."""
 LOOK = 1.0
-"""Seconds between looks at a worker that says nothing."""
+"""Seconds between checks of a worker without output."""
 ZERO: Formula = ["n", "0"]
 LONGEST = 400
-"""Characters of an expression that is still looked at."""
+"""Maximum characters of an expression."""
 
 
 class _Worker:
-    """The process, started when it is first needed; one question at a time."""
+    """The worker process, started at the first question; it answers one question at a time."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.process: subprocess.Popen[str] | None = None
-        self.slow: dict[str, float] = {}  # formulas, and when they were tried
+        self.slow: dict[str, float] = {}  # formulas, and the times at which they were tried
         self.given_up = 0
 
     def ask(self, first: Formula, second: Formula) -> bool | None:
@@ -54,8 +54,8 @@ class _Worker:
                 return None
             reply = self.reply(first, second, SECONDS)
             if not reply:
-                # Beside a number a harmless one is done in no time. With none to blame the worker
-                # was stopped, perhaps, so the pair is asked about once more.
+                # A harmless formula compares with a number at once. If neither is slow, the worker
+                # may have been suspended, so the pair is tried once more.
                 slow = [n for n, one in pair.items() if not self.reply(one, ZERO, SECONDS / 2)]
                 reply = "" if slow else self.reply(first, second, SECONDS)
                 if not reply:
@@ -66,7 +66,7 @@ class _Worker:
             return json.loads(reply) if reply else None
 
     def reply(self, first: Formula, second: Formula, seconds: float) -> str:
-        """A line of JSON, "" if it took too long."""
+        """A line of JSON, "" after a time-out."""
         try:
             process = self.ready()
             assert process.stdin
@@ -75,7 +75,7 @@ class _Worker:
             line = _line(process)
         except BrokenPipeError:
             line = ""
-        except BaseException:  # Ctrl-C: the reply would be taken for that of the next question
+        except BaseException:  # Ctrl-C: the reply would be read as that of the next question
             self.stop()
             raise
         if not line:
@@ -87,14 +87,14 @@ class _Worker:
             return self.process
         self.stop()
         self.process = process = subprocess.Popen(
-            # -P: the modules beside the worker must not hide those of the standard library.
+            # -P: the modules in the worker's folder must not hide those of the standard library.
             [sys.executable, "-P", str(Path(__file__).with_name("sympy_worker.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
             encoding="utf-8",
-            start_new_session=True,  # Ctrl-C is for its owner
+            start_new_session=True,  # Ctrl-C goes to the parent only
         )
         state = json.loads(_line(process) or '"it died"')
         if state != "ready":
@@ -110,12 +110,12 @@ class _Worker:
             process.kill()
             process.wait()
             for pipe in filter(None, (process.stdin, process.stdout)):
-                with suppress(OSError):  # a question was still in it
+                with suppress(OSError):  # it still held a question
                     pipe.close()
 
 
 def _line(process: subprocess.Popen[str]) -> str:
-    """What the process says next, "" if it ends, is stopped, or says nothing in time."""
+    """The next line of the process; "" if it ends, is stopped, or prints nothing in time."""
     assert process.stdout
     end = time.monotonic() + SILENCE
     while (left := end - time.monotonic()) > 0:
@@ -137,8 +137,8 @@ _worker = _Worker()
 
 
 def _forget() -> None:
-    """A forked child must not speak into its parent's pipes."""
-    _of_parents.append(_worker.process)  # not collected: its end is not the child's to wait for
+    """Keep a forked child from writing into its parent's pipes."""
+    _of_parents.append(_worker.process)  # kept, because a child must not wait for its end
     _worker.lock, _worker.process = threading.Lock(), None
 
 
@@ -148,13 +148,13 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def same_expression(first: str, second: str) -> bool | None:
-    """Whether two expressions are equal, None where it cannot be told.
+    """Whether two expressions are equal, None if undecided.
 
-    That is: one is over 400 characters or not all of it is known (`formula`), SymPy cannot decide,
-    or 1.5 seconds of CPU time were not enough.
+    Undecided: one is over 400 characters or has a part that `formula` does not know, SymPy cannot
+    decide, or 1.5 seconds of CPU time were not enough.
 
     Raises:
-        WorkbenchError: SymPy cannot be started at all.
+        WorkbenchError: SymPy cannot be started.
     """
     if max(len(first), len(second)) > LONGEST:
         return None
@@ -165,5 +165,5 @@ def same_expression(first: str, second: str) -> bool | None:
 
 
 def given_up() -> int:
-    """Comparisons of this process so far for which the time was not enough."""
+    """The number of comparisons that this process has abandoned at the time limit so far."""
     return _worker.given_up

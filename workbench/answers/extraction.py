@@ -1,4 +1,4 @@
-"""A number or an expression out of a statement, or out of a response that makes none."""
+"""Read a number or an expression from a statement, or from a response without a statement."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ EQUALS = re.compile(r"(?<![<>!=≠≤≥])=(?![=>])|\bwhich\s+(?:is|equals|makes
 NAMED = re.compile(r"[\s$]*[\w\s]{0,30}=")
 NAME = r"(?<![\w\\*/+^-])[A-Za-z](?:_(?:\w|\{\w+\}))?\s*=(?!=)"
 SEVERAL = re.compile(rf"{NAME}[^=]*(?:[,;]|\b(?:and|or)\b|\d\s)[\s$(]*{NAME}")
-"""Two unknowns with a value each are no one number."""
+"""Two unknowns with one value each are not a single number."""
 SCRIPT = re.compile(r"[_^]\s?\{[^{}]*\}")
 REVERSED = re.compile(r"([^=]+)=\s*[A-Za-z]\s*")
 ASIDE = re.compile(r"[(,;.]|\b(?:because|since|as|for|not)\b")
@@ -88,14 +88,14 @@ FUNCTIONS = {
 
 
 def boxed(text: str) -> str | None:
-    """What a response puts in its last box or tag, as it stands."""
+    """The content of a response's last box or tag, unchanged."""
     place = next((place for place in statements(text) if place.kind == "whole"), None)
     taken = place is None or retracted(place.after, place.content.strip(), _numbers_named)
     return None if place is None or taken else place.content
 
 
 def read_several(text: str) -> str | None:
-    """The list or equation that a response states, as it stands: "1, 2" is no decimal then."""
+    """The list or equation that a response states, unchanged: here "1, 2" is not a decimal."""
     for place in statements(text):
         content = place.content
         if place.kind != "whole":
@@ -106,11 +106,11 @@ def read_several(text: str) -> str | None:
 
 
 def read_number(text: str) -> str | None:
-    """The answer of worked reasoning: a number as `written`, or an expression as it stands.
+    """The answer at the end of worked reasoning: a number as `written`, or an expression unchanged.
 
-    By `statements`; without one, a response that is nothing but a number, or else its last
-    sentence if that is finished and has just one number, or a number after its last "=". Two
-    amounts beside each other ("5 apples and 3 pears", "18 or 20") are no answer.
+    It comes from `statements`. Without one: a response that is only a number, or else its last
+    sentence if that is complete and has exactly one number, or a number after its last "=". Two
+    adjacent amounts ("5 apples and 3 pears", "18 or 20") are not an answer.
     """
     hindrances = [MEANS]
     for place in statements(text):
@@ -130,19 +130,19 @@ def read_number(text: str) -> str | None:
 
 
 def _numbers_named(text: str) -> list[str]:
-    """The numbers of a text."""
+    """The numbers in a text."""
     return [written(number.value) for number in numbers_in(normalise(text))]
 
 
 def bare_number(text: str) -> Number | None:
-    """The number that a text is, with at most a currency and a unit."""
+    """The number, if the text is only a number with at most a currency and a unit."""
     text = normalise(text)
     number = _first_number(text)
     return number if number and "!" not in text and _is_unit(text[number.end :]) else None
 
 
 def expression(text: str) -> str | None:
-    """A text as an expression: without its fences, None if it is prose or has nothing to say."""
+    """A text as an expression without its delimiters, None if it is prose or empty."""
     text = text.strip().rstrip(".,;").strip("*` ")
     for opening, closing in FENCES.items():
         if text.startswith(opening) and text.endswith(closing) and len(text) > 4:
@@ -155,11 +155,11 @@ def expression(text: str) -> str | None:
     return text
 
 
-# Readers of statements: "" for an answer that cannot be told, None for no statement at all.
+# Readers of statements: "" for a statement whose answer cannot be read, None for no statement.
 
 
 def _line(place: Place) -> str | None:
-    """After `####`: a heading is no answer."""
+    """After `####`; a heading is not an answer."""
     if not place.last and HEADING.match(place.content):
         return None
     answer = _from_start(normalise(place.content))
@@ -167,7 +167,7 @@ def _line(place: Place) -> str | None:
 
 
 def _label(place: Place) -> str | None:
-    """After "Answer:", which may also head a whole solution: then its first sum is no answer."""
+    """After "Answer:", which may head a whole solution; then its first sum is not the answer."""
     line = BULLET.sub("", place.content).lstrip(" \n:*").partition("\n")[0]
     words = normalise(sentence(line)[0])
     number = _first_number(words)
@@ -211,7 +211,7 @@ def _whole(place: Place) -> str | None:
 
 
 def _reduced(formula: str) -> str:
-    """What "x = 5", "f(3) = 5" or "9 * 2 = 18" comes to; else an equation is itself the answer."""
+    """The value of "x = 5", "f(3) = 5" or "9 * 2 = 18"; any other equation is itself the answer."""
     bare = SCRIPT.sub(lambda script: "_" * len(script[0]), formula)
     left, sign, right = formula[: bare.rfind("=")], "=" in bare, formula[bare.rfind("=") + 1 :]
     tree = parse(formula)
@@ -231,14 +231,14 @@ def _reduced(formula: str) -> str:
 
 
 def _defines(relation: list[Any]) -> bool:
-    """Whether it gives a name, alone or of a number, a value: x = 5, f(3) = 2 + 3 = 5."""
+    """Whether it assigns a value to a name or a function: x = 5, f(3) = 2 + 3 = 5."""
     first = relation[1]
     named = first[0] == "v" and not re.search(r"\(.*[A-Za-z]", first[1])
     return named and str(first) not in str(relation[3:])
 
 
 def _is_numeric(formula: object) -> bool:
-    """Whether a formula has no name in it."""
+    """Whether a formula has no names."""
     return not isinstance(formula, list) or (formula[0] != "v" and all(map(_is_numeric, formula)))
 
 
@@ -246,7 +246,7 @@ _READERS = {"line": _line, "label": _label, "phrase": _phrase, "whole": _whole}
 
 
 def _from_start(text: str) -> str | None:
-    """The number that a statement begins with, or that its sum comes to."""
+    """The number at the start of a statement, or the value of the sum there."""
     text = corrected(text)
     if clock := CLOCK.match(text, _end_of_lead(text)):
         return clock[0]
@@ -257,7 +257,7 @@ def _from_start(text: str) -> str | None:
 
 
 def _with_what_follows(number: Number, text: str) -> str | None:
-    """What a number at the start comes to with the words behind it."""
+    """The value of a number at the start together with the words after it."""
     rest = text[number.end :]
     last: Number | None = number
     share = SHARE.match(rest) and re.search("[%/]", text[number.start : number.end])
@@ -275,21 +275,21 @@ def _with_what_follows(number: Number, text: str) -> str | None:
 
 
 def _has_another(rest: str) -> bool:
-    """Whether a second number is given beside the first."""
+    """Whether a second number follows the first."""
     rest = rest[:80]
     link = LINKED.match(rest)
     return bool(COMPOUND.match(rest) or (link and number_at(rest, link.end())))
 
 
 def _is_unit(rest: str) -> bool:
-    """Whether what follows a number is at most its unit."""
+    """Whether the text after a number is at most its unit."""
     words = rest.translate(CLOSERS).strip(" .!。,;").split()
     plain = len(words) <= 3 and all(map(UNIT.fullmatch, words))
     return plain and not NO_UNIT.search(rest) and not (words and numbers_in(rest))
 
 
 def _end_of_lead(text: str) -> int:
-    """Where emphasis, hedges and the like end."""
+    """The position after emphasis, hedges and the like."""
     lead = LEAD.match(text)
     return lead.end() if lead else 0
 
@@ -317,12 +317,12 @@ def _after_equals(text: str) -> Number | None:
 
 
 def _only_number(words: str) -> str | None:
-    """The one number of a statement that puts words before it, if they do not tell of a way."""
+    """The only number of a statement that has words before it, unless they describe a step."""
     return _conclusion(words, ROUTE, BOUND)
 
 
 def _conclusion(words: str, *unless: re.Pattern[str]) -> str | None:
-    """What a sentence comes to; no hindrance, nor `unless`, may stand before its one number."""
+    """The only number of a sentence, if neither `HINDERED` nor `unless` matches before it."""
     if number := _after_equals(words):
         return written(number.value)
     numbers = numbers_in(words)
@@ -336,7 +336,7 @@ def _conclusion(words: str, *unless: re.Pattern[str]) -> str | None:
 
 
 def _formula(content: str) -> str | None:
-    """An expression at the start of a statement: all of its line, or what its fences hold."""
+    """An expression at the start of a statement: its whole line, or what its delimiters hold."""
     line = content.lstrip(" \n:*").partition("\n")[0]
     if fence := FENCE.match(line):
         inner, end, _ = line[fence.end() :].partition(FENCES[fence[1]])

@@ -1,10 +1,10 @@
-"""Mathematics in LaTeX or plain text, read whole or not at all.
+"""Parse mathematics in LaTeX or plain text, completely or not at all.
 
-A parser that skips what it does not know makes `4` of `4 \\star 2`, and calls wrong answers
-right. This one is an allow-list: each token of a text must be accounted for, else the text is None
-here, and equals only what has the same `tokens`.
+A parser that skips unknown parts reads `4 \\star 2` as `4`, and grades wrong answers as right.
+This parser knows a fixed set of tokens. A text with any other token parses to None, and equals
+only a text with the same `tokens`.
 
-A formula is a list for JSON, such as `["+", ["n", "1"], ["v", "x"]]`:
+A formula is a list that JSON can hold, such as `["+", ["n", "1"], ["v", "x"]]`:
 
     ["n", text] a number      ["v", name] a name or a constant    ["t", words] words in \\text{…}
     ["+" | "*" | "/" | "^", a, b]      ["-", a]      ["!", a]      ["pm", a, b]
@@ -41,7 +41,7 @@ SPACES = {
     r"\Bigg", r"\displaystyle", r"\textstyle", r"\limits", r"\nolimits", r"\,", r"\;", r"\:",
     r"\!", r"\ ", r"\~", "~", r"\(", r"\)", r"\[", r"\]", "$", r"\$",
 }  # fmt: skip
-UNITS = set(  # in words behind an expression: `12\\sqrt{3}\\text{ cm}`
+UNITS = set(  # in words after an expression: `12\\sqrt{3}\\text{ cm}`
     "cm mm m km in inch inches ft feet foot yd yards mi miles kg g mg lb lbs oz s sec seconds min "
     "minutes h hr hours days weeks months years deg degrees rad radians unit units dollars cents "
     "euros meters metres square cubic L mL mph".split()
@@ -69,16 +69,16 @@ RELATIONS = {"=", "<", ">", r"\le", r"\ge", r"\ne", r"\in"}
 MATRICES = {"pmatrix", "bmatrix", "matrix", "smallmatrix"}
 CLOSING = {"(": ")]", "[": ")]", r"\{": [r"\}"]}
 APPLIED = set("fghFGHPpNn")
-"""Letters that with a bracket behind them are functions as a rule."""
+"""Letters that are usually functions if a bracket follows."""
 
 
 class _UnreadableError(Exception):
-    """A token that is not accounted for."""
+    """A token that the parser does not know."""
 
 
 @lru_cache(maxsize=8192)
 def tokens(text: str) -> tuple[str, ...]:
-    """The text in signs that mean something: without spaces, sizes, dollars and bare braces."""
+    """The meaningful tokens of a text, without spaces, sizes, dollars and bare braces."""
     if not text.isascii():
         text = POWER.sub(lambda power: "^{" + power[0].translate(RAISED) + "}", text)
         text = "".join(f" {SIGNS[char]} " if char in SIGNS else char for char in text)
@@ -110,7 +110,7 @@ def _operator(name: re.Match[str]) -> str:
 
 
 def _fraction(repeating: re.Match[str]) -> str:
-    """`0.1\\overline{6}` as the fraction that it is."""
+    """`0.1\\overline{6}` as a fraction."""
     whole, once, again = repeating[1] or "0", repeating[2], repeating[3]
     top = int(whole + once + again) - int(whole + once)
     return rf"\frac{{{top}}}{{{10 ** len(once) * (10 ** len(again) - 1)}}}"
@@ -123,7 +123,7 @@ def _quoted(worded: re.Match[str]) -> str:
 
 @lru_cache(maxsize=8192)
 def parse(text: str) -> Formula | None:
-    """The formula that a text is, None where not all of it is known."""
+    """The formula in a text, None if any part of it is unknown."""
     signs = [*tokens(text)]
     unit = signs[:-2] if signs[-2:-1] == ["^"] else signs  # cm^2
     if len(unit) > 1 and unit[-1][:1] == '"' and UNITS.issuperset(unit[-1].strip('"').split()):
@@ -135,7 +135,7 @@ def parse(text: str) -> Formula | None:
 
 
 class _Reader:
-    """Reads tokens from left to right; every method leaves what it did not read."""
+    """Reads tokens from left to right; each method consumes only what it reads."""
 
     def __init__(self, signs: list[str]) -> None:
         self.tokens = signs
@@ -153,7 +153,7 @@ class _Reader:
         return self.tokens[self.at - 1]
 
     def accept(self, token: str) -> bool:
-        """Whether the token is next; then it is read."""
+        """Consume the token if it is next; returns whether it was."""
         accepted = self.next == token
         self.at += accepted
         return accepted
@@ -165,7 +165,7 @@ class _Reader:
         return items[0] if len(items) == 1 else ["list", *items]
 
     def items(self, *loose: str) -> list[Formula]:
-        """Between commas, and outside of brackets between words and semicolons too."""
+        """Items between commas, and outside of brackets also between words and semicolons."""
         items = [self.relation()]
         while self.next in {",", *loose}:
             if self.take() in {",", ";"} and self.next in loose[:2]:
@@ -204,7 +204,7 @@ class _Reader:
             if self.next in {"*", r"\times", r"\cdot", "/"}:
                 sign = "/" if self.take() == "/" else "*"
                 factor = self.negated(self.power)
-                if sign == "/" and self.begins():  # 1/2x: under the line or not?
+                if sign == "/" and self.begins():  # 1/2x is ambiguous: is x in the denominator?
                     raise _UnreadableError
                 tree = [sign, tree, factor]
             elif self.begins():
@@ -214,11 +214,11 @@ class _Reader:
             first = False
 
     def negated(self, read: Callable[[], Formula]) -> Formula:
-        """What may have a minus before it: 2 * -3, 2^-3 in plain text."""
+        """An operand that may have a minus before it: 2 * -3, 2^-3 in plain text."""
         return ["-", read()] if self.accept("-") else read()
 
     def begins(self) -> bool:
-        """Whether a factor follows without a sign."""
+        """Whether a factor without a sign follows."""
         token = self.next
         if token == "|":
             return not self.bars
@@ -226,7 +226,7 @@ class _Reader:
         return token in {"(", "{"} or known or token.isalpha() or token[:1].isdigit()
 
     def beside(self, before: Formula, *, first: bool) -> Formula:
-        """A factor without a sign: no second number, nor a part of a mixed number."""
+        """A factor without a sign; not a second number or a part of a mixed number."""
         mixed = before[0] == "n" and first and self.next == r"\frac"
         if self.next[:1].isdigit() or mixed or before[0] == "t":
             raise _UnreadableError
@@ -244,7 +244,7 @@ class _Reader:
         return tree
 
     def group(self) -> Formula:
-        """An argument of a command: in braces, or one sign."""
+        """An argument of a command: in braces, or a single token."""
         if not self.accept("{"):
             return self.atom()
         bars, self.bars = self.bars, 0
@@ -292,7 +292,7 @@ class _Reader:
         return [opening, closing, *tree]
 
     def name(self, letters: str) -> Formula:
-        """A letter with its index; with a bracket behind it, a function of a name of its own."""
+        """A letter with its index; if a bracket follows, a function with that name."""
         if self.accept("_"):
             letters += "_" + self.verbatim()
         if self.next == "'":
@@ -302,7 +302,7 @@ class _Reader:
         return ["v", letters]
 
     def verbatim(self, brackets: str = "{}") -> str:
-        """An index, or what is in brackets, as it stands."""
+        """An index or the content of brackets, unchanged."""
         text = self.take()
         if text == brackets[0]:
             text = ""
@@ -342,13 +342,13 @@ class _Reader:
                 base = self.group()
             else:
                 power = self.negated(self.atom)
-        if (base and name != "log") or (power and power[0] == "-"):  # an inverse, or a reciprocal?
+        if (base and name != "log") or (power and power[0] == "-"):  # an inverse or a reciprocal
             raise _UnreadableError
         tree = ["f", name, self.argument(), *([base] if base else [])]
         return ["^", tree, power] if power else tree
 
     def argument(self) -> Formula:
-        """What a function is of: brackets, or the factors up to the next function or sign."""
+        """A function's argument: brackets, or the factors up to the next function or sign."""
         if self.next == "(":
             return self.atom()
         tree = self.power()

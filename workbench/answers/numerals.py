@@ -1,11 +1,11 @@
-"""Text in plain characters (`normalise`), and the plain numbers in it, as exact fractions.
+"""Convert text to plain characters (`normalise`), and read its numbers as exact fractions.
 
-Known are signs (`-`, `−`, minus, negative), digits of any script, groups of thousands (`1,234`,
-`1 234`, `1'234`, `1_234`, the Indian `1,23,456`), the decimal comma where it can be nothing else
+It reads signs (`-`, `−`, minus, negative), digits of any script, groups of thousands (`1,234`,
+`1 234`, `1'234`, `1_234`, the Indian `1,23,456`), the decimal comma if it cannot be anything else
 (`3,5`, `1.234,56`; but `1,234` is over a thousand), fractions and mixed numbers (`3/4`, `1 1/2`,
 `½`, LaTeX), powers of ten (`1e3`, `1.2 × 10^3`), number words, hundred to trillion, 万 and 億.
 Currency, `%` and units are dropped and never converted: `18%` is 18 and `50 cents` is 50, not 0.5.
-Times, dates, versions, ordinals, ranges, `2k`, `2 dozen` and `18+` are no plain numbers.
+Times, dates, versions, ordinals, ranges, `2k`, `2 dozen` and `18+` are not plain numbers.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ MARKUP = re.compile(
 )
 RAISED = re.compile(r"(?<=\^[-\d])\^")
 LONGEST = 300
-"""Digits of a number that is still read; Python itself refuses over 4,300."""
+"""Maximum digits of a number; Python itself refuses more than 4,300."""
 
 LEAD = 24
-"""Characters before its first digit that a number may have: `negative US$ 5`."""
+"""Maximum characters before the first digit of a number: `negative US$ 5`."""
 
 CURRENCY = (
     r"(?:US|CA|AU|HK|R|S)?[$€£¥₹₩₽₺฿]|"
@@ -63,7 +63,7 @@ CURRENCY = (
 )
 MYRIADS = {**dict.fromkeys("万萬만", 10**4), **dict.fromkeys("亿億억", 10**8)}
 TOKEN = (
-    r"(?:\d{1,3}(?:[ \u2009'_]\d{3})+(?:[.,]\d+)?(?!\d)"  # other marks of thousands
+    r"(?:\d{1,3}(?:[ \u2009'_]\d{3})+(?:[.,]\d+)?(?!\d)"  # other thousands separators
     r"|\d+(?:[.,]\d+)*"
     r"|\.\d+)"
 )
@@ -87,7 +87,7 @@ NUMBER = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 GERMAN = re.compile(r"\d{1,3}(?P<groups>\.\d{3})\s?Euro\b")
-"""One group of thousands, as German marks it; in English `12.500 euros` are twelve and a half."""
+"""One group of thousands in German notation; in English `12.500 euros` are twelve and a half."""
 MULTIPLE = (
     r"(?:dozen|lakh|crore|(?:mill?i?|milh|billi|trilli)[oõóã]\w*|mill?iard\w*|mil\b|mille\b|mila\b"
     r"|bn\b|mn\b|mln\b|tausend|миллион|миллиард|тысяч|тыс\b|млн|млрд"
@@ -95,7 +95,7 @@ MULTIPLE = (
     r"|and\s+a\s+(?:half|third|quarter)\b|point\s+(?:\d|zero|one|two|three|four|five|six|seven"
     r"|eight|nine))"
 )
-"""Words that make a number another one than it looks; hundred to trillion are read."""
+"""Words that change the value of the number before them; hundred to trillion are read."""
 BROKEN = re.compile(
     rf"""
     \d | [.:/]\d | ,\d | \s?/\s?\d | -\d          # versions, times, dates, ranges
@@ -110,7 +110,7 @@ BROKEN = re.compile(
     re.VERBOSE,
 )
 BEFORE = re.compile(r"(?:[A-Za-z0-9_À-\u1fff^\\:/√]|[\w)][-.,])\Z")
-"""What, right before a number, makes it a part of something else."""
+"""Text right before a number that makes it a part of something else."""
 
 SMALL = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
@@ -134,7 +134,7 @@ JOINT = re.compile(r"[\s-]+(and\s+)?", re.IGNORECASE)
 
 
 class _PlainCharacters(dict[int, str]):
-    """Every character's plain form, worked out when it is first met."""
+    """The plain form of every character, computed at its first use."""
 
     def __missing__(self, code: int) -> str:
         self[code] = plain = _plain(chr(code))
@@ -160,7 +160,7 @@ PLAIN_CHARACTERS = _PlainCharacters()
 
 
 def normalise(text: str) -> str:
-    """A short text with ASCII digits, signs and spaces, and without what is only for the eye."""
+    """A short text with ASCII digits, signs and spaces, and without formatting."""
     if not text.isascii():
         text = RAISED.sub("", text.translate(PLAIN_CHARACTERS))
     if "<" in text or "~~" in text:
@@ -172,7 +172,7 @@ def normalise(text: str) -> str:
 
 
 class Number(NamedTuple):
-    """A number and where it stands in its text."""
+    """A number and its position in the text."""
 
     value: Fraction
     start: int
@@ -180,7 +180,7 @@ class Number(NamedTuple):
 
 
 def number_at(text: str, start: int = 0) -> Number | None:
-    """The number that begins right at `start` of a normalised text, None where none does."""
+    """The number that begins exactly at `start` of a normalised text, None if there is none."""
     match = NUMBER.match(text, start)
     if match is None:
         return _spelt(text, start)
@@ -193,7 +193,7 @@ def number_at(text: str, start: int = 0) -> Number | None:
 
 
 def numbers_in(text: str) -> list[Number]:
-    """All plain numbers of a short normalised text; in words only where there are no digits."""
+    """All plain numbers of a short normalised text; number words only if there are no digits."""
     first = re.search(r"\d", text)
     numbers, at = [], max(0, first.start() - LEAD) if first else len(text)
     while match := NUMBER.search(text, at):
@@ -209,7 +209,7 @@ def numbers_in(text: str) -> list[Number]:
 
 
 def written(value: Fraction) -> str:
-    """A number as text, the same for equal numbers: `1234.5`, or `1/3` where decimals never end."""
+    """A number as text, equal for equal numbers: `1234.5`, or `1/3` if its decimals never end."""
     top, bottom = value.numerator, value.denominator
     places = next((n for n in range(31) if 10**n % bottom == 0), None)
     if not places:
@@ -219,7 +219,7 @@ def written(value: Fraction) -> str:
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
-    """What a match of `NUMBER` is worth, None where its groups of digits make no number."""
+    """The value of a match of `NUMBER`, None if its groups of digits are not a number."""
     part = match.groupdict()
     if part["token"]:
         value = _token(part["token"])
@@ -244,7 +244,7 @@ def _ratio(top: Fraction | None, bottom: Fraction | None, whole: int = 0) -> Fra
 
 
 def _token(token: str) -> Fraction | None:
-    """Digits with their marks of thousands and of decimals."""
+    """The value of digits with separators of thousands and decimals."""
     if token.isdigit() and len(token) <= LONGEST:
         return Fraction(int(token))
     if len(token) > LONGEST:
@@ -261,7 +261,7 @@ def _token(token: str) -> Fraction | None:
 
 
 def _has_decimals(pieces: list[str], marks: str) -> bool:
-    """Whether the last mark is a decimal one."""
+    """Whether the last separator is a decimal one."""
     last = marks[-1]
     if last not in ".," or marks.count(last) > 1:
         return False
@@ -271,7 +271,7 @@ def _has_decimals(pieces: list[str], marks: str) -> bool:
 
 
 def _grouped(whole: list[str]) -> bool:
-    """Whether digits before the decimal mark are in groups of three, or of two as in India."""
+    """Whether digits before the decimal separator are in groups of three, or of two as in India."""
     if len(whole) == 1:
         return True
     first, *middle, last = map(len, whole)
@@ -308,7 +308,7 @@ def _spelt(text: str, start: int) -> Number | None:
 
 
 def _all_spelt(text: str) -> list[Number]:
-    """Numbers in words; a lone "one" is mostly a pronoun."""
+    """Numbers in words; a single "one" is skipped, because it is usually a pronoun."""
     numbers, at = [], 0
     while word := WORD.search(text, at):
         at = word.end()

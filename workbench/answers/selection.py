@@ -1,4 +1,4 @@
-"""One of a few options out of a response: a letter, or a label; or the text of an exact answer."""
+"""Read an option (a letter or a label) from a response, or the text of an exact answer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LINK = re.compile(
     re.IGNORECASE,
 )
 GOES_ON = re.compile(r"[*_`\"']{0,6}[,:]?[ \t]+(?!(?:and|or|nor|are)\b)[a-z]")
-"""A label with a clause of its own is none that is added by a comma: "B; C is wrong"."""
+"""A label with a verb after it begins a new clause and is no second answer: "B; C is wrong"."""
 PROSE = re.compile(r"\s+(?!(?:because|since|as|for|which|is|or|and)\b)[a-z]")
 OF_A_NAME = re.compile(
     r"\b(?:vitamin|hepatitis|influenza|type|plan|figure|step|part|section|point|case)s?\s\Z",
@@ -48,7 +48,7 @@ CLAUSES = re.compile(
     r"[,;]\s*(?:and\s+)?(?=(?:so|thus|therefore|hence|which\s+leaves|that\s+leaves|leaving)\b)"
 )
 TAIL = 4000
-"""Characters at the end of a response in which an option is looked for that is not stated."""
+"""Characters at the end of a response that are searched if no statement has an option."""
 BESIDE = re.compile(
     r"(?P<weak>[.!;][\s*_]{1,6})|[\s,/|&]{0,6}(?:(?:or|and|nor|vs\.?|versus)\s)?\s{0,4}",
     re.IGNORECASE,
@@ -61,7 +61,7 @@ DOUBT = re.compile(r"\b(?:whether|if|or|could|may|might)\b|\?", re.IGNORECASE)
 
 
 class _Letters:
-    """The patterns of one set of letters, and how a letter is read with them."""
+    """The patterns for one set of letters, and the methods that read a letter with them."""
 
     def __init__(self, labels: tuple[str, ...]) -> None:
         either = _either(labels)
@@ -87,11 +87,11 @@ class _Letters:
         )
 
     def of(self, match: re.Match[str]) -> str:
-        """The letter of a match."""
+        """The letter in a match."""
         return self.by_capital[next(filter(None, match.groupdict().values())).upper()]
 
     def in_statement(self, content: str) -> str | None:
-        """The letter of a statement: "" where it gives several, None where it gives none."""
+        """The letter in a statement: "" if it has several, None if it has none."""
         content = corrected(content)
         letter = self.stated.match(content)
         if letter and self.lists_options(content.partition("\n")[0]):
@@ -103,7 +103,7 @@ class _Letters:
         return "" if self.is_one_of_several(letter) else self.of(letter)
 
     def is_one_of_several(self, letter: re.Match[str]) -> bool:
-        """Whether a different letter is given beside this one."""
+        """Whether a different letter is named together with this one."""
         link = LINK.match(letter.string, letter.end())
         other = self.stated.match(letter.string, link.end()) if link else None
         if not link or not other:
@@ -113,9 +113,9 @@ class _Letters:
         return not _is_article(other) and self.of(other) != self.of(letter)
 
     def is_set_aside(self, first: re.Match[str]) -> bool:
-        """Whether the letter that a response begins with is refused, one of several, or retracted.
+        """Whether the first letter of a response is rejected, retracted or one of several.
 
-        So it is where the options are written out: the first one, and in a later line the second.
+        It is one of several if the response lists the options: the second one on a later line.
         """
         text = first.string
         after = text[first.end() : first.end() + WINDOW]
@@ -133,12 +133,12 @@ class _Letters:
         )
 
     def lists_options(self, line: str) -> bool:
-        """Whether a line goes through several options: "(A) cat (B) dog"."""
+        """Whether a line lists several options: "(A) cat (B) dog"."""
         options = {_option(mark).upper() for mark in self.option.finditer(line)}
         return len(options) > 1 and not REFUSAL.search(line)
 
     def named(self, text: str) -> list[str]:
-        """The letters that a text names, in its order."""
+        """The letters that a text names, in order."""
         return [
             self.of(letter)
             for letter in self.mention.finditer(text)
@@ -147,7 +147,7 @@ class _Letters:
         ]
 
     def settled(self, text: str) -> str | None:
-        """The only letter named, or else the only one of the last sentence."""
+        """The only letter in the text, or else the only one in its last sentence."""
         named: list[set[str]] = []
         for clause in _clauses(ASIDE.sub("", text[-TAIL:])):
             if right := self.right.search(clause):
@@ -164,12 +164,12 @@ _letters = lru_cache(maxsize=64)(_Letters)
 
 
 def read_letter(text: str, labels: tuple[str, ...]) -> str | None:
-    """The option that a response settles on.
+    """The option that a response chooses.
 
-    In order: the whole response; a statement (`statements`); a letter with a mark of its own at
-    the very start ("B) because …"); the one letter named in sentences that refuse nothing; the one
-    letter of the last sentence, if that refuses nothing. A letter counts in its own case, unless
-    it is bracketed or alone, and "A" or "I" not where a word follows ("A cat sat").
+    In order: the whole response; a statement (`statements`); a marked letter at the very start
+    ("B) because …"); the only letter in sentences that reject nothing; the only letter of the last
+    sentence, if that rejects nothing. The case must match unless the letter is bracketed or alone.
+    "A" and "I" do not count if a word follows ("A cat sat").
     """
     letters = _letters(labels)
     text = text if text.isascii() else text.translate(PLAIN_CHARACTERS)
@@ -183,10 +183,10 @@ def read_letter(text: str, labels: tuple[str, ...]) -> str | None:
             return None if retracted(place.after, answer, letters.named) else answer or None
     comments = _comments(text[:TAIL], letters.option, labels)
     if comments is not None:
-        concluded = [*comments.values()][-1].partition("\n")[2]  # behind the line of the last one
+        concluded = [*comments.values()][-1].partition("\n")[2]  # after the last option's line
         return _called_right(comments) or letters.settled(concluded)
     if {*map(str.strip, text[:TAIL].splitlines())} >= {*labels[:3]} and len(labels) > 2:
-        return None  # bare letters, a line each
+        return None  # bare letters, one per line
     first = letters.first.match(text) or letters.alone.match(text)
     return letters.of(first) if first and not letters.is_set_aside(first) else letters.settled(text)
 
@@ -196,7 +196,7 @@ def _option(mark: re.Match[str]) -> str:
 
 
 def _comments(text: str, option: re.Pattern[str], labels: tuple[str, ...]) -> dict[str, str] | None:
-    """What is said of each option where a response goes through all of them, else None."""
+    """The comment on each option if a response discusses all of them, else None."""
     options = list(option.finditer(text))
     names = [_as_given(_option(mark), labels) for mark in options]
     whole = len(names) == len(labels) >= 2 and set(names) == {*labels}
@@ -208,7 +208,7 @@ def _comments(text: str, option: re.Pattern[str], labels: tuple[str, ...]) -> di
 
 
 def _called_right(comments: dict[str, str]) -> str | None:
-    """The only option that is called right, or else the only one that is not refused."""
+    """The only option that is called right, or else the only one that is not rejected."""
     right = [label for label, comment in comments.items() if RIGHT.match(comment)]
     if not right:
         right = [label for label, comment in comments.items() if not REFUSAL.search(comment)]
@@ -221,7 +221,7 @@ def _is_article(letter: re.Match[str]) -> bool:
 
 
 def _clauses(text: str) -> Iterator[str]:
-    """Sentences, with what they conclude apart: "not A, so B"."""
+    """Sentences, with conclusions as separate ones: "not A, so B"."""
     start = 0
     for stop in STOP.finditer(text):
         yield from CLAUSES.split(text[start : stop.end()])
@@ -231,10 +231,10 @@ def _clauses(text: str) -> Iterator[str]:
 
 
 def read_label(text: str, labels: tuple[str, ...]) -> str | None:
-    """The label that a response begins with, else that of its last statement, else its last word.
+    """The label at the start of a response, else that of its last statement, else its last word.
 
-    Only as a whole word, in any case; None where another label stands right beside it, or where
-    it is taken back. The last word counts at the end of a sentence that denies and doubts nothing.
+    Only as a whole word, in any case. None if another label is next to it, or if it is retracted.
+    The last word counts if its sentence neither denies nor doubts anything.
     """
     at_start, anywhere, listed = _label_patterns(labels)
     comments = _comments(text[:TAIL], listed, labels)
@@ -257,14 +257,14 @@ def read_label(text: str, labels: tuple[str, ...]) -> str | None:
 
 
 def _is_no_label(first: re.Match[str]) -> bool:
-    """Whether a label at the start is asked, denied or a part of something: "No idea"."""
+    """Whether a label at the start is a question, denied or part of a phrase such as "No idea"."""
     text, end = first.string, first.end()
     denied = PREDICATE.match(text, end) and DENIAL.search(sentence(text[:TAIL])[0])
     return bool(denied or NO_LABEL.match(text, end))
 
 
 def _sole_label(first: re.Match[str], after: str, labels: tuple[str, ...]) -> str | None:
-    """The label, if no other one is named beside it and the words behind do not retract it."""
+    """The label, if no other one is next to it and the words after it do not retract it."""
     at_start, anywhere, _ = _label_patterns(labels)
     label = _as_given(first[1], labels)
     beside = BESIDE.match(first.string, first.end())
@@ -281,7 +281,7 @@ def _sole_label(first: re.Match[str], after: str, labels: tuple[str, ...]) -> st
 
 @lru_cache(maxsize=64)
 def _label_patterns(labels: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
-    """A label at the start, anywhere, and in a list of them."""
+    """Patterns for a label at the start, anywhere, and in a list of labels."""
     either, ends = _either(labels), r"(?!\w|[-'’]\w)"
     patterns = (
         rf"{OPEN}({either}){ends}",
@@ -292,19 +292,19 @@ def _label_patterns(labels: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
 
 
 def _either(labels: tuple[str, ...]) -> str:
-    """A pattern of any of the labels, the longest first."""
+    """A pattern for any of the labels, the longest first."""
     return "|".join(map(re.escape, sorted(labels, key=len, reverse=True)))
 
 
 def _as_given(word: str, labels: tuple[str, ...]) -> str:
-    """A label as it is written in `labels`."""
+    """The label in the spelling of `labels`."""
     return next((label for label in labels if label.casefold() == word.casefold()), word)
 
 
 def read_text(text: str) -> str | None:
-    """A text, its white space collapsed: what the last mark holds, or else all of it.
+    """A text with its white space collapsed: the content of the last mark, or else all of it.
 
-    A `####` line is a mark only at the end; elsewhere it is a heading of the text.
+    A `####` line is a mark only at the end; elsewhere it is a heading.
     """
     for place in reversed(marks(text)):
         content = " ".join(normalise(place.content).split())

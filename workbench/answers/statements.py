@@ -1,16 +1,16 @@
-"""What of a response counts: think tags set aside, its statements of an answer, its sentences.
+"""Find the parts of a response that count: without think tags, its statements, its sentences.
 
-The rule, whatever the answers are (numbers, letters, labels):
+The rule for all kinds of answers (numbers, letters, labels):
 
-1. Marks: `#### …`, `\\boxed{…}` or `\\fbox{…}`, `<answer>…</answer>`; the last one that holds an
-   answer. Only a later conclusion ("Final answer: …", "so the answer is …", "wait, the answer
-   is …") takes its place.
+1. Marks: `#### …`, `\\boxed{…}` or `\\fbox{…}`, `<answer>…</answer>`; the last one that contains
+   an answer. Only a later conclusion ("Final answer: …", "so the answer is …", "wait, the answer
+   is …") overrides it.
 2. Without a mark, the last phrase: "the answer is …", "Answer: …", "A: …" and the like.
 
-A statement with no answer in it ("the answer is unknown", "#### Step 1"), under an "if", doubted
-("I doubt that the answer is 7") or asked ("The answer is 7?") is none. A wrong "right" spoils a
-result, an unread answer only costs one item: what stands beside a denial, a bound, an operand or a
-correction is not read.
+A statement does not count if it has no answer ("the answer is unknown", "#### Step 1"), is
+conditional ("if"), doubted ("I doubt that the answer is 7") or a question ("The answer is 7?"). A
+wrong "right" spoils a result, an unread answer costs one item. So an answer next to a denial, a
+bound, an operand or a correction is not read.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 WINDOW = 400
-"""Characters of a statement, or of a last sentence, that are looked at."""
+"""Maximum characters of a statement or a last sentence."""
 MOST = 32
-"""Statements of a kind that are tried, from the last one on: enough, and safe from floods."""
+"""Statements of one kind to try, from the last one: enough in practice, and safe from floods."""
 
 Kind = Literal["line", "whole", "phrase", "label"]
 """`####` line; content of a box or a tag; "answer is"; "Answer:", which may head a solution."""
@@ -73,7 +73,7 @@ CONCLUDING = re.compile(
     re.IGNORECASE,
 )
 
-# Words that take an answer back
+# Words that retract an answer
 
 _NOT = (
     r"(?:\b(?:not|never|neither|nor|cannot|no(?=\s)(?!\s+(?:doubt|wonder|question|other"
@@ -88,7 +88,7 @@ _AGAINST = (
 )
 DENIAL = re.compile(_NOT, re.IGNORECASE)
 REFUSAL = re.compile(f"{_NOT}|{_AGAINST}", re.IGNORECASE)
-"""A sentence with one of these names what is not the answer; `DENIAL` leaves judgements out."""
+"""A sentence with one of these rejects an answer; `DENIAL` leaves out judgements."""
 
 DOUBTED = re.compile(
     r"\b(?:if|whether|unless|suppose|supposing|assume|assuming)[^\w.!?\n]+"
@@ -99,7 +99,7 @@ DOUBTED = re.compile(
     r"|\b(?:wrong|incorrect|false|worst|least\s+\w+)\s+\Z",
     re.IGNORECASE,
 )
-"""Right before "answer": it is asked, supposed or denied, or the wrong one."""
+"""Right before "answer": it is a question, assumed, denied or the wrong one."""
 
 HINDERED = re.compile(
     rf"{_NOT}(?:\W+\w+){{0,3}}\W*\Z|\b(?:impossible|unable)\b|\bI\s+need\W*\Z"
@@ -133,7 +133,7 @@ UNFIT = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-"""Behind an answer: it is denied or a bound."""
+"""After an answer: it is denied or a bound."""
 
 _START = r"(?:\A|[.!?,;:\n–—-])[\s*_`\"'”’)$\]}]{0,6}(?:(?:but|and|oh|hmm|no)\b,?\s+)?"
 _CORRECTED = re.compile(
@@ -152,15 +152,15 @@ _DISOWNED = re.compile(
 
 
 class Place(NamedTuple):
-    """Where an answer should be found.
+    """A place to read an answer from.
 
     Attributes:
-        content: from the statement on, at most `WINDOW` characters.
-        kind: how it was introduced.
-        start: where it stands in the response.
-        after: what follows, where it may be taken back.
+        content: the text from the statement on, at most `WINDOW` characters.
+        kind: how the answer is introduced.
+        start: its position in the response.
+        after: the text after it, which may retract it.
         last: no line follows it.
-        final: a phrase that concludes, as good as a mark.
+        final: a phrase that concludes, as strong as a mark.
     """
 
     content: str
@@ -172,10 +172,10 @@ class Place(NamedTuple):
 
 
 def statements(text: str, *, chosen: bool = False) -> Iterator[Place]:
-    """Places to read, the weightiest first; the first one that holds an answer decides.
+    """Places to read, the strongest first; the first one that contains an answer decides.
 
     Args:
-        chosen: know "option", "choice", "label" and "verdict" beside "answer".
+        chosen: accept "option", "choice", "label" and "verdict" as well as "answer".
     """
     nouns = NOUNS + CHOSEN if chosen else NOUNS
     if places := marks(text):
@@ -185,7 +185,7 @@ def statements(text: str, *, chosen: bool = False) -> Iterator[Place]:
 
 
 def marks(text: str) -> list[Place]:
-    """The last marks of a text, in its order."""
+    """The last marks of a text, in order."""
     places = [_mark(text, mark) for mark in list(MARK.finditer(text))[-MOST:]]
     return [place for place in places if place]
 
@@ -210,7 +210,7 @@ def _mark(text: str, mark: re.Match[str]) -> Place | None:
 
 
 def _closing_brace(text: str) -> int:
-    """Where the brace closes that was opened before the text, -1 if it is not closed."""
+    """The position of the brace that closes one opened before the text, -1 if there is none."""
     depth = 1
     for brace in re.finditer(r"(?<!\\)[{}]", text):
         depth += 1 if brace[0] == "{" else -1
@@ -222,7 +222,7 @@ def _closing_brace(text: str) -> int:
 def _phrases(text: str, nouns: tuple[str, ...], start: int = 0) -> list[Place]:
     """The last phrases from `start` on."""
     lower = text.lower()
-    if len(lower) == len(text):  # then a plain search finds, much faster, where the first one is
+    if len(lower) == len(text):  # then a plain search finds the first one much faster
         at = [lower.find(stem, start) for stem in (*nouns, "a:", "a*", "a_")]
         start = max(start, min((place for place in at if place >= 0), default=len(text)) - 6)
     phrases = list(PHRASES[nouns].finditer(text, start))[-MOST:]
@@ -241,10 +241,10 @@ def _phrase(text: str, phrase: re.Match[str]) -> Place | None:
 
 
 def retracted(after: str, answer: str, answers_in: Callable[[str], list[str]]) -> bool:
-    """Whether the words from an answer on take it back and do not come to it again.
+    """Whether the words after an answer retract it and do not return to it.
 
     Args:
-        answers_in: the answers that a text names, in its order.
+        answers_in: returns the answers that a text names, in order.
     """
     if _DISOWNED.match(after):
         return True
@@ -257,7 +257,7 @@ def retracted(after: str, answer: str, answers_in: Callable[[str], list[str]]) -
 
 
 def corrected(text: str) -> str:
-    """What a statement comes to: "not 20 but 18" is 18; nothing where it only denies."""
+    """The conclusion of a statement: "not 20 but 18" is 18; empty if it only denies."""
     while NOT.match(text):
         but = BUT.search(text)
         text = text[but.end() :] if but else ""
@@ -265,10 +265,10 @@ def corrected(text: str) -> str:
 
 
 def outside_reasoning(text: str) -> str:
-    """The text without its parts in think tags, or what it says on the channel "final".
+    """The text without think tags and their content, or the text on the channel "final".
 
-    A closing tag alone ends reasoning that began with the text. After an opening tag that is never
-    closed the answer has not been given: then nothing is left.
+    A closing tag alone ends reasoning that began with the text. If an opening tag is never closed,
+    there is no answer yet, and the result is empty.
     """
     if "<|channel|>" in text:
         final = list(FINAL_CHANNEL.finditer(text))
@@ -286,13 +286,13 @@ def outside_reasoning(text: str) -> str:
 
 
 def sentence(text: str, start: int = 0) -> tuple[str, str]:
-    """The sentence that begins at `start`, without its end mark, and that mark ("" for none)."""
+    """The sentence that begins at `start`, without its end mark, and that mark ("" if none)."""
     end = STOP.search(text, start)
     return (text[start : end.start()], end[0]) if end else (text[start:], "")
 
 
 def final_sentence(text: str) -> str | None:
-    """The last sentence of a stripped text; None where it breaks off, asks or is too long."""
+    """The last sentence of a stripped text; None if it is cut off, a question or too long."""
     if not FINISHED.search(text[-12:]):
         return None
     window = text[-WINDOW:]

@@ -1,8 +1,8 @@
-"""The process that compares formulas; run by its path, it imports nothing of workbench.
+"""The process that compares formulas. It is run by its path and imports nothing of workbench.
 
-It reads lines of JSON `[seconds of CPU time, first, second]`, with formulas as `formula` makes
-them, and answers each by `true`, `false` or `null` (not decided). The kernel ends it when the
-seconds are used up, even within C code; it ends with its input, whatever becomes of its owner.
+It reads lines of JSON `[seconds of CPU time, first, second]`, with formulas from `formula`, and
+answers each with `true`, `false` or `null` (undecided). The kernel ends the process when the
+seconds are used up, even within C code. It ends with its input, so it never outlives its parent.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from importlib import import_module
 from typing import Any
 
 MEMORY = 4 * 2**30
-"""Bytes of address space: a tower of powers asks for more than any machine has."""
+"""Maximum bytes of address space: a tower of powers needs more than any machine has."""
 DIGITS = 40
-# Where expressions are compared: at positive values, and at others; equal at the first only, as
-# ln(x²) and 2 ln(x) are, they are not decided.
+# Expressions are compared at positive values and at others. If they are equal only at the first,
+# as ln(x²) and 2 ln(x) are, the comparison is undecided.
 POINTS = (
     ("13/7", "29/11", "17/19", "41/23"),
     ("31/37", "5/13", "43/17", "7/29"),
@@ -40,9 +40,9 @@ def main() -> None:
     """Serve until the input ends."""
     global sympy  # noqa: PLW0603  # imported late, to say so where it is missing
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # a library's prints must not be read as answers
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    with suppress(OSError, ValueError):  # the time limit holds all the same
+    with suppress(OSError, ValueError):  # the time limit works without it
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     try:
         sympy = import_module("sympy")
@@ -79,7 +79,7 @@ def same(first: Any, second: Any) -> bool | None:
 
 
 def _related(first: Any, second: Any) -> bool | None:
-    """Where at least one is a relation: x = 5 is 5, x < 3 an interval."""
+    """Compare if at least one is a relation: x = 5 is 5, x < 3 an interval."""
     if first[0] == second[0]:
         return _same_relation(first, second)
     relation, other = (first, second) if first[0] == "rel" else (second, first)
@@ -92,7 +92,7 @@ def _related(first: Any, second: Any) -> bool | None:
 
 
 def _same_structure(first: Any, second: Any) -> bool | None:
-    """Words, unions, matrices, tuples and intervals."""
+    """Compare words, unions, matrices, tuples and intervals."""
     if first[0] == "t":
         return bool(first[1].casefold() == second[1].casefold())
     if first[0] in {"cup", "cap"}:
@@ -109,7 +109,7 @@ def _same_structure(first: Any, second: Any) -> bool | None:
 
 
 def _shape(formula: Any) -> Any:
-    """With both values of a plus-minus as a list."""
+    """A plus-minus as a list of both values."""
     if formula[0] in SCALAR and _holds(formula, "pm"):
         return ["list", _chosen(formula, 1), _chosen(formula, -1)]
     return formula
@@ -135,7 +135,7 @@ def _items(formula: Any) -> list[Any]:
 
 
 def _same_items(first: list[Any], second: list[Any]) -> bool | None:
-    """The same items in any order."""
+    """Whether the items are the same in any order."""
     left, unsure = list(second), False
     if len(first) != len(second):
         return False
@@ -156,7 +156,7 @@ def _all(verdicts: Any) -> bool | None:
 
 
 def _same_relation(first: Any, second: Any) -> bool | None:
-    """One is the other times a number, or in steps the same."""
+    """Whether one is a multiple of the other, or all steps are the same."""
     first, second = _upwards(first), _upwards(second)
     if first[2::2] != second[2::2]:
         return None
@@ -177,7 +177,7 @@ def _same_relation(first: Any, second: Any) -> bool | None:
 
 
 def _interval(relation: Any) -> Any:
-    """x < 3 or 1 ≤ x < 3 as an interval, None for another relation."""
+    """x < 3 or 1 ≤ x < 3 as an interval, None for any other relation."""
     sides, signs = relation[1::2], relation[2::2]
     low, high = ["-", ["v", r"\infty"]], ["v", r"\infty"]
     names = [at for at, side in enumerate(sides) if side[0] == "v" and side != high]
@@ -192,7 +192,7 @@ def _interval(relation: Any) -> Any:
 
 
 def _upwards(relation: Any) -> Any:
-    """With < in the place of >."""
+    """A relation with < instead of >."""
     if not {*relation[2::2]} <= LESS.keys():
         return relation
     turned = relation[:0:-1]
@@ -214,7 +214,7 @@ def _equal(first: Any, second: Any) -> bool | None:
 
 
 def _agree(one: Any, other: Any, at: tuple[str, ...]) -> bool | None:
-    """Whether two expressions have one value where their symbols have these, to many digits."""
+    """Whether two expressions have the same value at these values of their symbols."""
     symbols = sorted(one.free_symbols | other.free_symbols, key=str)
     values = {symbol: sympy.Rational(at[i % 4]) + i // 4 for i, symbol in enumerate(symbols)}
     pair = [sympy.N(side.subs(values), DIGITS + 10) for side in (one, other)]
@@ -225,7 +225,7 @@ def _agree(one: Any, other: Any, at: tuple[str, ...]) -> bool | None:
 
 
 def _opaque(formula: Any) -> bool:
-    """It has a logarithm without a base, or a function that only its owner knows."""
+    """Whether it has a logarithm without a base, or an undefined function."""
     if not isinstance(formula, list):
         return False
     if formula[:2] == ["f", "log"] and len(formula) == 3:
@@ -234,7 +234,7 @@ def _opaque(formula: Any) -> bool:
 
 
 def _value(formula: Any) -> Any:
-    """A formula as an expression of sympy."""
+    """A formula as a SymPy expression."""
     head, *rest = formula
     if head in {"n", "v"}:
         return sympy.Rational(rest[0]) if head == "n" else _named(rest[0])
@@ -250,7 +250,7 @@ def _named(name: str) -> Any:
 
 
 def _function(name: str, values: list[Any]) -> Any:
-    if name == "log":  # without a base it may be any, and is the same throughout
+    if name == "log":  # the base is unknown, but the same everywhere
         base = values[1] if len(values) > 1 else sympy.Symbol("?base", positive=True)
         return sympy.log(values[0]) / sympy.log(base)
     known = {

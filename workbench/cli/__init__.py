@@ -1,4 +1,4 @@
-"""The `workbench` command: the same functions as in Python, with files in and out."""
+"""The `workbench` command: the functions of the Python package, with files as input and output."""
 
 from __future__ import annotations
 
@@ -45,27 +45,27 @@ def generate(
     source: Annotated[
         Path, Argument(help="Rows with prompt or messages: .jsonl, .csv, .parquet, …")
     ],
-    out: Annotated[Path, Argument(help="JSONL: the same rows, completed.")],
+    out: Annotated[Path, Argument(help="JSONL: the same rows with their answers.")],
     prompt: Annotated[
-        str | None, Option(help='How to ask, with columns in braces: "Translate: {text}".')
+        str | None, Option(help='A template with columns in braces: "Translate: {text}".')
     ] = None,
     model: options.Model = None,
     engine: options.EngineName = "auto",
     base_url: options.BaseUrl = None,
     chat: options.Chat = None,
-    max_tokens: Annotated[int, Option(min=1, help="Most tokens of an answer.")] = 256,
+    max_tokens: Annotated[int, Option(min=1, help="Maximum tokens of an answer.")] = 256,
     temperature: Annotated[float, Option(min=0, help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, Option(max=1, help="Share of the likeliest tokens.")] = 1.0,
-    n: Annotated[int, Option("-n", min=1, help="Answers to each prompt.")] = 1,
+    top_p: Annotated[float, Option(max=1, help="Nucleus sampling; 1 is off.")] = 1.0,
+    n: Annotated[int, Option("-n", min=1, help="Answers per prompt.")] = 1,
     stop: Annotated[
-        list[str] | None, Option(help="A text that ends an answer; may be given again.")
+        list[str] | None, Option(help="A text that ends an answer; can be repeated.")
     ] = None,
-    seed: Annotated[int | None, Option(help="Makes samples repeatable.")] = None,
+    seed: Annotated[int | None, Option(help="Makes samples reproducible.")] = None,
     store: options.StorePath = "default",
     option: options.Options = None,
     as_json: options.Json = False,
 ) -> None:
-    """Complete the prompts of a file; run it again and it resumes where it stopped."""
+    """Complete the prompts in a file; run it again to resume."""
     from workbench.batch import generate_file
     from workbench.types import Sampling
 
@@ -124,7 +124,7 @@ def main(
 
 @app.command(rich_help_panel=HERE)
 def info(as_json: options.Json = False) -> None:
-    """Versions, devices, and which engines can run here and why not."""
+    """Show versions, devices, which engines can run here, and why others cannot."""
     from workbench.engines import ENGINES, unavailable
     from workbench.machine import describe
 
@@ -146,7 +146,7 @@ def report(
         Path | None, Option(metavar="FILE.html", help="The page (default: in the folder).")
     ] = None,
 ) -> None:
-    """One HTML page with the numbers, the figures, what failed and where it all comes from."""
+    """Write an HTML page with the numbers, the figures, the failures and the provenance."""
     from workbench.report import render
 
     typer.echo(render(run, out))
@@ -160,7 +160,7 @@ def throughput(
         Option(help="Random weights in these shapes: llama-1b, llama-8b, llama-70b, a file."),
     ] = None,
     batch: Annotated[
-        list[int] | None, Option(min=1, help="Batch of the baseline (default 1, 8, 16, 32).")
+        list[int] | None, Option(min=1, help="Batch size of the baseline (default 1, 8, 16, 32).")
     ] = None,
     baseline: Annotated[bool, Option(help="Measure transformers too.")] = True,
     requests: Annotated[int, Option(min=1)] = 256,
@@ -199,21 +199,21 @@ def throughput(
     draw = partial(plot_speedups, metrics=faster) if faster else None
     show_report(result, draw, out, as_json=as_json)
     if stopped:
-        fail("stopped: this is what was measured", 130)
+        fail("stopped: the results so far are above", 130)
 
 
 @convert.command()
 def dcp(
     path: Annotated[Path, Argument(help="The folder with .metadata and the shards.")],
     base_model: Annotated[
-        str, Option(help="Hub name or folder whose configuration and tokenizer it has.")
+        str, Option(help="Hub name or folder with its configuration and tokenizer.")
     ],
     out: Annotated[Path, Option(help="A new folder.")],
     prefix: Annotated[
-        str | None, Option(help="Of the names, where the checkpoint holds several models.")
+        str | None, Option(help="Prefix of the names, if the checkpoint holds several models.")
     ] = None,
 ) -> None:
-    """Turn a folder of torch.distributed.checkpoint into Hugging Face safetensors."""
+    """Convert a torch.distributed.checkpoint folder to Hugging Face safetensors."""
     from workbench.engines.checkpoints.convert import convert_dcp
 
     with clean_exit():
@@ -232,7 +232,7 @@ def gguf(
         str | None, Option(help="Hub name or folder of a tokenizer, instead of the file's.")
     ] = None,
 ) -> None:
-    """Turn a GGUF file into Hugging Face safetensors in bfloat16, and try it."""
+    """Convert a GGUF file to Hugging Face safetensors in bfloat16, and test the result."""
     from workbench.engines.checkpoints.gguf import convert_gguf
 
     with clean_exit():

@@ -24,15 +24,15 @@ def evaluate_task(
     engine: options.EngineName = "auto",
     agent: options.AgentName = "standard",
     count: Annotated[int | None, Option(min=1, help="Items (default: the task's).")] = None,
-    num_runs: Annotated[int, Option(min=1, help="Times that all is done.")] = 1,
+    num_runs: Annotated[int, Option(min=1, help="Repetitions of the whole evaluation.")] = 1,
     shots: Annotated[int, Option(min=0, help="Solved examples before each item.")] = 0,
     prompt: Annotated[
-        str | None, Option(help='Words the question: "{question}\\nThink step by step."')
+        str | None, Option(help='A wording: "{question}\\nThink step by step."')
     ] = None,
     temperature: Annotated[float | None, Option(min=0, help="Default: the task's.")] = None,
     max_tokens: Annotated[int | None, Option(min=1, help="Default: the task's.")] = None,
     chat: Annotated[
-        bool | None, Option(help="Through the model's chat template (default: what suits it).")
+        bool | None, Option(help="Use the model's chat template (default: what suits the model).")
     ] = None,
     seed: options.Seed = 0,
     batch_size: Annotated[str | None, Option(metavar="N|auto", help="Prompts at once.")] = None,
@@ -43,20 +43,20 @@ def evaluate_task(
     store: options.StorePath = "default",
     option: options.Options = None,
     name: Annotated[
-        str | None, Option(help="Keep the reports in runs/eval/NAME; resume from them.")
+        str | None, Option(help="Save the reports in runs/eval/NAME, and resume from them.")
     ] = None,
     estimate: Annotated[
-        bool, Option("--estimate", help="Generate nothing; print what would be asked and cost.")
+        bool, Option("--estimate", help="Print the number of requests and the cost; send none.")
     ] = False,
-    price_in: Annotated[float | None, Option(min=0, help="Of a million prompt tokens.")] = None,
-    price_out: Annotated[float | None, Option(min=0, help="Of a million output tokens.")] = None,
+    price_in: Annotated[float | None, Option(min=0, help="Per million prompt tokens.")] = None,
+    price_out: Annotated[float | None, Option(min=0, help="Per million output tokens.")] = None,
     max_cost: Annotated[
-        float | None, Option(min=0, help="Ask nothing that could cost more; needs both prices.")
+        float | None, Option(min=0, help="Send nothing that could cost more; needs both prices.")
     ] = None,
     out: options.Folder = None,
     as_json: options.Json = False,
 ) -> None:
-    """How accurate is a model on a task, and what does an agent add? Run again, it resumes."""
+    """How accurate is a model on a task, and what does an agent add? Run it again to resume."""
     from workbench.agents import AGENTS
     from workbench.cases import prepare_cases
     from workbench.engines import open_engine
@@ -78,7 +78,7 @@ def evaluate_task(
     settings: dict[str, Any] = {"count": count, "num_runs": num_runs, "seed": seed, "shots": shots}
     settings |= {name: value for name, value in changed.items() if value is not None}
     settings["prompt"] = prompt and options.typed(prompt)
-    prepare_cases(chosen, None, **settings)  # before an engine is there
+    prepare_cases(chosen, None, **settings)  # checks them before an engine is opened
     settings["folder"] = folder = run_dir() / "eval" / name if name else None
     settings |= {"price_in": price_in, "price_out": price_out, "max_cost": max_cost}
     arguments = options.engine_options(option) | _batch(batch_size, engine)
@@ -107,7 +107,7 @@ def _columns(texts: list[str] | None) -> dict[str, Any]:
 
 
 def _end(reports: Mapping[str, Report]) -> None:
-    """Fail where a row has."""
+    """Exit with an error if a row failed."""
     reasons = [reason for one in reports.values() for reason in one.rows["error"].dropna()]
     if reasons:
         say(f"{len(reasons)} rows failed. The first: {reasons[0]}")
@@ -115,8 +115,8 @@ def _end(reports: Mapping[str, Report]) -> None:
 
 
 def _batch(size: str | None, engine: str) -> dict[str, Any]:
-    """The engine's own option for so many prompts at once."""
-    if size is None or size == "auto":  # what every engine does unasked
+    """The engine's own option for the number of prompts at once."""
+    if size is None or size == "auto":  # the default of every engine
         return {}
     if not size.isdecimal() or int(size) < 1:
         raise InputError(f"--batch-size {size!r}: give a whole number from 1, or auto")
@@ -136,11 +136,11 @@ def _show_one(task: Task, report: Report, out: Path | None, *, as_json: bool) ->
 
 
 def compare_reports(
-    folders: Annotated[list[Path], Argument(help="Saved reports; the first is compared to.")],
+    folders: Annotated[list[Path], Argument(help="Saved reports; the first is the baseline.")],
     out: options.Folder = None,
     as_json: options.Json = False,
 ) -> None:
-    """Saved evaluations side by side, each against the first, on the items both answered."""
+    """Compare saved evaluations with the first, on the items that both answered."""
     from workbench.evaluation import load
 
     check_new(out)
@@ -169,7 +169,7 @@ def _show_all(reports: Mapping[str, Report], out: Path | None, *, as_json: bool)
 
 
 def _name(folder: Path, folders: list[Path]) -> str:
-    """The end of the folder's path that is no other's."""
+    """The shortest end of the folder's path that is unique."""
     parts = folder.resolve().parts
     ends = [one.resolve().parts for one in folders]
     length = next(n for n in numbers(1) if sum(end[-n:] == parts[-n:] for end in ends) == 1)

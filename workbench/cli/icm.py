@@ -1,4 +1,4 @@
-"""`workbench icm`: labels without supervision, beside everything else that one could do."""
+"""`workbench icm`: labels without supervision, compared with its alternatives."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from workbench.icm.testbeds import Testbed
 
 POOL = 1600
-"""Embedded claims, test included, that seeds draw from; there are not many more."""
+"""Maximum number of embedded claims, test claims included, that seeds draw from."""
 METHOD_COLUMNS = [
     "method", "value", "low", "high", "n", "n_failed", "auroc", "worst_seed", "best_seed",
     "versus_golden", "label_accuracy", "labels_opposite", "labels_true", "finding_prompts",
@@ -36,49 +36,47 @@ def icm(
     engine: options.EngineName = "auto",
     column: Annotated[
         list[str] | None,
-        Option(metavar="NAME=COLUMN", help="Where a file has it, such as text=statement."),
+        Option(metavar="NAME=COLUMN", help="The file's column for a field: text=statement."),
     ] = None,
     labels: Annotated[
         str | None, Option(help='Words for true and false, such as "Yes,No".')
     ] = None,
     template: Annotated[
-        str | None, Option(help='Words around a claim, such as "Claim: {text}\\nTrue?"')
+        str | None, Option(help='Text around a claim, such as "Claim: {text}\\nTrue?"')
     ] = None,
     alpha: Annotated[float, Option(help="Weight of predictability.")] = 50.0,
-    k: Annotated[int, Option("--k", min=0, help="Iterations a batch, at most.")] = 1500,
-    num_seed: Annotated[int, Option(min=1, help="Claims that begin with a label.")] = 8,
-    batch_size: Annotated[
-        int, Option(min=1, help="Claims searched together, in whole groups.")
-    ] = 128,
+    k: Annotated[int, Option("--k", min=0, help="Maximum iterations per batch.")] = 1500,
+    num_seed: Annotated[int, Option(min=1, help="Claims with a label at the start.")] = 8,
+    batch_size: Annotated[int, Option(min=1, help="Claims per search, in whole groups.")] = 128,
     limit: Annotated[
         int | None,
         Option(
             min=1,
-            help="Claims to be labelled, at most: a file's first ones (default: all), or so many "
-            "drawn from a testbed (default: one batch).",
+            help="Maximum number of claims to label: the first of a file (default: all), or a "
+            "random draw from a testbed (default: one batch).",
         ),
     ] = None,
-    test_count: Annotated[int | None, Option(min=0, help="Test claims, at most.")] = None,
+    test_count: Annotated[int | None, Option(min=0, help="Maximum number of test claims.")] = None,
     seed: Annotated[
         list[int] | None,
-        Option(help="Decides draw and search; several are compared and averaged."),
+        Option(help="For the draw and the search; results of several are compared and averaged."),
     ] = None,
     order: Annotated[str, Option(help="tree, exact or reference.")] = "tree",
     schedule: Annotated[str, Option(help="Of the temperature: paper or code.")] = "paper",
     consistency: Annotated[str, Option(help="auto, none or gold_key_replication.")] = "auto",
     method: Annotated[list[str] | None, Option(help="Only these methods (default: all).")] = None,
     checkpoints: Annotated[
-        Path | None, Option(help="A folder: a search that was stopped resumes from there.")
+        Path | None, Option(help="A folder for checkpoints; a stopped search resumes from them.")
     ] = None,
     store: options.StorePath = "default",
     option: options.Options = None,
     out: options.Folder = None,
     as_json: options.Json = False,
 ) -> None:
-    """What does a model already know? Labels that it finds coherent, and what they are worth.
+    """What does a model already know? Find coherent labels for claims, and measure their accuracy.
 
-    Without gold labels in a test split all rows of a file are labelled, batch after batch, and
-    come back as they are with their labels.
+    If a file has no test split with gold labels, all its rows are labelled, in batches, and
+    returned with their labels.
     """
     from workbench.engines import open_engine
     from workbench.icm.claim import wording_from
@@ -130,7 +128,7 @@ def _open(
 ) -> tuple[Testbed, int | None]:
     """The testbed, and how many of its claims each seed draws (None: all).
 
-    What a seed draws depends on no other seed: it is drawn from a pool that is always the same.
+    A seed's draw does not depend on other seeds: the pool is always the same.
     """
     from workbench.icm.reading import TESTBEDS, open_testbed
     from workbench.icm.search import split
@@ -140,7 +138,7 @@ def _open(
         test = settings["test_count"]
         pool = max(count, POOL - (200 if test is None else test))
         bed = open_testbed(testbed, count=pool, **settings | {"wording": None})
-        wording = settings["wording"]  # words for labels; what ends a claim stays the testbed's
+        wording = settings["wording"]  # texts for labels; the end of a claim is the testbed's
         if wording is not None:
             bed = replace(bed, wording=replace(wording, after=bed.wording.after))
         return bed, count
@@ -150,7 +148,7 @@ def _open(
             say(f"{count:,} of {len(bed.claims):,} claims are drawn: --limit draws more")
         return bed, count
     rows = {claim.group: bed.places[claim.text] for claim in bed.claims if bed.places[claim.text]}
-    # In the file's order; of a comparison only one of the two claims has a row.
+    # In the file's order; only one of the two claims of a comparison has a row.
     claims = sorted(bed.claims, key=lambda c: bed.places[c.text] or rows[c.group])
     chosen = split(claims, limit or len(claims))[0]
     if len(chosen) > (limit or len(claims)):
@@ -186,7 +184,7 @@ def _study(
 
 
 def _check_complete(reports: Sequence[ICMReport]) -> None:
-    """End with a code where a row of the user's has no label."""
+    """Exit with an error if a row of the user's has no label."""
     missing = sorted({str(why) for report in reports for why in report.rows["error"].dropna()})
     if missing:
         count = sum(report.labels.count(None) for report in reports)
@@ -196,7 +194,7 @@ def _check_complete(reports: Sequence[ICMReport]) -> None:
 def _label(
     bed: Testbed, engine: Engine, settings: dict[str, Any], out: Path | None, *, as_json: bool
 ) -> None:
-    """Label all claims at each seed; keep each seed's labels as soon as they are there."""
+    """Label all claims with each seed; save each seed's labels as soon as they are complete."""
     from workbench.icm.compare import agreement
     from workbench.icm.search import label_all, over
     from workbench.icm.testbeds import check_columns
@@ -221,12 +219,12 @@ def _label(
     if len(seeds) > 1:
         metrics += agreement({seed: report.labelled() for seed, report in reports.items()})
     show_metrics(metrics, as_json=as_json)
-    say("no test claims with gold labels: what the labels are worth was not measured")
+    say("no test claims with gold labels: the accuracy of the labels was not measured")
     _check_complete([*reports.values()])
 
 
 def _headlines(report: ICMReport, engine: Engine, out: Path | None, prefix: str) -> list[Metric]:
-    """The headline numbers of one seed's labels, saved where a folder is given."""
+    """The headline numbers of one seed's labels, saved if a folder is given."""
     from workbench.icm.compare import discrimination
     from workbench.icm.report import salience, stands_out
     from workbench.plots import new_figure
@@ -244,9 +242,9 @@ def _headlines(report: ICMReport, engine: Engine, out: Path | None, prefix: str)
             say(prefix + stands_out(energies)[1])
             for row in energies.to_dict("records"):
                 say(f"  {row['labels']:>9}: energy {row['energy']:.1f}")
-        except (WorkbenchError, KeyboardInterrupt) as error:  # the labels are there
+        except (WorkbenchError, KeyboardInterrupt) as error:  # the labels are complete
             stop = error
-            say(f"{prefix}whether the labels stand out is not known: {error or 'interrupted'}")
+            say(f"{prefix}whether the labels stand out is unknown: {error or 'interrupted'}")
     if out is not None:
         save(report, out, figure)
         say(f"{prefix}summary, rows, labels and figure are in {out}")

@@ -1,4 +1,4 @@
-"""`workbench new`, `notebook copy`, `notebook lab`: notebooks to begin with, and JupyterLab."""
+"""`workbench new`, `notebook copy`, `notebook lab`: starter notebooks, and JupyterLab."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from workbench.errors import InputError
 from workbench.files import write_whole
 
 TEMPLATE = "10_your_own_data"
-"""The notebook of ours, with questions and a sweep, that a new one is a copy of."""
+"""The package's notebook, with questions and a sweep, that a new one is copied from."""
 ITS_NAME = re.compile(r"(?:10_)?your[_ ]own[_ ]data", re.IGNORECASE)
 LAST = "## What we learn\n"
 QUIET = (
@@ -29,9 +29,9 @@ QUIET = (
     "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     "--LabApp.extension_manager=readonly",
 )
-"""What JupyterLab asks of the network by itself, switched off: news, updates, extensions."""
+"""Switches off JupyterLab's requests to the network: news, updates, extensions."""
 SETTINGS = Path(__file__).with_name("lab")
-"""Defaults of JupyterLab's settings: its page then asks nobody whether to fetch news."""
+"""Defaults of JupyterLab's settings, so that its page does not ask whether to fetch news."""
 SKIPPED = ("__pycache__", ".ipynb_checkpoints", "runs")
 
 Lab = Annotated[bool, Option("--lab", help="Open them in JupyterLab.")]
@@ -41,7 +41,7 @@ def new(
     name: Annotated[str, Argument(help="Of the notebook, such as mine or work/mine.")],
     lab: Lab = False,
 ) -> None:
-    """A notebook for your own questions, with a sweep file and some rows to begin with."""
+    """Make a notebook for your own questions, with a sweep file and some rows to begin with."""
     from workbench.runs import shipped_notebooks
 
     place = Path(name).expanduser()
@@ -68,7 +68,7 @@ def new(
 
 
 def _unused(text: str) -> str:
-    """A notebook of ours without outputs and findings, whose answers are kept for the next run."""
+    """The package's notebook without outputs and findings, with the default store."""
     notebook = json.loads(text)
     notebook["cells"] = [*takewhile(lambda cell: cell["source"][:1] != [LAST], notebook["cells"])]
     for cell in notebook["cells"]:
@@ -79,12 +79,12 @@ def _unused(text: str) -> str:
 
 
 def copy(
-    folder: Annotated[Path, Argument(help="Where they go; it is made if need be.")] = Path(
+    folder: Annotated[Path, Argument(help="The destination; created if missing.")] = Path(
         "notebooks"
     ),
     lab: Lab = False,
 ) -> None:
-    """The notebooks and sweeps that come with workbench, as your own to run and change."""
+    """Copy the notebooks and sweeps of the package, to run and change them."""
     from workbench.runs import shipped_notebooks
 
     source = shipped_notebooks()
@@ -98,7 +98,7 @@ def copy(
     changed = [one for one in there if not filecmp.cmp(source / one, folder / one, shallow=False)]
     if changed:
         raise InputError(
-            f"{folder / changed[0]} is not as it came ({len(changed)} of these files): choose "
+            f"{folder / changed[0]} has been changed ({len(changed)} of these files): choose "
             "another folder, or move it away"
         )
     for one in names:
@@ -114,15 +114,15 @@ def lab(
     context: Context,
     place: Annotated[Path, Argument(help="A folder or a notebook.")] = Path(),
 ) -> None:
-    """JupyterLab that asks nothing of the network; further options are Jupyter's."""
+    """Open JupyterLab without requests to the network; further options are Jupyter's."""
     open_lab(place, *context.args)
 
 
 def open_lab(place: Path, *options: str) -> NoReturn:
-    """Become JupyterLab, in a folder or at a notebook.
+    """Replace this process with JupyterLab, in a folder or at a notebook.
 
     Raises:
-        InputError: there is no such place, or JupyterLab is not installed.
+        InputError: the place does not exist, or JupyterLab is not installed.
     """
     from workbench.machine import install_hint
 

@@ -24,11 +24,11 @@ app.command("copy")(copy)
 app.command("lab", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(lab)
 
 Paths = Annotated[list[Path], Argument(help="Notebooks, or folders of them.")]
-Seconds = Annotated[float, Option(help="Seconds for one notebook.", min=1)]
+Seconds = Annotated[float, Option(help="Seconds per notebook.", min=1)]
 
 
 class _Pairs(TyperCommand):
-    """Lets `-p name value` stand for `-p name=value`, which is all that typer can read."""
+    """Accepts `-p name value` as well as `-p name=value`, the only form that typer parses."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         joined: list[str] = []
@@ -44,7 +44,7 @@ class _Pairs(TyperCommand):
 
 
 def _value_of(name: str, value: str | None) -> str:
-    # An option that follows is none, but a negative number is.
+    # A following option is not a value, but a negative number is.
     option = value is not None and re.match(r"--|-[A-Za-z](?!nf|an)", value)
     if value is None or option or name.startswith("-"):
         raise InputError(f"-p {name} has no value; give -p NAME VALUE, or -p NAME=VALUE")
@@ -75,7 +75,7 @@ def run_command(
 
 @app.command()
 def check(paths: Paths) -> None:
-    """Check languages and parameters cells, running nothing; non-zero on any finding."""
+    """Check languages and parameters cells without running; non-zero on any finding."""
     findings: list[str] = []
     for path in find(paths):
         try:
@@ -89,11 +89,11 @@ def check(paths: Paths) -> None:
 @app.command()
 def validate(
     paths: Paths,
-    cell_timeout: Annotated[float, Option(help="Seconds for one cell.", min=1)] = CELL_TIMEOUT,
+    cell_timeout: Annotated[float, Option(help="Seconds per cell.", min=1)] = CELL_TIMEOUT,
     jobs: Annotated[int, Option(help="Notebooks at a time.", min=1)] = 1,
 ) -> None:
-    """Run notebooks through nbval and compare every stored output."""
-    find(paths)  # before all that compares is imported
+    """Run notebooks with nbval and compare every stored output."""
+    find(paths)  # fails before the slow imports
     from workbench.nb.validate import validate as compare
 
     result = compare(paths, cell_timeout=cell_timeout, jobs=jobs)

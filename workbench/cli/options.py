@@ -1,4 +1,4 @@
-"""Options that several commands have, and NAME=VALUE."""
+"""Options that several commands share, and NAME=VALUE."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ BaseUrl = Annotated[
 ]
 Chat = Annotated[
     bool | None,
-    Option("--chat/--no-chat", help="Ask by chats or not (default: as the model wants it)."),
+    Option("--chat/--no-chat", help="Use chats or not (default: what suits the model)."),
 ]
 Seed = Annotated[int, Option(min=0, help="Chooses the items.")]
 Folder = Annotated[
@@ -74,10 +74,10 @@ Folder = Annotated[
 
 
 def server(engine: str, base_url: str | None) -> dict[str, Any]:
-    """The engine of these options: a URL alone means the server there.
+    """The engine for these options; a URL alone selects the remote one.
 
     Raises:
-        InputError: there is no such engine, or it has no URL.
+        InputError: the engine does not exist, or has no URL.
     """
     known("engine", engine, ENGINES)
     if base_url is None:
@@ -88,20 +88,20 @@ def server(engine: str, base_url: str | None) -> dict[str, Any]:
 
 
 def style(chat: bool | None) -> Style:
-    """What --chat, --no-chat and neither mean."""
+    """The style for --chat, --no-chat or neither."""
     return "auto" if chat is None else "chat" if chat else "completion"
 
 
 def typed(text: str) -> str:
-    """A text as it was meant: a shell gives a line break as \\n."""
+    """A text in which \\n from a shell becomes a line break."""
     return text.replace("\\n", "\n")
 
 
 def pairs(texts: Sequence[str] | None, option: str) -> dict[str, str]:
-    """Values by name, out of NAME=VALUE.
+    """Values by name, from NAME=VALUE.
 
     Raises:
-        InputError: one is no such pair, or a name is given twice.
+        InputError: a text is not such a pair, or a name is given twice.
     """
     values: dict[str, str] = {}
     for text in texts or ():
@@ -115,7 +115,7 @@ def pairs(texts: Sequence[str] | None, option: str) -> dict[str, str]:
 
 
 def engine_options(texts: Sequence[str] | None) -> dict[str, Any]:
-    """Arguments of an engine: JSON where they are, else texts."""
+    """Arguments of an engine; a value that is not JSON is a text."""
     options: dict[str, Any] = {}
     for name, value in pairs(texts, "--option").items():
         if name in ("model", "engine", "store"):

@@ -1,4 +1,4 @@
-"""What every command has in common: how it prints, keeps, fails and is interrupted."""
+"""Shared by all commands: printing, saving, errors and interrupts."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from workbench.lazy import Axes, Figure, pd
 from workbench.types import Metric, Report
 
 USAGE: Any = typer.BadParameter.__base__
-"""What every mistake in a command line is."""
+"""The base class of all mistakes in a command line."""
 
 
 class _Commands(TyperGroup):
-    """Shows what is wrong with a request in a line, not in a traceback."""
+    """Shows an error as one line, not as a traceback."""
 
     def make_context(self, *args: Any, **extra: Any) -> Any:
         with _in_a_line():
@@ -53,7 +53,7 @@ def _in_a_line() -> Iterator[None]:
 
 
 def _mistake(error: Any) -> str:
-    """What is wrong with a command line, and what to do."""
+    """The mistake in a command line, and its remedy."""
     names = getattr(error, "possibilities", None)
     text = " ".join((error.message if names else error.format_message()).split()).rstrip(".")
     text = text[:1].lower() + text[1:].replace(". Did", "; did")
@@ -64,25 +64,25 @@ def _mistake(error: Any) -> str:
 
 
 def command_group(about: str) -> typer.Typer:
-    """A group of commands with a line of help; errors of ours end them with status 2."""
+    """A group of commands with a line of help; errors of the package exit with status 2."""
     return typer.Typer(
         cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, help=about
     )
 
 
 def fail(message: str, status: int) -> NoReturn:
-    """End the command with a last word on stderr."""
+    """End the command with a message on stderr."""
     say(message)
     raise typer.Exit(status)
 
 
 def say(text: str) -> None:
-    """Print progress and notes, apart from what is printed for keeping."""
+    """Print progress and notes, on stderr."""
     typer.echo(text, err=True)
 
 
 def show(data: Any, text: str, *, as_json: bool) -> None:
-    """Print a result: as text for people, or its data (a frame or plain values) as JSON."""
+    """Print a result: as text, or its data (a frame or plain values) as JSON."""
     if not as_json:
         typer.echo(text)
     elif hasattr(data, "to_json"):
@@ -92,11 +92,11 @@ def show(data: Any, text: str, *, as_json: bool) -> None:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Lay rows out in aligned columns, whatever the width of the terminal.
+    """Format rows in aligned columns, regardless of the terminal's width.
 
     Args:
-        headers: One word a column.
-        rows: One value a column; text is set to the left, numbers to the right.
+        headers: one word per column.
+        rows: one value per column; text is left-aligned, numbers are right-aligned.
     """
     from rich.console import Console
     from rich.table import Table
@@ -123,14 +123,14 @@ def _cell(value: object) -> str:
 
 
 def show_frame(frame: pd.DataFrame, columns: Sequence[str] | None = None, *, as_json: bool) -> None:
-    """Print a data frame, as text only those columns."""
+    """Print a data frame; as text only these columns."""
     part = frame if columns is None else frame[[*columns]]
     headers = [str(name).replace("_", " ") for name in part.columns]
     show(frame, table(headers, [*part.itertuples(index=False)]), as_json=as_json)
 
 
 def show_metrics(metrics: Sequence[Metric], *, as_json: bool) -> None:
-    """Print numbers with their intervals, one a line."""
+    """Print numbers with their intervals, one per line."""
     rows = [[m.name, m.value, m.low, m.high, m.n, m.n_failed, m.n_unparsed] for m in metrics]
     text = table(["", "value", "low", "high", "n", "failed", "unparsed"], rows)
     show([asdict(metric) for metric in metrics], text, as_json=as_json)
@@ -140,7 +140,7 @@ def show_report(
     report: Report, draw: Callable[[Axes], None] | None, out: Path | None, *,
     as_json: bool, more: Sequence[Metric] = (),
 ) -> None:  # fmt: skip
-    """Print a report's headline numbers, and keep it with its figure where asked."""
+    """Print a report's headline numbers; save it with its figure if `out` is given."""
     from workbench.plots import new_figure
 
     show_metrics([*report.summary, *more], as_json=as_json)
@@ -153,7 +153,7 @@ def show_report(
 
 
 def check_new(folder: Path | None) -> None:
-    """Refuse a folder that exists or cannot be created: before the work and not after it."""
+    """Refuse a folder that exists or cannot be created, before the work starts."""
     if folder is None:
         return
     if folder.exists():
@@ -165,10 +165,10 @@ def check_new(folder: Path | None) -> None:
 
 
 def save(report: Report, out: Path, figure: Figure | None = None) -> None:
-    """Keep a report.
+    """Save a report.
 
     Raises:
-        InputError: it cannot be written there.
+        InputError: the folder cannot be written.
     """
     try:
         report.save(out, figure)
@@ -178,7 +178,7 @@ def save(report: Report, out: Path, figure: Figure | None = None) -> None:
 
 @contextmanager
 def clean_exit() -> Iterator[None]:
-    """SIGTERM ends the work as Ctrl-C does: half-written files are removed."""
+    """Make SIGTERM end the work as Ctrl-C does: half-written files are removed."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         yield

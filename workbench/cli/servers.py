@@ -1,4 +1,4 @@
-"""`workbench serve`, `slurm` and `check-server`: models behind OpenAI's interface."""
+"""`workbench serve`, `slurm` and `check-server`: models behind OpenAI's API."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from workbench.lazy import torch
 
 serve = command_group("Start a model server.")
 slurm = command_group("Model servers as jobs of a Slurm cluster.")
-Host = Annotated[str, Option(help="Where it listens.")]
+Host = Annotated[str, Option(help="The address to listen on.")]
 Port = Annotated[int | None, Option(help="Default: a free one.")]
 
 
@@ -36,10 +36,12 @@ def vllm(
     preset: Annotated[str | None, Option(help="Settings by size: 8b, 70b, 405b.")] = None,
     host: Host = "127.0.0.1",
     port: Port = None,
-    timeout: Annotated[float | None, Option(help="Seconds to wait until it answers.")] = None,
+    timeout: Annotated[
+        float | None, Option(help="Seconds to wait for the server to start.")
+    ] = None,
     option: Options = None,
 ) -> None:
-    """Start a vLLM server, print its URL when it answers, and end it with Ctrl-C."""
+    """Start a vLLM server and print its URL once it answers; Ctrl-C stops it."""
     from workbench.engines.local import Source
     from workbench.serving import serve
     from workbench.serving.presets import find_preset
@@ -47,15 +49,15 @@ def vllm(
     arguments = engine_options(option)
     Source.find(model)
     find_preset(preset, arguments)
-    say("starting; a small model takes half a minute, a large one many …")
+    say("starting; a small model takes half a minute, a large one several minutes …")
     with serve(model, preset, host=host, port=port, timeout=timeout, **arguments) as server:
         typer.echo(server.url)
-        say(f"serves {server.model}; its log: {server.log}; Ctrl-C ends it")
+        say(f"serves {server.model}; log: {server.log}; Ctrl-C stops it")
         say(f"use it: export WORKBENCH_BASE_URL={server.url}")
         with contextlib.suppress(KeyboardInterrupt):
             while server.alive:
                 time.sleep(0.5)
-            raise EngineError(f"the server has ended by itself; its log: {server.log}")
+            raise EngineError(f"the server stopped unexpectedly; see its log: {server.log}")
     say("ended")
 
 
@@ -64,26 +66,26 @@ def diffusion(
     model: ServedModel = None,
     dcp_path: Annotated[
         Path | None,
-        Option(help="Instead: a folder of torch.distributed.checkpoint, to be converted."),
+        Option(help="A torch.distributed.checkpoint folder to convert, instead of a model."),
     ] = None,
     base_model: Annotated[
-        str | None, Option(help="With --dcp-path: whose configuration and tokenizer it has.")
+        str | None, Option(help="With --dcp-path: its configuration and tokenizer.")
     ] = None,
     host: Host = "127.0.0.1",
     port: Port = None,
-    batch_size: Annotated[int, Option(min=1, help="Rows denoised at once, a GPU.")] = 8,
+    batch_size: Annotated[int, Option(min=1, help="Rows denoised at once per GPU.")] = 8,
     max_wait_time: Annotated[
-        float, Option(min=0, help="Seconds to wait for a full batch where nothing runs.")
+        float, Option(min=0, help="Seconds that an idle server waits for a full batch.")
     ] = 0.1,
     num_gpus: Annotated[
-        int, Option("--num-gpus", "--num_gpus", min=1, help="A worker each, one port.")
+        int, Option("--num-gpus", "--num_gpus", min=1, help="One worker per GPU, one port.")
     ] = 1,
     num_nodes: Annotated[int, Option("--num-nodes", "--num_nodes", help="Only 1.")] = 1,
     option: Options = None,
 ) -> None:
-    """Start a batch server of a masked-diffusion model; SIGTERM or Ctrl-C lets requests finish."""
+    """Start a batch server for a masked-diffusion model; SIGTERM or Ctrl-C finishes requests."""
     if num_nodes != 1:
-        raise InputError(f"--num-nodes {num_nodes}: start one server a node and spread over them")
+        raise InputError(f"--num-nodes {num_nodes}: start one server per node and spread requests")
     arguments = engine_options(option)
     if "batch_size" in arguments:
         raise InputError("--option batch_size: give --batch-size")
@@ -113,7 +115,7 @@ def diffusion(
 def _converted(
     model: str | None, dcp_path: Path | None, base_model: str | None
 ) -> Iterator[str | None]:
-    """The model to load: as it is named, or a converted checkpoint, in a private folder."""
+    """The model to load: the name, or a converted checkpoint in a private folder."""
     if dcp_path is None and base_model is None:
         yield model
         return
@@ -128,7 +130,7 @@ def _converted(
 
 
 def _spread(line: list[str], gpus: list[str], host: str, port: int | None) -> None:
-    """A worker on each GPU, and one port before them."""
+    """Start one worker per GPU, with one port in front of them."""
     from workbench.runs import run_dir
     from workbench.serving.balancer import LoadBalancer
 
@@ -139,7 +141,7 @@ def _spread(line: list[str], gpus: list[str], host: str, port: int | None) -> No
 
 
 def _gpus(count: int, *, on_cpu: bool) -> list[str]:
-    """The names of so many GPUs; on a CPU, if so wished, the workers share it."""
+    """The names of the GPUs; on a CPU, if selected, the workers share it."""
     if on_cpu:
         return [""] * count
     if torch.cuda.device_count() < count:
@@ -154,7 +156,7 @@ def _gpus(count: int, *, on_cpu: bool) -> list[str]:
 
 @slurm.command("serve")
 def submit_server(
-    account: Annotated[str, Option(help="Who pays.")],
+    account: Annotated[str, Option(help="The Slurm account that is charged.")],
     model: ServedModel = None,
     kind: Annotated[str, Option(help='"diffusion" or "vllm".')] = "diffusion",
     gpus: Annotated[int, Option(help="GPUs of one node.")] = 1,
@@ -165,9 +167,9 @@ def submit_server(
         str | None, Option(help="An image for srun (pyxis), or a .sif file for apptainer.")
     ] = None,
     environment: Annotated[
-        str | None, Option(help="A conda environment's name, or a folder of Python's venv.")
+        str | None, Option(help="Name of a conda environment, or folder of a Python venv.")
     ] = None,
-    port: Annotated[int | None, Option(help="Default: a free one of the node.")] = None,
+    port: Annotated[int | None, Option(help="Default: a free one on the node.")] = None,
     key_file: Annotated[
         Path | None,
         Option(help="Holds the API key, mode 600 (default: the job's WORKBENCH_API_KEY)."),
@@ -177,14 +179,14 @@ def submit_server(
         Option("--option", "-o", metavar="NAME=VALUE", help="A setting of the server."),
     ] = None,
     folder: Annotated[
-        Path | None, Option(help="On the cluster, of log and readiness file (default: runs/slurm).")
+        Path | None, Option(help="On the cluster, for log and ready file (default: runs/slurm).")
     ] = None,
     out: Annotated[
-        Path | None, Option(help="A new file for the script (default: it is printed).")
+        Path | None, Option(help="A new file for the script (default: print it).")
     ] = None,
-    submit: Annotated[bool, Option("--submit", help="Run it, and print the job's id.")] = False,
+    submit: Annotated[bool, Option("--submit", help="Submit it, and print the job's id.")] = False,
 ) -> None:
-    """Write the script that serves a model on a cluster, and submit it if asked."""
+    """Write the script that serves a model on a cluster, and submit it on request."""
     from workbench.runs import run_dir
     from workbench.serving import slurm as cluster
 
@@ -196,10 +198,10 @@ def submit_server(
     command = cluster.command(kind, model, gpus, pairs(option, "--option"))
     key = _private(key_file)
     text = cluster.script(job, command, model=model, folder=folder, port=port, key_file=key)
-    if here:  # Slurm would not, and the job would end without a word
+    if here:  # Slurm does not create it, and the job would end without a message
         folder.mkdir(parents=True, exist_ok=True)
     else:
-        say(f"{folder} must be there when the job starts")
+        say(f"{folder} must exist when the job starts")
     if out is not None:
         with out.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -209,7 +211,7 @@ def submit_server(
     if submit:
         identity = cluster.submit(text)
         typer.echo(identity)
-        say(f"when it answers there is {folder}/{job.name}-{identity}.json")
+        say(f"when the server answers, this file exists: {folder}/{job.name}-{identity}.json")
         login = f"{getpass.getuser()}@{socket.gethostname()}"
     with_key = key is not None or bool(os.environ.get("WORKBENCH_API_KEY"))
     say("then, from your machine (the job's log has these lines filled in):")
@@ -218,12 +220,12 @@ def submit_server(
 
 
 def _private(file: Path | None) -> Path | None:
-    """A key file's full path; its mode is checked now if it is here, and by the job anyway."""
+    """A key file's full path; its mode is checked here if it exists, and by the job in any case."""
     if file is None:
         return None
     path = file.expanduser().absolute()
     if path.exists() and path.stat().st_mode & 0o777 not in (0o600, 0o400):
-        raise InputError(f"key file {path} is not for you alone: chmod 600 {path}")
+        raise InputError(f"key file {path} can be read by others: chmod 600 {path}")
     return path
 
 
@@ -232,7 +234,7 @@ def check_server(
     model: Annotated[str | None, Option(help="A served name (default: the only one).")] = None,
     as_json: Json = False,
 ) -> None:
-    """What works at a server, and what to change where something is missing.
+    """Show what works at a server, and what to change if something is missing.
 
     Exit code 1: it answers neither texts nor chats.
     """

@@ -1,4 +1,4 @@
-"""`workbench sweep`: run a notebook for every point of a grid, and look at the table."""
+"""`workbench sweep`: run a notebook for every point of a grid, and show the table."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def run_sweep(
     out: Place = None,
     jobs: Annotated[int, Option(min=1, help="Points at a time.")] = 1,
     timeout: Annotated[
-        float | None, Option(min=1, help="Seconds for a point (default: the file's).")
+        float | None, Option(min=1, help="Seconds per point (default: the file's).")
     ] = None,
-    resume: Annotated[bool, Option(help="Leave alone what is done or failed.")] = True,
+    resume: Annotated[bool, Option(help="Skip points that are done or failed.")] = True,
     retry_failed: Annotated[bool, Option(help="Run failed points again.")] = False,
-    dry_run: Annotated[bool, Option(help="Only tell what would run.")] = False,
+    dry_run: Annotated[bool, Option(help="Only print what would run.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run what is not done yet; non-zero unless all points are done. Ctrl-C keeps what is."""
+    """Run what is not done; non-zero unless all points are done. Ctrl-C keeps finished points."""
     from workbench.runs import run_dir
     from workbench.sweep import Sweep, read_results, run
     from workbench.sweep.folder import SweepFolder
@@ -58,7 +58,7 @@ def run_sweep(
                 chosen, folder, jobs=jobs, resume=resume, retry_failed=retry_failed, say=say
             )
     except KeyboardInterrupt:
-        with contextlib.suppress(InputError):  # nothing was begun
+        with contextlib.suppress(InputError):  # nothing has started
             say(", ".join(f"{n} {state}" for state, n in read_results(folder).states.items()))
         fail("stopped: run it again and it resumes", 130)
     _show(outcome, as_json=as_json)
@@ -69,11 +69,11 @@ def run_sweep(
 
 @app.command("show")
 def show_sweep(
-    sweep: Annotated[Path, Argument(help="A sweep's YAML file, or the folder it ran in.")],
+    sweep: Annotated[Path, Argument(help="A sweep's YAML file, or its folder of results.")],
     out: Place = None,
     as_json: Json = False,
 ) -> None:
-    """The table as it is now, also while the sweep runs."""
+    """Print the current table, also while the sweep runs."""
     from workbench.runs import run_dir
     from workbench.sweep import Sweep, read_results
     from workbench.sweep.folder import SweepFolder
@@ -92,12 +92,12 @@ def _show(results: Results, *, as_json: bool) -> None:
 
     def cell(name: str, value: object) -> str:
         if isinstance(value, float) and name not in results.varied:
-            return f"{value:.4g}"  # NaN was measured: it is not the lack of a number
+            return f"{value:.4g}"  # NaN was measured, so it is not a missing number
         return brief("" if value is None else value, DETAIL if name == "detail" else 40)
 
     columns = [str(name) for name in results.shown.columns]
     cells = [[cell(name, row[name]) for name in columns] for row in results.rows]
-    # JSON has no NaN and no infinity: they are the texts "nan", "inf" and "-inf".
+    # JSON has no NaN and no infinity; they become the texts "nan", "inf" and "-inf".
     rows = [
         {name: str(x) if isinstance(x, float) and not math.isfinite(x) else x
          for name, x in row.items()}

@@ -1,4 +1,4 @@
-"""`workbench uncertainty`: ask models for their options, and score what they said."""
+"""`workbench uncertainty`: ask models multiple-choice questions, and score their confidence."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from workbench.tasks import MultipleChoice
     from workbench.types import Report
 
-app = command_group("How sure is a model, and can it be believed?")
-Alpha = Annotated[float, Option(help="Share of sets that may lack the right answer.")]
+app = command_group("How confident is a model, and is its confidence reliable?")
+Alpha = Annotated[float, Option(help="Accepted share of sets without the right answer.")]
 RuleName = Annotated[
-    Literal["ye2024", "exact"], Option(help="As published, or split conformal to the letter.")
+    Literal["ye2024", "exact"],
+    Option(help="As published, or exact split conformal."),
 ]
 
 
@@ -29,28 +30,26 @@ RuleName = Annotated[
 def run(
     task: Annotated[
         list[str] | None,
-        Option(help="options, mmlu, cosmosqa, … or a file; may be given again."),
+        Option(help="options, mmlu, cosmosqa, … or a file; can be repeated."),
     ] = None,
     model: Annotated[
-        list[str] | None, Option(help="May be given again (default: the embedded model).")
+        list[str] | None, Option(help="Can be repeated (default: the embedded model).")
     ] = None,
-    prompt: Annotated[
-        list[str] | None, Option(help="base, shared, task; may be given again.")
-    ] = None,
+    prompt: Annotated[list[str] | None, Option(help="base, shared, task; can be repeated.")] = None,
     engine: options.EngineName = "auto",
     api_base: Annotated[str | None, Option(help="A server's URL, …/v1.")] = None,
     max_workers: Annotated[
-        int | None, Option(min=1, help="Requests at a time, to a server.")
+        int | None, Option(min=1, help="Concurrency limit for a server.")
     ] = None,
-    batch_size: Annotated[int | None, Option(min=1, help="Prompts together.")] = None,
-    sample_size: Annotated[int | None, Option(min=1, help="Items of each task.")] = None,
+    batch_size: Annotated[int | None, Option(min=1, help="Prompts per batch.")] = None,
+    sample_size: Annotated[int | None, Option(min=1, help="Items per task.")] = None,
     demonstrations: Annotated[int, Option(min=0, help="Worked examples shown.")] = 0,
     kind: Annotated[
         Literal["qa", "rc", "ci", "drs", "ds"],
-        Option(help="Of a file; all but qa have a context."),
+        Option(help="Kind of a file's task; all but qa have a context."),
     ] = "qa",
     chat: options.Chat = False,
-    use_threads: Annotated[bool, Option(help="Ask a server through threads.")] = False,
+    use_threads: Annotated[bool, Option(help="Send requests from threads.")] = False,
     seed: options.Seed = 0,
     alpha: Alpha = 0.1,
     rule: RuleName = "ye2024",
@@ -59,7 +58,7 @@ def run(
     out: Annotated[Path | None, Option(help="A new folder for the answers.")] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Ask for the probabilities of six options and score them. Run again, it resumes."""
+    """Ask for the probabilities of six options and score them. Run it again to resume."""
     from workbench.tasks import open_choices
     from workbench.uncertainty.conformal import check_settings
     from workbench.uncertainty.scoring import score_options
@@ -84,7 +83,7 @@ def run(
         **_options(max_workers, batch_size, use_threads, served=served),
     }  # fmt: skip
     report = _elicited(tasks, model or [None], arguments, settings, together=served)
-    if out is not None:  # before they are scored, which few answers may be too few for
+    if out is not None:  # before scoring, which fails with too few answers
         save(report, out)
         say(f"the answers are in {out}; score them again: workbench uncertainty score {out}")
     _show(score_options(report, alpha=alpha, rule=rule), None, as_json=as_json)
@@ -92,13 +91,13 @@ def run(
 
 @app.command("score")
 def score(
-    folders: Annotated[list[Path], Argument(help="What `run --out` has saved.")],
+    folders: Annotated[list[Path], Argument(help="Folders saved by `run --out`.")],
     alpha: Alpha = 0.1,
     rule: RuleName = "ye2024",
     out: options.Folder = None,
     as_json: options.Json = False,
 ) -> None:
-    """Score saved answers, with no model: several folders make one table."""
+    """Score saved answers without a model; several folders give one table."""
     from workbench.evaluation import load
     from workbench.uncertainty.scoring import join_tables, score_options
 
@@ -110,7 +109,7 @@ def score(
 def _options(
     workers: int | None, batch: int | None, threads: bool, *, served: bool
 ) -> dict[str, Any]:
-    """What the flags are called as options of the engine."""
+    """The flags as options of the engine."""
     if not served:
         if workers is not None or threads:
             raise InputError(
@@ -128,7 +127,7 @@ def _elicited(
     settings: dict[str, Any],
     *, together: bool,
 ) -> Report:  # fmt: skip
-    """Models of servers at the same time, others in turn, as each fills the machine."""
+    """Run models on servers at the same time, others one by one, as each fills the machine."""
     from workbench.engines import open_engine
     from workbench.uncertainty.elicitation import elicit, join_reports
 

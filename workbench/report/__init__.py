@@ -1,6 +1,6 @@
-"""One HTML page of what was measured: a saved report, a run of notebooks, or a sweep.
+"""One HTML page of results: a saved report, a run of notebooks, or a sweep.
 
-It holds its figures, opens without a network, runs nothing, and is the same for the same folder.
+It includes its figures, works offline, runs no scripts, and is the same for the same folder.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from workbench.verdicts import Evaluation, load
 
 __all__ = ["render"]
 ROWS, REASONS, CALLS = 20, 20, 5
-"""How many rows, reasons of failures and calls of a saved report a page shows."""
+"""How many rows, reasons for failures and calls of a saved report are on a page."""
 
 
 def saved_report(folder: Path) -> list[Part]:
-    """Headline numbers, the figure, failures, the first rows, what it cost and from what it is.
+    """Headline numbers, the figure, failures, the first rows, the cost and the provenance.
 
     Raises:
         InputError: a file of the report is missing or broken.
@@ -43,7 +43,7 @@ def saved_report(folder: Path) -> list[Part]:
 
 
 def _load(folder: Path) -> Report:
-    """A saved report whose numbers are numbers."""
+    """A saved report, with its numbers checked."""
     report = load(folder)
     numbers: list[object] = [value for m in report.summary for value in astuple(m)[1:]]
     numbers += [value for value in astuple(report.usage) if value is not None]
@@ -55,7 +55,7 @@ def _load(folder: Path) -> Report:
 
 
 def _failures(rows: pd.DataFrame) -> list[Part]:
-    """Each reason once, with how many rows it cost."""
+    """Each reason once, with the number of failed rows."""
     if "error" not in rows or not rows["error"].notna().any():
         return []
     failed = rows[rows["error"].notna()]
@@ -93,27 +93,26 @@ KINDS: dict[str, Callable[[Path], list[Part]]] = {
 
 
 def render(path: str | Path, out: str | Path | None = None) -> Path:
-    """Write a page of what lies at `path`.
+    """Write an HTML page about a sweep, a saved report or executed notebooks.
 
     Args:
         path: a folder of a sweep (`sweep.json`), of a saved report (`summary.json`) or of executed
             notebooks, or one executed notebook.
         out: the page; by default `report.html` in the folder, or the notebook's name with `.html`
-            beside it. One that is there is replaced, whole or not at all.
+            next to it. An existing page is replaced atomically.
 
     Returns:
-        Where the page is.
+        The page's path.
 
     Raises:
-        InputError: there is nothing of these, a file of it is broken, or the page cannot be
-            written there.
+        InputError: `path` is none of these, a file in it is broken, or the page cannot be written.
     """
     place = Path(path).expanduser()
     parts = _parts(place)
     beside = place / "report.html" if place.is_dir() else place.with_suffix(".html")
     target = Path(out).expanduser() if out is not None else beside
     if target.suffix != ".html" or target.is_dir() or not target.parent.is_dir():
-        raise InputError(f"{target}: give a file that ends in .html, in a folder that is there")
+        raise InputError(f"{target}: give a file that ends in .html, in an existing folder")
     folder = place if place.is_dir() else place.parent
     title = place.resolve().name
     text = page(title, parts(place), folder)
@@ -125,7 +124,7 @@ def render(path: str | Path, out: str | Path | None = None) -> Path:
 
 
 def _parts(place: Path) -> Callable[[Path], list[Part]]:
-    """What makes a page of this place."""
+    """The function that makes the page's parts for this path."""
     if place.is_file() and place.suffix == ".ipynb":
         return one_notebook
     for pattern, parts in KINDS.items() if place.is_dir() else ():

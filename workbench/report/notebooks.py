@@ -13,8 +13,8 @@ from workbench.lazy import pd, v4
 from workbench.nb.notebook import Cell, Notebook, joined, load
 from workbench.report.page import MAX_OUTPUT, Part, facts, frame, heading, image, paragraph, table
 
-CUT_TO = 10_000  # characters that stay of a text that is cut
-MARKUP = 300_000  # characters of HTML, each of which is looked at
+CUT_TO = 10_000  # characters that are left of a text that is cut
+MARKUP = 300_000  # maximum characters of HTML, since cleaning it takes time
 ROWS = 20
 KINDS = ("text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/latex",
          "text/plain")  # fmt: skip
@@ -22,7 +22,7 @@ RUNS = re.compile(r"<script\b", re.IGNORECASE)
 
 
 def one_notebook(path: Path) -> list[Part]:
-    """What one notebook shows, in its order.
+    """The text and outputs of one notebook, in their order.
 
     Raises:
         InputError: the notebook is broken.
@@ -31,7 +31,7 @@ def one_notebook(path: Path) -> list[Part]:
 
 
 def several_notebooks(folder: Path) -> list[Part]:
-    """What a run's notebooks show, and the figures and tables that they wrote.
+    """The text and outputs of a run's notebooks, and the figures and tables that they wrote.
 
     Raises:
         InputError: a notebook is broken.
@@ -65,7 +65,7 @@ def _load(path: Path) -> Notebook:
 
 
 def _progress(book: Notebook) -> tuple[int, int, str]:
-    """How many cells ran of how many, and the first error."""
+    """How many cells ran, of how many, and the first error."""
     errors = [(cell.index, error) for cell in book.code for error in cell.errors]
     faults = [f"cell {cell}: {one['ename']}: {one['evalue']}" for cell, one in errors]
     ran = sum(cell.count is not None for cell in book.code) - len(faults)
@@ -74,7 +74,7 @@ def _progress(book: Notebook) -> tuple[int, int, str]:
 
 
 def _notebook(book: Notebook) -> Iterator[Part]:
-    """Its text and outputs; and with which parameters it ran."""
+    """Its parameters, text and outputs."""
     papermill = book.metadata.get("papermill", {})
     parameters = papermill.get("parameters") if isinstance(papermill, Mapping) else None
     if isinstance(parameters, Mapping) and parameters:
@@ -90,7 +90,7 @@ def _notebook(book: Notebook) -> Iterator[Part]:
 def _text(book: Notebook, one: Cell) -> Iterator[Part]:
     source, note = _cut(one.source)
     text = v4.new_markdown_cell(source)
-    if "attachment:" in one.source:  # rare, and not a part of `Cell`
+    if "attachment:" in one.source:  # rare, and not part of `Cell`
         cell = json.loads(book.path.read_text(encoding="utf-8"))["cells"][one.index]
         text["attachments"] = cell.get("attachments", {})
     yield text
@@ -99,7 +99,7 @@ def _text(book: Notebook, one: Cell) -> Iterator[Part]:
 
 
 def _outputs(output: Mapping[str, Any]) -> Iterator[Part]:
-    """An output as far as a page can show it, without what would run."""
+    """An output as a page can show it, without scripts."""
     kind = output["output_type"]
     if kind == "stream":
         text, note = _cut(_terminal_text(joined(output["text"])))
@@ -118,7 +118,7 @@ def _outputs(output: Mapping[str, Any]) -> Iterator[Part]:
 
 
 def _shown(data: Mapping[str, Any], about: Mapping[str, Any]) -> tuple[Part | None, str]:
-    """The best of an output's forms that a page can hold, and what was left out."""
+    """The best of an output's formats that a page can show, and a note on what was left out."""
     note = ""
     for kind in (kind for kind in KINDS if kind in data):
         text = joined(data[kind])
@@ -138,7 +138,7 @@ def _shown(data: Mapping[str, Any], about: Mapping[str, Any]) -> tuple[Part | No
 
 
 def _terminal_text(text: str) -> str:
-    """What a terminal would show where a progress bar wrote over its lines."""
+    """The text as a terminal shows it after a progress bar has overwritten its lines."""
     if "\r" not in text:
         return text
     return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))

@@ -1,6 +1,6 @@
-"""A page of parts: tables and text in which data stays text, and figures that are in the file.
+"""A page of parts: tables and text in which data is escaped, and embedded figures.
 
-nbconvert renders it; the template beside this module leaves out every script and address.
+nbconvert renders it; the template next to this module has no scripts and no external addresses.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from workbench.lazy import Figure, pd, v4
 from workbench.plots.points import shown
 from workbench.plots.style import PICTURE
 
-Part = Any  # a cell of nbformat, which is typed in part
-MAX_OUTPUT = 1_000_000  # characters of an output that a page takes
-MAX_PAGE = 30_000_000  # characters of all of them
+Part = Any  # a cell of nbformat, which is only partly typed
+MAX_OUTPUT = 1_000_000  # maximum characters of one output
+MAX_PAGE = 30_000_000  # maximum characters of a page
 MAX_VALUE = 300  # characters of a value in a table
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 TAGS = {
@@ -37,27 +37,27 @@ ATTRIBUTES = {
     "*": ["class"], "abbr": ["title"], "ol": ["start"], "td": ["colspan", "rowspan"],
     "th": ["colspan", "rowspan", "scope"], "img": ["alt", "width", "height"],
 }  # fmt: skip
-IGNORED = re.compile(r"[\x00-\x20]")  # by a browser, within an address
+IGNORED = re.compile(r"[\x00-\x20]")  # by browsers, within an address
 
 
 def cell(mime: str, data: str, **metadata: int) -> Part:
-    """A part that shows data of a kind."""
+    """A part with data of a MIME type."""
     output = v4.new_output("display_data", data={mime: data}, metadata=metadata)
     return v4.new_code_cell(outputs=[output])
 
 
 def heading(text: str, level: int = 2) -> Part:
-    """A heading; `level` 1 is that of the page."""
+    """A heading; `level` 1 is the page's title."""
     return cell("text/html", f"<h{level}>{html.escape(text)}</h{level}>")
 
 
 def paragraph(text: str, kind: str = "") -> Part:
-    """A text; "about" and "note" are kinds of small ones."""
+    """A text; the kinds "about" and "note" are set smaller."""
     return cell("text/html", f'<p class="{kind}">{html.escape(text)}</p>')
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], bad: str = "") -> Part:
-    """A table; numbers stand to the right, and the column `bad` in a colour."""
+    """A table; numbers are right-aligned, and the column `bad` is coloured."""
     cells = [_column(values) for values in zip(*rows, strict=True)] or [("", ())] * len(columns)
     classes = [
         kind + " bad" * (name == bad) for name, (kind, _) in zip(columns, cells, strict=True)
@@ -75,7 +75,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], bad: str = "
 
 
 def _column(values: Sequence[object]) -> tuple[str, Sequence[str]]:
-    """A column's class, and its values as texts; the numbers with the same decimals."""
+    """A column's class, and its values as texts; all numbers with the same decimals."""
     known = [value for value in values if not _missing(value)]
     if known and all(isinstance(v, Real) and not isinstance(v, bool) for v in known):
         form = _form([float(value) for value in known])  # type: ignore[arg-type]
@@ -86,7 +86,7 @@ def _column(values: Sequence[object]) -> tuple[str, Sequence[str]]:
 
 
 def _form(numbers: Sequence[float]) -> Callable[[Any], str]:
-    """Four figures of the largest; as they are where that would leave nothing of the smallest."""
+    """Four digits of the largest; unrounded if that would leave nothing of the smallest."""
     sizes = [abs(number) for number in numbers if number and math.isfinite(number)]
     if not sizes or all(size.is_integer() for size in sizes):
         return "{:,.0f}".format
@@ -97,7 +97,7 @@ def _form(numbers: Sequence[float]) -> Callable[[Any], str]:
 
 
 def frame(data: pd.DataFrame, most: int) -> list[Part]:
-    """The first rows of a data frame, and of how many they are."""
+    """The first rows of a data frame, with a note on how many there are."""
     first = data.head(most)
     parts = [table([str(name) for name in data.columns], first.itertuples(index=False))]
     if len(data) > most:
@@ -106,12 +106,12 @@ def frame(data: pd.DataFrame, most: int) -> list[Part]:
 
 
 def facts(values: Mapping[str, object]) -> Part:
-    """Names with their values, two columns without a head."""
+    """Names with their values, two columns without a header."""
     return table(["", ""], [(name, *_column([value])[1]) for name, value in values.items()])
 
 
 def image(path: Path) -> Part:
-    """A picture from a file, or what is wrong with it."""
+    """A picture from a file, or a note that it is left out."""
     kinds = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
     kind = kinds.get(path.suffix.lower())
     size = path.stat().st_size
@@ -121,14 +121,14 @@ def image(path: Path) -> Part:
 
 
 def drawn(figure: Figure) -> Part:
-    """A figure; the same one gives the same bytes."""
+    """A figure as a PNG; equal figures give equal bytes."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png", **PICTURE)
     return _picture("image/png", buffer.getvalue())
 
 
 def _picture(kind: str, data: bytes) -> Part:
-    """A picture as wide as it is printed: ours have 150 dots an inch."""
+    """A picture at its printed size; figures of this package have 150 dots per inch."""
     wide = {"width": int.from_bytes(data[16:20]) * 96 // 150} if kind == "image/png" else {}
     return cell(kind, base64.b64encode(data).decode(), **wide)
 
@@ -137,7 +137,7 @@ def page(title: str, parts: Iterable[Part], folder: Path) -> str:
     """The page as one HTML text, the same for the same parts.
 
     Args:
-        folder: where pictures lie that a notebook's text refers to.
+        folder: the base of relative paths of pictures in a notebook's text.
 
     Raises:
         InputError: a notebook's text refers to an attachment that it does not have.
@@ -164,12 +164,12 @@ def page(title: str, parts: Iterable[Part], folder: Path) -> str:
     try:
         text, _ = exporter.from_notebook_node(notebook, resources=about)
     except faults.InvalidNotebook as error:
-        raise InputError(f"{title}: {error}; put it back or take out where it is shown") from error
+        raise InputError(f"{title}: {error}; restore it or remove the reference to it") from error
     return str(text)
 
 
 def _fitting(parts: Iterable[Part]) -> Iterator[Part]:
-    """As many parts as a browser can show."""
+    """The parts up to the maximum size of a page, and a note if some are left out."""
     left = MAX_PAGE
     for part in parts:
         left -= len(json.dumps(part))
@@ -180,12 +180,12 @@ def _fitting(parts: Iterable[Part]) -> Iterator[Part]:
 
 
 def clean(element: object) -> str:
-    """HTML without anything that runs, loads or is dressed up; unknown tags leave their text."""
+    """HTML without scripts, external resources and styles; unknown tags keep only their text."""
     bs4: Any = import_module("bs4")
     raw: Any = import_module("bs4.element").PreformattedString
     soup = bs4.BeautifulSoup(str(element), "html.parser")
     for node in soup.find_all(string=lambda text: isinstance(text, raw)):
-        node.extract()  # comments and their like, which are written as they are
+        node.extract()  # comments and the like, which are not escaped
     for tag in soup.find_all(["script", "style"]):
         tag.extract()
     for tag in soup.find_all(True):
@@ -198,7 +198,7 @@ def clean(element: object) -> str:
 
 
 def _allowed(tag: Any, name: str) -> bool:
-    """Whether an attribute may stay: none with an address that is loaded or run."""
+    """Whether an attribute is safe: not one with an address that is loaded or run."""
     value = IGNORED.sub("", str(tag.attrs[name])).lower()
     if name == "src":
         return tag.name == "img" and value.startswith("data:image/")

@@ -1,4 +1,4 @@
-"""The parts of a page about a sweep: how its points ended, what they show, and where they ran."""
+"""The parts of a page about a sweep: states of the points, figures, and where the points ran."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from workbench.errors import InputError
 from workbench.lazy import pd
 from workbench.report.page import Part, drawn, facts, heading, paragraph, table
 
-POINTS = 200  # that a page shows, those that failed first
-REPEATS = ("seed", "run", "repeat")  # parameters that are averaged over, not compared
+POINTS = 200  # maximum on a page, failed ones first
+REPEATS = ("seed", "run", "repeat")  # parameters to average over, not to compare
 PLACES = ("machine", "version", "versions", "commit")
 
 
 def sweep_report(folder: Path) -> list[Part]:
-    """How the points ended, figures, the table with the failed ones first, and where they ran.
+    """States, figures, the table of points with failed ones first, and where the points ran.
 
     Raises:
         InputError: a file of the sweep is missing or broken.
@@ -55,8 +55,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
         points = pd.read_parquet(folder / "results.parquet")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{folder} holds no whole sweep ({type(error).__name__}: {error}): run it again; what "
-            "is done is not done twice"
+            f"{folder} holds no complete sweep ({type(error).__name__}: {error}): run it again; "
+            "points that are done do not run again"
         ) from error
     missing = [name for name in ("state", *about["varied"]) if name not in points]
     if missing or points.empty:
@@ -66,7 +66,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
 
 
 def _figures(about: Mapping[str, Any], points: pd.DataFrame) -> list[Part]:
-    """Of each metric lines, a heat map where two parameters vary, and a Pareto front."""
+    """For each metric lines, a heat map if two parameters vary, and a Pareto front."""
     from workbench.plots.points import finite
 
     parts: list[Part] = []
@@ -106,7 +106,7 @@ def _pictures(about: Mapping[str, Any], points: pd.DataFrame, metric: str) -> li
 
 
 def _compared(varied: Sequence[str], points: pd.DataFrame) -> list[str]:
-    """The parameters that are compared, the first numeric one first."""
+    """The parameters to compare, the first numeric one first."""
     from workbench.plots.points import numbers
 
     mine = [name for name in varied if name not in REPEATS] or [*varied]
@@ -115,7 +115,7 @@ def _compared(varied: Sequence[str], points: pd.DataFrame) -> list[str]:
 
 
 def _points(about: Mapping[str, Any], points: pd.DataFrame) -> list[Part]:
-    """One row a point, those that have failed and why on top."""
+    """One row per point, failed ones with their reasons first."""
     first = points.assign(_done=points["state"] == "done").sort_values("_done", kind="stable")
     why = ["detail"] if "detail" in points and points["detail"].fillna("").ne("").any() else []
     metrics = [name for name in about["metrics"] if name in points]
@@ -135,6 +135,6 @@ def _points(about: Mapping[str, Any], points: pd.DataFrame) -> list[Part]:
 
 
 def _counted(column: pd.Series[Any]) -> str:
-    """The different values, each with how many points have it."""
+    """The distinct values, each with its number of points."""
     counts = column.fillna("not known").astype(str).value_counts()
     return "\n".join(f"{value} ({count} points)" for value, count in counts.items())

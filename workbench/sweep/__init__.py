@@ -1,6 +1,6 @@
-"""Sweeps: a notebook run for each point of a grid, and a table that tells the truth about all.
+"""Sweeps: a notebook run for each point of a grid, and a table that holds every point's outcome.
 
-`run(Sweep.read("sweep.yaml"))` runs what is not done, `read_results(folder)` looks at it meanwhile.
+`run(Sweep.read("sweep.yaml"))` runs what is not done; `read_results(folder)` reads the table.
 """
 
 from workbench.sweep.grid import Grid, Random, RandomValue

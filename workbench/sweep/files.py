@@ -1,7 +1,7 @@
-"""The files beside a notebook that decide its results too: modules, and data that the code names.
+"""The files next to a notebook that affect its results: modules, and data that the code names.
 
-What counts is what code names in full: imports, texts, and the words of lines that are no Python.
-Folders, files elsewhere and files that it writes do not count; they are named as not being covered.
+A file counts if the code gives its full name: in an import, a text, or a word of a line that is not
+Python. Folders, files elsewhere and files that the code writes do not count; they are reported.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from workbench.errors import InputError
 from workbench.nb.notebook import Notebook, statements
 from workbench.store import digest
 
-Names = tuple[frozenset[str], frozenset[str]]  # of files that count, and of what does not
+Names = tuple[frozenset[str], frozenset[str]]  # files that count; names that do not
 Seen = tuple[tuple[int, int], str]  # a file's size and time, and its digest
-# Functions' names begin so.
+# How the names of functions that write a file begin.
 WRITES = ("dump", "save", "to_", "write", "FileHandler", "basicConfig", "connect")
 MODE = re.compile(r"[rbt]*[wax+][bt+]*")
 
 
 class NotebookFiles:
-    """The files that a notebook reads from its own folder, each of them digested once.
+    """The files that a notebook reads from its own folder, each digested once.
 
     Args:
-        apart: a text that names none, as it is the model.
+        apart: a text that is not a file name here: the model's.
     """
 
     def __init__(self, notebook: Notebook, apart: object) -> None:
@@ -40,7 +40,7 @@ class NotebookFiles:
         self._code = self._reached(sources, {apart} if isinstance(apart, str) else set())
 
     def named_by(self, values: Mapping[str, object]) -> tuple[str | None, tuple[str, ...]]:
-        """A digest of what a point with these values reads, None of nothing; what is not in it.
+        """A digest of the files that these values name (None if none); names that do not count.
 
         Raises:
             InputError: a file cannot be read.
@@ -56,10 +56,10 @@ class NotebookFiles:
         return digest(found).hex()[:12] if found else None, tuple(sorted(others))
 
     def check(self) -> None:
-        """Refuse to go further once a file is not as it was when the points were planned.
+        """Check that no file has changed since the points were planned.
 
         Raises:
-            InputError: it names the file.
+            InputError: a file has changed; the message names it.
         """
         for name, (stamp, known) in [*self._seen.items()]:
             if self._stamp(name) == stamp:
@@ -67,10 +67,10 @@ class NotebookFiles:
             now = self._look(name)
             if now[1] != known:
                 raise InputError(
-                    f"{self._root / name} has just been changed: run the sweep again; what a "
-                    "notebook writes belongs in `runs.run_dir()`"
+                    f"{self._root / name} has changed during the sweep: run the sweep again. Write "
+                    "files from a notebook into `runs.run_dir()`"
                 )
-            self._seen[name] = now  # written again as it was
+            self._seen[name] = now  # written again, with the same content
 
     def _digest(self, name: str) -> str:
         if name not in self._seen:
@@ -93,7 +93,7 @@ class NotebookFiles:
         return found.st_size, found.st_mtime_ns
 
     def _reached(self, sources: Sequence[tuple[Path, str]], apart: set[str]) -> Names:
-        """What is named by code, given with its folder, and by the modules that it names."""
+        """The names in the code (given with its folder), and in the modules that it imports."""
         files, others, waiting = set[str](), set[str](), [*sources]
         while waiting:
             folder, source = waiting.pop()
@@ -108,7 +108,7 @@ class NotebookFiles:
         return frozenset(files), frozenset(others)
 
     def _named(self, folder: Path, source: str, apart: set[str]) -> Iterator[tuple[Path, bool]]:
-        """What is there of the things that a piece of code names, and whether it writes them."""
+        """The existing paths that a piece of code names, and whether it writes them."""
         modules, texts, written = _parsed(source, self._variables)
         for base in {Path(), folder}:
             for module in modules:
@@ -127,7 +127,7 @@ def _readable(path: Path) -> bool:
 
 
 def _assigned(sources: Iterable[str]) -> dict[str, list[str]]:
-    """The texts in what each variable is set to."""
+    """The texts that are assigned to each variable."""
     found: dict[str, list[str]] = {}
     for node in (node for source in sources for node in statements(source) or ()):
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:

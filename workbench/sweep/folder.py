@@ -1,4 +1,4 @@
-"""A sweep's folder: what is known of each point, whatever has happened to those who worked there.
+"""A sweep's folder: the state of each point, reliable even after a crash.
 
     <sweep>/<key>/params.json    written before the point runs
                   out.ipynb      the executed copy, written while it runs
@@ -6,8 +6,8 @@
                   DONE           renamed into place last, only after success; names all files
                   FAILED         the same after a failure, with its reason
 
-Neither papermill's record nor a file that exists means that a point is done: a killed kernel leaves
-both. `DONE` does, as long as the files are those that it names.
+Neither papermill's record nor an existing file means that a point is done: a killed kernel leaves
+both. `DONE` does, as long as all files that it names are there and unchanged.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ RESTS = {
     "notebook": "the notebook",
     "version": "workbench",
     "model": "the model",
-    "files": "the files beside the notebook",
+    "files": "the files next to the notebook",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class PointState:
-    """What is known of a point.
+    """The state of a point.
 
     Attributes:
-        status: "stale" is a result of another notebook, version, model or files beside the
-            notebook, or one whose files are not as they were; "waiting" has none.
-        detail: why, where it is neither done nor waiting.
+        status: "stale" is a result of another notebook, version, model or files next to the
+            notebook, or one whose files have changed; "waiting" has no result.
+        detail: the reason for any other status than done and waiting.
         facts: of its run: seconds, machine, version, commit, started.
-        metrics: what the notebook kept by `runs.save_metrics`, if it is done.
+        metrics: the numbers that the notebook saved with `runs.save_metrics`, if it is done.
     """
 
     status: Status
@@ -58,7 +58,7 @@ class PointState:
 
 
 class SweepFolder:
-    """Where a sweep's points are; made when something is first written."""
+    """The folder of a sweep's points; created at the first write."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -69,10 +69,10 @@ class SweepFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other sweeps out while this one works here.
+        """Lock the folder against other sweeps.
 
         Raises:
-            InputError: one is at work, or the folder cannot be written.
+            InputError: another sweep runs here, or the folder cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ class SweepFolder:
             lock.acquire()
         except Timeout:
             raise InputError(
-                f"{self.path}: another sweep is at work here; wait for it, or choose another name"
+                f"{self.path}: another sweep is running here; wait for it, or choose another name"
             ) from None
         except OSError as error:
             raise InputError(f"{self.path} cannot be written: {error}") from error
@@ -90,7 +90,7 @@ class SweepFolder:
             lock.release()
 
     def begin(self, point: SweepPoint) -> Path:
-        """An empty folder for a point; what an earlier attempt left is ended and removed."""
+        """Create an empty folder for a point; end and remove an earlier attempt."""
         target = self.of(point)
         _end_leftover(target / "pid.json")
         shutil.rmtree(target, ignore_errors=True)
@@ -99,16 +99,16 @@ class SweepFolder:
         return target
 
     def runs(self, point: SweepPoint, pid: int) -> None:
-        """Note whose process works on a point, so that an orphan of it can be ended."""
+        """Record the process that works on a point, so that an orphan can be ended."""
         with suppress(psutil.Error):  # it has ended already
             _write(self.of(point) / "pid.json", {"pid": pid, "born": born(pid)})
 
     def finish(
         self, point: SweepPoint, status: Status, detail: str, facts: Mapping[str, Any]
     ) -> None:
-        """Say for good how a point ended."""
+        """Record how a point ended."""
         target = self.of(point)
-        target.mkdir(parents=True, exist_ok=True)  # a notebook may have removed it
+        target.mkdir(parents=True, exist_ok=True)  # the notebook may have removed it
         (target / "pid.json").unlink(missing_ok=True)
         outcome = {"status": status, "detail": detail, **facts}
         if status == "done":
@@ -116,11 +116,11 @@ class SweepFolder:
         _write(target / ("DONE" if status == "done" else "FAILED"), outcome)
 
     def drop(self, point: SweepPoint) -> None:
-        """Forget a point that was interrupted."""
+        """Remove a point that was interrupted."""
         shutil.rmtree(self.of(point), ignore_errors=True)
 
     def state(self, point: SweepPoint, *, others: Mapping[str, Mapping[str, Any]]) -> PointState:
-        """What is known of a point; `others` as `records` gives them."""
+        """The state of a point; `others` is what `records` returned."""
         target = self.of(point)
         done, failed = _read(target / "DONE"), _read(target / "FAILED")
         if done is not None:
@@ -133,10 +133,10 @@ class SweepFolder:
         if found is None or found == point.rests:
             return PointState("waiting")
         old = [what for name, what in RESTS.items() if found.get(name) != point.rests.get(name)]
-        return PointState("stale", f"there is a result of before {' and '.join(old)} changed")
+        return PointState("stale", f"there is a result from before {' and '.join(old)} changed")
 
     def records(self) -> dict[str, Mapping[str, Any]]:
-        """For the parameters of each finished point that is here: what its result rests on."""
+        """The parameters of each finished point here, with the versions of what made its result."""
         found = {}
         for done in self.path.glob("*/DONE"):
             record = _read(done.with_name("params.json")) or {}
@@ -150,7 +150,7 @@ def _same(parameters: object, served: object) -> str:
 
 
 def _checked(target: Path, done: Mapping[str, Any]) -> PointState:
-    """A finished point, if all that it has written is there as it was."""
+    """A finished point, if all files that it has written are there and unchanged."""
     files = done.get("files")
     if (
         not isinstance(files, dict)
@@ -162,13 +162,11 @@ def _checked(target: Path, done: Mapping[str, Any]) -> PointState:
         try:
             same = _digest(target / name) == there
         except (OSError, ValueError):
-            return PointState("stale", f"{name} is gone", _facts(done))
+            return PointState("stale", f"{name} is missing", _facts(done))
         if not same:
-            return PointState("stale", f"{name} is not as it was written", _facts(done))
+            return PointState("stale", f"{name} has changed", _facts(done))
     metrics = _read(target / "result" / "metrics.json")
-    lack = (
-        "it has kept no metrics" if metrics is None else "" if metrics else "metrics.json is broken"
-    )
+    lack = "it saved no metrics" if metrics is None else "" if metrics else "metrics.json is broken"
     said = lack or str(done.get("detail", ""))
     return PointState("done", said, _facts(done), metrics or {})
 
@@ -186,14 +184,14 @@ def _digests(target: Path) -> dict[str, str]:
 
 
 def _digest(path: Path) -> str:
-    """Of a file's length and beginning: rows may be many, and are looked at often."""
+    """A file's length and the digest of its beginning; fast, because tables can be long."""
     with path.open("rb") as file:
         start = hashlib.sha256(file.read(BEGINNING)).hexdigest()[:16]
     return f"{path.stat().st_size} {start}"
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A file of ours; None where there is none, an empty one where it is broken."""
+    """The content of a JSON file; None if there is no file, empty if it is broken."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
@@ -209,16 +207,16 @@ def _write(path: Path, value: Mapping[str, Any]) -> None:
 
 def _worker(note: Path) -> Any:
     """The process that a point's note names, if it still runs."""
-    told = _read(note) or {}
+    noted = _read(note) or {}
     with suppress(psutil.Error, KeyError, TypeError, ValueError):
-        process = psutil.Process(told["pid"])
-        if born(process.pid) == told["born"]:
+        process = psutil.Process(noted["pid"])
+        if born(process.pid) == noted["born"]:
             return process
     return None
 
 
 def _end_leftover(note: Path) -> None:
-    """End the process of a sweep that was killed, should it still be winding down."""
+    """End the process of a killed sweep, if it is still running."""
     worker = _worker(note)
     if worker is None:
         return

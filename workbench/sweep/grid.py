@@ -1,6 +1,6 @@
-"""A grid: the points of a sweep, from factors that are multiplied and conditions that leave out.
+"""A grid: the points of a sweep, from factors that are multiplied and conditions that filter.
 
-A point is a mapping of names to values. Points are plain data: nothing here knows a notebook.
+A point maps names to values. This module knows nothing of notebooks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from workbench.errors import InputError
 Point = Mapping[str, object]
 Points = list[dict[str, object]]  # within `Grid`, `list` is a field
 DETAIL = 200  # characters of an error that a terminal shows
-MOST = 10_000  # points of a sweep: beyond that it is a typing error, or a job for another tool
+MOST = 10_000  # points per sweep; more is probably a typing error
 NODES = (
     ast.Expression, ast.BoolOp, ast.boolop, ast.UnaryOp, ast.unaryop, ast.BinOp, ast.Add,
     ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod,
@@ -30,10 +30,10 @@ NODES = (
 
 @dataclass(frozen=True, slots=True)
 class RandomValue:
-    """Numbers from `low` to `high`, whole ones where both are; even, or even in their logarithm.
+    """Random numbers from `low` to `high`, uniform or log-uniform; integers if both bounds are.
 
     Raises:
-        InputError: no such range.
+        InputError: the range is invalid.
     """
 
     low: float
@@ -47,10 +47,10 @@ class RandomValue:
         if not self.low < self.high or not self.high - self.low <= sys.float_info.max:
             raise InputError(f"random: low={self.low} must be below high={self.high}")
         if self.log and self.low <= 0:
-            raise InputError(f"random: low={self.low} has no logarithm: begin above 0")
+            raise InputError(f"random: low={self.low} has no logarithm: give a number above 0")
 
     def draw(self, chance: random.Random) -> float:
-        """One number."""
+        """Draw one number."""
         if self.log:
             value = math.exp(chance.uniform(math.log(self.low), math.log(self.high)))
         else:
@@ -62,7 +62,7 @@ class RandomValue:
 
 @dataclass(frozen=True, slots=True)
 class Random:
-    """So many points, drawn from ranges and lists; the same ones for the same seed."""
+    """A number of points, drawn from ranges and lists; the same for the same seed."""
 
     points: int
     of: Mapping[str, RandomValue | Sequence[object]]
@@ -78,10 +78,10 @@ class Random:
 
     @classmethod
     def read(cls, settings: Mapping[str, Any]) -> Random:
-        """As a file gives it, ranges as `{low: …, high: …}`.
+        """From the mapping of a YAML file, with ranges as `{low: …, high: …}`.
 
         Raises:
-            InputError: an unknown key, or a value that does not fit.
+            InputError: an unknown key, or an invalid value.
         """
         check_mapping("random", settings, [one.name for one in fields(cls)])
         of = settings.get("of") or {}
@@ -95,7 +95,7 @@ class Random:
         return cls(settings.get("points", 0), drawn, settings.get("seed", 0))
 
     def draw(self) -> list[Point]:
-        """The points."""
+        """Draw the points."""
         chance = random.Random(f"grid/{self.seed}")
         return [
             {
@@ -108,21 +108,21 @@ class Random:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """Factors that are multiplied with each other; every point of the grid has one value of each.
+    """The combinations of several factors; every point of the grid has one value of each.
 
     Attributes:
-        product: each name with the values that it takes, in all combinations.
-        zip: names whose values go together: the first with the first, and so on.
-        list: points as they are; a parameter that one of them leaves out keeps its default.
-        random: points that are drawn.
-        seeds: values of `seed`, for each of the others.
-        where: expressions in the names, all of which must hold of a point, such as
-            `"shots < 4 or seed == 0"`; one that has a name which a point of `list` leaves out does
-            not hold of it.
+        product: names with lists of values, in all combinations.
+        zip: names with lists of equal length: the first values together, and so on.
+        list: complete points; a parameter that one of them leaves out keeps its default.
+        random: points drawn at random.
+        seeds: values of `seed`, each combined with all others.
+        where: expressions in the names, such as `"shots < 4 or seed == 0"`. A point stays if all
+            of them are true. An expression with a name that a point of `list` leaves out is false
+            for that point.
 
     Raises:
-        InputError: a factor is empty or misshapen, two of them have one name, a condition cannot
-            be read, or there are no points or too many.
+        InputError: a factor is empty or malformed, two factors share a name, a condition cannot be
+            parsed, or there are no points or too many.
     """
 
     product: Mapping[str, Sequence[object]] = field(default_factory=dict)
@@ -136,7 +136,7 @@ class Grid:
         self._check_kinds()
         lengths = {name: len(values) for name, values in self.zip.items()}
         if len(set(lengths.values())) > 1:
-            raise InputError(f"zip: the lists differ in length ({lengths}): they go together")
+            raise InputError(f"zip: the lists differ in length ({lengths}): give equal lengths")
         for point in self.list:
             if not isinstance(point, Mapping) or not all(isinstance(n, str) for n in point):
                 raise InputError(f"list: {point!r:.60} is no point: give names with their values")
@@ -165,7 +165,7 @@ class Grid:
             raise InputError(f"list: {self.list!r:.60} must be a list of points")
         if not _is_list(self.seeds) or not all(type(seed) is int for seed in self.seeds[:99]):
             raise InputError(
-                f"seeds: {self.seeds!r:.60} must be whole numbers, or how many from 0 on"
+                f"seeds: {self.seeds!r:.60} must be whole numbers, or the number of seeds from 0"
             )
         if not _is_list(self.where):
             raise InputError(f"where: {self.where!r:.60} must be a list of texts")
@@ -176,10 +176,10 @@ class Grid:
         return [*self.product, *self.zip, *listed, *drawn, *(["seed"] if self.seeds else [])]
 
     def check_where(self, fixed: Collection[str] = ()) -> None:
-        """Refuse a condition in a name that does not vary, as it would never hold.
+        """Refuse a condition with a name that does not vary.
 
         Raises:
-            InputError: it names what is `fixed`, or nothing of the grid.
+            InputError: a name is `fixed`, or not in the grid.
         """
         names = self._names()
         for condition in self.where:
@@ -197,10 +197,10 @@ class Grid:
 
     @property
     def points(self) -> Points:
-        """All points, those of the last factor next to each other; equal ones once.
+        """All points, those of the last factor next to each other, without duplicates.
 
         Raises:
-            InputError: the conditions leave none, or one has a name that does not vary.
+            InputError: the conditions leave no point, or one has a name that does not vary.
         """
         self.check_where()
         rows = product(*self.product.values())
@@ -220,10 +220,10 @@ class Grid:
 
 
 def check_mapping(name: str, value: object, known: Sequence[str] | None = None) -> None:
-    """Refuse what is no mapping of names, or has others than the known ones.
+    """Refuse a value that is not a mapping, or has a key that is not in `known`.
 
     Raises:
-        InputError: it says which.
+        InputError: the message names the value or the key.
     """
     if not isinstance(value, Mapping) or not all(isinstance(n, str) and n for n in value):
         raise InputError(f"{name}: {value!r:.60} must be names with their values")
@@ -241,7 +241,7 @@ def _check_values(factor: str, name: str, choices: Any) -> None:
 
 
 def _parsed(condition: object) -> ast.Expression:
-    """A condition as a tree of comparisons and arithmetic, with nothing that could do anything."""
+    """A condition as a syntax tree, of nothing but comparisons and arithmetic."""
     if not isinstance(condition, str):
         raise InputError(f"where={condition!r:.60} must be a text, such as 'shots < 4'")
     try:
@@ -265,7 +265,7 @@ def _holds(condition: str, point: Point) -> bool:
         scope: dict[str, Any] = {"__builtins__": {}, **point}
         return bool(eval(compile(tree, "where", "eval"), scope))  # only comparisons: see _parsed
     except (TypeError, ArithmeticError, MemoryError) as error:
-        detail = f"cannot be said of {listed(point)}: {error}"
+        detail = f"cannot be evaluated for {listed(point)}: {error}"
         raise InputError(f"where: {condition!r} {detail}") from error
 
 
@@ -274,7 +274,7 @@ def _used(tree: ast.Expression) -> set[str]:
 
 
 def brief(value: object, most: int = 40) -> str:
-    """A value as a terminal may show it: one line, nothing that steers the terminal, not long."""
+    """A value for a terminal: one short line, without control characters."""
     text = "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode()
         for c in str(value)[: most + 1]
@@ -283,5 +283,5 @@ def brief(value: object, most: int = 40) -> str:
 
 
 def listed(point: Point) -> str:
-    """A point for a line of text."""
+    """A point as one line of text."""
     return ", ".join(f"{brief(name)}={brief(value)}" for name, value in point.items())

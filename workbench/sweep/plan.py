@@ -1,8 +1,8 @@
-"""A sweep: a notebook, a grid and what stays fixed; its points checked before anything runs.
+"""A sweep: a notebook, a grid and fixed parameters, checked before anything runs.
 
-Every point has a key, a digest of all that decides its result: the notebook's code, the
-parameters, this package's version, the model and the files beside the notebook. So a result that
-another notebook or model has made is never taken for one of this sweep.
+Every point has a key, a digest of all that determines its result: the notebook's code, the
+parameters, this package's version, the model and the files next to the notebook. So a result of
+another notebook or model is never used for this sweep.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from workbench.sweep.files import NotebookFiles
 from workbench.sweep.grid import Grid, Random, check_mapping, listed
 
 TAKEN = ("key", "state", "detail", "seconds", "ended", "machine", "versions", "commit")
-SERVE = "serve."  # before a name that is an option of the server, not a parameter
+SERVE = "serve."  # prefix of a name that is an option of the server, not a parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,10 @@ class SweepPoint:
 
     Attributes:
         key: names its folder.
-        parameters: what the notebook is given, of the right types.
-        served: the server's model and options, None for a model in the notebook's own process.
-        rests: what the key was made from besides the parameters: notebook, version, model, files.
-        uncovered: what may decide the result too, and is not in the key.
+        parameters: the notebook's parameters, of the right types.
+        served: the server's model and options, None if the notebook loads the model itself.
+        rests: what the key is made of besides the parameters: notebook, version, model, files.
+        uncovered: what may affect the result but is not in the key.
     """
 
     key: str
@@ -57,36 +57,36 @@ class SweepPoint:
 
     @property
     def row(self) -> dict[str, object]:
-        """Its values as a table shows them."""
+        """Its values as shown in a table."""
         options = {SERVE + k: v for k, v in (self.served or {}).items() if k != "model"}
         return {**self.plain_parameters, **options}
 
     @property
     def plain_parameters(self) -> dict[str, object]:
-        """The parameters as JSON can hold them: a tuple, say, as its source."""
+        """The parameters as JSON values; what JSON lacks, such as a tuple, as its source."""
         return _plain_values(self.parameters)
 
     def record(self) -> dict[str, Any]:
-        """What its folder says of it."""
+        """The content of the point's `params.json`."""
         return {"parameters": self.plain_parameters, "served": self.served, "rests": self.rests}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What is to be run.
+    """The definition of a sweep.
 
     Attributes:
-        notebook: with a typed `parameters` cell; it keeps its numbers by `runs.save_metrics`.
-        name: of the folder of its results.
+        notebook: has a typed `parameters` cell, and saves its numbers with `runs.save_metrics`.
+        name: of the folder with the results.
         grid: what varies. A name that begins with `serve.` is an option of the server.
-        fixed: parameters that are the same for all.
-        serve: options of one vLLM server that all points of the same configuration (model and
-            server options) ask instead of loading the model themselves; None does without one.
-        timeout: seconds for a point.
+        fixed: parameters with the same value in all points.
+        serve: options of a vLLM server. All points with the same model and options use one server
+            and do not load the model themselves. None: no server.
+        timeout: seconds per point.
         kernel: the Jupyter kernel's name.
 
     Raises:
-        InputError: a name or value is unusable.
+        InputError: a name or value is invalid.
     """
 
     notebook: Path
@@ -100,7 +100,7 @@ class Sweep:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"\w[\w.-]{0,99}", self.name):
             raise InputError(
-                f"name={self.name!r}: the name of a folder, of letters, digits and .-_"
+                f"name={self.name!r}: give the name of a folder, of letters, digits and .-_"
             )
         values.real("timeout", self.timeout, 0, 1e9, above=True)
         values.text("kernel", self.kernel)
@@ -111,7 +111,7 @@ class Sweep:
     def read(cls, path: str | Path) -> Sweep:
         """A sweep from a YAML file, whose keys are the attributes of this class and of `Grid`.
 
-        The notebook is looked for beside the file, whose name is the sweep's unless it gives one.
+        The notebook's path is relative to the file. The default name is the file's.
 
         Raises:
             InputError: the file cannot be read, or has an unknown key.
@@ -146,8 +146,8 @@ class Sweep:
         Raises:
             NotebookError: the notebook or its kernel cannot be used, has no parameters cell, or
                 a value does not fit.
-            InputError: the grid has no points, a condition is in what does not vary, the model's
-                folder is none, or a file beside the notebook cannot be read.
+            InputError: the grid has no points, a condition names what does not vary, the model's
+                folder is not a model, or a file next to the notebook cannot be read.
         """
         require_kernel(self.kernel)
         notebook = self._loaded
@@ -162,7 +162,7 @@ class Sweep:
                 why = "is a column of every table" if name in TAKEN else "is fixed too"
                 raise InputError(f"{name!r} cannot be varied: it {why}")
         code = code_digest(notebook)
-        models: dict[str, str | None] = {}  # a digest of a folder takes a while
+        models: dict[str, str | None] = {}  # the digest of a folder takes a while
         planned = [self._planned(code, row, models) for row in rows]
         unique = {one.key: one for one in planned}.values()
         ranks = {repr(one.served): rank for rank, one in reversed([*enumerate(unique)])}
@@ -178,7 +178,7 @@ class Sweep:
 
     @cached_property
     def beside(self) -> NotebookFiles:
-        """The files that the key covers, as they are when the points are first asked for."""
+        """The files that the key covers, in their state when the points are first requested."""
         return NotebookFiles(self._loaded, self._defaults["model"])
 
     def _planned(
@@ -187,7 +187,7 @@ class Sweep:
         options = {n.removeprefix(SERVE): v for n, v in row.items() if n.startswith(SERVE)}
         given = {name: value for name, value in row.items() if not name.startswith(SERVE)}
         if options and self.serve is None:
-            raise InputError(f"{SERVE}{next(iter(options))} is given, but no `serve:` with it")
+            raise InputError(f"{SERVE}{next(iter(options))} is given without `serve:`: add it")
         if self.serve is not None and given.setdefault("engine", "remote") != "remote":
             raise InputError(
                 f"engine={given['engine']!r}: with `serve:` it is remote; leave it out"
@@ -200,7 +200,7 @@ class Sweep:
             models[repr(model)] = _revision(place)
         rests = {"notebook": code, "version": __version__, "model": models[repr(model)]}
         files, others = self.beside.named_by(parameters)
-        if files:  # without any, older results are still good
+        if files:  # without files the key stays that of older results
             rests["files"] = files
         try:
             key = digest(
@@ -211,7 +211,7 @@ class Sweep:
         return SweepPoint(key, parameters, served, rests, (*others, *self._server(parameters)))
 
     def _server(self, parameters: Mapping[str, object]) -> Sequence[str]:
-        """Who answers, where it is a server of others: what it serves is not known here."""
+        """What answers, if it is an external server, whose model is unknown here."""
         if parameters.get("base_url", self._defaults["base_url"]):
             return ("what the server at base_url serves",)
         others = self.serve is None and os.environ.get(URL)
@@ -224,7 +224,7 @@ def _plain_values(parameters: Mapping[str, object]) -> dict[str, object]:
 
 
 def _is_json(value: object) -> bool:
-    """Whether JSON gives back the same value; it knows no tuple, no set, and keys of text only."""
+    """Whether JSON returns the same value; it has no tuples, no sets, and only text as keys."""
     try:
         return source_of(json.loads(json.dumps(value))) == source_of(value)
     except (TypeError, ValueError):
@@ -232,7 +232,7 @@ def _is_json(value: object) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-3 is a number, and a key that is given twice a mistake."""
+    """Safe YAML in which 1e-3 is a number and a duplicate key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value]
@@ -252,7 +252,7 @@ _Loader.add_implicit_resolver(
 
 
 def _yaml(path: Path) -> tuple[str, dict[str, Any]]:
-    """The text of a file, and what it says."""
+    """The text of a file, and its content."""
     try:
         text = path.read_text(encoding="utf-8")
         found = yaml.load(text, _Loader)  # a SafeLoader
@@ -270,19 +270,19 @@ def _yaml(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def located(folder: Path, model: object) -> str | None:
-    """What a model is found by here: one that lies in the notebook's folder, by its whole path."""
+    """The name under which a model is found; for one in the notebook's folder its full path."""
     if not isinstance(model, str):
         return None
-    with suppress(OSError, ValueError):  # what no file could be called
+    with suppress(OSError, ValueError):  # not a possible file name
         if model and model not in OURS and (folder / model).exists():
             return str(folder.absolute() / model)
     return model
 
 
 def _revision(model: str | None) -> str | None:
-    """What tells a model's weights from others: a digest, or what a hub name stands for here.
+    """The identity of a model's weights: a digest, or the commit that a hub name resolves to here.
 
-    None where the notebook names no model.
+    None if the notebook names no model.
     """
     if model is None:
         return None
@@ -296,7 +296,7 @@ def _revision(model: str | None) -> str | None:
 
 
 def _commit(model: str) -> str:
-    """The commit that a hub name stands for: as it was downloaded, else as the hub says."""
+    """The commit of a hub name: the downloaded one, or else the hub's current one."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.file_download import repo_folder_name
 
@@ -307,27 +307,27 @@ def _commit(model: str) -> str:
         pass
     try:
         return str(HfApi().model_info(model, timeout=10).sha)
-    except ValueError:  # no name that a model could have
+    except ValueError:  # not a possible name of a model
         raise
-    except Exception:  # noqa: BLE001  # no network, a private model: the point will tell
+    except Exception:  # noqa: BLE001  # no network or a private model: the point will report it
         return "unknown"
 
 
 def code_digest(notebook: Notebook) -> str:
-    """What tells a notebook's code from another's; its texts and outputs do not count."""
+    """A digest of a notebook's code; its texts and outputs do not count."""
     return digest([(cell.source, cell.tags) for cell in notebook.code]).hex()[:12]
 
 
 def _served(model: object, place: str | None, options: Mapping[str, Any]) -> dict[str, object]:
-    """The server's model and options, if it can be started with them.
+    """The server's model and options, checked.
 
     Raises:
-        InputError: an option is unknown, wrong or not to be written down.
+        InputError: an option is unknown, invalid or secret.
     """
     settings = {n: v for n, v in options.items() if n not in {"host", "port", "timeout"}}
     try:
         if refused := {"model", "log", "host"} & {*options}:
-            raise InputError(f"serve: {refused.pop()} cannot be given: a sweep chooses it")
+            raise InputError(f"serve: {refused.pop()} cannot be given: the sweep sets it")
         source = Source.find(place or None)
         preset = find_preset(settings.pop("preset", None), settings)
         arguments(source, preset, settings)

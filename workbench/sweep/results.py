@@ -1,4 +1,4 @@
-"""A sweep's table: one row a point, whatever became of it, at any moment."""
+"""A sweep's table: one row per point, in any state, at any moment."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from workbench.verdicts import to_frame
 
 PLAN = "sweep.json"
 LARGE = 2**63
-UNENDING = ("nan", "inf", "-inf")  # as metrics.json has them, since JSON has no such numbers
+UNENDING = ("nan", "inf", "-inf")  # texts in metrics.json, since JSON has no such numbers
 PARTS = {"value": ""} | {n: f".{n}" for n in ("low", "high", "n", "n_failed", "n_unparsed")}
 MARKS = {"machine": "machines", "versions": "versions", "commit": "commits"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Results:
-    """What is known of a sweep.
+    """The state of a sweep.
 
     Attributes:
-        table: a row a point: `key`, `state` (done, failed, timeout, killed, stale, running or
-            waiting), `detail`; the parameters by name (lists as JSON); for each metric its value by
-            name and, where the notebook told them, `<metric>.low`, `.high`, `.n`, `.n_failed`,
-            `.n_unparsed`; then `seconds`, `ended`, `machine`, `versions`, `commit`. A number that
-            a point lacks is `pd.NA`, which NaN is not; whole numbers stay whole.
-        varied: parameters of more than one value.
+        table: one row per point: `key`, `state` (done, failed, timeout, killed, stale, running or
+            waiting), `detail`; the parameters by name (lists as JSON); for each metric its value
+            by name and, if the notebook saved them, `<metric>.low`, `.high`, `.n`, `.n_failed`,
+            `.n_unparsed`; then `seconds`, `ended`, `machine`, `versions`, `commit`. A missing
+            number is `pd.NA`, a measured NaN is NaN; whole numbers stay whole.
+        varied: parameters with more than one value.
         metrics: names of the metrics.
-        notes: what a reader has to know: failures, points of several machines or versions, and
-            what may have decided the results and is not in the points' keys.
+        notes: what a reader has to know: failures, points from several machines or versions, and
+            what may have affected the results but is not in the points' keys.
     """
 
     table: pd.DataFrame
@@ -49,7 +49,7 @@ class Results:
 
     @property
     def states(self) -> dict[str, int]:
-        """How many points are in each state."""
+        """The number of points in each state."""
         return dict(Counter(self.table["state"]))
 
     @property
@@ -59,7 +59,7 @@ class Results:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The table's rows as plain values, None where there is none."""
+        """The table's rows as plain values, None for missing ones."""
         plain = self.table.astype(object).where(self.table.notna(), None)
         return [
             {str(name): value for name, value in row.items()} for row in plain.to_dict("records")
@@ -71,7 +71,7 @@ class Results:
 
 
 def results(points: Sequence[SweepPoint], folder: SweepFolder) -> Results:
-    """What is known of these points, done or not."""
+    """The state of these points, done or not."""
     others = folder.records()
     states = [folder.state(point, others=others) for point in points]
     parameters = dict.fromkeys(name for point in points for name in point.row)
@@ -85,10 +85,10 @@ def results(points: Sequence[SweepPoint], folder: SweepFolder) -> Results:
 
 
 def read_results(folder: str | Path) -> Results:
-    """What is known of the sweep whose folder this is, also while it runs.
+    """The state of the sweep in this folder, also while it runs.
 
     Raises:
-        InputError: no sweep has run there.
+        InputError: the folder holds no sweep.
     """
     path = Path(folder)
     try:
@@ -113,7 +113,7 @@ def _planned(
 
 
 def save_results(found: Results, sweep: Sweep, folder: SweepFolder) -> None:
-    """Write `results.parquet`, `results.csv` and `sweep.json`, each of them whole or not at all."""
+    """Write `results.parquet`, `results.csv` and `sweep.json`, each atomically."""
     fixed = {n: v for n, v in sweep.points[0].row.items() if n not in found.varied}
     about = {
         "name": sweep.name,
@@ -152,13 +152,13 @@ def _row(point: SweepPoint, state: PointState, metrics: Mapping[str, str]) -> di
 
 
 def _column(metric: str, taken: set[str]) -> str:
-    """A metric's column: its name, unless that is another one's."""
+    """A metric's column: its name, or another one if that name is taken."""
     name = metric.encode("utf-8", "replace").decode()
     return f"{name} measured" if name in taken or "." in name else name
 
 
 def _make_one_kind(rows: list[dict[str, object]], name: str) -> None:
-    """Files want numbers or texts in a column, and no number beyond 64 bits."""
+    """Make a column numeric or text, as files require, with no integer beyond 64 bits."""
     values = [row.get(name) for row in rows]
     kinds = {type(value) for value in values} - {type(None)}
     large = any(type(value) is int and not -LARGE <= value < LARGE for value in values)
@@ -169,7 +169,7 @@ def _make_one_kind(rows: list[dict[str, object]], name: str) -> None:
 
 
 def _framed(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
-    """A table in which no number and NaN are two things, also when pandas reads its file back."""
+    """A table that keeps missing numbers and NaN apart, also when pandas reads its file."""
     import pyarrow as pa
 
     frame = to_frame(rows)
@@ -178,7 +178,7 @@ def _framed(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
         kinds = {type(value) for value in values} - {type(None)}
         if kinds == {int}:
             frame[name] = pd.array(values, dtype="Int64")
-        elif kinds and kinds <= {int, float}:  # pandas' own Float64 makes no number of NaN
+        elif kinds and kinds <= {int, float}:  # pandas' own Float64 turns NaN into NA
             floats = [None if value is None else float(value) for value in values]
             frame[name] = pd.arrays.ArrowExtensionArray(pa.array(floats, pa.float64()))
     return frame
@@ -210,6 +210,6 @@ def _notes(states: Sequence[PointState]) -> list[str]:
     for fact, name in MARKS.items():
         seen = Counter(s.facts[fact] for s in states if s.status == "done" and s.facts.get(fact))
         if len(seen) > 1:
-            told = "; ".join(f"{brief(v, DETAIL)} ({count})" for v, count in seen.most_common())
-            notes.append(f"the points ran on {len(seen)} {name}: {told}")
+            counts = "; ".join(f"{brief(v, DETAIL)} ({count})" for v, count in seen.most_common())
+            notes.append(f"the points ran on {len(seen)} {name}: {counts}")
     return notes

