@@ -362,7 +362,7 @@ def test_one_search_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "search.jsonl"
 
     def again(_: Step) -> None:
-        with pytest.raises(InputError, match=r"search\.jsonl: another search is at work on it"):
+        with pytest.raises(InputError, match=r"search\.jsonl: another search is using it"):
             search(CLAIMS, Synthetic(CLAIMS), checkpoint=path, **SOME)
 
     search(CLAIMS, Synthetic(CLAIMS), checkpoint=path, on_step=again, **SOME)

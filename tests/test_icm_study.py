@@ -893,7 +893,7 @@ def test_a_model_without_chats(plain: VLLMEngine, monkeypatch: pytest.MonkeyPatc
     assert found.notes[0] == (
         "zero-shot chat: left out (no test claim could be judged. First: no template)"
     )
-    assert found.notes[1].startswith("the server does not tell what it had cached")
+    assert found.notes[1].startswith("the server does not report cached tokens")
     broken = Scripted(lambda prompt: "no answer")
     with pytest.raises(EngineError, match="First: no answer"):
         study(BED, broken, methods=both)

@@ -130,6 +130,6 @@ def test_a_model_and_its_server(plain: VLLMEngine, server: Server) -> None:
         assert found == pytest.approx(np.log(mass), abs=1e-4)
     with (
         RemoteEngine(None, None, "test", {"base_url": server.url}) as remote,
-        pytest.raises(InputError, match="take scores='exact'"),
+        pytest.raises(InputError, match="use scores='exact'"),
     ):
         search(claims, remote, scores="top20", wording=LINES)

@@ -1,6 +1,6 @@
 """Read answers from responses and grade them: numbers, letters, exact texts, labels.
 
-An answer that cannot be read has the verdict "unparsed"; it never counts as wrong.
+An answer that cannot be read gets its own verdict, "unparsed", which is counted apart.
 
     grade("She has 9 * 2 = 18 dollars.\\n#### 18", "18")    right
     grade("The answer is (B).", "B", "choice")             right

@@ -1,4 +1,4 @@
-"""Internal Coherence Maximization: labels that a model gives by itself (arXiv 2506.10139)."""
+"""Internal Coherence Maximization: label claims without supervision (arXiv 2506.10139)."""
 
 from workbench.icm.annealing import Step
 from workbench.icm.claim import Claim, Labelled, Wording, wording_from

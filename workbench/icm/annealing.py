@@ -28,14 +28,14 @@ from workbench.progress import fact, one_bar
 Schedule = Literal["paper", "code"]
 
 HOT, COLD = 10.0, 0.01
-NEAR = 100  # weight of a claim without a label beside a labelled one of its group; others have 1
-ROUNDS = 10  # of repairs, at most
-SURE = 1e6  # log-odds of a label that is not to change
+NEAR = 100  # weight of a claim without a label whose group has a labelled one; others have 1
+ROUNDS = 10  # maximum number of rounds of repairs
+SURE = 1e6  # log-odds of a label that must not change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What decides a search, beside claims and model; see `search`.
+    """The settings of a search; see `search`.
 
     Raises:
         InputError: a value is out of its range.
@@ -72,13 +72,13 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Where a search stands after an iteration.
+    """The state of a search after an iteration.
 
     Attributes:
         pool: labelled claims.
-        tried, accepted: proposals that would change a label, and those that did.
-        prompt_tokens, computed_tokens: of all prompts asked, and what the model ran over of them.
-        saved_tokens: what asking everything anew without a cache would have cost beyond that.
+        tried, accepted: proposals that would change a label, and how many did.
+        prompt_tokens, computed_tokens: tokens of all prompts, and those that the model computed.
+        saved_tokens: further tokens that the same prompts, all sent without a cache, would cost.
     """
 
     iteration: int
@@ -93,18 +93,18 @@ class Step:
 
     @property
     def cache_hit_rate(self) -> float:
-        """Share of the asked prompts' tokens that the model did not have to run over."""
+        """Share of the prompts' tokens that the model did not have to compute."""
         return 1 - self.computed_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
 
 
 def temperature(schedule: Schedule, iteration: int, accepted: int) -> float:
-    """The temperature at an iteration (from 1) after so many accepted moves."""
+    """The temperature at an iteration (from 1) after a number of accepted moves."""
     slow = 0.99 * math.log(iteration) if schedule == "paper" else 2 * math.log(1 + accepted)
     return max(COLD, HOT / (1 + slow))
 
 
 class Annealing:
-    """All chance comes from (seed, what for, iteration), so no state of it is kept."""
+    """Random numbers depend only on (seed, purpose, iteration), so no random state is stored."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class Annealing:
         self._start = time.perf_counter()
 
     def run(self) -> None:
-        """From the first labels to the last iteration."""
+        """Run from the first labels to the last iteration."""
         settings = self._settings
         with one_bar(settings.n_iterations, "icm", "iteration") as bar:
             labels = self._first_labels()
@@ -141,7 +141,7 @@ class Annealing:
                 self._show(iteration, bar)
 
     def result(self, *, everyone: bool) -> tuple[Labels, Scores, list[str]]:
-        """Labels, their scores in the claims' own order, and what a reader has to know."""
+        """The labels, their scores in the claims' own order, and notes for the reader."""
         labels, scores = self._labels, self._scores
         left = [i for i in self._fitting if labels[i] is None] if everyone else []
         if left:
@@ -161,7 +161,7 @@ class Annealing:
                 "accuracy is not that of an unsupervised one"
             )
         if len({claim.gold for claim in self._claims} - {None}) == 1:
-            notes.append("all gold labels are the same: accuracy tells nothing of discrimination")
+            notes.append("all gold labels are the same: accuracy says nothing of discrimination")
         there = [label for label in labels if label is not None]
         if len({*there}) == 1:
             notes.append("the search has given all claims the same label")
@@ -182,7 +182,7 @@ class Annealing:
         return random.Random(f"{self._settings.seed}/{what}/{'/'.join(map(str, place))}")
 
     def _first_labels(self) -> Labels:
-        """At random, as given or, after labels that are given, as these predict."""
+        """Random ones, those given, or the predictions from labels of earlier batches (`after`)."""
         there, count, given = self._fitting, len(self._claims), self._settings.n_seeds
         if self._predicted:
             scorer = self._order.scorer
@@ -230,17 +230,17 @@ class Annealing:
             self._note(iteration, target, self._energy + gain, accepted=False)
 
     def _draw(self, iteration: int) -> int:
-        """A claim by chance, most likely one without a label beside a labelled one of its group."""
+        """A random claim, most likely one without a label whose group has a labelled one."""
         claims, labels, there = self._claims, self._labels, self._fitting
         begun = {claims[i].group for i in there if labels[i] is not None}
         weights = [NEAR if labels[i] is None and claims[i].group in begun else 1 for i in there]
         return self._random("draw", iteration).choices(there, weights)[0]
 
     def _repair(self, labels: Labels, iteration: int, least: float) -> Labels:
-        """The labels with violated relations repaired one by one, as the published code does it.
+        """Repair the violated relations one by one, as the published code does.
 
-        A repair is kept where the energy does not fall below the best so far, `least` at first;
-        once one was kept, all rounds are used.
+        A repair is kept if the energy does not fall below the best so far, at first `least`. After
+        the first repair that is kept, all rounds are used.
         """
         best, repaired = least, False
         for number in range(ROUNDS):
@@ -259,7 +259,7 @@ class Annealing:
         return labels
 
     def _take(self, labels: Labels, scores: Scores, iteration: int, target: int | None) -> None:
-        """These labels are the current ones from here on."""
+        """Make these the current labels."""
         self._labels = labels
         self._scores = self._order.accept(labels, scores)
         self._energy = self._value(labels, self._scores)

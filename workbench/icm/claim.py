@@ -1,7 +1,7 @@
-"""Claims to be labelled true or false, how they are put to a model, and which exclude each other.
+"""Claims to be labelled true or false, their wording, and the relations between them.
 
-Consistency is that of Wen et al. 2025, section 2.3. Its rules see the groups and the answer keys
-and nothing else, so gold labels cannot leak into them.
+Consistency follows Wen et al. 2025, section 2.3. Its rules use only groups and answer keys, so
+gold labels cannot leak into them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ COLUMNS = r"\{(text|question|choice|first|second)\}"
 """A column in a template."""
 
 Labels = tuple[bool | None, ...]
-"""A label for each claim, in the claims' order; None where there is none yet."""
+"""A label for each claim, in the claims' order; None if there is none yet."""
 
 Rule = Literal["auto", "none", "gold_key_replication"]
 RULES: tuple[Rule, ...] = ("auto", "none", "gold_key_replication")
@@ -27,16 +27,16 @@ RULES: tuple[Rule, ...] = ("auto", "none", "gold_key_replication")
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Something that is true or false.
+    """A statement that is true or false.
 
     Attributes:
-        text: as the model sees it, up to where the label begins (no space at the end).
-        group: claims of one question share it; consistency is judged within a group.
-        answer_key: what the claim says the answer is, such as "42", or "A>B" in a comparison.
-            It is made from the text alone, never from the gold label.
-        gold: the truth where it is known. It measures; no search ever reads it.
-        id: the user's own, or the row's number in the file (from 0) as text; None for claims made
-            in Python.
+        text: as the model reads it, up to the position of the label (no space at the end).
+        group: shared by the claims about one question; consistency is judged within a group.
+        answer_key: the answer that the claim asserts, such as "42", or "A>B" in a comparison. It
+            is made from the text alone, never from the gold label.
+        gold: the true label, if known. It is used for measuring; no search reads it.
+        id: the user's own id, or the row's number in the file (from 0) as text; None for claims
+            made in Python.
     """
 
     text: str
@@ -47,24 +47,24 @@ class Claim:
 
 
 Labelled = Sequence[tuple[Claim, bool]]
-"""Claims with their labels, as demonstrations in this order."""
+"""Claims with their labels, in the order of the demonstrations."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """The words around claims.
+    """The texts around claims.
 
     Attributes:
-        labels: how true and false are written after a claim, as they stand: with a space before
-            them or, where the model's language or a claim's last sign wants it so, without.
-        after: what ends a labelled claim.
-        chat: a claim as a question in a chat, `{claim}` in it.
+        labels: the texts for true and false after a claim, complete: usually with a space before
+            them, or without if the language or the claim's last character requires it.
+        after: the end of a labelled claim.
+        chat: a claim as a question in a chat, with `{claim}` in it.
         chat_labels: the answers to that question.
-        template: what `read_claims` makes a claim's text of, with the names of columns in braces,
-            such as "Claim: {text}\\nThis is"; None is that of the published program.
+        template: for claims of `read_claims`, with the names of columns in braces, such as
+            "Claim: {text}\\nThis is"; None means the template of the published program.
 
     Raises:
-        InputError: a value cannot be used; the message says which.
+        InputError: a value is unusable; the message names it.
     """
 
     labels: tuple[str, str] = (" True", " False")
@@ -86,7 +86,7 @@ class Wording:
             )
 
     def solved(self, claim: Claim, label: bool) -> str:
-        """A demonstration."""
+        """A claim with its label, as a demonstration."""
         return f"{claim.text}{self.labels[not label]}{self.after}"
 
 
@@ -98,12 +98,12 @@ def _two_words(given: object) -> bool:
 def wording_from(
     labels: str | None = None, after: str | None = None, template: str | None = None
 ) -> Wording:
-    r"""A wording from a command line, where `\n` and `\t` may be written for a new line and a tab.
+    r"""A wording from a command line, in which `\n` and `\t` mean a new line and a tab.
 
     Args:
-        labels: true and false, such as "Yes,No"; a space is set before each, and the chat asks for
-            them too. For labels without it make a `Wording`.
-        after: what ends a labelled claim.
+        labels: the words for true and false, such as "Yes,No", also for the chat; each gets a space
+            before it. For labels without the space make a `Wording`.
+        after: the end of a labelled claim.
         template: see `Wording`.
 
     Raises:
@@ -124,10 +124,10 @@ def wording_from(
 
 
 def check_claims(claims: Sequence[Claim], what: str = "claims") -> tuple[Claim, ...]:
-    """The claims, if they can be labelled.
+    """The claims, after checking that they can be labelled.
 
     Raises:
-        InputError: there are none, one is no `Claim` or has no text, or two are the same.
+        InputError: there are none, one is not a `Claim` or has no text, or two are the same.
     """
     if isinstance(claims, str) or not isinstance(claims, Sequence) or not claims:
         raise InputError(f"{what}={claims!r:.80}: give a list of Claim, 1 at least")
@@ -147,18 +147,18 @@ def check_claims(claims: Sequence[Claim], what: str = "claims") -> tuple[Claim, 
         if (known := first.setdefault(claim.text, index)) != index:
             raise InputError(
                 f"{what}[{known}] and [{index}] are the same claim {claim.text!r:.80}: leave one "
-                "out, or each would tell the label of the other"
+                "out, or each would reveal the label of the other"
             )
     return tuple(claims)
 
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """Two claims, by index, whose labels depend on each other.
+    """Two claims, by index, whose labels constrain each other.
 
     - contradiction: different answers to one question are not both true;
-    - implication: the same answer is true both times or false both times;
-    - asymmetry: of "A is better than B" and "B is better than A" just one is true.
+    - implication: the same answer is both times true or both times false;
+    - asymmetry: exactly one of "A is better than B" and "B is better than A" is true.
     """
 
     first: int
@@ -166,7 +166,7 @@ class Relation:
     kind: Literal["contradiction", "implication", "asymmetry"]
 
     def holds(self, labels: Labels) -> bool:
-        """Whether these labels go together; a claim without a label goes with anything."""
+        """Whether these labels satisfy the relation; a missing label always does."""
         a, b = labels[self.first], labels[self.second]
         if a is None or b is None:
             return True
@@ -176,23 +176,23 @@ class Relation:
 
     @property
     def repairs(self) -> tuple[tuple[bool, bool], tuple[bool, bool]]:
-        """The two ways that the published code tries to make both labels go together."""
+        """The two repairs that the published code tries."""
         if self.kind == "implication":
             return (False, False), (True, True)
         return (False, True), (True, False)
 
 
 def relations(claims: Sequence[Claim], rule: Rule = "auto") -> tuple[Relation, ...]:
-    """All relations between claims by a rule.
+    """All relations between claims according to a rule.
 
     Args:
-        rule: "auto" reads the answer keys; "none" relates nothing; "gold_key_replication" takes
-            the *gold label* as the key, as the published code does: A or B on TruthfulQA, A>B or
-            B>A of comparisons, which are claims with ">" in their answer key. It leaks the truth
-            into the search and is there to replicate numbers, not to make new ones.
+        rule: "auto" uses the answer keys; "none" relates nothing; "gold_key_replication" uses the
+            *gold label* as the key, as the published code does: A or B on TruthfulQA, A>B or B>A
+            for comparisons, which are claims with ">" in their answer key. It leaks gold labels
+            into the search; use it only to replicate published numbers.
 
     Raises:
-        InputError: an unknown rule, or gold labels are wanted as keys and one is missing.
+        InputError: an unknown rule, or a gold label is needed as a key and missing.
     """
     if rule not in RULES:
         raise InputError(f"consistency={rule!r}: give one of {', '.join(RULES)}")
@@ -223,20 +223,20 @@ def _kind(key: str, other: str) -> Literal["contradiction", "implication", "asym
 
 
 def violated(related: Sequence[Relation], labels: Labels) -> list[Relation]:
-    """The relations whose labels do not go together."""
+    """The relations that these labels violate."""
     return [one for one in related if not one.holds(labels)]
 
 
 def consistent_labels(odds: Mapping[int, float], related: Sequence[Relation]) -> tuple[bool, ...]:
-    """The labels with the greatest sum of log-odds of those that violate no relation.
+    """The labels with the greatest sum of log-odds among those that violate no relation.
 
-    All claims of a group are related, so that at most one answer is true in it. Where that cannot
-    do, as with two pairs of comparisons in one group, the fewest relations are violated.
+    All claims of a group are related, so at most one answer in it is true. If no labels satisfy
+    all relations, as for two pairs of comparisons in one group, the fewest are violated.
     """
     labels = [odds[index] > 0 for index in range(len(odds))]
     start: dict[int, int] = {}
     groups: dict[int, list[Relation]] = {}
-    for one in related:  # those of the first claim of a group come first
+    for one in related:  # the relations of a group's first claim come first
         start[one.second] = start.setdefault(one.first, one.first)
         groups.setdefault(start[one.first], []).append(one)
     for inside in groups.values():

@@ -1,7 +1,7 @@
-"""What labels are worth: held-out claims judged after them, and methods side by side.
+"""Measure the value of labels on held-out claims, and compare methods.
 
-With several seeds the same claim, judged again with other labels, is no new one: intervals are over
-claims (means over seeds) and over seeds, both.
+With several seeds, the same claim judged again with other labels is not a new observation:
+intervals are over claims (means over seeds) and over seeds, combined.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ NAN = float("nan")
 AUROC = ("auroc", "auroc_low", "auroc_high")
 MAY_DIFFER = ("seeds", "notes", "engine", "commit")
 ONCE = ("zero-shot", "zero-shot chat")
-"""The methods that depend neither on claims nor on chance."""
+"""The methods that depend neither on the claims nor on a seed."""
 FOUND = ("ICM", "bootstrapping")
-"""The methods that find labels by themselves."""
+"""The methods that find labels without supervision."""
 
 
 def evaluate_labels(
@@ -43,18 +43,18 @@ def evaluate_labels(
 ) -> Report:
     """Test accuracy: held-out claims, each judged after all labelled ones as demonstrations.
 
-    This is not *label accuracy*, how many of the labels themselves are right.
+    *Label accuracy* is different: the share of correct labels among the labelled claims.
 
     Args:
-        report_or_labels: what `search` found, or claims with labels; an empty list is zero-shot.
-        test_claims: held out; those without gold are judged, but do not count.
-        wording: None is that of the report.
+        report_or_labels: the report of `search`, or claims with labels; empty means zero-shot.
+        test_claims: held out; those without gold are judged but do not count.
+        wording: None means the report's.
 
     Returns:
-        A `Report` with "test accuracy" and the share judged True, one row a test claim. Where not
-        all demonstrations fit into the context, `scorer.ContextFit` says which are shown; the
-        provenance has the mean, the least and the most of a prompt. A test claim that does not fit
-        even alone is a row that failed.
+        A `Report` with "test accuracy" and the share judged True, one row per test claim. If not
+        all demonstrations fit into the context, `scorer.ContextFit` selects them; the provenance
+        has the mean, minimum and maximum per prompt. A test claim that does not fit even alone is
+        a failed row.
 
     Raises:
         InputError: no test claims, one of them is among the labelled ones, or a label is missing.
@@ -88,7 +88,7 @@ def evaluate_labels(
 def evaluate_chat(
     test_claims: Sequence[Claim], engine: Engine, *, wording: Wording | None = None
 ) -> Report:
-    """Test accuracy without demonstrations, each claim put as a question through the chat template.
+    """Test accuracy without demonstrations, each claim asked as a question in a chat.
 
     Raises:
         InputError: no test claims, or the model has no chat template.
@@ -103,7 +103,7 @@ def evaluate_chat(
 
 
 def _parted(shown: Labelled) -> tuple[tuple[Claim, ...], tuple[bool, ...]]:
-    """Claims and their labels, if there is one for each."""
+    """Claims and their labels, after checking that each has one."""
     for pair in shown:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], bool | np.bool)):
             raise InputError(f"{pair!r:.80} must be a claim with its label: (Claim, True or False)")
@@ -145,7 +145,7 @@ def _judged(
 def verdict_row(
     claim: Claim, verdict: bool | None, log_odds: float | None = None, error: str | None = None
 ) -> dict[str, Any]:
-    """What is kept of a test claim."""
+    """The row of a test claim."""
     return {
         "id": claim.text,
         "group": claim.group,
@@ -159,19 +159,20 @@ def verdict_row(
 
 
 def method_table(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a method, in the order in which they were run.
+    """One row per method, in the order in which they ran.
 
     Args:
-        rows: a row a method, seed and test claim (method, seed, id, correct, error).
-        runs: a row a method and seed (labels, label_accuracy, labels_true, costs).
+        rows: one row per method, seed and test claim (method, seed, id, correct, error).
+        runs: one row per method and seed (labels, label_accuracy, labels_true, costs).
 
     Returns:
-        method, seeds; test accuracy: value, low, high (95 %), n (claims judged at each seed),
-        n_failed (the others), worst_seed and best_seed (its accuracy);
+        method, seeds; test accuracy: value, low, high (95 %), n (claims judged with every seed),
+        n_failed (the others), worst_seed and best_seed (their accuracies);
         auroc, auroc_low, auroc_high: see `discrimination`, means over seeds;
         labels, label_accuracy and labels_opposite (to gold; together 1), labels_true;
         versus_golden, versus_golden_low, versus_golden_high, versus_golden_p (see `paired`; NaN
         without golden labels); means over seeds of finding_… and test_… prompts, prompt_tokens,
+        computed_tokens, seconds.
         computed_tokens, seconds.
     """
     methods = list(dict.fromkeys(rows["method"]))
@@ -202,10 +203,10 @@ def _method(
 
 
 def discrimination(name: str, odds: ArrayLike, gold: ArrayLike) -> Metric:
-    """AUROC of the log-odds: how often those of a true claim are above those of a false one.
+    """AUROC of the log-odds: how often a true claim's are above a false claim's.
 
-    The interval is a 95 % bootstrap one over claims, see `uncertainty.selective_report`. Claims
-    without log-odds (NaN) are the failed ones; with gold labels of one kind all is NaN.
+    The interval is a 95 % bootstrap over claims, see `uncertainty.selective_report`. Claims without
+    log-odds (NaN) count as failed; with gold labels of only one kind all values are NaN.
     """
     from workbench.uncertainty.selective_prediction import selective_report
 
@@ -221,7 +222,7 @@ def discrimination(name: str, odds: ArrayLike, gold: ArrayLike) -> Metric:
 
 
 def agreement(found: Mapping[int, Labelled]) -> list[Metric]:
-    """For each two seeds the shares of claims, labelled at both, with equal and opposite labels."""
+    """For each two seeds the shares of claims, labelled by both, with equal and opposite labels."""
     by_seed = {seed: {claim.text: label for claim, label in own} for seed, own in found.items()}
     metrics = []
     for one, other in combinations(by_seed, 2):
@@ -234,11 +235,11 @@ def agreement(found: Mapping[int, Labelled]) -> list[Metric]:
 
 
 def join(*folders: str | Path) -> pd.DataFrame:
-    """The table of methods of saved studies that differ in their seeds, such as of two machines.
+    """The method table over saved studies with different seeds, for example of two machines.
 
     Raises:
-        InputError: a folder holds no study, or two have a seed in common or differ in anything
-            but their seeds.
+        InputError: a folder holds no study, or two share a seed or differ in anything but their
+            seeds.
     """
     rows, runs, known = [], [], dict[str, Any]()
     for folder in map(Path, folders):
@@ -275,9 +276,9 @@ def _accuracy(rows: pd.DataFrame) -> Metric:
 def paired(rows: pd.DataFrame, method: str, other: str) -> tuple[Metric, float]:
     """Accuracy of `method` minus that of `other` on the same claims, and a p-value.
 
-    Where no seed changes a verdict it is McNemar's exact test; else the t intervals of
-    the claims' mean differences and of the seeds' are added in squares, and p is below 0.05 where
-    the sum leaves out 0 (normal).
+    If no seed changes a verdict, it is McNemar's exact test. Otherwise the t intervals of the
+    claims' mean differences and of the seeds' are added in quadrature, and p is below 0.05 if the
+    resulting interval excludes 0 (normal approximation).
     """
     ours, theirs = (_right(rows[rows["method"] == name]) for name in (method, other))
     apart = (ours - theirs).dropna()
@@ -294,7 +295,7 @@ def paired(rows: pd.DataFrame, method: str, other: str) -> tuple[Metric, float]:
 
 
 def _right(rows: pd.DataFrame) -> pd.DataFrame:
-    """Right (1.0) or wrong (0.0), a row a claim, a column a seed."""
+    """Right (1.0) or wrong (0.0), one row per claim, one column per seed."""
     done = rows[rows["error"].isna()].astype({"correct": float})
     return done.pivot_table("correct", "id", "seed")
 
@@ -313,7 +314,7 @@ def _over_claims_and_seeds(by_seed: pd.DataFrame, least: float) -> Metric:
 
 
 def seed_notes(rows: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
-    """Which of several seeds have collapsed or are inverted, which a mean hides."""
+    """Notes on seeds that have collapsed or are inverted, which a mean hides."""
     if runs["seed"].nunique() < 2:
         return []
     notes, shares = [], runs.astype({"label_accuracy": float, "labels_true": float})
@@ -330,7 +331,7 @@ def seed_notes(rows: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
 
 
 def verdicts(rows: pd.DataFrame, table: pd.DataFrame) -> list[str]:
-    """What the table says of the search, in plain words."""
+    """Conclusions from the table about the search, in plain words."""
     by_name = table.set_index("method")
     notes = [
         f"{name}: {share:.0%} of its labels are opposite to gold: it has found the concept upside "

@@ -1,8 +1,8 @@
-"""A search on disk: every answer of the model, as soon as it is there.
+"""A search on disk: every answer of the model, written as soon as it arrives.
 
-A search is decided by its settings and these answers alone. So a search that was killed is run
-again from its beginning; it takes from the journal what it has asked before, and resumes where that
-ends. Labels, energies and moves stand there too, for people.
+A search depends only on its settings and these answers. So a killed search runs again from its
+start, takes the answers it has from the journal, and resumes where they end. The journal also
+has labels, energies and moves, for people to read.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from filelock import FileLock, Timeout
 from workbench.errors import InputError, log
 from workbench.files import write_whole
 
-LARGEST = 1e18  # above which a number is no score and no cost
+LARGEST = 1e18  # numbers above this are neither scores nor costs
 DIGESTS = {
     "claims": "claims, groups or words (another file, --limit or --batch-size)",
     "after": "labels of the batches before it (another --k or --batch-size)",
 }
-"""Digests in a header, and what a reader knows them as."""
+"""Digests in a header, and their names in messages."""
 
 
 class Journal:
-    """Lines of JSON: a header, then `asked` (what the model answered) and `move` lines.
+    """Lines of JSON: a header, then `asked` lines (the model's answers) and `move` lines.
 
-    A line that is broken costs its answer alone, which is asked for again: such lines are moved to
-    `<file>.broken`, all but the last one, which a kill has cut short.
+    A broken line loses only its own answer, which is requested again. Broken lines are moved to
+    `<file>.broken`, except the last one, which a kill has cut short.
 
     Args:
-        path: the file, or None to keep nothing.
-        header: what the search rests on; a file with another one is refused.
+        path: the file, or None for no file.
+        header: identifies the search; a file with another header is refused.
 
     Raises:
-        InputError: the file is no journal, belongs to another search, or is in use.
+        InputError: the file is not a journal, belongs to another search, or is in use.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Journal:
         if path is None:
             return
         target = Path(path).expanduser()
-        head = json.loads(json.dumps({"workbench": "icm", **(header or {})}))  # as it comes back
+        head = json.loads(json.dumps({"workbench": "icm", **(header or {})}))  # as JSON returns it
         with ExitStack() as opened:
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ class Journal:
             self._opened = opened.pop_all()
 
     def _read(self, path: Path, head: Mapping[str, Any]) -> bytes:
-        """Take what stands there; returns its whole lines, which are what the file begins with."""
+        """Read the journal; returns its complete lines, which the file is rewritten from."""
         data = path.read_bytes()
         first, *lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True) or [b""]
         if first:
@@ -81,13 +81,13 @@ class Journal:
             lines = [line for line, usable in zip(lines, good, strict=True) if usable]
             write_whole(path, b"".join([first, *lines]))
             log.warning(
-                "checkpoint %s: moved broken lines to %s: %s; what was asked there is asked again",
+                "checkpoint %s: moved broken lines to %s: %s; their prompts are sent again",
                 path, aside.name, ", ".join(str(number + 2) for number in broken),
             )  # fmt: skip
         return b"".join([first, *lines])
 
     def _take(self, line: object) -> bool:
-        """Keep what a line says; returns whether it says something."""
+        """Store a line's content; returns whether the line is valid."""
         match line:
             case {"move": dict()}:
                 self._moves += 1
@@ -100,17 +100,17 @@ class Journal:
         return True
 
     def answer(self, asked: str) -> dict[str, Any] | None:
-        """What the model answered when the search asked this before, if it did."""
+        """The model's earlier answer to this prompt, None if there is none."""
         known = self._answers.get(asked)
         return known.popleft() if known else None
 
     def add(self, asked: str, answer: Mapping[str, Any]) -> None:
-        """What the model has answered just now."""
+        """Store an answer of the model."""
         self._write({"asked": asked, **answer})
 
     def move(self, **facts: Any) -> None:
-        """An accepted move, and all labels after it."""
-        if self._moves:  # it stands there already
+        """Store an accepted move, and all labels after it."""
+        if self._moves:  # the file has it already
             self._moves -= 1
         else:
             self._write({"move": facts})
@@ -133,12 +133,12 @@ def _locked(path: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise InputError(
-            f"checkpoint {path}: another search is at work on it; wait for it, or name another file"
+            f"checkpoint {path}: another search is using it; wait for it, or name another file"
         ) from None
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows removes nothing that is open
+        with suppress(OSError):  # Windows cannot remove an open file
             Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
@@ -162,8 +162,8 @@ def _check_header(path: Path, first: object, head: Mapping[str, Any]) -> None:
         if head.get(name) != first.get(name):
             how = f"its {name} is {first.get(name)!r}, here it is {head.get(name)!r}"
             if name in DIGESTS:
-                how = f"its {DIGESTS[name]} are others than here"
+                how = f"its {DIGESTS[name]} differ from those here"
             raise InputError(
                 f"checkpoint {path} is of another search: {how}; name another file or folder, or "
-                "remove it to begin again"
+                "remove it to start over"
             )

@@ -1,7 +1,7 @@
 """Mutual predictability: all claims of a pool scored, each after all others (leave one out).
 
-There are three ways, which differ in the order of the demonstrations and in what they ask again,
-and in nothing else; and what the scores add up to.
+There are three orders. They differ only in the order of the demonstrations and in the prompts that
+are sent again. `energy` combines the scores.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Order = Literal["reference", "exact", "tree"]
 Scores = Mapping[int, TrueFalse]
 """For each labelled claim, by index: its score after all other labelled claims."""
 
-TAIL = 16  # claims at the end of every prompt before the tree is built anew
-SAME = 0.05  # of the labels
+TAIL = 16  # claims at the end of every prompt before the tree is rebuilt
+SAME = 0.05  # share of the labels
 
 
 def energy(
@@ -31,9 +31,9 @@ def energy(
     alpha: float,
     objective: Objective = "log_odds",
 ) -> float:
-    """`alpha` × mean over labelled claims of how likely their label is − violated relations.
+    """`alpha` × the mean score of the labelled claims' labels − the number of violated relations.
 
-    The likeliness is the log-odds of the label, or its log-probability; see `search`.
+    A label's score is its log-odds or its log-probability; see `search`.
     """
     own = []
     for index, (true, false) in scores.items():
@@ -43,18 +43,18 @@ def energy(
 
 
 def collapsed(share: float) -> bool:
-    """Whether nearly all labels are the same, by the share of True; energies do not show it."""
+    """Whether nearly all labels are the same, by the share of True; the energy does not show it."""
     return not SAME < share < 1 - SAME
 
 
 class Reference:
-    """As published: demonstrations in the claims' order, and everything asked each time."""
+    """As published: demonstrations in the claims' order, and every prompt sent each time."""
 
     remembers = False
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
-        self.saved_tokens = 0  # of prompts that were not asked again
+        self.saved_tokens = 0  # of prompts that were not sent again
 
     def all(self, labels: Labels) -> Scores:
         """A leave-one-out pass over the pool."""
@@ -66,7 +66,7 @@ class Reference:
         return self._scores(labels, [target])[0]
 
     def accept(self, labels: Labels, scores: Scores) -> Scores:  # noqa: ARG002
-        """These labels are the search's now; returns their scores, which may be new."""
+        """Accept these labels for the search; returns their scores, which may be new."""
         return scores
 
     def _scores(self, labels: Labels, targets: Sequence[int]) -> list[TrueFalse]:
@@ -80,7 +80,7 @@ class Reference:
 
 
 class Exact(Reference):
-    """The same prompts and values; what has been asked is not asked again."""
+    """The same prompts and values, but no prompt is sent twice."""
 
     remembers = True
 
@@ -104,10 +104,10 @@ class Tree(Exact):
     """The same objective with demonstrations in an order that shares nearly all prefixes.
 
     A claim's demonstrations are the other half of the pool, then the other half of its own half,
-    and so on: n log2 n labelled claims to compute and not n²/2. Claims that joined since the tree
-    was built stand at the end of every prompt, so that one more of them costs little. When there
-    are `TAIL` of them, the tree is built anew, and the labels are scored in the new order: energies
-    are compared within one order.
+    and so on, so n log2 n labelled claims are computed instead of n²/2. Claims that joined after
+    the tree was built are at the end of every prompt, so one more costs little. When there are
+    `TAIL` of them, the tree is rebuilt, and the labels are scored again in the new order: energies
+    are compared only within one order.
     """
 
     def __init__(self, scorer: Scorer) -> None:
@@ -130,7 +130,7 @@ class Tree(Exact):
         return super().all(labels)
 
     def _ends(self, labels: Labels) -> tuple[int, ...]:
-        """The tail, with the claims of the pool that are not yet in it (nor in the tree)."""
+        """The tail, with the claims of the pool that are in neither the tail nor the tree."""
         there = {*self._base, *self._tail}
         return self._tail + tuple(index for index in _pool(labels) if index not in there)
 

@@ -1,4 +1,4 @@
-"""A user's own claims, out of rows of any file or table; and testbeds by name."""
+"""Read your own claims from a file or table of any kind, and open testbeds by name."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from workbench.lazy import pd
 from workbench.tasks.rows import TableRow, find_column, is_path, listed, read_table
 
 Columns = Mapping[str, str] | Sequence[str] | None
-"""Our names and the file's, as a mapping or as texts "ours=theirs"."""
+"""Field names mapped to the file's columns, or a list of texts "field=column"."""
 
 TESTBEDS = ("embedded", "gsm8k", "truthfulqa")
-"""The names that `open_testbed` knows."""
+"""The names that `open_testbed` accepts."""
 NAMES = "text group answer_key gold split id question choice first second".split()
 PAIR = (
     "Human: {question}\nResponse 1: {first}\nResponse 2: {second}\nClaim: Response 1 is more "
@@ -50,15 +50,15 @@ def open_testbed(
 
     Args:
         name_or_path: "embedded", "gsm8k", "truthfulqa" or a file, see `read_claims`.
-        columns: of a file, see `read_claims`.
-        wording: in place of the testbed's; its template is for a file's columns.
-        count: at most so many claims; None is all, or 128 of the endless embedded ones.
-        test_count: at most so many test claims; None is all, or 200 embedded ones.
-        seed: decides which, and in what order.
+        columns: for a file, see `read_claims`.
+        wording: replaces the testbed's; its template is for a file's columns.
+        count: maximum number of claims; None is all, or 128 for the unlimited embedded ones.
+        test_count: maximum number of test claims; None is all, or 200 embedded ones.
+        seed: selects the claims and their order.
 
     Raises:
-        InputError: there is no such testbed or file, its data is not here or is broken, or a
-            count is too small; columns or a template are given for a testbed that has a name.
+        InputError: the testbed or file does not exist, its data is missing or broken, a count is
+            too small, or columns or a template are given for a testbed with a name.
     """
     if test_count is not None:
         values.whole("test_count", test_count, 0)
@@ -90,33 +90,32 @@ def read_claims(
     test: object = None,
     wording: Wording | None = None,
 ) -> Testbed:
-    """A user's own claims: rows of `text`, of the published data or of comparisons.
+    """Your own claims: rows with `text`, in the published format, or with comparisons.
 
     A row is one of
 
-    - `text`, ending where the label begins, and optionally `group` (else it is a group of its own),
-      `answer_key`, `gold`, `split` ("test" holds the row out) and `id` (else the row's number);
-    - `question` and `choice`, as the published program reads them, worded as there; the same,
-      `consistency_id` being the group (else the question is) and `label` the gold label;
+    - `text`, which ends where the label begins, and optionally `group` (default: a new group),
+      `answer_key`, `gold`, `split` ("test" holds the row out) and `id` (default: the row's number);
+    - `question` and `choice`, with the wording of the published program, and the same optional
+      columns; `consistency_id` is the group (default: the question) and `label` the gold label;
     - `question`, `first` and `second`, or `question`, `choice` and `choice_2`: see `comparisons`.
 
-    Case, spaces, `_` and `-` in names of columns do not matter where that is unambiguous, nor does
+    In names of columns, case, spaces, `_` and `-` do not matter unless that is ambiguous; nor does
     whitespace around values. Gold is yes, no, y, n, true, false, t, f, 1, 0, correct or incorrect,
-    or nothing: empty, NA, N/A, NaN, None, null, ?, unknown or -. Rows with the same text are one
-    claim: of the first group, without gold if they disagree (`Testbed.notes`).
+    or missing: empty, NA, N/A, NaN, None, null, ?, unknown or -. Rows with the same text are one
+    claim, in the first row's group, without gold if they disagree (`Testbed.notes`).
 
     Args:
         source: a .jsonl, .json, .csv, .tsv, .txt or .parquet file, a pandas DataFrame (its index
             is the id, unless there is a column), a Hugging Face `Dataset`, or a list of dicts.
-        columns: which column of the source is which of ours, as {"text": "statement"} or
-            ["text=statement"].
-        name: what the testbed is called; None is the file's name.
-        test: held-out rows, given like `source`, in place of a column `split`.
-        wording: how claims are put; its template takes the place of the published wording.
+        columns: the source's column for a field, as {"text": "statement"} or ["text=statement"].
+        name: the testbed's name; None means the file's name.
+        test: held-out rows, in the format of `source`, instead of a column `split`.
+        wording: the texts around claims; its template replaces the published one.
 
     Raises:
-        InputError: a file or a row is not what it should be, or a held-out claim is to be labelled
-            too; the message says which.
+        InputError: a file or a row is invalid, or a held-out claim is also to be labelled; the
+            message has the details.
     """
     reader = _Reader(KINDS, _given_columns(columns), wording or Wording())
     return reader.testbed(source, test, name)
@@ -130,14 +129,14 @@ def comparisons(
     test: object = None,
     wording: Wording | None = None,
 ) -> Testbed:
-    """Pairs of responses: each gives a group of two claims, that the one or the other is better.
+    """Pairs of responses, each a group of two claims: the first is better, or the second is.
 
-    A row is `question`, `first`, `second` and optionally `gold` ("first", "second", or true if
+    A row has `question`, `first`, `second` and optionally `gold` ("first", "second", or true if
     the first is better), `split` and `id`; or, as published, `question`, `choice`, `choice_2` and
-    `label`. A pair and the same exchanged are one. For the arguments see `read_claims`.
+    `label`. A pair and the same pair exchanged are one. For the arguments see `read_claims`.
 
     Raises:
-        InputError: a file or a row is not what it should be; the message says which.
+        InputError: a file or a row is invalid; the message has the details.
     """
     reader = _Reader(PAIRS, _given_columns(columns), wording or Wording())
     return reader.testbed(source, test, name)
@@ -145,7 +144,7 @@ def comparisons(
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """A kind of rows: columns that it needs and may have, how they are put, their other names."""
+    """A kind of rows: its required and optional columns, its wording, other names of columns."""
 
     needs: tuple[str, ...]
     others: tuple[str, ...]
@@ -171,7 +170,7 @@ KINDS = (
 
 
 def _given_columns(columns: Columns) -> dict[str, str]:
-    """As a mapping of our names."""
+    """The columns as a mapping from field names."""
     if isinstance(columns, Mapping):
         pairs = [*columns.items()]
     else:
@@ -192,7 +191,7 @@ def _given_columns(columns: Columns) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A claim of a row; `whole` if the row's label is the claim's own."""
+    """A claim from a row; `whole` if the row's label is the claim's own."""
 
     number: int
     place: str
@@ -202,7 +201,7 @@ class _Entry:
 
 
 _Side = dict[str, list[_Entry]]
-"""All entries by the claims' texts."""
+"""All entries by the texts of their claims."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +264,7 @@ class _Reader:
         return *sides, table
 
     def _kind(self, known: Sequence[Any], where: str) -> tuple[_Kind, dict[str, Any]]:
-        """The kind of rows, and for our names the columns; one that `given` names goes first."""
+        """The kind of rows, and the column of each field; a kind that `given` names comes first."""
         for name, column in self.given.items():
             if find_column(known, column, where) is None:
                 raise InputError(f"{where}: {name}={column}: no such column among {listed(known)}")
@@ -325,7 +324,7 @@ def _pair_of(
 
 
 def _claims(side: _Side, notes: list[str]) -> tuple[Claim, ...]:
-    """One claim for each text; notes on those of which the rows disagree."""
+    """One claim for each text, with notes on rows that disagree."""
     _note(side, notes, lambda one: one.claim.gold, "with different gold labels: none is used")
     _note(
         side, notes, lambda one: one.claim.group if one.grouped else None,

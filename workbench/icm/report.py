@@ -1,8 +1,8 @@
-"""What a search found: labels and scores of the claims, the way there, and what it cost.
+"""The report of a search: labels and scores of the claims, the history, and the cost.
 
-And whether they are more coherent than labels that know nothing, for which no gold is needed.
-Coherence alone is no sign of truth: where all claims have the same label, each predicts the others,
-and the energy of such a collapsed search can be that of a good one.
+It also says whether the labels are more coherent than uninformed ones, which needs no gold labels.
+Coherence alone does not imply truth: if all claims have the same label, each predicts the others,
+and the energy of such a collapsed search can be as high as that of a good one.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ DRAWS = 2  # of random labels
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ICMReport(Report):
-    """A `Report` of one search; `rows` has one row a claim, unlabelled ones included; their
-    `id` is the claim's own or, where it has none, its index.
+    """A `Report` of one search. `rows` has one row per claim, unlabelled ones included; their
+    `id` is the claim's own or, if it has none, its index.
 
     Attributes:
-        claims, labels: in the claims' order; None where the search did not come to a claim.
+        claims, labels: in the claims' order; None for a claim that the search did not reach.
         energy: of the final labels, with demonstrations in the claims' own order, in nats.
         history: one row for each proposal that would have changed a label, and a first one for the
             seeds: iteration, claim (index), energy, accepted, pool, temperature, inconsistencies,
             label_accuracy (NaN without gold), and the sums of prompts, prompt_tokens,
-            computed_tokens and seconds until then.
-        cost: of the whole search, what was asked before an interruption included; `usage` is that
-            of this process.
-        notes: what a reader has to know before quoting a number.
-        table: the user's own rows with their labels, which `save_labels` writes if it is there.
+            computed_tokens and seconds up to it.
+        cost: of the whole search, including the part before an interruption; `usage` is that of
+            this process.
+        notes: caveats to know before quoting a number.
+        table: the user's own rows with their labels; `save_labels` writes it if it exists.
     """
 
     claims: tuple[Claim, ...]
@@ -59,7 +59,7 @@ class ICMReport(Report):
     table: pd.DataFrame | None = None
 
     def labelled(self) -> Labelled:
-        """The claims that have a label, with it."""
+        """The claims that have a label, with their labels."""
         pairs = zip(self.claims, self.labels, strict=True)
         return [(claim, label) for claim, label in pairs if label is not None]
 
@@ -72,10 +72,10 @@ class ICMReport(Report):
         }
 
     def save_labels(self, path: str | Path) -> Path:
-        """Write the claims, or `table`, with labels and scores; `.jsonl` or `.csv` says how.
+        """Write the claims, or `table`, with labels and scores, as `.jsonl` or `.csv`.
 
         Raises:
-            InputError: another ending, or the file cannot be written.
+            InputError: another suffix, or the file cannot be written.
         """
         return save_table(self.rows if self.table is None else self.table, path)
 
@@ -99,11 +99,11 @@ def make_report(
     notes: Sequence[str],
     unfit: Mapping[int, str],
 ) -> ICMReport:
-    """The report of a search that has ended.
+    """The report of a finished search.
 
     Args:
         labels, scores: the final ones, in the claims' own order.
-        unfit: claims, by index, that were not asked about, each with the reason.
+        unfit: claims, by index, that were not sent to the model, each with the reason.
     """
     claims = source.claims if isinstance(source, Testbed) else tuple(source)
     related = relations(claims, settings["consistency"])
@@ -138,7 +138,7 @@ def make_report(
 
 
 def said_by(what: str, notes: Mapping[int, Sequence[str]]) -> list[str]:
-    """Notes of several seeds or batches with whose they are, the same ones once; of one as is."""
+    """Notes of several seeds or batches, each once, with their names; of a single one unchanged."""
     if len(notes) == 1:
         return [note for own in notes.values() for note in own]
     by_note: dict[str, list[int]] = {}
@@ -188,10 +188,10 @@ def _summary(rows: pd.DataFrame) -> list[Metric]:
 
 
 def save_table(frame: pd.DataFrame, path: str | Path) -> Path:
-    """Write a table as .jsonl or .csv, in UTF-8, so that texts and numbers come back as they are.
+    """Write a table as .jsonl or .csv, in UTF-8, so that reading it gives the same values.
 
     Raises:
-        InputError: another ending, or the file cannot be written.
+        InputError: another suffix, or the file cannot be written.
     """
     target = Path(path).expanduser()
     if target.suffix not in (".jsonl", ".csv"):
@@ -200,7 +200,7 @@ def save_table(frame: pd.DataFrame, path: str | Path) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.suffix == ".csv":
-            # Quotes around every text: a lone carriage return is then kept too.
+            # Quotes around every text, so that a lone carriage return survives.
             plain.map(_cell).to_csv(target, index=False, quoting=csv.QUOTE_NONNUMERIC)
         else:
             names = _distinct([*map(str, plain.columns)])
@@ -212,7 +212,7 @@ def save_table(frame: pd.DataFrame, path: str | Path) -> Path:
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """The names of columns, those that come again with their number: an object has each once."""
+    """The names of columns; a duplicate gets a number, because a JSON object has each name once."""
     found: list[str] = []
     for name in names:
         number, own = 1, name
@@ -223,13 +223,13 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 def _line(value: object) -> str:
-    """As JSON; half a character, which no file holds, as its escape."""
+    """A value as JSON; half a character, which no file can hold, as its escape."""
     try:
         text = json.dumps(value, ensure_ascii=False, default=json_text)
         text.encode()
     except UnicodeEncodeError:
         return json.dumps(value, default=json_text)
-    except TypeError:  # keys that JSON has not
+    except TypeError:  # keys that JSON does not allow
         own = value.items() if isinstance(value, Mapping) else ()
         plain = {str(k): v if isinstance(v, str | int | float | None) else str(v) for k, v in own}
         return json.dumps(plain or str(value), ensure_ascii=True)
@@ -237,7 +237,7 @@ def _line(value: object) -> str:
 
 
 def _cell(value: object) -> object:
-    """Lists and objects as JSON, which a reader of CSV can take apart again."""
+    """Lists and objects as JSON, which a reader of the CSV can parse."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     return _line(value) if isinstance(value, dict | list | tuple) else value
@@ -246,19 +246,19 @@ def _cell(value: object) -> object:
 def salience(report: ICMReport, engine: Engine, *, seed: int = 0) -> pd.DataFrame:
     """Energies of the labels found and of others on the same claims, all in the claims' own order.
 
-    Each of the others takes a leave-one-out pass. Of a report in batches it is the first batch,
-    which no labels stand before.
+    Each of the others takes a leave-one-out pass. For a report in batches, the first batch is used,
+    because its prompts have no labels of other batches.
 
     Args:
-        report: of a search or of `label_all`; its energy's settings are taken over.
-        engine: the one that it was made with.
-        seed: of the random labels, of which the mean over 2 draws counts.
+        report: of `search` or of `label_all`; the settings of its energy are used.
+        engine: the one that made the report.
+        seed: of the random labels; their energy is the mean over 2 draws.
 
     Returns:
-        A row for the labels found, inverted, all true, all false and random: labels, energy (nats),
-        inconsistencies, below (energy found minus this one), low, high (its 95 % interval, paired
-        over claims; claims are judged after each other, so it is a little too narrow), labels_true
-        (share of True).
+        One row each for the labels found, inverted, all true, all false and random: labels, energy
+        (nats), inconsistencies, below (energy found minus this one), low, high (its 95 % interval,
+        paired over claims; the claims depend on each other, so it is a little too narrow),
+        labels_true (share of True).
 
     Raises:
         InputError: fewer than 2 claims have a label.
@@ -304,7 +304,7 @@ def salience(report: ICMReport, engine: Engine, *, seed: int = 0) -> pd.DataFram
 
 
 def _each(report: ICMReport, labels: Labels, scores: Scores) -> list[float]:
-    """The energy that each claim alone would have."""
+    """The energy of each claim alone."""
     alpha, objective = report.provenance["alpha"], report.provenance["objective"]
     return [energy(labels, {i: score}, (), alpha, objective) for i, score in scores.items()]
 
@@ -312,11 +312,11 @@ def _each(report: ICMReport, labels: Labels, scores: Scores) -> list[float]:
 def stands_out(table: pd.DataFrame) -> tuple[bool, str]:
     """Whether the labels found are more coherent than random and inverted ones, and a sentence.
 
-    The same label for all claims is no such rival: each predicts the next in any context, so that
-    good labels can have less energy. Labels that are nearly all the same never stand out.
+    The same label for all claims is not compared: each predicts the next in any context, so good
+    labels can have less energy. Labels that are nearly all the same never stand out.
 
     Args:
-        table: of `salience`.
+        table: from `salience`.
     """
     rows = {str(name): own.iloc[0] for name, own in table.groupby("labels")}
     rival = min(("inverted", "random"), key=lambda name: float(rows[name]["low"]))

@@ -1,4 +1,4 @@
-"""What a model says of claims after labelled others, counted, and kept in a journal."""
+"""Score claims after labelled demonstrations; the answers are counted and kept in a journal."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ TrueFalse = tuple[float, float]
 """Natural log-probability of true and of false as the label of a claim."""
 
 ScoreKind = Literal["exact", "top20"]
-TOP, EPS = 20, 1e-5  # likeliest tokens, and what is added to their sum
+TOP, EPS = 20, 1e-5  # number of likeliest tokens, and a constant added to their sum
 NEITHER = (math.log(EPS), math.log(EPS))
-"""The scores where neither label is among the likeliest tokens: log-odds of 0, as published."""
-OUTLIER = 4  # times the median length: such a demonstration would take the place of many
+"""The scores if neither label is among the likeliest tokens: log-odds of 0, as published."""
+OUTLIER = 4  # times the median length; a longer demonstration would displace many others
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What was asked of the model.
+    """The cost of prompts.
 
     Attributes:
-        prompts, prompt_tokens: how many, and how long together.
-        computed_tokens: those that were not in the prefix cache (or in the response store).
-        seconds: spent by the engine.
+        prompts, prompt_tokens: number of prompts, and their tokens.
+        computed_tokens: tokens that were not in the prefix cache (or in the response store).
+        seconds: time spent by the engine.
     """
 
     prompts: int = 0
@@ -50,12 +50,12 @@ class Cost:
 
     @classmethod
     def of(cls, prompts: int, used: Usage) -> Cost:
-        """That of prompts for which an engine used so much."""
+        """The cost of prompts with this usage of an engine."""
         return cls(prompts, used.prompt_tokens, used.computed_tokens, round(used.seconds, 3))
 
 
 class ShownCounts(NamedTuple):
-    """How many demonstrations prompts showed of the `of` that there were: fewest, mean, most."""
+    """How many of `of` available demonstrations the prompts showed: minimum, mean, maximum."""
 
     least: int
     mean: float
@@ -66,11 +66,11 @@ class ShownCounts(NamedTuple):
 def compute_logprobs_batched(
     prompts: Sequence[str], labels: Sequence[str], engine: Engine
 ) -> NDArray[np.float64]:
-    """`engine.label_logprobs` where each value is needed: float64 [n_prompts, n_labels].
+    """`engine.label_logprobs`, with every value required: float64 [n_prompts, n_labels].
 
     Raises:
         InputError: as `engine.label_logprobs`.
-        EngineError: a label of some prompt has no exact value; it never counts as 0.
+        EngineError: a label has no exact value for some prompt; it never counts as 0.
     """
     scores = engine.label_logprobs(prompts, labels, errors="return")
     wrong = scores.missing | ~np.isfinite(scores.logprobs)
@@ -94,12 +94,12 @@ def compute_top_logprobs(
     """log(1e-5 + sum of p over those of the 20 likeliest tokens that contain the label).
 
     Natural logarithm, float64 [n_prompts, 2]. A token counts for a label if it contains the label's
-    text, in any case, and not the other one's (`solution_extraction.py` of Wen et al. 2025); for
-    endpoints that score nothing else.
+    text, in any case, and not the other label's (`solution_extraction.py` of Wen et al. 2025). Use
+    it for endpoints without exact label scores.
 
     Raises:
         EngineError: a prompt failed or has no log-probabilities; it never counts as 0.
-        InputError: the engine names tokens by numbers and has no tokenizer.
+        InputError: the engine returns token ids and has no tokenizer.
     """
     rows = engine.generate(prompts, Sampling(max_tokens=1, logprobs=TOP), errors="return")
     words = [label.strip().lower() for label in labels]
@@ -124,7 +124,7 @@ def _token_text(token: int | str, engine: Engine) -> str:
         return token
     if (tokenizer := getattr(engine, "tokenizer", None)) is None:
         raise InputError(
-            "scores='top20' needs the text of each token, and this server gives its number: take "
+            "scores='top20' needs the text of each token, and this server returns token ids: use "
             "scores='exact', which such a server has"
         )
     return str(tokenizer.decode([token]))
@@ -134,17 +134,17 @@ SCORES = {"exact": compute_logprobs_batched, "top20": compute_top_logprobs}
 
 
 class ContextFit:
-    """What fits into the context, by tokens as the engine itself counts them.
+    """Selects the demonstrations that fit into the context, by the engine's own token counts.
 
-    Each claim has a rank by chance, from the seed and its text alone. A prompt takes
-    demonstrations by rank, each that fits beside those before it, and shows them in its own order.
-    So all prompts show nearly the same ones and share prefixes; place in the file, labels, other
-    claims and the engine's kind decide nothing; no length is favoured, but in the last room that
-    the next one by rank is too long for. Those longer than `OUTLIER` times the median come after
-    all others: one long claim takes no place from them.
+    Each claim has a random rank, which depends only on the seed and its text. A prompt takes
+    demonstrations by rank, each that still fits, and shows them in its own order. So all prompts
+    show nearly the same ones and share prefixes. The position in the file, labels, other claims
+    and the kind of engine have no effect. Length has an effect only in the last space, if the next
+    one by rank is too long for it. Demonstrations longer than `OUTLIER` times the median come
+    last, so that a single long claim does not displace others.
 
-    A text is counted after the end of a demonstration, where it will stand. The sum is above what
-    the prompt has by the tokens of that end, and below it nowhere, unless tokens reach over seams.
+    A text's tokens are counted after the end of a demonstration, as in the prompt. The sum exceeds
+    the prompt's tokens by those of that end. It is never below them unless a token crosses a seam.
 
     Attributes:
         unfit: claims, by index, that do not fit even alone, each with the reason.
@@ -159,14 +159,14 @@ class ContextFit:
         more: Sequence[str] = (),
     ) -> None:
         self.unfit: Mapping[int, str] = {}
-        self._costs: Sequence[int] = ()  # none: all fits
+        self._costs: Sequence[int] = ()  # empty: everything fits
         context, count = engine.info.context_length, len(claims)
         texts = [claim.text for claim in claims]
         solved = [wording.solved(claim, label) for label in (True, False) for claim in claims]
         queries = [*dict.fromkeys([*texts, *more])]
         ends = sum(map(_bytes, wording.labels))
         if not context or sum(map(_bytes, solved)) + max(map(_bytes, queries)) + ends < context:
-            return  # no token is shorter than a byte
+            return  # a token has at least one byte
         end = wording.labels[0] + wording.after
         after = [end + text for text in (*queries, *solved)]
         tokens, reasons = _counted(engine, [*wording.labels, end, *after])
@@ -189,11 +189,11 @@ class ContextFit:
         }
 
     def fits(self, query: str) -> bool:
-        """Whether a query fits into the context at all."""
+        """Whether a query fits into the context."""
         return not self._costs or self._left[query] >= 0
 
     def select(self, shown: Sequence[int], query: str) -> Sequence[int]:
-        """Those of the demonstrations, in their order, that the prompt for `query` shows."""
+        """The demonstrations, in order, that the prompt for `query` shows."""
         if not self._costs or sum(map(self._costs.__getitem__, shown)) <= self._left[query]:
             return shown
         left, chosen = self._left[query], set[int]()
@@ -205,7 +205,7 @@ class ContextFit:
 
 
 def _counted(engine: Engine, texts: Sequence[str]) -> tuple[list[int], list[str | None]]:
-    """Tokens of each text; why the server refuses it as too long, if it does not count it."""
+    """The tokens of each text, or the reason why the server refuses it as too long."""
     context = engine.info.context_length
     with quiet():
         rows = engine.generate(texts, Sampling(max_tokens=1), errors="return")
@@ -225,16 +225,16 @@ def _bytes(text: str) -> int:
 
 
 class Scorer:
-    """Asks an engine about claims.
+    """Scores claims with an engine.
 
-    A prompt is labelled claims and the claim in question, which is never cut. Where not all
-    demonstrations fit into the model's context, `ContextFit` says which of them are shown.
+    A prompt has labelled claims and the claim to score, which is never cut. If not all
+    demonstrations fit into the model's context, `ContextFit` selects them.
 
     Args:
-        journal: keeps the answers, and gives those that it has.
-        more: texts that are asked about beside the claims.
-        after: claims whose labels are given: they stand first in each prompt and never change.
-        seed: decides which demonstrations are left out.
+        journal: keeps the answers, and returns those that it has.
+        more: texts to score in addition to the claims.
+        after: claims with given labels; they come first in each prompt and never change.
+        seed: selects the demonstrations that are left out.
         scores: "exact", or the published "top20".
     """
 
@@ -254,7 +254,7 @@ class Scorer:
         self._engine, self._journal, self._labels = engine, journal or Journal(), wording.labels
         self._compute = SCORES[scores]
         self._count, self._given = len(claims), tuple(bool(label) for _, label in after)
-        every = [*claims, *(claim for claim, _ in after)]  # so that indices stay
+        every = [*claims, *(claim for claim, _ in after)]  # in this order, so that indices stay
         self._texts = [claim.text for claim in every]
         self._solved = [
             {label: wording.solved(claim, label) for label in (True, False)} for claim in every
@@ -268,7 +268,7 @@ class Scorer:
         return self._fit.unfit
 
     def fitting(self) -> list[int]:
-        """The claims that fit; says so where some do not, or not all demonstrations.
+        """The claims that fit; logs a warning if some do not, or not all demonstrations.
 
         Raises:
             InputError: none fits.
@@ -294,13 +294,13 @@ class Scorer:
 
     @property
     def shown_counts(self) -> ShownCounts:
-        """Of those prompts so far that had the most demonstrations to show."""
+        """Demonstrations per prompt, over those prompts so far that had the most to show."""
         of, _ = max(self._counts, default=(0, 0))
         counts = {n: times for (most, n), times in self._counts.items() if most == of} or {0: 1}
         return ShownCounts(min(counts), fmean(counts, counts.values()), max(counts), of)
 
     def notes(self) -> list[str]:
-        """What a reader has to know of the prompts so far."""
+        """Notes for the reader on the prompts so far."""
         notes, shown = list[str](), self.shown_counts
         if self.unfit:
             notes.append(
@@ -321,7 +321,7 @@ class Scorer:
         return notes
 
     def prompt(self, labels: Labels, shown: Sequence[int], target: int | str) -> str:
-        """The labelled claims `shown` and then the target, a claim's index or its text."""
+        """The labelled claims `shown`, then the target: a claim's index or its text."""
         text = target if isinstance(target, str) else self._texts[target]
         shown = [*range(self._count, len(self._texts)), *shown] if self._given else shown
         chosen = self._fit.select(shown, text)
@@ -331,10 +331,10 @@ class Scorer:
         return SegmentedPrompt([*(self._solved[i][bool(labels[i])] for i in chosen), text])
 
     def score(self, prompts: list[str]) -> list[TrueFalse]:
-        """The scores of whole prompts: from the journal, or else from the engine.
+        """The scores of whole prompts, from the journal or the engine.
 
         Raises:
-            EngineError: one of them could not be scored.
+            EngineError: a prompt could not be scored.
         """
         asked = digest(prompts, list(self._labels)).hex()[:32]
         answer = self._journal.answer(asked)

@@ -1,7 +1,7 @@
-"""Internal Coherence Maximization: the labels that a model finds most predictable together.
+"""Internal Coherence Maximization: find labels that a model can predict well from each other.
 
 Wen et al. 2025, "Unsupervised Elicitation of Language Models" (arXiv 2506.10139), section 2 and
-algorithm 1; where paper and published code differ, a setting says which is followed.
+algorithm 1. If paper and published code differ, a setting selects one.
 """
 
 from __future__ import annotations
@@ -51,34 +51,34 @@ def search(
 ) -> ICMReport:
     """Find the labels of `claims` that a model finds most coherent, without any supervision.
 
-    The labels sought have the greatest energy, `alpha` × mutual predictability − inconsistencies,
-    by simulated annealing. Gold labels are not looked at; they give the report its accuracy. A
-    claim that does not fit into the context gets no label.
+    Simulated annealing maximises the energy: `alpha` × mutual predictability − inconsistencies.
+    Gold labels are used only for the accuracy in the report. A claim that does not fit into the
+    context gets no label.
 
     Args:
-        claims: different claims; those of one group together. Of a testbed that was read from a
-            file its wording is taken too, and the report has the file's own rows.
-        n_seeds: how many, from the first on, begin with a random label, half of them true; or the
-            labels that they begin with.
-        engine: any that has `label_logprobs`.
-        alpha: weight of predictability; lower it where too few moves are accepted.
-        n_iterations: at most; "exact" and "tree" end where no further one can change a label.
+        claims: different claims, with all claims of a group; or a testbed. A testbed from a file
+            also sets the wording, and the report has the file's own rows.
+        n_seeds: how many claims, from the first on, start with a random label, half of them true;
+            or the labels to start with.
+        engine: any engine with `label_logprobs`.
+        alpha: weight of predictability; lower it if too few moves are accepted.
+        n_iterations: maximum; "exact" and "tree" end earlier if no iteration can change a label.
         schedule: temperature 10 / (1 + 0.99 ln n) after n iterations ("paper", appendix A.1), or
-            10 / (1 + 2 ln(1 + m)) after m accepted moves ("code"), 0.01 at least.
-        order: "tree" has demonstrations in an order that shares prefixes; "exact" gives what
-            "reference", the published loop, would, without asking anything twice.
+            10 / (1 + 2 ln(1 + m)) after m accepted moves ("code"), at least 0.01.
+        order: "tree" orders demonstrations so that prompts share prefixes; "exact" gives the
+            result of "reference", the published loop, without sending any prompt twice.
         consistency: which claims constrain each other, see `claim.relations`.
         objective: predictability as the mean log-odds of the labels, each after all others
             ("log_odds", as in the code), or their mean log-probability ("log_prob", section 2.2).
         scores: "exact" log-probabilities of whole labels, or the published ones over the "top20"
             first tokens, see `scorer.compute_top_logprobs`.
-        wording: how claims and labels are written.
-        after: claims whose labels are given. They stand before all others in each prompt, never
-            change, and are no part of the energy or the report. With them all `claims` begin with
-            the labels that these predict, consistent with each other, and `n_seeds` is unused.
-        everyone: whether claims that the search has not accepted take in the end the label that
-            those found predict, consistent with them; the notes count them.
-        checkpoint: a file that makes a killed search resume where it was.
+        wording: the texts for claims and labels.
+        after: claims with given labels. They come before all others in each prompt, never change,
+            and are not part of the energy or the report. With them, all `claims` start with the
+            labels that these predict, consistent with each other, and `n_seeds` is unused.
+        everyone: label also the claims that the search has not accepted: at the end they get the
+            labels that the accepted ones predict, consistent with them. The notes count them.
+        checkpoint: a file from which a killed search resumes.
         on_step: called after each iteration.
 
     Returns:
@@ -87,7 +87,7 @@ def search(
     Raises:
         InputError: claims or settings are unusable, no claim fits into the context, or the
             checkpoint is of another search or in use.
-        EngineError: a claim could not be scored; no score is ever made up.
+        EngineError: a claim could not be scored; a missing score is never replaced.
     """
     settings = Settings(
         alpha=alpha, n_seeds=n_seeds, n_iterations=n_iterations, schedule=schedule, order=order,
@@ -109,7 +109,7 @@ def search(
             labels, final, notes = annealing.result(everyone=everyone)
         except KeyboardInterrupt:
             where = f"checkpoint {checkpoint}" if checkpoint else "response store, if there is one"
-            log.warning("icm: stopped; run again, it goes on with what is in the %s", where)
+            log.warning("icm: stopped; run again, it resumes from what is in the %s", where)
             raise
     return make_report(
         claims, labels, final, engine, asdict(settings) | {"wording": asdict(wording)},
@@ -127,13 +127,13 @@ def _header(
     settings: Settings,
     after: Labelled,
 ) -> dict[str, Any]:
-    """What a checkpoint rests on; more iterations may be added to a search."""
+    """The identity of a search in a checkpoint; the number of iterations is not part of it."""
     info = engine.info
     rules = [f"{one.first} {one.second} {one.kind}" for one in related]
     texts, groups = [claim.text for claim in claims], [claim.group for claim in claims]
     chosen = {k: v for k, v in asdict(settings).items() if k != "n_iterations"}
     if settings.scores == "exact":
-        del chosen["scores"]  # as in checkpoints from before there was another kind
+        del chosen["scores"]  # as in older checkpoints, which had no other kind
     header = {
         "model": info.model,
         "revision": info.revision,
@@ -155,19 +155,19 @@ def label_all(
     checkpoint: str | Path | None = None,
     **settings: Any,
 ) -> ICMReport:
-    """Find labels of any number of claims, in batches, as the paper does (section 3.1).
+    """Find labels for any number of claims, in batches, as in the paper (section 3.1).
 
-    One search over all claims would ask for each of them after all others, again and again. Each
-    batch is a `search` of its own, with all labels found before shown first in its prompts.
-    These never change, and the energy of a batch is that of its own claims. The first batch begins
-    with `n_seeds` random labels; each later one with all its claims labelled as those before it
-    predict: the energy is a mean, so a pool that grew from a few claims would refuse all that are
-    less predictable than these. Where not all labels fit into the context, see `Scorer`.
+    A single search would score each claim after all others, again and again. Instead each batch is
+    a separate `search`, with the labels of earlier batches first in its prompts. Those never
+    change, and the energy of a batch is that of its claims alone. The first batch starts with
+    `n_seeds` random labels. In each later one, all claims start with the labels that the earlier
+    ones predict: the energy is a mean, so a pool that grew from a few claims would reject all
+    less predictable ones. If not all labels fit into the context, see `Scorer`.
 
     Args:
-        batch_size: claims that are searched together, at most, see `split`.
-        checkpoint: a folder with a journal for each batch. Killed and started again, batches that
-            ended cost nothing, and the others end as they would have.
+        batch_size: maximum number of claims per search, see `split`.
+        checkpoint: a folder with a journal for each batch. If killed and started again, finished
+            batches cost nothing, and the others give the results they would have given.
         settings: of `search`, such as `alpha` and `on_step`, the same for each batch.
 
     Returns:
@@ -175,7 +175,7 @@ def label_all(
         the column `batch` (from 1); `provenance["batches"]` has the claims of each, by index.
 
     Raises:
-        InputError, EngineError: as `search`; `batch_size` is no whole number from 1.
+        InputError, EngineError: as `search`; or `batch_size` is not a whole number from 1.
     """
     before = engine.usage
     known, wording = parts_of(claims, wording)
@@ -210,10 +210,10 @@ def label_all(
 
 
 def checked_settings(given: Mapping[str, Any], **own: Any) -> Settings:
-    """The settings of a search out of those given, and others that cannot be given.
+    """The settings of a search, from those given and those fixed by the caller.
 
     Raises:
-        InputError: a name is none of theirs, or a value is out of its range.
+        InputError: a name is unknown, or a value is out of its range.
     """
     names = {field.name for field in fields(Settings)} - own.keys()
     if unknown := sorted({*given} - names):
@@ -223,7 +223,7 @@ def checked_settings(given: Mapping[str, Any], **own: Any) -> Settings:
 
 @contextmanager
 def over(count: int, what: str, unit: str) -> Iterator[Callable[[], object]]:
-    """A bar over parts that have bars of their own, if there are several; yields a step of it."""
+    """A bar over several parts that have their own bars; yields a function that advances it."""
     if count < 2:
         yield lambda: None
         return
@@ -232,12 +232,12 @@ def over(count: int, what: str, unit: str) -> Iterator[Callable[[], object]]:
 
 
 def split(claims: Sequence[Claim], batch_size: int) -> list[list[int]]:
-    """The claims, by index, in batches of whole groups: each goes into the first that has room.
+    """The claims, by index, in batches of whole groups: each goes into the first with room.
 
-    A group that is larger than `batch_size` is a batch of its own.
+    A group that is larger than `batch_size` is a batch by itself.
 
     Raises:
-        InputError: `batch_size` is no whole number from 1.
+        InputError: `batch_size` is not a whole number from 1.
     """
     batch_size = values.whole("batch_size", batch_size, 1)
     groups: dict[str, list[int]] = {}
@@ -253,7 +253,7 @@ def split(claims: Sequence[Claim], batch_size: int) -> list[list[int]]:
 
 
 def _history(parts: Sequence[Sequence[int]], reports: Sequence[ICMReport]) -> list[dict[str, Any]]:
-    """All rows with their batch, claims by their index among all, and sums over all until then."""
+    """All rows with their batch, claims by their index among all, and sums over all so far."""
     spent: dict[str, Any] = dict.fromkeys((*COUNTED, "seconds"), 0)
     rows: list[dict[str, Any]] = []
     for number, (part, one) in enumerate(zip(parts, reports, strict=True), 1):

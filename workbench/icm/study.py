@@ -1,4 +1,4 @@
-"""A search beside everything else that one could do, on the same claims and the same test."""
+"""Compare a search with its alternatives, on the same claims and the same test."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ GOLD_NEEDED = ("majority class", "golden labels")
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ICMStudy(Report):
-    """A `Report`; `rows` has one row a method, seed and test claim.
+    """A `Report`; `rows` has one row per method, seed and test claim.
 
     Attributes:
-        methods: one row a method, see `compare.method_table`.
-        runs: one row a method and seed, from which `methods` is made.
+        methods: one row per method, see `compare.method_table`.
+        runs: one row per method and seed; `methods` is made from it.
         searches: the report of each search, in the order of the seeds.
-        notes: what a reader has to know before quoting a number.
+        notes: caveats to know before quoting a number.
     """
 
     methods: pd.DataFrame
@@ -80,7 +80,7 @@ class ICMStudy(Report):
 
 @dataclass(frozen=True, slots=True)
 class Bootstrapped:
-    """The labels, after how many rounds, at what cost; `settled` if a last one changed nothing.
+    """Labels, number of rounds and cost; `settled` if the last round changed nothing.
 
     A claim that does not fit into the context has no label, as in a search.
     """
@@ -99,12 +99,12 @@ def bootstrap(
     consistency: Rule = "auto",
     wording: Wording | None = None,
 ) -> Bootstrapped:
-    """Label claims from what the model says without examples, then from all labels at once.
+    """Label claims with the model's zero-shot answers, then repeatedly from all other labels.
 
-    It is the cheapest rival of a search. At first the half of the claims with the greater log-odds
-    is true. In each round every claim is judged after all others with their labels, and takes what
-    is likelier. After each, claims that exclude each other take the labels that go together and are
-    likeliest.
+    It is the cheapest alternative to a search. At first the half of the claims with the greater
+    log-odds is true. In each round every claim is judged after all others with their labels, and
+    gets the likelier label. After each round, claims that exclude each other get their likeliest
+    consistent labels.
 
     Raises:
         InputError: as `search`.
@@ -149,21 +149,21 @@ def study(
     on_step: Callable[[Step], object] | None = None,
     **settings: Any,
 ) -> ICMStudy:
-    """Run the search and its rivals; each method's labels are shown before the same test claims.
+    """Run the search and its alternatives; each method's labels are tested on the same claims.
 
     Args:
-        testbed: claims and a test.
-        count: claims drawn from it for each seed; None is all.
+        testbed: claims and test claims.
+        count: claims to draw for each seed; None is all.
         batch_size: label them in batches, see `label_all`; None is one search.
-        seeds: each draws claims, and decides random labels and the search.
-        methods: some of `METHODS`; those that need gold labels are left out where there are none,
-            and the chat where the model has no chat template.
-        checkpoints: a folder in which each search keeps its journal.
+        seeds: each draws claims, random labels and a search.
+        methods: some of `METHODS`. Those that need gold labels are left out if there are none, and
+            the chat if the model has no chat template.
+        checkpoints: a folder for the journal of each search.
         settings: of `search`, such as `alpha`.
 
     Raises:
-        InputError: an unknown method or setting, no seeds, no gold in the test, or no method is
-            left.
+        InputError: an unknown method or setting, no seeds, no gold labels in the test, or no
+            method left.
         EngineError: a claim could not be scored.
     """
     _check(testbed, seeds, methods, settings)
@@ -232,7 +232,7 @@ def _possible(
 
 
 def _on_costs(engine: Engine, used: Usage) -> list[str]:
-    """Where the table's costs are not those of each method alone."""
+    """Notes on costs in the table that are not those of each method alone."""
     notes = []
     if used.from_store:
         notes.append(
@@ -240,7 +240,7 @@ def _on_costs(engine: Engine, used: Usage) -> list[str]:
             "nothing: costs are those of the rest"
         )
     if used.cached_tokens is None:
-        notes.append("the server does not tell what it had cached: costs are at most so great")
+        notes.append("the server does not report cached tokens: the true costs may be lower")
     elif used.cached_tokens and not isinstance(engine, VLLMEngine):
         notes.append(
             "this engine's prefix cache cannot be emptied: what one method computed is free for "
@@ -250,7 +250,7 @@ def _on_costs(engine: Engine, used: Usage) -> list[str]:
 
 
 class _Bench:
-    """Runs methods and collects: a frame of verdicts and a row of facts for each run."""
+    """Runs methods; collects a frame of verdicts and a row of facts for each run."""
 
     def __init__(
         self,
@@ -268,7 +268,7 @@ class _Bench:
         self.notes: list[str] = []
 
     def run(self, method: str, bed: Testbed, seeds: Sequence[int]) -> None:
-        """Once, for all these seeds."""
+        """Run a method for these seeds, or once if it does not depend on them."""
         seed = seeds[0]
         self._forget()
         labelled, finding = self._labelled(method, bed, seed)
@@ -276,7 +276,7 @@ class _Bench:
         before = self._engine.usage
         try:
             rows = self._judged(method, bed, labelled)
-        except (InputError, EngineError) as error:  # a server refuses each chat
+        except (InputError, EngineError) as error:  # a server may refuse each chat
             if method != "zero-shot chat":
                 raise
             self.notes.append(f"{method}: left out ({error})")
@@ -300,12 +300,12 @@ class _Bench:
         self.rows += [rows.assign(method=method, seed=one) for one in seeds]
 
     def _forget(self) -> None:
-        """So that no method finds the prompts of another in the prefix cache."""
+        """Empty the prefix cache, so that no method benefits from the prompts of another."""
         if isinstance(self._engine, VLLMEngine):
             self._engine.llm.reset_prefix_cache()
 
     def _labelled(self, method: str, bed: Testbed, seed: int) -> tuple[Labelled, Cost]:
-        """The labels that a method shows, none for some, and what it cost to find them."""
+        """The labels that a method shows (empty for some methods), and their cost."""
         if method == "ICM":
             found = self._search(bed, seed)
             return found.labelled(), found.cost

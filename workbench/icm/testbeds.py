@@ -1,6 +1,6 @@
-"""Testbeds: claims to be labelled, and claims held out to see what the labels are worth.
+"""Testbeds: claims to label, and held-out claims to measure the accuracy of the labels.
 
-A gold label is passed on and nothing else: text, group, key and order are made without it.
+Gold labels are only passed through: text, group, key and order do not depend on them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from workbench.tasks.rows import TableRow, read_rows
 from workbench.types import Item
 
 MOST_PROBLEMS = 20_000
-"""How many made-up problems are looked at before there are no more new ones."""
+"""How many generated problems to try before the supply of new ones counts as exhausted."""
 ADDED = ("icm_label", "icm_logprob_true", "icm_logprob_false", "icm_log_odds", "icm_error")
 """The columns that `joined` adds."""
 CLAIM = "Question: {question}\nClaim: {choice}\nI think this claim is"
@@ -33,28 +33,28 @@ WORDS: Mapping[str, bool | None] = {
     **dict.fromkeys(("false", "no", "n", "f", "0", "incorrect"), False),
     **dict.fromkeys(("na", "n/a", "nan", "none", "null", "?", "unknown", "-"), None),
 }
-"""How gold labels are written."""
+"""The spellings of gold labels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Testbed:
-    """Claims and how they are put.
+    """Claims and their wording.
 
     Attributes:
-        name: what it is called in tables.
+        name: its name in tables.
         claims: to be labelled.
         test: held out; may be empty.
-        wording: the words around the claims.
-        table: a user's file as it came in, all rows and columns; None for the built-in testbeds.
-        places: for the text of each claim to be labelled the rows of `table` that it stands for (of
+        wording: the texts around the claims.
+        table: a user's file as read, all rows and columns; None for the built-in testbeds.
+        places: for the text of each claim to be labelled, the rows of `table` with this claim (of
             a comparison: that its first response is better). The rows in none are held out.
-        notes: what was decided in reading the file, such as on rows that contradict each other.
+        notes: decisions made while reading the file, such as on rows that contradict each other.
 
     Raises:
         InputError: the claims cannot be labelled, or a test claim is among them.
     """
 
-    __test__: ClassVar[bool] = False  # pytest takes it for a test by its name
+    __test__: ClassVar[bool] = False  # its name looks like a test to pytest
 
     name: str
     claims: tuple[Claim, ...]
@@ -116,7 +116,7 @@ def _filled(groups: Iterator[list[Claim]], count: int | None) -> tuple[Claim, ..
 def parts_of(
     claims: Sequence[Claim] | Testbed, wording: Wording | None
 ) -> tuple[tuple[Claim, ...], Wording]:
-    """What a search needs of claims or of a testbed, whose own wording counts if there is none.
+    """The claims and wording for a search; a testbed's wording is the default.
 
     Raises:
         InputError: the claims cannot be labelled, or the file has columns of the labels' names.
@@ -128,7 +128,7 @@ def parts_of(
 
 
 def check_columns(testbed: Testbed) -> None:
-    """Whether `joined` can add its columns, to be asked before a long search.
+    """Check before a long search that `joined` can add its columns.
 
     Raises:
         InputError: the table has such a column already.
@@ -150,18 +150,18 @@ def joined(
 ) -> pd.DataFrame:
     """The table of a testbed with the columns `ADDED`: every row, in its order, labelled or not.
 
-    A row that is there twice has the label of its claim both times; that of a comparison says
+    A duplicate row gets the label of its claim both times. For a comparison the label says
     whether the first response is better.
 
     Args:
-        testbed: of `read_claims`, or drawn from it.
-        claims: those that were labelled, in any order.
-        labels: theirs; None where the search did not come to a claim.
+        testbed: from `read_claims`, or drawn from it.
+        claims: the labelled claims, in any order.
+        labels: their labels; None for a claim that the search did not reach.
         scores: log-probabilities of true and false, in nats, by the claim's place in `claims`.
         errors: why claims have no label.
 
     Raises:
-        InputError: the testbed is of no file, or has such columns already.
+        InputError: the testbed is not from a file, or has such columns already.
     """
     if testbed.table is None:
         raise InputError(f"{testbed.name} was read from no file, so there is no table to join to")
@@ -181,15 +181,15 @@ def joined(
 
 
 def put(template: str = CLAIM, **columns: str) -> str:
-    """A template with its columns filled in; braces in the values stay as they are."""
+    """A template with its columns filled in; braces in the values are unchanged."""
     return re.sub(COLUMNS, lambda name: columns.get(name[1], name[0]), template).rstrip()
 
 
 def gold_of(row: TableRow, column: str, words: Mapping[str, bool | None] = WORDS) -> bool | None:
-    """A gold label, None where there is none.
+    """A gold label, None if there is none.
 
     Raises:
-        InputError: a word that is not known.
+        InputError: an unknown word.
     """
     value = row.key(column)
     if value is not None and value.casefold() not in words:
@@ -203,11 +203,11 @@ def gold_of(row: TableRow, column: str, words: Mapping[str, bool | None] = WORDS
 def embedded(count: int = 128, test_count: int = 200, seed: int = 0) -> Testbed:
     """Claims about sums that the embedded model was not trained on.
 
-    The test does not depend on `count`, and no problem is on both sides, nor with its operands
-    exchanged.
+    The test does not depend on `count`. No problem is on both sides, not even with exchanged
+    operands.
 
     Raises:
-        InputError: a count is too small, or there are not so many claims.
+        InputError: a count is too small, or larger than the supply of claims.
     """
     values.whole("count", count, 1)
     values.whole("test_count", test_count, 0)
@@ -233,7 +233,7 @@ def _new_problems(groups: Iterable[list[Equation]]) -> Iterator[list[Claim]]:
 def truthfulqa() -> Testbed:
     """TruthfulQA (Lin et al. 2022): answers to questions, of which several may be true.
 
-    No rule tells from the texts which answers agree, so there are no keys.
+    The texts do not show which answers agree, so the claims have no answer keys.
 
     Raises:
         InputError: the files are not in `$WORKBENCH_DATA`, or are broken.
@@ -259,7 +259,7 @@ def _different(claims: Iterable[Claim]) -> tuple[Claim, ...]:
 
 
 def gsm8k() -> Testbed:
-    """A 6B model's two solutions to each GSM8K problem (Cobbe et al. 2021), true if right.
+    """A 6B model's two solutions to each GSM8K problem (Cobbe et al. 2021), true if correct.
 
     Every third problem is held out.
 
@@ -278,14 +278,14 @@ def _solution(row: TableRow, how: str, group: str) -> Claim:
     if not isinstance(values.get(how), Mapping):
         raise InputError(f"{place}: {how}={values.get(how)!r:.60} must hold a solution")
     inner = TableRow(f"{place}: {how}", values[how])
-    # A solution that was cut off at its greatest length may end within a mark.
+    # A solution that was cut off at the maximum length may end within a mark.
     text = re.sub(r"<<[^<>]*$", "", CALCULATION.sub("", inner.text("solution"))).strip()
     claim = put(question=row.text("question"), choice=text)
     return Claim(claim, group, _final(text), gold_of(inner, "is_correct"))
 
 
 def _final(solution: str) -> str | None:
-    """What follows the last `A:`; a number as `canonical` writes it."""
+    """The text after the last `A:`; a number as `canonical` writes it."""
     found = re.findall(r"^A:[ \t]*(\S.*?)[ \t]*$", solution, re.MULTILINE)
     if not found:
         return None
