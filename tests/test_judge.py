@@ -159,7 +159,7 @@ def test_built_in_chats_leave_no_place_open() -> None:
         ("{problem} {a}", ("y", "n"), "lacks {b}"),
         ("{problem} {a} {b} {candidate}", ("y", "n"), "a choice of one kind"),
         ("{problem} {candidate} {answer}", ("y", "n"), "unknown place {answer}"),
-        ("{problem} {candidate} {reference}", ("y", "n"), "a line of its own"),
+        ("{problem} {candidate} {reference}", ("y", "n"), "on a separate line"),
         ("{problem} {candidate}", ("yes",), "two verdicts or more"),
         ("{problem} {candidate}", "yn", "two verdicts or more"),
         ("{problem} {candidate}", ("Yes", " yes."), "differ by more"),
@@ -576,7 +576,7 @@ def test_expected_scores_of_the_embedded_model(plain: VLLMEngine) -> None:
         (lambda: Judge(Fake(), builtin("pointwise")).rubric([CASE]), "need numbers"),
         (
             lambda: Judge(Fake(), samples=2, temperature=1).pointwise([CASE], "logprob"),
-            "has one only",
+            "has only one",
         ),
         (lambda: builtin("none"), "there are: pairwise, pointwise, rubric, tiny"),
     ],

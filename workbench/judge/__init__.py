@@ -1,4 +1,4 @@
-"""Judging with language models: verdicts, comparisons and scores of answers that are there."""
+"""Judging with language models: verdicts, comparisons and scores of existing answers."""
 
 from workbench.judge.compat import LLMJudgeClient, compute_llm_judge_scores_batch
 from workbench.judge.judge import Judge

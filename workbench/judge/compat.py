@@ -1,7 +1,7 @@
-"""Two names that judging clients elsewhere have, over the same engine and judge as all the rest.
+"""Two entry points that other judging clients have, on top of this package's engines and judges.
 
-What differs from those clients: a verdict that is missing is None and never 0, and a failure is one
-prompt's, never a chunk's.
+Differences from those clients: a missing verdict is None, never 0, and a failure affects only its
+own prompt, not a whole chunk.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ def compute_llm_judge_scores_batch(
 
     Args:
         problems, ground_truths: one each; a ground truth may be None or "".
-        candidates_list: for each problem its candidates; None is one that could not be generated.
+        candidates_list: the candidates for each problem; None is one that was not generated.
         server_url: of an OpenAI-compatible server; `$LLM_JUDGE_SERVER_URL` by default.
-        model_name: None is the only model of the server.
-        batch_size: requests in flight, at most.
+        model_name: None means the server's only model.
+        batch_size: maximum number of requests in flight.
         engine: an open engine to judge with, instead of a server.
-        mode: "generate" scores an accepted candidate 1.0 and another 0.0; "logprob" scores the
-            probability of accepting, which also tells the best of several good ones.
+        mode: "generate" scores an accepted candidate 1.0 and a rejected one 0.0; "logprob" scores
+            the probability of accepting, which also ranks several good candidates.
         template, samples, temperature, seed, max_tokens: as in `Judge`.
-        store: where verdicts are kept, as in `open_engine`; an open engine has its own.
+        store: for verdicts, as in `open_engine`; an open engine has its own store.
 
     Returns:
-        For each problem the scores of its candidates, None where there is no verdict; and the
-        index of the first with the highest score, None where nothing could be scored.
+        The scores of each problem's candidates, None for a missing verdict; and for each problem
+        the index of the first candidate with the highest score, None if no candidate has a score.
 
     Raises:
         InputError: lists of different lengths, an empty problem, no server and no engine.
@@ -66,7 +66,7 @@ def compute_llm_judge_scores_batch(
     opened: AbstractContextManager[Engine] = (
         _open(_url(server_url), model_name, batch_size, "auto", store)
         if engine is None
-        else nullcontext(engine)  # which stays open
+        else nullcontext(engine)  # a caller's engine stays open
     )
     with opened as judging:
         judge = Judge(
@@ -87,15 +87,15 @@ def compute_llm_judge_scores_batch(
 
 
 class LLMJudgeClient:
-    """Answers of a judging model on a server.
+    """A client for a judging model on a server.
 
     Args:
         server_url: of an OpenAI-compatible server; `$LLM_JUDGE_SERVER_URL` by default.
-        model_name: None is the only model of the server.
-        batch_size_per_worker: prompts in one request, where the server takes several.
-        num_workers: requests in flight, at most.
-        engine: an open engine instead of a server; it stays open at the end.
-        store: where answers are kept, as in `open_engine`.
+        model_name: None means the server's only model.
+        batch_size_per_worker: prompts per request, if the server accepts several.
+        num_workers: maximum number of requests in flight.
+        engine: an open engine instead of a server; `close` does not close it.
+        store: for answers, as in `open_engine`.
 
     Raises:
         InputError: no server and no engine.
@@ -128,19 +128,19 @@ class LLMJudgeClient:
         top_p: float = 1.0,
         seed: int | None = None,
     ) -> list[str | None]:
-        """Answer all prompts, in their order.
+        """Answer all prompts, in order.
 
         Args:
-            prompts: texts, each sent as a user's message, or chats.
-            batch_size_per_worker: instead of the client's own.
+            prompts: texts, each sent as a user message, or chats.
+            batch_size_per_worker: overrides the client's.
             max_tokens, temperature, top_p, seed: as in `Sampling`.
 
         Returns:
-            The answers' texts, None where one failed.
+            The texts of the answers, None for a failed one.
 
         Raises:
-            InputError: a prompt or an argument is not as it should be.
-            EngineError: the server cannot be used at all.
+            InputError: a prompt or an argument is invalid.
+            EngineError: the server cannot be used.
         """
         if isinstance(prompts, str):
             raise InputError("prompts is a text: make it a list of prompts")
@@ -207,7 +207,7 @@ def _cases(
     ground_truths: Sequence[str | None],
     candidates_list: Sequence[Sequence[str | None]],
 ) -> dict[tuple[int, int], Case]:
-    """What there is to judge, by (index of the problem, index of the candidate)."""
+    """The cases to judge, by (index of the problem, index of the candidate)."""
     lengths = {len(problems), len(ground_truths), len(candidates_list)}
     if len(lengths) > 1 or isinstance(problems, str):
         raise InputError(

@@ -1,8 +1,8 @@
-"""A judge: an engine, or several, and a template. It judges texts that are there already.
+"""A judge: one or several engines, and a template. It judges existing texts.
 
-What is judged comes from anywhere, such as the rows of a saved report (`cases_of`), so that another
-judge or rubric scores the same answers without generating them again. Verdicts are kept in the
-judging engine's own store.
+The texts can come from anywhere, such as the rows of a saved report (`cases_of`), so another judge
+or rubric can score the same answers without generating them again. Verdicts are kept in the
+judging engine's store.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from workbench.stats import Share, balanced_accuracy, kappa, mean, mean_share, p
 from workbench.types import Engine, Metric, Report, Sampling, Usage
 
 Judged = TypeVar("Judged", Case, Pair)
-COUNTS = {"pointwise": (2,), "pairwise": (2, 3)}  # how many choices their templates have
+COUNTS = {"pointwise": (2,), "pairwise": (2, 3)}  # allowed numbers of choices
 NAN = float("nan")
 
 
 @dataclass(frozen=True, slots=True)
 class _Answers:
-    """The votes on every prompt, with what a report tells of them."""
+    """The votes on every prompt, with the facts for a report."""
 
     ballots: list[Ballot]
     usage: Usage
@@ -40,17 +40,17 @@ class _Answers:
 
 
 class Judge:
-    """Judges with one engine, or with the majority of several.
+    """A judge with one engine, or with the majority vote of several.
 
     Args:
-        engines: what judges. Each is asked `samples` times for each case.
-        template: a `Template`, or the path of a template file; by default one of those beside
-            this code, in a form that the engine knows.
+        engines: one or several. Each answers `samples` times for each case.
+        template: a `Template` or the path of a template file; by default a built-in one, as a chat
+            or a completion, whichever the engine supports.
         samples: verdicts of each engine on each case; more than one needs `temperature` above 0.
         temperature, seed, max_tokens: as in `Sampling`; a reasoning model needs many tokens.
 
     Raises:
-        InputError: an argument is not as it should be, or the template file is not.
+        InputError: an argument or the template file is invalid.
     """
 
     def __init__(
@@ -78,23 +78,23 @@ class Judge:
         self._template = template
 
     def pointwise(self, cases: Sequence[Case], mode: Mode = "generate") -> Report:
-        """Is each answer right?
+        """Judge whether each answer is correct.
 
         Args:
-            cases: with a `reference` each, or without; `gold` is True or False where it is known.
-            mode: "generate" has the verdict written, held to the choices where the engine can;
-                "logprob" takes the likelier choice and tells its probability, at the price of
-                reading the prompt.
+            cases: each with or without a `reference`; `gold` is True or False, if known.
+            mode: "generate" generates the verdict, restricted to the choices if the engine can;
+                "logprob" takes the likelier choice and reports its probability. It costs only the
+                prompt's tokens.
 
         Returns:
-            A `Report`. Rows: `verdict` (True, False, or missing), `probability` of accepting
-            ("logprob": mean of the judges), `votes` and `texts` (judge by judge, sample by sample),
-            and why a verdict is missing: `error` (no call succeeded) or `unparsed` (no verdict
-            could be read, or a tie). Summary: share accepted and, with gold, balanced accuracy
-            and Cohen's kappa, over the cases with a verdict, with the numbers of the others.
+            A `Report`. Rows: `verdict` (True, False or missing), `probability` of accepting
+            ("logprob": mean over the judges), `votes` and `texts` (by judge, then by sample), and
+            the reason for a missing verdict: `error` (all calls failed) or `unparsed` (no readable
+            verdict, or a tie). Summary: the share accepted and, with gold, balanced accuracy and
+            Cohen's kappa, over the cases with a verdict, with the number of the others.
 
         Raises:
-            InputError: no cases, an unknown mode, a gold or a template of another kind.
+            InputError: no cases, an unknown mode, a gold value or template of the wrong kind.
         """
         cases = _checked(cases, Case, lambda gold: isinstance(gold, bool), "True or False")
         asked = self._ask("pointwise", [case.values() for case in cases], mode)
@@ -106,10 +106,10 @@ class Judge:
         return asked.report(summary, rows, verdict="boolean", gold="boolean", probability="Float64")
 
     def rubric(self, cases: Sequence[Case], mode: Mode = "generate") -> Report:
-        """How good is each answer on the template's scale?
+        """Score each answer on the template's scale.
 
         Args:
-            cases: `gold` is a score of the scale where it is known.
+            cases: `gold` is a score of the scale, if known.
             mode: as in `pointwise`.
 
         Returns:
@@ -119,7 +119,7 @@ class Judge:
             score and, with gold, balanced accuracy and kappa with quadratic weights of `verdict`.
 
         Raises:
-            InputError: as `pointwise`, or the template's choices are no numbers.
+            InputError: as `pointwise`, or the template's choices are not numbers.
         """
         scale = self._chosen(self._engines[0], "rubric").scale
         cases = _checked(
@@ -139,19 +139,19 @@ class Judge:
         return asked.report([metric, *_agreement(rows, power=2)], rows, **types)
 
     def pairwise(self, pairs: Sequence[Pair], mode: Mode = "generate") -> Report:
-        """Which of two answers is better? Each pair is shown in both orders.
+        """Judge which of two answers is better. Each pair is shown in both orders.
 
         Args:
-            pairs: `gold` is "a", "b" or "tie" where it is known.
+            pairs: `gold` is "a", "b" or "tie", if known.
             mode: as in `pointwise`.
 
         Returns:
             A `Report` as from `pointwise`. Rows: `verdict_ab` and `verdict_ba` with `a` or `b`
-            shown first; `verdict` is theirs if they agree, else "tie", and missing if one of them
-            is; `probability` that `a` is better, half of a tie's added, mean of both orders.
-            Summary: shares of wins and ties, agreement of both orders, share of wins of whatever
-            was shown first (over pairs where both orders named a side; 0.5 is no bias) and, with
-            gold, balanced accuracy and kappa.
+            shown first; `verdict` is their verdict if they agree, else "tie", and missing if one
+            is missing; `probability` that `a` is better (plus half the probability of a tie), mean
+            of both orders. Summary: shares of wins and ties, agreement of the two orders, how often
+            the answer shown first wins (over pairs where both orders chose a side; 0.5 is no bias)
+            and, with gold, balanced accuracy and kappa.
 
         Raises:
             InputError: as `pointwise`.
@@ -173,7 +173,7 @@ class Judge:
         template = self._template
         if template is None:
             tiny = kind == "pointwise" and engine.info.model == EMBEDDED
-            template = builtin("tiny" if tiny else kind)  # it was trained on a form of its own
+            template = builtin("tiny" if tiny else kind)  # the form that it was trained on
             if not getattr(engine, "has_chat", True):  # a base model
                 template = template.as_text()
         template = fitting(template, engine)
@@ -188,12 +188,12 @@ class Judge:
         return template
 
     def _ask(self, kind: str, values: Sequence[Mapping[str, str | None]], mode: Mode) -> _Answers:
-        """Every engine's votes on every prompt."""
+        """Collect every engine's votes on every prompt."""
         if mode not in ("generate", "logprob"):
             raise InputError(f'mode={mode!r} must be "generate" or "logprob"')
         if mode == "logprob" and self._sampling.n > 1:
             raise InputError(
-                f'samples={self._sampling.n}: mode="logprob" has one only; set it to 1'
+                f'samples={self._sampling.n}: mode="logprob" has only one; set samples to 1'
             )
         templates = [self._chosen(engine, kind) for engine in self._engines]
         votes: list[list[Vote]] = [[] for _ in values]
@@ -237,21 +237,21 @@ def _given(case: Case | Pair, index: int) -> Row:
 
 
 def _share(name: str, rows: Sequence[Row], flags: Sequence[bool | None]) -> Metric:
-    """Share of what holds among the rows where it is known; the others are counted apart."""
+    """The share of true flags among the known ones; failed and unparsed rows are counted apart."""
     failed, unparsed = _missing(rows)
     known = [flag for flag in flags if flag is not None]
     return mean_share(name, known, n_failed=failed, n_unparsed=unparsed)
 
 
 def _missing(rows: Sequence[Row]) -> tuple[int, int]:
-    """How many rows failed, and how many have no verdict for another reason."""
+    """How many rows failed, and how many lack a verdict for another reason."""
     failed = sum(row["error"] is not None for row in rows)
     return failed, sum(row["unparsed"] is not None for row in rows)
 
 
 def _first(rows: Sequence[Row]) -> Metric:
-    """How often the side shown first wins: 1/2, and half of how much oftener it wins both orders
-    of a pair than the side shown second does."""
+    """How often the side shown first wins: 1/2, plus half of the difference between how often it
+    and the side shown second win both orders of a pair."""
     name = "first position wins"
     orders = [(row["verdict_ab"], row["verdict_ba"]) for row in rows]
     sided = [order for order in orders if {*order} <= {"a", "b"}]
@@ -264,7 +264,7 @@ def _first(rows: Sequence[Row]) -> Metric:
 
 
 def _agreement(rows: Sequence[Row], power: int | None = None) -> list[Metric]:
-    """Of verdict and gold, over the rows that have both."""
+    """Agreement of verdict and gold, over the rows that have both."""
     known = [row for row in rows if row["gold"] is not None]
     done = [row for row in known if row["verdict"] is not None]
     names = ("balanced accuracy", "Cohen's kappa")

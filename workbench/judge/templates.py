@@ -1,4 +1,4 @@
-"""What a judge is asked: a case, and a text with places for it and the words that may answer it.
+"""Templates for judges: a text with placeholders for a case, and the allowed verdicts.
 
 A template file is a header, a line `---`, and the text:
 
@@ -38,10 +38,10 @@ MARKS = " \t\r\n*_`\"'"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One answer to judge. An empty `candidate` is an answer too; `gold` is the true verdict.
+    """One answer to judge. An empty `candidate` is a valid answer; `gold` is the true verdict.
 
     Raises:
-        InputError: a text is missing or no text.
+        InputError: a text is missing or not a text.
     """
 
     problem: str
@@ -54,7 +54,7 @@ class Case:
         _check_texts(self, "candidate")
 
     def values(self) -> dict[str, str | None]:
-        """What the places of a template stand for."""
+        """The texts for a template's placeholders."""
         return {name: getattr(self, name) for name in ("problem", "candidate", "reference")}
 
 
@@ -63,7 +63,7 @@ class Pair:
     """Two answers to compare; `gold` is "a", "b" or "tie".
 
     Raises:
-        InputError: a text is missing or no text.
+        InputError: a text is missing or not a text.
     """
 
     problem: str
@@ -77,7 +77,7 @@ class Pair:
         _check_texts(self, "a", "b")
 
     def values(self, *, swapped: bool = False) -> dict[str, str | None]:
-        """What the places of a template stand for."""
+        """The texts for a template's placeholders."""
         a, b = (self.b, self.a) if swapped else (self.a, self.b)
         return {"problem": self.problem, "a": a, "b": b, "reference": self.reference}
 
@@ -86,21 +86,21 @@ class Pair:
 class Template:
     """One way to ask for a verdict.
 
-    All places are filled in one pass, so that braces in what is filled in stay as they are;
+    All placeholders are filled in one pass, so braces in the filled-in texts are unchanged.
     `{{name}}` stands for `{name}` itself.
 
     Attributes:
         text: has `{problem}`, and `{candidate}` or `{a}` and `{b}`; may have `{reference}`. A line
-            with `{reference}` is left out for a case that has none.
-        choices: the verdicts. For one answer the first accepts it and the second does not; for
-            scores they are numbers; for two answers the first, the second, and perhaps a tie.
-        style: "completion" sends the text as it is, "chat" as the user's message.
-        reasons: the text asks for reasons before a last line `Verdict: …`. The answer is then
-            not held to the choices, which would leave no room for them.
+            with `{reference}` is omitted for a case without a reference.
+        choices: the verdicts. For one answer: accept, then reject; or numbers, for scores. For two
+            answers: the first, the second and optionally a tie.
+        style: "completion" sends the text unchanged, "chat" sends it as a user message.
+        reasons: the text asks for reasons before a last line `Verdict: …`. Then the answer is not
+            restricted to the choices, because that would leave no room for reasons.
         name: for reports.
 
     Raises:
-        InputError: a place is missing or unknown, or the choices cannot be told apart.
+        InputError: a placeholder is missing or unknown, or the choices are not distinct.
     """
 
     text: str
@@ -125,10 +125,10 @@ class Template:
 
     @classmethod
     def load(cls, path: str | Path) -> Template:
-        """Read a template file (its form is above).
+        """Read a template file (see the format above).
 
         Raises:
-            InputError: there is no such file, or its header is not as it should be.
+            InputError: the file does not exist, or its header is invalid.
         """
         file = Path(path).expanduser()
         try:
@@ -142,7 +142,7 @@ class Template:
 
     @property
     def compares(self) -> bool:
-        """Whether it asks for the better of two answers."""
+        """Whether it compares two answers."""
         return "a" in _places(self.text)
 
     @property
@@ -150,7 +150,7 @@ class Template:
         """The choices as numbers.
 
         Raises:
-            InputError: they are none.
+            InputError: they are not numbers.
         """
         try:
             return tuple(float(choice) for choice in self.choices)
@@ -161,24 +161,24 @@ class Template:
 
     @property
     def digest(self) -> str:
-        """What tells it from others; the name is no part of it."""
+        """Identifies the template's content; the name is not part of it."""
         return digest(self.text, self.choices, self.style, self.reasons).hex()[:12]
 
     def as_text(self) -> Template:
-        """The same words for a model without chats, which continues them with a verdict."""
+        """The same text for a model without chats, with the verdict as its continuation."""
         if self.style == "completion":
             return self
         choices = tuple(f" {choice}" for choice in self.choices)
         return replace(self, text=f"{self.text}\n\nVerdict:", style="completion", choices=choices)
 
     def as_chat(self) -> Template:
-        """The same words as a message, for a model that has nothing but chats."""
+        """The same text as a message, for a model that supports only chats."""
         if self.style == "chat":
             return self
         return replace(self, style="chat", choices=tuple(one.strip() for one in self.choices))
 
     def fill(self, values: Mapping[str, str | None]) -> Prompt:
-        """The prompt for a case, given the text for each place; only a reference may be None."""
+        """The prompt for a case, from a text for each placeholder; only a reference may be None."""
         lines = self.text.split("\n")
         if values.get("reference") is None:
             lines = [line for line in lines if "reference" not in _places(line)]
@@ -193,7 +193,7 @@ class Template:
         for place in sorted(places):
             if place not in KNOWN:
                 raise InputError(
-                    f"template {self.name}: unknown place {{{place}}}; known: "
+                    f"template {self.name}: unknown placeholder {{{place}}}; known: "
                     f"{', '.join(KNOWN)}. For the braces themselves write {{{{{place}}}}}"
                 )
         needed = TWO if places & {"a", "b"} else ONE
@@ -209,7 +209,7 @@ class Template:
             if others and "reference" in _places(line):
                 raise InputError(
                     f"template {self.name}: {{{min(others)}}} is on one line with {{reference}}, "
-                    "which is left out where there is none: give it a line of its own"
+                    "which is left out where there is none: put it on a separate line"
                 )
 
 
@@ -221,16 +221,16 @@ def cases_of(
     reference: str | None = "answer",
     gold: str | None = None,
 ) -> list[Case]:
-    """The answers in the rows of a report of `evaluate`, for judging them again.
+    """The answers in the rows of a report of `evaluate`, for judging.
 
     Args:
-        rows: also as read back from `rows.parquet`. Rows that failed hold no answer and are left
-            out; `id` goes along where there is one.
-        problem, candidate, reference, gold: columns; None for a reference or gold that is not
-            to be used.
+        rows: also as read from `rows.parquet`. Failed rows have no answer and are left out; `id`
+            is kept if there is one.
+        problem, candidate, reference, gold: names of columns; None for a reference or gold that
+            should not be used.
 
     Raises:
-        InputError: a column is not there.
+        InputError: a column is missing.
     """
     wanted = [name for name in (problem, candidate, reference, gold) if name is not None]
     missing = [name for name in wanted if name not in rows]
@@ -250,7 +250,7 @@ def cases_of(
 
 
 def builtin(name: str) -> Template:
-    """One of the templates beside this code: pointwise, pairwise, rubric, or tiny.
+    """A built-in template: pointwise, pairwise, rubric, or tiny.
 
     Raises:
         InputError: there is no such template.
@@ -262,7 +262,7 @@ def builtin(name: str) -> Template:
 
 
 def normal(text: str) -> str:
-    """A verdict without its case, marks around it and punctuation behind it."""
+    """A verdict in lower case, without surrounding marks and trailing punctuation."""
     return text.strip(MARKS).rstrip(f"{MARKS}.,;:!").casefold()
 
 
@@ -275,7 +275,7 @@ def _checked_choices(name: str, choices: object) -> tuple[str, ...]:
         raise InputError(f"template {name}: choices={choices!r} must be two verdicts or more")
     for choice in choices:
         if not isinstance(choice, str) or "\n" in choice or not normal(choice):
-            raise InputError(f"template {name}: choice {choice!r} must be a word or some on a line")
+            raise InputError(f"template {name}: choice {choice!r} must be words on a single line")
     if len({normal(choice) for choice in choices}) < len(choices):
         raise InputError(
             f"template {name}: choices={tuple(choices)!r} must differ by more than case and marks"

@@ -1,6 +1,6 @@
-"""Votes: one verdict each, asked of a judge and read strictly; and what several come to.
+"""Votes: ask a judge for a verdict, read it strictly, and combine several votes.
 
-A choice is its place in the template's `choices`. What cannot be read is no vote, never a verdict.
+A choice is an index into the template's `choices`. An answer that cannot be read is not a vote.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MARKED = re.compile(r"\[\[([^\[\]\n]{1,40})\]\]")
 FENCED = re.compile(r"\A[^{}`]*```(?:json)?\s*(\{.*\})\s*```\s*\Z", re.DOTALL | re.IGNORECASE)
 REFUSED = re.compile(
     r"choice|structured|guided|grammar|response_format|json_schema", re.IGNORECASE
-)  # how servers say that they cannot hold an answer to a form
+)  # how servers report that they cannot restrict an answer's format
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,11 @@ class Vote:
     """One judge's answer on one prompt.
 
     Attributes:
-        choice: None where there is none: then `error` or `unread` says why.
-        text: what was answered.
-        error: the call failed.
-        unread: it did not, but no verdict could be read.
-        chances: probability of each choice among all of them, from label log-probabilities.
+        choice: None if there is none; then `error` or `unread` has the reason.
+        text: the answer.
+        error: why the call failed.
+        unread: why no verdict could be read, although the call succeeded.
+        chances: the probability of each choice among all choices, from label log-probabilities.
     """
 
     choice: int | None
@@ -66,8 +66,8 @@ class Ballot:
 
     @property
     def verdict(self) -> int | None:
-        """The choice of most votes that could be read; None if there are none, or as many for
-        another."""
+        """The choice with the most votes among those read; None if there are none, or if it is
+        tied with another."""
         counts = Counter(self.places).most_common(2)
         if not counts or (len(counts) == 2 and counts[0][1] == counts[1][1]):
             return None
@@ -75,30 +75,30 @@ class Ballot:
 
     @property
     def error(self) -> str | None:
-        """Why nothing was answered."""
+        """The reason why all calls failed, if they did."""
         return None if self.places else next((v.error for v in self.votes if v.error), None)
 
     @property
     def unparsed(self) -> str | None:
-        """Why there is no verdict although there were answers."""
+        """The reason why there is no verdict, although there are answers."""
         if self.verdict is not None or self.error:
             return None
         return "tie" if self.places else next(v.unread for v in self.votes if v.unread)
 
     @property
     def chances(self) -> tuple[float, ...] | None:
-        """Mean of the votes' chances."""
+        """Mean of the votes' probabilities."""
         known = [vote.chances for vote in self.votes if vote.chances is not None]
         return tuple(sum(column) / len(known) for column in zip(*known, strict=True)) or None
 
     def score(self, scale: Sequence[float]) -> float | None:
-        """Mean of the votes, or of the whole scale by its chances where they are known."""
+        """Mean of the votes, or of the scale weighted by the probabilities, if known."""
         if self.chances:
             return sum(p * value for p, value in zip(self.chances, scale, strict=True))
         return sum(scale[p] for p in self.places) / len(self.places) if self.places else None
 
     def row(self, names: Sequence[Any], **more: object) -> Row:
-        """For a report; `names` is what the choices mean."""
+        """A row for a report; `names` are the meanings of the choices."""
         meant = [None if vote.choice is None else names[vote.choice] for vote in self.votes]
         return {
             "verdict": None if self.verdict is None else names[self.verdict],
@@ -130,14 +130,14 @@ def both(ab: Ballot, ba: Ballot) -> Row:
 
 
 def read(text: str, choices: Sequence[str]) -> int | None:
-    """Which of the choices an answer is, None if it is not exactly one.
+    """The choice that an answer names, None if it is not exactly one.
 
-    It must be the choice as a whole, end in a line such as `Final verdict: …`, have one `[[…]]`, or
-    be an object with a "verdict", in a fence or not; "4/5" is 4. Case, marks around it and
-    punctuation behind it do not count. "incorrect" is never "correct".
+    It must be exactly the choice, end in a line such as `Final verdict: …`, have a single `[[…]]`,
+    or be an object with a "verdict", in a code fence or not; "4/5" is 4. Case, surrounding marks
+    and trailing punctuation do not matter. "incorrect" is never "correct".
     """
     words = {normal(choice): place for place, choice in enumerate(choices)}
-    answer = text.rpartition("</think>")[2].strip()  # thinking that a server left in the answer
+    answer = text.rpartition("</think>")[2].strip()  # reasoning that a server left in the answer
     if "<think>" in answer:
         return None
     fenced = FENCED.search(answer)
@@ -153,7 +153,7 @@ def read(text: str, choices: Sequence[str]) -> int | None:
 
 
 def _of_json(text: str, words: Mapping[str, int]) -> int | None:
-    """The verdict of an object, whatever else is in it."""
+    """The verdict of a JSON object, ignoring its other fields."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):  # a model can nest braces without end
@@ -164,7 +164,7 @@ def _of_json(text: str, words: Mapping[str, int]) -> int | None:
 
 
 def _place(said: str, words: Mapping[str, int]) -> int | None:
-    """The choice that some words are; "4/5" is 4 where 5 is the most."""
+    """The choice that some words name; "4/5" is 4 if 5 is the maximum."""
     share = re.fullmatch(r"(\d+)\s*/\s*(\d+)", normal(said))
     if share and share[2] in words and all(w.isdigit() and int(w) <= int(share[2]) for w in words):
         return words.get(share[1])
@@ -172,14 +172,14 @@ def _place(said: str, words: Mapping[str, int]) -> int | None:
 
 
 def fitting(template: Template, engine: Engine) -> Template:
-    """The template, as a chat where the engine has nothing else."""
+    """The template, as a chat if the engine supports nothing else."""
     return template if getattr(engine, "has_completions", True) else template.as_chat()
 
 
 def cast(
     engine: Engine, template: Template, prompts: Sequence[Prompt], sampling: Sampling, mode: Mode
 ) -> tuple[list[list[Vote]], list[Output]]:
-    """An engine's votes on each prompt, and how its answers were kept in form.
+    """An engine's votes on each prompt, and how its answers were restricted to the choices.
 
     Raises:
         InputError: the engine refuses the prompts, or the template does not fit the mode.
@@ -193,14 +193,14 @@ def cast(
         answers, outputs = _answers(engine, template, prompts, sampling)
         votes = [[_vote(sample, template.choices) for sample in a.samples] for a in answers]
     reasons = [v.error or v.unread for row in votes for v in row if v.choice is None]
-    if reasons:  # a majority of several judges would hide it
+    if reasons:  # a majority of several judges would hide them
         count = sum(map(len, votes))
         log.warning("%d of %d votes are missing. First: %s", len(reasons), count, reasons[0])
     return votes, outputs
 
 
 def _scored(engine: Engine, template: Template, prompts: Sequence[Prompt]) -> list[list[Vote]]:
-    """One vote for each prompt, from the log-probabilities of the choices as its continuation."""
+    """One vote per prompt, from the log-probabilities of the choices as its continuation."""
     if template.reasons:
         raise InputError(
             f'template {template.name} asks for reasons before the verdict: use mode="generate"'
@@ -210,7 +210,7 @@ def _scored(engine: Engine, template: Template, prompts: Sequence[Prompt]) -> li
             if one != other and other.startswith(one):
                 raise InputError(
                     f"template {template.name}: choice {other!r} begins with {one!r}, whose "
-                    'probability would hold its own: write them otherwise, or use mode="generate"'
+                    'probability would include it: rename them, or use mode="generate"'
                 )
     scores = engine.label_logprobs(prompts, template.choices, errors="return")
     rows = zip(scores.logprobs, scores.upper, scores.missing, scores.errors, strict=True)
@@ -220,7 +220,7 @@ def _scored(engine: Engine, template: Template, prompts: Sequence[Prompt]) -> li
 def _answers(
     engine: Engine, template: Template, prompts: Sequence[Prompt], sampling: Sampling
 ) -> tuple[list[Completion], list[Output]]:
-    """Ask in the strictest form that the engine has; what it refuses is asked in the next one."""
+    """Ask with the strictest output format that the engine supports, else with the next one."""
     rows: dict[int, Completion] = {}
     used: list[Output] = []
     todo = list(range(len(prompts)))
@@ -229,7 +229,7 @@ def _answers(
         asked = replace(sampling, **form)
         try:
             found = engine.generate([prompts[i] for i in todo], asked, errors="return")
-        except InputError:  # no such output here; another fault comes again with plain text
+        except InputError:  # unsupported format; any other error recurs with plain text
             if last:
                 raise
             continue
@@ -246,7 +246,7 @@ def _answers(
 
 
 def _is_formless(answer: Completion, output: Output, choices: Sequence[str]) -> bool:
-    """Whether a form was refused, or a schema was taken for show: then nothing can be read."""
+    """Whether a format was refused, or a schema was ignored, so that no answer can be read."""
     if any(sample.error for sample in answer.samples):
         return bool(REFUSED.search(answer.error or ""))
     ended = all(sample.finish_reason == "stop" for sample in answer.samples)
@@ -255,7 +255,7 @@ def _is_formless(answer: Completion, output: Output, choices: Sequence[str]) -> 
 
 
 def _forms(template: Template) -> Mapping[Output, dict[str, Any]]:
-    """Arguments of `Sampling` that hold an answer to the choices, the strictest first."""
+    """Arguments of `Sampling` that restrict an answer to the choices, the strictest first."""
     if template.reasons:
         return {"text": {}}
     if template.style == "completion":
@@ -276,7 +276,7 @@ def _forms(template: Template) -> Mapping[Output, dict[str, Any]]:
 def _vote(answer: Completion, choices: Sequence[str]) -> Vote:
     if answer.error and CUT not in answer.error:
         return Vote(None, answer.text, error=answer.error)
-    if answer.error or answer.finish_reason == "length":  # the last word may be half of another
+    if answer.error or answer.finish_reason == "length":  # its last word may be incomplete
         return Vote(None, answer.text, unread="cut off: raise max_tokens")
     place = read(answer.text, choices)
     reason = None if place is not None else f"no verdict in {answer.text.strip()[-80:]!r}"
