@@ -158,7 +158,7 @@ def test_built_in_chats_leave_no_place_open() -> None:
         ("{candidate}", ("y", "n"), "lacks {problem}"),
         ("{problem} {a}", ("y", "n"), "lacks {b}"),
         ("{problem} {a} {b} {candidate}", ("y", "n"), "a choice of one kind"),
-        ("{problem} {candidate} {answer}", ("y", "n"), "unknown place {answer}"),
+        ("{problem} {candidate} {answer}", ("y", "n"), "unknown placeholder {answer}"),
         ("{problem} {candidate} {reference}", ("y", "n"), "on a separate line"),
         ("{problem} {candidate}", ("yes",), "two verdicts or more"),
         ("{problem} {candidate}", "yn", "two verdicts or more"),

@@ -37,8 +37,8 @@ _CASES: list[tuple[str, tuple[str, ...], tuple[Any, ...], str]] = [
     ("raise ValueError('meant')", (_RAISES,), (_ERROR,), ""),
     ("raise ValueError('other')", (_RAISES,), (_ERROR,), "Cell outputs differ"),
     ("1", (_RAISES,), (_ERROR,), "Cell outputs differ"),
-    ("1", (_RAISES, _IGNORE), (), "it is marked as raising, and raised nothing"),
-    ("# NBVAL_RAISES_EXCEPTION\nn = 1", (), (), "it is marked as raising, and raised nothing"),
+    ("1", (_RAISES, _IGNORE), (), "it is marked as raising, but raised nothing"),
+    ("# NBVAL_RAISES_EXCEPTION\nn = 1", (), (), "it is marked as raising, but raised nothing"),
     ("40 + 1", (), (_OUT("execute_result", data={"text/plain": "41"}),), ""),
     ("_ + 1;", (), (), ""),
     ("Out[max(Out)] + 1", (), (_OUT("execute_result", data={"text/plain": "42"}),), ""),
@@ -116,5 +116,5 @@ def test_a_cell_that_catches_the_interrupt_of_its_timeout_fails(
 ) -> None:
     source = "import time\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    pass"
     done, said = _validate(capfd, _write(points / "one.ipynb", (source, (), ())), cell_timeout=2)
-    assert said == [(0, "its time was up")]
+    assert said == [(0, "it timed out")]
     assert done.notebooks[0].failed == 1

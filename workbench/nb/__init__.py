@@ -1,7 +1,7 @@
-"""Notebooks: run, validate and check them; a notebook itself needs `approx` and `expect`.
+"""Notebooks: run, validate and check them; notebooks themselves use `approx` and `expect`.
 
-Importing this package costs nothing: papermill, nbformat, pandas and nbval are imported by the
-modules that use them.
+Importing this package is fast: papermill, nbformat, pandas and nbval are imported by the modules
+that use them.
 """
 
 from workbench.nb.tolerance import approx, expect

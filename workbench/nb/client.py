@@ -1,9 +1,9 @@
-"""The child process: one notebook executed with papermill; the exit code says how it ended.
+"""The child process: executes one notebook with papermill; its exit code says how it ended.
 
-It is started by its path, so that nothing of the parent's state reaches it. The order comes as a
-pickle on stdin, which the parent then holds open: its end is the parent's end. papermill reads and
-writes the copy and keeps its records. Its client for a kernel is put right here: there is an end to
-a cell's output, errors that IPython does not show are in the copy, and a notebook may end itself.
+It is started by its path, so that it inherits nothing of the parent's state. Its order is a pickle
+on stdin, which the parent then keeps open: when stdin closes, the parent has ended. papermill reads
+and writes the copy and keeps its records. The kernel client differs from papermill's: it limits a
+cell's output, records errors that IPython does not show, and lets a notebook end itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from queue import Empty
 from typing import Any
 
 if __name__ == "__main__":
-    # A check of web addresses that nothing here needs, and that takes 1 to 2 s to be loaded.
+    # A grammar of web addresses that nothing here needs and that takes 1 to 2 s to load.
     sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
 
 import nbformat
@@ -42,24 +42,24 @@ from papermill.iorw import load_notebook_node
 from workbench.nb.execution import CUT, FAILED, INTERRUPTED, KILLED, OK, RAISED
 from workbench.nb.notebook import SKIP
 
-_ENDS = ("", "0", "None", "False")  # codes of a SystemExit that is no failure
+_ENDS = ("", "0", "None", "False")  # codes of a SystemExit that is not a failure
 _GRACE = 10.0
-_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: what a notebook forks stays a child of ours (Linux)
-_LIMIT = 10 * 2**20  # bytes kept of a cell's output: a picture fits, an endless log does not
+_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: processes that a notebook forks stay our children (Linux)
+_LIMIT = 10 * 2**20  # maximum bytes of a cell's output: fits a picture, not an endless log
 _MANY = 1000  # outputs
-_REPLY_WAIT = 5.0  # seconds for a reply to follow the end of a cell
+_REPLY_WAIT = 5.0  # seconds to wait for a reply after the end of a cell
 new_output: Any = nbformat.v4.new_output
 
 
 class Client(PapermillNotebookClient):
-    """Executes the cells of a notebook, and puts what they show into it."""
+    """Executes the cells of a notebook, and stores their outputs in it."""
 
     def __init__(self, manager: Any, **options: Any) -> None:
         super().__init__(manager, **options)
-        # By cell and where its output goes: how much that has kept, or more; whether it is full.
+        # By cell and destination of its output: bytes kept so far (at least); whether it is full.
         self._sizes: Counter[tuple[int, int]] = Counter()
         self._full: dict[tuple[int, int], int] = {}
-        self._ended: Any = None  # the message that a cell is over
+        self._ended: Any = None  # the message that a cell has ended
         self.on_cell_executed = _leave
         self.on_cell_error = _show
 
@@ -71,7 +71,7 @@ class Client(PapermillNotebookClient):
                 self.kc.shell_channel.get_msg,
                 self._reply,
             )
-            # papermill asks at the end, where a kernel that was left does not answer any more.
+            # papermill asks at the end, when a kernel that has exited no longer answers.
             about = self.wait_for_reply(self.kc.kernel_info())
             self.nb.metadata["language_info"] = about["content"]["language_info"]
             self.papermill_execute_cells()
@@ -79,7 +79,7 @@ class Client(PapermillNotebookClient):
         return self.nb
 
     def execute_cell(self, cell: Any, cell_index: int, **more: Any) -> Any:
-        """Run one cell; where the kernel dies, the copy says how."""
+        """Run one cell; if the kernel dies, the copy says how."""
         try:
             return super().execute_cell(cell, cell_index, **more)
         except DeadKernelError:
@@ -89,10 +89,10 @@ class Client(PapermillNotebookClient):
             raise
 
     async def _reply(self, timeout: float | None = None) -> Any:  # noqa: ASYNC109  # nbclient's
-        """The next reply, looked for every second.
+        """The next reply, checked for every second.
 
-        What is sent on a socket can hide that something has arrived: without, a cell whose Output
-        widget is drawn again and again never ends on a busy machine.
+        Sending on a socket can hide an arrived message. Without the regular check, a cell that
+        redraws an Output widget again and again never ends on a busy machine.
         """
         end = math.inf if timeout is None else time.monotonic() + timeout
         while True:
@@ -105,7 +105,7 @@ class Client(PapermillNotebookClient):
                     raise
 
     def process_message(self, msg: Any, cell: Any, cell_index: int) -> Any:
-        """Note when a cell is over: where a kernel fails at an error, no reply follows."""
+        """Record the end of a cell: if a kernel fails at an error, no reply follows."""
         self._ended = None
         try:
             return super().process_message(msg, cell, cell_index)
@@ -114,12 +114,12 @@ class Client(PapermillNotebookClient):
             raise
 
     def output(self, outs: Any, msg: Any, display_id: Any, cell_index: int) -> Any:
-        """Keep what a message shows, a stream in one piece."""
+        """Store a message's output; consecutive parts of a stream become one."""
         if (msg := self._cut(outs, msg, cell_index)) is None:
             return None
         if msg["msg_type"] != "stream" or self.clear_before_next_output or self._widget(msg):
             return super().output(outs, msg, display_id, cell_index)
-        # nbclient's own `coalesce_streams` takes hours over a line of a million characters.
+        # nbclient's own `coalesce_streams` takes hours for a line of a million characters.
         name, end = msg["content"]["name"], len(outs)
         while end and outs[end - 1]["output_type"] == "stream":
             end -= 1
@@ -133,12 +133,12 @@ class Client(PapermillNotebookClient):
         return output
 
     def _widget(self, msg: Any) -> Any:
-        """The Output widget that takes a message instead of the cell."""
+        """The Output widget that receives a message instead of the cell."""
         hooks = self.output_hook_stack[msg["parent_header"].get("msg_id")]
         return hooks[-1] if hooks else None
 
     def _cut(self, outs: Any, msg: Any, cell_index: int) -> Any:
-        """The message, or what fits of it, or None. What was drawn and cleared does not count."""
+        """The message, cut to the limit if necessary, or None. Cleared outputs do not count."""
         place = self._widget(msg) or self
         shown = [] if place.clear_before_next_output else getattr(place, "outputs", outs)
         size, key = _size(msg["content"]), (cell_index, id(place))
@@ -149,7 +149,7 @@ class Client(PapermillNotebookClient):
             self._sizes[key] += size
             return msg
         was_cut = key in self._full and shown
-        # Of very many outputs none becomes shorter, and to count them each time would take hours.
+        # With very many outputs, counting them each time would take hours.
         self._full[key] = len(shown) if len(shown) > _MANY else -1
         if was_cut:
             return None
@@ -162,28 +162,28 @@ class Client(PapermillNotebookClient):
 
 
 def _size(content: Any) -> int:
-    """Of a message or an output."""
+    """The size of a message or an output."""
     parts = [content.get("text", ""), *content.get("data", {}).values()]
     return sum(len(str(part)) for part in parts)
 
 
 def _death(code: int | None) -> str:
-    """How a kernel ended that should not have."""
-    if not code or code == -signal.SIGKILL:  # as somebody's kill, or where memory ran out
+    """How a kernel died."""
+    if not code or code == -signal.SIGKILL:  # killed by a user, or for lack of memory
         return "the kernel died"
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     return f"the kernel died ({how})"
 
 
 def _printed_errors(cell: Any) -> list[str]:
-    """Errors that a cell shows as text, those of a group after it."""
+    """Errors that a cell shows as text; those of an exception group follow it."""
     printed = "".join(out.get("text", "") for out in cell.outputs)
     lines = [line.strip(" |+-") for line in printed.splitlines()]
     return [line for line in lines if re.match(r"[\w.]+: ", line)]
 
 
 def _lost(ended: Any) -> Any:
-    """The reply that was to come, made of what the cell shows of its error."""
+    """A reply in place of the missing one, from the error that the cell shows."""
     named = _printed_errors(ended["cell"])
     error = {"ename": "NoReply", "evalue": named[-1] if named else "the kernel gave none"}
     content = {"status": "error", **error, "traceback": []}
@@ -191,7 +191,7 @@ def _lost(ended: Any) -> Any:
 
 
 def _drawn(before: str, text: str) -> str:
-    """A stream with more text, in which a carriage return begins its line anew."""
+    """A stream with more text; a carriage return overwrites its line."""
     if "\r" not in text and not before.endswith("\r"):
         return before + text
     start = before.rfind("\n") + 1
@@ -199,17 +199,17 @@ def _drawn(before: str, text: str) -> str:
 
 
 def _line(text: str) -> str:
-    """What a line shows in the end; a return at its end has nothing to begin yet."""
+    """The final text of a line; a return at its end does not overwrite anything yet."""
     shown, ends = text.rstrip("\r"), text.endswith("\r")
     return shown.rpartition("\r")[2] + "\r" * ends
 
 
 def _leave(*, cell: Any, execute_reply: Any, **_: Any) -> None:
-    """`exit(code)` and `quit(code)` ask for the end without an error; it is that of `sys.exit`."""
+    """Handle `exit(code)` and `quit(code)` like `sys.exit`: they only request a regular end."""
     payload = execute_reply["content"].get("payload", ())
     request = next((one for one in payload if one.get("source") == "ask_exit"), None)
     if request is not None:
-        code = request.get("keepkernel")  # which is what ipykernel takes the argument for
+        code = request.get("keepkernel")  # ipykernel takes the argument for this
         plain = code is None or isinstance(code, bool)
         error = {"ename": "SystemExit", "evalue": "" if plain else str(code)}
         cell.outputs.append(new_output("error", **error, traceback=[]))
@@ -217,7 +217,7 @@ def _leave(*, cell: Any, execute_reply: Any, **_: Any) -> None:
 
 
 def _show(*, cell: Any, execute_reply: Any, **_: Any) -> None:
-    """Note that a cell raised, and show what IPython has only printed, as of a misspelt magic."""
+    """Record that a cell raised, and show errors that IPython only printed, as for a bad magic."""
     cell.metadata["papermill"][RAISED] = True
     if not any(out["output_type"] == "error" for out in cell.outputs):
         name, value = (execute_reply["content"].get(key, "") for key in ("ename", "evalue"))
@@ -225,12 +225,12 @@ def _show(*, cell: Any, execute_reply: Any, **_: Any) -> None:
             leaves = [one for one in _printed_errors(cell) if "ExceptionGroup: " not in one]
             value = ": ".join([value, *filter(None, ["; ".join(leaves)])])
         error = {"ename": name or "Error", "evalue": value}
-        # Not the reply's traceback: it is that of an error before this one.
+        # Not the reply's traceback, which belongs to an earlier error.
         cell.outputs.append(new_output("error", **error, traceback=[f"{name}: {value}"]))
 
 
 def _execute(source: str, output: str, kernel: str) -> int:
-    """Run the prepared notebook at `output`, in place; `source` is where it comes from."""
+    """Run the prepared notebook at `output`, in place; `source` is the original's path."""
     notebook = prepare_notebook_metadata(load_notebook_node(output), source, output)
     notebook = remove_error_markers(notebook)
     stored = [
@@ -243,7 +243,7 @@ def _execute(source: str, output: str, kernel: str) -> int:
     for cell, outputs, count in stored:
         cell.outputs, cell.execution_count = outputs, count
     try:
-        # The outputs of a cell may take longer to be read than it took to run.
+        # Reading the outputs of a cell may take longer than running it.
         Client(manager, kernel_name=kernel, iopub_timeout=600).execute()
     finally:
         manager.notebook_complete()
@@ -252,7 +252,7 @@ def _execute(source: str, output: str, kernel: str) -> int:
     if not failed or any(out.evalue in _ENDS for out in ends):
         return OK
     with contextlib.suppress(PapermillExecutionError):
-        raise_for_execution_errors(notebook, output)  # marks the place in the copy
+        raise_for_execution_errors(notebook, output)  # marks the cell in the copy
     return FAILED
 
 
@@ -262,22 +262,22 @@ def _follow_parent() -> None:
         pass
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(_GRACE)
-    _end_family()  # it is stuck where no signal reaches it
+    _end_family()  # it hangs where no signal reaches it
     os._exit(INTERRUPTED)
 
 
 def _end_family() -> None:
-    """Kill what the notebook has left running."""
+    """Kill the processes that the notebook has left running."""
     for left in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             left.kill()
 
 
 def main() -> int:
-    """Run the ordered notebook and return the exit code."""
+    """Run the notebook of the order and return the exit code."""
     try:
         order = pickle.load(sys.stdin.buffer)
-    except EOFError:  # it was not needed
+    except EOFError:  # there was no order
         return OK
     threading.Thread(target=_follow_parent, daemon=True).start()
     with contextlib.suppress(OSError, AttributeError):

@@ -1,9 +1,9 @@
-"""One notebook in one child process, and the truth about how it ended.
+"""One notebook in one child process, and a reliable report of how it ended.
 
 papermill's own record calls a crashed notebook completed. Here a run is ok if the kernel replied to
-every cell that was sent, and none stopped the run but one that ended the notebook itself
-(`sys.exit(0)`, `exit()`). What counts is the kernel's reply, not what a cell shows. A cell tagged
-`skip-execution` is not sent, one tagged `raises-exception` may raise.
+every cell that was sent, and only a cell that ends the notebook itself (`sys.exit(0)`, `exit()`)
+stopped the run. The kernel's reply counts, not what a cell shows. A cell tagged `skip-execution` is
+not sent, one tagged `raises-exception` may raise.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ KERNEL = "workbench"
 RUN_DIR = "WORKBENCH_RUN_DIR"
 TIMEOUT = 900.0
 CELL_TIMEOUT = 300.0
-_GRACE = 10.0  # nbclient gives a kernel 5 s to leave by itself
+_GRACE = 10.0  # nbclient waits 5 s for a kernel to exit by itself
 _WAIT = 3600.0
-# How the child ends, and what it leaves in the copy.
+# The child's exit codes, and its marks in the copy.
 OK, FAILED, KILLED, INTERRUPTED = 0, 10, 11, 12
-RAISED = "raised"  # in papermill's metadata of a cell that raised, whether it may or not
+RAISED = "raised"  # in papermill's metadata of a cell that raised, allowed to or not
 CUT = "… output cut: "
 
 Status = Literal["ok", "failed", "killed", "timeout"]
@@ -45,9 +45,9 @@ Status = Literal["ok", "failed", "killed", "timeout"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one execution ended; `executed` of `cells` code cells ran as they should.
+    """How one execution ended; `executed` of `cells` code cells ran without a fault.
 
-    `detail` says why it is not ok, or what to know of one that is.
+    `detail` is the reason for any status other than ok, or a note on an ok run.
     """
 
     status: Status
@@ -58,10 +58,10 @@ class Outcome:
 
 
 def require_kernel(name: str | None = None) -> None:
-    """Refuse to begin where the kernel (`workbench` by default) is not installed.
+    """Check that the kernel (`workbench` by default) is installed.
 
     Raises:
-        NotebookError: No kernel of that name is known.
+        NotebookError: No kernel has this name.
     """
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
@@ -78,7 +78,7 @@ def require_kernel(name: str | None = None) -> None:
 
 
 def execute(source: Path, output: Path, **options: Any) -> Outcome:
-    """Execute a notebook and wait for its end; as `Execution`, which also takes the options."""
+    """Execute a notebook and wait for its end; takes the options of `Execution`."""
     run = Execution(source, output, **options)
     try:
         while (outcome := run.poll(wait=_WAIT)) is None:
@@ -94,8 +94,8 @@ class Child:
 
     def __init__(self) -> None:
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  # see close
-        # A session of its own: Ctrl-C reaches the parent only, which then ends the child in order.
-        # -P: no folder but the environment's is where modules are looked for.
+        # A new session: Ctrl-C reaches only the parent, which then ends the child properly.
+        # -P: modules are imported only from the environment's folders.
         self.process = subprocess.Popen(
             [sys.executable, "-P", str(Path(__file__).with_name("client.py"))],
             stdin=subprocess.PIPE,
@@ -105,7 +105,7 @@ class Child:
         )
 
     def send(self, order: Mapping[str, Any]) -> None:
-        """Have it begin."""
+        """Send the order to run."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(pickle.dumps(order))
@@ -119,9 +119,9 @@ class Child:
         return next((one for one in [*errors[-1:], *reversed(lines)] if one), "")
 
     def close(self) -> None:
-        """Let go of it when it has ended, or before it has got an order."""
+        """Release a child that has ended, or end one that has no order yet."""
         self.log.close()
-        with contextlib.suppress(OSError):  # what it did not read any more
+        with contextlib.suppress(OSError):  # data that it no longer read
             assert self.process.stdin is not None
             self.process.stdin.close()
         self.process.wait()
@@ -132,17 +132,17 @@ class Execution:
 
     Args:
         source: The notebook.
-        output: Where the executed copy goes; what lay there is replaced.
-        run_dir: Where the notebook writes, which it finds in `WORKBENCH_RUN_DIR`.
+        output: The path of the executed copy; an existing file is replaced.
+        run_dir: Where the notebook writes; it is in `WORKBENCH_RUN_DIR`.
         folder: Where it runs, if `source` is a copy of a notebook from there.
-        parameters: Values for the parameters cell, checked already.
+        parameters: Values for the parameters cell, already checked.
         timeout: Seconds for the whole notebook.
         kernel: The Jupyter kernel's name.
-        variables: More environment variables for it.
-        ready: A child that waits already; a new one by default.
+        variables: Additional environment variables.
+        ready: A child that is already waiting; a new one by default.
 
     Raises:
-        NotebookError: A value cannot be written into the notebook; then nothing has run.
+        NotebookError: A value cannot be written into the notebook, and nothing has run.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class Execution:
         return self._process.pid
 
     def poll(self, wait: float = 0.0) -> Outcome | None:
-        """How it ended, or None if it has not within `wait` seconds; its time up, it is ended."""
+        """The outcome, or None if it has not ended within `wait` seconds; ends it at a time-out."""
         left = self._deadline - time.monotonic()
         try:
             code: int | None = self._process.wait(max(0.0, min(wait, left)))
@@ -197,7 +197,7 @@ class Execution:
         return _judge(code, self._cells, _cells(self._output), seconds, last_words)
 
     def end(self) -> None:
-        """End it now; half a notebook would pass for a whole one, so that the copy goes too."""
+        """End it now and remove the copy, since a partial one would look complete."""
         if self._process.poll() is None:
             _end(self._process)
         self._child.close()
@@ -205,7 +205,7 @@ class Execution:
 
 
 def environment() -> dict[str, str]:
-    """This process's variables, with paths that hold in another folder too."""
+    """This process's variables, with paths that are also valid in another folder."""
     variables = dict(os.environ)
     for name in {"PYTHONPATH", "WORKBENCH_DATA", "WORKBENCH_CACHE"} & {*variables}:
         parts = variables[name].split(os.pathsep) if variables[name] else []
@@ -214,7 +214,7 @@ def environment() -> dict[str, str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Interrupt the child, which shuts its kernel down; kill whatever is left of both."""
+    """Interrupt the child, which shuts its kernel down; then kill any remaining processes."""
     try:
         family = psutil.Process(process.pid).children(recursive=True)
     except psutil.Error:
@@ -234,11 +234,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _judge(
     code: int | None, own: Sequence[Cell], copy: Sequence[Cell], seconds: float, last_words: str
 ) -> Outcome:
-    """The outcome by the child's exit code (None: it was ended for its time) and the executed copy.
+    """The outcome, from the child's exit code (None: it timed out) and the executed copy.
 
-    `own` are the notebook's own cells as they were when it began: they are counted and numbered.
+    `own` are the notebook's cells as they were at the start; they are counted and numbered.
     """
-    # The copy has the same cells, by their order; what papermill puts in is left out of both.
+    # The copy has the same cells in the same order; papermill's additions are left out of both.
     pairs = zip(own, _own(copy), strict=False)
     sent = [replace(cell, index=place.index) for place, cell in pairs if cell.runs]
     end = next((n for n, cell in enumerate(sent) if code == OK and _stopped(cell)), None)
@@ -261,7 +261,7 @@ def _cells(path: Path) -> Sequence[Cell]:
     try:
         return load(path).cells
     except NotebookError:
-        # Nothing was written, or the writer was killed half way.
+        # Nothing was written, or the writer was killed.
         return ()
 
 
@@ -270,13 +270,13 @@ def _own(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def _succeeded(cell: Cell, code: int | None) -> bool:
-    # A cell has its count as soon as it begins; only one that ended has the kernel's reply.
+    # A cell has its count when it begins; only a finished one has the kernel's reply.
     replied = "shell.execute_reply" in cell.metadata.get("execution", ())
     return replied and cell.count is not None and (code == OK or not _stopped(cell))
 
 
 def _stopped(cell: Cell) -> bool:
-    """Whether it is where the run stopped: by an error, or, where the child is content, an exit."""
+    """Whether the run stopped here: by an error or, if the child exited normally, an exit."""
     return bool(cell.metadata.get("papermill", {}).get("exception"))
 
 
@@ -296,7 +296,7 @@ def _notes(cells: list[Cell]) -> Iterator[str]:
 def _reason(status: Status, code: int | None, cells: list[Cell], last_words: str) -> str:
     broken = next((cell for cell in cells if not _succeeded(cell, code)), None)
     if broken is None:
-        return last_words or "its cells did not all come to an end"
+        return last_words or "not all of its cells ended"
     if status == "timeout":
         why = "still running"
     elif status == "killed":

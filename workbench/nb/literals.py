@@ -1,7 +1,7 @@
-"""Values as a notebook's source spells them: made to fit a type, read from a text, written.
+"""Values as literals in a notebook's source: fitted to a type, read from a text, written.
 
-Types are str, int, float, bool, None, object, list, tuple, set, dict, Literal, Optional and unions,
-also by typing's names and in quotes.
+Supported types: str, int, float, bool, None, object, list, tuple, set, dict, Literal, Optional and
+unions, also by typing's names and in quotes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TYPES: dict[str, type] = {
     "str": str, "bool": bool, "int": int, "float": float, "list": list, "tuple": tuple,
     "set": set, "dict": dict, "None": type(None),
 }  # fmt: skip
-# A switch or a number as everybody writes it.
+# A switch or a number in common notation.
 _NUMBER = re.compile(
     r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(inf|nan|infinity)|true|false", re.IGNORECASE
 )
@@ -30,11 +30,11 @@ _WORDS: dict[str, object] = {"true": True, "false": False, "none": None, "null":
 
 
 class MisfitError(ValueError):
-    """A value is not of a type."""
+    """A value does not fit a type."""
 
 
 def type_of(value: ast.expr | None) -> ast.expr:
-    """The type of a default; `object` where it is None or has to be computed."""
+    """The type of a default; `object` if it is None or computed."""
     name = "object"
     with suppress(ValueError, TypeError, RecursionError):
         name = type(ast.literal_eval(value)).__name__ if value is not None else name
@@ -42,11 +42,11 @@ def type_of(value: ast.expr | None) -> ast.expr:
 
 
 def fit(value: object, annotation: ast.expr) -> object:
-    """The value as one of a type, of Python's own kinds: 1 as a float is 1.0, [1] a tuple is (1,).
+    """The value converted to a type of Python's own: 1 as a float is 1.0, [1] as a tuple is (1,).
 
     Raises:
-        MisfitError: it is none.
-        ValueError: the type is none of those understood.
+        MisfitError: it does not fit.
+        ValueError: the type is not supported.
     """
     try:
         value = _plain(value)
@@ -59,7 +59,7 @@ def fit(value: object, annotation: ast.expr) -> object:
 
 
 def _plain(value: Any) -> object:
-    """Numbers and texts of other packages as Python's own, which is what a cell can say."""
+    """Numbers and texts of other packages as Python's own, which can be written in a cell."""
     match value:
         case str():
             return str.__str__(value)
@@ -71,12 +71,12 @@ def _plain(value: Any) -> object:
             return next(t for t in (list, tuple, set) if isinstance(value, t))(map(_plain, value))
         case dict():
             return {_plain(k): _plain(v) for k, v in value.items()}
-    # NumPy's is no bool of Python's.
+    # NumPy's bool is not Python's.
     return bool(value) if type(value).__name__ in {"bool", "bool_"} else value
 
 
 def _parts(kind: ast.expr) -> tuple[str, list[ast.expr] | None]:
-    """A type's name and what its brackets hold, None without brackets; any union is a `Union`."""
+    """A type's name and the content of its brackets (None without brackets); a union is `Union`."""
     name, parts = "", None
     match kind:
         case ast.Constant(value=None):
@@ -128,11 +128,11 @@ def _fit_items(value: object, annotation: ast.expr, parts: list[ast.expr], conve
 
 def _unknown(annotation: ast.expr) -> ValueError:
     shown = ast.unparse(annotation)
-    return ValueError(f"the type {shown} is not one that a value can be given for")
+    return ValueError(f"no value can be given for the type {shown}")
 
 
 def _converted(value: object, name: str, convert: bool) -> object:
-    # True is an int to Python, not to a reader.
+    # True is an int to Python, but not to a reader.
     if type(value) is _TYPES[name]:
         return value
     if name == "tuple" and convert and isinstance(value, list):
@@ -150,7 +150,7 @@ def _first(value: object, kinds: list[ast.expr], convert: bool) -> object:
             return _fit(value, kind, convert)
         except MisfitError:
             continue
-        except ValueError as unknown:  # another alternative may do
+        except ValueError as unknown:  # another alternative may fit
             error = unknown
     raise error
 
@@ -158,11 +158,11 @@ def _first(value: object, kinds: list[ast.expr], convert: bool) -> object:
 def read(text: str, annotation: ast.expr) -> object:
     """Read a text as a value of a type: the first alternative that fits, the text itself last.
 
-    Python's literals and JSON are understood. Where a text in quotes would be another value
-    without them, or anything at all is taken, the quotes are taken off.
+    It accepts Python's literals and JSON. Quotes are removed if the text would have another value
+    without them, or if the type accepts anything.
 
     Raises:
-        ValueError: the text is no value of that type.
+        ValueError: the text is not a value of that type.
     """
     with suppress(MisfitError):
         value = _literal(text)
@@ -176,7 +176,7 @@ def read(text: str, annotation: ast.expr) -> object:
 
 
 def _literal(text: str) -> object:
-    """What a text says as a literal or as JSON."""
+    """The value of a text that is a Python literal or JSON."""
     word = text.strip().lower()
     if word in _WORDS:
         return _WORDS[word]
@@ -186,16 +186,16 @@ def _literal(text: str) -> object:
     for reader in (ast.literal_eval, json.loads):
         with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             value = reader(text)
-            source_of(value)  # no Ellipsis, no complex number
+            source_of(value)  # refuses Ellipsis and complex numbers
             return value
     raise MisfitError
 
 
 def injected(values: Mapping[str, object]) -> str:
-    """The source of a cell that sets these values, each read back and compared.
+    """The source of a cell that sets these values, each parsed again and compared.
 
     Raises:
-        NotebookError: one is not of numbers, texts and collections of them.
+        NotebookError: a value is not made of numbers, texts and collections of them.
     """
     lines = ["# Parameters"]
     for name, value in values.items():
@@ -211,10 +211,10 @@ def injected(values: Mapping[str, object]) -> str:
 
 
 def source_of(value: object) -> str:
-    """A value as the source that makes it.
+    """A value as Python source.
 
     Raises:
-        ValueError: it is not of numbers, texts and collections of them.
+        ValueError: it is not made of numbers, texts and collections of them.
     """
     match value:
         case float() if not math.isfinite(value):

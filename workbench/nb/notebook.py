@@ -1,6 +1,6 @@
-"""Reading notebooks: find the files, load one that is valid, look at its cells.
+"""Read notebooks: find the files, load a valid one, inspect its cells.
 
-`load` refuses a broken file by name, so that everything after it can trust the shape.
+`load` refuses a broken file by name, so that all later code can rely on the format.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from workbench.files import file_error
 
 PARAMETERS_TAG = "parameters"
 INJECTED_TAG = "injected-parameters"
-# Tags of cells that papermill puts into a copy.
+# Tags of cells that papermill adds to a copy.
 PUT_IN = {INJECTED_TAG, "papermill-error-cell-tag"}
-# Tags that Jupyter's own tools honour.
+# Tags that Jupyter's own tools respect.
 RAISES = "raises-exception"
 SKIP = "skip-execution"
 # Kernels that a notebook without a language may name.
@@ -54,7 +54,7 @@ class Cell:
 
     @property
     def errors(self) -> list[dict[str, Any]]:
-        """The errors that it shows."""
+        """The errors in its outputs."""
         return [output for output in self.outputs if output["output_type"] == "error"]
 
     @property
@@ -65,7 +65,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Notebook:
-    """A valid notebook of format 4; `minor` is the part of the format after the dot."""
+    """A valid notebook of format 4; `minor` is the format's minor version."""
 
     path: Path
     minor: int
@@ -79,23 +79,23 @@ class Notebook:
 
     @property
     def parameters(self) -> tuple[Cell, ...]:
-        """The code cells tagged `parameters`, of which papermill takes the first."""
+        """The code cells tagged `parameters`; papermill uses the first."""
         return tuple(c for c in self.cells if c.kind == "code" and PARAMETERS_TAG in c.tags)
 
 
 def find(paths: Iterable[str | Path]) -> list[Path]:
-    """Expand folders into their notebooks and refuse what is not there.
+    """Expand folders into their notebooks; refuse missing paths.
 
     Args:
-        paths: Notebooks, or folders whose notebooks are taken in order of name.
+        paths: Notebooks, or folders, whose notebooks are sorted by name.
 
     Raises:
-        NotebookError: A path is missing, is no notebook, or nothing is left.
+        NotebookError: A path is missing or not a notebook, or no notebook is found.
     """
     notebooks: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            notebooks.extend(sorted(path.glob("[!.]*.ipynb")))  # none of what a Mac leaves
+            notebooks.extend(sorted(path.glob("[!.]*.ipynb")))  # without macOS's hidden files
         elif path.suffix == ".ipynb" and path.is_file():
             notebooks.append(path)
         else:
@@ -110,7 +110,7 @@ def load(path: str | Path) -> Notebook:
 
     Raises:
         NotebookError: The file cannot be read, is not valid against the notebook format, or is a
-            notebook of another language than Python.
+            notebook in another language than Python.
     """
     path, data = Path(path), read_notebook(path)
     _check_language(path, data["metadata"])
@@ -133,9 +133,9 @@ def load(path: str | Path) -> Notebook:
 
 
 def _nbformat() -> Any:
-    """The library, without the seconds that jsonschema takes for a grammar of web addresses.
+    """Import nbformat without the seconds that jsonschema takes for a grammar of web addresses.
 
-    The format of notebooks has no field that needs it.
+    The notebook format has no field that needs it.
     """
     absent = "rfc3987_syntax" not in sys.modules
     if absent:
@@ -148,10 +148,9 @@ def _nbformat() -> Any:
 
 
 def read_notebook(path: str | Path) -> dict[str, Any]:
-    """The valid data of a notebook of format 4, to which an older one is raised.
+    """The valid data of a notebook of format 4; older formats are upgraded.
 
-    Cells without ids, or with ids that their format does not know, are put right, as both are
-    common in files of other programs.
+    Missing or invalid cell ids are repaired, because files of other programs often have them.
 
     Raises:
         NotebookError: The file cannot be read, or is not valid against the notebook format.
@@ -161,7 +160,7 @@ def read_notebook(path: str | Path) -> dict[str, Any]:
         data = json.loads(text)
         if isinstance(data, dict) and data.get("nbformat") in {1, 2, 3}:
             data = _nbformat().reads(text, as_version=4)
-    except Exception as error:  # nbformat raises what it likes at a broken old file
+    except Exception as error:  # nbformat raises many kinds of errors for a broken old file
         raise NotebookError(
             f"{file_error(path, error)}; it cannot be read as a notebook: give one, or restore it"
         ) from error
@@ -177,15 +176,15 @@ def read_notebook(path: str | Path) -> dict[str, Any]:
 
 
 def prepared(path: Path, parameters: str = "") -> str:
-    """The text of a notebook that is ready to run: nothing of an earlier run, and these values.
+    """The text of a notebook that is ready to run: without earlier outputs, with these values.
 
     Args:
-        path: The notebook, which is left alone.
+        path: The notebook, which is not changed.
         parameters: The source of a cell that sets values; it replaces one that an earlier run has
-            put in, which stays without.
+            added. Empty: no such cell.
 
     Raises:
-        NotebookError: the cell would not be the same in the file.
+        NotebookError: the cell would change in the file.
     """
     nbformat = _nbformat()
     notebook = nbformat.v4.upgrade(nbformat.from_dict(read_notebook(path)))
@@ -243,7 +242,7 @@ def _check_language(path: Path, metadata: dict[str, Any]) -> None:
 
 
 def joined(text: str | list[str]) -> str:
-    """Text that the file may hold as one string or as a list of lines."""
+    """Text that the file may store as one string or as a list of lines."""
     return text if isinstance(text, str) else "".join(text)
 
 

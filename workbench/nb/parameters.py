@@ -1,7 +1,7 @@
-"""The parameters cell: what a notebook can be given, and whether a value fits.
+"""The parameters cell: the parameters of a notebook, and checks of their values.
 
-The cell is read, never run. A name that is not there or a value of another type is refused before
-anything runs (papermill only warns), and so is one from which the cell computes another default.
+The cell is parsed, never run. An unknown name or a value of the wrong type is refused before
+anything runs (papermill only warns). So is a value from which the cell computes another default.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from workbench.values import near
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A value as typed on a command line; the parameter's type says how to read it."""
+    """A value from a command line; it is parsed according to the parameter's type."""
 
     text: str
 
 
 def faults(notebook: Notebook) -> Iterator[tuple[int, str]]:
-    """What keeps values from a notebook, or makes them count for nothing, each with its cell."""
+    """Faults that prevent values from being set, or make them ineffective, each with its cell."""
     for cell in notebook.parameters[1:]:
         yield cell.index, f"a second cell tagged `{PARAMETERS_TAG}`; papermill takes the first"
     for cell in notebook.parameters[:1]:
         if statements(cell.source) is None:
             yield cell.index, "the parameters cell is not plain Python"
         for node in (body := _body(cell)):
-            # A computed default, or a type that only Python can judge, is none of ours.
+            # A computed default, or a type that only Python can check, is not checked here.
             with suppress(ValueError):
                 if isinstance(node, ast.AnnAssign) and node.value is not None:
                     value = ast.literal_eval(node.value)
@@ -52,8 +52,8 @@ def resolve(notebook: Notebook, given: Mapping[str, object]) -> dict[str, object
     """Check values against a notebook's parameters cell.
 
     Args:
-        notebook: The notebook that will run.
-        given: Values by name. A `Text` is read as the parameter's type says (that of the default
+        given: Values by name. A `Text` is parsed as the parameter's type (by default the type of
+            its default); a path in it is relative to the current folder.
             where the cell states none); one that is a path is taken from the current folder.
 
     Returns:
@@ -75,7 +75,7 @@ def resolve(notebook: Notebook, given: Mapping[str, object]) -> dict[str, object
     for other, name in _computed(body, {*given}).items():
         raise NotebookError(
             f"{notebook.path}: {other!r} is computed from {name!r} in the parameters cell, before "
-            f"{name!r} is given, and would stay as it is: give {other!r} too, or compute it below"
+            f"{name!r} is given, and would not change: give {other!r} too, or compute it below"
         )
     for cell in notebook.parameters[1:]:
         for name in _parameters(_body(cell)).keys() & values.keys():
@@ -92,7 +92,7 @@ def _checked(name: str, kind: ast.expr, value: object, notebook: Path) -> object
         if not isinstance(value, Text):
             return fit(value, kind)
         typed = read(value.text, kind)
-        with suppress(MisfitError):  # a Literal that names a file stays one
+        with suppress(MisfitError):  # a Literal that looks like a file's name is kept
             return fit(_from_here(typed, notebook.parent), kind)
     except ValueError as error:
         if isinstance(error, MisfitError) and not isinstance(value, Text):
@@ -104,19 +104,19 @@ def _checked(name: str, kind: ast.expr, value: object, notebook: Path) -> object
 
 
 def _from_here(value: object, home: Path) -> object:
-    """A path as it was typed, for a notebook that runs in another folder: an absolute one."""
+    """An absolute path for a path typed here, since the notebook runs in another folder."""
     if isinstance(value, list | tuple):
         return type(value)(_from_here(one, home) for one in value)
     if isinstance(value, dict):
         return {key: _from_here(one, home) for key, one in value.items()}
     if not isinstance(value, str) or Path.cwd() == home.resolve():
         return value
-    # Not normalised: behind a link .. is another folder.
+    # Not normalised, because .. behind a link is another folder.
     return str(Path.cwd() / value) if _is_path(value) else value
 
 
 def _is_path(text: str) -> bool:
-    """Whether a text that was typed is a path: by its form, or as it names what is here."""
+    """Whether a typed text is a path: by its form, or because it exists here."""
     if text in {".", ".."} or text.startswith(("./", "../")):
         return True
     try:
@@ -128,7 +128,7 @@ def _is_path(text: str) -> bool:
 
 
 def default(notebook: Notebook, name: str) -> object:
-    """What a parameter is if it is not given; None where it is computed, or there is no such."""
+    """A parameter's default; None if it is computed or the parameter does not exist."""
     _, value = _parameters(_body(*notebook.parameters[:1])).get(name, (None, None))
     try:
         return ast.literal_eval(value) if value else None
@@ -141,7 +141,7 @@ def _body(*cells: Cell) -> list[ast.stmt]:
 
 
 def _parameters(body: list[ast.stmt]) -> dict[str, tuple[ast.expr, ast.expr | None]]:
-    """The types and defaults that a cell sets by name; of a name set twice, the last counts."""
+    """The types and defaults of the names that a cell sets; the last assignment counts."""
     types = dict[str, tuple[ast.expr, ast.expr | None]]()
     for node in body:
         match node:
@@ -165,7 +165,7 @@ def _pairs(target: ast.expr, value: ast.expr | None) -> Iterator[tuple[str, ast.
 
 
 def _computed(body: list[ast.stmt], given: set[str]) -> dict[str, str]:
-    """Names that keep a value made from the default of a given one, each with that one."""
+    """Names whose value is computed from the default of a given one, each with that one."""
     moved, stale, known = {name: name for name in given}, dict[str, str](), {*_parameters(body)}
     for node in body:
         now, later = (
@@ -180,7 +180,7 @@ def _computed(body: list[ast.stmt], given: set[str]) -> dict[str, str]:
 
 
 def _sets(node: ast.stmt, known: set[str]) -> set[str]:
-    """What a statement binds, changes or seeds."""
+    """Names that a statement binds, changes or seeds."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {node.name}
     names = set[str]()
@@ -205,7 +205,7 @@ def _sets(node: ast.stmt, known: set[str]) -> set[str]:
 
 
 def _reads(node: ast.AST) -> tuple[set[str], set[str]]:
-    """Names that a statement reads at once, and those that it reads when a function is called."""
+    """Names that a statement reads immediately, and those read when a function is called."""
     now, later = set[str](), set[str]()
     called: list[Any] = []
     match node:

@@ -1,4 +1,4 @@
-"""Run notebooks: each in a fresh interpreter, into one folder, with a truthful table at the end.
+"""Run notebooks, each in a fresh interpreter, into one folder, with a summary table at the end.
 
 Parameters are checked against every notebook before the first one runs.
 """
@@ -34,25 +34,25 @@ def run(
 
     Args:
         paths: Notebooks, or folders of them.
-        out: Where the executed copies go; the notebooks find it in `WORKBENCH_RUN_DIR` and put
-            figures into `figures/` and rows into `results/` under it.
+        out: The folder for the executed copies. It is the notebooks' `WORKBENCH_RUN_DIR`, where
+            they write figures to `figures/` and rows to `results/`.
         parameters: Values for the parameters cell of every notebook.
-        timeout: Seconds for one notebook.
-        say: Takes the progress lines and the closing table.
+        timeout: Seconds per notebook.
+        say: Called with progress lines and the closing table.
 
     Returns:
-        One row a notebook, with `COLUMNS`; `status` is ok, failed, killed or timeout.
+        One row per notebook, with `COLUMNS`; `status` is ok, failed, killed or timeout.
 
     Raises:
-        NotebookError: A path, a parameter or the kernel is wrong; then nothing has run.
-        KeyboardInterrupt: Passed on once the kernel is down and the finished ones are shown.
+        NotebookError: A path, a parameter or the kernel is wrong, and nothing has run.
+        KeyboardInterrupt: Raised again after the kernel is down and finished ones are printed.
     """
     out = Path(out)
     plan = _plan(find(paths), out, parameters or {})
     require_kernel()
     if out.exists() and not out.is_dir():
         raise NotebookError(f"{out} is no folder; choose one for the copies")
-    # An earlier run's, to which these would be added.
+    # From an earlier run, whose values would mix with these.
     (out / "metrics.json").resolve().unlink(missing_ok=True)
     rows: list[dict[str, Any]] = []
     try:
@@ -92,7 +92,7 @@ def _run_one(path: Path, out: Path, values: dict[str, object], timeout: float) -
 
 
 def _figures(out: Path) -> dict[Path, tuple[int, int]]:
-    """Each figure with what changes when it is written again."""
+    """Each figure with its time and size, which change when it is written again."""
     files = sorted(p for p in (out / "figures").glob("**/*") if p.is_file())
     return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
 
@@ -112,7 +112,7 @@ def _closing(rows: list[dict[str, Any]], out: Path) -> str:
         if results.exists():
             try:
                 table = pd.read_csv(results).to_string(index=False)
-            except ValueError as error:  # empty, or no table
+            except ValueError as error:  # empty, or not a table
                 table = f"{results} cannot be read: {error}"
             lines += [str(results), "", f"results of {row['notebook']}", table]
     return "\n".join(lines)

@@ -1,14 +1,14 @@
-"""Figures that a notebook states, and how far those of a new run may lie from them.
+"""Tolerances: how far the figures of a new run may differ from those stated in a notebook.
 
-`expect("accuracy", value, stated=0.81, within=0.05)` prints one line that depends on what was
-stated only, so that nbval can compare it on every machine, or raises an AssertionError.
+`expect("accuracy", value, stated=0.81, within=0.05)` prints a line that depends only on what was
+stated, so that nbval can compare it on every machine, or raises an AssertionError.
 
-A cell that ends in `approx(table, within={"accuracy": 0.05})` shows the table as pandas does, and
-stores one JSON value beside it: the columns with their tolerances, the index first, and a digest
-of them and the text, so that neither can be changed without the other.
+A cell that ends in `approx(table, within={"accuracy": 0.05})` shows the table as pandas does. It
+also stores a JSON value: the columns with their tolerances, the index first, and a digest of them
+and the text, so that neither can be changed without the other.
 
-The module is a pytest plugin, found by its entry point, that has nbval compare such tables within
-their tolerances. It does nothing where nbval judges no notebook, and changes no other verdict.
+The module is a pytest plugin, found by its entry point. With it, nbval compares such tables within
+their tolerances. Without nbval it does nothing, and it changes no other verdict.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 from workbench.errors import NotebookError
 from workbench.nb.notebook import joined
 
-if TYPE_CHECKING:  # pytest looks at all that a plugin has, which would import it
+if TYPE_CHECKING:  # pytest inspects all names of a plugin, which would import pandas
     import pandas as pd
 
 MIME = "application/vnd.workbench.approx+json"
-SHOWN = ("text/html", "text/plain")  # what a reader sees of the table
-_INFINITIES = ("inf", "-inf")  # as text, for JSON has none
-# 0.3 - 0.2 is a hair above 0.1: a value that lies exactly on the bound holds.
+SHOWN = ("text/html", "text/plain")  # the formats of the table that readers see
+_INFINITIES = ("inf", "-inf")  # as text, because JSON has no infinity
+# 0.3 - 0.2 is slightly above 0.1: a value exactly on the bound passes.
 _ROUNDING = 1e-9
 
 
@@ -44,17 +44,17 @@ def expect(
     within: float | None = None,
     relative: float | None = None,
 ) -> None:
-    """Hold a measured value to a stated one.
+    """Compare a measured value with a stated one.
 
     Args:
-        name: What is measured; it opens the printed line.
+        name: What is measured; the first word of the printed line.
         value: The measured number.
         stated: The number that the text states.
-        within: Largest absolute difference allowed.
-        relative: Largest difference allowed as a share of `stated`; give this or `within`.
+        within: Maximum absolute difference.
+        relative: Maximum difference as a share of `stated`; give this or `within`.
 
     Raises:
-        AssertionError: The value is not a number or lies farther away than the tolerance.
+        AssertionError: The value is not a number or differs by more than the tolerance.
         NotebookError: The statement itself is unusable (no finite number, no positive tolerance).
     """
     if not math.isfinite(stated):
@@ -79,7 +79,7 @@ def expect(
 
 
 def _near(value: float, stated: float, tolerance: float) -> bool:
-    # Written so that NaN, which compares false with everything, does not hold.
+    # Written so that NaN, which compares false with everything, fails.
     return abs(value - stated) <= tolerance * (1 + _ROUNDING)
 
 
@@ -102,17 +102,17 @@ def approx(
     within: Mapping[Any, float] | None = None,
     relative: Mapping[Any, float] | None = None,
 ) -> Approximate:
-    """Show a table that another machine may compute a little differently.
+    """Show a table that another machine may compute slightly differently.
 
     Args:
-        table: What to show, rounded as it is to be read.
-        within: Largest absolute difference allowed, by column.
-        relative: Largest difference allowed as a share of the stored figure, by column. Columns
-            in neither are compared exactly, as are the index and the names of the columns.
+        table: What to show, rounded for reading.
+        within: Maximum absolute difference, by column.
+        relative: Maximum difference as a share of the stored figure, by column. Columns in neither
+            are compared exactly, as are the index and the names of the columns.
 
     Raises:
-        NotebookError: A tolerance is not finite and above 0, is of a column that is not there or
-            has no figures, or a column has two.
+        NotebookError: A tolerance is not finite and above 0, is for a column that is missing or
+            has no numbers, or a column has two tolerances.
     """
     absolute, shares = dict(within or {}), dict(relative or {})
     for name in [*absolute, *shares]:
@@ -130,7 +130,7 @@ def approx(
             columns.append(Column(_label(name), values, absolute.get(name), shares.get(name)))
         except ValueError as error:
             raise NotebookError(f"{error}; give one, finite and above 0") from error
-    shown: Any = table  # the stubs of pandas know no _repr_html_
+    shown: Any = table  # pandas' stubs have no _repr_html_
     data = {"text/html": shown._repr_html_(), "text/plain": repr(table)}
     data = {mime: text for mime, text in data.items() if text is not None}
     made = [{k: v for k, v in asdict(one).items() if v is not None} for one in columns]
@@ -158,7 +158,7 @@ class Column:
     """A column; None is a missing value. Without a tolerance it is compared exactly.
 
     Raises:
-        TypeError, ValueError: no such column can be.
+        TypeError, ValueError: the column is malformed.
     """
 
     name: str
@@ -184,7 +184,7 @@ class Column:
         return "none" if self.within is None else f"± {self.within:g}"
 
     def holds(self, row: int, new: float | str | None) -> bool:
-        """Whether a new value is near enough to the one of this row."""
+        """Whether a new value is within the tolerance of this row's value."""
         old = self.cells[row]
         if isinstance(old, int | float) and isinstance(new, int | float):
             share = None if self.relative is None else self.relative * abs(old)
@@ -197,7 +197,7 @@ def _finite(value: object) -> bool:
 
 
 def digest(data: Mapping[str, Any], columns: object) -> str:
-    """What the text that a reader sees and the columns beside it come to, together."""
+    """A digest of the text that a reader sees together with its columns."""
     text = [joined(data.get(mime, "")) for mime in SHOWN]
     whole = "\0".join([*text, json.dumps(columns, sort_keys=True)])
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
@@ -207,7 +207,7 @@ def read_table(data: Mapping[str, Any]) -> list[Column]:
     """The table in the data of an output.
 
     Raises:
-        NotebookError: the JSON value is broken, or the text beside it is not its own.
+        NotebookError: the JSON value is broken, or does not belong to the text.
     """
     try:
         stored, seal = data[MIME]["columns"], data[MIME]["digest"]
@@ -225,18 +225,18 @@ def read_table(data: Mapping[str, Any]) -> list[Column]:
 
 
 def paired(stored: Sequence[Any], fresh: Sequence[Any]) -> list[tuple[int, Any]]:
-    """The fresh outputs with a table, by their place, and each with the stored one it stands for.
+    """The indexes of the fresh outputs with a table, each with its stored counterpart.
 
-    Those that one side has more of are left out.
+    Outputs without a counterpart are left out.
     """
     places = [place for place, output in enumerate(fresh) if MIME in output.get("data", ())]
     return list(zip(places, (o for o in stored if MIME in o.get("data", ())), strict=False))
 
 
 def differences(stored: Mapping[str, Any], fresh: Mapping[str, Any]) -> list[str]:
-    """What is beyond the tolerances in the data of two outputs, in words; nothing if they agree.
+    """Differences beyond the tolerances between two outputs, as messages; empty if they agree.
 
-    Tolerances must agree too: those of the code are the ones that the notebook states.
+    Tolerances must agree too: those of the code must be the ones that the notebook states.
     """
     tables = []
     for whose, data in (("stored", stored), ("new", fresh)):
@@ -266,7 +266,7 @@ def differences(stored: Mapping[str, Any], fresh: Mapping[str, Any]) -> list[str
 
 
 def pytest_itemcollected(item: Any) -> None:
-    """Have the tables of a notebook's cell compared first, and the rest as nbval does."""
+    """Compare the tables of a notebook's cell first, and the rest with nbval."""
     nbval = sys.modules.get("nbval.plugin")
     if nbval is not None and isinstance(item, nbval.IPyNbCell):
         item.compare_outputs = functools.partial(_compare_outputs, item)
@@ -275,7 +275,7 @@ def pytest_itemcollected(item: Any) -> None:
 def _compare_outputs(
     item: Any, test: list[Any] | None, ref: list[Any] | None, skip_compare: Any = None
 ) -> bool:
-    """Compare the tables, then the rest with each new table taken for the stored one."""
+    """Compare the tables, then the rest, in which the stored tables replace the new ones."""
     fresh, stored = list(test or ()), list(ref or ())
     counts = [sum(MIME in output.get("data", ()) for output in side) for side in (stored, fresh)]
     wrong: list[str] = []
@@ -285,13 +285,13 @@ def _compare_outputs(
         wrong += differences(old["data"], fresh[place]["data"])
         fresh[place] = _as_stored(fresh[place], old["data"])
     same: bool = type(item).compare_outputs(item, fresh, stored, skip_compare)
-    # nbval joins the lines, and not all that it puts there are text.
+    # nbval joins the lines, and not all of its entries are text.
     item.comparison_traceback = [*wrong, *map(str, item.comparison_traceback)]
     return same and not wrong
 
 
 def _as_stored(output: Any, stored: dict[str, Any]) -> Any:
-    """The output with the stored table; what else it has, or lacks, is left as it is."""
+    """The output with the stored table; its other data are unchanged."""
     table = {mime: stored[mime] for mime in (*SHOWN, MIME) if mime in stored}
     data = {mime: table.get(mime, value) for mime, value in output["data"].items()}
     return type(output)({**output, "data": data})

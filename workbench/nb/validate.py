@@ -1,17 +1,17 @@
-"""Validate notebooks: each is run once more, and what it shows compared with what is stored.
+"""Validate notebooks: run each again, and compare its outputs with the stored ones.
 
-One pytest in a child process, strict, without the repository's own pytest settings, with nbval and
-two plugins: `tolerance`, and this module, which has nbval judge as Jupyter runs and shows cells:
+It runs one pytest in a child process, strict, without the repository's own pytest settings, with
+nbval and two plugins: `tolerance`, and this module, which makes nbval run cells as Jupyter does:
 
-- a cell fails as soon as its kernel dies, and those after it at once;
-- a cell fails if the kernel says that it failed, whether an error was shown or not, and one that is
-  marked as raising fails if it does not;
+- a cell fails as soon as its kernel dies, and so do all later cells;
+- a cell fails if the kernel reports a failure, whether an error was shown or not, and one that is
+  marked as raising fails if it does not raise;
 - a cell tagged `skip-execution` is skipped;
-- a semicolon at the end hides the value, and `_` and `Out` have those before;
-- `clear_output` and updates of a display change what a cell shows, up to the cell's end.
+- a semicolon at the end hides the value, and `_` and `Out` have the earlier values;
+- `clear_output` and updates of a display change a cell's outputs, until the cell ends.
 
-The kernel is the one named `workbench`, with its environment variables: `--nbval-kernel-name` says
-so, since `--nbval-current-env` would win over it and start a bare interpreter.
+The kernel is the one named `workbench`, with its environment variables. It is selected with
+`--nbval-kernel-name`, since `--nbval-current-env` would start a bare interpreter instead.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ except ModuleNotFoundError as error:
 if TYPE_CHECKING:
     import pytest
 
-_DIED = "died"  # property of a cell in pytest's report: its value is the cell's index
+_DIED = "died"  # property of a cell in pytest's report; its value is the cell's index
 _SLICE = 1.0  # seconds
 _OUTPUTS = {"stream", "display_data", "execute_result", "error"}
 
@@ -66,30 +66,30 @@ class Validated:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """The verdict on all; `exit_code` is pytest's."""
+    """The result for all notebooks; `exit_code` is pytest's."""
 
     exit_code: int
     notebooks: tuple[Validated, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether every output is as stored."""
+        """Whether every output matches the stored one."""
         return self.exit_code == 0
 
 
 def validate(
     paths: Iterable[str | Path], *, cell_timeout: float = CELL_TIMEOUT, jobs: int = 1
 ) -> Validation:
-    """Run notebooks and compare what they say with what is stored.
+    """Run notebooks and compare their outputs with the stored ones.
 
     Args:
         paths: Notebooks, or folders of them.
-        cell_timeout: Seconds for one cell; a kernel that dies is noticed before.
+        cell_timeout: Seconds per cell; a kernel that dies is noticed earlier.
         jobs: Notebooks at a time.
 
     Raises:
-        NotebookError: A path or the kernel is wrong, a file is broken, or pytest-xdist is not there
-            for several at a time; then nothing has run.
+        NotebookError: A path or the kernel is wrong, a file is broken, or `jobs` is above 1 and
+            pytest-xdist is missing; nothing has run.
     """
     if jobs > 1 and find_spec("xdist") is None:
         raise NotebookError(f"jobs={jobs}: needs `pip install pytest-xdist`, or give jobs=1")
@@ -122,10 +122,10 @@ def _run_pytest(paths: list[Path], report: Path, cell_timeout: float, jobs: int)
     env = {k: v for k, v in environment().items() if k != "PYTEST_ADDOPTS"}
     if jobs > 1:
         command += ["-n", str(jobs), "--dist", "loadfile"]
-        # Models that share the cores wait for each other's threads, spinning.
+        # Models that share the cores would wait for each other's threads, spinning.
         env.setdefault("OMP_NUM_THREADS", "1")
     env["WORKBENCH_PROGRESS"] = "off"
-    # What the notebooks write while they are validated is nobody's result.
+    # Files that the notebooks write during validation are discarded.
     env[RUN_DIR] = str(report.parent)
     return subprocess.run(command, env=env, check=False).returncode
 
@@ -138,23 +138,23 @@ def _validated(path: Path, cases: list[ET.Element]) -> Validated:
 
 
 def pytest_configure() -> None:
-    """Have nbval take our kernels, and know one more tag."""
+    """Make nbval use this module's kernels, and register one more tag."""
     nbval.plugin.RunningKernel = _Kernel
     nbval.plugin.metadata_tags[SKIP] = "skip"
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Make a cell of nbval's, which makes them under a fixed name, one of ours."""
+    """Give nbval's cell the class below, since nbval cannot be configured to use it."""
     if isinstance(item, IPyNbCell):
         item.__class__ = _Cell
 
 
 class _DiedError(Exception):
-    """The kernel is not there any more."""
+    """The kernel has died."""
 
 
 class _Kernel(RunningKernel):
-    """Knows its last request, what it replied (empty: nothing), and where it died."""
+    """Records its last request, the reply to it (empty if none), and where it died."""
 
     request = ""
     reply: dict[str, Any]
@@ -162,7 +162,7 @@ class _Kernel(RunningKernel):
 
     def execute_cell_input(self, cell_input: str, allow_stdin: bool | None = None) -> str:
         self.reply = {}
-        # With history, unlike nbval's: else a semicolon hides no value, and `_` has none.
+        # With history, unlike nbval: else a semicolon hides no value, and `_` is empty.
         self.request = self.kc.execute(cell_input, allow_stdin=allow_stdin, stop_on_error=False)
         return self.request
 
@@ -184,10 +184,10 @@ class _Kernel(RunningKernel):
 
 
 class _Cell(IPyNbCell):
-    """What a cell shows at its end, and the kernel's own word on how it ended."""
+    """A cell's final outputs, and the kernel's own report of how it ended."""
 
     clears: bool  # before the next output
-    places: dict[str, list[int]]  # of each display's outputs
+    places: dict[str, list[int]]  # indexes of each display's outputs
 
     def runtest(self) -> None:
         kernel = self.parent.kernel
@@ -211,17 +211,17 @@ class _Cell(IPyNbCell):
         self.raise_cell_error("the kernel died")
 
     def _check(self, reply: dict[str, Any]) -> None:
-        """Of what nbval passes, fail what the kernel's own word is against."""
+        """Fail a cell that nbval passes if the kernel reported otherwise."""
         if not reply:
-            self.raise_cell_error("its time was up")
+            self.raise_cell_error("it timed out")
         raised, meant = reply["status"] == "error", self.options["check_exception"]
         if raised and not meant:
             self.raise_cell_error(f"{reply['ename']}: {reply['evalue']}")
         if meant and not raised:
-            self.raise_cell_error("it is marked as raising, and raised nothing")
+            self.raise_cell_error("it is marked as raising, but raised nothing")
 
     def _message(self, timeout: float | None = None, stream: str = "iopub") -> dict[str, Any]:
-        """The next message that nbval has to see."""
+        """The next message for nbval."""
         kernel = self.parent.kernel
         while True:
             message: dict[str, Any] = kernel.get_message(stream, timeout)
@@ -230,7 +230,7 @@ class _Cell(IPyNbCell):
                 return message
 
     def _applied(self, kind: str, content: dict[str, Any]) -> bool:
-        """Apply what a message does to the outputs so far; whether it does nothing else."""
+        """Apply a message to the outputs so far; returns whether that is its only effect."""
         if kind == "clear_output":
             self.clears = True
         if self.clears and (kind in _OUTPUTS or not content.get("wait", True)):
@@ -247,7 +247,7 @@ class _Cell(IPyNbCell):
     def compare_outputs(
         self, test: list[Any] | None, ref: list[Any] | None, skip_compare: Any = None
     ) -> bool:
-        """Compare with an error that the kernel only printed, as a run puts it into the copy."""
+        """Compare, including an error that the kernel only printed, as a run's copy has it."""
         reply, fresh = self.parent.kernel.reply, list(test or ())
         raised = reply.get("status") == "error" and self.options["check_exception"]
         if raised and not any("ename" in output for output in fresh):
