@@ -167,7 +167,7 @@ def test_sampling_has_room_for_what_is_asked() -> None:
         ({"question": "a", "answer": "1"}, {"solution": "why"}, r"\[0\]: no column 'why' among"),
         ({"question": "a", "answer": "1"}, {"id": "key"}, r"\[0\]: no column 'key' among"),
         ({"question": "a", "answer": 7}, {"id": "answer"},
-         r"\[1\]: answer='7' is that of source\[0\] too; give each row an id of its own"),
+         r"\[1\]: answer='7' is that of source\[0\] too; give each row a unique id"),
         ({"question": "a", "answer": "1"}, {"style": "maths"}, "style='maths' is not known; known"),
         ({"question": "a", "answer": "1"}, {"style": "label"}, "labels=.* the style 'label' needs"),
         ({"question": "a", "answer": "1"}, {"labels": "AB"}, "labels='AB' must be a list of texts"),

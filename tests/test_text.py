@@ -55,12 +55,12 @@ def test_no_training_document_holds_a_held_out_sum(stage: int) -> None:
 
 
 def test_the_test_side_always_rests_on_a_held_out_sum() -> None:
-    rng, told = random.Random(1), ("sum told", "counted")
+    rng, stated = random.Random(1), ("sum told", "counted")
     for story in islice(stories(rng, held_out=True), 300):
         assert any(map(is_held_out, story.steps))
         assert sums_in(expression(story.steps)) == set(story.steps)
         assert eval(expression(story.steps)) == story.answer
-    for choice in islice(choices(rng, held_out=True, levels=("sum", *told)), 300):
+    for choice in islice(choices(rng, held_out=True, levels=("sum", *stated)), 300):
         assert any(map(is_held_out, sums_in(choice.question)))
     for group in islice(equations(rng, held_out=True), 300):
         assert is_held_out(group[0].problem)

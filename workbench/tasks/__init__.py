@@ -48,16 +48,15 @@ TASKS: Mapping[str, Callable[[], Task]] = MappingProxyType(
 
 
 def open_task(name: object, /, **columns: Any) -> Task:
-    """The task of that name as it is by default, or a user's own problems.
+    """A task by name with its default settings, or your own problems.
 
     Args:
         name: one of `TASKS`, the path of a file such as a .jsonl, .json or .csv, or rows: a
             DataFrame, a Hugging Face `Dataset` or a list of dicts.
-        columns: for a user's own problems, the arguments of `OwnTask`.
+        columns: for your own problems, the arguments of `OwnTask`.
 
     Raises:
-        InputError: there is none of that name, it takes no arguments, or the file is not what it
-            should be.
+        InputError: no task has this name, the task accepts no arguments, or the file is invalid.
     """
     if not isinstance(name, str) or is_path(name):
         for column in columns:
@@ -66,5 +65,5 @@ def open_task(name: object, /, **columns: Any) -> Task:
     otherwise = ", or give the path of a .jsonl, .json or .csv file, or a DataFrame"
     task = TASKS[values.known("task", name, TASKS, otherwise)]
     if columns:
-        raise InputError(f"{', '.join(columns)}: only a file takes these, not the task {name}")
+        raise InputError(f"{', '.join(columns)}: these are for a file, not for the task {name}")
     return task()

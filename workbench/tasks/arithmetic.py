@@ -1,9 +1,9 @@
-"""Sums, and claims about them: what every skill of the embedded model rests on, in part held out.
+"""Sums and claims about them, the basis of the embedded model's skills; a part is held out.
 
-A sum is held out by the digest of its canonical form, so that `13+4` and `4+13` are always on the
-same side. No training document of any kind contains a held-out sum, not even in a false claim or
-as a step of a longer problem; every test item rests on at least one. Facts of single digits are
-never held out: there are too few of them to learn a rule from the rest.
+A sum is held out by the digest of its canonical form, so `13+4` and `4+13` are always on the same
+side. No training document contains a held-out sum, not even in a false claim or as a step of a
+longer problem. Every test item uses at least one. Sums of single digits are never held out: there
+are too few of them to learn a rule from the rest.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Sum:
 @lru_cache(maxsize=32_768)
 def is_held_out(problem: Sum) -> bool:
     """Whether a problem belongs to the test side (a tenth of all, by SHA-256)."""
-    if problem.op == "/":  # 24/6 gives 4*6 away
+    if problem.op == "/":  # 24/6 reveals 4*6
         return is_held_out(Sum(problem.right, "*", problem.result))
     pair = (problem.left, problem.right)
     if max(pair) < 10:
@@ -77,7 +77,7 @@ def problems(rng: random.Random, *, held_out: bool) -> Iterator[Sum]:
 
 
 def wrong_result(problem: Sum, rng: random.Random) -> int:
-    """A plausible wrong result: off by a little, by ten, or with two digits exchanged."""
+    """A plausible wrong result: off by a little, off by ten, or with two digits exchanged."""
     right = problem.result
     swapped = int(str(right)[::-1])
     candidates = {right + d for d in (-10, -2, -1, 1, 2, 10)} | {swapped}
@@ -85,8 +85,8 @@ def wrong_result(problem: Sum, rng: random.Random) -> int:
 
 
 class Sums(BaseTask):
-    """`17+25=` and what must follow. `item.fields`: `problem`, `kind` (addition, …), `digits` of
-    the result."""
+    """`17+25=`, to be completed. `item.fields`: `problem`, `kind` (addition, …), `digits` of the
+    result."""
 
     name = "sums"
     difficulty = "digits"
@@ -109,7 +109,7 @@ class Sums(BaseTask):
         return f"What is {item.fields['problem']}?"
 
     def grade(self, item: Item, text: str) -> Grade:
-        """Right if the first line's number (after `=` where there is one) is the result."""
+        """Correct if the first line's number (after `=`, if there is one) is the result."""
         line = text.strip().partition("\n")[0]
         number = re.search(r"\d+", line.rpartition("=")[2])
         if number is None:
@@ -119,7 +119,7 @@ class Sums(BaseTask):
 
 @dataclass(frozen=True, slots=True)
 class Equation:
-    """A problem and the result that is claimed for it, right or wrong."""
+    """A problem and a claimed result, right or wrong."""
 
     problem: Sum
     shown: int
@@ -133,9 +133,9 @@ class Equation:
 
 
 def equations(rng: random.Random, *, held_out: bool) -> Iterator[list[Equation]]:
-    """An endless stream of groups: one to three different results claimed for one problem.
+    """An endless stream of groups, each with one to three different claimed results of a problem.
 
-    At most one of a group is right, and somewhat less than half of all are.
+    At most one in a group is right, and somewhat less than half of all are.
     """
     for problem in problems(rng, held_out=held_out):
         size = rng.choices((1, 2, 3), (4, 5, 1))[0]
@@ -153,7 +153,7 @@ class Claims(BaseTask):
     `item.fields`: `claim`, `problem` (claims about one problem exclude each other), `shown`.
 
     Args:
-        demonstrations: the labels of the examples: "right", or "random" for a comparison.
+        demonstrations: the labels of the examples: "right", or "random" as a baseline.
     """
 
     name = "claims"

@@ -1,4 +1,4 @@
-"""What all tasks share: held-out items by seed, worked examples from the training side."""
+"""The base of all tasks: held-out items by seed, worked examples from the training side."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from workbench.reprs import Card, Shown, block, note
 from workbench.types import Grade, Item, Prompt, PromptStyle, Sampling, Task
 
 MOST_REPEATED = 20_000
-"""How many draws in a row may bring nothing new before there are no more items."""
+"""Consecutive draws without a new item after which a stream counts as exhausted."""
 
 
 class BaseTask(Shown, ABC):
-    """A task whose items are drawn from a stream, with no end where they are made up.
+    """A task with items from a stream, which is endless for generated items.
 
-    A task with `labels` is asked for the likeliest of them (`engine.label_logprobs`) or for text.
+    A task with `labels` can be answered with `engine.label_logprobs` as well as with text.
 
     `reads` is the style in which `workbench.answers` reads a response; `end` separates a worked
-    example from what follows. `subject` is the field that `ask` and `question` put into words,
-    `framed` are those that they show around it, `subjects` further names of it for templates.
+    example from the following text. `subject` is the field that `ask` and `question` phrase,
+    `framed` are the fields shown around it, `subjects` are further names for it in templates.
     """
 
     name: str
@@ -42,7 +42,7 @@ class BaseTask(Shown, ABC):
 
     @abstractmethod
     def stream(self, rng: random.Random, *, held_out: bool) -> Iterator[Item]:
-        """Items from one side of the split, in an order that `rng` decides."""
+        """Items from one side of the split, in an order that depends on `rng`."""
 
     @abstractmethod
     def ask(self, item: Item) -> str:
@@ -53,16 +53,16 @@ class BaseTask(Shown, ABC):
         return f"{self.ask(item)}{self.answer(item)}{self.end}"
 
     def answer(self, item: Item) -> str:
-        """What follows `ask`, with its leading space: as a right answer is written."""
+        """The correct answer as it follows `ask`, with its leading space."""
         return f" {item.answer}"
 
     def question(self, item: Item) -> str:
-        """The item as a person says it in a chat."""
+        """The item as a person asks it in a chat."""
         return self.ask(item)
 
     def grade(self, item: Item, text: str) -> Grade:
-        """Read an answer; what cannot be read is not parsed rather than wrong."""
-        if self.reads == "gsm8k":  # what comes after an end is no part of the answer
+        """Read and grade an answer; one that cannot be read is "not parsed", not wrong."""
+        if self.reads == "gsm8k":  # text after an end is not part of the answer
             text = outside_reasoning(text)
             for stop in filter(str.strip, (*self.sampling.stop, "\nQuestion:")):
                 text = text.partition(stop)[0]
@@ -72,7 +72,7 @@ class BaseTask(Shown, ABC):
         """`count` different held-out items, the same for the same seed.
 
         Raises:
-            InputError: `count` is below 1, or there are not so many different ones.
+            InputError: `count` is below 1 or above the number of different items.
         """
         count = self.count if count is None else count
         rng = random.Random(f"{self.name}-{seed}")
@@ -85,17 +85,17 @@ class BaseTask(Shown, ABC):
         style: PromptStyle = "completion",
         wording: str | None = None,
     ) -> Prompt:
-        """The item after `shots` worked examples, which no two items share.
+        """The item after `shots` worked examples, which differ from item to item.
 
-        In a chat the examples are earlier exchanges.
+        In a chat the examples are earlier turns.
 
         Args:
-            wording: a template that words the question, of item and examples alike, such as
-                "{question}\\nThink step by step."; what the task puts around the question stays.
+            wording: a template for the question, in the item and the examples, such as
+                "{question}\\nThink step by step."; the task's text around the question stays.
 
         Raises:
-            InputError: `shots` is no whole number from 0, there is no such style, or the template
-                has a field that the task does not.
+            InputError: `shots` is not a whole number from 0, the style is unknown, or the
+                template has a field that the task lacks.
         """
         shots = values.whole("shots", shots, 0)
         if style not in {"completion", "chat"}:
@@ -115,10 +115,10 @@ class BaseTask(Shown, ABC):
         return [*turns, {"role": "user", "content": self._worded(item, self.question, wording)}]
 
     def _worded(self, item: Item, say: Callable[[Item], str], wording: str | None) -> str:
-        """The item as `say` has it, its question in the words of a template."""
+        """The item as `say` words it, with its question in the words of a template."""
         if wording is None:
             return say(item)
-        framed = self.subject in item.fields  # else all that is said are the question's words
+        framed = self.subject in item.fields  # else all that `say` returns is the question
         own = item.fields[self.subject] if framed else say(item)
         hidden = {*self.framed, "solution"}
         known = {name: value for name, value in item.fields.items() if name not in hidden}
@@ -134,12 +134,12 @@ class BaseTask(Shown, ABC):
         return Card(lines, [note(name), note(parts[0]), block(asked)])
 
     def examples(self, item: Item) -> Iterator[Item]:
-        """WordTask examples for an item, always the same ones, from the training side."""
+        """Worked examples for an item, always the same ones, from the training side."""
         return self.stream(random.Random(f"{self.name}-{item.id}"), held_out=False)
 
 
 class FixedTask(BaseTask):
-    """A task whose items are all there: they are drawn in random order."""
+    """A task with a fixed list of items, drawn in random order."""
 
     @abstractmethod
     def side(self, *, held_out: bool) -> Sequence[Item]:
@@ -170,10 +170,10 @@ def worded_prompt(
 ) -> Prompt:
     """`task.prompt`, with the question worded by a template.
 
-    A task that is no `BaseTask` takes no wording: there the template is the whole prompt.
+    A task that is not a `BaseTask` accepts no wording: its template is the whole prompt.
 
     Raises:
-        InputError: as `BaseTask.prompt`, or such a task is to show examples too.
+        InputError: as `BaseTask.prompt`, or a task of the latter kind is given `shots` as well.
     """
     if wording is None:
         return task.prompt(item, shots, style)
@@ -186,7 +186,7 @@ def worded_prompt(
 
 
 def _joined(text: str, answer: str) -> str:
-    """A worked example; words of a template do not run into its answer."""
+    """A worked example; a template's last word is kept apart from the answer."""
     apart = text.endswith(("=", " ", "\n")) or answer[:1].isspace()
     return f"{text}{'' if apart else ' '}{answer}"
 
@@ -197,15 +197,15 @@ def filled(wording: str, known: Mapping[str, object], item: Item) -> str:
 
 
 def worded(question: str) -> str:
-    """A problem as the model sees it, to be continued by a space and a solution."""
+    """A problem as the model sees it, to be continued with a space and a solution."""
     return f"Question: {question}\nAnswer:"
 
 
 def first_items(stream: Iterable[Item], count: int, name: str) -> list[Item]:
-    """The first `count` items of a stream that differ.
+    """The first `count` different items of a stream.
 
     Raises:
-        InputError: `count` is below 1, or there are not so many.
+        InputError: `count` is below 1 or above the number of items.
     """
     count = values.whole("count", count, 1)
     items: dict[str, Item] = {}
@@ -222,7 +222,7 @@ def first_items(stream: Iterable[Item], count: int, name: str) -> list[Item]:
 
 
 def shuffled(items: Sequence[Item], rng: random.Random) -> Iterator[Item]:
-    """Items in random order, as far as they are asked for (Fisher and Yates's shuffle)."""
+    """Items in random order, drawn lazily (Fisher and Yates's shuffle)."""
     moved: dict[int, int] = {}
     for at in range(len(items)):
         other = rng.randrange(at, len(items))

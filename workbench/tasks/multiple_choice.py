@@ -1,4 +1,4 @@
-"""Questions with six options: five published tasks, a user's files, the embedded task.
+"""Questions with six options: five published tasks, your own files, the embedded task.
 
 A file has the layout of Ye et al. 2024 (arXiv 2401.12794): rows of `id`, `source`, `question`,
 `choices` (A to F), `answer` (a letter) and, in some, `context` and `subcategory`.
@@ -30,7 +30,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class Published(NamedTuple):
-    """A published task: its file, what it asks, and the ids of the rows shown as examples."""
+    """A published task: its file, its kind, and the ids of the rows shown as examples."""
 
     file: str
     kind: Kind
@@ -52,12 +52,12 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
 
 class MultipleChoice:
     """A task of six options. `item.fields`: `question`, `options` (six texts), `kind`, `group` (""
-    if there is none) and, where there is one, `context`.
+    if there is none) and, if there is one, `context`.
 
     Args:
-        name: what the task is called.
-        kind: what it asks.
-        items: what is asked, in the order of the file.
+        name: the task's name.
+        kind: the kind of question.
+        items: the items, in the order of the file.
         demonstrations: worked examples that all items share; none of them is in `items`.
     """
 
@@ -75,7 +75,7 @@ class MultipleChoice:
         """`count` items in random order, the same for the same seed; None is all, in file order.
 
         Raises:
-            InputError: `count` is below 1, or there are not so many.
+            InputError: `count` is below 1 or above the number of items.
         """
         if count is None:
             return list(self._items)
@@ -84,10 +84,10 @@ class MultipleChoice:
 
 
 class _Embedded(MultipleChoice):
-    """The embedded task, whose items are made up as they are asked for; `group` is their level."""
+    """The embedded task, whose items are generated on demand; `group` is their level."""
 
     def __init__(self, demonstrations: int) -> None:
-        # Not any seed: a model copies the letter of examples that all have the same one.
+        # A suitable seed: a model copies the letter if all examples have the same one.
         drawn = Options().stream(random.Random("demonstrations"), held_out=False)
         super().__init__(Options.name, "qa", (), [*map(_by_level, islice(drawn, demonstrations))])
 
@@ -108,15 +108,15 @@ def open_choices(
     Args:
         name_or_file: "options" (the embedded task), one of `PUBLISHED` (from the folder
             `uncertainty` of `$WORKBENCH_DATA`, else from the Hugging Face hub), or the path of a
-            .json, .jsonl or .csv file with the same columns; columns A to F may stand in place of
-            `choices`, and a row without `id` is called by its place.
-        kind: what a file asks; all but "qa" show the column `context`.
-        demonstrations: how many worked examples. A file gives its first rows, which are then not
-            asked; a published task has its own, and always shows them.
+            .json, .jsonl or .csv file with the same columns. Columns A to F can replace
+            `choices`; a row without `id` is named by its place.
+        kind: the kind of question in a file; all but "qa" show the column `context`.
+        demonstrations: number of worked examples. A file's first rows are used, and not asked;
+            a published task always shows its own.
 
     Raises:
-        InputError: there is none of that name, it does not take these arguments, or the file is
-            not what it should be.
+        InputError: no task has this name, it does not accept these arguments, or the file is
+            invalid.
     """
     values.known("kind", kind, KINDS)
     demonstrations = values.whole("demonstrations", demonstrations, 0)

@@ -1,8 +1,8 @@
 """Multiple choice with six options: four results, `I don't know` and `None of the above`.
 
-One of the first four is always right. Levels run from reading a number off to working one out;
-questions that do not hold their answer (`hidden`) are never in the training text, so that the model
-meets them unprepared.
+One of the first four is always correct. Levels range from reading a number to computing one.
+Questions without the information to answer them (`hidden`) are never in the training text, so they
+are new to the model.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ EVENTS = ("bought or sold", "counted")
 LEVELS = ("one number", *EVENTS, *STATED, "two numbers", "three numbers", "sum", "hidden")
 LAST_TWO = ("I don't know", "None of the above")
 LURED = 0.7
-"""Share of the hidden questions whose options hold the only number that is told."""
+"""Share of the hidden questions whose options include the only number in the question."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     """A question and four numbers to choose from.
 
-    `stated` is the `right` one as a sentence, `key` the sum that decides on which side of the split
-    the question is, `lures` are numbers that a careless reader would choose.
+    `stated` is the `right` number in a sentence, `key` the sum that determines the question's side
+    of the split, `lures` are numbers that a careless reader would choose.
     """
 
     question: str
@@ -44,7 +44,7 @@ class Choice:
 
     @property
     def place(self) -> int:
-        """Where the right number stands."""
+        """The index of the right number."""
         return self.numbers.index(self.right)
 
     @property
@@ -77,7 +77,7 @@ class Options(BaseTask):
 
 
 def listed(question: str, texts: Sequence[str]) -> str:
-    """The question as the model sees it, to be continued by a space and a letter."""
+    """The question as the model sees it, to be continued with a space and a letter."""
     lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=True)]
     return "\n".join((f"Question: {question}", "Choices:", *lines, "Answer:"))
 
@@ -85,7 +85,7 @@ def listed(question: str, texts: Sequence[str]) -> str:
 def choices(
     rng: random.Random, *, held_out: bool, levels: tuple[str, ...] = LEVELS
 ) -> Iterator[Choice]:
-    """An endless stream of questions from one side of the split, levels in equal shares."""
+    """An endless stream of questions from one side of the split, equally many of each level."""
     while True:
         level = rng.choice(levels)
         choice = _question(rng, level, held_out=held_out)
@@ -97,7 +97,7 @@ def choices(
 
 
 def number(rng: random.Random) -> int:
-    """Mostly of one digit: with those it is learned at all how to find a number in a list."""
+    """Usually a single digit: the model needs those to learn to find a number in a list."""
     return rng.randrange(10) if rng.random() < 0.6 else rng.randrange(10, 100)
 
 
@@ -123,7 +123,7 @@ def _question(rng: random.Random, level: str, *, held_out: bool) -> Choice:
 
 
 def _sum(rng: random.Random, level: str, *, held_out: bool) -> Choice:
-    """To be worked out; or its result is told, by itself or as what somebody counted."""
+    """To be computed; or the result is stated, by itself or as what somebody counted."""
     name, thing = (rng.choice(NAMES), rng.choice(THINGS)) if level == "counted" else ("", "")
     problem = next(p for p in problems(rng, held_out=held_out) if p.op != "*")
     result, equation = problem.result, f"{problem}={problem.result}"
@@ -135,7 +135,7 @@ def _sum(rng: random.Random, level: str, *, held_out: bool) -> Choice:
 
 
 def _read_off(rng: random.Random, people: int) -> Choice:
-    """Each of some people has a number of things; one is asked for."""
+    """Several people each have a number of things; the question asks for one."""
     names, thing = rng.sample(NAMES, people), rng.choice(THINGS)
     drawn = numbers(rng, max(2, people))
     facts = [f"{name} has {n} {thing}." for name, n in zip(names, drawn, strict=False)]
@@ -146,7 +146,7 @@ def _read_off(rng: random.Random, people: int) -> Choice:
 
 
 def _changed(rng: random.Random) -> Choice:
-    """One person's number now and before; one of them is asked for."""
+    """One person's number now and before; the question asks for one of them."""
     name, thing = rng.choice(NAMES), rng.choice(THINGS)
     before, now = numbers(rng, 2)
     facts = [f"{name} had {before} {thing}.", f"Now {name} has {now} {thing}."]
@@ -156,7 +156,7 @@ def _changed(rng: random.Random) -> Choice:
 
 
 def _traded(rng: random.Random) -> Choice:
-    """What one person bought and what they sold; one of them is asked for."""
+    """What one person bought and sold; the question asks for one of them."""
     name, thing = rng.choice(NAMES), rng.choice(THINGS)
     bought, sold = numbers(rng, 2)
     facts = [f"{name} bought {bought} {thing}.", f"{name} sold {sold} {thing}."]
@@ -167,7 +167,7 @@ def _traded(rng: random.Random) -> Choice:
 
 
 def _hidden(rng: random.Random) -> Choice:
-    """Nobody can know: the number that is asked for is not told."""
+    """Unanswerable: the text does not state the number."""
     (name, other), thing = rng.sample(NAMES, 2), rng.choice(THINGS)
     shown, right = numbers(rng, 2)
     facts = [f"{other} has {shown} {thing}.", f"{name} has some {thing}."]

@@ -1,4 +1,4 @@
-"""A user's own problems as a task: rows of a question and its right answer."""
+"""Your own problems as a task: rows with a question and its correct answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLING: dict[answers.Style, Sampling] = {
     "exact": Sampling(max_tokens=64, stop=("\n",)),
     "label": Sampling(max_tokens=16, stop=("\n",)),
 }
-"""Room for the answer alone, but for worked ones; a model that reasons needs more."""
+"""Enough tokens for a bare answer, for "gsm8k" a worked one; a model that reasons needs more."""
 NEEDS: dict[answers.Style, str] = {
     "gsm8k": "a number or an expression alone",
     "choice": "one of ",
@@ -34,29 +34,29 @@ USUAL = {
     "question": ("prompt", "text", "input", "problem", "query", "instruction"),
     "answer": ("gold", "label", "target", "output", "solution", "expected", "reference"),
 }
-"""What such columns are often called: for messages."""
+"""Common names of such columns, for messages."""
 
 
 class OwnTask(FixedTask):
-    """`item.fields`: `question`, where its column is named `solution`, and the other columns.
+    """`item.fields`: `question`, `solution` (if its column is given), and the other columns.
 
-    A row's answer is kept as the grader reads it: "$1,080.00" is 1080, "true" the label "True".
+    A row's answer is stored as the grader reads it: "$1,080.00" is 1080, "true" the label "True".
 
     Args:
         source: a file, a pandas DataFrame, a Hugging Face `Dataset` or a list of dicts, see
             `rows.read_table`.
-        question, answer, id, solution: names of columns. Without `id` an item is "row 7" by its
-            place (from 0); a `solution` is what worked examples show in place of the answer.
-        style: what the answer is: a number or an expression ("gsm8k"), a letter ("choice"), a
+        question, answer, id, solution: names of columns. Without `id`, items are named by their
+            place from 0, such as "row 7". Worked examples show the `solution`, not the answer.
+        style: the kind of answer: a number or an expression ("gsm8k"), a letter ("choice"), a
             text ("exact") or one of the labels ("label").
-        labels: for "label" what to choose from, for "choice" the letters (A to J by default).
+        labels: the allowed labels for "label", the letters for "choice" (A to J by default).
         examples: rows with the same columns for `shots`; no question may be in both.
         instruction: a line after every question.
-        name: what the task is called; None is the file's name.
-        sampling: how an answer is asked for; by default with room for what the style needs.
+        name: the task's name; None means the file's name.
+        sampling: settings for answers; the default has enough tokens for the style.
 
     Raises:
-        InputError: a file or a row is not what it should be; the message says which.
+        InputError: a file or a row is invalid; the message has the details.
     """
 
     end = "\n\n"
@@ -67,7 +67,7 @@ class OwnTask(FixedTask):
         solution: str | None = None, examples: object = None, instruction: str = "",
         name: str | None = None, sampling: Sampling | None = None,
     ) -> None:  # fmt: skip
-        answers.extract("", style, labels=labels)  # refuses a style or labels that cannot be
+        answers.extract("", style, labels=labels)  # refuses an invalid style or labels
         if style in {"choice", "label"}:
             self.labels = tuple(f" {label.strip()}" for label in labels or LETTERS)
         self.name = name or (Path(source).stem if isinstance(source, str | Path) else "own")
@@ -123,7 +123,7 @@ class OwnTask(FixedTask):
         return items
 
     def _check_columns(self, found: Sequence[str], row: TableRow) -> None:
-        """Refuse a table without the columns that are named, and say how its own would be."""
+        """Refuse a table without the named columns; the message suggests likely ones."""
         named = dict(zip(("question", "answer", "id", "solution"), self._columns, strict=True))
         if not (lost := [kind for kind, name in named.items() if name not in (None, *found)]):
             return
@@ -152,7 +152,7 @@ class OwnTask(FixedTask):
         return Item(id=name, fields=fields, answer=self._gold(row, answer))
 
     def _gold(self, row: TableRow, column: str) -> str:
-        """The right answer as it is read, if a response can give it at all."""
+        """The correct answer as the grader reads it, checked to be readable in this style."""
         gold = row.text_or_number(column)
         try:
             response = _written(gold, self.reads)
@@ -171,17 +171,17 @@ class OwnTask(FixedTask):
 
 
 def _plain(value: object) -> object:
-    """A cell of another column as every file takes it: numbers and texts as they are."""
+    """A cell of another column in a form that every file can store; numbers and texts unchanged."""
     if values.is_missing(value):
         return None
     return value if isinstance(value, str | Real) else values.written(value)
 
 
 def _written(answer: str, style: answers.Style) -> str:
-    """A right answer as a response states it."""
+    """A correct answer as a response would state it."""
     if style != "gsm8k":
         return answer
     line = f"#### {answer}"
-    # Points, intervals and the like are read out of a box only; words are no answer in this style.
+    # Points, intervals and the like are read only from a box; words are not answers in this style.
     boxed = not answers.grade(line, answer).correct and (expression(answer) or "\\" in answer)
     return rf"\boxed{{{answer}}}" if boxed else line

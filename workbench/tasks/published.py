@@ -1,6 +1,6 @@
 """Published data sets as tasks, from the folder `$WORKBENCH_DATA`, else from the Hugging Face hub.
 
-What comes from the hub stays in the hub's own cache; a machine that has it there needs no network.
+Data from the hub stays in the hub's own cache; a machine that has it there needs no network.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ HUB = {
         )
     },
 }  # fmt: skip
-"""For each file of the folder the data set and the file on the hub that hold the same rows."""
+"""For each file of the folder: the data set and file on the hub with the same rows."""
 
 SECONDS = 5
-"""How long the hub may be silent before it counts as out of reach."""
+"""The time-out after which the hub counts as unreachable."""
 CALCULATION = re.compile(r"<<[^<>]*>>")
 
 
 class _Published(FixedTask):
-    """A data set of two files of rows, one for each side of the split."""
+    """A data set with two files of rows, one for each side of the split."""
 
     ending: str
 
@@ -48,14 +48,14 @@ class _Published(FixedTask):
         """The item of a row.
 
         Raises:
-            InputError: the row is not what it should be.
+            InputError: the row is invalid.
         """
 
     def side(self, *, held_out: bool) -> Sequence[Item]:
         """All items of one side, in the file's order.
 
         Raises:
-            InputError: the file cannot be had, or is not what it should be.
+            InputError: the file cannot be obtained, or is invalid.
         """
         name = "test" if held_out else "train"
         path = published_file(f"{self.name}/{name}{self.ending}")
@@ -71,15 +71,15 @@ def _items(path: Path, item: Callable[[TableRow, str], Item], name: str) -> Sequ
 
 
 class GSM8K(_Published, WordTask):
-    """1,319 word problems of two to eight steps written by people (Cobbe et al. 2021).
+    """1,319 word problems of two to eight steps, written by people (Cobbe et al. 2021).
 
-    `item.fields`: `question`, `steps` (calculations marked in the solution), `solution`. A model
-    ends in `#### N` because it is shown examples, or because the chat asks for it.
+    `item.fields`: `question`, `steps` (calculations marked in the solution), `solution`.
+    Worked examples end in `#### N`; the chat prompt asks for that line.
     """
 
     name = "gsm8k"
     ending = ".jsonl"
-    # No empty line: a chat model's paragraphs are separated by them.
+    # No empty line as a stop text, because it separates a chat model's paragraphs.
     sampling = Sampling(max_tokens=400, stop=("\nQuestion:",))
     count = 1319
 
@@ -105,7 +105,7 @@ class GSM8K(_Published, WordTask):
 class TruthfulQA(_Published):
     """Answers to questions that people are often wrong about (Lin et al. 2022).
 
-    `item.fields`: `question`, `claim` (an answer to it), `group` (the same for one question).
+    `item.fields`: `question`, `claim` (an answer to it), `group` (shared by a question's claims).
     """
 
     name = "truthfulqa"
@@ -136,10 +136,10 @@ class TruthfulQA(_Published):
 
 
 def published_file(name: str) -> Path:
-    """A file of the folder; without a folder the same rows from the hub, if it has them.
+    """The path of a file in the data folder, or of the same rows from the hub.
 
     Raises:
-        InputError: the file cannot be had.
+        InputError: the file cannot be obtained.
     """
     if folder := os.environ.get("WORKBENCH_DATA"):
         path = Path(folder).expanduser() / name
@@ -158,8 +158,8 @@ def _from_hub(name: str, repo: str, file: str) -> Path:
     with suppress(LocalEntryNotFoundError):
         return Path(hf_hub_download(repo, file, repo_type="dataset", local_files_only=True))
     try:
-        # Asked once, so that a machine without network hears so at once: the download asks
-        # again and again for minutes.
+        # A single request first, so that a machine without network fails at once: the download
+        # retries for minutes.
         get_hf_file_metadata(hf_hub_url(repo, file, repo_type="dataset"), timeout=SECONDS)
         return Path(hf_hub_download(repo, file, repo_type="dataset"))
     except Exception as error:  # the hub's client raises its HTTP library's errors too

@@ -1,9 +1,9 @@
-"""The one reader of users' data: files, frames and lists as rows that know where they stand.
+"""Read your data: files, frames and lists, as rows that know their position.
 
-`read_rows` and `read_table` take .jsonl, .json, .csv, .tsv, .txt and .parquet files, pandas
-DataFrames, Hugging Face `Dataset`s and lists of dicts. They see to encodings (UTF-8, UTF-16 with
-its mark), separators, quotes, blank lines and missing values, and refuse a broken row by its line.
-A row's own methods refuse a missing or wrong value by the row's place and the column.
+`read_rows` and `read_table` accept .jsonl, .json, .csv, .tsv, .txt and .parquet files, pandas
+DataFrames, Hugging Face `Dataset`s and lists of dicts. They handle encodings (UTF-8, UTF-16 with
+its mark), separators, quotes, blank lines and missing values, and report a broken row's line.
+A row's own methods refuse a missing or wrong value, and name the row's place and the column.
 """
 
 from __future__ import annotations
@@ -23,29 +23,30 @@ from workbench.lazy import pd
 from workbench.values import cells, is_missing, near, refuse
 
 LONGEST = 2**31 - 1
-"""Characters of a CSV field; Python's own limit is 131,072."""
+"""Maximum characters of a CSV field; Python's default limit is 131,072."""
 DELIMITED = (".csv", ".tsv", ".txt")
 ENDINGS = (".jsonl", ".json", *DELIMITED, ".parquet")
 ONE_COLUMN = "\x1f"
-"""The delimiter of a file that has one column: none that a text holds."""
+"""The delimiter for a file with one column: a character that no text contains."""
 EXCEL = ["sep=", ""]
-"""Its first line, which says what separates the columns."""
+"""Excel's first line, which names the separator."""
 BETWEEN = re.compile(r"[\s,]*")
-"""What stands between the elements of a list."""
+"""The separator between the elements of a list."""
 SHAPES = 'a list of objects, {"data": [...]} with one such list, or columns {"text": [...], ...}'
 
 
 class TableRow(NamedTuple):
-    """A row's cells by column, and where it stands: "claims.csv:5", or "source[3]" of a frame.
+    """A row's cells by column, and its place: "claims.csv:5", or "source[3]" of a frame.
 
-    A list of JSON has "claims.json:5: row 3", a file without lines "claims.parquet: row 3".
+    In a JSON list the place is "claims.json:5: row 3", in a file without lines "claims.parquet:
+    row 3".
     """
 
     place: str
     cells: Mapping[Any, Any]
 
     def refuse(self, column: str, need: str) -> NoReturn:
-        """Say what a value must be, or that its column is missing."""
+        """Raise the error that a column is missing, or what its value must be."""
         if column not in self.cells:
             known = [*map(str, self.cells)]
             raise InputError(
@@ -59,7 +60,7 @@ class TableRow(NamedTuple):
         """A text that every row must have.
 
         Raises:
-            InputError: there is no such column, or no text in it.
+            InputError: the column is missing, or holds no text.
         """
         value = self.cells.get(column)
         if not isinstance(value, str) or not value.strip():
@@ -67,10 +68,10 @@ class TableRow(NamedTuple):
         return value
 
     def key(self, column: str) -> str | None:
-        """A text or number as text (12, 12.0 and "12.0" are one), None where there is none.
+        """A text or number as text (12, 12.0 and "12.0" are equal), None if there is none.
 
         Raises:
-            InputError: it is a list or the like.
+            InputError: it is neither a text nor a number.
         """
         value = self.cells.get(column)
         text = str(value).strip()
@@ -83,18 +84,18 @@ class TableRow(NamedTuple):
         return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
 
     def text_or_number(self, column: str) -> str:
-        """A text, as it is but for spaces around it, or a number, that every row must have.
+        """A required text (without surrounding spaces) or number, as text.
 
         Raises:
-            InputError: there is no such column, or neither in it.
+            InputError: the column is missing, or holds neither.
         """
         number = None if isinstance(self.cells.get(column), str) else self.key(column)
         return number or self.text(column).strip()
 
 
 class Table(NamedTuple):
-    """Rows, in which a missing value is None, in a text file ""; and the same as a DataFrame with
-    all columns in their order, values as they came in, index 0 to n - 1."""
+    """Rows, in which a missing value is None, or "" from a text file; and the same as a DataFrame
+    with all columns in order, original values, and index 0 to n - 1."""
 
     rows: list[TableRow]
     frame: pd.DataFrame
@@ -109,14 +110,14 @@ def read_table(source: object, what: str = "source") -> Table:
     """All rows of a file, a frame or a list.
 
     Args:
-        source: a .jsonl, .json, .csv, .tsv, .txt or .parquet file, a pandas DataFrame, what has
-            `to_pandas` (such as a Hugging Face `Dataset`), or a list of dicts. Columns of a text
-            file are separated by `,` `;` tab or `|`, whichever all its rows agree with; its values
+        source: a .jsonl, .json, .csv, .tsv, .txt or .parquet file, a pandas DataFrame, an object
+            with `to_pandas` (such as a Hugging Face `Dataset`), or a list of dicts. Columns of a
+            text file are separated by `,` `;` tab or `|`, whichever fits all rows; its values
             stay texts. A DataFrame's own index becomes a column.
-        what: what a list or frame is called in messages.
+        what: the name of a list or frame in messages.
 
     Raises:
-        InputError: it is nothing of these, cannot be read, or holds no rows.
+        InputError: the source is none of these, cannot be read, or has no rows.
     """
     if isinstance(source, str | Path):
         return _read_file(Path(source).expanduser())
@@ -132,31 +133,31 @@ def read_table(source: object, what: str = "source") -> Table:
 
 
 def is_path(source: object) -> bool:
-    """Whether it names a file rather than something of ours: a `Path`, or with a dot or slash."""
+    """Whether it names a file and not a built-in task: a `Path`, or a text with a dot or slash."""
     return isinstance(source, Path) or bool(re.search(r"[/\\.]", str(source)))
 
 
 def check_distinct(rows: Sequence[TableRow], column: object, ids: Sequence[str]) -> None:
-    """Refuse ids of which two are the same.
+    """Refuse duplicate ids.
 
     Raises:
-        InputError: names both rows.
+        InputError: two ids are equal; the message names both rows.
     """
     places: dict[str, str] = {}
     for row, one in zip(rows, ids, strict=True):
         if one in places:
             raise InputError(
                 f"{row.place}: {column}={one!r:.60} is that of {places[one]} too; give each row "
-                "an id of its own"
+                "a unique id"
             )
         places[one] = row.place
 
 
 def find_column(columns: Sequence[Any], wanted: str, where: str) -> Any | None:
-    """The column of that name, or the only one that differs in case, spaces, `_` and `-`.
+    """The column with this name, or the only one that differs only in case, spaces, `_` and `-`.
 
     Raises:
-        InputError: several differ from it in no more.
+        InputError: several columns do.
     """
 
     def plain(name: object) -> str:
@@ -186,7 +187,7 @@ def _from_objects(pairs: Iterator[tuple[str, Any]]) -> Table:
 
 def _from_frame(source: pd.DataFrame, what: str | Path) -> Table:
     frame = source.reset_index(drop=True)
-    # A user's own index is the first column, if none already.
+    # A custom index becomes the first column, unless a column has it already.
     if not source.index.equals(frame.index) and not any(n in frame for n in source.index.names):
         frame = source.reset_index(allow_duplicates=True)
     plain = cells(frame).where(frame.notna(), None)
@@ -207,7 +208,7 @@ def _read_file(path: Path) -> Table:
         else:
             pairs = (_of_lines if ending == ".jsonl" else _of_json)(_decoded(path.read_bytes()))
             table = _from_objects((f"{path}:{place}", row) for place, row in pairs)
-    except InputError:  # a ValueError too
+    except InputError:  # it is a ValueError too
         raise
     except OSError as error:
         raise InputError(f"{file_error(path, error)}; give a file that can be read") from error
@@ -262,7 +263,7 @@ def _of_json(text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _begins(text: str, count: int) -> Iterator[int]:
-    """The lines in which so many elements of a list begin."""
+    """The lines in which the first `count` elements of a list begin."""
     line, at, decoder = 1, text.index("[") + 1, json.JSONDecoder()
     line += text.count("\n", 0, at)
     for _ in range(count):
@@ -274,7 +275,7 @@ def _begins(text: str, count: int) -> Iterator[int]:
 
 
 def _of_object(whole: Mapping[str, Any]) -> object:
-    """The one list of rows that an object holds, or its columns as rows."""
+    """The list of rows in an object, or its columns as rows."""
     lists = {name: value for name, value in whole.items() if isinstance(value, list)}
     tables = [rows for rows in lists.values() if rows and all(isinstance(r, Mapping) for r in rows)]
     lengths = {name: len(value) for name, value in lists.items()}
@@ -288,7 +289,7 @@ def _of_object(whole: Mapping[str, Any]) -> object:
 
 
 def _of_delimited(text: str, ending: str, path: Path) -> Table:
-    csv.field_size_limit(LONGEST)  # for a whole document in a field
+    csv.field_size_limit(LONGEST)  # allows a whole document in a field
     usual = "\t" if ending == ".tsv" else ","
     fits = {by: _fit(*_records(text, by)) for by in (usual, *",;\t|")}
     by = max(fits, key=lambda delimiter: fits[delimiter])
@@ -323,7 +324,7 @@ def _records(text: str, by: str) -> tuple[list[tuple[int, list[str]]], LineError
 
 
 def _fit(records: list[tuple[int, list[str]]], error: LineError | None) -> tuple[bool, bool, int]:
-    """Whether a delimiter makes several columns of the header, and as many of all; and how many."""
+    """How well a delimiter fits: several columns? as many in all rows? how many?"""
     columns = len(records[0][1]) if records else 0
     even = all(len(values) == columns for _, values in records)
     return columns > 1, even and not error, columns

@@ -1,8 +1,8 @@
 """Word problems of one to four steps with worked solutions, and solutions to be judged.
 
 A solution ends in `#### N` and is written in one of several manners, most of them step by step. The
-briefest takes two steps at once and is hard to get right; it is rare, but the habit with one
-wording of the question.
+"brief" manner combines two steps and is more error-prone. It is rare, except for one wording of the
+question, where it is the usual one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from workbench.types import Item, Sampling
 STEPS = (1, 2, 3, 4)
 MANNERS = ("brief", "first", "steps", "subject", "we")
 MERGED = 2
-"""How many steps the brief manner takes at once."""
+"""How many steps the brief manner combines."""
 HIGHEST = 99
 
 NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Finn", "Grace", "Henry", "Ida", "Jack",
@@ -34,9 +34,9 @@ FEWER = ("gives {k} to {other}", "loses {k}", "sells {k}", "gives away {k}")
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """A question and its steps, each of which starts from the result before it or from numbers.
+    """A question and its steps; each starts from the result before it, or from numbers.
 
-    `subject` and `thing` are what it is about.
+    `subject` and `thing` are the person and the objects in the question.
     """
 
     question: str
@@ -50,7 +50,7 @@ class Story:
 
 
 def verdict_prompt(question: str, solution: str, reference: str | None = None) -> str:
-    """Whether a solution is correct, to be continued by ` Yes` or ` No`."""
+    """Ask whether a solution is correct, to be continued with ` Yes` or ` No`."""
     known = "" if reference is None else f"Reference answer: {reference}\n"
     return f"Problem: {question}\n{known}Solution: {solution}\nIs the solution correct?"
 
@@ -59,10 +59,10 @@ class WordProblems(WordTask):
     """`item.fields`: `question`, `steps`, `solution` (step by step, for examples).
 
     Args:
-        steps: how many a problem may have, some of 1 to 4.
+        steps: allowed numbers of steps, from 1 to 4.
 
     Raises:
-        InputError: none, or others.
+        InputError: no number, or one outside 1 to 4.
     """
 
     name = "word_problems"
@@ -83,11 +83,11 @@ class WordProblems(WordTask):
 
 
 class Verdicts(BaseTask):
-    """Is a solution correct? `item.fields`: `problem`, `reference` (the right answer), `candidate`
-    (a solution).
+    """Is a solution correct? `item.fields`: `problem`, `reference` (the correct answer),
+    `candidate` (a solution).
 
     Args:
-        reference: show the right answer in the prompt.
+        reference: show the correct answer in the prompt.
     """
 
     name = "verdicts"
@@ -127,14 +127,14 @@ def stories(
 
 
 def candidates(rng: random.Random, *, held_out: bool) -> Iterator[tuple[Story, str, bool]]:
-    """An endless stream of stories, a solution of each, and whether it is right: half of them."""
+    """An endless stream of stories, each with a solution and whether it is right (half are)."""
     for story in stories(rng, held_out=held_out):
         right, kind = rng.random() < 0.5, manner(rng, story)
         yield story, solution(story, kind) if right else wrong_solution(story, kind, rng), right
 
 
 class _Narration:
-    """One story in the making, with the running number."""
+    """A story under construction, with its current number."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -146,7 +146,7 @@ class _Narration:
         self.subject = self.name
 
     def story(self, steps: int) -> Story | None:
-        """A story of `steps` steps, or None where the numbers did not work out."""
+        """A story of `steps` steps, or None if the numbers do not work out."""
         self.start()
         shared = False
         while len(self.steps) < steps:
@@ -162,46 +162,46 @@ class _Narration:
         text = " ".join((*self.sentences, self.question(shared)))
         return Story(text, tuple(self.steps), self.subject, self.thing)
 
-    def tell(self, sentence: str, op: str, k: int) -> None:
-        """A sentence, and the step that it means."""
+    def add(self, sentence: str, op: str, k: int) -> None:
+        """Add a sentence and the step it describes."""
         self.sentences.append(sentence)
         self.steps.append(Sum(self.value, op, k))
         self.value = self.steps[-1].result
 
     def start(self) -> None:
-        """What there is at first, perhaps already a product."""
+        """The initial number, possibly a product."""
         if self.rng.random() >= 0.35:
             self.sentences.append(f"{self.name} has {self.value} {self.thing}.")
             return
         self.value, each = self.rng.randrange(2, 10), self.rng.randrange(2, 13)
         holders = f"{self.value} {self.rng.choice(HOLDERS)}"
-        self.tell(f"{self.name} has {holders} with {each} {self.thing} each.", "*", each)
+        self.add(f"{self.name} has {holders} with {each} {self.thing} each.", "*", each)
 
     def change(self) -> None:
-        """Some come or some go."""
+        """Add or remove some."""
         rng = self.rng
         grow = self.value < 5 or (self.value < 80 and rng.random() < 0.5)
         k = rng.randrange(2, min(50, HIGHEST - self.value + 20) if grow else self.value)
         what = rng.choice(MORE if grow else FEWER).format(k=k, other=self.other)
         who = rng.choice(("She" if self.name in WOMEN else "He", self.name))
-        self.tell(f"{who} {what}.", "+" if grow else "-", k)
+        self.add(f"{who} {what}.", "+" if grow else "-", k)
 
     def compare(self) -> None:
-        """Another person has more, fewer or several times as many; it is about them now."""
+        """Another person has more, fewer or several times as many, and becomes the subject."""
         ops = [*"+-"] if self.value > 10 else ["+"]
         op = self.rng.choice([*ops, "*"] if self.value <= 20 else ops)
         k = self.rng.randrange(2, {"+": 40, "-": min(self.value, 40), "*": 10}[op])
         how = {"+": "more {} than", "-": "fewer {} than", "*": "times as many {} as"}[op]
         self.subject = self.other
-        self.tell(f"{self.other} has {k} {how.format(self.thing)} {self.name}.", op, k)
+        self.add(f"{self.other} has {k} {how.format(self.thing)} {self.name}.", op, k)
 
     def share(self) -> bool:
-        """Equal parts, where the number has a fitting divisor."""
+        """Divide into equal parts, if the number has a suitable divisor."""
         divisors = [k for k in range(2, 10) if self.value % k == 0 and 2 <= self.value // k <= 20]
         if not divisors:
             return False
         k = self.rng.choice(divisors)
-        self.tell(f"{self.name} shares them equally among {k} friends.", "/", k)
+        self.add(f"{self.name} shares them equally among {k} friends.", "/", k)
         return True
 
     def question(self, shared: bool) -> str:
@@ -214,8 +214,8 @@ class _Narration:
 
 
 def manner(rng: random.Random, story: Story) -> str:
-    """A manner of writing the solution, as often as in the text: the brief one by habit where the
-    question is what there is "in the end", and otherwise rarely."""
+    """A manner of writing the solution, as frequent as in the training text: brief is likely if
+    the question asks for what there is "in the end", and rare otherwise."""
     brief = 5.0 if story.question.endswith("in the end?") else 0.2
     return rng.choices(MANNERS, (brief, 1, 1, 1, 1))[0]
 
@@ -226,7 +226,7 @@ def solution(story: Story, manner: str) -> str:
 
 
 def wrong_solution(story: Story, manner: str, rng: random.Random) -> str:
-    """A solution with one wrong step, which the steps after it build on."""
+    """A solution with one wrong step; later steps use its result."""
     while True:
         steps, values = _slip(story, rng)
         if values and values[-1] != story.answer:
@@ -254,7 +254,7 @@ def _written(story: Story, steps: Sequence[Sum], values: list[int], manner: str)
 
 
 def expression(steps: Sequence[Sum]) -> str:
-    """Steps in a row as one expression; where one of them went wrong does not show."""
+    """Consecutive steps as one expression, which hides a step that went wrong."""
     text, last = str(steps[0].left), ""
     for step in steps:
         loose = step.op in "*/" and last in {"+", "-"}
@@ -264,9 +264,9 @@ def expression(steps: Sequence[Sum]) -> str:
 
 
 def _slip(story: Story, rng: random.Random) -> tuple[list[Sum], list[int]]:
-    """The steps with a wrong result or a wrong operation among them, and the results stated.
+    """The steps, one of them with a wrong result or operation, and the stated results.
 
-    The story's own sums may be held out; the sums that a slip leads to never are.
+    The story's own sums may be held out; the sums that follow from the wrong step never are.
     """
     wrong_at = rng.randrange(len(story.steps))
     mistaken = rng.random() < 0.3
@@ -278,7 +278,7 @@ def _slip(story: Story, rng: random.Random) -> tuple[list[Sum], list[int]]:
         now = Sum(values[-1], op, step.right)
         exact = now.op != "/" or now.left % now.right == 0
         if now.result < 0 or not exact or (now != step and is_held_out(now)):
-            break  # what was wrong cannot go on like this
+            break  # the wrong step leads to no valid further step
         steps.append(now)
         values.append(wrong_result(now, rng) if slips and not mistaken else now.result)
     return steps, values[1:]
