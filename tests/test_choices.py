@@ -220,7 +220,7 @@ SEVEN = row(1)["choices"] | {"G": "g"}
         ([row(1, answer="b")], "row 0: answer='b' must be one of A"),
         ([row(1, answer="AB")], "row 0: answer='AB' must be one of A"),
         ([row(1, answer=1)], "row 0: answer=1 must be a text"),
-        ([row(1), row(2), row(1)], r"row 2: id='1' is that of .*row 0 too; give each row a unique id"),
+        ([row(1), row(2), row(1)], r"row 2: id='1' is that of .*row 0 too; give each"),
         ([row(1), row(2, id="1")], "id='1' is that of"),
         ([row(1, id=[1])], r"row 0: id=\[1\] must be a text or a number"),
         ([without(1, "question")], "row 0: no column 'question' among id, choices, answer"),
