@@ -300,7 +300,7 @@ def test_both_transports_ask_the_same() -> None:
         ({"prompts": "base"}, "prompts='base': give a list"),
         ({"tasks": "options"}, "tasks='options': give a list"),
         ({"tasks": Choices("own", "qa", items(3))}, "give a list"),
-        ({"tasks": [replace(items(1)[0], answer="Paris")]}, "none of `open_choices`"),
+        ({"tasks": [replace(items(1)[0], answer="Paris")]}, "not from `open_choices`"),
         (
             {"tasks": [Choices("own", "qa", [replace(items(1)[0], answer="Paris")])]},
             "answer='Paris': must be one of A to F",

@@ -173,7 +173,6 @@ def method_table(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         versus_golden, versus_golden_low, versus_golden_high, versus_golden_p (see `paired`; NaN
         without golden labels); means over seeds of finding_… and test_… prompts, prompt_tokens,
         computed_tokens, seconds.
-        computed_tokens, seconds.
     """
     methods = list(dict.fromkeys(rows["method"]))
     return pd.DataFrame(_method(rows, runs, method, methods) for method in methods)

@@ -1,7 +1,7 @@
-"""How sure is a model, and can it be believed? Six options, their probabilities, and what follows.
+"""How confident is a model, and is its confidence reliable? Questions with six options, and scores.
 
-Asking (`elicit`, `sample_uncertainty`) is apart from scoring: every score is computed again from a
-saved table.
+Asking (`elicit`, `sample_uncertainty`) is separate from scoring: every score can be computed again
+from a saved table.
 """
 
 from workbench.uncertainty.calibration import calibration_report, rescaled

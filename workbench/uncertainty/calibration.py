@@ -1,7 +1,7 @@
-"""Does a model that says 80 % come right in 80 of 100? And can its probabilities be put right?
+"""Calibration: is a model that says 80 % right in 80 of 100 cases? And scalings that improve it.
 
-Calibration is judged for the top letter: its probability is the confidence, and it is right or
-wrong. Brier score and log loss judge all six probabilities.
+Calibration is measured for the top letter: its probability is the confidence, and it is right or
+wrong. Brier score and log loss measure all six probabilities.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from workbench.uncertainty.selective_prediction import resampled
 Method = Literal["temperature", "isotonic"]
 
 
-# Least probability in a log loss (27.6 nats): a letter left out is unlikely, not impossible.
+# Minimum probability in a log loss (27.6 nats): a missing letter is unlikely, not impossible.
 FLOOR = 1e-12
-HOTTEST = 50.0  # and the coldest temperature is 1/50
-MARGIN = 1e-9  # keeps a top letter above one that would have as much; far above rounding
+HOTTEST = 50.0  # the maximum temperature; the minimum is 1/50
+MARGIN = 1e-9  # keeps the top letter above the others at a tie; far above rounding errors
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CalibrationReport:
-    """How well confidence and being right go together.
+    """How well confidence matches correctness.
 
     Attributes:
         ece, mce: expected and maximum calibration error of the top letter: mean (by items) and
-            highest distance of confidence from accuracy, over bins of equal width.
+            maximum distance of confidence from accuracy, over bins of equal width.
         brier: mean squared distance of the six probabilities from the truth, 0 to 2.
-        log_loss: mean of -log p(truth) in nats; a truth below `FLOOR` counts as `FLOOR`.
-        accuracy, confidence: of the top letter, means.
-        bins: a row a bin: low (not in it) and high (in it), n, mean confidence, accuracy with
-            `accuracy_low` and `accuracy_high` (95 %, Wilson); NaN where n is 0.
-        n, n_floored: items, and those of them that count as `FLOOR`.
+        log_loss: mean of -log p(truth) in nats; a probability below `FLOOR` counts as `FLOOR`.
+        accuracy, confidence: means for the top letter.
+        bins: one row per bin: low (exclusive) and high (inclusive), n, mean confidence, accuracy
+            with `accuracy_low` and `accuracy_high` (95 %, Wilson); NaN if n is 0.
+        n, n_floored: number of items, and of those that count as `FLOOR`.
     """
 
     ece: float
@@ -58,13 +58,13 @@ class CalibrationReport:
     def metrics(self) -> tuple[Metric, ...]:
         """The six numbers with 95 % intervals; `n_unparsed` of the log loss is `n_floored`.
 
-        ECE and MCE are sums and maxima of distances, to which noise can only add: they are too high
-        on average, and a resample has that noise twice. Percentiles of resamples would lie too high
-        (for a calibrated model always above the truth), so these two have the basic interval, the
-        percentiles mirrored at the estimate. It is widened to hold the estimate, and to begin at 0
-        if a perfectly calibrated model would show as much in 1 of 40 samples. They may cover less
-        than 95 %, the MCE on bins with few items most. The accuracy has a Wilson interval, the rest
-        have percentile ones.
+        ECE and MCE are sums and maxima of distances, so noise only increases them: they are too
+        high on average, and a resample has that noise twice. Percentiles of resamples would be too
+        high (for a calibrated model always above the truth). So these two have the basic interval,
+        the percentiles mirrored at the estimate. It is widened to include the estimate, and starts
+        at 0 if a perfectly calibrated model would show as much in 1 of 40 samples. Both may cover
+        less than 95 %, above all the MCE on bins with few items. The accuracy has a Wilson
+        interval, the rest have percentile intervals.
         """
         ece, mce, brier, log_loss, confidence = self._items.drawn().T
         chance = self._items.by_chance()
@@ -80,16 +80,17 @@ class CalibrationReport:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rescaled:
-    """Probabilities put right on one half of the items and judged on the other.
+    """Probabilities scaled with a fit on one part of the items, and measured on the other part.
 
     Attributes:
-        method, temperature: how; the temperature is None for another method.
-        before, after, probabilities: of the test half; the last are [n_test, 6], after.
-        test: places of its rows, in the order of `probabilities`.
+        method, temperature: the scaling; the temperature is None for another method.
+        before, after, probabilities: of the test part; the last are [n_test, 6], after scaling.
+        test: indexes of its rows, in the order of `probabilities`.
         difference: ECE after minus before, with a 95 % bootstrap interval paired over the test
-            items: basic and percentile one together, as noise adds more to the smaller ECE. It
-            can make little of a gain, hardly much. What was fitted is the same in all resamples.
-        log_loss_difference: the same of the log loss, with a percentile interval.
+            items. It is the union of the basic and the percentile interval, since noise increases
+            the smaller ECE more. It may understate a gain, rarely overstate it. All resamples use
+            the same fit.
+        log_loss_difference: the same for the log loss, with a percentile interval.
     """
 
     method: Method
@@ -105,16 +106,16 @@ class Rescaled:
 def calibration_report(
     logits: ArrayLike, answers: ArrayLike, *, bins: int = 15, resamples: int = 1000, seed: int = 0
 ) -> CalibrationReport:
-    """Judge the probabilities of all rows.
+    """Measure the calibration of all rows.
 
     Args:
-        logits, answers: as `logits.check_logits`.
-        bins: of equal width over 0 to 1, open below and closed above.
+        logits, answers: as for `logits.check_logits`.
+        bins: number of bins of equal width over 0 to 1, open below and closed above.
         resamples: bootstrap resamples of the items, for the intervals.
 
     Raises:
-        InputError: as `logits.check_logits`; there are no rows; `bins`, `resamples` or `seed` is no
-            such number.
+        InputError: as `logits.check_logits`; no rows; or `bins`, `resamples` or `seed` is out of
+            range.
     """
     scores, truth = check_logits(logits, answers)
     report = _judged(softmax(scores.astype(float)), truth, bins, resamples, seed)
@@ -128,26 +129,26 @@ def rescaled(
     calibration: float = 0.5, split_seed: int = 42, bins: int = 15, resamples: int = 1000,
     seed: int = 0,
 ) -> Rescaled:  # fmt: skip
-    """Fit a scaling of the probabilities on one part of the items, and judge it on the rest.
+    """Fit a scaling of the probabilities on one part of the items, and measure it on the rest.
 
     "temperature" divides all logits by the number from 1/50 to 50 with the least log loss (Guo et
-    al. 2017). Where all answers to fit on are right it ends at 1/50 or as low as matters, where all
-    are wrong it can reach 50: give more items then. Letters that are missing stay so; an item whose
-    right answer is missing is left out of the fit, with a line in the log.
+    al. 2017). If all answers of the fit are right, it ends near 1/50; if all are wrong, it can
+    reach 50: give more items then. Missing letters stay missing; an item whose right answer is
+    missing is left out of the fit, with a log message.
 
     "isotonic" maps confidence to accuracy by the non-decreasing function that fits best (Zadrozny
-    and Elkan 2002), straight between its knots, level beyond them, and kept 1 / (n_fit + 2) away
+    and Elkan 2002), linear between its knots, constant beyond them, and kept 1 / (n_fit + 2) away
     from 0 and 1. The top letter stays on top: its probability is above 1/6, and the others share
-    the rest in their old proportion, evened out as far as they must be to stay below it. So a
-    letter that was missing can get a share.
+    the rest in their old proportions, levelled as far as necessary to stay below it. So a missing
+    letter can get a share.
 
     Args:
-        calibration, split_seed: share of the items to fit on, and which (`logits.split_rows`).
+        calibration, split_seed: share of the items to fit on, and its seed (`logits.split_rows`).
         logits, answers, bins, resamples, seed: as `calibration_report`.
 
     Raises:
-        InputError: as `calibration_report` and `logits.split_rows`; there is no such method; no
-            item is left to fit a temperature on.
+        InputError: as `calibration_report` and `logits.split_rows`; an unknown method; or no item
+            is left to fit a temperature on.
     """
     values.known("method", method, get_args(Method))
     scores, truth = check_logits(logits, answers)
@@ -183,7 +184,7 @@ def _judged(
     columns = np.column_stack(
         [member * (confidence - right)[:, None], member, brier, loss, confidence]
     )
-    resampled(n, resamples, seed)  # whether it can be done later
+    resampled(n, resamples, seed)  # fails now, not later, if the arguments are invalid
     ece, mce, *means = map(float, _scores(columns.sum(axis=0)[None], bins)[0])
     return CalibrationReport(
         ece, mce, means[0], means[1], float(right.mean()), means[2],
@@ -194,10 +195,10 @@ def _judged(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Items:
-    """What the intervals are made of, when somebody asks for them.
+    """The data for the intervals, which are computed on demand.
 
-    `columns` [n, 2 bins + 3] holds, of each item, its gap and a 1 in the bin it is in, and what
-    means are taken of.
+    `columns` [n, 2 bins + 3] holds for each item its gap and a 1 in the columns of its bin, then
+    the values to average.
     """
 
     columns: NDArray[np.float64]
@@ -213,7 +214,7 @@ class _Items:
         return _scores(np.concatenate(weighted), self.bins)
 
     def by_chance(self) -> NDArray[np.float64]:
-        """What ECE and MCE a calibrated model as sure as this exceeds in 1 of 40 samples."""
+        """ECE and MCE that a calibrated model with these confidences exceeds in 1 of 40 samples."""
         rng = np.random.default_rng([self.seed, 1])  # other numbers than the resamples'
         sure, member = self.confidence, self.columns[:, self.bins : 2 * self.bins]
         draws = ((rng.random(len(sure)) < sure) for _ in range(self.resamples))
@@ -223,7 +224,7 @@ class _Items:
 
 
 def _scores(sums: NDArray[Any], bins: int) -> NDArray[np.float64]:
-    """ECE, MCE and the means of what follows, from sums over items: gaps and items of the bins."""
+    """ECE, MCE and the means of the other columns, from sums over items (gaps and counts)."""
     gaps, items = np.abs(sums[:, :bins]), sums[:, bins : 2 * bins]
     n = items.sum(axis=1)[:, None]
     mce = (gaps / np.maximum(items, 1)).max(axis=1)
@@ -263,11 +264,11 @@ def _temperature(scores: NDArray[Any], truth: NDArray[np.int64]) -> float:
 
 
 def _isotonic(fitted: NDArray[Any], truth: NDArray[np.int64], p: NDArray[Any]) -> NDArray[Any]:
-    """`p` with the confidence that answers of probabilities `fitted` deserve."""
+    """`p` with confidences scaled by the isotonic fit of `truth` on `fitted`."""
     from scipy.optimize import isotonic_regression
 
     right = fitted.argmax(axis=1) == truth
-    sure = fitted.max(axis=1)  # equal ones are one point, with its weight
+    sure = fitted.max(axis=1)  # equal ones become one weighted point
     levels, place, counts = np.unique(sure, return_inverse=True, return_counts=True)
     shares = np.bincount(place, weights=right) / counts
     knots = isotonic_regression(shares, weights=counts).x
@@ -283,7 +284,7 @@ def _topped(p: NDArray[Any], value: NDArray[Any]) -> NDArray[np.float64]:
     rest[top] = even[top] = 0
     total = rest.sum(axis=1, keepdims=True)
     shares = np.divide(rest, total, out=even.copy(), where=total > 0)
-    most = value / (1 - value) - MARGIN  # the greatest share that stays below the top
+    most = value / (1 - value) - MARGIN  # the maximum share that stays below the top
     highest = shares.max(axis=1)
     mix = np.clip((highest - most) / np.maximum(highest - even.max(), MARGIN), 0, 1)[:, None]
     scaled = (1 - value)[:, None] * (mix * even + (1 - mix) * shares)
@@ -297,14 +298,14 @@ def _percentile(name: str, value: float, drawn: NDArray[Any], n: int, floored: i
 
 
 def _basic(name: str, value: float, drawn: NDArray[Any], n: int, chance: float) -> Metric:
-    """Percentiles mirrored at the value, which is within; from 0 if chance gives as much."""
+    """Percentiles mirrored at the value, widened to include it; from 0 if chance gives as much."""
     low, high = (2 * value - float(end) for end in np.quantile(drawn, (0.975, 0.025)))
     low = 0.0 if value <= chance else max(0.0, min(low, value))
     return Metric(name, value, low, min(1.0, max(high, value)), n)
 
 
 def _both(name: str, value: float, drawn: NDArray[Any], n: int) -> Metric:
-    """What the percentile and the basic interval hold together."""
+    """The union of the percentile and the basic interval."""
     ends = np.quantile(drawn, (0.025, 0.975))
     every = (value, *map(float, ends), *map(float, 2 * value - ends))
     return Metric(name, value, max(-1.0, min(every)), min(1.0, max(every)), n)

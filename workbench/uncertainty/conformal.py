@@ -1,7 +1,7 @@
-"""Sets of letters that hold the right one as often as was asked for: split conformal prediction.
+"""Split conformal prediction: sets of letters that contain the right one with a required rate.
 
-Some items calibrate: the scores of their right letters give a threshold. On the other items each
-letter that scores no more is in the set. The scores are LAC and APS: see `logits`.
+The scores of the right letters in the calibration items give a threshold. For the other items, the
+set has each letter whose score is at most the threshold. The scores are LAC and APS: see `logits`.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from workbench.uncertainty.logits import (
 
 SCORES: tuple[Score, ...] = get_args(Score)
 ROOT = len(LETTERS) ** 0.5
-"""What a guess over all letters has as its set size, in UAcc: the most that UAcc can be."""
+"""The factor in UAcc, and its maximum: the root of the number of letters (Ye et al. 2024)."""
 _MEASURES = ("coverage", "covered_before", "set_size", "uacc")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sets:
-    """The sets that one score gives for the test rows.
+    """The sets of one score for the test rows.
 
     Attributes:
-        threshold: the highest score in a set; inf: too few items, or too many truths missing.
-        coverage: share of sets that hold the right letter.
+        threshold: the maximum score in a set; inf: too few items, or too many missing truths.
+        coverage: share of sets with the right letter.
         set_size: mean number of letters.
         uacc: accuracy times sqrt(6) / set_size (Ye et al. 2024).
-        sets: bool [n_test, 6]; where no letter was in, the likeliest one was put there.
-        empty: sets without a letter before that.
-        covered_before: coverage before that, the one that conformal prediction speaks of.
+        sets: bool [n_test, 6]; an empty set was given its likeliest letter.
+        empty: number of sets that were empty before that.
+        covered_before: coverage before that, to which the conformal guarantee applies.
     """
 
     score: Score
@@ -59,17 +59,17 @@ class Sets:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ConformalReport:
-    """How good the answers are, and how large the sets that hold the right one.
+    """How good the answers are, and how large the sets that contain the right one.
 
     Attributes:
         acc: share of test rows with the right letter on top.
-        coverage, set_size, uacc: as in `Sets`; the mean of both scores' values if there are both.
+        coverage, set_size, uacc: as in `Sets`; the mean over both scores if there are both.
         e_rate, f_rate: shares of test rows with the letter E or F on top.
-        lac, aps: each score's own sets, None if it was not asked for.
-        calibration, test: places of the rows in the arrays given, int64.
-        answers, predicted: right letters of the test rows, and those on top.
+        lac, aps: the sets of each score, None if it was not requested.
+        calibration, test: indexes of the rows in the input arrays, int64.
+        answers, predicted: right letters of the test rows, and their top letters.
         missing: share of calibration rows whose right letter is missing.
-        rows: how many rows were given, those dropped included.
+        rows: number of input rows, dropped ones included.
     """
 
     acc: float
@@ -91,14 +91,14 @@ class ConformalReport:
 
     @property
     def scores(self) -> tuple[Sets, ...]:
-        """The scores there are, LAC first."""
+        """The available scores, LAC first."""
         return tuple(one for one in (self.lac, self.aps) if one is not None)
 
     def metrics(self) -> tuple[Metric, ...]:
-        """All shares and means with 95 % intervals, over test items at these very thresholds.
+        """All shares and means with 95 % intervals over test items, for fixed thresholds.
 
-        Shares have Wilson's interval, set sizes the t interval. That of UAcc is by the delta
-        method; where no item differs from another, accuracy's and set size's are joined.
+        Shares have Wilson's interval, set sizes the t interval. UAcc has one by the delta method;
+        if no item differs from another, the intervals of accuracy and set size are combined.
         """
         right = self.predicted == self.answers
         metrics = [proportion("accuracy", int(right.sum()), len(right))]
@@ -112,22 +112,23 @@ class ConformalReport:
         return tuple(metrics)
 
     def coverage_by(self, groups: ArrayLike) -> pd.DataFrame:
-        """Coverage where it may hide below the mean: in each group of test rows.
+        """Coverage in each group of test rows, where it can be below the mean.
 
         Args:
-            groups: one value for each row given to `conformal_report`, those dropped included.
+            groups: one value for each row given to `conformal_report`, dropped ones included.
 
         Returns:
-            A row a group and score: group, score, n, coverage, low, high (95 %, Wilson), set_size.
+            One row per group and score: group, score, n, coverage, low, high (95 %, Wilson),
+            set_size.
 
         Raises:
-            InputError: not one value a row.
+            InputError: the number of values is not the number of rows.
         """
         group_of = np.asarray(groups, dtype=object)
         if group_of.shape != (self.rows,):
             raise InputError(
                 f"groups of shape {group_of.shape} for {self.rows} rows of logits: give one value "
-                "for each, those dropped included"
+                "for each, dropped ones included"
             )
         rows = []
         test = pd.Series(group_of[self.test])
@@ -154,19 +155,19 @@ def conformal_report(
     split_seed: int = 42,
     drop: Sequence[int] = (),
 ) -> ConformalReport:
-    """Calibrate on some rows, make the other rows' sets, and measure them.
+    """Calibrate on some rows, compute the other rows' sets, and measure them.
 
     Args:
-        logits: [n, 6], or log-probabilities; -inf where a letter is missing. A missing letter is in
-            a set only where the threshold is inf.
-        answers: [n], letters or their places from 0.
-        alpha: share of sets that may lack the right letter.
+        logits: [n, 6], or log-probabilities; -inf for a missing letter, which is in a set only if
+            the threshold is inf.
+        answers: [n], letters or their indexes from 0.
+        alpha: accepted share of sets without the right letter.
         score: "lac" gives the smallest sets, "aps" sets that grow with a question's difficulty.
-        rule: "exact" is split conformal prediction to the letter, in float64; there APS takes
-            equally likely letters together. "ye2024" is what the published benchmark (Ye et al.
-            2024, NeurIPS) computes, in float32 and with a threshold one rank higher.
+        rule: "exact" is exact split conformal prediction, in float64; its APS takes equally likely
+            letters together. "ye2024" is what the published benchmark (Ye et al. 2024, NeurIPS)
+            computes, in float32 and with a threshold one rank higher.
         calibration: share of rows to calibrate on, drawn with `split_seed`.
-        drop: places of rows that are neither, such as those shown as examples.
+        drop: indexes of rows to use for neither, such as rows shown as examples.
 
     Raises:
         InputError: a value is out of its range, there are too few rows, or see
@@ -179,8 +180,8 @@ def conformal_report(
     for one in sets:
         if one.empty == len(test):
             log.warning(
-                "conformal: %s leaves all %d sets empty at alpha=%g; each holds its likeliest "
-                "letter only because one was put there", one.score.upper(), len(test), table.alpha,
+                "conformal: %s leaves all %d sets empty at alpha=%g; each was given its likeliest "
+                "letter", one.score.upper(), len(test), table.alpha,
             )  # fmt: skip
     by_score = {one.score: one for one in sets}
     top = table.predicted[test]
@@ -215,13 +216,13 @@ def conformal_splits(
     rule: Rule = "ye2024",
     calibration: float = 0.5,
 ) -> pd.DataFrame:
-    """The same with many random halves, to see what the choice of halves does.
+    """Repeat `conformal_report` with many random splits, to show the effect of the split.
 
     Args:
-        splits: how many, with the split seeds `seed`, `seed` + 1 and so on.
+        splits: number of splits, with the split seeds `seed`, `seed` + 1 and so on.
 
     Returns:
-        A row a split and score: split, score, coverage, covered_before, set_size, uacc, acc.
+        One row per split and score: split, score, coverage, covered_before, set_size, uacc, acc.
 
     Raises:
         InputError: as `conformal_report`.
@@ -240,10 +241,11 @@ def conformal_splits(
 
 
 def split_summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """What `conformal_splits` returned, over the splits of these very items.
+    """Means over the splits that `conformal_splits` returned, for these items.
 
     Returns:
-        A row a score and measure: score, measure, splits, mean, sd over the splits, sem (standard
+        One row per score and measure: score, measure, splits, mean, sd over the splits, sem
+        (standard error of the mean), and low and high, the mean's 95 % interval.
         error of the mean), and low and high, the mean's 95 % interval.
     """
     long = frame.melt("score", _MEASURES, var_name="measure", value_name="value")
@@ -254,10 +256,10 @@ def split_summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def check_settings(alpha: object, score: object, rule: object) -> float:
-    """The level, if there are such a score and rule.
+    """The checked level; also checks score and rule.
 
     Raises:
-        InputError: there are not, or it is none.
+        InputError: the level is not between 0 and 1, or the score or rule is unknown.
     """
     level = values.real("alpha", alpha, 0, 1)
     if level in {0, 1}:
@@ -269,7 +271,7 @@ def check_settings(alpha: object, score: object, rule: object) -> float:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _ScoredRows:
-    """Rows with their `conformal_scores`, to be split in one way or in many."""
+    """Rows with their `conformal_scores`, for one split or many."""
 
     logits: NDArray[Any]
     answers: NDArray[np.int64]
@@ -290,7 +292,7 @@ class _ScoredRows:
         return cls(cells, places, cells.argmax(axis=1), alpha, rule, scored)
 
     def sets(self, fit: NDArray[np.int64], test: NDArray[np.int64]) -> list[Sets]:
-        """Each score's sets of the test rows, calibrated on the others."""
+        """The test rows' sets of each score, calibrated on the others."""
         predicted, answers, rows = self.predicted[test], self.answers[test], np.arange(len(test))
         each = []
         for score, (cells, own) in self.scored.items():
@@ -313,19 +315,19 @@ class _ScoredRows:
         return each
 
     def missing(self, rows: NDArray[np.int64]) -> float:
-        """Share of rows whose right letter is missing, with a warning where it spoils the sets."""
+        """Share of rows whose right letter is missing; warns if it makes the sets too large."""
         share = float(np.isneginf(self.logits[rows, self.answers[rows]]).mean())
         if share > self.alpha / 2:
             log.warning(
-                "conformal: the right letter is missing in %.1f %% of rows (alpha is %g %%), and "
-                "all sets are large for it: ask for more log-probabilities",
+                "conformal: the right letter is missing in %.1f %% of rows (alpha is %g %%), which "
+                "makes all sets large: ask for more log-probabilities",
                 100 * share, 100 * self.alpha,
             )  # fmt: skip
         return share
 
 
 def _not_dropped(n: int, drop: Sequence[int]) -> NDArray[np.int64]:
-    """Places of the rows that are left."""
+    """Indexes of the remaining rows."""
     places = np.asarray(drop)
     if not places.size:
         return np.arange(n)
@@ -343,7 +345,7 @@ def _not_dropped(n: int, drop: Sequence[int]) -> NDArray[np.int64]:
 def _set_metrics(
     suffix: str, scores: tuple[Sets, ...], answers: NDArray[np.int64], right: NDArray[np.bool_]
 ) -> list[Metric]:
-    """Coverage, set size and UAcc, the mean over `scores` of each."""
+    """Coverage, set size and UAcc, each averaged over `scores`."""
     rows = np.arange(len(right))
     covered = np.stack([one.sets[rows, answers] for one in scores], axis=1)
     sizes = np.stack([one.sets.sum(axis=1) for one in scores], axis=1)

@@ -1,10 +1,10 @@
-"""Asking models for the log-probabilities of six options: a table from which all scores follow.
+"""Ask models for the log-probabilities of six options, in a table from which all scores follow.
 
-All prompts of all tasks go to a model in one call, and to several servers at the same time. What
-was answered is in the engine's store: asked again, only the rest is computed.
+All prompts of all tasks go to a model in one call, and to several servers at the same time. Answers
+are kept in the engine's store, so a repeated call computes only the missing ones.
 
-The instructions are those of the benchmark of Ye et al. 2024 (arXiv 2401.12794), to the letter, so
-that numbers can be compared with published ones: github.com/smartyfh/LLM-Uncertainty-Bench, MIT
+The instructions are those of the benchmark of Ye et al. 2024 (arXiv 2401.12794), verbatim, so that
+numbers can be compared with published ones: github.com/smartyfh/LLM-Uncertainty-Bench, MIT
 licence, copyright 2024 Fanghua Ye.
 """
 
@@ -34,7 +34,7 @@ from workbench.uncertainty.scoring import join_tables
 
 OptionPrompt = Literal["base", "shared", "task"]
 PROMPTS: tuple[OptionPrompt, ...] = get_args(OptionPrompt)
-"""No instruction, one for all questions, one for each kind of question."""
+"""No instruction; one for all questions; one for each kind of question."""
 
 _CONTEXTS: dict[Kind, str] = {"rc": "Context", "ci": "Context", "drs": "Dialogue", "ds": "Document"}
 _EXAMPLES = "Below are some examples of multiple-choice questions"
@@ -61,7 +61,7 @@ _QUESTION = (
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """An item as one prompt asks it."""
+    """An item in one of the prompts."""
 
     task: str
     prompt: OptionPrompt
@@ -69,7 +69,7 @@ class _Question:
     text: Prompt
 
     def row(self, model: str, scored: LabelRow) -> dict[str, Any]:
-        """What the table says of it."""
+        """The question's row in the table."""
         fields = self.item.fields
         logprobs = np.array(scored.logprobs or [np.nan] * len(LETTERS), float)
         return {
@@ -92,28 +92,28 @@ def elicit(
     prompts: Sequence[OptionPrompt] = PROMPTS, *,
     count: int | None = None, seed: int = 0, chat: bool | None = None,
 ) -> Report:  # fmt: skip
-    """What several models think of several tasks, in several prompts.
+    """Ask several models the questions of several tasks, in several prompts.
 
-    Engines of this process run one after the other, servers at the same time.
+    Local engines run one after the other, servers at the same time.
 
     Args:
-        tasks: of `tasks.open_choices`, or `MultipleChoice("name", "qa", items)` for other items.
+        tasks: from `tasks.open_choices`, or `MultipleChoice("name", "qa", items)` for other items.
         prompts: "base", "shared" or "task": see `option_prompts`.
-        count: items of each task, chosen by `seed`; None is all.
-        chat: ask through the models' chat templates; None where that suits one of the models (see
+        count: items per task, chosen by `seed`; None is all.
+        chat: ask through the models' chat templates; None: if that suits one of the models (see
             `engines.style`) and all of them have one.
 
     Returns:
-        Of each model accuracy, mean letter mass, and the share of answers that lack a letter, over
-        items (`n_failed` counts rows); a row for each model, task, prompt and item, in this order:
-        model, task, prompt, id, group, answer, A to F (natural log-probabilities over the full
-        vocabulary, -inf where an endpoint does not report one, NaN where the row failed), mass
-        (probability of the six letters together), missing (letters not reported), length
-        (characters of the item), error.
+        Summary, for each model: accuracy, mean letter mass, and the share of answers that lack a
+        letter, over items (`n_failed` counts rows). Rows, one per model, task, prompt and item, in
+        this order: model, task, prompt, id, group, answer, A to F (natural log-probabilities over
+        the full vocabulary, -inf if an endpoint does not report one, NaN if the row failed), mass
+        (total probability of the six letters), missing (letters not reported), length (characters
+        of the item), error.
 
     Raises:
-        InputError: no tasks, engines or prompts, two of one name, or items that cannot be asked.
-        EngineError: no engine gave any answer.
+        InputError: no tasks, engines or prompts, duplicate names, or items that cannot be asked.
+        EngineError: no engine returned any answer.
     """
     names, models = _check_lists(tasks, engines, prompts)
     chat = common_style(engines) == "chat" if chat is None else values.flag("chat", chat)
@@ -149,7 +149,7 @@ def elicit(
 
 
 def join_reports(reports: Sequence[Report]) -> Report:
-    """What several calls of `elicit` for the same questions returned, such as one for each model.
+    """Join the reports of several calls of `elicit` with the same questions, such as one per model.
 
     Raises:
         InputError: as `scoring.join_tables`.
@@ -164,13 +164,13 @@ def join_reports(reports: Sequence[Report]) -> Report:
 def _check_lists(
     tasks: Sequence[MultipleChoice], engines: Sequence[Engine], prompts: Sequence[OptionPrompt]
 ) -> tuple[list[str], list[str]]:
-    """Names of the tasks and of the models."""
+    """The names of the tasks and of the models."""
     for what, given in (("tasks", tasks), ("engines", engines), ("prompts", prompts)):
         if isinstance(given, str) or not isinstance(given, Sequence):
             raise InputError(f"{what}={given!r:.60}: give a list of them")
     for task in tasks:
         if not isinstance(task, MultipleChoice):
-            raise InputError(f"tasks: {task!r:.60} is none of `open_choices`")
+            raise InputError(f"tasks: {task!r:.60} is not from `open_choices`")
     names, models = [task.name for task in tasks], [engine.info.model for engine in engines]
     for what, distinct in (("tasks", names), ("engines", models), ("prompts", prompts)):
         _check_different(what, distinct)
@@ -213,7 +213,7 @@ def _check_item(item: Item, what: str = "item") -> None:
 
 
 def labels(chat: bool) -> tuple[str, ...]:
-    """The six answers as they continue a prompt: after "Answer:" with a space, in a chat bare."""
+    """The six answers that continue a prompt: after "Answer:" with a space, in a chat without."""
     return LETTERS if chat else tuple(f" {letter}" for letter in LETTERS)
 
 
@@ -221,18 +221,18 @@ def option_prompts(
     items: Sequence[Item], prompt: OptionPrompt = "base", *,
     demonstrations: Sequence[Item] = (), chat: bool = False,
 ) -> list[Prompt]:  # fmt: skip
-    """A prompt for each item, to be continued by one of `labels`.
+    """A prompt for each item, to be continued with one of `labels`.
 
     Args:
-        items: of `tasks.open_choices` or `tasks.Options`; an item without `kind` is "qa".
-        prompt: "base", or with an instruction: "shared" by all or for the kind of "task". These
-            two announce examples, so that they need `demonstrations`.
+        items: from `tasks.open_choices` or `tasks.Options`; an item without `kind` is "qa".
+        prompt: "base"; or with an instruction: "shared" for all kinds, or "task" for the item's
+            kind. The latter two announce examples, so they need `demonstrations`.
         demonstrations: worked examples, the same before every item.
-        chat: give each as one message of a user.
+        chat: return each prompt as one user message.
 
     Raises:
-        InputError: there is no such prompt, it needs demonstrations, an item lacks a field, or one
-            of the demonstrations is asked too.
+        InputError: an unknown prompt, missing demonstrations, an item without a field, or an item
+            that is also a demonstration.
     """
     values.known("prompt", prompt, PROMPTS)
     if prompt != "base" and not demonstrations:
@@ -284,7 +284,7 @@ def _question(item: Item) -> str:
 
 
 def _summary(rows: pd.DataFrame) -> tuple[Metric, ...]:
-    """Of each model, over items: prompts ask the same ones."""
+    """The summary of each model over items, which are the same in all prompts."""
     metrics: list[Metric] = []
     models = rows.groupby("model", sort=False)
     for model, part in models:
@@ -307,10 +307,10 @@ def _summary(rows: pd.DataFrame) -> tuple[Metric, ...]:
 def _scored_by_all(
     engines: Sequence[Engine], texts: Sequence[Prompt], letters: Sequence[str]
 ) -> Generator[tuple[int, LabelRow], None, None]:
-    """Which engine (its place), and a row of it, as they come.
+    """Engine indexes and rows, in the order of arrival.
 
-    Local models go in turn, since each would fill the machine, and servers beside them. Only this
-    thread can be interrupted, and it does not wait for the others then.
+    Local models run one after the other, since each would fill the machine; servers run at the same
+    time. Only this thread can be interrupted; then it does not wait for the others.
     """
     local = [at for at, engine in enumerate(engines) if isinstance(engine, LocalEngine)] or [0]
     beside: Streams[tuple[int, LabelRow]] = Streams()
@@ -329,7 +329,7 @@ def _scored_by_all(
 def _scored(
     number: int, engine: Engine, texts: Sequence[Prompt], letters: Sequence[str]
 ) -> Generator[tuple[int, LabelRow], None, None]:
-    """The engine's place and a row for each text, as they come; those without an answer failed."""
+    """The engine's index and a row for each text, in order of arrival; missing answers failed."""
     left, reason = dict.fromkeys(range(len(texts))), "the engine gave no answer to this prompt"
     try:
         for row in stream_labels(engine, texts, letters):

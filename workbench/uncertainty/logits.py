@@ -1,11 +1,11 @@
-"""Logits of six options with the right ones: checked, normalised, split in two, scored for sets.
+"""Logits of six options with the right answers: checked, normalised, split, scored for sets.
 
-Logits are float [n, 6]; answers int [n], 0 to 5. A letter that a server leaves out is -inf: its
-probability is 0, and it can be in no set.
+Logits are float [n, 6], answers int [n], 0 to 5. A letter that a server does not report is -inf:
+its probability is 0, and it is in no set.
 
-LAC scores a letter by 1 - p (Sadinle, Lei and Wasserman 2019, JASA 114:223-234), APS by the mass of
-the letters down to it, likeliest first (Romano, Sesia and Candès 2020, NeurIPS), here without its
-random part.
+LAC scores a letter with 1 - p (Sadinle, Lei and Wasserman 2019, JASA 114:223-234), APS with the
+total probability of the letters down to it, likeliest first (Romano, Sesia and Candès 2020,
+NeurIPS), here without its random part.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from workbench.tasks.options import LETTERS
 Score = Literal["lac", "aps"]
 Rule = Literal["ye2024", "exact"]
 MIN_CALIBRATION = 10
-"""Items that a calibration needs: with fewer, sets at the usual levels hold everything."""
+"""Minimum items for a calibration; with fewer, sets at the usual levels contain all letters."""
 _EXCHANGES = (
     (0, 1), (2, 3), (4, 5), (0, 3), (1, 2), (0, 1), (2, 3), (2, 5), (3, 4), (0, 2), (1, 3), (0, 1),
     (2, 3), (4, 5),
@@ -34,12 +34,12 @@ def check_logits(logits: ArrayLike, answers: ArrayLike) -> tuple[NDArray[Any], N
     """Both as arrays, the logits in their own precision.
 
     Args:
-        logits: [n, 6], -inf where a letter is missing.
-        answers: [n], letters or their places from 0.
+        logits: [n, 6], -inf for a missing letter.
+        answers: [n], letters or their indexes from 0.
 
     Raises:
-        InputError: other shapes, NaN or +inf, a row without any letter, an answer that is no
-            letter, or the same answer throughout.
+        InputError: wrong shapes, NaN or +inf, a row without any letter, an answer that is not a
+            letter, or the same answer in all rows.
     """
     try:
         scores = np.asarray(logits)
@@ -54,7 +54,7 @@ def check_logits(logits: ArrayLike, answers: ArrayLike) -> tuple[NDArray[Any], N
         )
     if not np.issubdtype(scores.dtype, np.floating):
         raise InputError(f"logits of type {scores.dtype}: give floating-point numbers")
-    if scores.dtype.itemsize < 4:  # halves are kept for room, not for computing
+    if scores.dtype.itemsize < 4:  # half precision saves memory, but is too coarse to compute with
         scores = scores.astype(np.float32)
     for bad, what in (
         (np.isnan(scores).any(axis=1), "NaN"),
@@ -98,11 +98,11 @@ def softmax(logits: NDArray[Any]) -> NDArray[Any]:
 
 
 def split_rows(n: int, calibration: float, split_seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Rows to calibrate on and rows to test on, at random, as scikit-learn's
-    `train_test_split(range(n), train_size=calibration, random_state=split_seed)` takes them.
+    """Rows to calibrate on and rows to test on, at random, the same as scikit-learn's
+    `train_test_split(range(n), train_size=calibration, random_state=split_seed)`.
 
     Raises:
-        InputError: `calibration` is no share, `split_seed` no seed, or a part is too small.
+        InputError: `calibration` is not a share, `split_seed` not a seed, or a part is too small.
     """
     calibration = values.real("calibration", calibration, 0, 1, above=True)
     split_seed = values.whole("split_seed", split_seed, 0, 2**32 - 1)
@@ -119,12 +119,12 @@ def split_rows(n: int, calibration: float, split_seed: int) -> tuple[NDArray[Any
 def conformal_scores(
     logits: NDArray[Any], answers: NDArray[np.int64], score: Score, rule: Rule
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Score - 1 of each letter [n, 6], and of the right one as calibration takes it [n].
+    """Score - 1 of each letter [n, 6], and of the right one as used in the calibration [n].
 
-    Less 1, since near a score of 1 floats are coarse, and near 0 they are not.
+    Minus 1, because floats are coarse near a score of 1 and fine near 0.
     """
     published = rule == "ye2024"
-    below = logits - logits.max(axis=1, keepdims=True)  # else some would not fit into float32
+    below = logits - logits.max(axis=1, keepdims=True)  # large ones would overflow float32
     p = softmax(below.astype(np.float32 if published else np.float64))
     if score == "lac":
         cells = -p.astype(np.float64)
@@ -134,25 +134,25 @@ def conformal_scores(
         cells = np.empty(p.shape)
         np.put_along_axis(cells, order, masses.astype(np.float64) - 1, axis=1)
     else:
-        # Less the mass of the less likely letters: the mass down to a letter itself rounds to 1 for
-        # many letters of a confident model, and such ties between items make sets larger. Equally
-        # likely letters have one score: their order is not chance.
+        # Minus the mass of the less likely letters: the mass down to a letter itself rounds to 1
+        # for many letters of a confident model, and such ties between items make sets larger.
+        # Equally likely letters have the same score: their order must not depend on chance.
         others = p[:, None, :]
         cells = -np.where(others < p[:, :, None], others, 0).sum(axis=2)
-    # One that is too small for a float is as good as missing, and not the last of all the mass.
+    # A probability that underflows counts as missing.
     cells[softmax(below.astype(np.float64)) == 0] = np.inf
     own = cells[np.arange(len(cells)), answers]
-    if published and score == "lac":  # there 1 - p is rounded for calibration, but p is compared
+    if published and score == "lac":  # it rounds 1 - p for calibration, but compares p
         own = (own.astype(np.float32) + np.float32(1)).astype(np.float64) - 1
     return cells, own
 
 
 def _published_order(p: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Letters of each row, likeliest first, and equally likely ones as in the published tables.
+    """Letters of each row, likeliest first; equally likely ones as in the published tables.
 
-    There the order is `np.argsort(p)[::-1]` on a processor with AVX2 or AVX-512, a bitonic sort:
-    it compares these places, and exchanges them where the first holds more. Other processors leave
-    equals in another order, and one row in seven of the published logits has equals.
+    The published order is `np.argsort(p)[::-1]` on a processor with AVX2 or AVX-512, which is a
+    bitonic sort: it compares these positions, and swaps them if the first holds more. Other
+    processors order ties differently, and one row in seven of the published logits has ties.
     """
     keys, order = p.T.copy(), np.repeat(np.arange(p.shape[1])[:, None], len(p), axis=1)
     for i, j in _EXCHANGES:
@@ -163,10 +163,10 @@ def _published_order(p: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def threshold(own: NDArray[np.float64], alpha: float, rule: Rule) -> float:
-    """The threshold, less 1 as the scores are: inf where there are too few scores for `alpha`.
+    """The threshold, minus 1 like the scores; inf if there are too few scores for `alpha`.
 
-    The k-th smallest of n scores, k = ceil((n + 1)(1 - alpha)). NumPy's quantile of level k / n
-    with method "higher", which the published benchmark takes, is the one after it if there is one.
+    The k-th smallest of n scores, k = ceil((n + 1)(1 - alpha)). The published benchmark takes
+    NumPy's quantile of level k / n with method "higher", which is the next one, if there is one.
     """
     n = len(own)
     slack = 1e-9 if rule == "exact" else 0.0  # 100 * (1 - 0.45) is above 55 in floats

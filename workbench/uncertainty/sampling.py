@@ -1,8 +1,8 @@
-"""How sure is a model of answers in free text? It answers several times: how many meanings come?
+"""How sure is a model of answers in free text? Sample several, and count their meanings.
 
-One answer an item is greedy, and its correctness is what the signals are to predict; the others are
-sampled, and joined where they mean the same. What the task's grader reads nothing from is a meaning
-of its own: as one they would make a model that babbles look sure.
+One answer per item is greedy; the signals should predict whether it is correct. The others are
+sampled, and clustered by meaning. An answer that the task's grader cannot read is a separate
+meaning: in a single cluster, unreadable answers would make a babbling model look sure.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from workbench.verdicts import accuracy, to_frame
 NAN = float("nan")
 
 Same = Callable[[Sequence[tuple[Item, str, str]]], Sequence[bool | None]]
-"""Do two answers to an item mean the same? For many pairs at once; None where it cannot be said."""
+"""Do two answers to an item mean the same? For many pairs at once; None means undecided."""
 
 SAME = Template(
     "Question: {problem}\nOne answer: {a}\nAnother answer: {b}\nDo both answers mean the same?",
@@ -48,37 +48,38 @@ def sample_uncertainty(
 
     Args:
         task, count, seed, shots, style: as in `evaluate`; `seed` draws the samples too.
-        samples: answers an item beside the greedy one.
-        temperature: at which they are sampled; log-probabilities are the model's own all the same.
-        same: what joins two answers: "grader", where the task would take one for the other, or a
-            function (see `judged`). It is asked in rounds, about pairs of all items at once:
-            each answer not joined yet beside the first of these. Equal texts it is not asked about.
-        p_true: ask also whether the greedy answer is correct.
+        samples: answers per item in addition to the greedy one.
+        temperature: for sampling; the reported log-probabilities are those without it.
+        same: decides whether two answers mean the same: "grader", if the task accepts one as the
+            other, or a function (see `judged`). The function is called in rounds, with pairs of
+            all items at once: each unclustered answer with the first of them. Equal texts are
+            clustered without it.
+        p_true: also ask whether the greedy answer is correct.
 
     Returns:
         Accuracy of the greedy answers and of the most frequent ones, means of the signals, and one
-        row an item:
+        row per item:
 
         text, correct, parsed: of the greedy answer; error: why it or all samples failed.
-        unknown: why a signal of a row that did not fail is NaN.
+        unknown: why a signal is NaN in a row that did not fail.
         length: characters of the question.
-        n_samples, n_failed: samples that came, and those that did not and count nowhere else.
-        n_unparsed: of those that came, the ones that nothing could be read from.
-        clusters: meanings, each unreadable sample one of its own.
-        majority_share: largest cluster of readable samples over all that came: 1 readable of 10 is
-            no certainty; 0 where none is. Of equal ones the first given counts.
+        n_samples, n_failed: samples that arrived, and those that failed and count nowhere else.
+        n_unparsed: samples that arrived but could not be read.
+        clusters: number of meanings; each unreadable sample is a separate one.
+        majority_share: size of the largest readable cluster over all samples that arrived, so 1
+            readable sample of 10 is no certainty; 0 if none is readable. In a tie the first wins.
         majority_text, majority_correct: the first answer of that cluster.
         entropy_discrete, entropy_weighted: see `discrete_entropy`, `semantic_entropy`; a sample's
             log-likelihood is the mean over its tokens.
-        mean_logprob: of the greedy answer's tokens.
-        p_true: P(yes) / (P(yes) + P(no)) for the greedy answer, in the form of
+        mean_logprob: mean over the greedy answer's tokens.
+        p_true: P(yes) / (P(yes) + P(no)) for the greedy answer, with the prompt of
             `agents.methods.yes_or_no` (P(True) of Kadavath et al. 2022, arXiv 2207.05221, s. 4).
 
-        The usage is that of `engine`, not of another one that judges.
+        The usage is that of `engine`, without that of a judging engine.
 
     Raises:
-        InputError: fewer than 2 samples, a temperature that makes them alike, a `same` that is none
-            or gives something else than a verdict a pair, or as `evaluate`.
+        InputError: fewer than 2 samples, a temperature at which all are equal, an invalid `same`
+            or one that does not return a verdict per pair; or as `evaluate`.
     """
     check_samples(samples, temperature)
     check_engine(engine)
@@ -114,7 +115,7 @@ def sample_uncertainty(
 
 
 def _has_logprobs(engine: Engine, case: AgentCase) -> bool:
-    """Whether answers come with log-probabilities; an engine that does not say has them."""
+    """Whether answers have log-probabilities; assumed for an engine that does not report it."""
     has = getattr(engine, "has_logprobs", None)
     return has is None or bool(has(chats=not isinstance(case.prompt, str)))
 
@@ -123,8 +124,8 @@ def _has_logprobs(engine: Engine, case: AgentCase) -> bool:
 class _Answered:
     """An item with its answers.
 
-    `groups` are places in `samples` (those that came) of readable ones of one meaning, None where
-    that is not known; `right` those of their first ones that are right.
+    `groups` are indexes into `samples` (those that arrived) of readable ones with the same meaning,
+    None if that is unknown; `right` are those of correct first answers of a group.
     """
 
     case: AgentCase
@@ -140,7 +141,7 @@ class _Answered:
     unknown: list[str] = field(default_factory=list)
 
     def read(self, *, by_grader: bool) -> None:
-        """Grade the answers, and put together those that are equal without asking."""
+        """Grade the answers, and group those that are equal without a judge."""
         self.samples = [sample for sample in self.drawn.samples if sample.error is None]
         if self.greedy.error is not None:
             self.error = f"the greedy answer failed: {self.greedy.error}"
@@ -192,7 +193,7 @@ class _Answered:
         }
 
     def _meanings(self) -> dict[str, Any]:
-        """What the samples show; nothing of it where it is not known which mean the same."""
+        """The results from the samples; NaN or None if it is unknown which mean the same."""
         if self.error is not None or self.groups is None:
             lacking = dict.fromkeys(("majority_share", "entropy_discrete", "entropy_weighted"), NAN)
             return lacking | {"clusters": None, "majority_text": "", "majority_correct": False}
@@ -202,7 +203,7 @@ class _Answered:
         known = all(map(math.isfinite, logliks))
         if not known:
             self.unknown.append("entropy_weighted: a sample came without log-probabilities")
-        most = max(self.groups, key=len, default=[])  # max takes the first of equals
+        most = max(self.groups, key=len, default=[])  # max returns the first of equals
         return {
             "clusters": len(groups),
             "majority_share": len(most) / n,
@@ -214,18 +215,18 @@ class _Answered:
 
 
 def _mean_logprob(answer: Completion) -> float:
-    """Mean over its tokens, NaN where that is not known."""
+    """Mean over its tokens, NaN if unknown."""
     logprobs = [token.logprob for token in answer.logprobs or ()]
     known = logprobs and all(map(math.isfinite, logprobs))
     return math.fsum(logprobs) / len(logprobs) if known else NAN
 
 
 def _join(answered: Sequence[_Answered], same: Same) -> None:
-    """Join the groups of each item that mean the same: each with the first whose first text it
-    equals.
+    """Join the groups of each item that mean the same: each joins the first group whose first text
+    it equals.
 
-    A round asks what is left of every item about the first of it, which gives the same clusters as
-    one text after the other would.
+    A round compares all remaining groups of every item with the first of them. The clusters are
+    the same as with one comparison at a time.
     """
     left = [(one, one.groups) for one in answered if one.groups]
     for one, _ in left:
@@ -252,7 +253,7 @@ def _join(answered: Sequence[_Answered], same: Same) -> None:
 
 
 def _verdicts(same: Same, pairs: Sequence[tuple[Item, str, str]]) -> list[bool | None]:
-    """What `same` says, if it is a verdict a pair; it is not asked about none."""
+    """The verdicts of `same`, checked; it is not called without pairs."""
     verdicts = same(pairs) if pairs else []
     if not hasattr(verdicts, "__len__") or len(verdicts) != len(pairs):
         raise InputError(
@@ -265,14 +266,14 @@ def _verdicts(same: Same, pairs: Sequence[tuple[Item, str, str]]) -> list[bool |
 
 
 def _weigh(answered: Sequence[_Answered], engine: Engine) -> None:
-    """Have the greedy answers weighed, all at once."""
+    """Ask whether the greedy answers are correct, in one call."""
     scores = [yes_or_no(one.case, one.greedy.text) for one in answered]
     prompts = [score.prompt for score in scores]
     scored = engine.label_logprobs(prompts, scores[0].labels, errors="return")
     rows = zip(answered, scored.logprobs, scored.missing, scored.errors, strict=True)
     for one, logprobs, missing, error in rows:
         if error or missing.any() or logprobs.max() == -np.inf:
-            reason = error or "a label has no exact log-probability here"
+            reason = error or "the engine has no exact log-probability for a label"
             one.unknown.append(f"p_true: {reason}")
         else:
             one.p_true = float(np.exp(logprobs[0] - np.logaddexp.reduce(logprobs)))
@@ -296,10 +297,10 @@ def _summary(rows: pd.DataFrame, samples: int, *, p_true: bool) -> Iterator[Metr
 
 
 def discrete_entropy(counts: Sequence[int]) -> float:
-    """Entropy in nats of the shares that clusters of these sizes have.
+    """Entropy in nats of the relative sizes of these clusters.
 
     Raises:
-        InputError: there are none, or one is no whole number from 1.
+        InputError: there are none, or a size is not a whole number from 1.
     """
     if not len(counts) or any(not n >= 1 or n % 1 != 0 for n in counts):
         raise InputError(f"counts={counts!r:.60}: give the size of each cluster, 1 at least")
@@ -307,15 +308,15 @@ def discrete_entropy(counts: Sequence[int]) -> float:
 
 
 def semantic_entropy(clusters: Sequence[Sequence[int]], logliks: Sequence[float]) -> float:
-    """Entropy in nats over meanings (Farquhar et al. 2024, Nature 630:625-630): a meaning has the
-    share of the likelihood that its samples have of that of all.
+    """Entropy in nats over meanings (Farquhar et al. 2024, Nature 630:625-630). The weight of a
+    meaning is its samples' share of the total likelihood.
 
     Args:
-        clusters: places in `logliks` of the samples of each meaning, each place once.
-        logliks: log-likelihood of each sample over its number of tokens.
+        clusters: indexes into `logliks` of the samples of each meaning, each index once.
+        logliks: log-likelihood of each sample divided by its number of tokens.
 
     Raises:
-        InputError: a place is missing, twice or none, or a log-likelihood is not finite.
+        InputError: an index is missing, duplicate or out of range, or a value is not finite.
     """
     places = sorted(place for group in clusters for place in group)
     if not places or places != list(range(len(logliks))) or not all(map(len, clusters)):
@@ -331,20 +332,20 @@ def semantic_entropy(clusters: Sequence[Sequence[int]], logliks: Sequence[float]
 
 
 def _entropy(masses: Sequence[float]) -> float:
-    """Of masses not normalised. `fsum` is exact, so that their order cannot break a tie."""
+    """Entropy of masses that are not normalised. `fsum` is exact, so their order has no effect."""
     total = math.fsum(masses)
-    shares = [mass / total for mass in masses if mass > 0]  # a far less likely one may be 0
-    # Rounding may leave the scale, and a sum of nothing but -0.0 is not to be shown.
+    shares = [mass / total for mass in masses if mass > 0]  # a tiny one may underflow to 0
+    # Rounding may exceed the bounds, and a sum of -0.0 must not be shown.
     return min(max(0.0, -math.fsum(p * math.log(p) for p in shares)), math.log(len(masses)))
 
 
 def judged(engine: Engine, template: Template = SAME) -> Same:
-    """A model as the judge of whether two answers to a question mean the same.
+    """A model that judges whether two answers to a question mean the same.
 
-    It must say so in both orders, which is one batch of prompts a round.
+    It must agree in both orders, which are one batch of prompts per round.
 
     Args:
-        template: its first choice means that they do; for a chat model one in the style "chat".
+        template: its first choice means "the same"; a chat model needs one in the style "chat".
 
     Raises:
         InputError: the template is not for two answers and two choices.

@@ -1,7 +1,7 @@
-"""The benchmark's table, computed from what was elicited: each model on each task, and on average.
+"""The benchmark's table, from the elicited answers: each model on each task, and on average.
 
 A task's value is the mean over its prompts, a model's the mean over its tasks (Ye et al. 2024,
-arXiv 2401.12794, section 4), never recomputed from other means.
+arXiv 2401.12794, section 4); derived values are not recomputed from means.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ def score_options(
         alpha, score, rule, calibration, split_seed: as `conformal_report`.
 
     Returns:
-        As summary, of each model (with its name where there are several) accuracy, coverage, set
-        size and UAcc, averaged over prompts and then tasks. The average's interval takes prompts as
-        one and the same measurement, since they ask the same items, and tasks as independent. As
-        rows, every metric of every model, task and prompt: name, value, low, high (95 %), n,
-        n_failed, n_unparsed.
-        Intervals of coverage, set size and UAcc are those over test items at the threshold found:
-        another calibration half would give another one (`conformal_splits`). A model, task and
-        prompt of which all rows failed has an accuracy of NaN. Which rows calibrate follows from
-        their order.
+        Summary, for each model (with its name if there are several): accuracy, coverage, set size
+        and UAcc, averaged over prompts and then tasks. The average's interval treats prompts as
+        the same measurement, since they have the same items, and tasks as independent. Rows:
+        every metric of every model, task and prompt: name, value, low, high (95 %), n, n_failed,
+        n_unparsed.
+        Intervals of coverage, set size and UAcc are over test items, for the threshold found:
+        another calibration part would give another threshold (`conformal_splits`). A model, task
+        and prompt whose rows all failed has an accuracy of NaN. The order of the rows determines
+        which ones are used for calibration.
 
     Raises:
-        InputError: the table lacks columns, has a row twice, or gives an item two right answers;
-            or what a single one of them raises, named.
+        InputError: the table lacks columns, has duplicate rows, or has two right answers for an
+            item; or an error of one model, task and prompt, with their names.
     """
     elicited = _check_table(table)
     settings: dict[str, Any] = {
@@ -76,7 +76,7 @@ def score_options(
 
 
 def _measure(part: pd.DataFrame, settings: Mapping[str, Any], name: str) -> list[Metric]:
-    """All metrics of a model, task and prompt."""
+    """All metrics of one model, task and prompt."""
     failed = int(part["error"].notna().sum())
     if failed == len(part):
         log.warning("%s: all rows failed, the first: %s", name, part["error"].iloc[0])
@@ -87,7 +87,7 @@ def _measure(part: pd.DataFrame, settings: Mapping[str, Any], name: str) -> list
         calibrated = calibration_report(logits, answers).metrics()
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
-    # Accuracy is that of the test half, as published.
+    # The accuracy is that of the test part, as published.
     more = [metric for metric in calibrated if metric.name != "accuracy"]
     return [replace(metric, n_failed=failed) for metric in (*sets, *more)]
 
@@ -95,10 +95,10 @@ def _measure(part: pd.DataFrame, settings: Mapping[str, Any], name: str) -> list
 def arrays(
     part: pd.DataFrame,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], pd.DataFrame]:
-    """The rows that did not fail: log-probabilities [n, 6], places of the answers [n], themselves.
+    """The rows that did not fail: log-probabilities [n, 6], indexes of the answers [n], the rows.
 
     Raises:
-        InputError: all failed.
+        InputError: all rows failed.
     """
     _check_columns(part, [*LETTERS, "id", "answer", "error"])
     done = part[part["error"].isna()]
@@ -116,7 +116,7 @@ def arrays(
 
 
 def join_tables(reports: Sequence[Report | pd.DataFrame]) -> pd.DataFrame:
-    """Several tables as one, such as those of several models.
+    """Join several tables, such as those of several models.
 
     Raises:
         InputError: there are none, they share rows, or the models were asked different questions.
@@ -140,10 +140,10 @@ def join_tables(reports: Sequence[Report | pd.DataFrame]) -> pd.DataFrame:
 
 
 def paper_table(scored: Report, measure: str = "UAcc") -> pd.DataFrame:
-    """One measure as the paper prints it: a row a model, a column a task, and the average.
+    """One measure as printed in the paper: a row per model, a column per task, and the average.
 
     Raises:
-        InputError: there is no such measure.
+        InputError: an unknown measure.
     """
     rows = _scored(scored)
     values.known("measure", measure, dict.fromkeys(rows["name"]))
@@ -154,11 +154,11 @@ def paper_table(scored: Report, measure: str = "UAcc") -> pd.DataFrame:
 
 
 def certainty(scored: Report) -> pd.DataFrame:
-    """Accuracy and set size of each model on each task, the mean over prompts, with intervals (of
-    set sizes at the threshold found).
+    """Accuracy and set size of each model on each task, the mean over prompts, with intervals
+    (those of set sizes for the threshold found).
 
     Returns:
-        A row each: model, task, accuracy, accuracy_low, accuracy_high, and so for set_size.
+        One row each: model, task, accuracy, accuracy_low, accuracy_high, and the same for set_size.
     """
     rows = []
     known = _scored(scored).dropna(subset=["value"])
@@ -179,7 +179,7 @@ def _scored(report: Report) -> pd.DataFrame:
 
 
 def _summary(rows: pd.DataFrame) -> tuple[Metric, ...]:
-    """Of each model, the averages of the main metrics."""
+    """The averages of the main metrics for each model."""
     main = rows["name"].str.match(r"(accuracy|UAcc|coverage|set size)\b|ece$")
     names = rows["name"][main].unique()
     metrics = []
@@ -194,7 +194,7 @@ def _summary(rows: pd.DataFrame) -> tuple[Metric, ...]:
 
 
 def _average(name: str, rows: pd.DataFrame) -> Metric:
-    """Over prompts and then over tasks; half an interval's width goes for a standard error."""
+    """The mean over prompts and then tasks; half an interval's width serves as a standard error."""
     tasks = rows.groupby("task", sort=False)[["value", "low", "high"]].mean()
     below, above = (
         float((side**2).sum() ** 0.5 / len(tasks))
@@ -208,7 +208,7 @@ def _average(name: str, rows: pd.DataFrame) -> Metric:
 
 
 def _check_table(table: Report | pd.DataFrame) -> pd.DataFrame:
-    """Its rows, each item once and with one answer."""
+    """The table's rows, checked: each item once and with one answer."""
     rows = table.rows if isinstance(table, Report) else table
     _check_columns(rows)
     if rows.empty:

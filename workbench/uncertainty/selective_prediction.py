@@ -1,10 +1,10 @@
-"""Which answers would one trust? How well a signal of sureness tells right answers from wrong.
+"""Selective prediction: how well a confidence signal separates right answers from wrong ones.
 
-A signal is a number an answer, higher where the model is surer. Answers of equal signal are one
-block: whatever depends on their order is its mean over all orders, so the order of rows is nothing.
+A signal is a number per answer, higher if the model is surer. Answers with equal signals form a
+block. A value that depends on their order is averaged over all orders, so row order has no effect.
 
-Resampling an item is weighing it: a resample is how often each item was drawn, and both areas
-come from cumulative sums over answers that were sorted once.
+A resample is a weight per item: how often it was drawn. Both areas come from cumulative sums over
+answers that were sorted once.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ SIGNALS = {
     "mean log-probability": ("mean_logprob", 1),
     "p(true)": ("p_true", 1),
 }
-"""Of a report of `sample_uncertainty`: the column of each, and its sign where higher is surer."""
+"""For a report of `sample_uncertainty`: the column of each signal, and its sign."""
 
 COVERAGES = (50, 80)
 """Percent of the answers kept, for the two accuracies of a report."""
 
 CELLS = 2**21
-"""Weights held at a time: 16 MiB of them."""
+"""Weights in memory at a time: 16 MiB."""
 
 
 def resampled(n: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """How often each of n items comes in each bootstrap resample: [some, n], `resamples` in all.
+    """How often each of n items is in each bootstrap resample: [some, n], `resamples` in all.
 
-    The same arguments give the same resamples, so that what is measured on each of them by two
-    methods is paired.
+    The same arguments give the same resamples, so measurements of two methods on them are
+    paired.
 
     Raises:
-        InputError: `resamples` or `seed` is no such number.
+        InputError: `resamples` or `seed` is out of range.
     """
     left = values.whole("resamples", resamples, 1)
     rng = np.random.default_rng(values.whole("seed", seed, 0))
@@ -85,9 +85,9 @@ class _Sorted:
 
 
 def _auroc(items: NDArray[Any], wrong: NDArray[Any]) -> NDArray[np.float64]:
-    """Of all pairs of a right and a wrong answer, those where the right one is surer."""
+    """The share of pairs of a right and a wrong answer in which the right one is surer."""
     right = items - wrong
-    surer = np.cumsum(right, axis=1) - right / 2  # of its own block one half
+    surer = np.cumsum(right, axis=1) - right / 2  # ties within the block count half
     pairs = (right.sum(axis=1) * wrong.sum(axis=1)).astype(float)
     pairs[pairs == 0] = np.nan
     return np.asarray((wrong * surer).sum(axis=1) / pairs)
@@ -96,8 +96,8 @@ def _auroc(items: NDArray[Any], wrong: NDArray[Any]) -> NDArray[np.float64]:
 def _aurc(items: NDArray[Any], wrong: NDArray[Any]) -> NDArray[np.float64]:
     """Mean over k of the expected share of wrong answers among the k surest.
 
-    After T answers with E wrong, the j-th of a block with t, e of them wrong, gives an expected
-    (E + j e/t) / (T + j). Over the block that is a sum of reciprocals, which are tabled.
+    After T answers with E wrong, the j-th of a block of t, e of them wrong, has an expected share
+    of (E + j e/t) / (T + j). Its sum over the block uses tabulated sums of reciprocals.
     """
     n = int(items[0].sum())
     harmonic = np.append(0, np.cumsum(1 / np.arange(1, n + 1)))
@@ -110,7 +110,7 @@ def _aurc(items: NDArray[Any], wrong: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _accuracies(items: NDArray[Any], wrong: NDArray[Any]) -> dict[str, float]:
-    """Expected accuracy of the surest answers, at least the given percentages of them all."""
+    """Expected accuracy of the surest answers, at least the given percentages of all answers."""
     until, errors = np.append(0, np.cumsum(items[0])), np.append(0, np.cumsum(wrong[0]))
     fewest = {percent: -(-int(until[-1]) * percent // 100) for percent in COVERAGES}
     return {
@@ -120,19 +120,19 @@ def _accuracies(items: NDArray[Any], wrong: NDArray[Any]) -> dict[str, float]:
 
 
 def risk_coverage(confidence: ArrayLike, right: ArrayLike) -> pd.DataFrame:
-    """The share of wrong answers among those kept, at each threshold that keeps some.
+    """The share of wrong answers among those kept, for each threshold.
 
     Args:
         confidence: [n], higher is surer.
         right: [n], right (1) or wrong (0).
 
     Returns:
-        A row a distinct confidence, from the highest: coverage (share of the answers that are at
-        least as sure), risk (share of wrong answers among these), threshold.
+        One row per distinct confidence, from the highest: coverage (share of the answers that are
+        at least as sure), risk (share of wrong answers among these), threshold.
 
     Raises:
-        InputError: the two differ in length, there are fewer than 2 items, a confidence is NaN, or
-            an answer is neither right nor wrong.
+        InputError: the lengths differ, there are fewer than 2 items, a confidence is NaN, or an
+            answer is neither right nor wrong.
     """
     ordered = _Sorted.of(*_signal("confidence", confidence, right))
     items, wrong = (np.cumsum(counts[0]) for counts in ordered.blocks())
@@ -144,8 +144,8 @@ def aurc(confidence: ArrayLike, right: ArrayLike) -> float:
     """Area under the risk-coverage curve, 0 is best: the mean share of wrong answers among the k
     surest, over k from 1 to n.
 
-    Where k parts answers of equal confidence, the expected share counts, as if they were taken at
-    random. A signal that tells nothing has the share of wrong answers among all.
+    If k splits answers of equal confidence, the expected share counts, as for a random choice among
+    them. A signal without information has the share of wrong answers among all.
 
     Raises:
         InputError: as `risk_coverage`.
@@ -154,9 +154,9 @@ def aurc(confidence: ArrayLike, right: ArrayLike) -> float:
 
 
 def auroc(confidence: ArrayLike, right: ArrayLike) -> float:
-    """Probability that a right answer has a higher confidence than a wrong one, ties count half.
+    """Probability that a right answer has a higher confidence than a wrong one; ties count half.
 
-    A half is chance, 1 is best. NaN where all answers are right, or all wrong: no pair to compare.
+    A half is chance, 1 is best. NaN if all answers are right, or all wrong: no pair to compare.
 
     Raises:
         InputError: as `risk_coverage`.
@@ -168,27 +168,27 @@ def selective_report(
     signals: Mapping[str, ArrayLike], right: ArrayLike, *, lengths: ArrayLike,
     resamples: int = 1000, seed: int = 0,
 ) -> pd.DataFrame:  # fmt: skip
-    """How well each signal tells right answers from wrong, beside two that know nothing of the
-    question: random numbers, and the length of the answer or prompt (shorter is surer).
+    """Measure how well each signal separates right answers from wrong ones, with two baselines:
+    random numbers, and the length of the answer or prompt (shorter counts as surer).
 
     Args:
         signals: by name, [n] each, higher is surer.
         right: [n], right (1) or wrong (0).
-        lengths: [n], in whatever unit.
-        resamples: bootstrap resamples of the items, the same ones for all signals.
+        lengths: [n], in any unit.
+        resamples: bootstrap resamples of the items, the same for all signals.
         seed: of the resamples and of the random baseline.
 
     Returns:
-        A row a signal, the baselines last: signal, n, auroc, aurc, `above_length` (its AUROC
+        One row per signal, the baselines last: signal, n, auroc, aurc, `above_length` (its AUROC
         minus that of the length, paired), each of these three with `_low` and `_high`, and
         `accuracy_50` and `accuracy_80`, the accuracy of the surest half and four fifths.
-        Intervals are 95 % percentile ones. They have no width where no resample differs, and they
-        leave out resamples with only right or only wrong answers; with a sample like that, AUROC
+        Intervals are 95 % percentile intervals. They have no width if all resamples agree, and they
+        leave out resamples with only right or only wrong answers; if the sample is like that, AUROC
         and its intervals are NaN.
 
     Raises:
-        InputError: there are no signals, one has the name of a baseline or does not fit `right`,
-            or as `risk_coverage`.
+        InputError: there are no signals, one has a baseline's name or does not fit `right`, or as
+            `risk_coverage`.
     """
     weights_of_all = resampled(np.size(right), resamples, seed)
     every, hit = _with_baselines(signals, right, lengths, seed)
@@ -213,14 +213,14 @@ def selective_report(
 
 
 def from_options(logits: ArrayLike) -> dict[str, NDArray[np.float64]]:
-    """What the probabilities of six options tell of sureness, higher is surer.
+    """Confidence signals from the probabilities of six options, higher is surer.
 
     Args:
-        logits: [n, 6], -inf where a letter is missing.
+        logits: [n, 6], -inf for a missing letter.
 
     Returns:
-        `confidence`, the highest probability; `margin`, how far it is above the second; `entropy`,
-        the entropy in nats with its sign turned. All are [n] and do not ask which letter it is.
+        `confidence`, the highest probability; `margin`, its distance to the second; `entropy`, the
+        negative entropy in nats. All are [n] and do not depend on which letter is right.
 
     Raises:
         InputError: as `logits.check_logits`.
@@ -228,18 +228,18 @@ def from_options(logits: ArrayLike) -> dict[str, NDArray[np.float64]]:
     from scipy.special import xlogy
 
     n = len(np.atleast_1d(np.asarray(logits)))
-    scores, _ = check_logits(logits, np.arange(n) % len(LETTERS))  # any answers: none is used
-    # Sorted first, so that the same six numbers in another order give the same bits: a tie.
+    scores, _ = check_logits(logits, np.arange(n) % len(LETTERS))  # placeholder answers
+    # Sorted first, so that the same six numbers in another order give the same bits, a tie.
     p = softmax(np.sort(scores.astype(float), axis=1))
     entropy = xlogy(p, p).sum(axis=1)
     return {"confidence": p[:, -1], "margin": p[:, -1] - p[:, -2], "entropy": entropy}
 
 
 def signals(report: Report | pd.DataFrame) -> dict[str, NDArray[Any]]:
-    """The signals of a report of `sample_uncertainty` (or its rows), [n] each, higher is surer.
+    """The signals in a report of `sample_uncertainty` (or its rows), [n] each, higher is surer.
 
-    They are of the same rows: those that did not fail and lack none of the signals. A signal that
-    no row has is left out.
+    All use the same rows: those that did not fail and lack none of the signals. A signal that no
+    row has is left out.
 
     Raises:
         InputError: there are no such rows.
@@ -253,8 +253,8 @@ def signals(report: Report | pd.DataFrame) -> dict[str, NDArray[Any]]:
 
 
 def selective(report: Report | pd.DataFrame, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """How well each signal tells right greedy answers from wrong: `selective_report` on them, with
-    its random numbers and the question's length beside them.
+    """`selective_report` for the signals of a `sample_uncertainty` report: how well each separates
+    right greedy answers from wrong ones, with random numbers and question length as baselines.
 
     Raises:
         InputError: as `signals` and `selective_report`.
@@ -299,7 +299,7 @@ def _signal(
     """
     numbers, hit = np.asarray(signal), np.asarray(right)
     if hit.ndim != 1 or len(hit) < 2:
-        raise InputError(f"right of shape {hit.shape}: give one verdict an item, for 2 or more")
+        raise InputError(f"right of shape {hit.shape}: give one verdict per item, for 2 or more")
     if (neither := ~np.isin(hit, [0, 1])).any() or hit.dtype.kind not in "biuf":
         item = int(neither.argmax())
         raise InputError(f"right: item {item} is {hit[item]!r}; give right (1) or wrong (0)")
@@ -325,6 +325,6 @@ def _with_baselines(
         raise InputError(f"signals: {taken[0]!r} is the name of a baseline; give it another name")
     shorter, hit = _signal("lengths", lengths, right)
     every = {name: _signal(name, signal, right)[0] for name, signal in signals.items()}
-    # A second word in the seed: other numbers than those that draw the resamples.
+    # A second number in the seed, so that the random numbers differ from those of the resamples.
     every["random"] = np.random.default_rng([seed, 1]).random(len(hit))
     return every | {"length": -shorter}, hit
