@@ -257,7 +257,7 @@ def read_label(text: str, labels: tuple[str, ...]) -> str | None:
 
 
 def _is_no_label(first: re.Match[str]) -> bool:
-    """Whether a label at the start is a question, denied or part of a phrase such as "No idea"."""
+    """Whether a label at the start is questioned, denied or part of a phrase such as "No idea"."""
     text, end = first.string, first.end()
     denied = PREDICATE.match(text, end) and DENIAL.search(sentence(text[:TAIL])[0])
     return bool(denied or NO_LABEL.match(text, end))

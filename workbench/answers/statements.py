@@ -99,7 +99,7 @@ DOUBTED = re.compile(
     r"|\b(?:wrong|incorrect|false|worst|least\s+\w+)\s+\Z",
     re.IGNORECASE,
 )
-"""Right before "answer": it is a question, assumed, denied or the wrong one."""
+"""Right before "answer": it is questioned, assumed, denied or the wrong one."""
 
 HINDERED = re.compile(
     rf"{_NOT}(?:\W+\w+){{0,3}}\W*\Z|\b(?:impossible|unable)\b|\bI\s+need\W*\Z"

@@ -148,7 +148,7 @@ def _open(
             say(f"{count:,} of {len(bed.claims):,} claims are drawn: --limit draws more")
         return bed, count
     rows = {claim.group: bed.places[claim.text] for claim in bed.claims if bed.places[claim.text]}
-    # In the file's order; only one of the two claims of a comparison has a row.
+    # In the file's order; of a comparison's two claims, only one is in `places`.
     claims = sorted(bed.claims, key=lambda c: bed.places[c.text] or rows[c.group])
     chosen = split(claims, limit or len(claims))[0]
     if len(chosen) > (limit or len(claims)):

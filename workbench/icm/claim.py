@@ -58,7 +58,7 @@ class Wording:
         labels: the texts for true and false after a claim, complete: usually with a space before
             them, or without if the language or the claim's last character requires it.
         after: the end of a labelled claim.
-        chat: a claim as a question in a chat, with `{claim}` in it.
+        chat: a chat question about a claim, with `{claim}` in it.
         chat_labels: the answers to that question.
         template: for claims of `read_claims`, with the names of columns in braces, such as
             "Claim: {text}\\nThis is"; None means the template of the published program.

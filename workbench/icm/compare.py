@@ -88,7 +88,7 @@ def evaluate_labels(
 def evaluate_chat(
     test_claims: Sequence[Claim], engine: Engine, *, wording: Wording | None = None
 ) -> Report:
-    """Test accuracy without demonstrations, each claim asked as a question in a chat.
+    """Test accuracy without demonstrations, each claim asked in a chat.
 
     Raises:
         InputError: no test claims, or the model has no chat template.

@@ -103,7 +103,7 @@ class Exact(Reference):
 class Tree(Exact):
     """The same objective with demonstrations in an order that shares nearly all prefixes.
 
-    A claim's demonstrations are the other half of the pool, then the other half of its own half,
+    A claim's demonstrations are the other half of the pool, then the other quarter in its half,
     and so on, so n log2 n labelled claims are computed instead of n²/2. Claims that joined after
     the tree was built are at the end of every prompt, so one more costs little. When there are
     `TAIL` of them, the tree is rebuilt, and the labels are scored again in the new order: energies

@@ -144,7 +144,7 @@ class ContextFit:
     last, so that a single long claim does not displace others.
 
     A text's tokens are counted after the end of a demonstration, as in the prompt. The sum exceeds
-    the prompt's tokens by those of that end. It is never below them unless a token crosses a seam.
+    the prompt's tokens by those of that end. It is never below them unless tokens cross a seam.
 
     Attributes:
         unfit: claims, by index, that do not fit even alone, each with the reason.

@@ -1,7 +1,7 @@
 """Sums and claims about them, the basis of the embedded model's skills; a part is held out.
 
 A sum is held out by the digest of its canonical form, so `13+4` and `4+13` are always on the same
-side. No training document contains a held-out sum, not even in a false claim or as a step of a
+side. No training document contains a held-out sum, not even in a false claim or as one step of a
 longer problem. Every test item uses at least one. Sums of single digits are never held out: there
 are too few of them to learn a rule from the rest.
 """

@@ -254,7 +254,7 @@ def _written(story: Story, steps: Sequence[Sum], values: list[int], manner: str)
 
 
 def expression(steps: Sequence[Sum]) -> str:
-    """Consecutive steps as one expression, which hides a step that went wrong."""
+    """Consecutive steps as one expression, which hides where one went wrong."""
     text, last = str(steps[0].left), ""
     for step in steps:
         loose = step.op in "*/" and last in {"+", "-"}
