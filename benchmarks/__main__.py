@@ -1,6 +1,6 @@
-"""`python -m benchmarks NAME`: measurements as tables, with the bars that they must reach.
+"""`python -m benchmarks NAME`: measurements as tables, with their targets.
 
-Each run is written to `benchmarks/results/`, from which the tables of the documentation are made.
+Each run is written to `benchmarks/results/`; the documentation's tables are made from these files.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Out = Annotated[
     Path | None, typer.Option(help="Write the run here, as JSON (default: benchmarks/results/).")
 ]
 
-app = command_group("Measure speed, as ratios within one run, and what else was promised.")
+app = command_group("Measure speed, as ratios within one run, and the project's other targets.")
 
 
 def add(name: str) -> None:
-    """Make a module's `measure` a command, with `--out` and `--json` beside its own options."""
+    """Make a module's `measure` a command, with `--out` and `--json` added to its options."""
     measure = import_module(f"benchmarks.{name}").measure
 
     @functools.wraps(measure)

@@ -1,7 +1,7 @@
-"""Accuracy against its promises: grading, agents in batches, what a vote gains, resuming.
+"""Accuracy against its targets: grading, agents in batches, the gain of a vote, resuming.
 
-The embedded model in vLLM in this process on its own word problems; no store but where resuming is
-measured.
+The embedded model in vLLM in this process, on its own word problems; without a store, except where
+resuming is measured.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ HOSTILE = r"\boxed{\dfrac{7^{(7^{(7^{(7^7)})}-4)}-7}{18}}"
 
 
 def measure(part: Parts = None, repeats: Repeats = 3, peers: Peers = None) -> list[Measurement]:
-    """Grading, agents in batches against loops, what a vote gains, resuming; or against lm-eval."""
+    """Grading, agents in batches against loops, a vote's gain, resuming; or against lm-eval."""
     if peers:
         return lmeval.measure(peers)
     return run_parts(PARTS, part, vllm_engine, repeats=repeats)
 
 
 def _grading(count: int = 20_000, rounds: int = 5) -> list[Measurement]:
-    """Grades a second on one core, and how long a hostile expression holds up."""
+    """Grades per second on one core, and the seconds that a hostile expression takes."""
     solved = [
         (solution(story, "first"), str(story.answer))
         for story in islice(stories(random.Random("grading"), held_out=True), count)
@@ -67,14 +67,14 @@ def _grading(count: int = 20_000, rounds: int = 5) -> list[Measurement]:
         speeds.append(count / (time.process_time() - start))
         if right != count:
             raise EngineError(f"{count - right} right answers were called wrong")
-    say(f"grading: {statistics.median(speeds):,.0f} a second")
+    say(f"grading: {statistics.median(speeds):,.0f} per second")
     start = time.perf_counter()
     stopped = grade(HOSTILE, r"\frac{1}{2}")
     taken = time.perf_counter() - start
     next_one = grade(r"\boxed{\frac{2}{4}}", r"\frac{1}{2}")
     good = not stopped.parsed and next_one.correct is True
-    what = "answers graded a second on one core, plain numbers (CPU time)"
-    hostile = "a hostile expression is given up, the next one is graded"
+    what = "answers graded per second on one core, plain numbers (CPU time)"
+    hostile = "a hostile expression times out, the next one is graded"
     return [
         median(what, speeds, bound="≥ 5000"),
         judged(hostile, taken, " s", "≤ 4", also=good),
@@ -88,7 +88,7 @@ def _cases(count: int) -> list[AgentCase]:
 
 
 def one_by_one(samples: int, temperature: float) -> Agent:
-    """Votes as loops over samples do it: each sample a call of its own."""
+    """Votes as loops over samples make them: a separate call per sample."""
 
     def program(case: AgentCase) -> Program:
         for number in range(samples):
@@ -99,7 +99,7 @@ def one_by_one(samples: int, temperature: float) -> Agent:
 
 
 def _votes(engine: VLLMEngine, repeats: int, count: int = 24) -> list[Measurement]:
-    """16 samples of each item: all in one batch, and each alone."""
+    """16 samples per item: all in one batch, and each alone."""
     cases, agent = _cases(count), MajorityVote(16)
     alone = one_by_one(16, agent.temperature)
     what = f"majority_vote with 16 samples, {count} items: one batch / sample by sample"
@@ -107,7 +107,7 @@ def _votes(engine: VLLMEngine, repeats: int, count: int = 24) -> list[Measuremen
 
 
 def _refine(engine: VLLMEngine, repeats: int, count: int = 200) -> list[Measurement]:
-    """Critique and revision: all items' programs together, and one item after the other."""
+    """Critique and revision: all items' programs together, and one item after another."""
     cases, agent = _cases(count), SelfRefine()
     what = f"self_refine, {count} items: together / one at a time"
     return [ratio(what, _speedups(engine, cases, agent, agent, repeats), 8)]
@@ -116,7 +116,7 @@ def _refine(engine: VLLMEngine, repeats: int, count: int = 200) -> list[Measurem
 def _speedups(
     engine: VLLMEngine, cases: list[AgentCase], agent: Agent, alone: Agent, repeats: int
 ) -> list[float]:
-    """How many times faster all cases are together than `alone` on each in turn."""
+    """How many times faster all cases run together than with `alone` on each in turn."""
 
     def apart() -> None:
         for case in cases:
@@ -135,7 +135,7 @@ def _speedups(
 
 
 def _gain(engine: VLLMEngine, count: int = 1000) -> list[Measurement]:
-    """What a vote of 16 adds to greedy answers."""
+    """The gain of a vote of 16 over greedy answers."""
     greedy, voted = (
         evaluate(WordProblems(), engine, agent, count) for agent in ("standard", "majority_vote")
     )
@@ -160,7 +160,7 @@ def resumable(store: str, count: int = 40) -> Evaluation:
 
 
 def _killed() -> list[Measurement]:
-    """`kill -9` at growing shares of the answers, each time run again; then to the end."""
+    """`kill -9` at growing shares of the answers, and a new run after each; then to the end."""
     with tempfile.TemporaryDirectory() as folder:
         whole, broken = Path(folder) / "whole.sqlite", Path(folder) / "killed.sqlite"
         expected = resumable(str(whole)).rows

@@ -1,6 +1,6 @@
-"""vLLM against the transformers baseline, and the baseline against what it promises.
+"""vLLM against the transformers baseline, and the baseline against its targets.
 
-Embedded model, float32, runs in turns on two loaded models in one process.
+Embedded model, float32; runs alternate between two loaded models in one process.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def against_baseline(  # noqa: PLR0917
     batches: Sequence[int] = BATCHES,
     bars: tuple[float, float] = (0, 0),
 ) -> list[Measurement]:
-    """vLLM over transformers at batch 1 and at its best batch, and over bare vLLM, in turns."""
+    """vLLM over transformers at batch 1 and at its best batch, and over bare vLLM; alternating."""
     report = Throughput(versus(engine, baseline, batches), [load], repeats=repeats).run()
     table = report.rows.pivot_table(index="repeat", columns="label", values="requests_per_s")
     ours = table["vllm, all at once"]
@@ -78,13 +78,13 @@ def against_baseline(  # noqa: PLR0917
 
 
 def _prompts(count: int, seed: int = 0, most_shots: int = 0) -> list[str]:
-    """Word problems after 0 to `most_shots` examples, in turns: lengths that differ."""
+    """Word problems after 0 to `most_shots` examples in turn, so that their lengths differ."""
     items = enumerate(TASK.items(count, seed))
     return [str(TASK.prompt(item, shots=number % (most_shots + 1))) for number, item in items]
 
 
 def _task(engine: Engine, baseline: Engine, repeats: int) -> Measurement:
-    """Answers end where they end: the baseline's batch waits for its longest."""
+    """Answers of different lengths: a batch of the baseline waits for its longest one."""
 
     def times(number: int) -> tuple[float, float]:
         prompts = _prompts(256, seed=number)
@@ -114,17 +114,17 @@ def _same_tokens(baseline: Engine, count: int) -> Measurement:
 
 
 def _automatic(count: int, repeats: int) -> Measurement:
-    """Against the best fixed size, each run a new engine, so that finding out is part of it."""
+    """Automatic against the best fixed size; each run has a new engine and includes the search."""
     prompts = _prompts(count, most_shots=2)
 
     def rate(size: int | str, some: int) -> float:
         with TransformersEngine(None, None, "benchmark", {"batch_size": size}) as engine:
             engine.generate(prompts[-8:], TASK.sampling)
             speed = some / seconds(lambda: engine.generate(prompts[:some], TASK.sampling))
-            say(f"  batch size {size}: {speed:.0f} prompts a second")
+            say(f"  batch size {size}: {speed:.0f} prompts per second")
             return speed
 
-    # What is slow is known to be slow from a few prompts.
+    # A few prompts are enough to measure a slow size.
     slow = max(rate(size, min(count, 16 * size)) for size in FIXED[:5])
     fixed: dict[int, list[float]] = {size: [] for size in FIXED[5:]}
     automatic = []

@@ -1,7 +1,7 @@
-"""Bodies of OpenAI-compatible answers, made up: the text follows from the prompt alone.
+"""Bodies of OpenAI-compatible answers; their texts depend only on the prompts.
 
-A prompt's tokens are its bytes, an answer's tokens are its words. The text is never cut short, so
-that it names its prompt whatever `max_tokens` is: the last token holds all that is left.
+A prompt's tokens are its bytes, an answer's tokens are its words. The text is never cut, so it
+contains its prompt for any `max_tokens`: the last token holds the rest.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ Tops = Callable[[str], Mapping[str, float]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
-    """What goes wrong; all off by default. Each `rate_` is a probability for each request.
+    """Faults of the server, all off by default. Each `rate_` is a probability per request.
 
     Attributes:
         rate_429, rate_500, rate_502: an error; 502 comes as an HTML page.
-        rate_reset: the connection is reset and nothing is answered.
+        rate_reset: the connection is reset without an answer.
         rate_half: the body stops halfway and the connection is closed.
         rate_malformed: status 200 with cut or garbled JSON.
         rate_hang: no answer, for as long as the client waits.
@@ -42,9 +42,9 @@ class Faults:
         rate_shuffled: all choices, with the right indexes, in another order.
         rate_nan, rate_no_logprobs, rate_empty, rate_null, rate_finish: of one choice: a logprob
             that is NaN, `logprobs` or text that is null, an empty text, an unknown reason.
-        retry_after: header of each 429, in seconds or as it is; `None` for no header.
+        retry_after: header of each 429, in seconds or as given; `None` for no header.
         poison, poison_status: a request with this text in a prompt always gets this status.
-        multi: whether one request may have several prompts; else it gets 400.
+        multi: whether a request may have several prompts; else it gets 400.
         dead_after, dead_closes: after so many requests each gets 500, or is reset.
     """
 
@@ -78,7 +78,7 @@ class Faults:
 
 @cache
 def rates(faults: Faults) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
-    """Probabilities above 0, by the names that the log uses: of whole answers, of their content."""
+    """Probabilities above 0, by their names in the log: of whole answers, and of their content."""
     names = [one.name.removeprefix("rate_") for one in fields(faults) if "rate_" in one.name]
     above = [(name, rate) for name in names if (rate := getattr(faults, f"rate_{name}"))]
     return [p for p in above if p[0] not in CONTENT], [p for p in above if p[0] in CONTENT]
@@ -86,7 +86,7 @@ def rates(faults: Faults) -> tuple[list[tuple[str, float]], list[tuple[str, floa
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a request asks for: `keys` are its prompts as texts, `ids` their tokens."""
+    """The content of a request: `keys` are its prompts as texts, `ids` their tokens."""
 
     body: Json
     chat: bool
@@ -100,10 +100,10 @@ class Query:
 
 
 def parse(path: str, body: Json) -> Query:
-    """Understand the body of a POST to one of the generating paths.
+    """Parse the body of a POST to one of the generating paths.
 
     Raises:
-        ValueError, TypeError, KeyError, AttributeError: it is not as it should be.
+        ValueError, TypeError, KeyError, AttributeError: the body is invalid.
     """
     chat = "/chat/" in path
     n = body.get("n") or 1
@@ -134,7 +134,7 @@ def tokenized(body: Json, longest: int) -> Json:
 
 
 def _text(prompt: Any) -> str:
-    """A prompt's name in the log: its text, its messages' texts, or its tokens' numbers."""
+    """A prompt's name in the log: its text, its messages' texts, or its token ids."""
     if isinstance(prompt, str):
         return prompt
     if isinstance(prompt[0], int):
@@ -143,7 +143,7 @@ def _text(prompt: Any) -> str:
 
 
 def answer(query: Query, model: str, number: int, *, vllm: bool) -> Json:
-    """The whole answer, as vLLM's or as OpenAI's server writes it."""
+    """The whole answer, in the format of vLLM's or of OpenAI's server."""
     choices: list[Json] = []
     completion = prompts = 0
     for key, ids in zip(query.keys, query.ids, strict=True):
@@ -183,7 +183,7 @@ def answer(query: Query, model: str, number: int, *, vllm: bool) -> Json:
 def spoil(
     choices: list[Json], faults: Sequence[str], rng: random.Random
 ) -> tuple[list[str], set[int]]:
-    """Do `faults` to the choices; tells which were possible, and the indexes of bad choices."""
+    """Apply `faults` to the choices; returns the possible ones, and the indexes of bad choices."""
     done, bad = [], set[int]()
     for name in faults:
         if not choices:
@@ -226,7 +226,7 @@ def _spoil_one(choice: Json, name: str) -> bool:
             choice["message"]["content"] = wrong
         else:
             choice["text"] = wrong
-    elif choice["logprobs"] is None:  # nobody asked for them
+    elif choice["logprobs"] is None:  # the request did not ask for them
         return False
     elif name == "no_logprobs":
         choice["logprobs"] = None
@@ -247,7 +247,7 @@ def _choice(
         logprobs = {"content": _chat_logprobs(_pieces(text, most), count, tops)} if wanted else None
         return {"index": index, "message": message, "logprobs": logprobs}
     ids = bool(query.body.get("return_tokens_as_token_ids"))
-    # `logprobs: 0` asks for those of the answer itself.
+    # `logprobs: 0` requests those of the answer itself.
     logprobs = None if wanted is None else _logprobs(_pieces(text, most), wanted, ids, tops)
     return {"index": index, "text": text, "logprobs": logprobs}
 
@@ -272,12 +272,12 @@ def _id(piece: str) -> int:
 
 
 def _drawn(key: str, weights: int, token: int) -> float:
-    """A log-probability that follows from the prompt, the weights and the token."""
+    """A log-probability that depends on the prompt, the weights and the token."""
     return -0.5 - zlib.crc32(f"{weights}/{token}/{key}".encode()) % 1000 / 100
 
 
 def _other_tops(key: str, weights: int) -> Mapping[str, float] | None:
-    """The likeliest tokens where the weights are not the usual ones."""
+    """The likeliest tokens for weights other than the usual ones."""
     return {f"w{i}": _drawn(key, weights, i) for i in range(5)} if weights else None
 
 

@@ -1,9 +1,9 @@
 """The remote engine against other ways to send the same prompts to the same vLLM server.
 
-Embedded model, 16-token answers, server and client on one machine; runs in turns, each ratio
-within one round. Other clients are met where people meet them, on a server with vLLM's own
-settings; `workbench serve` chooses kinder ones, so what they lose there is told beside it.
-lm-evaluation-harness joins where it has an environment (`make bench-peers`).
+Embedded model, 16-token answers, server and client on one machine. Runs alternate, and each ratio
+is within one round. Other clients run against a server with vLLM's own settings, as in practice.
+The settings of `workbench serve` suit them better, so their results with it are reported too.
+lm-evaluation-harness is included if it has an environment (`make bench-peers`).
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from workbench.serving import Server, serve
 from workbench.types import Sampling
 
 SAMPLING = Sampling(max_tokens=16, ignore_eos=True)
-SEQUENCES = 256  # in one step of the model, on both sides
+SEQUENCES = 256  # per step of the model, on both sides
 WORKERS, CHUNK = 64, 8
-# What `workbench serve` would choose on a CPU, taken away again.
+# Settings that `workbench serve` chooses on a CPU, removed.
 PLAIN: dict[str, Any] = dict.fromkeys(
     (
         "block_size",
@@ -55,7 +55,7 @@ Client = Callable[[Sequence[str]], object]
 
 
 def sums(count: int, seed: int = 0) -> list[str]:
-    """Different short prompts: what a client costs shows where the model takes little."""
+    """Different short prompts, for which the model is fast and a client's overhead shows."""
     rng = random.Random(f"client-{seed}")
     pairs = [(rng.randint(10, 99), rng.randint(10, 99)) for _ in range(count)]
     return [f"{number}+{a}+{b}=" for number, (a, b) in enumerate(pairs)]
@@ -112,7 +112,7 @@ def _clients(server: Server, engine: RemoteEngine) -> dict[str, Client]:
 def _in_turns(
     clients: Mapping[str, Client], repeats: int, prompts: int
 ) -> tuple[dict[str, list[float]], list[float]]:
-    """Each client's prompts a second, a value a round, and our own CPU, ms a prompt."""
+    """Each client's prompts per second, one value per round, and our own CPU, ms per prompt."""
     for client in clients.values():
         client(sums(128, seed=-1))
     rates: dict[str, list[float]] = {name: [] for name in clients}
@@ -143,7 +143,7 @@ def _body() -> dict[str, Any]:
 
 
 def _in_sequence(server: Server, texts: Sequence[str]) -> list[str]:
-    """A layout in use elsewhere: each worker takes a chunk and sends its prompts one by one."""
+    """A common layout: each worker takes a chunk and sends its prompts one by one."""
     import openai
 
     chunks = [texts[i : i + CHUNK] for i in range(0, len(texts), CHUNK)]
@@ -160,7 +160,7 @@ def _in_sequence(server: Server, texts: Sequence[str]) -> list[str]:
 
 
 async def _with_semaphore(server: Server, texts: Sequence[str]) -> list[str]:
-    """What most people write: one prompt a request, so many at once."""
+    """The usual code: one prompt per request, with a limit on concurrent requests."""
     import openai
 
     semaphore = asyncio.Semaphore(WORKERS)
@@ -177,7 +177,7 @@ async def _with_semaphore(server: Server, texts: Sequence[str]) -> list[str]:
 async def _bare(server: Server, texts: Sequence[str]) -> None:
     """One prompt per request over bare connections, replies read and not parsed.
 
-    This is what the server gives to any client of as many connections.
+    This is the server's limit for any client with as many connections.
     """
     url, waiting = urlsplit(server.url), deque(texts)
 

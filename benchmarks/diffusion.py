@@ -1,7 +1,7 @@
-"""Masked diffusion against its promises: the same answers in any batch, and fewer forwards.
+"""Masked diffusion against its targets: the same answers in any batch, and fewer forwards.
 
-On the model that knows 64 answers by heart, or on the embedded one that solves problems, on a CPU
-in float32; no store. One part needs a GPU, and is left out without one.
+With the model that has memorised 64 answers, or the embedded one that solves problems, on a CPU in
+float32, without a store. One part needs a GPU, and is left out without one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from workbench.types import Sampling
 
 ASKED = 1000
 MIXED = 192
-"""Requests of the comparison with static batches."""
+"""Requests in the comparison with static batches."""
 SETTINGS = (
     Denoising(threshold=0.9),
     Denoising(block_length=16),
@@ -60,7 +60,7 @@ TRADED = (
         for cache in ("none", "prefix", "dual")
     ),
 )
-"""The first is what the others are compared to."""
+"""The first is the baseline."""
 SHORT = (1, 2)
 """Steps of a short problem."""
 CANVAS = Sampling(max_tokens=64, stop=("\n\n",))
@@ -74,7 +74,7 @@ def measure(part: Parts = None, repeats: Repeats = 5, peers: Peers = None) -> li
 
 
 def open_model(name: str | None, **options: Any) -> DiffusionEngine:
-    """A diffusion model on the CPU in float32, or with other options; no store."""
+    """A diffusion model on the CPU in float32, or with other options; without a store."""
     return DiffusionEngine(name, None, "bench", {"device": "cpu", "dtype": "float32", **options})
 
 
@@ -135,13 +135,13 @@ def _continuous(engine: DiffusionEngine, repeats: int) -> list[Measurement]:
         fewer.append(100 * (1 - joining.positions / fixed.positions))
     what = f"continuous over static batches of {SLOTS}, mixed lengths: "
     return [
-        ratio(f"{what}requests a second", faster, 1.3),
+        ratio(f"{what}requests per second", faster, 1.3),
         judged(f"{what}token-forwards saved", fewer[0], " %", "≥ 30"),
     ]
 
 
 def _problems(repeats: int) -> list[Measurement]:
-    """What thresholds and caches save, and cost, where an answer can be wrong."""
+    """What thresholds and caches save and cost, on problems with wrong answers possible."""
     with open_model(None) as engine:
         say(f"{len(TRADED)} settings, {PROBLEMS} problems, {repeats} rounds")
         measured = TradeOff(
@@ -161,11 +161,11 @@ def _problems(repeats: int) -> list[Measurement]:
 
 def _pace(setting: dict[Any, Any], repeats: int) -> Measurement:
     spread = {"low": setting["slowest"], "high": setting["fastest"], "runs": repeats}
-    return judged("… … tokens a second", setting["tokens_per_s"], **spread)
+    return judged("… … tokens per second", setting["tokens_per_s"], **spread)
 
 
 def _traded(setting: dict[Any, Any], repeats: int, *, must: bool) -> list[Measurement]:
-    """A setting against the first: accuracy, forwards, and how fast it is."""
+    """A setting against the first: accuracy, forwards and speed."""
 
     def row(what: str, name: str, bound: str, **over: Any) -> Measurement:
         low, high = setting[f"{name}_low"], setting[f"{name}_high"]
@@ -206,7 +206,7 @@ def _large(repeats: int) -> list[Measurement]:
             for number in range(repeats):
                 say(f"round {number + 1} of {repeats}")
                 faster.append(seconds(1, 4) / seconds(CLIENTS, CLIENTS))
-    what = f"8B shapes, dual cache, {CLIENTS} rows at once over one by one: requests a second"
+    what = f"8B shapes, dual cache, {CLIENTS} rows at once over one by one: requests per second"
     return [ratio(what, faster, 4)]
 
 

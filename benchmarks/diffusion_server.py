@@ -1,6 +1,6 @@
-"""The diffusion server under load: many clients against one, bursts, leavers, and its memory.
+"""The diffusion server under load: many clients against one, bursts, cancellations, its memory.
 
-The server is a process of its own with the model that knows 64 answers; the clients are here.
+The server is a separate process with the model that has memorised 64 answers; clients run here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BURSTS = 20
 ROUNDS = 10
 AT_ONCE = 512
 SPOILT = 20
-"""One in so many leaves early, one is malformed."""
+"""One in so many is cancelled early, and one is malformed."""
 LENGTHS = (16, 24, 32, 48, 64, 96, 128)
 
 Body = dict[str, Any]
@@ -38,7 +38,7 @@ Body = dict[str, Any]
 
 @contextlib.contextmanager
 def served(max_wait_time: float) -> Iterator[tuple[str, int]]:
-    """A server's root URL and its process id, while it runs."""
+    """Run a server; yields its root URL and its process id."""
     line = [sys.executable, "-m", "workbench", "serve", "diffusion"]
     line += ["--batch-size", str(SLOTS), "--max-wait-time", str(max_wait_time)]
     line += ["--model", str(MEMORISER)]
@@ -71,7 +71,7 @@ async def _ask(session: Any, root: str, body: Body) -> str:
 
 
 async def _all(session: Any, root: str, bodies: list[Body], clients: int) -> list[str]:
-    """All answers in order, so many clients asking one after another."""
+    """All answers in order, from a number of clients that each ask one request after another."""
     answers = [""] * len(bodies)
     waiting = iter(enumerate(bodies))
 
@@ -84,7 +84,7 @@ async def _all(session: Any, root: str, bodies: list[Body], clients: int) -> lis
 
 
 def _within(work: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
-    """Run a coroutine over a session of its own."""
+    """Run a coroutine with a new session."""
 
     async def run() -> Any:
         connector = aiohttp.TCPConnector(limit=0)
@@ -128,7 +128,7 @@ def speed(repeats: int) -> list[Measurement]:
 
 
 async def _probed(session: Any, root: str, bodies: list[Body], delays: list[float]) -> list[str]:
-    """As `_all`, with `/health` asked all the while."""
+    """As `_all`, with regular requests to `/health`."""
 
     async def probe() -> None:
         while True:
@@ -146,7 +146,7 @@ async def _probed(session: Any, root: str, bodies: list[Body], delays: list[floa
 
 
 async def _bursts(session: Any, root: str) -> float:
-    """Milliseconds from arrival to first forward (p95) of batches that are full at once."""
+    """Milliseconds from arrival to first forward (p95), for batches that arrive full."""
     prompts = [prompt for prompt, _ in pairs()[:SLOTS]]
     for _ in range(BURSTS):
         await _ask(session, root, {"prompt": prompts, "max_tokens": 16})
@@ -156,7 +156,7 @@ async def _bursts(session: Any, root: str) -> float:
 
 
 def load() -> list[Measurement]:
-    """Rounds of many requests at once, some malformed, some given up; all others are answered."""
+    """Rounds of many requests at once, some malformed, some cancelled; all others are answered."""
     lost = good = other = 0
     texts: dict[str, str] = {}
     sizes: list[int] = []
@@ -170,17 +170,17 @@ def load() -> list[Measurement]:
                 other += text is not None and texts.setdefault(str(body), text) != text
             sizes.append(psutil.Process(pid).memory_info().rss)
     grown = 100 * (sizes[-1] / sizes[1] - 1)
-    what = f"{AT_ONCE} at once, 5 % given up, 5 % malformed, {ROUNDS} rounds: "
+    what = f"{AT_ONCE} at once, 5 % cancelled, 5 % malformed, {ROUNDS} rounds: "
     answered = 100 * (1 - lost / good)
     return [
         judged(f"{what}good ones answered of {good:,}", answered, " %", "100"),
-        judged("… otherwise than the same request before", other, bound="0"),
+        judged("… differently from the same request before", other, bound="0"),
         judged("… growth of memory from the 2nd round on", grown, " %", "≤ 5"),
     ]
 
 
 async def _round(session: Any, root: str) -> list[tuple[Body, str | None]]:
-    """The good requests of a round with their answers, None where one failed."""
+    """The good requests of a round with their answers, None for one that failed."""
     bodies = _bodies(AT_ONCE)
     tasks: list[tuple[Body, asyncio.Task[str]]] = []
     others: list[asyncio.Task[str]] = []

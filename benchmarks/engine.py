@@ -1,4 +1,4 @@
-"""The engine against bare vLLM and against its promises, on the embedded model.
+"""The engine against bare vLLM and against its targets, on the embedded model.
 
 Speed is a ratio of interleaved runs of the same 1,024 prompts in one process on one loaded model.
 """
@@ -111,9 +111,9 @@ def _throughput(texts: list[str], pairs: int, folder: Path) -> list[Measurement]
 
 
 def _label_error(texts: list[str]) -> Measurement:
-    """Largest difference from log-softmax of transformers, over single and longer labels.
+    """Largest difference from transformers' log-softmax, over single and longer labels.
 
-    All likely enough to be asked for: at p = 1e-16 float32 itself is off by 1e-4, here and there.
+    All labels are reasonably likely: at p = 1e-16 float32 itself is sometimes off by 1e-4.
     """
     labels = [" True", " False", "4", "42", "7\n", " True\n12"]
     with vllm_engine() as engine:
@@ -124,7 +124,7 @@ def _label_error(texts: list[str]) -> Measurement:
 
 
 def _interrupt(texts: list[str], folder: Path) -> Measurement:
-    """Ctrl-C in mid-call: nothing left in vLLM, finished rows kept, the next answers right."""
+    """Ctrl-C during a call: nothing left in vLLM, finished rows kept, later answers right."""
     path = folder / "interrupt.sqlite"
     with vllm_engine() as plain, vllm_engine(path) as storing:
         expected = [row.text for row in plain.generate(texts, SAMPLING)]
@@ -160,7 +160,7 @@ vllm_engine(Path(sys.argv[1])).generate(make_prompts(int(sys.argv[2])), SAMPLING
 
 
 def _resume(texts: list[str], folder: Path) -> Measurement:
-    """`kill -9` halfway, run again: all finished rows reused, outputs as if uninterrupted."""
+    """`kill -9` halfway, then a new run: all finished rows reused, outputs as if uninterrupted."""
     path = folder / "killed.sqlite"
     finished = kill_at(len(texts) // 2, lambda: stored(path), CHILD, path, len(texts))
     with vllm_engine(path) as engine:

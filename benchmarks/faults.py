@@ -1,6 +1,6 @@
-"""The remote engine where things go wrong: faults, limits, a killed server, a long queue.
+"""The remote engine under faults: errors, limits, a killed server, a long queue.
 
-Faults come from a server that makes them; what is killed and started again is a real vLLM.
+Faults come from a server that injects them; the server that is killed and restarted is a real vLLM.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from workbench.types import Completion, Sampling
 KINDS = ("rate_429", "rate_500", "rate_reset", "rate_half", "rate_malformed", "rate_hang")
 RATE = 0.05  # of each kind
 CAPACITY, LATENCY = 16, 0.5
-REVISION = "0123456789ab"  # as our servers list one: no fingerprint is among the requests
+REVISION = "0123456789ab"  # listed like that of our servers, so no fingerprint is requested
 SHORT = Sampling(max_tokens=8)
 SERVED = "vllm:request_success_total{"
 
-# In a process of its own, so that its memory is the client's alone.
+# In a separate process, so that only the client's memory is measured.
 QUEUE = """
 import asyncio, json, resource, sys, threading, time
 from workbench import Sampling
@@ -60,13 +60,13 @@ print(json.dumps({"peak": peak, "tasks": most}))
 
 
 def measure(
-    requests: Annotated[int, typer.Option(min=100, help="How many meet faults.")] = 10_000,
+    requests: Annotated[int, typer.Option(min=100, help="Requests with faults.")] = 10_000,
     queued: Annotated[int, typer.Option(min=1000, help="Prompts in the queue.")] = 100_000,
 ) -> list[Measurement]:
-    """The remote engine where servers fail, are full, are killed; and with a long queue."""
+    """The remote engine with servers that fail, are full or are killed; and with a long queue."""
     say("faults …")
     rows = _faults(requests)
-    say("a server of a capacity that it does not tell …")
+    say("a server with an unreported capacity …")
     rows += _capacity(500)
     say("a long queue …")
     rows += _queue(queued)
@@ -86,7 +86,7 @@ def _faults(count: int) -> list[Measurement]:
         retries = engine.usage.retries
     right = count - differing([row.text for row in rows], [f"answer to {p}" for p in prompts])
     once = sum(times == 1 for times in server.answered.values())
-    taken = f"{time.perf_counter() - start:.0f} s, {retries:,} asked again"
+    taken = f"{time.perf_counter() - start:.0f} s, {retries:,} retries"
     kinds = f"{RATE:.0%} each of 429, 500, reset, half a body, malformed JSON, hang"
     what = f"{count:,} requests, {kinds}: answered, in order ({taken})"
     return [
@@ -119,9 +119,9 @@ def _queue(count: int) -> list[Measurement]:
 
 
 def _killed(count: int) -> Measurement:
-    """SIGKILL halfway, a new start on the same port, the same call resumes.
+    """SIGKILL halfway, a restart on the same port, the same call resumes.
 
-    The new server's own counter tells how many it was asked: no more than had not arrived.
+    The new server's own counter has its number of requests: at most those without an answer yet.
     """
     texts, sampling = sums(count), Sampling(max_tokens=32, ignore_eos=True)
     got: dict[int, Completion] = {}
@@ -130,7 +130,7 @@ def _killed(count: int) -> Measurement:
 
         def crash() -> None:
             server.kill()
-            time.sleep(2)  # what was on its way arrives
+            time.sleep(2)  # answers in flight arrive
             arrived.append(len(got))
             server.restart()
 

@@ -1,4 +1,4 @@
-"""What all benchmarks share: rows with their bars, parts, clocks, and processes that are killed."""
+"""Shared by all benchmarks: rows with their targets, parts, clocks, and processes to kill."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from workbench.types import Metric
 
 RESULTS = Path(__file__).parent / "results"
 QUIET = os.environ | {"WORKBENCH_PROGRESS": "off"}
-"""The environment of a child whose progress nobody reads."""
+"""The environment of a child whose progress is not shown."""
 
 Parts = Annotated[
     list[str] | None,
-    typer.Option("--part", help="Only this part, may be given again (default: all)."),
+    typer.Option("--part", help="Only this part; can be repeated (default: all)."),
 ]
 Repeats = Annotated[int, typer.Option(min=1, help="Runs of each speed.")]
 Peers = Annotated[
@@ -56,10 +56,10 @@ COMPARE: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """A row: what was measured, its spread, and the bar that it must reach.
+    """A row: what was measured, its spread, and its target.
 
-    `value` is a median where several runs were made; `low` and `high` are their range. Where `of`
-    says "items", they are a 95 % interval over `runs` items.
+    `value` is the median if there were several runs; `low` and `high` are their range. If `of`
+    is "items", they are a 95 % interval over `runs` items.
     """
 
     what: str
@@ -74,7 +74,7 @@ class Measurement:
 
     @property
     def measured(self) -> str:
-        """The value with its range, for people."""
+        """The value with its range, as text."""
         digits = ".0e" if 0 < self.value < 1e-3 else ".3g" if self.value < 100 else ",.0f"
         if self.unit in {" %", " points"}:
             digits = ".1f"
@@ -93,15 +93,15 @@ def judged(
     also: bool = True,
     **spread: Any,
 ) -> Measurement:
-    """A value against its bar.
+    """A value against its target.
 
     Args:
         what: what was measured.
         value: the number.
-        unit: of the number and of the bar, with its space.
-        bound: a bar that decides, such as "≤ 5", "≥ 5 and ≤ 15", "within 2" or "0" (exactly), with
-            a remark after a comma if need be; or "reported".
-        also: what must be true besides.
+        unit: of the number and of the target, with its space.
+        bound: a target that decides, such as "≤ 5", "≥ 5 and ≤ 15", "within 2" or "0" (exactly),
+            optionally with a remark after a comma; or "reported".
+        also: a further condition.
         **spread: `low`, `high`, `runs`, `of`.
     """
     if bound == "reported":
@@ -119,7 +119,7 @@ def judged(
 def median(
     what: str, measured: Sequence[float], unit: str = "", bound: str = "reported"
 ) -> Measurement:
-    """The median of several runs against its bar, with their range."""
+    """The median of several runs against its target, with their range."""
     middle, low, high = statistics.median(measured), min(measured), max(measured)
     return judged(what, middle, unit, bound, low=low, high=high, runs=len(measured))
 
@@ -130,7 +130,7 @@ def ratio(what: str, ratios: Sequence[float], least: float = 0) -> Measurement:
 
 
 def ratios(values: Iterable[float], others: Iterable[float]) -> list[float]:
-    """One by the other, pair by pair."""
+    """The ratio of each pair."""
     return [float(a) / float(b) for a, b in zip(values, others, strict=True)]
 
 
@@ -143,21 +143,21 @@ def interval(
     scale: float = 1,
     also: bool = True,
 ) -> Measurement:
-    """A metric with its interval over items, `scale` times itself."""
+    """A metric with its interval over items, multiplied by `scale`."""
     value, low, high = (scale * x for x in (metric.value, metric.low, metric.high))
     spread = {"low": low, "high": high, "runs": metric.n, "of": "items"}
     return judged(what or metric.name, value, unit, bound, also=also, **spread)
 
 
 def share(metric: Metric, what: str = "", *, least: float = 0, most: float = 1) -> Measurement:
-    """A share in per cent, which must lie between two bounds, no item failed."""
+    """A share in per cent, with bounds; it holds only if no item failed."""
     bounds = [f"≥ {100 * least:g}"] * (least > 0) + [f"≤ {100 * most:g}"] * (most < 1)
     bound, also = " and ".join(bounds) or "reported", metric.n_failed == 0
     return interval(metric, " %", bound, what=what, scale=100, also=also)
 
 
 def gain(metric: Metric, least: float = 0) -> Measurement:
-    """A difference of shares in points, which must be above `least` and surely above 0."""
+    """A difference of shares in points, which must reach `least`, with an interval above 0."""
     bound = f"≥ {100 * least:g}" if least else "> 0, interval too"
     return interval(metric, " points", bound, scale=100, also=metric.low > 0)
 
@@ -192,7 +192,7 @@ def as_json(rows: Sequence[Measurement], arguments: Sequence[str]) -> str:
 def publish(
     rows: Sequence[Measurement], file: Path, arguments: Sequence[str], *, json_too: bool
 ) -> None:
-    """Write a run's rows and print them; status 1 if one of them does not hold."""
+    """Write a run's rows and print them; exit with 1 if one of them does not hold."""
     text = as_json(rows, arguments)
     write_whole(file, text + "\n")
     typer.echo(text if json_too else as_text(rows))
@@ -206,16 +206,16 @@ def run_parts(
     open_engine: Callable[[], AbstractContextManager[object]] = nullcontext,
     **options: object,
 ) -> list[Measurement]:
-    """Run these parts (none: all), in their order.
+    """Run these parts (none: all), in order.
 
     Args:
-        parts: functions by name, each of which gets what it has parameters for.
+        parts: functions by name; each is called with the arguments it has parameters for.
         chosen: names of parts.
-        open_engine: opens the `engine` that parts share, when one first needs it.
-        **options: what else a part may have as parameters.
+        open_engine: opens the `engine` that parts share, at its first use.
+        **options: further arguments for the parts.
 
     Raises:
-        InputError: there is no such part; names the nearest.
+        InputError: an unknown part; the message names the nearest.
     """
     for name in chosen or ():
         values.known("part", name, parts)
@@ -243,26 +243,26 @@ def remote_engine(url: str, store: Path | None = None, **options: Any) -> Remote
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long it takes."""
+    """How long `work` takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def differing(values: Iterable[object], others: Iterable[object]) -> int:
-    """How many pairs are unlike each other."""
+    """How many pairs differ."""
     return sum(a != b for a, b in zip(values, others, strict=True))
 
 
 def python(code: str, *arguments: object) -> list[str]:
-    """The command of a process of its own that runs this code."""
+    """The command of a separate process that runs this code."""
     return [sys.executable, "-c", code, *map(str, arguments)]
 
 
 def output_of(code: str, *arguments: object) -> Any:
-    """What this code in a process of its own prints, as JSON.
+    """What this code prints in a separate process, as JSON.
 
-    The work and the memory of the process are its own, and not those of a server in this one.
+    So its work and memory are not those of a server in this process.
     """
     command = python(code, *arguments)
     done = subprocess.run(command, env=QUIET, stdout=subprocess.PIPE, check=True)
@@ -270,13 +270,13 @@ def output_of(code: str, *arguments: object) -> Any:
 
 
 def kill_at(place: int, progress: Callable[[], int], code: str, *arguments: object) -> int:
-    """Run this code in a process of its own, and SIGKILL it once `progress` is at a place.
+    """Run this code in a separate process, and SIGKILL it once `progress` reaches `place`.
 
     Returns:
-        How far it came.
+        The progress at the end.
 
     Raises:
-        EngineError: it ended by itself.
+        EngineError: the process ended by itself.
     """
     with subprocess.Popen(python(code, *arguments), env=QUIET) as child:
         try:
@@ -290,7 +290,7 @@ def kill_at(place: int, progress: Callable[[], int], code: str, *arguments: obje
 
 
 def stored(store: Path) -> int:
-    """How many responses a store holds, be it there yet or not."""
+    """How many responses a store holds; 0 if it does not exist yet."""
     try:
         with closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as base:
             return int(base.execute("SELECT COUNT(*) FROM responses").fetchone()[0])
@@ -301,7 +301,7 @@ def stored(store: Path) -> int:
 def reference_logprobs(folder: Path | str, texts: Sequence[str], labels: Sequence[str]) -> Any:
     """Label log-probabilities [n_texts, n_labels] by transformers in float32, one text at a time.
 
-    A plain forward pass over each text and label, without cleverness: what to compare with.
+    A plain forward pass over each text and label, as the reference.
     """
     import numpy as np
     import torch

@@ -1,7 +1,7 @@
-"""ICM against its promises: exactness, tokens, time, quality, resuming.
+"""ICM against its targets: exactness, tokens, time, quality, resuming.
 
-The embedded model in vLLM in this process, float32, no store. Tokens are those that vLLM had to
-compute; each search and each pass begins with an empty prefix cache.
+The embedded model in vLLM in this process, float32, without a store. Tokens are those that vLLM
+computed; each search and each pass starts with an empty prefix cache.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from workbench.icm.study import study
 
 
 def measure(part: Parts = None) -> list[Measurement]:
-    """ICM: exactness, prompts and tokens saved, quality against its rivals, resuming."""
+    """ICM: exactness, prompts and tokens saved, quality against its alternatives, resuming."""
     return run_parts(PARTS, part, _embedded)
 
 
 def _embedded() -> VLLMEngine:
     engine = vllm_engine(dtype="float32")
-    engine.label_logprobs(["1+1=2"], Wording().labels)  # what a first call sets up
+    engine.label_logprobs(["1+1=2"], Wording().labels)  # one-time set-up
     return engine
 
 
@@ -87,7 +87,7 @@ def _accepted(report: ICMReport) -> dict[tuple[int, int], float]:
 def _energy(
     engine: VLLMEngine, count: int = 96, seeds: int = 10, steps: int = 1000
 ) -> list[Measurement]:
-    """What `tree` and `exact` find, both scored in natural order (as reports' energies are)."""
+    """Results of `tree` and `exact`, both scored in natural order, like energies in reports."""
     orders: tuple[Order, ...] = ("tree", "exact")
     energies: dict[Order, list[float]] = {order: [] for order in orders}
     right: dict[Order, list[float]] = {order: [] for order in orders}
@@ -123,7 +123,7 @@ def _energy(
 def _accuracy(
     engine: VLLMEngine, count: int = 96, seeds: int = 5, test: int = 200
 ) -> list[Measurement]:
-    """Test accuracy with labels of the search against its rivals, on the same claims."""
+    """Test accuracy with labels of the search and of its alternatives, on the same claims."""
     methods = ("zero-shot", "random labels", "bootstrapping", "ICM", "golden labels")
     bed = open_testbed("embedded", count=count * seeds, test_count=test)
     results = study(
@@ -135,7 +135,7 @@ def _accuracy(
         say(f"{name}: {row['value']:.1%} ({least:.1%} to {most:.1%}), labels {right:.1%} right")
 
     def against(what: str, rival: str, bound: str) -> Measurement:
-        """The paired difference to a rival, in points, with its interval over claims and seeds."""
+        """The paired difference to an alternative, in points, with its interval."""
         apart, _ = paired(results.rows, "ICM", rival)
         name = f"{what} {rival} ({100 * table['value'][rival]:.1f} %)"
         return interval(apart, " points", bound, what=name, scale=100)
@@ -172,7 +172,7 @@ _resumable(vllm_engine(dtype="float32"), Path(sys.argv[1]), count, steps)
 def _killed(
     engine: VLLMEngine, count: int = 32, steps: int = 300, kills: int = 5
 ) -> list[Measurement]:
-    """`kill -9` at random places of the journal, each time run again; then run to the end."""
+    """`kill -9` at random places of the journal, and a new run after each; then to the end."""
     with tempfile.TemporaryDirectory() as name:
         whole, broken = Path(name) / "whole.jsonl", Path(name) / "killed.jsonl"
         expected = _resumable(engine, whole, count, steps).labels

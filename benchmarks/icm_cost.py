@@ -1,4 +1,4 @@
-"""What a search by ICM costs: prompts, computed tokens, time, by order of demonstrations."""
+"""The cost of an ICM search: prompts, computed tokens, time, by order of demonstrations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from workbench.icm.testbeds import Testbed
 from workbench.tasks import arithmetic
 from workbench.types import Engine
 
-ALPHA = 5  # so low that all claims get a label; exactness is shown at the default, 50
+ALPHA = 5  # low enough to label all claims; exactness is measured at the default, 50
 
 
 def run(engine: VLLMEngine, bed: Testbed, order: Order, **settings: Any) -> ICMReport:
@@ -33,7 +33,7 @@ def run(engine: VLLMEngine, bed: Testbed, order: Order, **settings: Any) -> ICMR
 
 
 def prompts(count: int = 64, seeds: int = 10, steps: int = 768) -> list[Measurement]:
-    """Scored prompts of `reference` and `exact`, as the scorer itself counts them."""
+    """Scored prompts of `reference` and `exact`, as counted by the scorer."""
     fewer = []
     for seed in range(seeds):
         claims = made_up(count, 4, seed)
@@ -62,7 +62,7 @@ def passes(engine: VLLMEngine, count: int = 128, seeds: int = 3) -> list[Measure
 
 
 def one_pass(engine: VLLMEngine, bed: Testbed, order: type[Reference]) -> Cost:
-    """What a leave-one-out pass over golden labels costs from an empty prefix cache."""
+    """The cost of a leave-one-out pass over golden labels from an empty prefix cache."""
     oracle = Scorer(engine, bed.claims, bed.wording)
     engine.llm.reset_prefix_cache()
     order(oracle).all(tuple(claim.gold for claim in bed.claims))
@@ -74,13 +74,13 @@ def full(
 ) -> list[Measurement]:
     """The first iterations from a full pool with random labels: tokens and time.
 
-    Labels are consistent from the start, so that no repair comes before the first iteration.
-    The KV cache holds 0.7 of what a pass in natural order computes, as that of an 8B model on a
-    141 GB GPU does with 256 claims of 40 tokens (0.9 of 1.3 million tokens). What an iteration
-    costs the published loop depends on the groups: one pass where the new label is consistent,
-    three where a pair has to be repaired; `tree` knows two of those three. So each kind of groups
-    has a target of its own: pairs, as in the published comparisons; four claims of each problem, as
-    in the published TruthfulQA and GSM8K; and the groups of the embedded testbed.
+    Labels are consistent from the start, so there are no repairs before the first iteration. The
+    KV cache holds 0.7 of the tokens of a pass in natural order, as that of an 8B model on a 141 GB
+    GPU does with 256 claims of 40 tokens (0.9 of 1.3 million tokens). The published loop's cost
+    per iteration depends on the groups: one pass if the new label is consistent, three if a pair
+    has to be repaired; `tree` has the results of two of those three. So each kind of groups has
+    its target: pairs, as in the published comparisons; four claims per problem, as in the published
+    TruthfulQA and GSM8K; and the groups of the embedded testbed.
     """
     block = engine.llm.llm_engine.vllm_config.cache_config.block_size
     natural = one_pass(engine, _mixed(count, 0), Reference).computed_tokens
@@ -122,7 +122,7 @@ def _pairs(count: int, seed: int) -> Testbed:
 
 
 def _fours(count: int, seed: int) -> Testbed:
-    """Four claims of each problem, one of them right."""
+    """Four claims per problem, one of them right."""
     rng = random.Random(f"fours-{seed}")
     groups: dict[str, list[Claim]] = {}
     for problem in arithmetic.problems(rng, held_out=True):
@@ -159,7 +159,7 @@ def _first_steps(
 
 
 def _labels(claims: Sequence[Claim], seed: int) -> list[bool]:
-    """One claim of each problem is true, by chance; a claim that is alone is so half the time."""
+    """One random claim per problem is true; the only claim of a problem is true half the time."""
     rng = random.Random(f"labels-{seed}")
     groups: dict[str, list[str]] = {}
     for claim in claims:
@@ -171,7 +171,7 @@ def _labels(claims: Sequence[Claim], seed: int) -> list[bool]:
 def modes(
     engine: VLLMEngine, count: int = 64, seeds: int = 3, steps: int = 1000
 ) -> list[Measurement]:
-    """What the three modes of a whole search cost, the first as a multiple of the others."""
+    """The costs of whole searches in the three modes, the first as a multiple of the others."""
     units = ("prompts", "computed tokens", "seconds")
     spent: dict[Order, list[tuple[float, float, float]]] = {order: [] for order in ORDERS}
     for seed, order in itertools.product(range(seeds), ORDERS):

@@ -1,7 +1,7 @@
 """A server that answers like vLLM's or OpenAI's, and fails on demand.
 
-It has no model: it shows what a client does when a server is slow, busy, broken or lies. It runs in
-a thread of its own. All draws come from one seed, in the order in which requests arrive.
+It has no model: it tests clients with a server that is slow, busy, broken or wrong. It runs in a
+separate thread. All draws come from one seed, in the order in which requests arrive.
 """
 
 from __future__ import annotations
@@ -53,27 +53,27 @@ INCORRECT = "Incorrect API key provided: {}. You can find your API key in your s
 
 
 class Injector:
-    """The server; a context manager, or `start` and `stop` (again and again, on the same port).
+    """The server; a context manager, or `start` and `stop` (repeatedly, on the same port).
 
     Args:
-        faults: what goes wrong; may be replaced at any time as `plan`.
-        latency: seconds that a request takes (not those refused at once).
-        capacity: most requests at once, above which there is 429.
-        key: bearer key without which there is 401.
+        faults: the faults; can be replaced at any time as `plan`.
+        latency: seconds per request (except immediate refusals).
+        capacity: maximum concurrent requests; more get 429.
+        key: the bearer key; requests without it get 401.
         vllm: answer like vLLM's server, else like OpenAI's.
         batch: have vLLM's path for several chats in one request.
-        revision: told by a second name, `model@revision`, as our servers do; None tells none.
+        revision: reported in a second name, `model@revision`, as our servers do; None: no name.
         weights: another number gives other log-probabilities.
-        tops: what the likeliest next tokens after a prompt are said to be.
+        tops: the likeliest next tokens reported for a prompt.
 
     Attributes:
         answered: how often a good answer to a prompt was sent. Other choices of a spoilt answer
-            are good ones. A token prompt is named by its numbers, a chat by its texts in lines.
-        faults: how often each fault was done; "gone" is a client that left before its answer.
+            are good ones. A token prompt is named by its ids, a chat by its texts in lines.
+        faults: how often each fault occurred; "gone" is a client that left before its answer.
         log: the prompts and the outcome ("ok" or its faults) of each generating request.
-        times: arrival and end of each whole answer, of `time.monotonic`.
-        bodies: the latest requests. No header is kept anywhere: they hold keys.
-        requests, peak: generating requests, and the most of them served at once.
+        times: start and end of each whole answer, by `time.monotonic`.
+        bodies: the latest requests. Headers are never stored, because they hold keys.
+        requests, peak: generating requests, and the maximum served at once.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Injector:
 
     @property
     def url(self) -> str:
-        """What clients call the base URL."""
+        """The base URL for clients."""
         return f"{'https' if self._ssl else 'http'}://127.0.0.1:{self._port}/v1"
 
     def __enter__(self) -> Self:
@@ -126,7 +126,7 @@ class Injector:
         self.close()
 
     def start(self) -> None:
-        """Listen, on the port of the last time if there was one."""
+        """Listen, on the previous port if there was one."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -134,7 +134,7 @@ class Injector:
         self._call(self._open())
 
     def stop(self) -> None:
-        """Be down: listen no more and drop all connections."""
+        """Go down: stop listening and drop all connections."""
         if self._loop is not None:
             self._call(self._down())
 
@@ -154,7 +154,7 @@ class Injector:
     async def _open(self) -> None:
         if self._listener is not None:
             return
-        # A client that leaves cancels its handler: nothing hangs on for it.
+        # A client that disconnects cancels its handler, so no hung handler remains.
         self._web = web.Server(self._serve, handler_cancellation=True, access_log=None)
         self._listener = await asyncio.get_running_loop().create_server(
             self._web, "127.0.0.1", self._port, ssl=self._ssl, backlog=4096
@@ -168,7 +168,7 @@ class Injector:
         for connection in self._web.connections:
             if connection.transport is not None:
                 _abort(connection.transport)
-        await asyncio.sleep(0)  # the loop tells the handlers
+        await asyncio.sleep(0)  # lets the loop notify the handlers
         await self._web.shutdown(timeout=1.0)
         self._listener = None
 
@@ -262,7 +262,7 @@ class Injector:
         good = [key for at, key in enumerate(query.keys) if at not in {b // query.n for b in bad}]
         entry, times = (query.keys, "+".join(done) or "ok"), (query.arrived, time.monotonic())
         self._cache(query)
-        # Before it is sent: who has the answer finds it counted.
+        # Counted before it is sent, so that a client with the answer sees the count.
         self.answered.update(good)
         self.faults.update(done)
         self.log.append(entry)
@@ -279,7 +279,7 @@ class Injector:
         return response
 
     def _cache(self, query: Query) -> None:
-        """What vLLM would find in its prefix cache: prompts that were answered before."""
+        """Update the prefix cache as vLLM would: prompts that were answered before."""
         for key, ids in zip(query.keys, query.ids, strict=True):
             self._queries += len(ids)
             self._hits += len(ids) // BLOCK * BLOCK if key in self.answered else 0
@@ -310,13 +310,13 @@ def _error(status: int, message: str, headers: dict[str, str] | None = None) -> 
 
 
 def _abort(transport: asyncio.Transport) -> None:
-    """Reset: without lingering there is RST instead of FIN."""
+    """Reset the connection: without lingering, the socket sends RST instead of FIN."""
     if (end := transport.get_extra_info("socket")) is not None:  # TLS that is closing has none
         end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
 
 
 async def _for_ever() -> NoReturn:
-    """Until the connection is lost, which cancels its handler."""
+    """Wait until the connection is lost, which cancels the handler."""
     await asyncio.Event().wait()
     raise AssertionError

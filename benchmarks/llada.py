@@ -1,4 +1,4 @@
-"""LLaDA as published, in plain formulas over the tensors' own names: what to compare with."""
+"""LLaDA as published, in plain formulas with its original tensor names, as a reference."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WIDTH, HEADS, LAYERS, INNER = 64, 4, 3, 128
 
 
 def weights(seed: int = 0, spread: float = 0.3) -> dict[str, Any]:
-    """Random tensors of a small LLaDA under its own names."""
+    """Random tensors of a small LLaDA under its original names."""
     import torch
 
     random = torch.Generator().manual_seed(seed)
@@ -52,7 +52,7 @@ def weights(seed: int = 0, spread: float = 0.3) -> dict[str, Any]:
 
 
 def logits(tensors: dict[str, Any], ids: Any) -> Any:
-    """Logits [length, vocabulary] of one canvas, every token seeing every other."""
+    """Logits [length, vocabulary] of one canvas; every token attends to every other."""
     import torch
     from torch.nn.functional import embedding, linear, rms_norm, silu
 
@@ -93,7 +93,7 @@ def denoise(
     threshold: float | None = None,
     cfg_scale: float = 0.0,
 ) -> tuple[list[int], int]:
-    """The published sampler at temperature 0 for one prompt: its whole canvas, and the forwards."""
+    """The published sampler at temperature 0 for one prompt: its canvas, and the forwards."""
     import torch
 
     ids = torch.tensor([*prompt, *[MASK] * length])
@@ -127,7 +127,7 @@ def denoise(
 
 
 def write(folder: Path, tensors: dict[str, Any], **config: Any) -> Path:
-    """A LLaDA checkpoint of these tensors, with the embedded model's tokenizer."""
+    """A LLaDA checkpoint with these tensors, with the embedded model's tokenizer."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True)
@@ -140,7 +140,7 @@ def write(folder: Path, tensors: dict[str, Any], **config: Any) -> Path:
 
 
 def difference(padding: int) -> float:
-    """The largest difference of the engine's logits from these formulas, at `padding` beside."""
+    """The largest difference between the engine's logits and these formulas, with `padding`."""
     import torch
 
     tensors = weights(spread=0.1)

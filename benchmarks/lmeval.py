@@ -1,7 +1,7 @@
-"""lm-evaluation-harness in an environment of its own: its verdicts and its speed, beside ours.
+"""lm-evaluation-harness in a separate environment: its verdicts and its speed, compared to ours.
 
-It runs its own GSM8K task (its requests, its filters, its verdicts) on our server with the same
-prompts and decoding; both sides are compared item by item. `lmeval_peer.py` is what runs there.
+Its own GSM8K task (its requests, filters and verdicts) runs on our server with the same prompts
+and decoding; both sides are compared item by item. `lmeval_peer.py` is the script that runs there.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from workbench.tasks import GSM8K, WordProblems
 from workbench.types import Sampling, Task
 
 SCRIPT = Path(__file__).with_name("lmeval_peer.py")
-# Off its own kind of problem the embedded model continues with the next; both stop it there.
+# On unfamiliar problems the embedded model continues with another one; both sides stop it there.
 UNTIL = Sampling(max_tokens=160, stop=("\n\n",))
-# The second takes any last number for the answer, be it stated as one or not.
+# The second filter takes the last number as the answer, stated as one or not.
 FILTERS = {"strict-match": "0", "flexible-extract": "reported"}
 
 
 def measure(peers: Path, count: int | None = None) -> list[Measurement]:
-    """Word problems and, where its file is, real GSM8K; all items, or `count` of each.
+    """Word problems and, if its file is available, real GSM8K; all items, or `count` of each.
 
     Args:
-        peers: the environment that has lm-evaluation-harness.
-        count: items of each task.
+        peers: the environment with lm-evaluation-harness.
+        count: items per task.
     """
     say("a server for lm-evaluation-harness starts …")
     with serve(max_num_seqs=256) as server:
@@ -72,14 +72,14 @@ def _compared(server: Server, task: Task, count: int | None, peers: Path) -> lis
 def _answers(
     peers: Path, url: str, model: str, sampling: Sampling, rows: list[dict[str, Any]]
 ) -> tuple[pd.DataFrame, str]:
-    """The harness's answers to these rows, and its version; chats where the URL is one of chats."""
+    """The harness's answers to these rows, and its version; as chats if the URL is for chats."""
     until, most = sampling.stop, sampling.max_tokens
     reply = _run(peers, base_url=url, model=model, until=until, max_tokens=most, rows=rows)
     return pd.DataFrame(reply["rows"]), reply["lm_eval"]
 
 
 def diffusion(peers: Path) -> list[Measurement]:
-    """The harness's chats against the diffusion server, and the OpenAI client's own."""
+    """The harness's chats with the diffusion server, against those of the OpenAI client."""
     from openai import OpenAI
 
     problems = [{"prompt": prompt, "answer": "#### 0"} for prompt, _ in pairs()]
@@ -109,7 +109,7 @@ def diffusion(peers: Path) -> list[Measurement]:
 def harness_speed(
     server: Server, texts: Sequence[str], batch: int, concurrent: int, peers: Path
 ) -> float:
-    """Requests a second of the harness's `local-completions` client; its start is not counted."""
+    """Requests per second of the harness's `local-completions` client, without its start."""
     reply = _run(
         peers,
         base_url=f"{server.url}/completions",
@@ -124,7 +124,7 @@ def harness_speed(
 
 
 def _run(peers: Path, **config: Any) -> dict[str, Any]:
-    """What the script in the environment of peers answers."""
+    """The result of the script in the peers' environment."""
     done = subprocess.run(
         [peers / "bin" / "python", SCRIPT],
         input=json.dumps(config),

@@ -1,16 +1,16 @@
 """Run lm-evaluation-harness: JSON config on stdin, JSON result on stdout.
 
-A script for an environment of its own (`make bench-peers`); nothing here imports it. A key for the
-server goes into the environment variable OPENAI_API_KEY.
+A script for a separate environment (`make bench-peers`); nothing here imports it. It reads the
+server's key from the environment variable OPENAI_API_KEY.
 
-With `rows` its own GSM8K task runs on them. Config: base_url (".../v1/completions" or
+With `rows`, its own GSM8K task runs on them. Config: base_url (".../v1/completions" or
 ".../v1/chat/completions"), model, rows (prompt, and answer with its `#### N`), until, max_tokens.
-Result: version, and of each row in order text, and right by each of the task's two filters
-("strict-match", "flexible-extract").
+Result: version, and for each row in order its text, and whether it is right by each of the task's
+two filters ("strict-match", "flexible-extract").
 
-With `prompts` its `local-completions` client is timed. Config: base_url, model, prompts,
-max_tokens, num_concurrent, batch_size. Result: version, seconds of `generate_until` alone, and
-answers (how many).
+With `prompts`, its `local-completions` client is timed. Config: base_url, model, prompts,
+max_tokens, num_concurrent, batch_size. Result: version, seconds of `generate_until` alone, and the
+number of answers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-# Before lm_eval is imported: no hub, no progress bars, no chatter on stdout.
+# Before lm_eval is imported: no hub, no progress bars, no other output on stdout.
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -65,7 +65,7 @@ def evaluate(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _task(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The task as the harness ships it, with other rows, prompts and ends."""
+    """The task as the harness ships it, with other rows, prompts and stop texts."""
     import lm_eval
     import yaml
 
@@ -97,7 +97,7 @@ def speed(config: dict[str, Any]) -> dict[str, Any]:
     client = LocalCompletionsAPI(
         base_url=config["base_url"],
         model=config["model"],
-        tokenizer_backend=None,  # texts are sent as they are: no tokenizer, no hub
+        tokenizer_backend=None,  # texts are sent unchanged: no tokenizer, no hub
         tokenized_requests=False,
         num_concurrent=config["num_concurrent"],
         batch_size=config["batch_size"],

@@ -1,4 +1,4 @@
-"""A pretrained model beside the embedded one: how exact, how fast and how good it is here."""
+"""A pretrained model compared with the embedded one: exactness, speed and quality here."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def measure(
     repeats: Repeats = 3,
     figure: Annotated[Path | None, typer.Option(help="Draw the scores here.")] = None,
 ) -> list[Measurement]:
-    """A pretrained model beside the embedded one: scores, exactness, speed."""
+    """A pretrained model compared with the embedded one: scores, exactness, speed."""
     scores = {}
     for one in (None, model):
         with open_engine(one, "vllm", store=None) as engine:
@@ -52,7 +52,7 @@ def measure(
 
 
 def draw(scores: Mapping[str, Sequence[Metric]], file: Path) -> None:
-    """Bars of all models' shares beside each other."""
+    """Bars of all models' shares, side by side."""
     from workbench.plots import new_figure, plot_accuracy
 
     figure, panels = new_figure(len(scores))
@@ -91,7 +91,7 @@ def _exactness(model: str, prompts: int = 50, claims: int = 100) -> list[Measure
 
 
 def _speed(model: str, repeats: int) -> list[Measurement]:
-    """vLLM over transformers at batch 1 and at its best, and over bare vLLM, in turns."""
+    """vLLM over transformers at batch 1 and at its best, and over bare vLLM; alternating."""
     load = Load(requests=64, prompt_tokens=96, output_tokens=16)
     fast, slow = open_both(model)
     assert slow is not None
@@ -102,7 +102,7 @@ def _speed(model: str, repeats: int) -> list[Measurement]:
 
 
 def _quality(engine: Engine, count: int = 100, gsm8k: int = 50) -> list[Metric]:
-    """What a model scores: headline numbers with their intervals, prompts as they are."""
+    """A model's scores: headline numbers with their intervals, with unchanged prompts."""
     say(f"{Path(engine.info.model).stem}: tasks and ICM …")
     bed = open_testbed("truthfulqa", count=24, test_count=2, seed=0)
     labelled = search(bed.draw(16, 0).claims, engine, wording=bed.wording, n_iterations=60)

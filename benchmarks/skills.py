@@ -1,4 +1,4 @@
-"""What the embedded model can do: every skill on held-out items, against the bar it must reach."""
+"""The embedded model's skills: each on held-out items, against its target."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def measure(
     folder: Annotated[Path, typer.Argument(help="A model (default: the embedded).")] = MODEL,
     count: Annotated[int, typer.Option(min=100, help="Held-out items for each skill.")] = 1000,
 ) -> list[Measurement]:
-    """Every skill of the embedded model against the bar that it must reach."""
+    """Every skill of the embedded model against its target."""
     rows: list[Measurement] = []
     with open_engine(str(folder), "vllm", store=None) as engine:
         for title, skill in SKILLS.items():
@@ -75,7 +75,7 @@ def _word_problems(engine: Engine, count: int) -> list[Measurement]:
 
 
 def _gain(votes: Sequence[bool], greedy: pd.DataFrame) -> Metric:
-    """What voting gains on the items that were answered at all."""
+    """The gain of voting on the items with an answer."""
     import numpy as np
 
     answered = greedy["error"].isna().to_numpy()
@@ -84,7 +84,7 @@ def _gain(votes: Sequence[bool], greedy: pd.DataFrame) -> Metric:
 
 
 def _vote(task: BaseTask, item: Item, answer: Completion) -> bool:
-    """Whether the commonest of the answers that could be read is right; ties go to the first."""
+    """Whether the most frequent readable answer is right; ties go to the first."""
     grades = [task.grade(item, sample.text) for sample in answer.samples if not sample.error]
     counts = Counter(grade.extracted for grade in grades if grade.parsed)
     return bool(counts) and counts.most_common(1)[0][0] == item.answer
@@ -173,7 +173,7 @@ SKILLS: dict[str, Callable[[Engine, int], list[Measurement]]] = {
 def _same_tokens(engine: Engine, folder: Path, count: int) -> Measurement:
     """Greedy answers of vLLM and of transformers, both in float32, token by token.
 
-    An answer ends at its empty line; what a model makes up after it is a tie of numbers.
+    An answer ends at its empty line; the text after it depends on ties between numbers.
     """
     task = WordProblems()
     items = task.items(count)
@@ -188,7 +188,7 @@ def _same_tokens(engine: Engine, folder: Path, count: int) -> Measurement:
 def _transformers_tokens(
     folder: Path, prompts: Sequence[str], sampling: Sampling
 ) -> list[list[int]]:
-    """Token ids after each prompt, prompts of equal length at a time so that nothing is padded."""
+    """Token ids after each prompt, in groups of equal length, so that nothing is padded."""
     import torch
 
     tokenizer, model = transformers_model(folder)
@@ -212,7 +212,7 @@ def _transformers_tokens(
 
 
 def _any_text(folder: Path) -> list[Measurement]:
-    """How surprising a long text is late against early, and round trips through the tokenizer."""
+    """Perplexity late in a long text against early, and round trips through the tokenizer."""
     import numpy as np
 
     tokenizer, model = transformers_model(folder)
@@ -242,7 +242,7 @@ def _losses(model: Any, ids: list[int]) -> NDArray[np.float64]:
 
 
 def _skill_texts() -> list[str]:
-    """Labelled claims and solved word problems about held-out sums, without end."""
+    """An endless text of labelled claims and solved word problems about held-out sums."""
     rng = random.Random("long")
     texts = []
     for _ in range(16):

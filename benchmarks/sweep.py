@@ -1,7 +1,7 @@
-"""Sweeps against their promises: nothing lost or doubled under disturbance, little time taken.
+"""Sweeps against their targets: nothing lost or doubled under disturbance, little overhead.
 
-The points are real notebooks on real kernels; what disturbs them is real too: SIGKILL, time-outs,
-exceptions, Ctrl-C and `kill -9` of the sweep itself.
+The points are real notebooks on real kernels, and the disturbances are real too: SIGKILL,
+time-outs, exceptions, Ctrl-C and `kill -9` of the sweep itself.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ app()
 
 
 def measure(part: Parts = None) -> list[Measurement]:
-    """Sweeps: killed, stopped and resumed; their own time; one server against loading in each."""
+    """Sweeps: killed, stopped and resumed; their overhead; one server against loading in each."""
     return run_parts(PARTS, part)
 
 
 @contextlib.contextmanager
 def _place() -> Iterator[Path]:
-    """A folder with the notebook of a point, and in it."""
+    """A folder with the notebook of a point, as the working directory."""
     nbformat: Any = import_module("nbformat")
     cells = [nbformat.v4.new_code_cell(code) for code in (PARAMETERS, WORK, KEEP)]
     cells[0].metadata["tags"] = ["parameters"]
@@ -88,7 +88,7 @@ def _sweep(points: int) -> Sweep:
 
 
 def _chaos() -> Iterator[Measurement]:
-    """Three quarters of the points meet trouble, and so does the sweep, until all have ended."""
+    """Disturb three quarters of the points, and the sweep itself, until all have ended."""
     chance = random.Random(0)
     with _place() as place:
         calm = run(_sweep(POINTS), "calm", jobs=2)
@@ -122,7 +122,7 @@ def _chaos() -> Iterator[Measurement]:
 
 
 def _disturbed(number: signal.Signals, chance: random.Random) -> int:
-    """Run the sweep in a process of its own and disturb it; how many done points were run again."""
+    """Run the sweep in a separate process and disturb it; how many done points were run again."""
     done, before = {p.parent.name for p in Path("runs").glob("*/DONE")}, _begun()
     command = python(COMMAND, "sweep", "run", "points.yaml", "--out", "runs", "--jobs", 2)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -149,7 +149,7 @@ def _unlike(one: Results, other: Results) -> int:
 
 
 def _overhead() -> Iterator[Measurement]:
-    """What a point takes beyond a kernel that is started, runs the same cells, and is ended."""
+    """A point's time beyond starting a kernel, running the same cells, and ending the kernel."""
     added = []
     with _place():
         for turn in range(3):

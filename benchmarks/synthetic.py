@@ -1,4 +1,4 @@
-"""A model that is nobody's: what a search asks of it can be counted, and its answers repeat."""
+"""A synthetic model: it counts a search's prompts, and its answers are reproducible."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ WORDING = Wording()
 
 
 class Synthetic:
-    """A deterministic stand-in for a model, with what a search needs of an engine.
+    """A deterministic stand-in for a model, with the methods that a search needs of an engine.
 
-    A model that has a concept says of a claim what the concept says, the surer the more the labels
-    of the demonstrations go with it (and the opposite where they go against it), and is less sure
-    after few. What it makes of a claim's own words stays the same: noise by a hash of the claim.
-    Claims on which the two are at odds are what a search comes back to and pays for, so there are
-    as many as an 8B model has on GSM8K verification, whose groups these are: alone it is right by
-    chance (48 % there), after golden labels 83 % of the time (81 %; arXiv 2506.10139).
+    The model follows a concept: it is surer of a claim the more demonstrations agree with the
+    concept (and says the opposite if they contradict it), and less sure after few. A claim's own
+    text adds constant noise, by a hash of the claim. Claims on which the two disagree are those
+    that a search revisits and pays for, so there are as many as for an 8B model on GSM8K
+    verification, with the same groups: zero-shot it is right by chance (48 % there), after golden
+    labels 83 % of the time (81 %; arXiv 2506.10139).
     """
 
     STRENGTH, NOISE, FEW = 3.0, 3.0, 4
@@ -42,7 +42,7 @@ class Synthetic:
         }
 
     def log_odds(self, prompt: str) -> float:
-        """Of true, for the claim at the prompt's end."""
+        """The log-odds of true for the claim at the prompt's end."""
         *shown, claim = prompt.split(WORDING.after)
         agreement = sum(map(self._agrees.__getitem__, shown)) / (len(shown) + self.FEW)
         return self._truth[claim] * self.STRENGTH * agreement + self._own[claim]
@@ -54,7 +54,7 @@ class Synthetic:
         *,
         errors: Errors = "raise",  # noqa: ARG002
     ) -> LabelScores:
-        """As an engine's: of " True" and " False", which together have all probability."""
+        """As an engine's, for " True" and " False", which together have all probability."""
         import numpy as np
 
         self.asked += len(prompts)
@@ -65,7 +65,7 @@ class Synthetic:
 
 
 def made_up(count: int, size: int, seed: int) -> list[Claim]:
-    """Claims in groups like solutions of a problem: right ones share their answer."""
+    """Claims in groups like the solutions of a problem: right ones share their answer."""
     rng = random.Random(f"made-up-{seed}")
     claims = []
     for index in range(count):

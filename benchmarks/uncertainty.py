@@ -1,7 +1,7 @@
-"""Uncertainty against its promises: published tables, coverage, a long queue, the embedded model.
+"""Uncertainty against its targets: published tables, coverage, a long queue, the embedded model.
 
-The tables are those of 26 models on MMBench, in the folder `$WORKBENCH_DATA`; the queue meets a
-server that only waits; no store.
+The tables are those of 26 models on MMBench, in the folder `$WORKBENCH_DATA`; the queue is for a
+server that only waits; without a store.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
 
 LOGITS, TABLE = "uncertainty/mmbench_logits.npz", "uncertainty/mmbench_published.csv"
 CONCURRENCY = (64, 128)
-"""Requests at once; the second is the remote engine's default."""
+"""Concurrent requests; the second is the remote engine's default."""
 EXAMPLES = 2
-"""Demonstrations: without any there would be one prompt only."""
+"""Demonstrations: without any there would be only one prompt."""
 
 
 def measure(part: Parts = None) -> list[Measurement]:
@@ -56,7 +56,7 @@ def measure(part: Parts = None) -> list[Measurement]:
 
 
 def _tables() -> tuple[dict[str, NDArray[Any]], NDArray[Any], pd.DataFrame] | None:
-    """Each model's logits, the answers, the published table; None, and a word, if not here."""
+    """Each model's logits, the answers, the published table; None, and a message, if missing."""
     import pandas as pd
 
     try:
@@ -105,13 +105,13 @@ def _numbers(logits: NDArray[Any], answers: NDArray[Any]) -> dict[str, float]:
 def _unlike(what: str, ours: pd.DataFrame, table: pd.DataFrame, most: float) -> Measurement:
     apart = (ours - table.loc[ours.index, ours.columns]).abs().to_numpy()
     say(f"{what}: at most {np.nanmax(apart):.1g} apart")
-    unlike = int((~(apart <= most)).sum())  # a NaN is unlike everything
+    unlike = int((~(apart <= most)).sum())  # NaN counts as different
     what = f"{what} unlike the published ones by more than {most:g}, of {apart.size}"
     return judged(what, unlike, bound="0")
 
 
 def _coverage(models: int | None = None, splits: int = 200) -> list[Measurement]:
-    """Whether sets hold the right letter as often as asked for, over random halves."""
+    """Whether sets contain the right letter with the required rate, over random splits."""
     if (tables := _tables()) is None:
         return []
     import pandas as pd
@@ -139,7 +139,7 @@ def _range(column: pd.Series[float], of: str) -> dict[str, Any]:
     return {"low": column.min(), "high": column.max(), "runs": len(column), "of": of}
 
 
-# In a process of its own, so that its work and the server's are not done by one interpreter.
+# In a separate process, so that its work and the server's do not share one interpreter.
 CHILD = """
 import json, sys
 from benchmarks.uncertainty import ask_made_up
@@ -148,11 +148,11 @@ print(json.dumps(ask_made_up(sys.argv[1], *map(int, sys.argv[2:]))))
 
 
 def ask_made_up(url: str, count: int, concurrency: int) -> dict[str, float]:
-    """Ask a server for the options of made-up items in all prompts, from the call to its table.
+    """Ask a server for the options of synthetic items in all prompts, timed up to the table.
 
     Returns:
-        `lost` and `wrong` questions (no answer; another letter on top than the server's),
-        `seconds`, and `cpu`, those in which this process was at work.
+        `lost` and `wrong` questions (no answer; another top letter than the server's), `seconds`,
+        and `cpu`, the CPU seconds of this process.
     """
     import pandas as pd
 
@@ -181,7 +181,7 @@ def _item(number: int) -> Item:
 
 
 def _letter(prompt: str) -> str:
-    """What the server holds for right: it hangs on every character of the prompt."""
+    """The server's right letter, which depends on every character of the prompt."""
     return LETTERS[zlib.crc32(prompt.encode()) % len(LETTERS)]
 
 
@@ -190,10 +190,10 @@ def _tops(prompt: str) -> dict[str, float]:
 
 
 def _queue(count: int = 5000, latency: float = 0.1) -> list[Measurement]:
-    """Questions in line at a server that takes several prompts a request, and at one that does not.
+    """A long queue for a server that accepts several prompts per request, and one that does not.
 
-    At the second a client's own work for each request counts most, so that is shown beside, and
-    what it comes to where more requests are under way than one client can keep up with.
+    With the latter a client's own work per request matters most, so it is reported, and so is the
+    result with more requests in flight than one client can keep up with.
     """
     less, most = CONCURRENCY
     ways = ((True, less), (False, less), (False, most))
@@ -203,29 +203,29 @@ def _queue(count: int = 5000, latency: float = 0.1) -> list[Measurement]:
         run["seconds"] * at / latency / total for run, (_, at) in zip(runs, ways, strict=True)
     )
     what = f"{total:,} questions ({count:,} items × {len(PROMPTS)} prompts), three times"
-    one, ideal = "… one prompt a request", f"time over {latency:g} s × {total:,} ÷"
-    several = f"… many prompts a request ({runs[0]['requests']:,.0f} requests)"
+    one, ideal = "… one prompt per request", f"time over {latency:g} s × {total:,} ÷"
+    several = f"… many prompts per request ({runs[0]['requests']:,.0f} requests)"
     cpu = 1000 * runs[1]["cpu"] / total
     return [
         judged(
-            f"{what} to two servers, of many and of one prompt a request: lost",
+            f"{what} to two servers, with many and with one prompt per request: lost",
             sum(run["lost"] for run in runs),
             bound="0",
         ),
         judged(
-            "… another letter on top than the server's",
+            "… top letter differs from the server's",
             sum(run["wrong"] for run in runs),
             bound="0",
         ),
         judged(f"{several}: {ideal} {less} at once", many, " ×", "≤ 1.3"),
         judged(f"{one}: the same", single, " ×", "≤ 1.3"),
-        judged(f"{one}: client CPU, milliseconds a question", cpu, " ms"),
+        judged(f"{one}: client CPU, milliseconds per question", cpu, " ms"),
         judged(f"{one}, {most} at once (the default): {ideal} {most}", default, " ×"),
     ]
 
 
 def _waited(faults: Faults, count: int, latency: float, concurrency: int) -> dict[str, float]:
-    """The result of `ask_made_up` at a server with these faults, and its number of `requests`."""
+    """The result of `ask_made_up` with a server with these faults, and its number of `requests`."""
     with Injector(faults, latency=latency, vllm=False, tops=_tops) as server:
         run: dict[str, float] = output_of(CHILD, server.url, count, concurrency)
     say(
@@ -236,7 +236,7 @@ def _waited(faults: Faults, count: int, latency: float, concurrency: int) -> dic
 
 
 def _embedded(engine: Engine, count: int = 2000) -> list[Measurement]:
-    """What the embedded model's own probabilities are worth, without any example."""
+    """The value of the embedded model's own probabilities, without examples."""
     report = elicit([open_choices("options")], [engine], ["base"], count=count)
     logits, answers, done = arrays(report.rows)
     right = logits.argmax(axis=1) == answers
@@ -253,7 +253,7 @@ def _embedded(engine: Engine, count: int = 2000) -> list[Measurement]:
 def _covered(logits: NDArray[Any], answers: NDArray[Any]) -> list[Measurement]:
     report = conformal_report(logits, answers, rule="exact")
     shares = {metric.name: metric for metric in report.metrics()}
-    what = "… coverage of {} sets at 90 %, exact rule ({:.2f} letters a set)"
+    what = "… coverage of {} sets at 90 %, exact rule ({:.2f} letters per set)"
     named = {one.score.upper(): one.set_size for one in report.scores}
     return [
         share(shares[f"coverage {score}"], what.format(score, size))
@@ -262,7 +262,7 @@ def _covered(logits: NDArray[Any], answers: NDArray[Any]) -> list[Measurement]:
 
 
 def _rescaled(logits: NDArray[Any], answers: NDArray[Any]) -> list[Measurement]:
-    """Calibration errors of one half, as they are and with what the other half taught."""
+    """Calibration errors of one half, before and after a scaling fitted on the other half."""
     methods: tuple[Method, ...] = ("temperature", "isotonic")
     halves = [rescaled(logits, answers, method=method) for method in methods]
     rows = [interval(halves[0].before.metrics()[0], what="… ECE of the test half")]
@@ -278,7 +278,7 @@ def _rescaled(logits: NDArray[Any], answers: NDArray[Any]) -> list[Measurement]:
 def _selected(
     logits: NDArray[Any], right: NDArray[Any], lengths: NDArray[Any]
 ) -> list[Measurement]:
-    """How well confidence tells right answers from wrong, beside what knows nothing."""
+    """How well confidence separates right answers from wrong ones, with the baselines."""
     signals = {"confidence": from_options(logits)["confidence"]}
     table = selective_report(signals, right, lengths=lengths)
     rows = []
