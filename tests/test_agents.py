@@ -1,4 +1,4 @@
-"""Agents: what each does, that all items' programs go on together, and that none costs another."""
+"""Agents: what each does, that all items' programs continue, and that none costs another."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def refined(*answers: str, rounds: int = 3) -> Answer:
             program.send(Completion(text=text, finish_reason="stop"))
     except StopIteration as stop:
         return cast("Answer", stop.value)
-    raise AssertionError("goes on")
+    raise AssertionError("it did not end")
 
 
 def test_self_refine_stops_where_nothing_changes() -> None:
@@ -222,7 +222,7 @@ def verified(*scores: Any) -> Answer:
                 program.send(score)
     except StopIteration as stop:
         return cast("Answer", stop.value)
-    raise AssertionError("goes on")
+    raise AssertionError("it did not end")
 
 
 def test_a_sample_that_cannot_be_verified_is_not_taken() -> None:
@@ -569,8 +569,8 @@ def test_a_report_is_saved_with_its_trace(plain: VLLMEngine, tmp_path: Path) -> 
     assert again.summary == report.summary
     assert again.usage == report.usage
     assert again.provenance["agent"] == "twice"
-    told = json.loads((folder / "summary.json").read_text())
-    assert told["provenance"]["num_runs"] == 1
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["provenance"]["num_runs"] == 1
     assert isinstance(report, Evaluation)
 
 
@@ -622,7 +622,7 @@ def test_a_verdict_on_an_answer_is_asked_in_words_for_any_model() -> None:
     plain = yes_or_no(AgentCase(own, item, own.prompt(item), own.sampling), "#### 4")
     assert isinstance(plain.prompt, str)
     assert plain.prompt.endswith("Yes or No only.\nReply:")
-    words = WordProblems()  # the embedded model has a form of its own
+    words = WordProblems()  # the embedded model has its own form
     (item,) = words.items(1)
     form = yes_or_no(AgentCase(words, item, words.prompt(item), words.sampling), "#### 4")
     assert str(form.prompt).endswith("Is the solution correct?")
@@ -648,7 +648,7 @@ class Instant:
     def stream(self, prompts: Any, _: Sampling) -> Iterator[tuple[int, Completion]]:
         for index, prompt in sorted(enumerate(prompts), key=lambda pair: self.waits(pair[1])):
             if self.waits(prompt) and not self.others.wait(60):
-                raise AssertionError("the other items do not go on")
+                raise AssertionError("the other items do not continue")
             self.asked.append(prompt)
             yield index, Completion(text="7", finish_reason="stop")
 

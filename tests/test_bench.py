@@ -154,9 +154,9 @@ def test_a_run_that_fails_is_written_where_it_was_asked_to(run: Any, tmp_path: P
 
 def test_every_benchmark_is_a_command_with_its_options() -> None:
     for name in command.NAMES:
-        told = CliRunner().invoke(command.app, [name, "--help"], env={"COLUMNS": "200"}).output
-        assert "--out" in told
-        assert "--json" in told
+        shown = CliRunner().invoke(command.app, [name, "--help"], env={"COLUMNS": "200"}).output
+        assert "--out" in shown
+        assert "--json" in shown
     assert "no part 'speed'" in CliRunner().invoke(command.app, ["icm", "--part", "speed"]).output
 
 

@@ -95,7 +95,7 @@ def test_nothing_is_lost_in_the_queue(capsys: pytest.CaptureFixture[str]) -> Non
     assert 0 < cpu.value < 1000
     assert most.value > 1
     assert "128 at once" in most.what
-    # Each question in a request of its own, besides those of the warm-up and what finds this out.
+    # Each question in a separate request, besides those of the warm-up and what finds this out.
     several, single, again = (
         int(text.split(" ")[0]) for text in capsys.readouterr().err.splitlines()
     )

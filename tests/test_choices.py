@@ -26,14 +26,14 @@ LAST_TWO = {"E": "I don't know", "F": "None of the above"}
 def row(number: int, **changes: Any) -> dict[str, Any]:
     """Row `number` of a file, with an answer that goes round the first four letters."""
     choices = {letter: f"{letter.lower()}{number}" for letter in "ABCD"} | LAST_TWO
-    told = {"id": number, "question": f"Q{number}?", "choices": choices}
-    return told | {"answer": "ABCD"[number % 4]} | changes
+    fields = {"id": number, "question": f"Q{number}?", "choices": choices}
+    return fields | {"answer": "ABCD"[number % 4]} | changes
 
 
 def flat(number: int, **changes: Any) -> dict[str, Any]:
     """The same with columns A to F."""
-    told = row(number)
-    return {**told.pop("choices"), **told, **changes}
+    fields = row(number)
+    return {**fields.pop("choices"), **fields, **changes}
 
 
 def published(
@@ -135,10 +135,10 @@ def test_columns_for_options_in_every_format(tmp_path: Path, suffix: str) -> Non
 
 
 def test_what_an_own_file_may_hold(tmp_path: Path) -> None:
-    told = row(0)["choices"]
+    fields = row(0)["choices"]
     rows = [
-        row(0, choices=told | {"B": "a0"}),  # equal options, as published rows may have them
-        row(1, choices=told | {"A": 12.0, "B": 12}),
+        row(0, choices=fields | {"B": "a0"}),  # equal options, as published rows may have them
+        row(1, choices=fields | {"A": 12.0, "B": 12}),
         row(2, answer=" C ", context=None, source=None),
     ]
     del rows[2]["id"]

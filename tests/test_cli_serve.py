@@ -1,4 +1,4 @@
-"""`workbench serve diffusion`, as a process of its own."""
+"""`workbench serve diffusion`, as a separate process."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def test_workers_behind_one_port_answer_and_end_together(tmp_path: Path) -> None
             with urllib.request.urlopen(request, timeout=60) as reply:
                 assert json.load(reply)["choices"][0]["text"] == answer
         with urllib.request.urlopen(f"{url.removesuffix('/v1')}/batch/stats", timeout=60) as reply:
-            told = json.load(reply)
-        assert [worker["requests"] for worker in told["workers"]] == [1, 1]  # one each
+            stats = json.load(reply)
+        assert [worker["requests"] for worker in stats["workers"]] == [1, 1]  # one each
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
 

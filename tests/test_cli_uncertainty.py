@@ -37,7 +37,7 @@ def server() -> Iterator[Injector]:
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Path:
-    """A file of one's own."""
+    """A custom file."""
     rows = [
         {"id": n, "question": f"What is {n}?", "answer": "ABCD"[n % 4],
          "choices": dict(zip("ABCDEF", "uvwxyz", strict=True))}

@@ -303,12 +303,12 @@ def test_a_sure_model_has_exact_sets_although_its_masses_round_to_one() -> None:
     assert plain["aps", "covered_before"]["mean"] > 0.9
 
 
-# Letters that a server did not tell.
+# Letters that a server did not report.
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_missing_letter_is_in_no_set(rule: Literal["ye2024", "exact"]) -> None:
-    # The right letter is the last one told, so sets hold all that are told.
+    # The right letter is the last one reported, so sets hold all that are reported.
     two = [0.75, 0.25, 0, 0, 0, 0]
     fit: list[Row] = [(two, "B")] * 9 + [(two, "A")]
     test: list[Row] = [(two, "A"), (two, "B"), ([0, 0, 0, 0.25, 0.75, 0], "E")] * 3
@@ -633,7 +633,7 @@ def test_bad_shapes_and_answers() -> None:
     logits, answers = drawn(50)
     more = np.hstack([logits, logits[:, :1]])
     text = np.array(["A", "G"] * 25)
-    for bad, told, message in (
+    for bad, given, message in (
         (logits[:, :5], answers, r"logits of shape \(50, 5\): give \[n, 6\]"),
         (more, answers, r"logits of shape \(50, 7\): give \[n, 6\]"),
         (logits, answers[:49], r"answers of shape \(49,\) for 50 rows"),
@@ -645,7 +645,7 @@ def test_bad_shapes_and_answers() -> None:
     ):
         for run in (conformal_report, conformal_splits):
             with pytest.raises(InputError, match=message):
-                run(bad, told)
+                run(bad, given)
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_each_batch_has_the_labels_before_it(order: str) -> None:
         assert {*history["claim"]} <= {-1, *part}
     scores = report.scores()
     for number, part in enumerate(parts):
-        # The last pass: each claim after those before its batch and the others of its own.
+        # The last pass: each claim after those before its batch and the others within it.
         for place in part:
             given = [i for one in parts[:number] for i in one]
             others = [i for i in part if i != place]

@@ -1,4 +1,4 @@
-"""What a search leaves: its report, and a checkpoint from which it goes on to the same end."""
+"""What a search leaves: its report, and a checkpoint from which it resumes to the same end."""
 
 from __future__ import annotations
 

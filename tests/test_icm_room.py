@@ -229,7 +229,7 @@ def test_a_server_that_does_not_count_what_it_refuses() -> None:
 @pytest.mark.parametrize("more", [-1, 0, 500])
 def test_a_claim_that_does_not_fit_into_a_model(plain: VLLMEngine, more: int) -> None:
     claims = sums(8)
-    length = plain.info.context_length + more  # a digit is a token
+    length = plain.info.context_length + more  # one token per digit
     claims[5] = replace(claims[5], text="7" * length)
     report = search(claims, plain, n_iterations=3, wording=LINES)
     assert report.rows["error"][5].startswith(f"the claim has {length:,} tokens, the context")

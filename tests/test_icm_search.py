@@ -244,7 +244,7 @@ class Published:
 
 LANDSCAPES = [
     (16, 4, "keys", 4),
-    (16, 4, "keys", 10),  # the seeds stay at odds: mending them would cost too much
+    (16, 4, "keys", 10),  # the seeds stay at odds: repairing them would cost too much
     (24, 4, "keys", 1),
     (24, 4, "keys", 2),
     (20, 4, "compared", 2),
@@ -271,7 +271,7 @@ def test_reference_is_the_published_loop(
     ]
     assert energies_of(found) == pytest.approx(wanted.energies, abs=1e-9)
     assert other.asked == engine.asked
-    # … and it was no walk in the park: moves refused, pairs mended.
+    # … and it was no walk in the park: moves refused, pairs repaired.
     assert len(found.history) - 1 == wanted.tried > len(wanted.moves) > 5
     assert wanted.repairs["contradiction"] >= 1
     assert wanted.repairs["implication"] >= 1 or (kind, size) == ("compared", 2)
@@ -409,7 +409,7 @@ def test_each_claim_is_asked_about_after_all_others(order: Order) -> None:
             pools.setdefault(len(pool), []).append(len(here))
             fresh[len(pool)] = min(len(here - computed), fresh.get(len(pool), 10**6))
             computed |= here
-    assert set(pools) >= {8, 12, 20, 23, 24, 25, 39, 40}  # with a tail, and the tree built anew
+    assert set(pools) >= {8, 12, 20, 23, 24, 25, 39, 40}  # with a tail, and the tree rebuilt
     for size in (8, 24, 40):
         natural = sum(range(size)) + size - 1
         most = size * math.ceil(math.log2(size)) if order == "tree" else natural

@@ -133,8 +133,8 @@ def test_labels_of_a_search_are_shown_in_its_own_wording(plain: VLLMEngine) -> N
     assert list(report.rows["log_odds"]) == pytest.approx(odds, abs=1e-4)
     other = evaluate_labels(found.labelled(), bed.test, plain)
     assert list(other.rows["log_odds"]) != pytest.approx(odds, abs=0.1)
-    told = evaluate_labels(found, bed.test, plain, wording=Wording())
-    assert list(told.rows["log_odds"]) == pytest.approx(list(other.rows["log_odds"]), abs=1e-4)
+    explicit = evaluate_labels(found, bed.test, plain, wording=Wording())
+    assert list(explicit.rows["log_odds"]) == pytest.approx(list(other.rows["log_odds"]), abs=1e-4)
     names = found.summary[0].name, report.summary[0].name
     assert names == ("label accuracy", "test accuracy")
     assert (found.summary[0].n, report.summary[0].n) == (12, 30)
@@ -163,17 +163,17 @@ def test_what_cannot_be_evaluated(shown: Any, test: Any, message: str) -> None:
 
 def test_without_gold_there_are_verdicts_and_no_accuracy(plain: VLLMEngine) -> None:
     bed = embedded(16, 20)
-    told = evaluate_labels(golden(bed), bed.test, plain, wording=bed.wording)
+    judged = evaluate_labels(golden(bed), bed.test, plain, wording=bed.wording)
     hidden = without_gold(bed.test)
     report = evaluate_labels(golden(bed), hidden, plain, wording=bed.wording)
-    assert report.summary == told.summary[1:]
-    assert [*report.rows["verdict"]] == [*told.rows["verdict"]]
+    assert report.summary == judged.summary[1:]
+    assert [*report.rows["verdict"]] == [*judged.rows["verdict"]]
     half = evaluate_labels(golden(bed), bed.test[:9] + hidden[9:], plain, wording=bed.wording)
     assert [(metric.name, metric.n) for metric in half.summary] == [
         ("test accuracy", 9),
         ("judged True", 20),
     ]
-    assert half.summary[0].value == told.rows["correct"][:9].mean()
+    assert half.summary[0].value == judged.rows["correct"][:9].mean()
 
 
 def test_a_row_that_failed_is_data(plain: VLLMEngine, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_chat_asks_each_claim_alone(plain: VLLMEngine, monkeypatch: pytest.Mon
     logprobs = plain.label_logprobs(chats, bed.wording.chat_labels).logprobs
     assert list(report.rows["log_odds"]) == pytest.approx([*(logprobs[:, 0] - logprobs[:, 1])])
     plain_text = evaluate_labels([], bed.test, plain, wording=bed.wording)
-    assert compare(report, plain_text).low > 0  # a bare claim does not tell what is asked
+    assert compare(report, plain_text).low > 0  # a bare claim does not say what is asked
     monkeypatch.setattr(plain.tokenizer, "chat_template", None)
     with pytest.raises(InputError, match="workbench-tiny has no chat template"):
         evaluate_chat(bed.test, plain)
@@ -531,7 +531,7 @@ def test_the_table_of_methods() -> None:
         assert name.removeprefix("finding_").removeprefix("test_") in documented
 
 
-def told(
+def conclusions(
     ours: Sequence[int], theirs: Sequence[int], icm: dict[str, Any], boot: dict[str, Any]
 ) -> str:
     rows = frame(ICM=[ours], bootstrapping=[theirs])
@@ -542,23 +542,23 @@ def told(
 
 def test_what_is_said_of_the_search() -> None:
     cost = {"finding_computed_tokens": 100}
-    text = told([1] * 20, [0] * 20, cost, {})
+    text = conclusions([1] * 20, [0] * 20, cost, {})
     assert text.startswith("ICM beats bootstrapping here (+100.0, +")
     assert text.endswith("points, p = 1.9e-06), at 2.5 times its computed tokens")
-    assert told(A, A, cost, {}).startswith("ICM does not beat bootstrapping here (+0.0, -")
-    little = told([1] * 12 + [0] * 8, [1] * 10 + [0] * 10, cost, {})
+    assert conclusions(A, A, cost, {}).startswith("ICM does not beat bootstrapping here (+0.0, -")
+    little = conclusions([1] * 12 + [0] * 8, [1] * 10 + [0] * 10, cost, {})
     assert little.startswith("ICM does not beat bootstrapping here (+10.0, -")
-    assert "does not beat bootstrapping here (-100.0" in told([0] * 20, [1] * 20, cost, {})
-    # A store gave the answers: there is no price to tell.
+    assert "does not beat bootstrapping here (-100.0" in conclusions([0] * 20, [1] * 20, cost, {})
+    # A store gave the answers: there is no price to report.
     for icm, boot in ((0, 40), (40, 0), (0, 0)):
         costs = [{"finding_computed_tokens": tokens} for tokens in (icm, boot)]
-        assert told(A, A, *costs).endswith("p = 1)")
+        assert conclusions(A, A, *costs).endswith("p = 1)")
     for share, upside_down in ((0.4, True), (0.5, False), (0.6, False)):
-        text = told(A, A, {"label_accuracy": share}, {})
+        text = conclusions(A, A, {"label_accuracy": share}, {})
         assert ("ICM: 60% of its labels are opposite to gold" in text) is upside_down
         assert "bootstrapping: " not in text
-    assert "bootstrapping: 90% of its labels" in told(A, A, {}, {"label_accuracy": 0.1})
-    assert "opposite" not in told(A, A, {"label_accuracy": None}, {"label_accuracy": None})
+    assert "bootstrapping: 90% of its labels" in conclusions(A, A, {}, {"label_accuracy": 0.1})
+    assert "opposite" not in conclusions(A, A, {"label_accuracy": None}, {"label_accuracy": None})
     rows = frame(**{"random labels": [A], "ICM": [A]})
     runs = pd.DataFrame(
         [RUN | {"method": name, "label_accuracy": 0.0} for name in ("random labels", "ICM")]
@@ -886,7 +886,7 @@ def test_a_model_without_chats(plain: VLLMEngine, monkeypatch: pytest.MonkeyPatc
     assert note.startswith("zero-shot chat: left out (workbench-tiny has no chat template")
     with pytest.raises(InputError, match=r"none is left. zero-shot chat: left out \(workbench"):
         study(BED, plain, methods=both[1:])
-    # A server tells it for each prompt.
+    # A server reports it for each prompt.
     base = Scripted(lambda prompt: 1.0 if isinstance(prompt, str) else "no template", cached=None)
     found = study(BED, base, methods=both)
     assert [*found.methods["method"]] == ["zero-shot"]
@@ -899,15 +899,17 @@ def test_a_model_without_chats(plain: VLLMEngine, monkeypatch: pytest.MonkeyPatc
         study(BED, broken, methods=both)
 
 
-def test_answers_from_the_store_are_told(kept: VLLMEngine) -> None:
+def test_answers_from_the_store_are_reported(kept: VLLMEngine) -> None:
     chosen = CHOSEN | {"seeds": [0], "n_iterations": 5, "methods": ["bootstrapping", "ICM"]}
     first, again = (study(BED, kept, **chosen) for _ in range(2))
     assert [*first.methods["value"]] == [*again.methods["value"]]
     assert first.usage.prompt_tokens > again.usage.prompt_tokens == 0
     assert any("times its computed tokens" in note for note in first.notes)
     assert not any("times its computed tokens" in note for note in again.notes)
-    told = f"{again.usage.requests} of {again.usage.requests} answers came from the response store"
-    assert any(note.startswith(told) for note in again.notes)
+    origin = (
+        f"{again.usage.requests} of {again.usage.requests} answers came from the response store"
+    )
+    assert any(note.startswith(origin) for note in again.notes)
 
 
 def test_gold_labels_that_leak_are_told(plain: VLLMEngine) -> None:

@@ -24,7 +24,7 @@ LABELS = (" True", " False")
 EPS = 1e-5
 
 
-class Told(Synthetic):
+class TopTokens(Synthetic):
     """A server that names tokens by their text and gives nothing but the likeliest ones."""
 
     tops: dict[str, Sequence[tuple[str | int, float]]] = {}  # noqa: RUF012
@@ -51,7 +51,7 @@ class Told(Synthetic):
 
 def test_sums_by_hand() -> None:
     claims = claims_of(5)
-    engine = Told(claims)
+    engine = TopTokens(claims)
     engine.tops = {
         "c000": [(" True", 0.5), ("untrue", 0.125), ("falsehood", 0.25), ("Truefalse", 0.1)],
         "c001": [(" true", 0.5), (" the", 0.5)],
@@ -69,7 +69,7 @@ def test_sums_by_hand() -> None:
 
 def test_a_search_counts_prompts_without_either_label(tmp_path: Path) -> None:
     claims = claims_of(12, 4)
-    engine, again = Told(claims), Told(claims)
+    engine, again = TopTokens(claims), TopTokens(claims)
     engine.tops = again.tops = {"c005": [(" the", 0.5)], "c009": [(" the", 0.5)]}
     path = tmp_path / "search.jsonl"
     report = search(claims, engine, n_iterations=60, scores="top20", checkpoint=path)
@@ -90,7 +90,7 @@ def test_a_search_counts_prompts_without_either_label(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", ["error", "nothing", "numbers"])
 def test_what_fails_is_no_zero(fault: str) -> None:
     claims = claims_of(8)
-    engine = Told(claims)
+    engine = TopTokens(claims)
     kind, message = EngineError, "prompt 0 of 8 .* could not be scored: it broke down"
     if fault == "error":
         engine.error = "it broke down"

@@ -294,7 +294,7 @@ def test_several_judges(plain: VLLMEngine, kept: VLLMEngine) -> None:
     assert report.usage.prompt_tokens == 2 * Judge(plain).pointwise(cases(10)).usage.prompt_tokens
     assert len(report.provenance["engines"]) == 2
     harsh = Fake(lambda p, s: said("incorrect"))
-    harsh.usage = Usage(cached_tokens=None)  # as of a server that does not tell
+    harsh.usage = Usage(cached_tokens=None)  # as for a server that does not report it
     mixed = Judge([plain, harsh]).pointwise(cases(10))
     assert mixed.usage.cached_tokens is None
     assert [t["name"] for t in mixed.provenance["templates"]] == ["tiny", "pointwise"]

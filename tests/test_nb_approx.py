@@ -167,7 +167,7 @@ def _run(path: Path, *plugin: str, mode: str = "--nbval") -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def told(repo: Path) -> dict[str, str]:
+def reported(repo: Path) -> dict[str, str]:
     """What is said of each case, all of them cells of one notebook."""
     cells = [_cell(new, *stored, edit=edit) for new, stored, edit, _ in _CASES.values()]
     path = _notebook(repo / "cases.ipynb", *cells)
@@ -177,12 +177,12 @@ def told(repo: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("case", _CASES)
-def test_a_table_is_compared_within_its_tolerances(case: str, told: dict[str, str]) -> None:
+def test_a_table_is_compared_within_its_tolerances(case: str, reported: dict[str, str]) -> None:
     words = _CASES[case][-1]
-    assert bool(told[case]) == bool(words)
+    assert bool(reported[case]) == bool(words)
     for part in words:
-        assert part in told[case]
-    assert "plugin exception" not in told[case]
+        assert part in reported[case]
+    assert "plugin exception" not in reported[case]
 
 
 def test_nbval_alone_compares_to_the_letter(repo: Path) -> None:

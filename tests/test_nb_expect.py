@@ -22,10 +22,10 @@ def test_the_line_depends_on_the_statement_only(
 
 
 def test_relative_tolerance(capsys: pytest.CaptureFixture[str]) -> None:
-    expect("tokens a second", 1190, stated=1000, relative=0.2)
-    assert capsys.readouterr().out == "tokens a second: 1000 ± 20 % holds\n"
+    expect("tokens per second", 1190, stated=1000, relative=0.2)
+    assert capsys.readouterr().out == "tokens per second: 1000 ± 20 % holds\n"
     with pytest.raises(AssertionError, match="is off by 210"):
-        expect("tokens a second", 790, stated=1000, relative=0.2)
+        expect("tokens per second", 790, stated=1000, relative=0.2)
 
 
 @pytest.mark.parametrize("value", [0.5, math.nan, math.inf, -math.inf])

@@ -102,7 +102,7 @@ def test_run_tells_how_each_notebook_ended(ran: tuple[pd.DataFrame, list[str]]) 
     assert rows["raises"]["detail"] == "cell 3: ZeroDivisionError: division by zero"
     assert rows["dies"]["detail"] == "cell 3: the kernel died"
     assert (rows["good"]["cells"], rows["good"]["executed"]) == (3, 3)
-    # It dies in its last cell, where nothing but the exit code and the missing reply tells.
+    # It dies in its last cell, where nothing but the exit code and the missing reply show it.
     assert (rows["dies"]["cells"], rows["dies"]["executed"]) == (3, 2)
     assert rows["good"]["seconds"] > 0
     assert rows["good"]["figures"] == ["out/figures/line.png"]
@@ -194,10 +194,10 @@ def test_ctrl_c_ends_the_kernel_and_keeps_what_is_finished(repo: Path) -> None:
     ) as process:
         _wait_for(repo / "in" / "pid", process)
         process.send_signal(signal.SIGINT)
-        told, _ = process.communicate(timeout=30)
+        printed, _ = process.communicate(timeout=30)
     assert process.returncode not in {0, None}
-    assert "a.ipynb: ok, 3/3 cells" in told
-    assert "a     ok" in told
+    assert "a.ipynb: ok, 3/3 cells" in printed
+    assert "a     ok" in printed
     (output,) = load(repo / "stopped" / "a.ipynb").code[-1].outputs
     assert "".join(output["data"]["text/plain"]) == "-4"
     assert not (repo / "stopped" / "b.ipynb").exists()

@@ -57,8 +57,8 @@ def answer(text: str | None, logprobs: Sequence[float] | None = (-1.0,)) -> Comp
     """One of a script: None is a failure."""
     if text is None:
         return Completion(text="", finish_reason="error", error="it broke")
-    told = None if logprobs is None else tuple(TokenLogprob(0, one) for one in logprobs)
-    return Completion(text=text, finish_reason="stop", logprobs=told)
+    tokens = None if logprobs is None else tuple(TokenLogprob(0, one) for one in logprobs)
+    return Completion(text=text, finish_reason="stop", logprobs=tokens)
 
 
 class Script:
@@ -97,11 +97,11 @@ class Script:
         assert errors == "return"
         assert prompts
         self.weighed.append(list(prompts))
-        told = [self.weigh(prompt) for prompt in prompts]
-        rows = np.array([(-np.inf, -np.inf) if isinstance(one, str) else one for one in told])
+        weighed = [self.weigh(prompt) for prompt in prompts]
+        rows = np.array([(-np.inf, -np.inf) if isinstance(one, str) else one for one in weighed])
         missing = np.isnan(rows)  # NaN stands for a label known by its bound only
         upper = np.where(missing, -0.5, rows)
-        reasons = tuple(one if isinstance(one, str) else None for one in told)
+        reasons = tuple(one if isinstance(one, str) else None for one in weighed)
         return LabelScores(np.where(missing, -np.inf, rows), upper, missing, reasons)
 
 
@@ -211,9 +211,9 @@ def test_a_row_by_hand() -> None:
     values = {metric.name: metric.value for metric in report.summary}
     assert (values["accuracy"], values["majority accuracy"]) == (0, 1)
     assert values["mean p true"] == row["p_true"]
-    told = report.provenance
-    assert (told["samples"], told["temperature"], told["same"]) == (5, 0.7, "grader")
-    assert (told["sampling"]["n"], told["count"], told["seed"]) == (5, 1, 3)
+    about = report.provenance
+    assert (about["samples"], about["temperature"], about["same"]) == (5, 0.7, "grader")
+    assert (about["sampling"]["n"], about["count"], about["seed"]) == (5, 1, 3)
     assert report.usage.requests == 2
 
 
@@ -389,7 +389,7 @@ def test_verdicts_that_are_none(verdicts: Any) -> None:
 
 def test_a_judge_must_say_so_in_both_orders() -> None:
     yes, no, open_ = (-0.1, -3.0), (-3.0, -0.1), (-1.0, -1.0)
-    told = {
+    weights_of = {
         ("x", "y"): yes, ("y", "x"): yes,
         ("x", "z"): yes, ("z", "x"): no,
         ("x", "u"): yes, ("u", "x"): open_,
@@ -399,7 +399,7 @@ def test_a_judge_must_say_so_in_both_orders() -> None:
     item = Item("1", {"question": "Which {a}?"}, "x")
     prompts = {
         SAME.fill({"problem": "Which {a}?", "a": a, "b": b, "reference": None}): weights
-        for (a, b), weights in told.items()
+        for (a, b), weights in weights_of.items()
     }
     script = Script({}, lambda prompt: cast("Sequence[float] | str", prompts[prompt]))
     same = judged(cast("Engine", script))

@@ -96,15 +96,15 @@ def test_every_end_is_told_and_a_resumed_sweep_is_as_an_undisturbed_one(points: 
     (points / "broken" / "3-0").unlink()
     again = run(sweep, points / "runs")
     assert again.states == {"failed": 1, "killed": 1, "timeout": 1, "done": 3}
-    mended = run(sweep, points / "runs", jobs=3, retry_failed=True)
+    repaired = run(sweep, points / "runs", jobs=3, retry_failed=True)
     assert tallied(points) == Counter({f"{n} {seed}": 1 + (seed == 0) for n in (1, 2, 3)
                                        for seed in (0, 1)})  # fmt: skip
     same = ["key", "state", "n", "seed", "square", "square.low", "square.n", "seeded"]
-    pd.testing.assert_frame_equal(mended.table[same], calm.table[same])
+    pd.testing.assert_frame_equal(repaired.table[same], calm.table[same])
     kept = pd.read_parquet(points / "runs" / "results.parquet")
     pd.testing.assert_frame_equal(kept[same], calm.table[same])
     assert len(pd.read_csv(points / "runs" / "results.csv")) == 6
-    assert (read_results(points / "runs").varied, mended.metrics) == (
+    assert (read_results(points / "runs").varied, repaired.metrics) == (
         ("n", "seed"), ("square", "seeded")
     )  # fmt: skip
 
@@ -118,10 +118,10 @@ def test_ctrl_c_and_kill_9_cost_nothing_that_is_done(points: Path) -> None:
             while sum(tallied(points).values()) < begun + 2 and process.poll() is None:
                 time.sleep(0.05)  # one more is done, and the next one is at work
             process.send_signal(number)
-            out, told = process.communicate(timeout=60)
-        assert process.returncode == {2: 130, 9: -9, 15: 143}[number], (out, told)
+            out, printed = process.communicate(timeout=60)
+        assert process.returncode == {2: 130, 9: -9, 15: 143}[number], (out, printed)
         if number == signal.SIGINT:
-            assert b"run it again and it resumes" in told
+            assert b"run it again and it resumes" in printed
     found = run(Sweep.read("mine.yaml"), points / "runs", jobs=2)
     assert found.states == {"done": 6}
     assert sorted(tallied(points).values()) == [1, 1, 1, 2, 2, 2]  # three were interrupted
@@ -182,7 +182,7 @@ def test_a_changed_notebook_or_model_makes_results_stale_and_says_so(points: Pat
     seen = results(changed.points, SweepFolder(points / "runs"))
     assert list(seen.table["state"]) == ["stale", "stale", "waiting"]
     assert seen.table["detail"][0] == "there is a result from before the notebook changed"
-    assert "square" not in seen.table  # a stale number is nobody's result
+    assert "square" not in seen.table  # a stale number is no result
     found = run(changed, points / "runs")
     assert found.states == {"done": 3}
     assert list(found.table["square.low"]) == [-1, 2, 7]
@@ -273,8 +273,8 @@ def test_points_of_other_machines_and_versions_are_marked(points: Path) -> None:
     sweep = of(grid=Grid(product={"n": [1, 2]}))
     run(sweep, points / "runs")
     done = points / "runs" / sweep.points[0].key / "DONE"
-    told = json.loads(done.read_text())
-    done.write_text(json.dumps(told | {"machine": "elsewhere", "versions": "workbench 0"}))
+    recorded = json.loads(done.read_text())
+    done.write_text(json.dumps(recorded | {"machine": "elsewhere", "versions": "workbench 0"}))
     notes = read_results(points / "runs").notes
     assert notes[0] == "2 done"
     assert any("2 machines" in note and "elsewhere (1)" in note for note in notes)

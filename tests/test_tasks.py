@@ -345,7 +345,7 @@ def test_gsm8k_from_the_hub_cache_needs_no_network(tmp_path: Path) -> None:
 
 def test_without_folder_and_network_the_error_says_what_to_do(tmp_path: Path) -> None:
     start = time.perf_counter()
-    done = from_hub(tmp_path, HF_ENDPOINT="http://127.0.0.1:9")  # nobody listens there
+    done = from_hub(tmp_path, HF_ENDPOINT="http://127.0.0.1:9")  # nothing listens there
     assert "InputError: gsm8k/test.jsonl is not here" in done.stderr
     assert "set WORKBENCH_DATA to a folder that holds gsm8k/test.jsonl" in done.stderr
     assert time.perf_counter() - start < 15

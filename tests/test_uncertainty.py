@@ -60,8 +60,8 @@ def elicit_items(asked: list[Item], engine: Engine, **about: Any) -> Report:
     return elicit([Choices("own", "qa", asked)], [engine], ["base"], **about)
 
 
-def told(tops: Mapping[str, float], **about: Any) -> Report:
-    """What comes of a server that always tells these tokens."""
+def reporting(tops: Mapping[str, float], **about: Any) -> Report:
+    """The report for a server that always returns these tokens."""
     with Injector(vllm=False, tops=lambda _: tops) as server, remote(server) as engine:
         return elicit_items(items(12), engine, **about)
 
@@ -106,7 +106,7 @@ def test_all_tasks_and_prompts_go_in_one_call(
 
 def test_a_letter_after_a_space_is_that_letter() -> None:
     for chat in (False, True):
-        spaced = told({" B": -0.1, " A": -3.0, " C": -4.0, "D": -5.0, " D": -5.0}, chat=chat)
+        spaced = reporting({" B": -0.1, " A": -3.0, " C": -4.0, "D": -5.0, " D": -5.0}, chat=chat)
         assert spaced.rows[OPTIONS].idxmax(axis=1).eq("B").all()
         assert spaced.rows["D"].to_numpy() == pytest.approx(-5 + math.log(2))
         assert spaced.rows["missing"].eq(2).all()
@@ -136,9 +136,9 @@ def test_hidden_letters_are_missing_and_widen_sets() -> None:
 
 def test_a_server_without_letters_fails_and_guesses_nothing() -> None:
     with pytest.raises(EngineError, match=r"no question was answered.*none of the labels"):
-        told({"Hello": -0.1, "The": -2.0})
+        reporting({"Hello": -0.1, "The": -2.0})
     with pytest.raises(EngineError, match="no question was answered"):
-        told({})
+        reporting({})
 
 
 def test_a_question_that_fails_costs_no_other() -> None:
@@ -268,7 +268,7 @@ def test_an_interrupt_stops_all_servers_and_what_came_is_kept(
         report = elicit([task], opened, ["base"])
         assert report.rows["error"].isna().all()
         assert len(report.rows) == 800
-        assert first.requests + second.requests < 800 + 40  # those in the air are asked again
+        assert first.requests + second.requests < 800 + 40  # those in flight are asked again
         for engine in opened:
             engine.close()
 
