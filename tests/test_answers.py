@@ -955,14 +955,14 @@ def test_only_right_answers_are_called_right(style: Style, right: bool) -> None:
         (lambda: grade(18, "18"), "response=18 must be a text, not int"),  # type: ignore[arg-type]
         (lambda: grade("18", 18), "answer=18"),  # type: ignore[arg-type]
         (lambda: grade("18", " "), "not empty"),
-        (lambda: grade("18", "?"), r"answer='\?' is no number"),
+        (lambda: grade("18", "?"), r"answer='\?' is not a number"),
         (lambda: grade("18", "x" * 401), "short text"),
         (lambda: grade("18", "18", "gsm"), "known: gsm8k, choice, exact, label"),  # type: ignore[arg-type]
         (lambda: extract("18", []), "one of gsm8k, choice"),  # type: ignore[arg-type]
-        (lambda: grade("B", "K", "choice"), "'K' is none of the labels: A, B"),
-        (lambda: grade("B", "X", "label", labels=["A", "B"]), "none of the labels: A, B"),
+        (lambda: grade("B", "K", "choice"), "'K' is not one of the labels: A, B"),
+        (lambda: grade("B", "X", "label", labels=["A", "B"]), "not one of the labels: A, B"),
         (lambda: extract("B", "label"), "needs texts to choose from"),
-        (lambda: extract("B", "label", labels=["a", " A"]), "two of them are equal"),
+        (lambda: extract("B", "label", labels=["a", " A"]), "two of them differ only"),
         (lambda: extract("B", "choice", labels=["A", ""]), "needs texts"),
         (lambda: extract("B", "label", labels="AB"), "must be a list of texts"),
     ],

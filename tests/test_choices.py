@@ -273,7 +273,7 @@ def opened(cache: Path, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_published_files_from_the_hub(tmp_path: Path) -> None:
-    assert "uncertainty/mmlu_10k.json is not here, and ErikYip/" in opened(tmp_path).stderr
+    assert "uncertainty/mmlu_10k.json is missing, and ErikYip/" in opened(tmp_path).stderr
     repo = tmp_path / "datasets--ErikYip--LLM-Uncertainty-Bench"
     file = repo / "snapshots" / ("a" * 40) / "mmlu_10k.json"
     file.parent.mkdir(parents=True)

@@ -313,7 +313,7 @@ def test_eval_prints_and_keeps_a_report(kept: VLLMEngine, tmp_path: Path) -> Non
     for wrong, message in (
         (["word_problem"], "did you mean 'word_problems'"),
         (["sums", "--engine", "vlm"], "engine='vlm' is unknown"),
-        (["sums", "-o", "store=x"], "store is no engine argument"),
+        (["sums", "-o", "store=x"], "store is not an engine argument"),
         (["sums", "--engine", "transformers", "-o", "batch_size=0"], "batch_size=0"),
         (["sums", "--agent", "majority"], "did you mean 'majority_vote'"),
         (["sums", "--column", "question"], "--column 'question' must be NAME=VALUE"),

@@ -78,7 +78,7 @@ def test_a_new_notebook_and_its_sweep_run_as_they_are(
 def test_a_bad_name_is_refused(here: Path, name: str) -> None:
     done = run(app, ["new", "--", name])
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "is no name for a notebook" in done.stderr
+    assert "is not a notebook's name" in done.stderr
     assert [*here.iterdir()] == []
 
 

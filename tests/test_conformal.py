@@ -637,9 +637,9 @@ def test_bad_shapes_and_answers() -> None:
         (logits[:, :5], answers, r"logits of shape \(50, 5\): give \[n, 6\]"),
         (more, answers, r"logits of shape \(50, 7\): give \[n, 6\]"),
         (logits, answers[:49], r"answers of shape \(49,\) for 50 rows"),
-        (logits, answers + 1, r"answers: row \d+ has .*6.*, none of A to F"),
-        (logits, answers - 1, r"answers: row \d+ has .*-1.*, none of A to F"),
-        (logits, text, r"answers: row 1 has .*G.*, none of A to F"),
+        (logits, answers + 1, r"answers: row \d+ has .*6.*, not one of A to F"),
+        (logits, answers - 1, r"answers: row \d+ has .*-1.*, not one of A to F"),
+        (logits, text, r"answers: row 1 has .*G.*, not one of A to F"),
         (logits, np.full(50, 2), r"all 50 answers are C: .* shuffle the options"),
         (logits[:19], answers[:19], r"9 items of 19 to calibrate on .* at least 10"),
     ):

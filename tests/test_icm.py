@@ -206,11 +206,11 @@ def changed(**fields: Any) -> list[Claim]:
 @pytest.mark.parametrize(
     ("claims", "message"),
     [
-        ([], "1 at least"),
-        (None, "1 at least"),
-        ("claim", "1 at least"),
-        ({"a": FEW[0]}, "1 at least"),
-        (iter(FEW), "1 at least"),
+        ([], "at least 1 Claim"),
+        (None, "at least 1 Claim"),
+        ("claim", "at least 1 Claim"),
+        ({"a": FEW[0]}, "at least 1 Claim"),
+        (iter(FEW), "at least 1 Claim"),
         (["claim"], r"claims\[0\]='claim': must be a workbench"),
         ([*FEW, FEW[2]], r"claims\[2\] and \[8\] are the same claim 'c002'"),
         ([*FEW, Claim("c002", "elsewhere")], r"claims\[2\] and \[8\] are the same"),

@@ -309,7 +309,7 @@ def test_broken_rules_count_and_so_does_the_first_batch_alone() -> None:
     scores = {i: report.scores()[j] for i, j in enumerate(first)}
     own = energy(tuple(report.labels[i] for i in first), scores, related, 20.0)
     assert table.loc["found", "energy"] == pytest.approx(own)
-    with pytest.raises(InputError, match="1 claims have a label: 2 at least are compared"):
+    with pytest.raises(InputError, match="1 claims have a label: at least 2 are needed"):
         salience(search(CLAIMS[:1], Synthetic(CLAIMS)), Synthetic(CLAIMS))
 
 

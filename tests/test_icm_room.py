@@ -180,7 +180,7 @@ def test_given_seeds_and_bootstrapping_pass_over_it() -> None:
     assert found.labels[3] is None
     rest = bootstrap([*claims[:3], *claims[4:]], engine)
     assert found.labels[:3] + found.labels[4:] == rest.labels
-    with pytest.raises(InputError, match="none of the claims that have a label"):
+    with pytest.raises(InputError, match="no claim with a label fits"):
         search(claims[3:], engine, n_seeds=[True])
     with pytest.raises(InputError, match=r"no claim fits.*has 101 tokens"):
         search(claims[3:4], engine)
@@ -219,7 +219,7 @@ def test_a_server_that_does_not_count_what_it_refuses() -> None:
     report = search(claims, engine, n_iterations=5)
     assert "maximum context length is 95" in report.rows["error"][3]
     engine.reason = "it broke down"
-    with pytest.raises(EngineError, match="cannot be asked about: it broke down"):
+    with pytest.raises(EngineError, match="cannot be scored: it broke down"):
         search(claims, engine, n_iterations=5)
 
 

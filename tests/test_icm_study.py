@@ -144,7 +144,7 @@ def test_labels_of_a_search_are_shown_in_its_own_wording(plain: VLLMEngine) -> N
     ("shown", "test", "message"),
     [
         ([(Claim("b", "1"), True)], [Claim("a", "1"), Claim("b", "2")], "claim 'b' is a demonstra"),
-        ([], [], r"test_claims=\[\]: give a list of Claim, 1 at least"),
+        ([], [], r"test_claims=\[\]: give a list of at least 1 Claim"),
         ([], "text", "test_claims='text': give"),
         ([], [Claim("a", "1")] * 2, r"test_claims\[0\] and \[1\] are the same claim 'a'"),
         ([(Claim("b", "1"), True)] * 2, [Claim("a", "1")], r"claims\[0\] and \[1\] are the same"),
@@ -229,7 +229,7 @@ def test_a_chat_asks_each_claim_alone(plain: VLLMEngine, monkeypatch: pytest.Mon
     monkeypatch.setattr(plain.tokenizer, "chat_template", None)
     with pytest.raises(InputError, match="workbench-tiny has no chat template"):
         evaluate_chat(bed.test, plain)
-    with pytest.raises(InputError, match=r"test_claims=.*1 at least"):
+    with pytest.raises(InputError, match=r"test_claims=.*at least 1"):
         evaluate_chat([], plain)
 
 
@@ -361,7 +361,7 @@ def test_bootstrapping_embedded_claims(plain: VLLMEngine) -> None:
 @pytest.mark.parametrize(
     ("claims", "rule", "message"),
     [
-        ([], "auto", r"claims=\[\]: give a list of Claim"),
+        ([], "auto", r"claims=\[\]: give a list of at least"),
         (keyed("a", "b"), "all", "consistency='all': give one of auto, none"),
         (keyed("a", "b"), "gold_key_replication", "needs gold labels, and claim 0 has none"),
     ],
@@ -791,7 +791,7 @@ def test_seeds_of_two_machines_are_joined(whole: ICMStudy, folder: Path, plain: 
         join(*saved, other)
     with pytest.raises(InputError, match="journals holds no saved study"):
         join(folder / "journals")
-    with pytest.raises(InputError, match="1 at least"):
+    with pytest.raises(InputError, match="at least 1"):
         join()
 
 
@@ -816,15 +816,15 @@ def test_a_study_in_batches_labels_all_claims(plain: VLLMEngine, tmp_path: Path)
         ({"methods": ["ICM", "icm"]}, r"methods=\['icm'\]: give some of majority class, zero-shot"),
         ({"methods": []}, r"methods=\[\]: give some of"),
         ({"methods": "ICM"}, "methods=.*give some of"),
-        ({"alfa": 3}, "'alfa' is no setting of a search; there are .*'alpha'"),
-        ({"seed": 3}, "'seed' is no setting of a search"),
+        ({"alfa": 3}, "'alfa' is not a setting of a search; known: .*'alpha'"),
+        ({"seed": 3}, "'seed' is not a setting of a search"),
         ({"alpha": -1}, "alpha=-1: must be"),
         ({"n_iterations": 2.5}, "n_iterations=2.5: must be"),
         ({"order": "uid"}, "order='uid': must be one of reference, exact, tree"),
         ({"consistency": "all"}, "consistency='all': give one of"),
-        ({"seeds": []}, r"seeds=\[\]: give different ones, 1 at least"),
+        ({"seeds": []}, r"seeds=\[\]: give at least 1, all different"),
         ({"seeds": [1, 1]}, r"seeds=\[1, 1\]: give different ones"),
-        ({"seeds": 2}, "seeds=2: give different ones"),
+        ({"seeds": 2}, "seeds=2: give at least 1"),
         ({"seeds": [0, -1]}, "seed=-1: must be a whole number from 0"),
         ({"seeds": [0, "1"]}, "seed='1': must be a whole number from 0"),
         ({"count": 0}, "count=0: must be a whole number from 1"),

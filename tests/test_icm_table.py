@@ -223,7 +223,7 @@ def test_what_was_not_labelled_says_why() -> None:
     first = table.loc[int(drawn.claims[0].id or "")]
     assert tuple(first[[*ADDED[1:4]]]) == (-0.5, -1.0, 0.5)
     assert table["icm_log_odds"].count() == 1
-    with pytest.raises(InputError, match="embedded was read from no file"):
+    with pytest.raises(InputError, match="embedded was not read from a file"):
         joined(embedded(4, 0), embedded(4, 0).claims, (None,) * 4, {})
     taken = read_claims([{"text": "a", "icm_label": 1}])
     for call in (lambda: check_columns(taken), lambda: joined(taken, taken.claims, (True,), {})):

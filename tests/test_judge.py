@@ -188,8 +188,8 @@ def test_a_template_file(tmp_path: Path) -> None:
     for content, reason in (
         ("{problem} {candidate}", "mine.txt:1: no header"),
         ("style: chat\n---\n{problem} {candidate}", "names no choices"),
-        ("choices: a, b\n---\n{problem} {candidate}", "mine.txt:1: .* is no JSON"),
-        ("labels: 1\n---\n{problem} {candidate}", "mine.txt:1: .* is no line of a header"),
+        ("choices: a, b\n---\n{problem} {candidate}", "mine.txt:1: .* is not JSON"),
+        ("labels: 1\n---\n{problem} {candidate}", "mine.txt:1: .* is not a header line"),
         ('choices: ["a", "b"]\nstyle: poem\n---\n{problem} {candidate}', "style='poem'"),
     ):
         path.write_text(content)

@@ -298,7 +298,7 @@ def test_levels_flags_and_numpy_figures_are_read() -> None:
     ("tolerances", "message"),
     [
         ({"within": {"y": 1.0}}, "no column 'y'"),
-        ({"within": {"name": 1.0}}, "column 'name' has 'a': no figure"),
+        ({"within": {"name": 1.0}}, "column 'name' has 'a', which is not a number"),
         ({"within": {"x": 0.0}}, "finite and above 0"),
         ({"relative": {"x": math.inf}}, "finite and above 0"),
         ({"within": {"x": 1.0}, "relative": {"x": 1.0}}, "give one"),

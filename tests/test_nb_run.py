@@ -141,7 +141,7 @@ def test_a_notebook_that_does_not_end_is_a_timeout(repo: Path) -> None:
         ({"rate": "1"}, "rate='1' is not of the type float"),
         ({"sizes": ["a"]}, "sizes"),
         ({"mode": "slow"}, "mode"),
-        ({"n": Text("many")}, "'many' is no int"),
+        ({"n": Text("many")}, "'many' is not of type int"),
     ],
 )
 def test_a_mistyped_parameter_is_refused_before_anything_runs(
@@ -170,7 +170,7 @@ def test_what_cannot_be_run_is_refused(repo: Path) -> None:
         run([path, twin], "out")
     with pytest.raises(NotebookError, match="another folder"):
         run([path], "in")
-    with pytest.raises(NotebookError, match="is no notebook"):
+    with pytest.raises(NotebookError, match="is not a notebook"):
         run(["none.ipynb"], "out")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("workbench.nb.execution.KERNEL", "absent")

@@ -457,7 +457,7 @@ def test_what_is_none_of_these_is_refused(tmp_path: Path) -> None:
     text = tmp_path / "a.txt"
     text.write_text("x")
     for place in (tmp_path, text, tmp_path / "nowhere", tmp_path / "no.ipynb"):
-        with pytest.raises(InputError, match=f"{re.escape(str(place))} is no folder of a sweep"):
+        with pytest.raises(InputError, match=f"{re.escape(str(place))} is not a folder of a sweep"):
             render(place)
     saved(tmp_path / "inner")
     with pytest.raises(InputError, match=r"inner holds one"):

@@ -435,7 +435,7 @@ def test_jobs_must_be_a_number(points: Path, jobs: Any) -> None:
 
 
 def test_what_is_no_sweeps_folder_is_refused(points: Path) -> None:
-    with pytest.raises(InputError, match="is no sweep's folder"):
+    with pytest.raises(InputError, match="is not a sweep's folder"):
         read_results(points)
     (points / "sweep.json").write_text('{"points": [{"key"')
     with pytest.raises(WorkbenchError, match="is broken"):

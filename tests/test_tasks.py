@@ -311,7 +311,7 @@ def test_claims_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(InputError, match=r"truthfulqa/test\.json: no such file; WORKBENCH_DATA"):
         TruthfulQA().items(1)
     monkeypatch.delenv("WORKBENCH_DATA")
-    with pytest.raises(InputError, match=r"truthfulqa/test\.json is not here: set WORKBENCH_DATA"):
+    with pytest.raises(InputError, match=r"truthfulqa/test\.json is missing: set WORKBENCH_DATA"):
         TruthfulQA().items(1)
 
 
@@ -346,8 +346,8 @@ def test_gsm8k_from_the_hub_cache_needs_no_network(tmp_path: Path) -> None:
 def test_without_folder_and_network_the_error_says_what_to_do(tmp_path: Path) -> None:
     start = time.perf_counter()
     done = from_hub(tmp_path, HF_ENDPOINT="http://127.0.0.1:9")  # nothing listens there
-    assert "InputError: gsm8k/test.jsonl is not here" in done.stderr
-    assert "set WORKBENCH_DATA to a folder that holds gsm8k/test.jsonl" in done.stderr
+    assert "InputError: gsm8k/test.jsonl is missing" in done.stderr
+    assert "set WORKBENCH_DATA to a folder with gsm8k/test.jsonl" in done.stderr
     assert time.perf_counter() - start < 15
 
 

@@ -196,7 +196,7 @@ def test_wrong_files_and_names(tmp_path: Path) -> None:
     empty.write_text("\n")
     broken.write_text(as_lines([*ROWS, {"question": "a", "answer": "unclear"}]))
     for name, message in (
-        (empty, "holds no rows: give a file with 1 at least"),
+        (empty, "holds no rows: give a file with at least 1"),
         (broken, r"broken\.jsonl:4: answer='unclear' must be a number"),
         (tmp_path / "none.csv", r"none\.csv: No such file"),
         ("mine.xlsx", r"mine\.xlsx: give a file whose name ends in \.jsonl, \.json, \.csv"),

@@ -163,7 +163,7 @@ def test_check_says_all_findings_and_fails(
     for part in ("broken.ipynb:1: ", "stale.ipynb cell 2: counts", "coverage 0.00"):
         assert part in said
     assert main(["check", str(tmp_path / "none.ipynb")]) == 2
-    assert "is no notebook" in capsys.readouterr().err
+    assert "is not a notebook" in capsys.readouterr().err
 
 
 def test_anybody_s_notebook_is_checked_for_what_its_parameters_do(tmp_path: Path) -> None:
@@ -182,4 +182,4 @@ def test_anybody_s_notebook_is_checked_for_what_its_parameters_do(tmp_path: Path
         assert part in result.output
     missing = runner.invoke(app, ["check", str(tmp_path / "none.ipynb")])
     assert missing.exit_code == 2
-    assert "is no notebook" in missing.output
+    assert "is not a notebook" in missing.output

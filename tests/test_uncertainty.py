@@ -402,7 +402,7 @@ def test_tables_that_do_not_go_together() -> None:
         join_tables([one, moved])
     with pytest.raises(InputError, match="a table without task, prompt"):
         join_tables([one, pd.DataFrame({"model": ["x"]})])
-    with pytest.raises(InputError, match="give a list of tables"):
+    with pytest.raises(InputError, match="give a list of at least 1 table"):
         join_tables([])
     with pytest.raises(InputError, match=r"two was not asked task, prompt, id = .*'easy'"):
         join_tables([one, table(task="easy"), table("two")])
@@ -414,7 +414,7 @@ def test_tables_that_do_not_go_together() -> None:
         score_options(cast("Report", "table"))
     with pytest.raises(InputError, match="no rows"):
         score_options(one[:0])
-    with pytest.raises(InputError, match="none of A to F"):
+    with pytest.raises(InputError, match="not one of A to F"):
         score_options(one.assign(answer="G"))
     with pytest.raises(InputError, match="m, t, base: 4 items of 8 to calibrate on"):
         score_options(one[:8])

@@ -167,7 +167,7 @@ def _known(style: str, labels: tuple[str, ...]) -> tuple[str, ...]:
     if style in {"choice", "label"} and (not names or not all(names)):
         raise InputError(f"labels={labels!r}: the style {style!r} needs texts to choose from")
     if len({name.casefold() for name in names}) < len(names):
-        raise InputError(f"labels={labels!r}: two of them are equal but for case and spaces")
+        raise InputError(f"labels={labels!r}: two of them differ only in case and spaces")
     return names
 
 
@@ -190,10 +190,10 @@ def _gold(answer: str, style: str, labels: tuple[str, ...]) -> str:
         return text
     if style == "gsm8k":
         if len(text) > LONGEST or not re.search(r"\w", text):
-            raise InputError(f"answer={text[:80]!r} is no number, expression or short text")
+            raise InputError(f"answer={text[:80]!r} is not a number, expression or short text")
         return canonical(text) or text
     bare = text.strip("()[].:")
     for label in labels:
         if label.casefold() in {text.casefold(), bare.casefold()}:
             return label
-    raise InputError(f"answer={answer!r} is none of the labels: {', '.join(labels)}")
+    raise InputError(f"answer={answer!r} is not one of the labels: {', '.join(labels)}")

@@ -49,7 +49,7 @@ def new(
         place = place.with_suffix("")
     if not re.fullmatch(r"\w[\w-]*", place.name) or name.endswith("/"):
         raise InputError(
-            f"{name!r} is no name for a notebook: give letters, digits, _ and -, such as mine or "
+            f"{name!r} is not a notebook's name: give letters, digits, _ and -, such as mine or "
             "work/mine"
         )
     found = sorted(shipped_notebooks().glob(f"{TEMPLATE}.*"))

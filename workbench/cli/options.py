@@ -119,7 +119,7 @@ def engine_options(texts: Sequence[str] | None) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for name, value in pairs(texts, "--option").items():
         if name in ("model", "engine", "store"):
-            raise InputError(f"--option {name}: {name} is no engine argument; see --help")
+            raise InputError(f"--option {name}: {name} is not an engine argument; see --help")
         try:
             options[name] = json.loads(value)
         except ValueError:

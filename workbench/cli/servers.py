@@ -106,7 +106,7 @@ def diffusion(
             settings["aliases"] = [] if source is None else [source]
             with serve_diffusion(engine, host=host, port=port, **settings) as server:
                 typer.echo(server.url)
-                say(f"serves {server.model} on {engine.info.device}; Ctrl-C ends it")
+                say(f"serves {server.model} on {engine.info.device}; Ctrl-C stops it")
                 code = server.run()
     raise typer.Exit(code)
 

@@ -167,7 +167,7 @@ class Annealing:
             notes.append("the search has given all claims the same label")
         elif collapsed(share := sum(there) / len(there)):
             notes.append(
-                f"{share:.0%} of the labels found are True: nearly all claims have the same"
+                f"{share:.0%} of the labels found are True: nearly all claims have the same label"
             )
         if predicted:
             notes.append(
@@ -198,7 +198,7 @@ class Annealing:
         else:
             first = {i: given[i] for i in there if i < len(given)}
             if not first:
-                raise InputError("n_seeds: none of the claims that have a label fits the context")
+                raise InputError("n_seeds: no claim with a label fits into the context")
         return tuple(map(first.get, range(count)))
 
     def _value(self, labels: Labels, scores: Scores) -> float:

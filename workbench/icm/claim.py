@@ -130,7 +130,7 @@ def check_claims(claims: Sequence[Claim], what: str = "claims") -> tuple[Claim, 
         InputError: there are none, one is not a `Claim` or has no text, or two are the same.
     """
     if isinstance(claims, str) or not isinstance(claims, Sequence) or not claims:
-        raise InputError(f"{what}={claims!r:.80}: give a list of Claim, 1 at least")
+        raise InputError(f"{what}={claims!r:.80}: give a list of at least 1 Claim")
     first: dict[str, int] = {}
     for index, claim in enumerate(claims):
         where = f"{what}[{index}]"

@@ -255,7 +255,7 @@ def join(*folders: str | Path) -> pd.DataFrame:
             raise InputError(f"{folder} is of another study than {folders[0]}: its {differ[0]}")
         known = known or facts
     if not folders:
-        raise InputError("give the folders of saved studies, 1 at least")
+        raise InputError("give the folders of at least 1 saved study")
     every, facts_of = pd.concat(rows, ignore_index=True), pd.concat(runs, ignore_index=True)
     if (twice := every.duplicated(["method", "seed", "id"])).any():
         raise InputError(f"seed {every['seed'][twice].iloc[0]} is in two of the studies")

@@ -71,7 +71,7 @@ class Journal:
         if first:
             _check_header(path, _parsed(first), head)
         elif not json.dumps(head).encode().startswith(data):
-            raise InputError(f"checkpoint {path} is no journal of a search: name another file")
+            raise InputError(f"checkpoint {path} is not a search's journal: name another file")
         good = [self._take(_parsed(line)) for line in lines]
         if not all(good):
             broken = [number for number, usable in enumerate(good) if not usable]
@@ -157,7 +157,7 @@ def _numbers(value: object, count: int) -> bool:
 
 def _check_header(path: Path, first: object, head: Mapping[str, Any]) -> None:
     if not isinstance(first, dict) or first.get("workbench") != "icm":
-        raise InputError(f"checkpoint {path} is no journal of a search: name another file")
+        raise InputError(f"checkpoint {path} is not a search's journal: name another file")
     for name in {**head, **first}:
         if head.get(name) != first.get(name):
             how = f"its {name} is {first.get(name)!r}, here it is {head.get(name)!r}"

@@ -226,7 +226,7 @@ class _Reader:
         if both := [text for text in held_out if text in labelled]:
             here, there = held_out[both[0]][0], labelled[both[0]][0]
             raise InputError(
-                f"{here.place}: {len(both)} test claims are to be labelled too, such as this one "
+                f"{here.place}: {len(both)} test claims are also to be labelled, such as this one "
                 f"in {there.place}: leave them out on one side, so that the test is held out"
             )
         name = name or (Path(source).stem if isinstance(source, str | Path) else "claims")

@@ -268,7 +268,7 @@ def salience(report: ICMReport, engine: Engine, *, seed: int = 0) -> pd.DataFram
     batches = facts.get("batches") or [range(len(report.claims))]
     there = [index for index in batches[0] if report.labels[index] is not None]
     if len(there) < 2:
-        raise InputError(f"{len(there)} claims have a label: 2 at least are compared")
+        raise InputError(f"{len(there)} claims have a label: at least 2 are needed")
     claims = [report.claims[index] for index in there]
     labels = tuple(bool(report.labels[index]) for index in there)
     chosen = {name: facts[name] for name in ("seed", "scores")}

@@ -212,7 +212,7 @@ def _counted(engine: Engine, texts: Sequence[str]) -> tuple[list[int], list[str 
     reasons = [row.error if row.prompt_tokens < context else None for row in rows]
     for text, reason in zip(texts, reasons, strict=True):
         if reason and (_bytes(text) < context or not re.search("context|token", reason)):
-            raise EngineError(f"the claim {text!r:.80} cannot be asked about: {reason}")
+            raise EngineError(f"the claim {text!r:.80} cannot be scored: {reason}")
     tokens = [
         context + 1 if reason else row.prompt_tokens
         for row, reason in zip(rows, reasons, strict=True)

@@ -217,7 +217,7 @@ def checked_settings(given: Mapping[str, Any], **own: Any) -> Settings:
     """
     names = {field.name for field in fields(Settings)} - own.keys()
     if unknown := sorted({*given} - names):
-        raise InputError(f"{unknown[0]!r} is no setting of a search; there are {sorted(names)}")
+        raise InputError(f"{unknown[0]!r} is not a setting of a search; known: {sorted(names)}")
     return Settings(**given, **own)
 
 

@@ -207,7 +207,7 @@ def _check(
     if not testbed.test or any(claim.gold is None for claim in testbed.test):
         raise InputError(f"{testbed.name}: a study needs test claims with gold labels")
     if not isinstance(seeds, Sequence) or not seeds or len(set(seeds)) < len(seeds):
-        raise InputError(f"seeds={seeds!r}: give different ones, 1 at least")
+        raise InputError(f"seeds={seeds!r}: give at least 1, all different")
     unknown = sorted({*methods} - {*METHODS})
     if unknown or not methods:
         raise InputError(f"methods={unknown or methods!r}: give some of {', '.join(METHODS)}")

@@ -70,7 +70,7 @@ class Testbed:
         known = {claim.text for claim in self.claims}
         if both := [claim.text for claim in self.test if claim.text in known]:
             raise InputError(
-                f"{self.name}: {len(both)} test claims are to be labelled too, such as "
+                f"{self.name}: {len(both)} test claims are also to be labelled, such as "
                 f"{both[0]!r:.80}: leave them out on one side, so that the test is held out"
             )
 
@@ -164,7 +164,7 @@ def joined(
         InputError: the testbed is not from a file, or has such columns already.
     """
     if testbed.table is None:
-        raise InputError(f"{testbed.name} was read from no file, so there is no table to join to")
+        raise InputError(f"{testbed.name} was not read from a file, so it has no table to join")
     check_columns(testbed)
     reasons = errors or [None if label is not None else "not reached" for label in labels]
     rows: list[tuple[Any, ...]] = [(None, None, None, None, "held out")] * len(testbed.table)

@@ -231,4 +231,4 @@ def _best(scores: Sequence[float | None]) -> int | None:
 
 def _warn(missing: int, what: str) -> None:
     if missing:
-        log.warning("%d %s: None in their places", missing, what)
+        log.warning("%d %s: returned as None", missing, what)

@@ -288,11 +288,11 @@ def _header(head: str, path: str, need: str) -> dict[str, Any]:
     for number, line in enumerate(head.splitlines(), 1):
         key, colon, value = (part.strip() for part in line.partition(":"))
         if not colon or key not in ("style", "choices", "reasons"):
-            raise InputError(f"{path}:{number}: {line!r} is no line of a header: give {need}")
+            raise InputError(f"{path}:{number}: {line!r} is not a header line: give {need}")
         try:
             values[key] = value if key == "style" else json.loads(value)
         except ValueError:
-            raise InputError(f"{path}:{number}: {line!r} is no JSON: give {need}") from None
+            raise InputError(f"{path}:{number}: {line!r} is not JSON: give {need}") from None
     if "choices" not in values:
         raise InputError(f"{path}: the header names no choices: give {need}")
     return values

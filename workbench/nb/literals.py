@@ -51,11 +51,11 @@ def fit(value: object, annotation: ast.expr) -> object:
     try:
         value = _plain(value)
     except RecursionError:
-        raise MisfitError("it holds itself") from None
+        raise MisfitError("it contains itself") from None
     for convert in (False, True):
         with suppress(MisfitError):
             return _fit(value, annotation, convert)
-    raise MisfitError(f"{value!r:.100} is no {ast.unparse(annotation)}")
+    raise MisfitError(f"{value!r:.100} is not of type {ast.unparse(annotation)}")
 
 
 def _plain(value: Any) -> object:
@@ -203,7 +203,7 @@ def injected(values: Mapping[str, object]) -> str:
             source = source_of(value)
             names = {"__builtins__": {}, "float": float, "set": set}
             if source_of(eval(source, names)) != source:
-                raise ValueError(f"{value!r:.100} would be another value there")  # noqa: TRY301
+                raise ValueError(f"{value!r:.100} would become another value")  # noqa: TRY301
         except (ValueError, TypeError, RecursionError, SyntaxError, MemoryError) as error:
             raise NotebookError(f"{name} cannot be given to a notebook: {error}") from error
         lines.append(f"{name} = {source}")

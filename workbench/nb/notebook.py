@@ -99,9 +99,11 @@ def find(paths: Iterable[str | Path]) -> list[Path]:
         elif path.suffix == ".ipynb" and path.is_file():
             notebooks.append(path)
         else:
-            raise NotebookError(f"{path} is no notebook; give an .ipynb file or a folder of them")
+            raise NotebookError(
+                f"{path} is not a notebook; give an .ipynb file or a folder of them"
+            )
     if not notebooks:
-        raise NotebookError("no notebook given; name .ipynb files or a folder that holds some")
+        raise NotebookError("no notebooks; give .ipynb files or a folder that has some")
     return list(dict.fromkeys(notebooks))
 
 

@@ -51,7 +51,7 @@ def run(
     plan = _plan(find(paths), out, parameters or {})
     require_kernel()
     if out.exists() and not out.is_dir():
-        raise NotebookError(f"{out} is no folder; choose one for the copies")
+        raise NotebookError(f"{out} is not a folder; choose one for the copies")
     # From an earlier run, whose values would mix with these.
     (out / "metrics.json").resolve().unlink(missing_ok=True)
     rows: list[dict[str, Any]] = []

@@ -67,7 +67,7 @@ def expect(
     if not (math.isfinite(given) and given > 0):
         raise NotebookError(f"{name}: the tolerance {given} must be finite and above 0")
     if relative is not None and stated == 0:
-        raise NotebookError(f"{name}: no share of stated=0 is a tolerance; use within=")
+        raise NotebookError(f"{name}: relative= does not work with stated=0; use within=")
     share = relative is not None
     claim = f"{name}: {stated:g} ± " + (f"{given * 100:g} %" if share else f"{given:g}")
     measured = float(value)
@@ -117,7 +117,7 @@ def approx(
     absolute, shares = dict(within or {}), dict(relative or {})
     for name in [*absolute, *shares]:
         if name not in table.columns:
-            raise NotebookError(f"no column {name!r} to be near; there are {[*table.columns]}")
+            raise NotebookError(f"no column {name!r}; there are {[*table.columns]}")
     names: Iterable[Any] = (*table.index.names, *table.columns.names)
     index = ", ".join(str(name) for name in names if name is not None) or "index"
     columns = [Column(index, [*map(_label, table.index)])]
@@ -125,7 +125,7 @@ def approx(
         values = [_value(value) for value in table.iloc[:, place]]
         texts = [one for one in values if isinstance(one, str) and one not in _INFINITIES]
         if texts and (name in absolute or name in shares):
-            raise NotebookError(f"column {name!r} has {texts[0]!r}: no figure to be near")
+            raise NotebookError(f"column {name!r} has {texts[0]!r}, which is not a number")
         try:
             columns.append(Column(_label(name), values, absolute.get(name), shares.get(name)))
         except ValueError as error:

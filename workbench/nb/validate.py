@@ -97,7 +97,7 @@ def validate(
     for path in notebooks:
         load(path)
         if re.search(r"\[|::", str(path.resolve())):
-            raise NotebookError(f"{path}: nbval takes no path with [ or ::, rename it")
+            raise NotebookError(f"{path}: nbval accepts no path with [ or ::; rename it")
     require_kernel()
     with counted(len(notebooks), "validate", "notebook"), tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")

@@ -49,7 +49,7 @@ def _load(folder: Path) -> Report:
     numbers += [value for value in astuple(report.usage) if value is not None]
     wrong = [value for value in numbers if not isinstance(value, int | float)]
     if wrong or not isinstance(report.provenance, Mapping):
-        what = f"{wrong[0]!r:.40} is no number" if wrong else "its provenance has no names"
+        what = f"{wrong[0]!r:.40} is not a number" if wrong else "its provenance has no names"
         raise InputError(f"{folder / 'summary.json'} is broken ({what}): save the report again")
     return report
 
@@ -133,6 +133,6 @@ def _parts(place: Path) -> Callable[[Path], list[Part]]:
     inner = {path.parent for pattern in KINDS for path in place.glob(f"*/{pattern}")}
     hint = f"; {min(inner)} holds one" if inner else ""
     raise InputError(
-        f"{place} is no folder of a sweep, a saved report or executed notebooks, nor a notebook"
+        f"{place} is not a folder of a sweep, a saved report or executed notebooks, nor a notebook"
         f"{hint}: give one of these"
     )

@@ -139,7 +139,9 @@ class Grid:
             raise InputError(f"zip: the lists differ in length ({lengths}): give equal lengths")
         for point in self.list:
             if not isinstance(point, Mapping) or not all(isinstance(n, str) for n in point):
-                raise InputError(f"list: {point!r:.60} is no point: give names with their values")
+                raise InputError(
+                    f"list: {point!r:.60} is not a point: give names with their values"
+                )
         names = self._names()
         twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
         if twice:
@@ -247,7 +249,7 @@ def _parsed(condition: object) -> ast.Expression:
     try:
         tree = ast.parse(condition.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError) as error:
-        raise InputError(f"where: {condition!r} is no expression: {error}") from error
+        raise InputError(f"where: {condition!r} is not an expression: {error}") from error
     for node in ast.walk(tree):
         if not isinstance(node, NODES):
             raise InputError(

@@ -260,12 +260,12 @@ def _yaml(path: Path) -> tuple[str, dict[str, Any]]:
         mark = error.problem_mark or error.context_mark
         place = f"{path}:{mark.line + 1}" if mark else path
         what = " ".join(filter(None, (error.context, error.problem)))
-        raise InputError(f"{place}: no YAML: {what}; correct the file") from error
+        raise InputError(f"{place}: not valid YAML: {what}; correct the file") from error
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         what = " ".join(file_error(path, error).split())
         raise InputError(f"{what}; give a YAML file with `notebook:` and what varies") from error
     if not isinstance(found, dict):
-        raise InputError(f"{path}: no sweep: give `notebook:` and what varies")
+        raise InputError(f"{path}: not a sweep: give `notebook:` and what varies")
     return text, found
 
 
@@ -292,7 +292,7 @@ def _revision(model: str | None) -> str | None:
             return source.weights()
         return f"{model}@{_commit(model)}"
     except (OSError, ValueError) as error:
-        raise InputError(f"model={model!r:.100} is no folder or hub name: {error}") from error
+        raise InputError(f"model={model!r:.100} is not a folder or hub name: {error}") from error
 
 
 def _commit(model: str) -> str:

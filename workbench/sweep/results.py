@@ -95,7 +95,7 @@ def read_results(folder: str | Path) -> Results:
         kept = json.loads((path / PLAN).read_text(encoding="utf-8"))
         points = [_planned(**one) for one in kept["points"]]
     except OSError as error:
-        raise InputError(f"{path} is no sweep's folder: it has no {PLAN}") from error
+        raise InputError(f"{path} is not a sweep's folder: it has no {PLAN}") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{path / PLAN} is broken: {error}; run the sweep again") from error
     return results(points, SweepFolder(path))

@@ -147,7 +147,7 @@ def published_file(name: str) -> Path:
             raise InputError(f"{path}: no such file; WORKBENCH_DATA must be a folder that holds it")
         return path
     if name not in HUB:
-        raise InputError(f"{name} is not here: set WORKBENCH_DATA to a folder that holds {name}")
+        raise InputError(f"{name} is missing: set WORKBENCH_DATA to a folder with {name}")
     return _from_hub(name, *HUB[name])
 
 
@@ -164,6 +164,6 @@ def _from_hub(name: str, repo: str, file: str) -> Path:
         return Path(hf_hub_download(repo, file, repo_type="dataset"))
     except Exception as error:  # the hub's client raises its HTTP library's errors too
         raise InputError(
-            f"{name} is not here, and {repo} could not be had from the Hugging Face hub ({error}): "
-            f"set WORKBENCH_DATA to a folder that holds {name}, or let this machine reach the hub"
+            f"{name} is missing, and {repo} could not be downloaded from the hub ({error}): "
+            f"set WORKBENCH_DATA to a folder with {name}, or let this machine reach the hub"
         ) from error

@@ -128,7 +128,7 @@ def read_table(source: object, what: str = "source") -> Table:
     if not isinstance(source, Sequence) or not source:
         files = f"a {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]} file"
         kinds = "a DataFrame, one split of a Dataset or a list of dicts"
-        refuse(what, source, f"{files}, {kinds}, with 1 row at least")
+        refuse(what, source, f"{files}, {kinds}, with at least 1 row")
     return _from_objects((f"{what}[{number}]", row) for number, row in enumerate(source))
 
 
@@ -215,7 +215,7 @@ def _read_file(path: Path) -> Table:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file_error(path, error)}; correct the file") from error
     if not table.rows:
-        raise InputError(f"{path} holds no rows: give a file with 1 at least")
+        raise InputError(f"{path} holds no rows: give a file with at least 1")
     return table
 
 
@@ -250,7 +250,7 @@ def _of_json(text: str) -> Iterator[tuple[str, Any]]:
     try:
         whole = json.loads(text)
     except json.JSONDecodeError as error:
-        hint = ", or name it .jsonl if it has one object a line" if "Extra" in error.msg else ""
+        hint = ", or name it .jsonl if it has one object per line" if "Extra" in error.msg else ""
         message = f"{error.msg} at column {error.colno}{hint}"
         raise LineError(error.lineno, message) from error
     rows = _of_object(whole) if isinstance(whole, Mapping) else whole

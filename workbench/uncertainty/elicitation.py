@@ -179,7 +179,7 @@ def _check_lists(
 
 def _check_different(what: str, names: Sequence[str]) -> None:
     if not names:
-        raise InputError(f"{what} is empty: give 1 at least")
+        raise InputError(f"{what} is empty: give at least 1")
     name, times = Counter(names).most_common(1)[0]
     if times > 1:
         raise InputError(f"{what}: {times} are called {name!r}; give each once")
@@ -193,7 +193,7 @@ def _questions(
     for task in tasks:
         items = task.items(count, seed)
         if not items:
-            raise InputError(f"task {task.name} has no items: give 1 at least")
+            raise InputError(f"task {task.name} has no items: give at least 1")
         for item in items:
             _check_item(item)
         _check_different(f"ids of {task.name}", [item.id for item in items])
@@ -267,7 +267,7 @@ def _question(item: Item) -> str:
     if lacking := [name for name in ("question", "options") if name not in fields]:
         raise InputError(
             f"{where} has no {' and no '.join(lacking)} among {', '.join(fields)}: give items of "
-            "six options, as of open_choices"
+            "six options, as from open_choices"
         )
     kind, context, options = fields.get("kind", "qa"), fields.get("context", ""), fields["options"]
     for name, value in (("question", fields["question"]), ("context", context)):

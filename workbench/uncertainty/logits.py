@@ -44,7 +44,7 @@ def check_logits(logits: ArrayLike, answers: ArrayLike) -> tuple[NDArray[Any], N
     try:
         scores = np.asarray(logits)
     except ValueError as error:  # rows of different lengths
-        raise InputError(f"logits are no table [n, {len(LETTERS)}]: {error}") from error
+        raise InputError(f"logits are not a table [n, {len(LETTERS)}]: {error}") from error
     if not scores.size:
         raise InputError("logits are empty: there is nothing to score")
     if scores.ndim != 2 or scores.shape[1] != len(LETTERS):
@@ -69,7 +69,9 @@ def check_logits(logits: ArrayLike, answers: ArrayLike) -> tuple[NDArray[Any], N
 def _places(answers: ArrayLike, n: int) -> NDArray[np.int64]:
     places = np.asarray(answers)
     if places.shape != (n,):
-        raise InputError(f"answers of shape {places.shape} for {n} rows of logits: give one a row")
+        raise InputError(
+            f"answers of shape {places.shape} for {n} rows of logits: give one per row"
+        )
     if places.dtype.kind == "O" and all(isinstance(one, int) for one in places):
         places = places.astype(np.int64)
     if places.dtype.kind in "UO":
@@ -81,7 +83,7 @@ def _places(answers: ArrayLike, n: int) -> NDArray[np.int64]:
     if wrong.any():
         row = int(wrong.argmax())
         raise InputError(
-            f"answers: row {row} has {str(np.asarray(answers)[row])!r}, none of A to F"
+            f"answers: row {row} has {str(np.asarray(answers)[row])!r}, not one of A to F"
         )
     if n > 1 and (places == places[0]).all():
         raise InputError(

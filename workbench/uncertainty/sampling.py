@@ -303,7 +303,7 @@ def discrete_entropy(counts: Sequence[int]) -> float:
         InputError: there are none, or a size is not a whole number from 1.
     """
     if not len(counts) or any(not n >= 1 or n % 1 != 0 for n in counts):
-        raise InputError(f"counts={counts!r:.60}: give the size of each cluster, 1 at least")
+        raise InputError(f"counts={counts!r:.60}: give the size of each cluster, at least 1")
     return _entropy(counts)
 
 

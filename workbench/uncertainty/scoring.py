@@ -107,7 +107,7 @@ def arrays(
     wrong = done[~done["answer"].isin(LETTERS)]
     if len(wrong):
         row = wrong.iloc[0]
-        raise InputError(f"item {row['id']!r}: answer={row['answer']!r} is none of A to F")
+        raise InputError(f"item {row['id']!r}: answer={row['answer']!r} is not one of A to F")
     places = done["answer"].map(LETTERS.index).to_numpy(np.int64)
     try:
         return done[list(LETTERS)].to_numpy(float), places, done
@@ -122,7 +122,7 @@ def join_tables(reports: Sequence[Report | pd.DataFrame]) -> pd.DataFrame:
         InputError: there are none, they share rows, or the models were asked different questions.
     """
     if not isinstance(reports, Sequence) or not reports:
-        raise InputError(f"reports={reports!r:.60}: give a list of tables, 1 at least")
+        raise InputError(f"reports={reports!r:.60}: give a list of at least 1 table")
     tables = [one.rows if isinstance(one, Report) else one for one in reports]
     for table in tables:
         _check_columns(table)
