@@ -1,7 +1,7 @@
 """Parse mathematics in LaTeX or plain text, completely or not at all.
 
 A parser that skips unknown parts reads `4 \\star 2` as `4`, and grades wrong answers as right.
-This parser knows a fixed set of tokens. A text with any other token parses to None, and equals
+This parser accepts a fixed set of tokens. A text with any other token parses to None, and equals
 only a text with the same `tokens`.
 
 A formula is a list that JSON can hold, such as `["+", ["n", "1"], ["v", "x"]]`:
@@ -73,7 +73,7 @@ APPLIED = set("fghFGHPpNn")
 
 
 class _UnreadableError(Exception):
-    """A token that the parser does not know."""
+    """A token that the parser does not support."""
 
 
 @lru_cache(maxsize=8192)

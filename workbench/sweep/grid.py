@@ -1,6 +1,6 @@
 """A grid: the points of a sweep, from factors that are multiplied and conditions that filter.
 
-A point maps names to values. This module knows nothing of notebooks.
+A point maps names to values. This module does not depend on notebooks.
 """
 
 from __future__ import annotations

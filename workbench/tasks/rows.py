@@ -1,4 +1,4 @@
-"""Read your data: files, frames and lists, as rows that know their position.
+"""Read your data: files, frames and lists, as rows with their positions.
 
 `read_rows` and `read_table` accept .jsonl, .json, .csv, .tsv, .txt and .parquet files, pandas
 DataFrames, Hugging Face `Dataset`s and lists of dicts. They handle encodings (UTF-8, UTF-16 with
