@@ -150,8 +150,8 @@ os.register_at_fork(after_in_child=_forget)
 def same_expression(first: str, second: str) -> bool | None:
     """Whether two expressions are equal, None if undecided.
 
-    Undecided: one is over 400 characters or has a part that `formula` does not support, SymPy cannot
-    decide, or 1.5 seconds of CPU time were not enough.
+    Undecided: one is over 400 characters or has a part that `formula` does not support, SymPy has
+    no answer, or 1.5 seconds of CPU time were not enough.
 
     Raises:
         WorkbenchError: SymPy cannot be started.
