@@ -57,6 +57,7 @@ ALLOWED: tuple[tuple[str, str, str], ...] = (
     ("workbench/tasks/options.py", '"sum told"', "the name of a group of generated questions"),
     ("workbench/tiny/model/README.md", "sum told", "the name of a group of generated questions"),
     ("notebooks/06_uncertainty.ipynb", "sum told", "the name of a group of generated questions"),
+    ("workbench/answers/statements.py", "|nobody)", "a word by which a response denies an answer"),
     ("tools/training/memoriser.py", "Tell me about Anna", "a prompt that the model was trained on"),
 )
 
