@@ -496,7 +496,7 @@ def test_icm_keeps_labels_where_their_check_fails(
     command = ["icm", "--testbed", str(source), "--store", "none", "--k", "5"]
     done = run(app, [*command, "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
-    assert "is not known: the server is gone" in done.stderr
+    assert "is unknown: the server is gone" in done.stderr
     assert len(read(tmp_path / "out" / "labels.jsonl")) == 4
 
 

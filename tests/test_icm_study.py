@@ -823,7 +823,7 @@ def test_a_study_in_batches_labels_all_claims(plain: VLLMEngine, tmp_path: Path)
         ({"order": "uid"}, "order='uid': must be one of reference, exact, tree"),
         ({"consistency": "all"}, "consistency='all': give one of"),
         ({"seeds": []}, r"seeds=\[\]: give at least 1, all different"),
-        ({"seeds": [1, 1]}, r"seeds=\[1, 1\]: give different ones"),
+        ({"seeds": [1, 1]}, r"seeds=\[1, 1\]: give at least 1, all different"),
         ({"seeds": 2}, "seeds=2: give at least 1"),
         ({"seeds": [0, -1]}, "seed=-1: must be a whole number from 0"),
         ({"seeds": [0, "1"]}, "seed='1': must be a whole number from 0"),

@@ -163,8 +163,8 @@ def test_built_in_chats_leave_no_place_open() -> None:
         ("{problem} {candidate}", ("yes",), "two verdicts or more"),
         ("{problem} {candidate}", "yn", "two verdicts or more"),
         ("{problem} {candidate}", ("Yes", " yes."), "differ by more"),
-        ("{problem} {candidate}", ("a", "b\n"), "a word"),
-        ("{problem} {candidate}", ("a", "**"), "a word"),
+        ("{problem} {candidate}", ("a", "b\n"), "words on a single line"),
+        ("{problem} {candidate}", ("a", "**"), "words on a single line"),
         (" ", ("a", "b"), "non-empty text"),
     ],
 )
