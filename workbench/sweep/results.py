@@ -210,6 +210,6 @@ def _notes(states: Sequence[PointState]) -> list[str]:
     for fact, name in MARKS.items():
         seen = Counter(s.facts[fact] for s in states if s.status == "done" and s.facts.get(fact))
         if len(seen) > 1:
-            counts = "; ".join(f"{brief(v, DETAIL)} ({count})" for v, count in seen.most_common())
-            notes.append(f"the points ran on {len(seen)} {name}: {counts}")
+            places = "; ".join(f"{brief(v, DETAIL)} ({count})" for v, count in seen.most_common())
+            notes.append(f"the points ran on {len(seen)} {name}: {places}")
     return notes
