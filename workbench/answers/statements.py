@@ -3,8 +3,7 @@
 The rule for all kinds of answers (numbers, letters, labels):
 
 1. Marks: `#### …`, `\\boxed{…}` or `\\fbox{…}`, `<answer>…</answer>`; the last one that contains
-   an answer. Only a later conclusion ("Final answer: …", "so the answer is …", "wait, the answer
-   is …") overrides it.
+   an answer. A later conclusion ("Final answer: …", "wait, the answer is …") overrides it.
 2. Without a mark, the last phrase: "the answer is …", "Answer: …", "A: …" and the like.
 
 A statement does not count if it has no answer ("the answer is unknown", "#### Step 1"), is

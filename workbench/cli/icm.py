@@ -75,8 +75,7 @@ def icm(
 ) -> None:
     """What does a model already know? Find coherent labels for claims, and measure their accuracy.
 
-    If a file has no test split with gold labels, all its rows are labelled, in batches, and
-    returned with their labels.
+    If a file has no test split with gold labels, all its rows are labelled, in batches.
     """
     from workbench.engines import open_engine
     from workbench.icm.claim import wording_from

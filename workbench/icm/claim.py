@@ -35,8 +35,7 @@ class Claim:
         answer_key: the answer that the claim asserts, such as "42", or "A>B" in a comparison. It
             is made from the text alone, never from the gold label.
         gold: the true label, if known. It is used for measuring; no search reads it.
-        id: the user's own id, or the row's number in the file (from 0) as text; None for claims
-            made in Python.
+        id: the user's own, or the row's number in the file (from 0) as text; None without a file.
     """
 
     text: str

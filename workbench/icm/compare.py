@@ -237,8 +237,7 @@ def join(*folders: str | Path) -> pd.DataFrame:
     """The method table over saved studies with different seeds, for example of two machines.
 
     Raises:
-        InputError: a folder holds no study, or two share a seed or differ in anything but their
-            seeds.
+        InputError: a folder holds no study, or two share a seed or differ in more than their seeds.
     """
     rows, runs, known = [], [], dict[str, Any]()
     for folder in map(Path, folders):

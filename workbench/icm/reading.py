@@ -114,8 +114,7 @@ def read_claims(
         wording: the texts around claims; its template replaces the published one.
 
     Raises:
-        InputError: a file or a row is invalid, or a held-out claim is also to be labelled; the
-            message has the details.
+        InputError: a file or a row is invalid, or a held-out claim is also to be labelled.
     """
     reader = _Reader(KINDS, _given_columns(columns), wording or Wording())
     return reader.testbed(source, test, name)

@@ -44,8 +44,7 @@ class ICMReport(Report):
             seeds: iteration, claim (index), energy, accepted, pool, temperature, inconsistencies,
             label_accuracy (NaN without gold), and the sums of prompts, prompt_tokens,
             computed_tokens and seconds up to it.
-        cost: of the whole search, including the part before an interruption; `usage` is that of
-            this process.
+        cost: of the whole search, with the part before an interruption; `usage` is this process's.
         notes: caveats to know before quoting a number.
         table: the user's own rows with their labels; `save_labels` writes it if it exists.
     """

@@ -103,8 +103,7 @@ def bootstrap(
 
     It is the cheapest alternative to a search. At first the half of the claims with the greater
     log-odds is true. In each round every claim is judged after all others with their labels, and
-    gets the likelier label. After each round, claims that exclude each other get their likeliest
-    consistent labels.
+    gets the likelier label. Then claims that exclude each other get consistent labels.
 
     Raises:
         InputError: as `search`.
@@ -162,8 +161,7 @@ def study(
         settings: of `search`, such as `alpha`.
 
     Raises:
-        InputError: an unknown method or setting, no seeds, no gold labels in the test, or no
-            method left.
+        InputError: an unknown method or setting, no seeds, no gold test labels, or no method left.
         EngineError: a claim could not be scored.
     """
     _check(testbed, seeds, methods, settings)

@@ -203,8 +203,7 @@ def gold_of(row: TableRow, column: str, words: Mapping[str, bool | None] = WORDS
 def embedded(count: int = 128, test_count: int = 200, seed: int = 0) -> Testbed:
     """Claims about sums that the embedded model was not trained on.
 
-    The test does not depend on `count`. No problem is on both sides, not even with exchanged
-    operands.
+    The test does not depend on `count`. No problem is on both sides, even with operands exchanged.
 
     Raises:
         InputError: a count is too small, or larger than the supply of claims.

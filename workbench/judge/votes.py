@@ -66,8 +66,7 @@ class Ballot:
 
     @property
     def verdict(self) -> int | None:
-        """The choice with the most votes among those read; None if there are none, or if it is
-        tied with another."""
+        """The choice with the most votes among those read; None if there are none, or at a tie."""
         counts = Counter(self.places).most_common(2)
         if not counts or (len(counts) == 2 and counts[0][1] == counts[1][1]):
             return None

@@ -1,7 +1,6 @@
 """Notebooks: run, validate and check them; notebooks themselves use `approx` and `expect`.
 
-Importing this package is fast: papermill, nbformat, pandas and nbval are imported by the modules
-that use them.
+Importing this package is fast: the modules that use papermill, pandas and nbval import them.
 """
 
 from workbench.nb.tolerance import approx, expect

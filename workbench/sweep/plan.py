@@ -144,8 +144,7 @@ class Sweep:
         """All points, those of one server next to each other.
 
         Raises:
-            NotebookError: the notebook or its kernel cannot be used, has no parameters cell, or
-                a value does not fit.
+            NotebookError: the notebook, its kernel or a value is unusable, or no parameters cell.
             InputError: the grid has no points, a condition names what does not vary, the model's
                 folder is not a model, or a file next to the notebook cannot be read.
         """

@@ -85,8 +85,7 @@ def wrong_result(problem: Sum, rng: random.Random) -> int:
 
 
 class Sums(BaseTask):
-    """`17+25=`, to be completed. `item.fields`: `problem`, `kind` (addition, …), `digits` of the
-    result."""
+    """`17+25=`, to be completed. `item.fields`: `problem`, `kind`, `digits` of the result."""
 
     name = "sums"
     difficulty = "digits"

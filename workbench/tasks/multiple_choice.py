@@ -115,8 +115,7 @@ def open_choices(
             a published task always shows its own.
 
     Raises:
-        InputError: no task has this name, it does not accept these arguments, or the file is
-            invalid.
+        InputError: an unknown task, arguments that it does not accept, or an invalid file.
     """
     values.known("kind", kind, KINDS)
     demonstrations = values.whole("demonstrations", demonstrations, 0)

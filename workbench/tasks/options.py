@@ -1,8 +1,7 @@
 """Multiple choice with six options: four results, `I don't know` and `None of the above`.
 
 One of the first four is always correct. Levels range from reading a number to computing one.
-Questions without the information to answer them (`hidden`) are never in the training text, so they
-are new to the model.
+Questions that cannot be answered (`hidden`) are not in the training text, so they are new to it.
 """
 
 from __future__ import annotations

@@ -38,8 +38,7 @@ SHAPES = 'a list of objects, {"data": [...]} with one such list, or columns {"te
 class TableRow(NamedTuple):
     """A row's cells by column, and its place: "claims.csv:5", or "source[3]" of a frame.
 
-    In a JSON list the place is "claims.json:5: row 3", in a file without lines "claims.parquet:
-    row 3".
+    In a JSON list the place is "claims.json:5: row 3", without lines "claims.parquet: row 3".
     """
 
     place: str

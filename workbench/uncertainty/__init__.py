@@ -1,7 +1,6 @@
 """How confident is a model, and is its confidence reliable? Questions with six options, and scores.
 
-Asking (`elicit`, `sample_uncertainty`) is separate from scoring: every score can be computed again
-from a saved table.
+Asking (`elicit`, `sample_uncertainty`) is separate from scoring, which needs only a saved table.
 """
 
 from workbench.uncertainty.calibration import calibration_report, rescaled

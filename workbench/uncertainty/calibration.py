@@ -114,8 +114,7 @@ def calibration_report(
         resamples: bootstrap resamples of the items, for the intervals.
 
     Raises:
-        InputError: as `logits.check_logits`; no rows; or `bins`, `resamples` or `seed` is out of
-            range.
+        InputError: as `logits.check_logits`; no rows; or an argument is out of range.
     """
     scores, truth = check_logits(logits, answers)
     report = _judged(softmax(scores.astype(float)), truth, bins, resamples, seed)
@@ -147,8 +146,7 @@ def rescaled(
         logits, answers, bins, resamples, seed: as `calibration_report`.
 
     Raises:
-        InputError: as `calibration_report` and `logits.split_rows`; an unknown method; or no item
-            is left to fit a temperature on.
+        InputError: as `calibration_report` and `logits.split_rows`; an unknown method; no items.
     """
     values.known("method", method, get_args(Method))
     scores, truth = check_logits(logits, answers)

@@ -231,8 +231,7 @@ def option_prompts(
         chat: return each prompt as one user message.
 
     Raises:
-        InputError: an unknown prompt, missing demonstrations, an item without a field, or an item
-            that is also a demonstration.
+        InputError: an unknown prompt, no demonstrations, an item that lacks a field or is also one.
     """
     values.known("prompt", prompt, PROMPTS)
     if prompt != "base" and not demonstrations:

@@ -3,8 +3,7 @@
 A signal is a number per answer, higher if the model is surer. Answers with equal signals form a
 block. A value that depends on their order is averaged over all orders, so row order has no effect.
 
-A resample is a weight per item: how often it was drawn. Both areas come from cumulative sums over
-answers that were sorted once.
+A resample is a weight per item: how often it was drawn. Answers are sorted only once.
 """
 
 from __future__ import annotations
@@ -42,8 +41,7 @@ CELLS = 2**21
 def resampled(n: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
     """How often each of n items is in each bootstrap resample: [some, n], `resamples` in all.
 
-    The same arguments give the same resamples, so measurements of two methods on them are
-    paired.
+    The same arguments give the same resamples, so measurements of two methods are paired.
 
     Raises:
         InputError: `resamples` or `seed` is out of range.
@@ -187,8 +185,7 @@ def selective_report(
         and its intervals are NaN.
 
     Raises:
-        InputError: there are no signals, one has a baseline's name or does not fit `right`, or as
-            `risk_coverage`.
+        InputError: no signals, one with a baseline's name or wrong shape, or as `risk_coverage`.
     """
     weights_of_all = resampled(np.size(right), resamples, seed)
     every, hit = _with_baselines(signals, right, lengths, seed)
@@ -238,8 +235,7 @@ def from_options(logits: ArrayLike) -> dict[str, NDArray[np.float64]]:
 def signals(report: Report | pd.DataFrame) -> dict[str, NDArray[Any]]:
     """The signals in a report of `sample_uncertainty` (or its rows), [n] each, higher is surer.
 
-    All use the same rows: those that did not fail and lack none of the signals. A signal that no
-    row has is left out.
+    All use the same rows: those that did not fail and have all signals that any row has.
 
     Raises:
         InputError: there are no such rows.
