@@ -95,7 +95,7 @@ def _against_engine(server: Server, repeats: int, prompts: int) -> list[Measurem
         rates, cpu = _in_turns(clients, repeats, prompts)
     return [
         _over("share of the engine in process", rates, "inside", 0.4),
-        median("client CPU, milliseconds a prompt", cpu, " ms", "< 0.3"),
+        median("client CPU, milliseconds per prompt", cpu, " ms", "< 0.3"),
         _over("on `workbench serve`: over the workers in sequence", rates, "sequence", 0),
         _over("on `workbench serve`: over `AsyncOpenAI`", rates, "semaphore", 0),
     ]

@@ -44,7 +44,7 @@ ERRORS = {
     "capacity": (429, "Too many requests at once."),
     "500": (500, "The server had an error."),
     "dead": (500, "The engine is dead."),
-    "multi": (400, "One prompt a request."),
+    "multi": (400, "One prompt per request."),
     "poison": (0, "This prompt is not understood."),
 }
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
