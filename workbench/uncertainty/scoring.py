@@ -44,7 +44,7 @@ def score_options(
         Summary, for each model (with its name if there are several): accuracy, coverage, set size
         and UAcc, averaged over prompts and then tasks. The average's interval treats prompts as
         the same measurement, since they have the same items, and tasks as independent. Rows:
-        one per metric, model, task and prompt: name, value, low, high (95 %), n, n_failed, n_unparsed.
+        one per metric, model, task, prompt: name, value, low, high (95 %), n, n_failed, n_unparsed.
         Intervals of coverage, set size and UAcc are over test items, for the threshold found:
         another calibration part would give another threshold (`conformal_splits`). A model, task
         and prompt whose rows all failed has an accuracy of NaN. The order of the rows determines
