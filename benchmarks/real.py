@@ -52,16 +52,17 @@ def measure(
 
 
 def draw(scores: Mapping[str, Sequence[Metric]], file: Path) -> None:
-    """Bars of all models' shares, side by side."""
-    from workbench.plots import new_figure, plot_accuracy
+    """The shares of all models with their intervals, beside each other."""
+    from workbench.plots import finding, new_figure, plot_accuracy
+    from workbench.plots.style import PICTURE
 
     figure, panels = new_figure(len(scores))
     for panel, (name, metrics) in zip(panels, scores.items(), strict=True):
         shares = [metric for metric in metrics if metric.name != LETTERS]
         plot_accuracy(panel, [replace(one, name=one.name.split(",")[0]) for one in shares])
-        panel.set_title(name, fontsize=10)
+        finding(panel, f"{name}: {panel.get_title(loc='left')}")
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(file, **PICTURE)
 
 
 def _row(what: str, metric: Metric) -> Measurement:

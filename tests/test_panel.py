@@ -176,7 +176,7 @@ def test_stop_of_a_search(plain: VLLMEngine, tmp_path: Path) -> None:
     assert {"energy", "acceptance", "labelled"} < set(row.index)
     stop(job)
     assert journal.read_text().count("\n") > 3
-    assert [ax.get_ylabel() for ax in job.figure().axes] == ["tokens per second", "energy"]
+    assert [ax.get_ylabel() for ax in job.figure().axes] == ["tokens per second", "energy, nats"]
 
 
 def test_a_stopped_measurement_goes_on(plain: VLLMEngine) -> None:

@@ -169,8 +169,8 @@ def by_samples(task: object, report: Evaluation, counts: Sequence[int]) -> pd.Da
         task: the task of `report`, which is an evaluation by `MajorityVote`.
 
     Returns:
-        A row per count: samples, accuracy, low, high (95 %), n, and tokens, the mean number of
-        generated tokens per item.
+        A row for each count: samples, tokens (the mean number of generated tokens per item), and
+        what `comparison` says of accuracy and of the difference to the first count.
 
     Raises:
         InputError: the report has fewer samples for an item, or more than one call.
@@ -198,13 +198,12 @@ def by_samples(task: object, report: Evaluation, counts: Sequence[int]) -> pd.Da
             most = max(votes, key=len, default=[])
             won = task.grade(item, texts[most[0] if most else 0])
             verdict = {"correct": bool(won.correct), "parsed": won.parsed, "error": None}
-            rows[count].append({"id": key, "run": run, **verdict, "tokens": tokens[count - 1]})
-    points = []
+            about_it = {"id": key, "run": run, "answer": item.answer, "tokens": tokens[count - 1]}
+            rows[count].append(about_it | verdict)
+    votes = {}
     for count, verdicts in rows.items():
         frame = pd.DataFrame(verdicts)
-        share = accuracy(frame)
-        points.append({
-            "samples": count, "accuracy": share.value, "low": share.low, "high": share.high,
-            "n": share.n, "tokens": float(frame["tokens"].mean()),
-        })  # fmt: skip
-    return pd.DataFrame(points)
+        votes[f"a vote of {count}"] = replace(report, rows=frame, summary=(accuracy(frame),))
+    tokens = [float(vote.rows["tokens"].mean()) for vote in votes.values()]
+    found = comparison(votes).drop(columns=["runs", "seconds", "n_failed", "n_unparsed"])
+    return found.assign(samples=[*rows], tokens=tokens)

@@ -24,7 +24,7 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast
 from workbench.displays import in_kernel
 from workbench.errors import InputError, StoppedError, log, show_as_line
 from workbench.lazy import Figure, np, pd
-from workbench.plots import COLOURS, new_figure
+from workbench.plots import COLOURS, finding, new_figure
 from workbench.progress import RESUMES, Progress, Snapshot, check, current
 
 P = ParamSpec("P")
@@ -162,13 +162,14 @@ class WatchedCall(Generic[T]):
     def figure(self) -> Figure:
         """Tokens per second over time, and the energy of a search."""
         energies = [(x, energy) for x, _, energy in self._history.samples if energy is not None]
-        lines = [("tokens per second", self._history.speeds()), ("energy", energies)]
+        lines = [("tokens per second", self._history.speeds()), ("energy, nats", energies)]
         with _drawing:
             figure, axes = new_figure(2 if energies else 1, height=2.4)
             for ax, colour, (name, points) in zip(axes, COLOURS, lines, strict=False):
-                ax.plot([x for x, _ in points], [y for _, y in points], color=colour)
-                ax.set_xlabel("seconds")
-                ax.set_ylabel(name)
+                x, y = [*zip(*points, strict=True)] or [(), ()]
+                ax.plot(x, y, color=colour)
+                ax.set(xlabel="time, s", ylabel=name)
+                finding(ax, f"{name}: {min(y, default=0):,.0f} to {max(y, default=0):,.0f}")
             axes[0].set_ylim(bottom=0)
         return figure
 

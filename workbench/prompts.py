@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
 
 from workbench import reprs
-from workbench.comparison import compare, comparison
+from workbench.comparison import comparison
 from workbench.engines.estimate import Estimate
 from workbench.errors import InputError
 from workbench.evaluation import evaluate_each
@@ -18,9 +17,6 @@ from workbench.lazy import Figure, pd
 from workbench.progress import interruptible
 from workbench.types import Engine
 from workbench.verdicts import Evaluation
-
-LEVEL = 0.05
-"""The level for p-values (Holm's, over all wordings) of differences that are not chance."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -37,31 +33,17 @@ class PromptComparison:
 
     @property
     def finding(self) -> str:
-        """The finding in one sentence, and whether it is distinguishable from chance."""
-        rows = self.table.to_dict("records")
-        first, reports = rows[0]["name"], [*self.reports.values()]
-        task = reports[0].provenance["task"]
-        apart = [row for row in rows[1:] if row.get("p_holm", math.nan) < LEVEL]
-        if apart:
-            most = max(apart, key=lambda row: abs(row["difference"]))
-            gap = _interval(most, "difference", "difference_", " points")
-            text = f'{task}: "{most["name"]}" differs from "{first}" by {gap}, '
-            also = f"; so do {len(apart) - 1} more" * (len(apart) > 1)
-            return f"{text}distinguishable from chance{also}"
-        unpaired = [row for row in rows[1:] if row["difference"] != row["difference"]]
-        if unpaired:
-            reasons = {n: [*one.rows["error"].dropna()] for n, one in self.reports.items()}
-            lost = max(reasons, key=lambda name: len(reasons[name]))
-            why = f'{len(reasons[lost])} of "{lost}" failed: {reasons[lost][0]}'
-            return f'{task}: "{unpaired[0]["name"]}" shares no answered item with "{first}"; {why}'
-        answered = min(compare(one, reports[0]).n for one in reports[1:])
-        if len(rows) > 2:
-            return f'{task}: none is distinguishable from "{first}" with {answered} items'
-        name = rows[1]["name"]
-        gap = _interval(rows[1], "difference", "difference_", " points")
-        return (
-            f'{task}: "{name}" is not distinguishable from "{first}" with {answered} items: {gap}'
-        )
+        """What was found, and whether it is distinguishable from chance."""
+        from workbench.plots import stated
+
+        table, reports = self.table, self.reports
+        reasons = {name: [*one.rows["error"].dropna()] for name, one in reports.items()}
+        unpaired = [*table["name"][1:][table["difference"][1:].isna()]]
+        if not unpaired:
+            return stated(table)
+        lost = max(reasons, key=lambda name: len(reasons[name]))
+        why = f'{len(reasons[lost])} of "{lost}" failed: {reasons[lost][0]}'
+        return f'"{unpaired[0]}" shares no answered item with "{table["name"][0]}"; {why}'
 
     def figure(self) -> Figure:
         """Accuracies and paired differences with their intervals; the finding as title."""
@@ -72,13 +54,12 @@ class PromptComparison:
     def shown(self) -> pd.DataFrame:
         """The table formatted for people."""
         rows = []
-        for number, row in enumerate(self.table.to_dict("records")):
+        for row in self.table.to_dict("records"):
             shown = {"prompt": row["name"], "accuracy, %": _interval(row, "accuracy", "")}
             shown |= {"n": row["n"], "failed": row["n_failed"], "unparsed": row["n_unparsed"]}
-            apart = number and row["difference"] == row["difference"]
-            gap = _interval(row, "difference", "difference_") if apart else ""
-            shown["difference, points"] = gap
-            shown |= {p: f"{row[p]:.3g}" if apart else "" for p in ("p", "p_holm")}
+            apart = row["difference"] == row["difference"]  # no NaN, as of the first
+            shown["difference, points"] = _interval(row, "difference", "difference_") * apart
+            shown |= {p: f"{row[p]:.3g}" * apart for p in ("p", "p_holm")}
             rows.append(shown)
         return pd.DataFrame(rows)
 
@@ -99,10 +80,10 @@ class PromptComparison:
         return f'<div style="font-size:13px"><div>{name}</div>{table}{image}</div>'
 
 
-def _interval(row: Mapping[Any, Any], name: str, prefix: str, unit: str = "") -> str:
+def _interval(row: Mapping[Any, Any], name: str, prefix: str) -> str:
     value, low, high = (100 * row[one] for one in (name, f"{prefix}low", f"{prefix}high"))
     sign = "+" if prefix else ""
-    return f"{value:{sign}.1f}{unit} ({low:{sign}.1f} to {high:{sign}.1f})"
+    return f"{value:{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"
 
 
 @overload

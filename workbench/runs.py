@@ -53,14 +53,16 @@ def project() -> Path:
 
 
 def save_figure(figure: Figure, name: str) -> Path:
-    """Write `figures/<name>.png` of the run; the same picture gives the same bytes.
+    """Write `figures/<name>.png` of the run, and beside it `<name>_dark.png` for dark pages.
 
-    An existing file is replaced.
+    The same picture gives the same bytes. One of that name is replaced.
     """
-    from workbench.plots.style import PICTURE
+    from workbench.plots.style import PICTURE, for_dark
 
     path = _placed("figures", f"{name}.png")
     figure.savefig(path, **PICTURE)
+    with for_dark(figure):
+        figure.savefig(path.with_name(f"{name}_dark.png"), transparent=True, **PICTURE)
     return path
 
 

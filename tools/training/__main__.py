@@ -12,7 +12,8 @@ from workbench.errors import WorkbenchError
 
 def save_losses(losses: Sequence[float], path: Path) -> None:
     """A training's loss as a figure."""
-    from workbench.plots import COLOURS, new_figure
+    from workbench.plots import COLOURS, finding, new_figure
+    from workbench.plots.style import PICTURE
 
     figure, (ax,) = new_figure()
     ax.plot([SAVE_EVERY * (n + 1) for n in range(len(losses))], losses, color=COLOURS[0])
@@ -21,7 +22,9 @@ def save_losses(losses: Sequence[float], path: Path) -> None:
     ax.yaxis.set_minor_formatter("{x:g}")
     ax.set_xlabel("step")
     ax.set_ylabel("loss of what can be learned, nats")
-    figure.savefig(path, dpi=120)
+    if losses:
+        finding(ax, f"Loss: from {losses[0]:.2f} to {losses[-1]:.2f} nats")
+    figure.savefig(path, **PICTURE)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

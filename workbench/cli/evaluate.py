@@ -130,8 +130,7 @@ def _show_one(task: Task, report: Report, out: Path | None, *, as_json: bool) ->
 
     groups = accuracy_by(report.rows, task.difficulty) if task.difficulty else []
     named = [replace(one, name=f"{task.difficulty} {one.name}") for one in groups]
-
-    draw = partial(plot_accuracy, metrics=[*report.summary, *groups])
+    draw = partial(plot_accuracy, metrics=[*report.summary, *named])
     show_report(report, draw, out, as_json=as_json, more=named)
 
 
@@ -153,18 +152,16 @@ def compare_reports(
 def _show_all(reports: Mapping[str, Report], out: Path | None, *, as_json: bool) -> None:
     from workbench.comparison import comparison
     from workbench.files import whole_folder
-    from workbench.plots import new_figure, plot_accuracy
+    from workbench.plots import draw_comparison
     from workbench.plots.style import PICTURE
 
     frame = comparison(reports)
     show_frame(frame, as_json=as_json)
     if out is None:
         return
-    figure, (ax,) = new_figure()
-    plot_accuracy(ax, [replace(r.summary[0], name=name) for name, r in reports.items()])
     with whole_folder(out) as part:
         frame.to_csv(part / "comparison.csv", index=False)
-        figure.savefig(part / "figure.png", **PICTURE)
+        draw_comparison(frame).savefig(part / "figure.png", **PICTURE)
     say(f"table and figure are in {out}")
 
 

@@ -17,18 +17,18 @@ from workbench.plots.style import (
     dots,
     doubling,
     finding,
-    line_style,
     lines,
     log_ticks,
     new_figure,
     percent,
     shares,
-    sides,
 )
 from workbench.stats import ShareDifference
 from workbench.types import Metric
 
 __all__ = ["COLOURS", "finding", "new_figure"]
+LEVEL = 0.05
+"""Of a p-value, below which a difference is not chance."""
 
 
 def plot_accuracy(
@@ -47,46 +47,57 @@ def plot_accuracy(
         level: what guessing comes to, drawn as "chance".
     """
     dots(ax, metrics)
-    sizes = {one.n for one in metrics}
-    percent(ax.xaxis, f"{what}, % (95 % interval{f', n = {sizes.pop():,}' * (len(sizes) == 1)})")
+    n = f", n = {metrics[0].n:,}" if len({one.n for one in metrics}) == 1 else ""
+    percent(ax.xaxis, f"{what}, % (95 % interval{n})")
     if level is not None:
         chance(ax, level, upright=True)
     finding(ax, compared(metrics, gains, what) if gains else _spanned(metrics, what, level))
 
 
-def compared(metrics: Sequence[Metric], gains: Sequence[Metric], what: str = "accuracy") -> str:
-    """The largest paired difference, of those to `metrics[0]`, that is distinguishable from 0."""
-    first, size = metrics[0], lambda pair: abs(pair[1].value)
-    known = [pair for pair in zip(metrics[1:], gains, strict=True) if pair[1].n]
-    apart = [(one, gain) for one, gain in known if not gain.low <= 0 <= gain.high]
+def compared(
+    metrics: Sequence[Metric], gains: Sequence[Metric], what: str = "accuracy",
+    sure: Sequence[bool] = (),
+) -> str:  # fmt: skip
+    """The largest paired difference to `metrics[0]` that is distinguishable from 0: that is `sure`,
+    or of which the interval does not hold 0."""
+    first, apart = metrics[0], sure or [not gain.low <= 0 <= gain.high for gain in gains]
+    all_of = [*zip(metrics[1:], gains, apart, strict=True)]
+    known = [one for one in all_of if not math.isnan(one[1].value)]
     if not known:
         return f"{first.name}: {what} {first}"
-    other, gain = max(apart or known, key=size)
-    if not apart:
-        return f"{other.name} and {first.name} are not distinguishable: paired {gain}"
-    way = "raises" if gain.value > 0 else "lowers"
-    ends = f"{100 * first.value:.1f} to {100 * other.value:.1f} %"
-    return f"{other.name.capitalize()} {way} {what} from {ends}: paired {gain}"
+    other, gain, clear = max(known, key=lambda one: (one[2], abs(one[1].value)))
+    ends = [f"{100 * end:+.1f}".replace("-", "−") for end in (gain.value, gain.low, gain.high)]
+    pair = f"paired difference {ends[0]} points, {ends[1]} to {ends[2]}"
+    if not clear:
+        name = other.name if len(known) == 1 else f"none of {len(known)}"
+        return f"{name}: {what} not distinguishable from {first.name} (largest {pair})"
+    way = f"{what} {'rises' if gain.value > 0 else 'falls'} from {100 * first.value:.1f}"
+    return f"{other.name}: {way} to {100 * other.value:.1f} % ({pair})"
+
+
+def stated(table: pd.DataFrame) -> str:
+    """What a table of `comparison.comparison` shows, by Holm's p-values where it has them."""
+    sure = [] if "p_holm" not in table else [*(table["p_holm"] < LEVEL)[1:]]
+    return compared(shares(table), _gains(table)[1:], sure=sure).replace("_", " ")
 
 
 def _spanned(metrics: Sequence[Metric], what: str, level: float | None) -> str:
     """The least and the most of metrics that are not compared, and which may be chance."""
-    known = [one for one in metrics if one.n]
+    known = [one for one in metrics if not math.isnan(one.value)]
     if len(known) < 2:
-        return f"{what.capitalize()} {metrics[0] if metrics else 'is unknown'}"
-    low, high = (end(known, key=lambda one: one.value) for end in (min, max))
-    ends = f"{100 * low.value:.1f} % ({low.name}) to {100 * high.value:.1f} % ({high.name})"
-    text = f"{what.capitalize()}: {ends}".replace("_", " ")
-    even = [one.name for one in known if level is not None and one.low <= level <= one.high]
-    return text + f"; not distinguishable from chance: {', '.join(even)}" * bool(even)
+        return f"{what} {metrics[0] if metrics else 'is unknown'}"
+    ends = [end(known, key=lambda one: one.value) for end in (min, max)]
+    text = " to ".join(f"{100 * one.value:.1f} % ({one.name})" for one in ends).replace("_", " ")
+    even = " and ".join(one.name for one in known if level and one.low <= level <= one.high)
+    return f"{what} {text}" + f"; not distinguishable from chance: {even}" * bool(even)
 
 
 AXES = {
     "batch": "prompts per call",
     "requests": "prompts",
-    "prompt_tokens": "prompt length, tokens",
-    "output_tokens": "answer length, tokens",
-    "shared": "share of the prompt that all have in common, %",
+    "prompt_tokens": "tokens per prompt",
+    "output_tokens": "tokens per answer",
+    "shared": "% of the prompt that all share",
 }
 
 
@@ -97,21 +108,19 @@ def plot_speeds(ax: Axes, table: pd.DataFrame, by: str) -> None:
         table: rows of `throughput.summarise`; a batch of 0 is drawn as all the prompts.
         by: a key of `AXES`.
     """
-    sizes = table[by].astype(float)
-    placed = table.assign(
-        place=sizes.where(sizes > 0, table["requests"]) if by == "batch" else sizes
-    )
+    sizes = 100 * table[by] if by == "shared" else table[by].astype(float)
+    sizes = sizes.where(sizes > 0, table["requests"]) if by == "batch" else sizes
+    placed = table.assign(place=sizes)
     lines(ax, placed, ("place", "output_tokens_per_s"), "runner")
-    if by == "shared":
-        percent(ax.xaxis, AXES[by], whole=False)
-    else:
+    if by != "shared":
         doubling(ax, placed["place"])
-    ax.set_yscale("log")
     log_ticks(ax.yaxis, "{x:,.0f}")
     ax.set(xlabel=AXES[by], ylabel="answer tokens per second")
-    first = placed[placed["runner"] == placed["runner"].iloc[0]].sort_values("place")
-    ends = [f"{first['output_tokens_per_s'].iloc[end]:,.0f}" for end in (0, -1)]
-    finding(ax, f"{first['runner'].iloc[0]}: from {' to '.join(ends)} tokens per second")
+    name = table["runner"].iloc[0]
+    ends = placed[placed["runner"] == name].sort_values("place").iloc[[0, -1]]
+    speeds = " to ".join(ends["output_tokens_per_s"].map("{:,.0f}".format))
+    load = " to ".join(ends["place"].map("{:,.0f}".format))
+    finding(ax, f"{name}: {speeds} tokens per second at {load} {AXES[by]}")
 
 
 def plot_speedups(ax: Axes, metrics: Sequence[Metric]) -> None:
@@ -119,7 +128,6 @@ def plot_speedups(ax: Axes, metrics: Sequence[Metric]) -> None:
     parts = [one.name.rpartition(" over ") for one in metrics]
     named = [replace(one, name=part[2]) for one, part in zip(metrics, parts, strict=True)]
     dots(ax, named, lambda one: f"{one.value:.3g} ×")
-    ax.set_xscale("log")
     log_ticks(ax.xaxis, "{x:g}")
     ax.set_xlim(min(0.8, *(0.8 * one.low for one in named)), 1.25 * max(one.high for one in named))
     ax.set_xlabel("times as fast as (median and range of the repeats)")
@@ -127,8 +135,7 @@ def plot_speedups(ax: Axes, metrics: Sequence[Metric]) -> None:
     most = max(named, key=lambda one: one.value)
     ends = f"{most.value:.3g} × as fast as {most.name} ({most.low:.3g} to {most.high:.3g})"
     even = [one.name for one in named if one.low <= 1 <= one.high]
-    text = f"{parts[0][0]}: {ends}" + f"; range holds 1: {', '.join(even)}" * bool(even)
-    finding(ax, text)
+    finding(ax, f"{parts[0][0]}: {ends}" + f"; range holds 1: {', '.join(even)}" * bool(even))
 
 
 def plot_requests(ax: Axes, table: pd.DataFrame, here: float | None = None) -> None:
@@ -143,7 +150,6 @@ def plot_requests(ax: Axes, table: pd.DataFrame, here: float | None = None) -> N
     if here is not None:
         chance(ax, here, "in this process")
     doubling(ax, table["max_concurrency"])
-    ax.set_yscale("log")
     log_ticks(ax.yaxis, "{x:,.0f}")
     ax.set(xlabel="requests in flight", ylabel="verdicts per second")
     best = table.sort_values("verdicts_per_s").iloc[-1]
@@ -154,59 +160,48 @@ def plot_requests(ax: Axes, table: pd.DataFrame, here: float | None = None) -> N
 
 def plot_samples(ax: Axes, curve: pd.DataFrame) -> None:
     """Accuracy of a vote against the samples that it counts, of `comparison.by_samples`."""
-    ax.fill_between(curve["samples"], curve["low"], curve["high"], color=COLOURS[0], alpha=0.15)
-    ax.plot(curve["samples"], curve["accuracy"], **line_style(0))
+    lines(ax, curve.assign(by="majority vote"), ("samples", "accuracy"), "by")
     doubling(ax, curve["samples"])
-    percent(ax.yaxis, "accuracy, % (95 % band)")
+    percent(ax.yaxis, "accuracy, % (95 % interval)")
     ax.set_xlabel("samples that vote")
-    votes = curve.assign(name=curve["samples"].map("a vote of {}".format))
-    finding(ax, compared(shares(votes), _gains(votes)[1:]))
+    finding(ax, stated(curve))
 
 
 def plot_costs(ax: Axes, table: pd.DataFrame) -> None:
     """Accuracy of agents against the tokens they generate per item, of `comparison.comparison`."""
-    for number, row in enumerate(table.to_dict("records")):
-        tokens = row["completion_tokens"] / (row["n"] + row["n_failed"] / row["runs"]) / row["runs"]
-        style, ends = line_style(number), [[side] for side in sides(row, "accuracy")]
-        ax.errorbar(tokens, row["accuracy"], yerr=ends, capsize=4, **style)
-        ax.annotate(
-            row["name"].replace("_", " "), (tokens, row["low"]), (0, -3), ha="center", va="top",
-            textcoords="offset points", color=style["color"], fontsize=9,
-        )  # fmt: skip
-    ax.set_xscale("log")
+    tokens = table["completion_tokens"] / (table["n"] * table["runs"] + table["n_failed"])
+    named = table.assign(tokens=tokens, name=table["name"].str.replace("_", " "))
+    lines(ax, named, ("tokens", "accuracy"), "name")
     log_ticks(ax.xaxis, "{x:,.0f}")
     ax.margins(x=0.15)
     ax.set_xlabel("generated tokens per item")
     percent(ax.yaxis, "accuracy, % (95 % interval)")
-    finding(ax, compared(shares(table), _gains(table)[1:]).replace("_", " "))
+    finding(ax, stated(named))
 
 
 def _gains(table: pd.DataFrame) -> list[Metric]:
     """The paired differences of a comparison to its first row, of that one without a number."""
-    found: list[Metric] = []
-    for row in table.to_dict("records"):
-        gap, low, high = (row.get(f"difference{end}", math.nan) for end in ("", "_low", "_high"))
-        n = 0 if math.isnan(gap) else row["n"]
-        found.append(ShareDifference(row["name"], gap, low, high, n))
-    return found
+    ends = ("difference", "difference_low", "difference_high")
+    rows = table.reindex(columns=["name", *ends, "n"]).itertuples(index=False)
+    return [ShareDifference(*row) for row in rows]
 
 
-def draw_comparison(table: pd.DataFrame, title: str) -> Figure:
+def draw_comparison(table: pd.DataFrame, title: str = "") -> Figure:
     """Accuracies with their 95 % intervals, and paired differences to the first with theirs.
 
     Args:
         table: what `comparison.comparison` returns, of two reports or more.
-        title: what was found.
+        title: what was found, where the table does not say it all.
     """
     figure, (left, right) = new_figure(2, height=1.3 + 0.45 * len(table))
     metrics, gains = shares(table), _gains(table)
     colours = [COLOURS[number % len(COLOURS)] for number in range(len(table))]
     dots(left, metrics, colours=colours)
     percent(left.xaxis, "accuracy, % (95 % interval)")
-    dots(right, gains, lambda one: f"{100 * one.value:+.1f}" * bool(one.n), colours)
+    dots(right, gains, lambda one: f"{100 * one.value:+.1f}".replace("+nan", ""), colours)
     right.set_yticks(range(len(table)), [""] * len(table))
     right.axvline(0, color=INK, linewidth=1, linestyle="--")
-    label = f"paired difference to {metrics[0].name}, points (95 % interval)"
+    label = f"paired difference to “{metrics[0].name}”, points (95 % interval)"
     percent(right.xaxis, label, whole=False)
-    finding(figure, title)
+    finding(figure, title or stated(table))
     return figure

@@ -38,7 +38,6 @@ def plot_trade_off(ax: Axes, table: pd.DataFrame, x: str = "faster") -> None:
                     _shown(row), (row[x], row["accuracy"]), xytext=(4, -10 if by_steps else 5),
                     textcoords="offset points", color=style["color"], fontsize=7,
                 )  # fmt: skip
-    ax.set_xscale("log")
     log_ticks(ax.xaxis, "{x:g} ×")
     ax.set(xlabel=AXES[x], ylabel="accuracy (95 % interval)", ylim=(0, 1.02))
     ax.legend(fontsize=8, frameon=False, loc="lower left")

@@ -41,7 +41,6 @@ def plot_convergence(ax: Axes, histories: Mapping[str, pd.DataFrame], what: str 
         moves = history[history["accepted"]]
         ax.step(moves["computed_tokens"] / 1000, moves[what], where="post", color=colour)
         ends.append((name, colour, float(moves[what].iloc[-1])))
-    ax.set_xscale("log")
     log_ticks(ax.xaxis, "{x:g}")
     ax.set(xlabel="tokens computed, thousands", ylabel="energy, nats")
     if what == "label_accuracy":

@@ -7,26 +7,23 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
 from textwrap import fill
 from typing import Any
 
-from workbench.lazy import Axes, Axis, Figure, pd
+from workbench.lazy import Axes, Axis, Figure, np, pd
 from workbench.stats import Metric, Share
 
-INK, SOFT, GRID = "#222222", "#5f5f5f", "#e6e6e6"
-"""Of texts and intervals, of notes and reference lines, and of the grid."""
+INK, SOFT, GRID = "#222222", "#5f5f5f", "#e6e6e6"  # of texts, of notes and levels, of the grid
+# After Okabe and Ito (2008), for any colour vision; as dark as a text on white has to be.
 COLOURS = ("#0072B2", "#C24E00", "#007F5C", "#B0508E", "#8F6600", "#707070", "#000000")
-"""After Okabe and Ito (2008), for any colour vision; as dark as a text on white has to be."""
 MARKERS = "os^Dv*X"
-WIDTH, ONE = 8.4, 5.4
-"""Inches of a figure with panels side by side, and with one: 820 pixels at 96 an inch, saved."""
-TEXT, TITLE = 9, 10.5
-"""Sizes in points; no text is smaller than the first."""
-KEEP = "keep"
-"""The gid of an artist whose colours are the same on dark, as a text on a coloured cell."""
+WIDTH, ONE = 8.4, 5.4  # inches of two panels (saved: 820 pixels at 96 an inch) and of one
+TEXT, TITLE = 9, 10.5  # sizes in points, of which the first is the least
+KEEP = "keep"  # the gid of what has the same colour on dark, as a text on a coloured cell
 FINDING, END = "finding", "end"  # gids of texts, for the layout
 PICTURE: dict[str, Any] = {"dpi": 150, "bbox_inches": "tight", "metadata": {"Software": None}}
 
@@ -34,7 +31,7 @@ PICTURE: dict[str, Any] = {"dpi": 150, "bbox_inches": "tight", "metadata": {"Sof
 def new_figure(
     panels: int = 1, *, height: float = 3.0, columns: int = 2, width: float | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of panels, each `height` inches, `columns` in a row, with one layout."""
+    """A figure of panels, each `height` inches, `columns` in a row; a last row may have fewer."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -43,7 +40,10 @@ def new_figure(
     rows, wide = -(-panels // columns), width or (ONE if columns == 1 else WIDTH)
     figure = Figure(figsize=(wide, height * rows), layout=_layout()(w_pad=0.1, h_pad=0.06))
     FigureCanvasAgg(figure)
-    axes = [figure.add_subplot(rows, columns, i + 1) for i in range(panels)]
+    axes: list[Axes] = []
+    for row in figure.add_gridspec(rows, 1):  # names beside one row's panels narrow no other's
+        cells = row.subgridspec(1, min(columns, panels - len(axes)))
+        axes += [figure.add_subplot(cell) for cell in cells]
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.spines[["bottom", "left"]].set_color(SOFT)
@@ -99,7 +99,7 @@ def _spread(texts: Sequence[Any]) -> None:
     heights, order = [*wanted], sorted(range(len(texts)), key=wanted.__getitem__)
     for below, above in pairwise(order):
         heights[above] = max(heights[above], heights[below] + room)
-    top = ax.bbox.y1 + room / 2
+    top = ax.bbox.y1 - room / 4
     for i in reversed(order):
         heights[i] = min(heights[i], top)
         top = heights[i] - room
@@ -123,7 +123,7 @@ def percent(axis: Axis, label: str = "accuracy, %", *, whole: bool = True) -> No
     if whole:
         axis.set_ticks([0, 0.25, 0.5, 0.75, 1])
         axis.set_view_interval(-0.02, 1.02, ignore=True)
-    axis.set_major_formatter(lambda share, _: f"{100 * share:.4g}")
+    axis.set_major_formatter(lambda share, _: f"{100 * share:.4g}".replace("-", "−"))
 
 
 def chance(ax: Axes, value: float, name: str = "chance", *, upright: bool = False) -> None:
@@ -168,9 +168,9 @@ def dots(
         colour = colours[place % len(colours)]
         ax.hlines(place, one.low, one.high, color=colour, linewidth=1.4)
         ax.plot(one.value, place, marker="o", markersize=6, color=colour)
-    label_ends(ax, [(text(one), INK, place) for place, one in enumerate(metrics)])
+    label_ends(ax, [(text(m).replace("-", "−"), INK, at) for at, m in enumerate(metrics)])
     sizes = {one.n for one in metrics}
-    names = [fill(one.name.replace("_", " "), 26) for one in metrics]
+    names = [fill(one.name.replace("_", " "), 30) for one in metrics]
     if len(sizes) > 1:
         names = [f"{name}, n = {one.n:,}" for name, one in zip(names, metrics, strict=True)]
     ax.set_yticks(range(len(metrics)), names)
@@ -217,9 +217,42 @@ def log_ticks(axis: Axis, form: str) -> None:
     """A logarithmic axis with its 1, 2 and 5 named, as one decade is often all there is."""
     from matplotlib.ticker import LogLocator
 
+    ax = axis.axes
+    (ax.set_xscale if axis is ax.xaxis else ax.set_yscale)("log")
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(form)
     axis.minorticks_off()
+
+
+@contextmanager
+def for_dark(figure: Figure) -> Iterator[None]:
+    """Within this the figure has light ink on a dark ground; after it, what it had."""
+    figure.draw_without_rendering()  # makes the ticks
+    before = []
+    for artist in figure.findobj(lambda one: one.get_gid() != KEEP):
+        for part in ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor"):
+            get, put = (getattr(artist, f"{do}_{part}", None) for do in ("get", "set"))
+            if get is not None and put is not None and (dark := _on_dark(get())) is not None:
+                before.append((put, get()))
+                put(dark)
+    try:
+        yield
+    finally:
+        for put, colour in reversed(before):
+            put(colour)
+
+
+def _on_dark(colour: Any) -> Any:
+    """The counterpart of a colour, or of several, on #111111; None of what is no colour."""
+    from matplotlib.colors import to_rgba_array
+
+    try:
+        found = to_rgba_array(colour)
+    except (TypeError, ValueError):  # "auto"
+        return None
+    grey = np.ptp(found[:, :3], axis=1, keepdims=True) < 0.05  # black to nearly white, and back
+    found[:, :3] = np.where(grey, 0.93 - 0.863 * found[:, :3], 0.7 * found[:, :3] + 0.3)
+    return (found if np.ndim(colour) == 2 else tuple(found[0])) if len(found) else None
 
 
 def _show_in_notebooks() -> None:

@@ -285,7 +285,6 @@ def _number_axis(ax: Axes, values: pd.Series[float] | NDArray[np.float64]) -> No
         room = 0.06 * (high - low) or 0.5 * abs(low) or 1
         ax.set_xlim(low - room, high + room)
         return
-    ax.set_xscale("log")
     log_ticks(ax.xaxis, "")
     ax.xaxis.set_major_formatter(lambda value, _: shown(float(f"{value:.3g}")))
     if high > 100 * low:

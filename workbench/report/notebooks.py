@@ -44,7 +44,7 @@ def several_notebooks(folder: Path) -> list[Part]:
     ]
     for book in books:
         parts += [paragraph(book.path.name, "about start"), *_notebook(book)]
-    figures = sorted(path for path in folder.glob("figures/**/*") if path.is_file())
+    figures = [p for p in sorted(folder.glob("figures/**/*.*")) if not p.stem.endswith("_dark")]
     if figures:
         parts.append(heading("Saved figures"))
     for path in figures:
