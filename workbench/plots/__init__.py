@@ -89,7 +89,8 @@ def _spanned(metrics: Sequence[Metric], what: str, level: float | None) -> str:
     ends = [end(known, key=lambda one: one.value) for end in (min, max)]
     text = " to ".join(f"{100 * one.value:.1f} % ({one.name})" for one in ends).replace("_", " ")
     even = " and ".join(one.name for one in known if level and one.low <= level <= one.high)
-    return f"{what} {text}" + f"; not distinguishable from chance: {even}" * bool(even)
+    text = f"{what[:1].upper()}{what[1:]} {text}"
+    return f"{text}; not distinguishable from chance: {even}" if even else text
 
 
 AXES = {

@@ -87,8 +87,10 @@ def _wrap(title: Any, figure: Figure) -> None:
         title.set_x((left - ax.bbox.x0) / ax.bbox.width)
     whole = " ".join(title.get_text().split())
     title.set_text(whole)
-    if (wide := title.get_window_extent().width) > right - left:
-        title.set_text(fill(whole, max(10, int(0.95 * len(whole) * (right - left) / wide))))
+    letters = len(whole)
+    while (wide := title.get_window_extent().width) > right - left and letters > 10:
+        letters = min(letters - 1, int(letters * (right - left) / wide))
+        title.set_text(fill(whole, letters))
 
 
 def _spread(texts: Sequence[Any]) -> None:
