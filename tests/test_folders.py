@@ -120,7 +120,7 @@ def test_code_of_a_folder_is_never_run_unasked(copied: Callable[..., Path], tmp_
     line = [sys.executable, "-c", ATTEMPTS, *map(str, (causal, masked, tmp_path / "dcp"))]
     done = subprocess.run(
         [*line, str(tmp_path / "out")],
-        input="yes\n" * 20, capture_output=True, text=True, timeout=120, check=False,
+        input="yes\n" * 20, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     said = [text for text in done.stdout.splitlines() if text.startswith(("loads", "refused"))]
     assert [text.split()[0] for text in said] == [
@@ -136,7 +136,7 @@ def test_a_server_runs_no_code_of_a_folder(copied: Callable[..., Path], tmp_path
     mark = with_code(folder, model_type="mine")
     done = subprocess.run(
         [sys.executable, "-m", "workbench", "serve", "vllm", str(folder)],
-        input="yes\n" * 20, capture_output=True, text=True, timeout=120, check=False,
+        input="yes\n" * 20, capture_output=True, text=True, timeout=240, check=False,
         env=os.environ | {"WORKBENCH_RUN_DIR": str(tmp_path / "runs")},
     )  # fmt: skip
     assert done.returncode != 0
