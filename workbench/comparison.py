@@ -200,10 +200,10 @@ def by_samples(task: object, report: Evaluation, counts: Sequence[int]) -> pd.Da
             verdict = {"correct": bool(won.correct), "parsed": won.parsed, "error": None}
             about_it = {"id": key, "run": run, "answer": item.answer, "tokens": tokens[count - 1]}
             rows[count].append(about_it | verdict)
-    votes = {}
+    parts = {}
     for count, verdicts in rows.items():
         frame = pd.DataFrame(verdicts)
-        votes[f"a vote of {count}"] = replace(report, rows=frame, summary=(accuracy(frame),))
-    tokens = [float(vote.rows["tokens"].mean()) for vote in votes.values()]
-    found = comparison(votes).drop(columns=["runs", "seconds", "n_failed", "n_unparsed"])
-    return found.assign(samples=[*rows], tokens=tokens)
+        parts[f"a vote of {count}"] = replace(report, rows=frame, summary=(accuracy(frame),))
+    means = [float(part.rows["tokens"].mean()) for part in parts.values()]
+    found = comparison(parts).drop(columns=["runs", "seconds", "n_failed", "n_unparsed"])
+    return found.assign(samples=[*rows], tokens=means)

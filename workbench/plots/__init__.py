@@ -69,8 +69,8 @@ def compared(
     ends = [f"{100 * end:+.1f}".replace("-", "−") for end in (gain.value, gain.low, gain.high)]
     pair = f"paired difference {ends[0]} points, {ends[1]} to {ends[2]}"
     if not clear:
-        name = other.name if len(known) == 1 else f"none of {len(known)}"
-        return f"{name}: {what} not distinguishable from {first.name} (largest {pair})"
+        name, most = (other.name, "") if len(known) == 1 else (f"none of {len(known)}", "largest ")
+        return f"{name}: {what} not distinguishable from {first.name} ({most}{pair})"
     way = f"{what} {'rises' if gain.value > 0 else 'falls'} from {100 * first.value:.1f}"
     return f"{other.name}: {way} to {100 * other.value:.1f} % ({pair})"
 
@@ -128,13 +128,13 @@ def plot_speedups(ax: Axes, metrics: Sequence[Metric]) -> None:
     """How many times as fast as others, with the range of the repeats; 1 is as fast."""
     parts = [one.name.rpartition(" over ") for one in metrics]
     named = [replace(one, name=part[2]) for one, part in zip(metrics, parts, strict=True)]
-    dots(ax, named, lambda one: f"{one.value:.3g} ×")
+    dots(ax, named, lambda one: f"{one.value:.2f} ×")
     log_ticks(ax.xaxis, "{x:g}")
     ax.set_xlim(min(0.8, *(0.8 * one.low for one in named)), 1.25 * max(one.high for one in named))
-    ax.set_xlabel("times as fast as (median and range of the repeats)")
+    ax.set_xlabel("times as fast (median, range of repeats)")
     chance(ax, 1, "as fast", upright=True)
     most = max(named, key=lambda one: one.value)
-    ends = f"{most.value:.3g} × as fast as {most.name} ({most.low:.3g} to {most.high:.3g})"
+    ends = f"{most.value:.2f} × as fast as {most.name} ({most.low:.2f} to {most.high:.2f})"
     even = [one.name for one in named if one.low <= 1 <= one.high]
     finding(ax, f"{parts[0][0]}: {ends}" + f"; range holds 1: {', '.join(even)}" * bool(even))
 
@@ -154,9 +154,9 @@ def plot_requests(ax: Axes, table: pd.DataFrame, here: float | None = None) -> N
     log_ticks(ax.yaxis, "{x:,.0f}")
     ax.set(xlabel="requests in flight", ylabel="verdicts per second")
     best = table.sort_values("verdicts_per_s").iloc[-1]
-    how = f"{best['prompts_per_request']} prompts in each of {best['max_concurrency']} requests"
+    how = f"{best['prompts_per_request']} per request, {best['max_concurrency']} requests in flight"
     more = "" if here is None else f"; {here:,.0f} in this process"
-    finding(ax, f"At most {best['verdicts_per_s']:,.0f} verdicts per second, with {how}{more}")
+    finding(ax, f"At most {best['verdicts_per_s']:,.0f} verdicts per second ({how}){more}")
 
 
 def plot_samples(ax: Axes, curve: pd.DataFrame) -> None:

@@ -41,9 +41,10 @@ def new_figure(
     figure = Figure(figsize=(wide, height * rows), layout=_layout()(w_pad=0.1, h_pad=0.06))
     FigureCanvasAgg(figure)
     axes: list[Axes] = []
-    for row in figure.add_gridspec(rows, 1):  # names beside one row's panels narrow no other's
-        cells = row.subgridspec(1, min(columns, panels - len(axes)))
-        axes += [figure.add_subplot(cell) for cell in cells]
+    grid = figure.add_gridspec(rows, 1)
+    for row in range(rows):  # each by itself: names beside one row's panels narrow no other's
+        cells = grid[row, 0].subgridspec(1, min(columns, panels - len(axes)))
+        axes += [figure.add_subplot(cells[0, i]) for i in range(cells.ncols)]
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.spines[["bottom", "left"]].set_color(SOFT)
@@ -231,7 +232,7 @@ def for_dark(figure: Figure) -> Iterator[None]:
     """Within this the figure has light ink on a dark ground; after it, what it had."""
     figure.draw_without_rendering()  # makes the ticks
     before = []
-    for artist in figure.findobj(lambda one: one.get_gid() != KEEP):
+    for artist in figure.findobj(lambda one: one.get_gid() != KEEP and not hasattr(one, "patch")):
         for part in ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor"):
             get, put = (getattr(artist, f"{do}_{part}", None) for do in ("get", "set"))
             if get is not None and put is not None and (dark := _on_dark(get())) is not None:
