@@ -87,17 +87,22 @@ def _pictures(about: Mapping[str, Any], points: pd.DataFrame, metric: str) -> li
     compared = _compared(about["varied"], points)
     by = compared[1] if len(compared) > 1 else None
     front = metric != "seconds" and finite(points, "seconds").notna().any()
-    figure, axes = new_figure(bool(compared) + bool(by) + bool(front), height=3.4)
-    rest = iter(axes)
+    parts: list[Part] = []
     if compared:
-        plot_lines(next(rest), points, compared[0], metric, by)
-    if by:
-        plot_heat(next(rest), points, compared[0], by, metric)
+        x = compared[0]
+        figure, axes = new_figure(2 if by else 1, height=3.8)
+        plot_lines(axes[0], points, x, metric, by)
+        if by:
+            plot_heat(axes[1], points, x, by, metric)
+        parts.append(drawn(figure))
+        over = [name for name in about["varied"] if name not in (x, by)]
+        if over:
+            parts.append(paragraph(f"averaged over {', '.join(over)}", "note"))
     if front:
-        plot_pareto(next(rest), points, "seconds", metric, about["varied"])
-    over = [name for name in about["varied"] if name not in compared[:2]] if compared else []
-    note = [paragraph(f"averaged over {', '.join(over)}", "note")] if over else []
-    return [drawn(figure), *note] if axes else []
+        figure, axes = new_figure(1, height=3.8)
+        plot_pareto(axes[0], points, "seconds", metric, about["varied"])
+        parts.append(drawn(figure))
+    return parts
 
 
 def _compared(varied: Sequence[str], points: pd.DataFrame) -> list[str]:
