@@ -60,9 +60,9 @@ def save_figure(figure: Figure, name: str) -> Path:
     from workbench.plots.style import PICTURE, for_dark
 
     path = _placed("figures", f"{name}.png")
+    figure.savefig(path, **PICTURE)
     with for_dark(figure):
         figure.savefig(path.with_name(f"{name}_dark.png"), transparent=True, **PICTURE)
-    figure.savefig(path, **PICTURE)
     return path
 
 

@@ -231,18 +231,19 @@ def log_ticks(axis: Axis, form: str) -> None:
 def for_dark(figure: Figure) -> Iterator[None]:
     """Within this the figure has light ink on a dark ground; after it, what it had."""
     figure.draw_without_rendering()  # makes the ticks
-    before = []
+    colours = []  # all are read before any is set: the face of a marker follows its line's
     for artist in figure.findobj(lambda one: one.get_gid() != KEEP and not hasattr(one, "patch")):
         for part in ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor"):
             get, put = (getattr(artist, f"{do}_{part}", None) for do in ("get", "set"))
             if get is not None and put is not None and (dark := _on_dark(get())) is not None:
-                before.append((put, get()))
-                put(dark)
+                colours.append((put, get(), dark))
+    for put, _, dark in colours:
+        put(dark)
     try:
         yield
     finally:
-        for put, colour in reversed(before):
-            put(colour)
+        for put, light, _ in colours:
+            put(light)
 
 
 def _on_dark(colour: Any) -> Any:
