@@ -371,3 +371,22 @@ def test_bad_scalings_are_named() -> None:
         rescaled(logits, answers, calibration=1.0)
     with pytest.raises(InputError, match="logits are empty"):
         calibration_report(np.zeros((0, 6)), np.zeros(0, int))
+
+
+def test_bins_of_equal_mass_have_as_many_items_and_keep_equals_together() -> None:
+    logits, answers = made(203, factor=2.0)
+    report = calibration_report(logits, answers, resamples=1)
+    p = softmax(logits)
+    sure, right = p.max(axis=1), p.argmax(axis=1) == answers
+    bins = report.equal_mass(5)
+    parts = np.array_split(np.argsort(sure), 5)
+    assert (bins["n"].sum(), bins["n"].max() - bins["n"].min()) == (203, 1)
+    for row, part in zip(bins.to_dict("records"), parts, strict=True):
+        assert abs(row["n"] - len(part)) <= 1
+        assert row["confidence"] == pytest.approx(sure[part].mean(), abs=0.01)
+        assert row["accuracy"] == pytest.approx(right[part].mean(), abs=0.02)
+        share = proportion("", round(row["accuracy"] * row["n"]), row["n"])
+        assert (row["accuracy_low"], row["accuracy_high"]) == (share.low, share.high)
+    alike = calibration_report(of(*[[0.5, 0.5, 0, 0, 0, 0]] * 30), np.arange(30) % 2, resamples=1)
+    (only,) = alike.equal_mass().to_dict("records")
+    assert (only["n"], only["confidence"], only["accuracy"]) == (30, 0.5, 0.5)

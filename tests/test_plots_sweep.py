@@ -9,13 +9,11 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.text import Text
 
 from workbench.errors import InputError
 from workbench.plots import COLOURS, new_figure
 from workbench.plots.points import averaged, left_out, levels, pareto, shown, varied
-from workbench.plots.sweep import plot_heat, plot_lines, plot_pareto
+from workbench.plots.sweep import plot_differences, plot_heat, plot_lines, plot_pareto
 from workbench.stats import mean
 
 
@@ -51,6 +49,10 @@ def panel(**size: Any) -> tuple[Figure, Axes]:
 
 def texts(ax: Axes) -> list[str]:
     return [one.get_text() for one in ax.texts if one.get_text()]
+
+
+def finding(ax: Axes) -> str:
+    return ax.get_title(loc="left")
 
 
 # Means and fronts
@@ -193,6 +195,10 @@ def test_lines_are_the_means_with_their_intervals() -> None:
         assert np.allclose(ends, part[["accuracy.low", "accuracy.high"]])
     assert ax.get_ylabel() == "accuracy (mean of 3, 95 % interval)"
     assert {"model", "tiny", "small"} <= {*texts(ax)}
+    low, high = (
+        f"{end:.3g}" for end in found["accuracy"][found["model"] == "tiny"].agg([min, max])
+    )
+    assert finding(ax).startswith(f"accuracy: tiny {low} to {high}, small ")
 
 
 def test_names_beside_lines_have_their_colours_and_do_not_overlap() -> None:
@@ -268,7 +274,10 @@ def test_cells_are_the_means_and_say_so() -> None:
     figure.draw_without_rendering()
     expected = table.pivot_table("accuracy", "model", "lr", sort=False)
     assert np.allclose(np.asarray(ax.images[0].get_array()), expected)
-    assert texts(ax) == [f"{value:.2f}" for value in np.ravel(expected)]
+    found = averaged(table, "accuracy", ["lr", "model"])
+    columns = ["accuracy", "accuracy.low", "accuracy.high"]
+    cells = [f"{a:.3g}\n{b:.3g}–{c:.3g}" for a, b, c in found[columns].to_numpy()]
+    assert sorted(texts(ax)) == sorted(cells)
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["tiny", "small"]
 
 
@@ -276,11 +285,39 @@ def test_empty_cells_are_hatched_and_not_zero() -> None:
     table = sweep(a=[1, 1, 2], b=[1, 2, 1], accuracy=[0.0, 0.5, 0.7])
     _, ax = panel()
     plot_heat(ax, failed(table, 2), "a", "b", "accuracy")
-    hatched = [one for one in ax.patches if isinstance(one, Rectangle) and one.get_hatch()]
-    assert sorted((one.get_x(), one.get_y()) for one in hatched) == [(0.5, -0.5), (0.5, 0.5)]
+    cells = np.ma.getmaskarray(ax.images[0].get_array())
+    assert cells.tolist() == [[False, True], [False, True]]  # the hatching shows through
+    assert ax.patch.get_hatch()
     assert texts(ax).count("failed") == 1  # and nothing where there is no point
-    assert {"0.00", "0.50"} <= {*texts(ax)}
+    assert {"0", "0.5"} <= {*texts(ax)}
     assert "1 of 3 points failed" in texts(ax)
+
+
+def shares(values: list[float], half: float = 0.05) -> pd.DataFrame:
+    """A sweep over `a` and `b` of shares with their intervals."""
+    table = sweep(a=[*range(len(values))], b=[0] * len(values), accuracy=values)
+    table["accuracy.low"] = (table["accuracy"] - half).clip(lower=0)
+    table["accuracy.high"] = (table["accuracy"] + half).clip(upper=1)
+    return table
+
+
+def test_colours_of_shares_span_0_to_100_percent() -> None:
+    _, ax = panel()
+    plot_heat(ax, shares([0.87, 0.97]), "a", "b", "accuracy")
+    assert ax.images[0].get_clim() == (0, 1)
+    assert texts(ax) == ["87.0\n82.0–92.0", "97.0\n92.0–100.0"]
+    assert finding(ax) == "accuracy: 87.0 to 97.0 %, highest at a 1, b 0"
+
+
+def test_colours_of_other_metrics_span_four_intervals_at_least() -> None:
+    _, ax = panel()
+    table = sweep(a=[0, 1], b=[0, 0], seconds=[10.0, 12.0])
+    table["seconds.low"], table["seconds.high"] = table["seconds"] - 1, table["seconds"] + 1
+    plot_heat(ax, table, "a", "b", "seconds")
+    assert ax.images[0].get_clim() == pytest.approx((7, 15))
+    _, ax = panel()
+    plot_heat(ax, table.assign(seconds=[10.0, 90.0]), "a", "b", "seconds")
+    assert ax.images[0].get_clim() == pytest.approx((10, 90))
 
 
 def test_numbers_can_be_read_on_their_cells() -> None:
@@ -305,10 +342,6 @@ def test_cells_too_small_for_numbers_are_told() -> None:
 # Pareto fronts
 
 
-def numbered(ax: Axes) -> list[Text]:
-    return [one for one in ax.texts if one.get_text().isdecimal()]
-
-
 def test_a_front_is_named_by_what_varies() -> None:
     table = sweep(
         k=[1, 2, 4, 8], model=["m"] * 4, accuracy=[0.2, 0.6, 0.5, 0.9], seconds=[1.0, 2, 3, 4]
@@ -316,13 +349,15 @@ def test_a_front_is_named_by_what_varies() -> None:
     figure, ax = panel()
     plot_pareto(ax, table, "seconds", "accuracy")
     figure.draw_without_rendering()
-    assert texts(ax) == ["1", "2", "3", "1  1", "2  2", "3  8", "k"]
+    assert texts(ax) == ["1", "2", "8", "k"]
+    assert [one.xy[1] for one in ax.texts[:3]] == [0.2, 0.6, 0.9]  # type: ignore[attr-defined]
     (step,) = (line for line in ax.lines if line.get_drawstyle() == "steps-post")
     assert np.allclose(step.get_xydata(), [[1, 0.2], [2, 0.6], [4, 0.9]])
+    assert finding(ax) == "accuracy on the front: 0.2 to 0.9 for 1 to 4 seconds"
 
 
 @pytest.mark.parametrize("count", [1, 7, 500])
-def test_numbers_and_names_of_a_front_do_not_overlap(count: int) -> None:
+def test_names_of_a_front_do_not_overlap(count: int) -> None:
     rng = np.random.default_rng(count)
     table = sweep(
         model=[f"a-model-with-a-very-long-name-{i}-chat" for i in range(count)],
@@ -333,18 +368,39 @@ def test_numbers_and_names_of_a_front_do_not_overlap(count: int) -> None:
     figure.draw_without_rendering()
     boxes = [one.get_window_extent() for one in ax.texts]
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
-    assert 1 <= len(numbered(ax)) <= 8
-    assert (f"of {count} on the front are named" in " ".join(texts(ax))) == (
-        len(numbered(ax)) < count
-    )
+    named = sum(one.startswith("a-model") for one in texts(ax))
+    assert named == min(count, 8)
+    assert (f"8 of {count} on the front are named" in texts(ax)) == (count > 8)
 
 
-def test_points_at_one_place_have_one_number() -> None:
+def test_points_at_one_place_have_one_name() -> None:
     table = grid().assign(accuracy=0.5, seconds=3.0)
     _, ax = panel()
     plot_pareto(ax, table, "seconds", "accuracy")
-    assert len(numbered(ax)) == 1
-    assert "1 of 18 on the front are named" in texts(ax)
+    assert texts(ax)[0] == "1 of 18 on the front are named"
+    assert len(texts(ax)) == 3  # with the name and what it is of
+
+
+# Differences
+
+
+def test_differences_are_rows_in_points_and_the_clearest_is_the_title() -> None:
+    table = pd.DataFrame({
+        "style": ["plain", "chat", "plain"], "n": [2, 2, 8], "versus": [0, 0, 0],
+        "difference": [0.09, 0.2, 0.05], "low": [0.05, -0.1, 0.01], "high": [0.13, 0.5, 0.09],
+        "items": [200, 20, 200], "n_failed": [0, 0, 0],
+    })  # fmt: skip
+    _, ax = panel()
+    plot_differences(ax, table, "n", "style")
+    assert texts(ax) == ["+9.0", "+20.0", "+5.0"]
+    names = [tick.get_text() for tick in ax.get_yticklabels()]
+    assert [name.split(", n =")[0] for name in names] == [
+        "plain, n 2", "chat, n 2", "plain, n 8",
+    ]  # fmt: skip
+    assert finding(ax) == "plain, n 2 minus n 0: +9.0 points (+5.0 to +13.0); 2 of 3 differ"
+    _, ax = panel()
+    plot_differences(ax, table[1:2], "n", "style")
+    assert finding(ax) == "None of 1 minus n 0 is distinguishable"
 
 
 # All of them
@@ -373,4 +429,4 @@ def test_every_table_can_be_drawn(name: str) -> None:
     if name in ("all failed", "not a number"):
         why = "killed" if name == "all failed" else "without a number"
         assert all(f"18 of 18 points {why}" in " ".join(texts(ax)) for ax in (one, other, last))
-        assert "no point has a number" in texts(one)
+        assert all("no point has a number" in finding(ax) for ax in (one, other, last))

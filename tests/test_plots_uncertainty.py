@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.collections import PathCollection
 from matplotlib.container import ErrorbarContainer
 from numpy.typing import NDArray
 
@@ -24,7 +23,11 @@ from workbench.plots.uncertainty import (
 from workbench.uncertainty.calibration import calibration_report, rescaled
 from workbench.uncertainty.conformal import conformal_report, conformal_splits
 from workbench.uncertainty.logits import softmax
-from workbench.uncertainty.selective_prediction import from_options, risk_coverage
+from workbench.uncertainty.selective_prediction import (
+    from_options,
+    risk_coverage,
+    selective_report,
+)
 
 
 def made(n: int = 400, factor: float = 2.0) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -33,6 +36,9 @@ def made(n: int = 400, factor: float = 2.0) -> tuple[NDArray[Any], NDArray[Any]]
     logits = 1.5 * rng.normal(size=(n, 6))
     drawn = (rng.random(n)[:, None] > softmax(logits).cumsum(axis=1)).sum(axis=1)
     return factor * logits, drawn.clip(0, 5)
+
+
+REPORT = selective_report({"x": [1, 2, 3]}, [1, 0, 1], lengths=[1, 2, 3], resamples=5)
 
 
 def panel() -> Axes:
@@ -45,49 +51,60 @@ def labels(ax: Axes) -> list[str]:
     return [text.get_text() for text in legend.get_texts()]
 
 
-def dots(ax: Axes) -> list[PathCollection]:
-    return [one for one in ax.collections if isinstance(one, PathCollection)]
+def finding(ax: Axes) -> str:
+    return ax.get_title(loc="left")
 
 
-def test_reliability_has_a_dot_a_bin_with_items() -> None:
-    logits, answers = made()
-    report = calibration_report(logits, answers, resamples=2)
-    bins = report.bins[report.bins["n"] > 0]
-    assert len(bins) < len(report.bins)
+def bars(ax: Axes) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """Of each set of dots with intervals: where they are [n, 2], and their lower and upper ends."""
+    found = []
+    for one in ax.containers:
+        assert isinstance(one, ErrorbarContainer)
+        ends = np.array([line[:, 1] for line in one.lines[2][0].get_segments()])
+        found.append((np.asarray(one.lines[0].get_xydata()), ends))
+    return found
+
+
+def test_reliability_has_a_dot_a_bin_of_equal_mass() -> None:
+    report = calibration_report(*made(), resamples=2)
+    bins = report.equal_mass()
+    assert (bins["n"] == 40).all()
     ax = panel()
     plot_reliability(ax, report)
-    (drawn,) = dots(ax)
-    assert np.array_equal(drawn.get_offsets(), bins[["confidence", "accuracy"]])
-    areas, items = drawn.get_sizes(), bins["n"].to_numpy()
-    large = items > 0.1 * items.sum()
-    assert large.sum() > 1
-    assert np.allclose(areas[large] / areas.max(), items[large] / items.max())
-    assert areas.min() > 0.9 * 12  # the smallest are still seen
-    (bars,) = (one for one in ax.containers if isinstance(one, ErrorbarContainer))
-    ends = np.array([line[:, 1] for line in bars.lines[2][0].get_segments()])
+    ((places, ends),) = bars(ax)
+    assert np.array_equal(places, bins[["confidence", "accuracy"]])
     assert np.allclose(ends, bins[["accuracy_low", "accuracy_high"]])
-    assert labels(ax) == [f"ECE {report.ece:.3f}"]
+    assert labels(ax) == [f"ECE {100 * report.ece:.1f} %, 10 bins of 40"]
+    assert finding(ax) == (
+        f"Confidence {100 * report.confidence:.1f} %, accuracy {100 * report.accuracy:.1f} %"
+    )
+    assert "15 of equal width for ECE" in ax.get_xlabel()
 
 
-def test_reliability_after_scaling_has_a_colour_of_its_own() -> None:
-    found = rescaled(*made(), resamples=2)
+def test_reliability_after_scaling_has_another_colour_and_the_paired_difference() -> None:
+    found = rescaled(*made(factor=4.0), resamples=200)
     ax = panel()
-    plot_reliability(ax, found.before, found.after)
-    before, after = dots(ax)
-    assert len(np.asarray(after.get_offsets())) == (found.after.bins["n"] > 0).sum()
-    assert not np.array_equal(before.get_facecolor(), after.get_facecolor())
+    plot_reliability(ax, found)
+    assert len(bars(ax)) == 2
+    before, after = (one.lines[0].get_color() for one in ax.containers)  # type: ignore[attr-defined]
+    assert before != after
     assert labels(ax) == [
-        f"before: ECE {found.before.ece:.3f}", f"after: ECE {found.after.ece:.3f}",
+        f"before: ECE {100 * found.before.ece:.1f} %, 10 bins of 20",
+        f"after: ECE {100 * found.after.ece:.1f} %, 10 bins of 20",
     ]  # fmt: skip
+    value, low, high = (
+        f"{100 * one:+.1f}".replace("-", "−")
+        for one in (found.difference.value, found.difference.low, found.difference.high)
+    )
+    assert finding(ax) == f"ECE by temperature scaling: {value} points ({low} to {high})"
 
 
-def test_an_interval_that_misses_by_rounding_is_drawn() -> None:
-    report = calibration_report(*made(), resamples=2)
-    bins = report.bins.assign(accuracy_high=report.bins["accuracy"] - 1e-16)
-    plot_reliability(panel(), replace(report, bins=bins))
-    wrong = replace(report, bins=bins.assign(accuracy_high=-0.5))
-    with pytest.raises(InputError, match=r"accuracy=.* is not within .* to -0.5"):
-        plot_reliability(panel(), wrong)
+def test_what_is_not_distinguishable_is_no_finding() -> None:
+    found = rescaled(*made(factor=1.0), resamples=200)
+    assert found.difference.low < 0 < found.difference.high
+    ax = panel()
+    plot_reliability(ax, found)
+    assert "scaling: not distinguishable, " in finding(ax)
 
 
 @pytest.mark.parametrize("score", ["both", "lac", "aps"])
@@ -97,67 +114,90 @@ def test_set_sizes_are_shares_of_the_items(score: Any) -> None:
     plot_set_sizes(ax, report)
     assert len(ax.containers) == len(report.scores)
     middles = []
-    for bars, one in zip(ax.containers, report.scores, strict=True):
-        heights: list[float] = [bar.get_height() for bar in bars]
+    for drawn, one in zip(ax.containers, report.scores, strict=True):
+        heights: list[float] = [bar.get_height() for bar in drawn]
         assert len(heights) == 6
         assert sum(heights) == pytest.approx(1)
         assert np.dot(heights, range(1, 7)) == pytest.approx(one.set_size)
-        middles.append([bar.get_x() + bar.get_width() / 2 for bar in bars])
+        middles.append([bar.get_x() + bar.get_width() / 2 for bar in drawn])
     assert np.allclose(np.mean(middles, axis=0), range(1, 7))
     assert labels(ax) == [f"{one.score.upper()}, mean {one.set_size:.2f}" for one in report.scores]
-    assert ax.get_ylabel() == "share of 200 test items"
+    assert ax.get_ylabel() == "share of 200 sets, %"
+    assert ("paired" in finding(ax)) == (score == "both")
 
 
-def test_coverage_has_one_more_violin_where_sets_were_empty() -> None:
+def test_coverage_has_one_more_row_where_sets_were_empty() -> None:
     splits = conformal_splits(*made(), splits=20)
     aps, lac = (splits[splits["score"] == name] for name in ("aps", "lac"))
     assert (aps["covered_before"] < aps["coverage"]).any()
     assert (lac["covered_before"] == lac["coverage"]).all()
-    ax = panel()
+    figure, (ax,) = new_figure()
     plot_coverage(ax, splits, 0.9)
-    names = [text.get_text() for text in ax.get_xticklabels()]
-    assert names == ["LAC", "APS before\nits fallback", "APS"]
+    figure.draw_without_rendering()
+    names = [text.get_text() for text in ax.get_yticklabels()]
+    assert names == ["LAC", "APS, no fallback", "APS"]
     columns = [lac["coverage"], aps["covered_before"], aps["coverage"]]
-    *means, target = ax.lines
-    assert [float(np.ravel(dot.get_ydata())[0]) for dot in means] == [c.mean() for c in columns]
-    assert np.array_equal(target.get_ydata(), [0.9, 0.9])
-    for body, values in zip(ax.collections, columns, strict=True):
-        heights = np.asarray(body.get_paths()[0].vertices)[:, 1]
-        assert (heights.min(), heights.max()) == (values.min(), values.max())
-    assert ax.get_xlabel() == "20 splits; dashed: target 0.9"
+    drawn = [np.asarray(line.get_xdata(), float) for line in ax.lines]
+    for values in columns:
+        assert any(np.array_equal(one, values) for one in drawn)
+        assert any(np.array_equal(one, [values.mean()]) for one in drawn)
+    assert any(np.array_equal(one, [0.9, 0.9]) for one in drawn)
+    low, high = (f"{100 * end:.1f}" for end in lac["coverage"].quantile([0.025, 0.975]))
+    mean = f"{100 * lac['coverage'].mean():.1f}"
+    assert finding(ax) == f"LAC covers {mean} % on average, single splits {low} to {high} %"
+    assert ax.get_xlabel() == "coverage, % (mean and 95 % of 20 splits)"
 
 
 def test_coverage_of_one_split() -> None:
     figure, (ax,) = new_figure()
     plot_coverage(ax, conformal_splits(*made(), splits=1, score="lac"), 0.9)
     figure.draw_without_rendering()
-    assert len(ax.collections) == 1
+    assert len(ax.get_yticks()) == 1
+
+
+def drawn_curves(
+    signals: Mapping[str, Any], right: NDArray[Any], against: str = "length"
+) -> tuple[Axes, pd.DataFrame]:
+    lengths = np.arange(len(right))
+    curves = {name: risk_coverage(signal, right) for name, signal in signals.items()}
+    table = selective_report(signals, right, lengths=lengths, resamples=50, against=against)
+    ax = panel()
+    plot_selective(ax, curves, table)
+    return ax, table
 
 
 def test_selective_lines_are_accuracies_of_those_kept() -> None:
     logits, answers = made(100)
     right = logits.argmax(axis=1) == answers
     signals = from_options(logits)
-    curves = {name: risk_coverage(signal, right) for name, signal in signals.items()}
-    ax = panel()
-    plot_selective(ax, curves | {"even": risk_coverage(np.zeros(100), right)})
+    ax, _ = drawn_curves(signals | {"even": np.zeros(100)}, right)
     *lines, even, random = ax.lines
     for line, signal in zip(lines, signals.values(), strict=True):
         surest = right[np.argsort(-signal, kind="stable")]
         shares = np.cumsum(surest) / np.arange(1, 101)
-        assert np.allclose(line.get_ydata(), shares)
-        assert np.allclose(line.get_xdata(), np.arange(1, 101) / 100)
+        assert np.allclose(line.get_ydata(), shares[:8:-1])  # from all to a tenth
+        assert np.allclose(line.get_xdata(), np.arange(100, 9, -1) / 100)
     for flat in (even, random):
         assert np.allclose(np.asarray(flat.get_ydata(), float), right.mean())
-    assert labels(ax) == [*signals, "even", "random"]
+    assert [one.get_text() for one in ax.texts] == [*signals, "even", "random"]
+
+
+def test_the_title_is_the_paired_difference_of_the_first_signal() -> None:
+    logits, answers = made(300)
+    right = logits.argmax(axis=1) == answers
+    signals = from_options(logits)
+    ax, table = drawn_curves(signals, right)
+    assert finding(ax).startswith(f"confidence: AUROC {100 * table['auroc'][0]:.1f} %, over length")
+    ax, _ = drawn_curves(signals, right, "confidence")
+    assert finding(ax).endswith("over confidence not distinguishable, +0.0 points (+0.0 to +0.0)")
 
 
 def test_between_equal_signals_the_accuracy_is_expected() -> None:
     # 2 of the 2 surest are right, then 1 of 2 alike: after 3 answers 2.5 are.
     curve = risk_coverage([1, 1, 0, 0], [1, 1, 1, 0])
     ax = panel()
-    plot_selective(ax, {"two levels": curve.iloc[::-1]})  # in any order of rows
-    places, values = np.asarray(ax.lines[0].get_xydata()).T
+    plot_selective(ax, {"two levels": curve.iloc[::-1]}, REPORT)  # in any order of rows
+    places, values = np.asarray(ax.lines[0].get_xydata())[::-1].T
     assert np.interp(0.4, places, values) == 1
     assert np.interp(0.75, places, values) == pytest.approx(2.5 / 3)
     assert np.interp(1, places, values) == pytest.approx(0.75)
@@ -177,11 +217,10 @@ def points(count: int, tasks: int = 1) -> pd.DataFrame:
 
 
 def names(ax: Axes) -> list[str]:
-    legend = ax.get_legend()
-    return [one.get_text() for one in legend.get_texts()] if legend else []
+    return [one.get_text() for one in ax.texts]
 
 
-@pytest.mark.parametrize("count", [1, 8, 26])
+@pytest.mark.parametrize("count", [1, 7, 26])
 def test_certainty_has_a_dot_with_two_intervals_for_each_row(count: int) -> None:
     table = points(count)
     ax = panel()
@@ -193,20 +232,18 @@ def test_certainty_has_a_dot_with_two_intervals_for_each_row(count: int) -> None
         across, up = (bar.get_segments()[0] for bar in bars)
         assert np.allclose(across[:, 0], [row["set_size_low"], row["set_size_high"]])
         assert np.allclose(up[:, 1], [row["accuracy_low"], row["accuracy_high"]])
-    wanted = list(table["model"]) if count <= 8 else []
+    wanted = list(table["model"]) if count <= 7 else []
     assert names(ax) == wanted
 
 
 def test_names_lie_beside_the_axes_and_no_two_dots_look_alike() -> None:
     figure, axes = new_figure(3)
-    for ax, table in zip(axes, (points(8), points(7), points(6, tasks=3)), strict=True):
+    for ax, table in zip(axes, (points(2), points(7), points(6, tasks=3)), strict=True):
         plot_certainty(ax, table)
         figure.draw_without_rendering()
         looks = [(one.lines[0].get_color(), one.lines[0].get_marker()) for one in ax.containers]  # type: ignore[attr-defined]
         assert len({*looks}) == len(table) == len(names(ax))
-        legend = ax.get_legend()
-        assert legend is not None
-        assert legend.get_window_extent().x0 >= ax.bbox.x1
+        assert all(one.get_window_extent().x0 >= ax.bbox.x1 for one in ax.texts)
 
 
 def test_a_name_says_what_differs() -> None:
@@ -220,11 +257,6 @@ def test_a_name_says_what_differs() -> None:
 
 
 def test_nothing_to_draw_is_refused() -> None:
-    report = calibration_report(*made(), resamples=2)
-    none = replace(report, bins=report.bins.assign(n=0))
-    for pair in ((none, None), (report, none)):
-        with pytest.raises(InputError, match="bins: no rows"):
-            plot_reliability(panel(), *pair)
     sets = conformal_report(*made(), score="lac")
     with pytest.raises(InputError, match="has no sets"):
         plot_set_sizes(panel(), replace(sets, lac=None))
@@ -232,7 +264,7 @@ def test_nothing_to_draw_is_refused() -> None:
     with pytest.raises(InputError, match="has no sets"):
         plot_set_sizes(panel(), replace(sets, lac=replace(sets.lac, sets=sets.lac.sets[:0])))
     with pytest.raises(InputError, match="there are none"):
-        plot_selective(panel(), {})
+        plot_selective(panel(), {}, REPORT)
 
 
 TABLES: dict[str, tuple[Callable[[pd.DataFrame], None], pd.DataFrame]] = {
@@ -240,7 +272,8 @@ TABLES: dict[str, tuple[Callable[[pd.DataFrame], None], pd.DataFrame]] = {
         lambda one: plot_coverage(panel(), one, 0.9), conformal_splits(*made(), splits=2),
     ),
     "risk": (
-        lambda one: plot_selective(panel(), {"x": one}), risk_coverage([1, 2, 3], [1, 0, 1]),
+        lambda one: plot_selective(panel(), {"x": one}, REPORT),
+        risk_coverage([1, 2, 3], [1, 0, 1]),
     ),
     "set_size_low": (lambda one: plot_certainty(panel(), one), points(3)),
 }  # fmt: skip
@@ -258,6 +291,22 @@ def test_tables_without_rows_columns_or_numbers_are_refused(column: str) -> None
         draw(good.assign(**{column: np.nan}))
 
 
+def test_pairs_of_models_are_counted() -> None:
+    table = points(3).assign(accuracy=[0.5, 0.6, 0.7], set_size=[3.0, 2.0, 2.5])
+    for name in ("accuracy", "set_size"):
+        table[f"{name}_low"], table[f"{name}_high"] = table[name] - 0.1, table[name] + 0.1
+    ax = panel()
+    plot_certainty(ax, table)
+    assert finding(ax) == "In 2 of 3 pairs the more accurate has the smaller sets"
+
+
+def test_an_interval_that_misses_by_rounding_is_drawn() -> None:
+    table = points(2)
+    plot_certainty(panel(), table.assign(accuracy_high=table["accuracy"] - 1e-16))
+    with pytest.raises(InputError, match=r"accuracy=.* is not within .* to -0.5"):
+        plot_certainty(panel(), table.assign(accuracy_high=-0.5))
+
+
 def test_values_that_make_no_sense_are_refused() -> None:
     splits = conformal_splits(*made(), splits=2)
     for target in (0.0, 1.0, 90, float("nan")):
@@ -267,7 +316,7 @@ def test_values_that_make_no_sense_are_refused() -> None:
         plot_certainty(panel(), points(3).assign(set_size_high=1.0))
     curve = risk_coverage([1, 2, 3], [1, 0, 1])
     with pytest.raises(InputError, match=r"ends at a coverage of 0\.66"):
-        plot_selective(panel(), {"x": curve[:2]})
+        plot_selective(panel(), {"x": curve[:2]}, REPORT)
     other = risk_coverage([1, 2, 3], [1, 0, 0])
-    with pytest.raises(InputError, match=r"x has 0\.6667 right and y 0\.3333"):
-        plot_selective(panel(), {"x": curve, "y": other})
+    with pytest.raises(InputError, match=r"x has 0\.6667 right and y has 0\.3333"):
+        plot_selective(panel(), {"x": curve, "y": other}, REPORT)

@@ -124,6 +124,45 @@ def test_intervals_are_those_of_literal_resamples() -> None:
             assert ends == pytest.approx(np.quantile(all_drawn, (0.025, 0.975)), abs=1e-12)
 
 
+def above(table: pd.DataFrame, against: str) -> tuple[float, ...]:
+    """The first signal's AUROC minus that of `against`, and the ends of its interval."""
+    return tuple(float(table[f"above_{against}{end}"][0]) for end in ("", "_low", "_high"))
+
+
+def test_a_difference_to_any_signal_is_that_of_literal_resamples() -> None:
+    rng = np.random.default_rng(11)
+    right = np.append([True, False], rng.random(38) < 0.7)
+    one, other = rng.integers(0, 5, 40) + right, rng.random(40) + 0.5 * right
+    both = {"one": one, "the other": other}
+    table = selective_report(
+        both, right, lengths=one, against="the other", resamples=80, seed=3
+    )  # fmt: skip
+    value, *ends = above(table, "the other")
+    assert value == pytest.approx(auroc(one, right) - auroc(other, right), abs=1e-12)
+    drawn = [np.repeat(np.arange(40), row) for part in resampled(40, 80, 3) for row in part]
+    apart = [auroc(one[at], right[at]) - auroc(other[at], right[at]) for at in drawn]
+    assert ends == pytest.approx(np.quantile(apart, (0.025, 0.975)), abs=1e-12)
+    assert table["above_the other"].tolist()[1] == 0
+
+
+def test_a_difference_is_as_wide_as_delong_says() -> None:
+    """DeLong, DeLong and Clarke-Pearson (1988), from the placements of right and wrong answers."""
+    rng = np.random.default_rng(12)
+    right = rng.random(600) < 0.7
+    shared = rng.normal(size=600)
+    one, other = (shared + rng.normal(size=600) + lift * right for lift in (1.5, 1.0))
+    kernels = [s[right][:, None] > s[~right][None, :] for s in (one, other)]  # no two are equal
+    of_right, of_wrong = (np.cov([k.mean(axis=axis) for k in kernels]) for axis in (1, 0))
+    spread = of_right / right.sum() + of_wrong / (~right).sum()
+    error = float(spread[0, 0] + spread[1, 1] - 2 * spread[0, 1]) ** 0.5
+    table = selective_report(
+        {"one": one, "other": other}, right, lengths=one, against="other", resamples=4000
+    )
+    value, low, high = above(table, "other")
+    assert value == pytest.approx(kernels[0].mean() - kernels[1].mean(), abs=1e-12)
+    assert high - low == pytest.approx(2 * 1.959964 * error, rel=0.06)
+
+
 def test_a_report_stands_beside_its_baselines() -> None:
     rng = np.random.default_rng(1)
     n = 2000
@@ -231,6 +270,7 @@ def test_bad_signals_are_named(signal: Any, right: Any, reason: str) -> None:
         ({"lengths": [1]}, r"lengths of shape \(1,\) for 2 items"),
         ({"lengths": [1, np.nan]}, "lengths: item 1 is NaN"),
         ({"right": []}, r"right of shape \(0,\)"),
+        ({"against": "mime"}, "no signal 'mime', did you mean 'mine'"),
         ({"resamples": 0}, "resamples=0: must be a whole number from 1"),
         ({"resamples": 1.5}, "resamples=1.5"),
         ({"seed": -1}, "seed=-1: must be a whole number from 0"),

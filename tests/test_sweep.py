@@ -28,7 +28,8 @@ from workbench.plots import new_figure
 from workbench.plots.points import averaged
 from workbench.plots.sweep import plot_lines, plot_pareto
 from workbench.report.sweeps import sweep_report
-from workbench.sweep import Grid, Results, Sweep, read_results, run
+from workbench.stats import mean, paired_shares
+from workbench.sweep import Grid, Results, Sweep, paired, read_results, run
 from workbench.sweep.folder import SweepFolder
 from workbench.sweep.plan import SweepPoint
 from workbench.sweep.results import results, save_results
@@ -426,6 +427,67 @@ def test_a_module_that_changes_while_the_sweep_runs_ends_it(points: Path) -> Non
         run(sweep, points / "runs")
     assert read_results(points / "runs").states == {"waiting": 2}
     assert tallied(points) == {"1 0": 1}
+
+
+def answered(points: Path, verdicts: dict[str, str], seeds: tuple[int, ...] = (0,)) -> Path:
+    """A sweep's folder of done points; in their verdicts "x" is right and "!" has failed."""
+    sweep = of(grid=Grid(product={"n": [1, 2, 3], "label": ["plain", "chat"]}, seeds=seeds))
+    place = SweepFolder(points / "runs")
+    for point in sweep.points:
+        n, label, seed = (point.plain_parameters[name] for name in ("n", "label", "seed"))
+        rows = [
+            {"id": f"{i}", "answer": f"{i}", "correct": mark == "x",
+             "error": "no answer" if mark == "!" else None}
+            for i, mark in enumerate(verdicts.get(f"{n} {label} {seed}", "x" * 40))
+        ]  # fmt: skip
+        target = place.begin(point)
+        (target / "out.ipynb").write_text("{}")
+        (target / "result" / "metrics.json").write_text('{"accuracy": 1}')
+        (target / "result" / "results").mkdir()
+        if rows:
+            pd.DataFrame(rows).to_csv(target / "result" / "results" / "rows.csv", index=False)
+        place.finish(point, "done", "", {"seconds": 0.5})
+    found = results(sweep.points, place)
+    save_results(found, sweep, place)
+    return place.path
+
+
+def test_points_are_compared_over_the_same_items(points: Path) -> None:
+    first, better = "x." * 20, "!" + "xx." * 13
+    folder = answered(points, {"1 plain 0": first, "2 plain 0": better})
+    table = paired(folder, "n", "label")
+    assert table[["label", "n", "versus"]].to_numpy().tolist() == [
+        ["plain", 2, 1], ["chat", 2, 1], ["plain", 3, 1], ["chat", 3, 1],
+    ]  # fmt: skip
+    row = table.iloc[0]
+    expected = paired_shares("", *([mark == "x" for mark in one[1:]] for one in (better, first)))
+    assert (row["difference"], row["low"], row["high"]) == (
+        expected.value, expected.low, expected.high,
+    )  # fmt: skip
+    assert (row["items"], row["n_failed"]) == (39, 1)
+    assert table["difference"].tolist()[1] == 0
+    assert table["low"].tolist()[1] < 0 < table["high"].tolist()[1]
+
+
+def test_seeds_are_repeats_of_an_item(points: Path) -> None:
+    verdicts = {"1 plain 0": "x..x" * 10, "1 plain 1": "...x" * 10, "2 plain 0": "xx.x" * 10}
+    folder = answered(points, verdicts, seeds=(0, 1))
+    row = paired(folder, "n", "label").iloc[0]
+    gains = [0.5, 1, 0.5, 0] * 10  # the second seed of 2 has all right
+    expected = mean("", gains, -1, 1)
+    assert (row["difference"], row["low"], row["high"]) == pytest.approx(
+        (expected.value, expected.low, expected.high)
+    )
+    alone = paired(folder, "seed")  # over all n and labels
+    assert alone["versus"].tolist() == [0]
+
+
+def test_what_was_not_kept_cannot_be_compared(points: Path) -> None:
+    with pytest.raises(InputError, match="has no parameter 'm'"):
+        paired(answered(points, {}), "m")
+    folder = answered(points, {"3 chat 0": ""})
+    with pytest.raises(InputError, match=r"no saved rows: .* save_table\(report.rows"):
+        paired(folder, "n", "label")
 
 
 @pytest.mark.parametrize("jobs", [0, -1, 1.5, True])

@@ -16,6 +16,7 @@ from workbench.plots import new_figure
 from workbench.plots.diffusion import (
     plot_canvas,
     plot_latency,
+    plot_points,
     plot_throughput,
     plot_trade_off,
 )
@@ -267,17 +268,27 @@ def test_figures_show_what_was_measured(
     measured.run()
     ways = [Way(how, size) for how in ("static", "continuous", "server") for size in (1, 4)]
     rows = Batching(memoriser, traffic(8), ways, repeats=1).run()
-    figure, axes = new_figure(4)
-    plot_trade_off(axes[0], measured.table(), "fewer")
+    figure, axes = new_figure(6)
+    table = measured.table()
+    plot_trade_off(axes[0], table, "fewer")
     plot_throughput(axes[1], rows)
     plot_latency(axes[2], rows)
     steps = denoised(memoriser, pairs()[0][0], Sampling(max_tokens=64), Denoising())
     plot_canvas(axes[3], steps)
+    plot_points(axes[4], table)
+    plot_throughput(axes[5], rows, "positions")
     figure.draw_without_rendering()
-    assert [ax.get_legend_handles_labels()[1] for ax in axes[:3]] == [
-        ["no cache, thresholds", "no cache, fixed steps", "prefix cache, fixed steps"],
+    assert [sorted(text.get_text() for text in ax.texts) for ax in axes[:3]] == [
+        ["1 per step", "1 per step, prefix cache", "32 steps", "threshold 0.9"],
         ["continuous", "static"],
-        ["1 clients, wait 0 s"],
+        ["clients 1, wait 0 s"],
     ]
-    assert {text.get_text() for text in axes[0].texts} == {"1 a step", "32 steps", "0.9"}
+    names = [tick.get_text() for tick in axes[4].get_yticklabels()]
+    assert names == ["threshold 0.9", "32 steps", "1 per step, prefix cache"]
+    work = rows[rows["batch_size"] == 4].set_index("how")["positions"]
+    times = f"{work['static'] / work['continuous']:.2f} times"
+    assert times in " ".join(axes[5].get_title(loc="left").split())
+    first = (steps["step"] == 1).sum()
+    title = f"{len(steps)} tokens in {steps['step'].max()} forwards, {first} of them in the first"
+    assert " ".join(axes[3].get_title(loc="left").split()) == title
     assert len(axes[3].patches) == sum(steps["step"].max() + 1 - steps["step"])

@@ -230,7 +230,7 @@ def _headlines(report: ICMReport, engine: Engine, out: Path | None, prefix: str)
     from workbench.plots.icm import plot_convergence, plot_salience
 
     figure, axes = new_figure(2)
-    plot_convergence(axes[0], {"labels found": report.history})
+    plot_convergence(axes[0], {"labels found": report})
     for note in report.notes:
         say(prefix + note)
     stop: BaseException | None = None

@@ -86,18 +86,10 @@ class ICMReport(Report):
 
 
 def make_report(
-    source: Sequence[Claim] | Testbed,
-    labels: Labels,
-    scores: Scores,
-    engine: Engine,
-    settings: Mapping[str, Any],
-    *,
-    usage: Usage,
-    history: Sequence[Mapping[str, Any]],
-    cost: Cost,
-    notes: Sequence[str],
-    unfit: Mapping[int, str],
-) -> ICMReport:
+    source: Sequence[Claim] | Testbed, labels: Labels, scores: Scores, engine: Engine,
+    settings: Mapping[str, Any], *, usage: Usage, history: Sequence[Mapping[str, Any]], cost: Cost,
+    notes: Sequence[str], unfit: Mapping[int, str],
+) -> ICMReport:  # fmt: skip
     """The report of a finished search.
 
     Args:

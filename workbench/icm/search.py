@@ -31,24 +31,13 @@ COUNTED = ("prompts", "prompt_tokens", "computed_tokens")
 
 
 def search(
-    claims: Sequence[Claim] | Testbed,
-    engine: Engine,
-    *,
-    alpha: float = 50.0,
-    n_seeds: int | Sequence[bool] = 8,
-    n_iterations: int = 1500,
-    schedule: Schedule = "paper",
-    order: Order = "tree",
-    consistency: Rule = "auto",
-    objective: Objective = "log_odds",
-    scores: ScoreKind = "exact",
-    seed: int = 0,
-    wording: Wording | None = None,
-    after: Labelled = (),
-    everyone: bool = False,
-    checkpoint: str | Path | None = None,
+    claims: Sequence[Claim] | Testbed, engine: Engine, *, alpha: float = 50.0,
+    n_seeds: int | Sequence[bool] = 8, n_iterations: int = 1500, schedule: Schedule = "paper",
+    order: Order = "tree", consistency: Rule = "auto", objective: Objective = "log_odds",
+    scores: ScoreKind = "exact", seed: int = 0, wording: Wording | None = None,
+    after: Labelled = (), everyone: bool = False, checkpoint: str | Path | None = None,
     on_step: Callable[[Step], object] | None = None,
-) -> ICMReport:
+) -> ICMReport:  # fmt: skip
     """Find the labels of `claims` that a model finds most coherent, without any supervision.
 
     Simulated annealing maximises the energy: `alpha` × mutual predictability − inconsistencies.

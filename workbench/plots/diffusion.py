@@ -1,4 +1,7 @@
-"""Figures of masked diffusion: quality against speed, batches, and a canvas being filled."""
+"""Figures of masked diffusion: quality against work, batches, and a canvas being filled.
+
+Each function computes its title from what it draws.
+"""
 
 from __future__ import annotations
 
@@ -6,61 +9,86 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 from workbench.lazy import Axes, pd
-from workbench.plots.style import doubling, line_style, lines, log_ticks, sides
+from workbench.plots import style
+from workbench.stats import ShareDifference
 
 AXES = {"fewer": "times fewer forwards", "faster": "times as fast"}
 
 
-def plot_trade_off(ax: Axes, table: pd.DataFrame, x: str = "faster") -> None:
-    """Accuracy against what is saved: a colour for each cache and block length, a line each through
-    the settings with a fixed number of steps and through those with a threshold.
+def plot_trade_off(ax: Axes, table: pd.DataFrame, x: str = "fewer") -> None:
+    """Accuracy against what is saved, a line each through the settings of a cache and block length
+    with a fixed number of steps, and through those with a threshold.
 
     Args:
-        table: what `TradeOff.table` returns.
+        table: what `TradeOff.table` returns, of two settings or more.
         x: "fewer" forwards or "faster", both against the first setting.
     """
-    several = len({*table["block_length"]}) > 1
-    groups = table.groupby(["cache", "block_length"], sort=False)
-    for number, ((cache, length), group) in enumerate(groups):
-        style = line_style(number)
-        label = ("no cache" if cache == "none" else f"{cache} cache") + (
-            f", blocks of {length}" if several else ""
-        )
-        for by_steps, part in group.groupby(group["threshold"].isna()):
-            line = part.sort_values(x)
-            ax.errorbar(
-                line[x], line["accuracy"], yerr=sides(line, "accuracy"), capsize=3,
-                linestyle="--" if by_steps else "-", mfc="white" if by_steps else None,
-                label=f"{label}, {'fixed steps' if by_steps else 'thresholds'}", **style,
-            )  # fmt: skip
-            for row in line.to_dict("records"):
-                ax.annotate(
-                    _shown(row), (row[x], row["accuracy"]), xytext=(4, -10 if by_steps else 5),
-                    textcoords="offset points", color=style["color"], fontsize=7,
-                )  # fmt: skip
-    log_ticks(ax.xaxis, "{x:g} ×")
-    ax.set(xlabel=AXES[x], ylabel="accuracy (95 % interval)", ylim=(0, 1.02))
-    ax.legend(fontsize=8, frameon=False, loc="lower left")
+    named, ends = _named(table), []
+    groups = named.groupby(["cache", "block_length", named["threshold"].isna()], sort=False)
+    for number, ((_, _, steps), part) in enumerate(groups):
+        line, look = part.sort_values(x), style.line_style(number)
+        ax.errorbar(line[x], line["accuracy"], style.sides(line, "accuracy"), capsize=3, **look)
+        for row in line.to_dict("records"):
+            if not steps:  # they save about as much, so their names need room
+                ends.append((row["name"], look["color"], row["accuracy"]))
+                continue
+            side = "left" if row[x] == table[x].min() else "center"  # away from the axis
+            ax.annotate(row["name"], (row[x], row["low"]), (0, -3), textcoords="offset points",
+                        ha=side, va="top", color=look["color"], fontsize=9)  # fmt: skip
+    style.log_ticks(ax.xaxis, "{x:g}")
+    ax.margins(x=0.14)
+    ax.set_xlabel(AXES[x])
+    style.percent(ax.yaxis, "accuracy, % (95 % interval)")
+    style.label_ends(ax, ends)
+    best = named[1:].sort_values("accuracy").to_dict("records")[-1]
+    text = f"{best['name']}: {best[x]:.1f} {AXES[x]}, accuracy {style.gap(_gain(best))}"
+    style.finding(ax, text)
 
 
-def _shown(row: Mapping[Hashable, Any]) -> str:
-    if row["threshold"] == row["threshold"]:  # no NaN
-        return f"{row['threshold']:g}"
-    return f"{row['steps']:g} steps" if row["steps"] == row["steps"] else "1 a step"
+def _named(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with a short `name` of each setting."""
+    names, several = [], table["block_length"].nunique() > 1
+    for row in table.to_dict("records"):
+        steps = "1 per step" if pd.isna(row["steps"]) else f"{row['steps']:g} steps"
+        parts = [steps if pd.isna(row["threshold"]) else f"threshold {row['threshold']:g}"]
+        parts += [f"{row['cache']} cache"] * (row["cache"] != "none")
+        names.append(", ".join([*parts, *[f"blocks of {row['block_length']}"] * several]))
+    return table.assign(name=names)
 
 
-def plot_throughput(ax: Axes, rows: pd.DataFrame) -> None:
-    """Requests a second against batch size, for each way to make batches; medians and ranges.
+def _gain(row: Mapping[Hashable, Any]) -> ShareDifference:
+    value, low, high = (row[f"points{end}"] / 100 for end in ("", "_low", "_high"))
+    return ShareDifference(row["name"], value, low, high, row["pairs"])
+
+
+def plot_points(ax: Axes, table: pd.DataFrame) -> None:
+    """Accuracy minus that of the first setting, paired, a row per setting.
+
+    Args:
+        table: what `TradeOff.table` returns, of two settings or more.
+    """
+    first, *others = _named(table).to_dict("records")
+    style.gaps(ax, [_gain(row) for row in others], f"minus {first['name']}")
+
+
+def plot_throughput(ax: Axes, rows: pd.DataFrame, y: str = "requests_per_s") -> None:
+    """Speed or work against batch size, for each way to make batches; medians and ranges.
 
     Args:
         rows: those of `Batching`.
+        y: `requests_per_s`, or `positions` that were computed.
     """
-    speeds = rows.groupby(["how", "batch_size"])["requests_per_s"]
-    table = speeds.agg(["median", "min", "max"]).loc[["continuous", "static"]].reset_index()
-    lines(ax, table, ("batch_size", "median"), "how", low="min", high="max")
-    doubling(ax, rows["batch_size"])
-    ax.set(xlabel="batch size", ylabel="requests per second")
+    found = rows.groupby(["how", "batch_size"])[y].agg(["median", "min", "max"])
+    table = found.loc[["continuous", "static"]].reset_index()
+    style.lines(ax, table, ("batch_size", "median"), "how", low="min", high="max")
+    style.doubling(ax, rows["batch_size"])
+    name = {"requests_per_s": "requests per second", "positions": "positions computed"}[y]
+    ax.set(xlabel="batch size", ylabel=name)
     ax.set_ylim(bottom=0)
+    ax.yaxis.set_major_formatter("{x:,.0f}")
+    size = table["batch_size"].max()
+    times = found["median"]["static", size] / found["median"]["continuous", size]
+    style.finding(ax, f"Batch size {size}: static {name} are {times:.2f} times the continuous ones")
 
 
 def plot_latency(ax: Axes, rows: pd.DataFrame) -> None:
@@ -72,15 +100,19 @@ def plot_latency(ax: Axes, rows: pd.DataFrame) -> None:
     served = rows[rows["how"] == "server"]
     keys = ["clients", "max_wait_time", "batch_size"]
     table = served.groupby(keys)[["p50", "p95"]].median().reset_index()
-    table["name"] = [f"{n:g} clients, wait {s:g} s" for n, s in table[keys[:2]].to_numpy()]
-    lines(ax, table, ("batch_size", "p50"), "name", low="p50", high="p95")
-    doubling(ax, served["batch_size"])
-    ax.set(xlabel="batch size", ylabel="seconds per request (median to p95)")
+    table["name"] = [f"clients {n:g}, wait {s:g} s" for n, s in table[keys[:2]].to_numpy()]
+    style.lines(ax, table, ("batch_size", "p50"), "name", low="p50", high="p95")
+    style.doubling(ax, served["batch_size"])
+    ax.set(xlabel="batch size", ylabel="seconds (median to 95 %)")
     ax.set_ylim(bottom=0)
+    fewest, size = table["clients"].min(), table["batch_size"].max()
+    part = table[(table["clients"] == fewest) & (table["batch_size"] == size)]
+    seconds = " and ".join(f"{row['p50']:.3f} s ({row['name']})" for row in part.to_dict("records"))
+    style.finding(ax, f"Batch size {size}: median {seconds}")
 
 
 def plot_canvas(ax: Axes, steps: pd.DataFrame) -> None:
-    """A canvas after each step: what is committed now is coloured by how sure the model was.
+    """A canvas after each step: what is committed now is coloured by the model's confidence.
 
     Args:
         steps: what `tradeoff.denoised` returns.
@@ -90,21 +122,30 @@ def plot_canvas(ax: Axes, steps: pd.DataFrame) -> None:
     from matplotlib.patches import Rectangle
 
     shades = LinearSegmentedColormap.from_list("sure", ("#E69F00", "#FFF3D0", "#7FC4E8"))
-    last = int(steps["step"].max())
-    for one in steps.to_dict("records"):
-        shown = one["text"].replace("\n", "↵").replace(" ", "␣" if one["text"].isspace() else "")
-        shown = shown.removeprefix("<|").removesuffix("|>")
+    last, right = int(steps["step"].max()), 0.0
+    for one in steps.sort_values("place").to_dict("records"):
+        text = one["text"].replace("\n", "↵").replace(" ", "␣" if one["text"].isspace() else "")
+        text = text.removeprefix("<|").removesuffix("|>")
+        left, right = right, right + max(len(text), 1) + 0.5
         for step in range(one["step"], last + 1):
             new = step == one["step"]
-            colour = shades(one["probability"]) if new else "0.94"
-            ax.add_patch(Rectangle((one["place"] - 0.5, step - 0.5), 1, 1, color=colour, lw=0))
+            look: dict[str, Any] = {"color": shades(one["probability"]) if new else "0.94"}
+            ax.add_patch(
+                Rectangle((left, step - 0.5), right - left, 1, lw=0, gid=style.KEEP, **look)
+            )
             ax.text(
-                one["place"], step, shown, ha="center", va="center", clip_on=True, parse_math=False,
-                fontsize=7 if len(shown) < 3 else 5, color="black" if new else "0.5",
+                (left + right) / 2, step, text, ha="center", va="center", parse_math=False,
+                fontsize=style.TEXT, color="black" if new else "0.35", gid=style.KEEP,
+                family="monospace",
             )  # fmt: skip
-    ax.set(xlim=(-0.5, len(steps) - 0.5), ylim=(last + 0.5, 0.5))
-    ax.set_yticks(range(1, last + 1, max(1, last // 10)))
+    ax.set(xlim=(0, right), ylim=(last + 0.5, 0.5), yticks=range(1, last + 1, max(1, last // 10)))
+    ax.set_xticks([])
     ax.grid(visible=False)
-    ax.set(xlabel="place in the answer", ylabel="forward")
+    ax.set(xlabel="the answer, token by token", ylabel="forward")
     assert ax.figure is not None
-    ax.figure.colorbar(ScalarMappable(cmap=shades), ax=ax, label="probability", pad=0.01)
+    bar = ax.figure.colorbar(ScalarMappable(cmap=shades), ax=ax, pad=0.01)
+    style.percent(bar.ax.yaxis, "confidence, %")
+    bar.ax.tick_params(labelsize=style.TEXT)
+    bar.ax.yaxis.label.set_fontsize(style.TEXT)
+    first = int((steps["step"] == 1).sum())
+    style.finding(ax, f"{len(steps)} tokens in {last} forwards, {first} of them in the first")

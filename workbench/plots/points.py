@@ -1,4 +1,4 @@
-"""The table of a sweep, one row a point, as figures need it: means over repeats, Pareto fronts.
+"""The table of a sweep, one row per point, as figures need it: means over repeats, Pareto fronts.
 
 Such a table has the columns `state` ("done", or how the point ended), the parameters, and each
 metric with, where known, `<metric>.low` and `<metric>.high`.
@@ -24,16 +24,15 @@ def averaged(table: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.DataFram
     """The mean of a metric over the repeats (such as seeds) of each combination of values.
 
     Args:
-        by: columns that tell combinations apart; None is a value like others.
+        by: columns that distinguish combinations; None is a value like others.
 
     Returns:
-        One row a combination, in order of appearance: the columns `by`, `<metric>`,
+        One row per combination, in order of appearance: the columns `by`, `<metric>`,
         `<metric>.low`, `<metric>.high`, `points` (that have a number), `failed` (that have none),
         and `interval`, which says what the 95 % interval is of. "repeats": the mean of several
         points, by their spread (t), which knows nothing of the items within a point; "own": what
-        the metric came with, where there is one point or all repeats agree; "none": unknown. A
-        metric whose values and intervals are all from 0 to 1 is taken to be a share, whose interval
-        stays there.
+        the metric came with, where there is one point or all repeats agree; "none": unknown. The
+        interval of a share stays between 0 and 1.
 
     Raises:
         InputError: a column is missing, or has a name that the result needs.
@@ -43,11 +42,8 @@ def averaged(table: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.DataFram
     if taken := [name for name in by if name in names]:
         raise InputError(f"by={taken[0]!r}: the result has a column of this name; rename yours")
     table = table.reset_index(drop=True)
-    columns = {name: finite(table, name) for name in names[:3]}
-    facts = pd.DataFrame(columns)
-    inside = facts.isna() | ((facts >= 0) & (facts <= 1))
-    share = facts[names[1]].notna().any() and inside.all(axis=None)
-    scale = (0.0, 1.0) if share else (-math.inf, math.inf)
+    facts = pd.DataFrame({name: finite(table, name) for name in names[:3]})
+    scale = (0.0, 1.0) if is_share(table, metric) else (-math.inf, math.inf)
     places: dict[tuple[str, ...], list[int]] = {}
     texts = [table[name].map(shown) for name in by]
     for place, point in enumerate(zip(*texts, strict=True) if by else [()] * len(table)):
@@ -59,6 +55,21 @@ def averaged(table: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.DataFram
         about = [table[name].iloc[at[0]] for name in by]
         rows.append([*about, *found[:3], len(part), len(at) - len(part), found[3]])
     return pd.DataFrame(rows, columns=[*by, *names])
+
+
+def is_share(table: pd.DataFrame, metric: str) -> bool:
+    """Whether a metric is taken to be a share: it has intervals, and all is from 0 to 1."""
+    value, low, high = (finite(table, metric + end) for end in ("", ".low", ".high"))
+    inside = all(one.dropna().between(0, 1).all() for one in (value, low, high))
+    return bool(inside and low.notna().any())
+
+
+def written(value: float, *ends: float, share: bool = False) -> str:
+    """A value as a figure has it, of a share in percent, and below it the ends of its interval."""
+    numbers = [100 * one if share else one for one in (value, *ends)]
+    forms = ["{:.1f}" if share else "{:,.0f}" if abs(one) >= 1000 else "{:.3g}" for one in numbers]
+    texts = [form.format(one) for form, one in zip(forms, numbers, strict=True)]
+    return texts[0] + (f"\n{'–'.join(texts[1:])}" if ends and "nan" not in texts else "")
 
 
 def _interval(

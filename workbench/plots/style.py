@@ -15,7 +15,7 @@ from textwrap import fill
 from typing import Any
 
 from workbench.lazy import Axes, Axis, Figure, np, pd
-from workbench.stats import Metric, Share
+from workbench.stats import Metric, Share, ShareDifference
 
 INK, SOFT, GRID = "#222222", "#5f5f5f", "#e6e6e6"  # of texts, of notes and levels, of the grid
 # After Okabe and Ito (2008), for any colour vision; as dark as a text on white has to be.
@@ -180,6 +180,32 @@ def dots(
     ax.set_ylim(len(metrics) - 0.2, -0.6)
     ax.grid(axis="y", visible=False)
     ax.grid(axis="x", color=GRID)
+
+
+def gap(metric: Metric) -> str:
+    """A difference in words: with its 95 % interval, and whether it is distinguishable from 0."""
+    scale, form = (100, "{:+.1f}") if isinstance(metric, ShareDifference) else (1, "{:+.2f}")
+    numbers = (form.format(scale * one) for one in (metric.value, metric.low, metric.high))
+    value, low, high = (one.replace("-", "\u2212") for one in numbers)
+    text = f"{value}{' points' * (scale > 1)} ({low} to {high})"
+    return f"not distinguishable, {text}" if metric.low <= 0 <= metric.high else text
+
+
+def gaps(ax: Axes, metrics: Sequence[Metric], what: str) -> None:
+    """Paired differences of shares, a row each, beside 0; the title is the clearest of them."""
+    dots(ax, metrics, lambda one: f"{100 * one.value:+.1f}")
+    ax.axvline(0, color=SOFT, linewidth=1, linestyle="--", zorder=1)
+    percent(ax.xaxis, f"{what}, points (paired, 95 %)", whole=False)
+    apart = [one for one in metrics if not one.low <= 0 <= one.high]
+    most, n = max(apart or metrics, key=lambda one: abs(one.value)), len(metrics)
+    text = f"{most.name} {what}: {gap(most)}; {len(apart)} of {n} differ"
+    finding(ax, text if apart else f"None of {n} {what} is distinguishable")
+
+
+def key(ax: Axes, place: Any) -> None:
+    """The names of what is drawn, in its colours."""
+    look: dict[str, Any] = {"labelcolor": "linecolor", "handlelength": 0.6, "handletextpad": 0.5}
+    ax.legend(loc=place, frameon=False, fontsize=TEXT, borderaxespad=0.2, **look)
 
 
 def lines(

@@ -1,43 +1,33 @@
-"""Figures of a sweep: lines, heat maps and Pareto fronts of a table with one row a point.
+"""Figures of a sweep: lines, paired differences, heat maps and Pareto fronts.
 
 Points without a number are never dropped in silence: each figure says how many there are and why.
+Each function computes its title from what it draws.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from workbench.errors import InputError
 from workbench.lazy import Axes, Axis, NDArray, pd
-from workbench.plots.points import (
-    averaged,
-    check_columns,
-    finite,
-    left_out,
-    levels,
-    numbers,
-    pareto,
-    shown,
-    varied,
-)
-from workbench.plots.style import COLOURS, KEEP, TEXT, label_ends, line_style, log_ticks
+from workbench.plots import points, style
+from workbench.plots.points import averaged, finite, is_share, left_out, levels, shown, written
+from workbench.stats import ShareDifference
 
 NAMED = 8  # points of a front that have names
-GREY = "0.45"
 LONG = 24  # letters of a name that are shown
 SPAN = 20  # times from the least to the most, from which on an axis is logarithmic
 TICKS = 8  # values that are named one by one
-DOT = 11.0  # points across of a dot with a number in it
 
 
 def plot_lines(ax: Axes, table: pd.DataFrame, x: str, metric: str, by: str | None = None) -> None:
-    """A metric against a parameter, as lines with bands; all else is averaged over.
+    """A metric against a parameter, as lines with intervals; all else is averaged over.
 
-    Values that are no numbers are set side by side, with their intervals as bars.
+    Values that are no numbers are set side by side, without lines.
 
     Args:
         by: a parameter with one line for each of its values, 7 in colour and the others in grey.
@@ -49,133 +39,124 @@ def plot_lines(ax: Axes, table: pd.DataFrame, x: str, metric: str, by: str | Non
     found = averaged(table, metric, [x, by] if by else [x])
     places = _places(ax, found[x])
     names = levels(found[by]) if by else [""]
-    bars, coloured = numbers(found[x]) is None, min(len(names), len(COLOURS))
-    ends: list[tuple[str, str, float]] = []
+    bars, coloured = points.numbers(found[x]) is None, min(len(names), len(style.COLOURS))
+    ends, ranges = list[tuple[str, str, float]](), list[str]()
     for number, name in enumerate(names):
         part = found[found[by].map(shown) == name] if by else found
         at = places[part.index].sort_values()
         columns = [metric, f"{metric}.low", f"{metric}.high"]
-        line = part.loc[at.index, columns].to_numpy(float)
+        value, low, high = part.loc[at.index, columns].to_numpy(float).T
         if number >= coloured:
-            ax.plot(at, line[:, 0], color="0.8", linewidth=0.8, zorder=1)
+            ax.plot(at, value, color="0.8", linewidth=0.8, zorder=1)
             continue
         aside = (number - (coloured - 1) / 2) * 0.6 / coloured if bars else 0
-        value, low, high = line.T  # a gap where there is no number
-        style = line_style(number) | ({"linewidth": 0} if bars else {})
+        look = style.line_style(number) | ({"linewidth": 0} if bars else {})
         sides = np.maximum([value - low, high - value], 0)
-        ax.errorbar(at + aside, value, sides, capsize=3, elinewidth=1.2, zorder=3, **style)
-        known = value[~np.isnan(value)]
-        ends.append((_short(name), COLOURS[number], known[-1] if len(known) else math.nan))
-    ax.set(xlabel=x, ylabel=_measured(metric, found))
+        ax.errorbar(at + aside, value, sides, capsize=3, elinewidth=1.2, zorder=3, **look)
+        known = value[~np.isnan(value)]  # a gap where there is no number
+        ends.append((_short(name), style.COLOURS[number], known[-1] if len(known) else math.nan))
+        ranges.append(f"{_short(name)} {_range(table, metric, known)}".strip())
+    ax.set_xlabel(x)
+    _measure(ax, table, metric, int(found["points"].max()))
     more = len(names) - coloured
     _note(ax, left_out(table, metric), f"grey: {more} more of {by}" if more else "")
-    _say_if_empty(ax, found[metric])
     if by:
-        label_ends(ax, ends, _short(by))
+        style.label_ends(ax, ends, _short(by))
+    style.finding(ax, f"{metric}: {', '.join(ranges[:3])}")
 
 
-def _say_if_empty(ax: Axes, values: pd.Series[float]) -> None:
-    if not values.notna().any():
-        ax.set_yticks([])
-        ax.text(0.5, 0.5, "no point has a number", ha="center", color=GREY, transform=ax.transAxes)
+def _range(table: pd.DataFrame, metric: str, values: NDArray[np.float64]) -> str:
+    """The least and the most of a metric."""
+    share = is_share(table, metric)
+    ends = dict.fromkeys(written(end(values), share=share) for end in (min, max) if len(values))
+    return " to ".join(ends) + " %" * share if ends else "no point has a number"
 
 
-def _places(ax: Axes, column: pd.Series[float]) -> pd.Series[float]:
-    """Where on the horizontal axis the values are, and the axis made for them."""
-    known = numbers(column)
-    if known is not None:
-        _number_axis(ax, known)
-        _name_ticks(ax, known)
-        return known
-    names = levels(column)
-    _name_categories(ax, ax.xaxis, names)
-    ax.set_xlim(-0.5, len(names) - 0.5)
-    return column.map(shown).map(names.index).astype(float)
+def plot_differences(ax: Axes, table: pd.DataFrame, x: str, by: str | None = None) -> None:
+    """Shares of right answers minus those at the first value of a parameter, over the same items.
+
+    Args:
+        table: what `sweep.paired` returns of `x` and `by`.
+    """
+    rows = []
+    for row in table.to_dict("records"):
+        name = (f"{shown(row[by])}, " if by else "") + f"{x} {shown(row[x])}"
+        value, low, high = (row[end] for end in ("difference", "low", "high"))
+        rows.append(ShareDifference(name, value, low, high, row["items"]))
+    style.gaps(ax, rows, f"minus {x} {shown(table['versus'].iloc[0])}")
 
 
 def plot_heat(ax: Axes, table: pd.DataFrame, x: str, y: str, metric: str) -> None:
-    """A metric over two parameters, a cell a combination; all else is averaged over.
+    """A metric over two parameters, a cell per combination with its interval; all else is averaged.
 
-    A hatched cell has no number; where nothing is written, there is no such point.
+    The colours of a share span 0 to 100 %, those of another metric four of its intervals at least,
+    so that noise is no pattern. A hatched cell has no number; an empty one is no point.
 
     Raises:
         InputError: a column is missing, the table has no rows, or `x` is `y`.
     """
     if x == y:
         raise InputError(f"x and y are both {x!r}: give two parameters")
-    found = averaged(table, metric, [x, y])
+    found, share = averaged(table, metric, [x, y]), is_share(table, metric)
     across, up = levels(found[x]), levels(found[y])
-    cells = np.full((len(up), len(across)), np.nan)
-    cells[found[y].map(shown).map(up.index), found[x].map(shown).map(across.index)] = found[metric]
-    states: dict[tuple[int, ...], set[str]] = {}
-    for row, column, state in zip(table[y], table[x], table["state"], strict=True):
-        place = up.index(shown(row)), across.index(shown(column))
-        states.setdefault(place, set()).add(state)
-    _name_categories(ax, ax.xaxis, across)
-    _name_categories(ax, ax.yaxis, up)
+    cells, texts = np.full((len(up), len(across)), np.nan), dict[tuple[int, int], str]()
+    columns = [metric, f"{metric}.low", f"{metric}.high"]
+    states = table["state"].groupby([table[y].map(shown), table[x].map(shown)]).agg(set)
+    for row in found.to_dict("records"):
+        key = shown(row[y]), shown(row[x])
+        place, ended = (up.index(key[0]), across.index(key[1])), states[key]
+        value, *ends = (float(row[column]) for column in columns)
+        cells[place], texts[place] = value, written(value, *ends, share=share)
+        if math.isnan(value):
+            texts[place] = ended.pop() if len(ended) == 1 and ended != {"done"} else "none"
+    ax.patch.set(hatch="////", facecolor="0.95", edgecolor="0.75")  # seen where there is no number
+    _name(ax, ax.xaxis, range(len(across)), across)
+    _name(ax, ax.yaxis, range(len(up)), up)
     ax.grid(visible=False)
     ax.set(xlabel=x, ylabel=y)
-    known = cells[~np.isnan(cells)]
-    low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
-    wide = 0.0 if high > low else 0.05 * abs(low) or 0.5
-    image = ax.imshow(
-        cells, cmap="cividis", vmin=low - wide, vmax=high + wide, aspect="auto", origin="lower"
+    plain = share or found[metric].isna().all()
+    low, high = (0.0, 1.0) if plain else _scale(found[columns].to_numpy(float))
+    image = ax.imshow(cells, cmap="cividis", vmin=low, vmax=high, aspect="auto", origin="lower")
+    fits = _write_cells(ax, np.asarray(image.cmap(image.norm(cells))), texts)
+    _note(ax, left_out(table, metric), "" if fits else "cells are too small for their numbers")
+    known = found.dropna(subset=metric).sort_values(metric, ascending=False, kind="stable")
+    best = ", ".join(
+        f"{name} {_short(shown(known[name].iloc[0]))}" for name in (x, y) if len(known)
     )
-    figure = ax.get_figure(root=True)
-    assert figure is not None  # it has been drawn on
-    if known.size:
-        figure.colorbar(
-            image,
-            cax=ax.inset_axes((1.04, 0, 0.05, 1)),
-            label=_measured(metric, found, interval=False),
-        )
-    written = _write_cells(ax, np.asarray(image.cmap(image.norm(cells))), cells, states)
-    _note(ax, left_out(table, metric), "" if written else "cells are too small for their numbers")
+    text = f"{metric}: {_range(table, metric, known[metric].to_numpy())}"
+    style.finding(ax, text + f", highest at {best}" * bool(best))
 
 
-def _write_cells(
-    ax: Axes,
-    colours: NDArray[np.floating[Any]],
-    cells: NDArray[np.floating[Any]],
-    states: Mapping[tuple[int, ...], Collection[str]],
-) -> bool:
+def _scale(ends: NDArray[np.float64]) -> tuple[float, float]:
+    """Values at the ends of the colours, of values with their lows and highs [n, 3]."""
+    value, low, high = ends[~np.isnan(ends[:, 0])].T
+    least = 4 * np.nanmean(high - low) if np.isfinite(high - low).any() else 0.1 * abs(value).max()
+    more = max(0.0, (least or 1.0) - float(np.ptp(value))) / 2
+    return value.min() - more, value.max() + more
+
+
+def _write_cells(ax: Axes, colours: NDArray[Any], texts: Mapping[tuple[int, int], str]) -> bool:
     """Each cell's number in a colour that can be read there; whether there was room for them."""
-    from matplotlib.patches import Rectangle
-
-    form = _form(cells[~np.isnan(cells)])
-    texts = {place: form.format(value) for place, value in np.ndenumerate(cells)}
-    for place, value in np.ndenumerate(cells):
-        if math.isnan(value):
-            ended = {*states.get(place, ())}
-            texts[place] = "".join(ended) if len(ended - {"done"}) == len(ended) < 2 else "none"
-            corner = (place[1] - 0.5, place[0] - 0.5)
-            ax.add_patch(Rectangle(corner, 1, 1, hatch="////", fc="0.95", ec="0.75", linewidth=0))
-    across, up = (72 * side for side in _inches(ax))
-    letters = max(map(len, texts.values()))
-    wide, high = across / cells.shape[1], up / cells.shape[0]
-    fits = bool(high >= 1.5 * TEXT and wide >= 0.75 * TEXT * letters)
-    for place, text in texts.items() if fits else ():
-        bright = math.isnan(cells[place]) or colours[place][:3] @ (0.299, 0.587, 0.114) > 0.5
-        ink = "0.15" if bright else "white"
+    across, up = (72 * side / n for side, n in zip(_inches(ax), colours.shape[1::-1], strict=True))
+    numbers = {place: text.partition("\n")[0] for place, text in texts.items()}
+    for each, rows in ((texts, 3), (numbers, 1.5)):  # with the interval, or without
+        letters = max(len(line) for text in each.values() for line in text.split("\n"))
+        if fits := bool(up >= rows * style.TEXT and across >= 0.6 * style.TEXT * letters):
+            break
+    for place, text in each.items() if fits else ():
+        red, green, blue, seen = colours[place]
+        bright = not seen or red * 0.299 + green * 0.587 + blue * 0.114 > 0.5
         ax.text(
-            place[1], place[0], text, ha="center", va="center", fontsize=TEXT, color=ink, gid=KEEP
-        )
+            place[1], place[0], text, ha="center", va="center", fontsize=style.TEXT, gid=style.KEEP,
+            color="0.15" if bright else "white",
+        )  # fmt: skip
     return fits
-
-
-def _form(values: NDArray[np.floating[Any]]) -> str:
-    """A format with so many decimals that the values can be told apart."""
-    most = float(np.abs(values).max()) if values.size else 0.0
-    if most and not 1e-3 <= most < 1e6:
-        return "{:.2e}"
-    decimals = 1 - math.floor(math.log10(float(np.ptp(values)) or most)) if most else 0
-    return f"{{:,.{min(max(decimals, 0), 4)}f}}"
 
 
 def plot_pareto(
     ax: Axes, table: pd.DataFrame, cost: str, metric: str, label: Sequence[str] | None = None
 ) -> None:
-    """A metric against a cost, a dot a point, and the front of what is worth its cost.
+    """A metric against a cost, a dot per point, and the front of what is worth its cost.
 
     Args:
         label: columns that name the points of the front; by default the parameters that vary.
@@ -183,78 +164,44 @@ def plot_pareto(
     Raises:
         InputError: a column is missing, or the table has no rows.
     """
-    front = pareto(table, cost, metric).to_numpy()
-    names = varied(table, cost, metric) if label is None else list(label)
-    check_columns(table, names)
-    ends = [finite(table, metric + end) for end in ("", ".low", ".high")]
-    at, up, low, high = (one.to_numpy(float) for one in (finite(table, cost), *ends))
+    front = points.pareto(table, cost, metric).to_numpy()
+    names = points.varied(table, cost, metric) if label is None else list(label)
+    points.check_columns(table, names)
+    columns = (cost, metric, f"{metric}.low", f"{metric}.high")
+    at, up, low, high = (finite(table, name).to_numpy(float) for name in columns)
     both = ~np.isnan(at) & ~np.isnan(up)
-    others = both & ~front
-    ax.scatter(at[others], up[others], s=16, color=COLOURS[0], alpha=0.45, linewidth=0, zorder=2)
-    on = np.flatnonzero(front)[np.argsort(at[front], kind="stable")]
-    ax.step(at[on], up[on], where="post", color=COLOURS[1], linewidth=1.2, zorder=3)
+    colour, others = style.COLOURS[1], both & ~front
+    ax.plot(at[others], up[others], "o", color=style.COLOURS[0], alpha=0.45, markersize=4)
+    on = np.flatnonzero(front)[np.lexsort([np.arange(front.sum()), at[front]])]
     sides = np.maximum([up - low, high - up], 0)[:, on]
-    ax.errorbar(
-        at[on], up[on], sides, fmt="o", color=COLOURS[1], markersize=5, capsize=3, linewidth=0,
-        elinewidth=1, zorder=4,
-    )  # fmt: skip
+    ax.step(at[on], up[on], where="post", color=colour, linewidth=1.4)
+    ax.errorbar(at[on], up[on], sides, fmt="o", color=colour, elinewidth=1)
     _number_axis(ax, at[both])
-    _say_if_empty(ax, finite(table, metric).where(both))
     ax.margins(y=0.12)
-    ax.set(xlabel=cost, ylabel=f"{metric} (95 % interval)" if np.isfinite(sides).any() else metric)
-    few = _apart(ax, at[on], up[on]) if names else []
+    ax.set_xlabel(cost)
+    first = on[np.unique(up[on], return_index=True)[1]]  # of those at one place
+    few = first[np.unique(np.linspace(0, len(first) - 0.5, NAMED).astype(int))] if len(on) else on
     some = f"{len(few)} of {len(on)} on the front are named" if 0 < len(few) < len(on) else ""
     _note(ax, left_out(table, cost, metric), some)
-    if few:
-        rows = [[shown(table[name].iloc[on[i]]) for name in names] for i in few]
-        _name_front(ax, ", ".join(names), rows, at[on[few]], up[on[few]])
+    for i in few:  # a line to its name
+        ax.hlines(up[i], at[i], ax.get_xlim()[1], color=colour, linewidth=0.7, linestyle=":")
+    _measure(ax, table, metric)
+    rows = [[_short(shown(table[name].iloc[i]), 32 // len(names)) for name in names] for i in few]
+    ends = [(", ".join(row), colour, up[i]) for row, i in zip(rows, few, strict=True)]
+    style.label_ends(ax, ends, _short(", ".join(names), 32))
+    price = f" for {' to '.join(dict.fromkeys(written(at[i]) for i in (*on[:1], *on[-1:])))} {cost}"
+    text = f"{metric} on the front: {_range(table, metric, up[on])}"
+    style.finding(ax, text + price * bool(len(on)))
 
 
-def _apart(ax: Axes, at: NDArray[np.floating[Any]], up: NDArray[np.floating[Any]]) -> list[int]:
-    """Points of a front, its two ends first, so far from each other that each can have a number."""
-    wide, high = (72 * side for side in _inches(ax))
-    places = ax.transAxes.inverted().transform(ax.transData.transform(np.column_stack([at, up])))
-    places = places * (0.7 * wide, high)  # names take some of the width
-    chosen = [0] if len(at) else []
-    while 0 < len(chosen) < NAMED:
-        gaps = np.hypot(*(places[:, None] - places[chosen]).T).min(axis=0)
-        farthest = len(at) - 1 if len(chosen) == 1 else int(gaps.argmax())
-        if gaps[farthest] < DOT:
-            break
-        chosen.append(farthest)
-    return sorted(chosen)
-
-
-def _name_front(
-    ax: Axes,
-    title: str,
-    rows: Sequence[Sequence[str]],
-    at: NDArray[np.floating[Any]],
-    up: NDArray[np.floating[Any]],
-) -> None:
-    """Numbers in the dots, and to the right of the axes what they stand for, the best on top."""
-    ax.scatter(at, up, s=DOT**2, color=COLOURS[1], linewidth=0, zorder=5)
-    for number, place in enumerate(zip(at, up, strict=True), start=1):
-        ax.annotate(
-            str(number), place, ha="center", va="center_baseline", fontsize=7, color="white",
-            zorder=6,
-        )  # fmt: skip
-    texts = [", ".join(_short(value, 32 // len(row)) for value in row) for row in rows]
-    top = ax.get_ylim()[1]
-    names = [(f"{number}  {text}", COLOURS[1], top) for number, text in enumerate(texts, start=1)]
-    label_ends(ax, names, _short(title, 32))
-
-
-def _measured(metric: str, found: pd.DataFrame, *, interval: bool = True) -> str:
-    """The name of an axis: the metric, over how many points it is, and whether it has intervals."""
-    counts = found["points"][found["points"] > 0]
-    parts = []
-    if counts.max() > 1:
-        least = "" if counts.min() == counts.max() else f"{counts.min()} to "
-        parts.append(f"mean of {least}{counts.max()}")
-    if interval and (found["interval"] != "none").any():
-        parts.append("95 % interval")
-    return f"{metric} ({', '.join(parts)})" if parts else metric
+def _measure(ax: Axes, table: pd.DataFrame, metric: str, most: int = 1) -> None:
+    """Name an axis: the metric, over how many points it is, and whether it has intervals."""
+    interval = most > 1 or finite(table, f"{metric}.low").notna().any()
+    parts = [*[f"mean of {most}"] * (most > 1), *["95 % interval"] * bool(interval)]
+    name = f"{metric}{', %' * is_share(table, metric)}" + f" ({', '.join(parts)})" * bool(parts)
+    ax.set_ylabel(name)
+    if is_share(table, metric):
+        style.percent(ax.yaxis, name)
 
 
 def _inches(ax: Axes) -> tuple[float, float]:
@@ -270,8 +217,26 @@ def _note(ax: Axes, *parts: str) -> None:
     if text := "; ".join(filter(None, parts)):
         ax.annotate(
             text, (0.5, 0), (0, -2), xycoords=ax.xaxis.label, textcoords="offset points",
-            ha="center", va="top", fontsize=7.5, color=GREY,
+            ha="center", va="top", fontsize=style.TEXT, color=style.SOFT,
         )  # fmt: skip
+
+
+def _places(ax: Axes, column: pd.Series[float]) -> pd.Series[float]:
+    """Where on the horizontal axis the values are, and the axis made for them."""
+    known = points.numbers(column)
+    if known is None:
+        names = levels(column)
+        _name(ax, ax.xaxis, range(len(names)), names)
+        ax.set_xlim(-0.5, len(names) - 0.5)
+        return column.map(shown).map(names.index).astype(float)
+    _number_axis(ax, known)
+    different = np.unique(known)
+    at = np.log(different) if ax.get_xscale() == "log" else different
+    apart = different.size < 2 or np.diff(at).min() > 0.07 * np.ptp(at)
+    if different.size <= TICKS and apart:  # each is named
+        _name(ax, ax.xaxis, different.tolist(), [shown(value) for value in different.tolist()])
+        ax.xaxis.minorticks_off()
+    return known
 
 
 def _number_axis(ax: Axes, values: pd.Series[float] | NDArray[np.float64]) -> None:
@@ -285,7 +250,7 @@ def _number_axis(ax: Axes, values: pd.Series[float] | NDArray[np.float64]) -> No
         room = 0.06 * (high - low) or 0.5 * abs(low) or 1
         ax.set_xlim(low - room, high + room)
         return
-    log_ticks(ax.xaxis, "")
+    style.log_ticks(ax.xaxis, "")
     ax.xaxis.set_major_formatter(lambda value, _: shown(float(f"{value:.3g}")))
     if high > 100 * low:
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high < 1e4 * low else (1,)))
@@ -293,30 +258,14 @@ def _number_axis(ax: Axes, values: pd.Series[float] | NDArray[np.float64]) -> No
     ax.set_xlim(low / room, high * room)
 
 
-def _name_ticks(ax: Axes, values: pd.Series[float]) -> None:
-    """Few values that lie apart are named one by one."""
-    different = np.unique(values)
-    places = np.log(different) if ax.get_xscale() == "log" else different
-    if different.size == 1 or (
-        different.size <= TICKS and np.diff(places).min() > 0.07 * np.ptp(places)
-    ):
-        _name(ax, ax.xaxis, different.tolist(), [shown(value) for value in different.tolist()])
-        ax.xaxis.minorticks_off()
-
-
-def _name_categories(ax: Axes, axis: Axis, names: Sequence[str]) -> None:
-    """Places 0, 1, … with their names, or every so many of them."""
-    step = -(-len(names) // 25)
-    _name(ax, axis, range(0, len(names), step), names[::step])
-
-
 def _name(ax: Axes, axis: Axis, places: Sequence[float], names: Sequence[str]) -> None:
-    """Names of places, at an angle where they have no room beside each other."""
-    kept, size = [_short(name) for name in names], 9 if len(names) < 12 else 7
-    wide = 0.65 * size * (sum(map(len, kept)) + len(kept))
+    """Names of places, or of every so many, at an angle where they have no room side by side."""
+    step = -(-len(names) // 16)
+    kept = [_short(name) for name in names[::step]]
+    wide = 0.65 * style.TEXT * (sum(map(len, kept)) + len(kept))
     slanted = axis is ax.xaxis and wide > 0.75 * 72 * _inches(ax)[0]
     turned: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
-    axis.set_ticks(places, kept, fontsize=size, **(turned if slanted else {}))
+    axis.set_ticks(places[::step], kept, fontsize=style.TEXT, **(turned if slanted else {}))
 
 
 def _short(text: str, most: int = LONG) -> str:

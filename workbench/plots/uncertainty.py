@@ -1,53 +1,50 @@
-"""Figures of uncertainty: are probabilities honest, sets large enough, and the surest right?"""
+"""Figures of uncertainty: are probabilities honest, sets large enough, and the surest right?
+
+Each function computes its title from what it draws.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import astuple
 
 import numpy as np
 
 from workbench.errors import InputError
 from workbench.lazy import Axes, NDArray, pd
-from workbench.plots.style import COLOURS, MARKERS
-from workbench.uncertainty.calibration import CalibrationReport
+from workbench.plots import style
+from workbench.stats import Share, ShareDifference, difference
+from workbench.uncertainty.calibration import CalibrationReport, Rescaled
 from workbench.uncertainty.conformal import ConformalReport
 
-SCORES = {"lac": COLOURS[0], "aps": COLOURS[1]}
-LARGEST, SMALLEST = 260.0, 12.0  # areas of a dot: with all the items, and to be seen at all
-NAMED = 8  # points whose names have room beside the axes
+SCORES = {"lac": style.COLOURS[0], "aps": style.COLOURS[1]}
+NAMED = 7  # points whose names have room beside the axes
+SUREST = 0.1  # the least share of answers whose accuracy is drawn: that of fewer is mostly noise
 
 
-def plot_reliability(
-    ax: Axes, report: CalibrationReport, after: CalibrationReport | None = None
-) -> None:
-    """Accuracy against confidence, a dot a bin with its area by the items; honest is the diagonal.
+def plot_reliability(ax: Axes, report: CalibrationReport | Rescaled) -> None:
+    """Accuracy against confidence, a dot per bin of about as many answers; honest is the diagonal.
 
-    Args:
-        after: the same after scaling, in another colour.
-
-    Raises:
-        InputError: a report has no items in its bins.
+    What is rescaled is drawn before and after. The ECE is that of the report, over its own bins.
     """
-    ax.plot([0, 1], [0, 1], color="0.2", linewidth=1, linestyle="--")
-    named = {"": report} if after is None else {"before: ": report, "after: ": after}
+    if isinstance(report, Rescaled):
+        named = {"before: ": report.before, "after: ": report.after}
+        change = ShareDifference(*astuple(report.difference))
+        style.finding(ax, f"ECE by {report.method} scaling: {style.gap(change)}")
+    else:
+        named, sure = {"": report}, 100 * report.confidence
+        style.finding(ax, f"Confidence {sure:.1f} %, accuracy {100 * report.accuracy:.1f} %")
+    ax.plot([0, 1], [0, 1], color=style.SOFT, linewidth=1, linestyle="--")
     for number, (name, one) in enumerate(named.items()):
-        bins = one.bins[one.bins["n"] > 0]
-        _check(bins, ("n", "confidence", "accuracy", "accuracy_low", "accuracy_high"), "bins")
-        sure, accuracy, sides = bins["confidence"], bins["accuracy"], _sides(bins, "accuracy")
-        colour, area = COLOURS[number], (LARGEST * bins["n"] / bins["n"].sum()).clip(lower=SMALLEST)
-        ax.errorbar(sure, accuracy, sides, fmt="none", ecolor=colour, capsize=3, linewidth=1)
-        ax.scatter(
-            sure, accuracy, s=area, color=colour, alpha=0.65, linewidth=0, zorder=3,
-            label=f"{name}ECE {one.ece:.3f}",
-        )  # fmt: skip
-    ax.set_xlim(0, 1.03)
-    ax.set_ylim(-0.03, 1.03)
-    ax.set_xlabel("confidence (area of a dot: its items)")
-    ax.set_ylabel("accuracy (95 % interval)")
-    legend = ax.legend(frameon=False, fontsize=9)
-    for handle in legend.legend_handles:
-        handle.set(sizes=[36])  # type: ignore[union-attr]
+        bins, look = one.equal_mass(), style.line_style(number) | {"linestyle": "none"}
+        sizes = " to ".join(map(str, sorted({bins["n"].min(), bins["n"].max()})))
+        label = f"{name}ECE {100 * one.ece:.1f} %, {len(bins)} bins of {sizes}"
+        sides = _sides(bins, "accuracy")
+        ax.errorbar(bins["confidence"], bins["accuracy"], sides, **look, label=label)
+    wide = len(next(iter(named.values())).bins)
+    style.percent(ax.xaxis, f"confidence, %\n(bins of equal mass; {wide} of equal width for ECE)")
+    style.percent(ax.yaxis, "accuracy, % (95 % interval)")
+    style.key(ax, "lower right")
 
 
 def plot_set_sizes(ax: Axes, report: ConformalReport) -> None:
@@ -56,23 +53,29 @@ def plot_set_sizes(ax: Axes, report: ConformalReport) -> None:
     Raises:
         InputError: the report has no sets.
     """
-    scores = [one for one in report.scores if len(one.sets)]
+    scores = {one.score.upper(): one for one in report.scores if len(one.sets)}
     if not scores:
         raise InputError("the report has no sets: give one with test rows, of score lac or aps")
     sizes, width = np.arange(1, 7), 0.8 / len(scores)
-    for number, one in enumerate(scores):
-        shares = [float((one.sets.sum(axis=1) == size).mean()) for size in sizes]
+    letters = {name: one.sets.sum(axis=1) for name, one in scores.items()}
+    for number, (name, one) in enumerate(scores.items()):
         ax.bar(
-            sizes + (number - (len(scores) - 1) / 2) * width, shares, width=0.92 * width,
-            color=SCORES[one.score], label=f"{one.score.upper()}, mean {one.set_size:.2f}",
+            sizes + (number - (len(scores) - 1) / 2) * width,
+            [float((letters[name] == size).mean()) for size in sizes], width=0.92 * width,
+            color=SCORES[one.score], label=f"{name}, mean {one.set_size:.2f}",
         )  # fmt: skip
     ax.set_xticks(sizes)
-    ax.set(xlabel="letters in a set", ylabel=f"share of {len(report.answers):,} test items")
-    ax.legend(frameon=False, fontsize=9)
+    ax.set_xlabel("letters in a set")
+    style.percent(ax.yaxis, f"share of {len(report.answers):,} sets, %", whole=False)
+    style.key(ax, "upper right")
+    text = ", ".join(f"{name} {one.set_size:.2f}" for name, one in scores.items())
+    if len(letters) > 1:
+        text += f": paired {style.gap(difference('', *letters.values()))}"
+    style.finding(ax, f"Letters per set: {text}")
 
 
 def plot_coverage(ax: Axes, splits: pd.DataFrame, target: float) -> None:
-    """Coverage over random splits, a violin a score, with dots at the means.
+    """Coverage over random splits, a row per score: all splits, the mean, and 95 %.
 
     A score that left some sets empty has one more, before the likeliest letter was put there: only
     of that one does conformal prediction say where its mean is.
@@ -87,65 +90,69 @@ def plot_coverage(ax: Axes, splits: pd.DataFrame, target: float) -> None:
     _check(splits, ("score", "coverage", "covered_before"), "splits")
     if not 0 < target < 1:
         raise InputError(f"target={target!r}: give 1 - alpha, such as 0.9")
-    groups: list[tuple[str, str, float, Any]] = []
+    rows, colours = list[Share](), list[str]()
     for score, part in splits.groupby("score", sort=False):
-        name, colour = str(score).upper(), SCORES.get(str(score), COLOURS[2])
-        if (part["covered_before"] != part["coverage"]).any():
-            groups.append((f"{name} before\nits fallback", colour, 0.3, part["covered_before"]))
-        groups.append((name, colour, 0.7, part["coverage"]))
-    for place, (_, colour, alpha, values) in enumerate(groups):
-        drawn = ax.violinplot(values.to_numpy(), [place], widths=0.75, showextrema=False)
-        for body in drawn["bodies"]:  # type: ignore[attr-defined]
-            body.set(facecolor=colour, alpha=alpha, edgecolor=colour)
-        ax.plot(place, values.mean(), color="0.2", marker="o", markersize=4)
-    ax.axhline(target, color="0.2", linewidth=1, linestyle="--")
-    ax.set_xticks(range(len(groups)), [name for name, *_ in groups])
-    ax.set_xlabel(f"{splits.groupby('score').size().max()} splits; dashed: target {target:g}")
-    ax.set_ylabel("coverage")
+        filled = (part["covered_before"] != part["coverage"]).any()
+        for column in ("covered_before", "coverage")[not filled :]:
+            values, more = part[column], ", no fallback" * (column == "covered_before")
+            low, high = values.quantile([0.025, 0.975])
+            colours.append(SCORES.get(str(score), style.COLOURS[2]))
+            ax.plot(values, [len(rows) + 0.25] * len(values), "o", alpha=0.2, markersize=4,
+                    color=colours[-1], markeredgewidth=0)  # fmt: skip
+            rows.append(Share(f"{score}".upper() + more, values.mean(), low, high, len(values)))
+    style.dots(ax, rows, colours=colours)
+    style.percent(ax.xaxis, f"coverage, % (mean and 95 % of {rows[0].n} splits)", whole=False)
+    style.chance(ax, target, f"target {100 * target:g} %", upright=True)
+    mean, low, high = (100 * end for end in (rows[0].value, rows[0].low, rows[0].high))
+    text = f"{rows[0].name} covers {mean:.1f} % on average, single splits {low:.1f} to {high:.1f} %"
+    style.finding(ax, text)
 
 
-def plot_selective(ax: Axes, curves: Mapping[str, pd.DataFrame]) -> None:
+def plot_selective(ax: Axes, curves: Mapping[str, pd.DataFrame], table: pd.DataFrame) -> None:
     """Accuracy of the surest answers against how many are kept, a line for each signal.
 
-    Between answers of equal sureness it is the expected accuracy, as in `aurc`. A signal
-    that tells nothing is flat. Lines begin at 1 %, as fewer answers are mostly noise.
+    Between answers of equal sureness it is the expected accuracy, as in `aurc`. A signal of no use
+    is flat.
 
     Args:
         curves: by name, what `risk_coverage` returns of the same answers.
+        table: what `selective_report` returns; the title is of the signal in its first row.
 
     Raises:
         InputError: there are none, or they are not whole or not of the same answers.
     """
     if not curves:
         raise InputError("curves: there are none; give what risk_coverage returns, by name")
-    kept, ends = np.linspace(0.01, 1, 100), {}
-    for number, (name, table) in enumerate(curves.items()):
-        _check(table, ("coverage", "risk"), f"curves[{name!r}]")
-        line = table.sort_values("coverage")
+    kept, every, ends = np.linspace(1, SUREST, 91), dict[str, float](), []
+    for number, (name, one) in enumerate(curves.items()):
+        _check(one, ("coverage", "risk"), f"curves[{name!r}]")
+        line, colour = one.sort_values("coverage"), style.COLOURS[number % len(style.COLOURS)]
         until, risk = line["coverage"].to_numpy(float), line["risk"].to_numpy(float)
         if abs(until[-1] - 1) > 1e-9:
             raise InputError(f"{name} ends at a coverage of {until[-1]:g}: give all the rows, to 1")
-        ends[name] = 1 - risk[-1]
-        wrong = np.interp(kept, [0, *until], [0, *until * risk])
-        colour = COLOURS[number % len(COLOURS)]
-        ax.plot(kept, 1 - wrong / kept, color=colour, linewidth=1.4, label=name)
-    low, high = min(ends, key=ends.__getitem__), max(ends, key=ends.__getitem__)
-    if ends[high] - ends[low] > 1e-9:
-        raise InputError(
-            f"of all answers {high} has {ends[high]:.4f} right and {low} {ends[low]:.4f}: give "
-            "signals of the same answers"
-        )
-    ax.plot([0, 1], [ends[low]] * 2, color="0.2", linewidth=1, linestyle="--", label="random")
-    ax.set_xlim(0, 1.02)
-    ax.xaxis.set_major_formatter("{x:.0%}")
-    ax.set(xlabel="answers kept, the surest", ylabel="accuracy of those kept")
-    ax.legend(frameon=False, fontsize=9)
+        every[name] = 1 - risk[-1]
+        right = 1 - np.interp(kept, [0, *until], [0, *until * risk]) / kept
+        ax.plot(kept, right, color=colour, linewidth=1.4)
+        ends.append((name, colour, float(right[-1])))
+    if max(every.values()) - min(every.values()) > 1e-9:
+        found = " and ".join(f"{name} has {share:.4f} right" for name, share in every.items())
+        raise InputError(f"of all answers {found}: give signals of the same answers")
+    ax.axhline(every[name], color=style.SOFT, linewidth=1, linestyle="--")
+    style.label_ends(ax, [*ends, ("random", style.SOFT, every[name])])
+    ax.set_xlim(1.02, SUREST)
+    style.percent(ax.xaxis, "answers kept, the surest, %", whole=False)
+    style.percent(ax.yaxis, "accuracy of those kept, %", whole=False)
+    row = table.iloc[0]
+    above, *ends = (str(name) for name in table if str(name).startswith("above_"))
+    gain = style.gap(ShareDifference("", row[above], row[ends[0]], row[ends[1]], len(kept)))
+    first = f"{row['signal']}: AUROC {100 * row['auroc']:.1f} %"
+    style.finding(ax, f"{first}, over {above.removeprefix('above_')} {gain}")
 
 
 def plot_certainty(ax: Axes, table: pd.DataFrame) -> None:
-    """Accuracy against mean set size, a dot a model and task: is the more accurate more certain?
+    """Accuracy against mean set size, a dot per model and task: is the more accurate more certain?
 
-    Up to 8 dots are named, by colour for the model and by marker for the task.
+    Up to 7 dots are named, each in its colour.
 
     Args:
         table: what `certainty` returns.
@@ -155,23 +162,23 @@ def plot_certainty(ax: Axes, table: pd.DataFrame) -> None:
     """
     numbers = [one + end for one in ("set_size", "accuracy") for end in ("", "_low", "_high")]
     _check(table, ("model", "task", *numbers), "the table")
-    named = len(table) <= NAMED
     xerr, yerr = _sides(table, "set_size"), _sides(table, "accuracy")
-    models, tasks = (pd.factorize(table[column])[0] for column in ("model", "task"))
     columns = [one for one in ("model", "task") if len({*table[one]}) > 1] or ["model"]
-    for i, row in enumerate(table.to_dict("records")):
-        model = models[i] if named else 0
-        marker = MARKERS[(tasks[i] + model // len(COLOURS)) % len(MARKERS) if named else 0]
-        ax.errorbar(
-            row["set_size"], row["accuracy"], xerr=xerr[:, [i]], yerr=yerr[:, [i]], markersize=5,
-            linewidth=1, color=COLOURS[model % len(COLOURS)], marker=marker, alpha=0.85,
-            label=", ".join(str(row[one]) for one in columns),
-        )  # fmt: skip
+    size, accuracy = table["set_size"].to_numpy(float), table["accuracy"].to_numpy(float)
+    ends = []
+    for i, names in enumerate(table[columns].astype(str).agg(", ".join, axis=1)):
+        look = style.line_style(i if len(table) <= NAMED else 0)
+        ax.errorbar(size[i], accuracy[i], yerr[:, [i]], xerr[:, [i]], alpha=0.85, **look)
+        ends.append((names, look["color"], accuracy[i]))
     ax.margins(0.08)
-    ax.set_xlabel("letters in a set, mean\n(95 % interval at its threshold)")
-    ax.set_ylabel("accuracy (95 % interval)")
-    if named:
-        ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    ax.set_xlabel("letters in a set, mean (95 % interval at its threshold)")
+    style.percent(ax.yaxis, "accuracy, % (95 % interval)", whole=False)
+    style.label_ends(ax, ends if len(ends) <= NAMED else [])
+    one, other = np.triu_indices(len(table), 1)
+    more = int(((accuracy[one] - accuracy[other]) * (size[one] - size[other]) < 0).sum())
+    text = f"In {more} of {len(one)} pairs the more accurate has the smaller sets"
+    alone = f"{ends[0][0]}: {100 * accuracy[0]:.1f} % right, {size[0]:.2f} letters per set"
+    style.finding(ax, text if len(table) > 1 else alone)
 
 
 def _sides(table: pd.DataFrame, name: str) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@
 
 from workbench.sweep.grid import Grid, Random, RandomValue
 from workbench.sweep.plan import Sweep
-from workbench.sweep.results import Results, read_results
+from workbench.sweep.results import Results, paired, read_results
 from workbench.sweep.run import run
 
-__all__ = ["Grid", "Random", "RandomValue", "Results", "Sweep", "read_results", "run"]
+__all__ = ["Grid", "Random", "RandomValue", "Results", "Sweep", "paired", "read_results", "run"]

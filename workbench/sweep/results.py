@@ -17,9 +17,11 @@ from workbench.lazy import pd
 from workbench.sweep.folder import PointState, SweepFolder
 from workbench.sweep.grid import DETAIL, brief
 from workbench.sweep.plan import TAKEN, Sweep, SweepPoint
+from workbench.types import Report, Usage
 from workbench.verdicts import to_frame
 
 PLAN = "sweep.json"
+VERDICTS = "result/results/rows.csv"  # of a point whose notebook saves its rows
 LARGE = 2**63
 UNENDING = ("nan", "inf", "-inf")  # texts in metrics.json, since JSON has no such numbers
 PARTS = {"value": ""} | {n: f".{n}" for n in ("low", "high", "n", "n_failed", "n_unparsed")}
@@ -99,6 +101,44 @@ def read_results(folder: str | Path) -> Results:
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{path / PLAN} is broken: {error}; run the sweep again") from error
     return results(points, SweepFolder(path))
+
+
+def paired(folder: str | Path, x: str, by: str | None = None) -> pd.DataFrame:
+    """Each value of `x` against the first one at the same `by`, over the items that both answered.
+
+    The notebook has to call `save_table(report.rows, "rows")`. Points that differ in something
+    else, such as a seed, are repeats.
+
+    Returns:
+        One row per pair: `by`, `x`, `versus` (the first value of `x`), difference, low, high (95 %,
+        see `comparison.compare`), items, n_failed.
+
+    Raises:
+        InputError: there is no such parameter, or a point did not save its rows.
+    """
+    from workbench.comparison import compare  # not for the points, which need only a second
+
+    table, columns = read_results(folder).table, [by, x] if by else [x]
+    done, first, rows = table[table["state"] == "done"], dict[Any, Any](), []
+    files = {key: Path(folder) / key / VERDICTS for key in done["key"]}
+    if missing := [key for key, file in files.items() if not file.is_file()]:
+        what = 'its notebook has to call save_table(report.rows, "rows")'
+        raise InputError(f"point {missing[0]} of {folder} has no saved rows: {what}")
+    if missing := [name for name in columns if name not in table]:
+        raise InputError(f"the sweep in {folder} has no parameter {missing[0]!r}")
+    for place, part in done.groupby(columns, sort=False, dropna=False):
+        types = {"id": str, "answer": str}
+        runs = [pd.read_csv(files[key], dtype=types).assign(run=key) for key in part["key"]]
+        facts, report = (
+            dict(zip(columns, place, strict=True)),
+            Report((), pd.concat(runs), Usage(), {}),
+        )
+        value, versus = first.setdefault(place[:-1], (facts[x], report))
+        if versus is not report:
+            gap = compare(report, versus, "difference")
+            found = {"difference": gap.value, "low": gap.low, "high": gap.high, "items": gap.n}
+            rows.append({**facts, "versus": value, **found, "n_failed": gap.n_failed})
+    return pd.DataFrame(rows)
 
 
 def _planned(

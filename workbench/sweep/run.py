@@ -111,15 +111,10 @@ class LocalExecutor:
 
 
 def run(
-    sweep: Sweep,
-    folder: str | Path | None = None,
-    *,
-    jobs: int = 1,
-    resume: bool = True,
-    retry_failed: bool = False,
-    executor: Executor | None = None,
+    sweep: Sweep, folder: str | Path | None = None, *, jobs: int = 1, resume: bool = True,
+    retry_failed: bool = False, executor: Executor | None = None,
     say: Callable[[str], None] = lambda _: None,
-) -> Results:
+) -> Results:  # fmt: skip
     """Run the points of a sweep that are not done, and return the table of all points.
 
     Args:

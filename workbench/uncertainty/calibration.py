@@ -55,6 +55,15 @@ class CalibrationReport:
     n_floored: int
     _items: _Items = field(repr=False)
 
+    def equal_mass(self, bins: int = 10) -> pd.DataFrame:
+        """`bins` of about as many items each (Nguyen and O'Connor 2015); equal ones share a bin."""
+        sure, gaps = self._items.confidence, self._items.columns[:, : self._items.bins]
+        edges = np.quantile(sure, np.arange(bins + 1) / bins)
+        place = np.searchsorted(edges[1:-1], sure)
+        member = (place[:, None] == np.arange(bins)).astype(float)
+        table = _table(member, sure, np.rint(sure - gaps.sum(axis=1)), edges)
+        return table[table["n"] > 0].reset_index(drop=True)
+
     def metrics(self) -> tuple[Metric, ...]:
         """The six numbers with 95 % intervals; `n_unparsed` of the log loss is `n_floored`.
 
@@ -186,8 +195,8 @@ def _judged(
     ece, mce, *means = map(float, _scores(columns.sum(axis=0)[None], bins)[0])
     return CalibrationReport(
         ece, mce, means[0], means[1], float(right.mean()), means[2],
-        _table(member, confidence, right), n, int((likely < FLOOR).sum()),
-        _Items(columns, confidence, bins, resamples, seed),
+        _table(member, confidence, right, np.arange(bins + 1) / bins), n,
+        int((likely < FLOOR).sum()), _Items(columns, confidence, bins, resamples, seed),
     )  # fmt: skip
 
 
@@ -229,9 +238,10 @@ def _scores(sums: NDArray[Any], bins: int) -> NDArray[np.float64]:
     return np.column_stack([gaps.sum(axis=1) / n[:, 0], mce, sums[:, 2 * bins :] / n])
 
 
-def _table(member: NDArray[Any], sure: NDArray[Any], right: NDArray[Any]) -> pd.DataFrame:
-    items, edges = member.sum(axis=0).astype(int), np.arange(member.shape[1] + 1) / member.shape[1]
-    hits = (right @ member).astype(int)
+def _table(
+    member: NDArray[Any], sure: NDArray[Any], right: NDArray[Any], edges: NDArray[Any]
+) -> pd.DataFrame:
+    items, hits = member.sum(axis=0).astype(int), (right @ member).astype(int)
     shares = [proportion("", int(h), int(n)) if n else None for h, n in np.c_[hits, items]]
     table = pd.DataFrame({"low": edges[:-1], "high": edges[1:], "n": items})
     table["confidence"] = sure @ member / np.where(items, items, np.nan)

@@ -145,16 +145,10 @@ class ConformalReport:
 
 
 def conformal_report(
-    logits: ArrayLike,
-    answers: ArrayLike,
-    *,
-    alpha: float = 0.1,
-    score: Literal["both", "lac", "aps"] = "both",
-    rule: Rule = "ye2024",
-    calibration: float = 0.5,
-    split_seed: int = 42,
-    drop: Sequence[int] = (),
-) -> ConformalReport:
+    logits: ArrayLike, answers: ArrayLike, *, alpha: float = 0.1,
+    score: Literal["both", "lac", "aps"] = "both", rule: Rule = "ye2024", calibration: float = 0.5,
+    split_seed: int = 42, drop: Sequence[int] = (),
+) -> ConformalReport:  # fmt: skip
     """Calibrate on some rows, compute the other rows' sets, and measure them.
 
     Args:
@@ -206,16 +200,9 @@ def conformal_report(
 
 
 def conformal_splits(
-    logits: ArrayLike,
-    answers: ArrayLike,
-    *,
-    splits: int = 200,
-    seed: int = 0,
-    alpha: float = 0.1,
-    score: Literal["both", "lac", "aps"] = "both",
-    rule: Rule = "ye2024",
-    calibration: float = 0.5,
-) -> pd.DataFrame:
+    logits: ArrayLike, answers: ArrayLike, *, splits: int = 200, seed: int = 0, alpha: float = 0.1,
+    score: Literal["both", "lac", "aps"] = "both", rule: Rule = "ye2024", calibration: float = 0.5,
+) -> pd.DataFrame:  # fmt: skip
     """Repeat `conformal_report` with many random splits, to show the effect of the split.
 
     Args:
@@ -244,15 +231,15 @@ def split_summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Means over the splits that `conformal_splits` returned, for these items.
 
     Returns:
-        One row per score and measure: score, measure, splits, mean, sd over the splits, sem
-        (standard error of the mean), and low and high, the mean's 95 % interval.
-        error of the mean), and low and high, the mean's 95 % interval.
+        One row per score and measure: score, measure, splits, mean, sd over the splits, low and
+        high (between which 95 % of single splits lie), and sem, the Monte-Carlo error of the mean.
+        None is a confidence interval: all splits share the same items.
     """
     long = frame.melt("score", _MEASURES, var_name="measure", value_name="value")
     parts = long.groupby(["score", "measure"], sort=False)["value"]
-    table = parts.agg(splits="size", mean="mean", sd="std", sem="sem").reset_index()
-    low, high = table["mean"] - Z * table["sem"], table["mean"] + Z * table["sem"]
-    return table.assign(low=low, high=high)
+    table = parts.agg(splits="size", mean="mean", sd="std").reset_index()
+    low, high = (parts.quantile(share).to_numpy() for share in (0.025, 0.975))
+    return table.assign(low=low, high=high, sem=parts.sem().to_numpy())
 
 
 def check_settings(alpha: object, score: object, rule: object) -> float:

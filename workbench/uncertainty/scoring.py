@@ -26,14 +26,10 @@ KEY = ["model", "task", "prompt"]
 
 
 def score_options(
-    table: Report | pd.DataFrame,
-    *,
-    alpha: float = 0.1,
-    score: Literal["both", "lac", "aps"] = "both",
-    rule: Rule = "ye2024",
-    calibration: float = 0.5,
+    table: Report | pd.DataFrame, *, alpha: float = 0.1,
+    score: Literal["both", "lac", "aps"] = "both", rule: Rule = "ye2024", calibration: float = 0.5,
     split_seed: int = 42,
-) -> Report:
+) -> Report:  # fmt: skip
     """Conformal sets and calibration of each model, task and prompt of a table.
 
     Args:

@@ -164,7 +164,7 @@ def auroc(confidence: ArrayLike, right: ArrayLike) -> float:
 
 def selective_report(
     signals: Mapping[str, ArrayLike], right: ArrayLike, *, lengths: ArrayLike,
-    resamples: int = 1000, seed: int = 0,
+    against: str = "length", resamples: int = 1000, seed: int = 0,
 ) -> pd.DataFrame:  # fmt: skip
     """Measure how well each signal separates right answers from wrong ones, with two baselines:
     random numbers, and the length of the answer or prompt (shorter counts as surer).
@@ -173,14 +173,16 @@ def selective_report(
         signals: by name, [n] each, higher is surer.
         right: [n], right (1) or wrong (0).
         lengths: [n], in any unit.
+        against: the signal or baseline that the AUROC of each is compared to.
         resamples: bootstrap resamples of the items, the same for all signals.
         seed: of the resamples and of the random baseline.
 
     Returns:
         One row per signal, the baselines last: signal, n, auroc, aurc, `above_length` (its AUROC
-        minus that of the length, paired), each of these three with `_low` and `_high`, and
-        `accuracy_50` and `accuracy_80`, the accuracy of the surest half and four fifths.
-        Intervals are 95 % percentile intervals. They have no width if all resamples agree, and they
+        minus that of `against`, whose name it has), each of these three with `_low` and `_high`,
+        and `accuracy_50` and `accuracy_80`, the accuracy of the surest half and four fifths.
+        Intervals are 95 % percentile intervals, paired for `above_…` (the bootstrap of pROC, Robin
+        et al. 2011, BMC Bioinformatics 12:77). They have no width if all resamples agree, and they
         leave out resamples with only right or only wrong answers; if the sample is like that, AUROC
         and its intervals are NaN.
 
@@ -189,20 +191,21 @@ def selective_report(
     """
     weights_of_all = resampled(np.size(right), resamples, seed)
     every, hit = _with_baselines(signals, right, lengths, seed)
+    values.known("signal", against, every)
     ordered = {name: _Sorted.of(values, hit) for name, values in every.items()}
     parts = {name: [_areas(one)] for name, one in ordered.items()}
     for weights in weights_of_all:
         for name, one in ordered.items():
             parts[name].append(_areas(one, weights))
     drawn = {name: np.concatenate(each) for name, each in parts.items()}
-    length = drawn["length"][:, 0]
+    other = drawn[against][:, 0]
     return pd.DataFrame(
         {
             "signal": name,
             "n": len(hit),
             **_with_interval("auroc", areas[:, 0]),
             **_with_interval("aurc", areas[:, 1]),
-            **_with_interval("above_length", areas[:, 0] - length),
+            **_with_interval(f"above_{against}", areas[:, 0] - other),
             **_accuracies(*ordered[name].blocks()),
         }
         for name, areas in drawn.items()
@@ -248,7 +251,9 @@ def signals(report: Report | pd.DataFrame) -> dict[str, NDArray[Any]]:
     }
 
 
-def selective(report: Report | pd.DataFrame, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+def selective(
+    report: Report | pd.DataFrame, resamples: int = 1000, seed: int = 0, *, against: str = "length"
+) -> pd.DataFrame:
     """`selective_report` for the signals of a `sample_uncertainty` report: how well each separates
     right greedy answers from wrong ones, with random numbers and question length as baselines.
 
@@ -257,7 +262,7 @@ def selective(report: Report | pd.DataFrame, resamples: int = 1000, seed: int = 
     """
     rows, _ = _complete(report)
     return selective_report(signals(rows), rows["correct"], lengths=rows["length"],
-                            resamples=resamples, seed=seed)  # fmt: skip
+                            against=against, resamples=resamples, seed=seed)  # fmt: skip
 
 
 def _complete(report: Report | pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
