@@ -9,8 +9,6 @@ WORKBENCH = "$(BIN)/workbench"
 BENCHMARK = "$(BIN)/python" -m benchmarks
 NOTEBOOKS = notebooks/*.ipynb notebooks/sweeps/*.ipynb
 SWEEP    ?= notebooks/sweeps/accuracy.yaml
-ENGLISH   = tools requirements Makefile pyproject.toml $(wildcard *.md) \
-            $(filter-out docs/benchmarks.md,$(wildcard docs/*.md))
 DEMO      = $(addprefix notebooks/,01_quickstart.ipynb 02_throughput.ipynb 03_accuracy.ipynb 05_icm.ipynb)
 LOCK      = "$(BIN)/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
             --no-header pyproject.toml --extra dev
@@ -71,7 +69,7 @@ lint: setup ## style, types, and the hygiene of the notebooks
 	"$(BIN)/ruff" format --check
 	"$(BIN)/mypy"
 	"$(BIN)/python" tools/lines.py
-	"$(BIN)/python" -m tools.english $(ENGLISH)
+	"$(BIN)/python" -m tools.english
 	"$(BIN)/python" -m tools.notebooks check $(NOTEBOOKS)
 
 test: lint ## what a change must pass: lint, tests, and the notebooks' stored outputs

@@ -175,7 +175,7 @@ def _traded(setting: dict[Any, Any], repeats: int, *, must: bool) -> list[Measur
     within, least = ("within 2", "≥ 3") if must else ("reported", "reported")
     items = {"runs": setting["pairs"], "of": "items"}
     return [
-        row("minus that of one token a step", "points", within, **items),
+        row("minus that of one token per step", "points", within, **items),
         row("times fewer forwards", "fewer", least, **items),
         _pace(setting, repeats),
         row("times as fast", "faster", "reported", runs=repeats),

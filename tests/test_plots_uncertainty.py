@@ -52,7 +52,7 @@ def labels(ax: Axes) -> list[str]:
 
 
 def finding(ax: Axes) -> str:
-    return ax.get_title(loc="left")
+    return ax.get_title(loc="left").replace("\N{NO-BREAK SPACE}", " ")
 
 
 def bars(ax: Axes) -> list[tuple[NDArray[Any], NDArray[Any]]]:

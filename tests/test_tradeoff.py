@@ -148,7 +148,7 @@ def test_a_grader_that_raises_costs_its_rows_only(engine: DiffusionEngine) -> No
 
 
 def test_settings_have_distinct_names() -> None:
-    assert str(Denoising()) == "one token a step"
+    assert str(Denoising()) == "one token per step"
     assert str(Denoising(steps=8, remasking="random")) == "8 steps, random order"
     dual = Denoising(threshold=0.9, cache="dual", block_length=8, cfg_scale=0.5)
     assert str(dual) == "threshold 0.9, dual cache, blocks of 8, guidance 0.5"

@@ -87,6 +87,7 @@ def _wrap(title: Any, figure: Figure) -> None:
         right = max([ax.bbox.x1, *(one.get_window_extent().x1 for one in ax.texts)])
         title.set_x((left - ax.bbox.x0) / ax.bbox.width)
     whole = " ".join(title.get_text().split())
+    whole = whole.replace(" %", "\u00a0%")  # stays with its number
     title.set_text(whole)
     letters = len(whole)
     while (wide := title.get_window_extent().width) > right - left and letters > 10:

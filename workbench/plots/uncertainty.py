@@ -143,8 +143,8 @@ def plot_selective(ax: Axes, curves: Mapping[str, pd.DataFrame], table: pd.DataF
     style.percent(ax.xaxis, "answers kept, the surest, %", whole=False)
     style.percent(ax.yaxis, "accuracy of those kept, %", whole=False)
     row = table.iloc[0]
-    above, *ends = (str(name) for name in table if str(name).startswith("above_"))
-    gain = style.gap(ShareDifference("", row[above], row[ends[0]], row[ends[1]], len(kept)))
+    above, low, high = (str(name) for name in table if str(name).startswith("above_"))
+    gain = style.gap(ShareDifference("", row[above], row[low], row[high], len(kept)))
     first = f"{row['signal']}: AUROC {100 * row['auroc']:.1f} %"
     style.finding(ax, f"{first}, over {above.removeprefix('above_')} {gain}")
 

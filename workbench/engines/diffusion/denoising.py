@@ -65,7 +65,7 @@ class Denoising:
         if self.threshold is not None:
             how = f"threshold {self.threshold:g}"
         else:
-            how = "one token a step" if self.steps is None else f"{self.steps} steps"
+            how = "one token per step" if self.steps is None else f"{self.steps} steps"
         texts = {
             "cache": f"{self.cache} cache",
             "block_length": f"blocks of {self.block_length}",
