@@ -32,7 +32,7 @@ from workbench.errors import InputError
 from workbench.tasks.multiple_choice import MultipleChoice, open_choices
 from workbench.tasks.options import LETTERS
 from workbench.tasks.published import published_file
-from workbench.types import Engine, Item
+from workbench.types import Engine, Item, Metric
 from workbench.uncertainty.calibration import Method, calibration_report, rescaled
 from workbench.uncertainty.conformal import conformal_report, conformal_splits, split_summary
 from workbench.uncertainty.elicitation import PROMPTS, elicit, option_prompts
@@ -265,11 +265,11 @@ def _rescaled(logits: NDArray[Any], answers: NDArray[Any]) -> list[Measurement]:
     """Calibration errors of one half, before and after a scaling fitted on the other half."""
     methods: tuple[Method, ...] = ("temperature", "isotonic")
     halves = [rescaled(logits, answers, method=method) for method in methods]
-    rows = [interval(halves[0].before.metrics()[0], what="… ECE of the test half")]
+    rows = [share(halves[0].before.metrics()[0], "… ECE of the test half")]
     for one in halves:
         how = one.method if one.temperature is None else f"{one.method} {one.temperature:.2f}"
-        rows.append(interval(one.after.metrics()[0], what=f"… ECE after {how}"))
-        rows.append(interval(one.difference, what="… after minus before"))
+        rows.append(share(one.after.metrics()[0], f"… ECE after {how}"))
+        rows.append(interval(one.difference, " points", what="… after minus before", scale=100))
     # One temperature cannot lower the ECE of a model that is too sure at the top only.
     best = halves[-1].difference
     return [*rows[:-1], replace(rows[-1], bound="< 0, interval too", holds=best.high < 0)]
@@ -283,8 +283,8 @@ def _selected(
     table = selective_report(signals, right, lengths=lengths)
     rows = []
     for one in table.to_dict("records"):
-        spread = {"low": one["auroc_low"], "high": one["auroc_high"], "runs": len(right)}
-        rows.append(judged(f"… AUROC of {one['signal']}", one["auroc"], of="items", **spread))
+        value, low, high = (one[f"auroc{end}"] for end in ("", "_low", "_high"))
+        rows.append(share(Metric(f"… AUROC of {one['signal']}", value, low, high, len(right))))
     half = 100 * float(table["accuracy_50"].iloc[0])
     what = f"… accuracy of the surest half (of all: {right.mean():.1%})"
     return [*rows, judged(what, half, " %")]
