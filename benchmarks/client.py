@@ -3,7 +3,7 @@
 Embedded model, 16-token answers, server and client on one machine. Runs alternate, and each ratio
 is within one round. Other clients run against a server with vLLM's own settings, as in practice.
 The settings of `workbench serve` suit them better, so their results with it are reported too.
-lm-evaluation-harness is included if it has an environment (`make bench-peers`).
+With `--peers`, the other client is lm-evaluation-harness.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import typer
 
 from benchmarks.harness import (
     Measurement,
+    Peers,
     Repeats,
     median,
     ratio,
@@ -64,16 +65,14 @@ def sums(count: int, seed: int = 0) -> list[str]:
 def measure(
     repeats: Repeats = 5,
     prompts: Annotated[int, typer.Option(min=128, help="How many are sent in a round.")] = 1024,
-    peers: Annotated[
-        Path | None, typer.Option(help="An environment with lm-evaluation-harness.")
-    ] = None,
+    peers: Peers = None,
 ) -> list[Measurement]:
     """The remote engine against other clients of the same vLLM server."""
     say("a server with vLLM's own settings starts …")
     with serve(**PLAIN) as server:
-        rows = _against_clients(server, repeats, prompts)
         if peers is not None:
-            rows += _against_harness(server, repeats, prompts, peers)
+            return _against_harness(server, repeats, prompts, peers)
+        rows = _against_clients(server, repeats, prompts)
     say("a server of `workbench serve` starts …")
     with serve(max_num_seqs=SEQUENCES) as server:
         return rows + _against_engine(server, repeats, prompts)
