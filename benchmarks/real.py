@@ -54,7 +54,7 @@ def measure(
 def draw(scores: Mapping[str, Sequence[Metric]], file: Path) -> None:
     """The shares of all models with their intervals, beside each other."""
     from workbench.plots import finding, new_figure, plot_accuracy
-    from workbench.plots.style import PICTURE
+    from workbench.plots.style import save
 
     figure, panels = new_figure(len(scores))
     for panel, (name, metrics) in zip(panels, scores.items(), strict=True):
@@ -62,7 +62,7 @@ def draw(scores: Mapping[str, Sequence[Metric]], file: Path) -> None:
         plot_accuracy(panel, [replace(one, name=one.name.split(",")[0]) for one in shares])
         finding(panel, f"{name}: {panel.get_title(loc='left')}")
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, **PICTURE)
+    save(figure, file)
 
 
 def _row(what: str, metric: Metric) -> Measurement:

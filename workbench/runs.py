@@ -57,12 +57,9 @@ def save_figure(figure: Figure, name: str) -> Path:
 
     The same picture gives the same bytes. One of that name is replaced.
     """
-    from workbench.plots.style import PICTURE, for_dark
+    from workbench.plots.style import save
 
-    path = _placed("figures", f"{name}.png")
-    figure.savefig(path, **PICTURE)
-    with for_dark(figure):
-        figure.savefig(path.with_name(f"{name}_dark.png"), transparent=True, **PICTURE)
+    save(figure, path := _placed("figures", f"{name}.png"))
     return path
 
 

@@ -146,8 +146,8 @@ def plot_requests(ax: Axes, table: pd.DataFrame, here: float | None = None) -> N
         table: columns `prompts_per_request`, `max_concurrency` and `verdicts_per_s`.
         here: speed of the engine in this process.
     """
-    name = "{} per request"
-    lines(ax, table, ("max_concurrency", "verdicts_per_s"), "prompts_per_request", name)
+    pair = ("max_concurrency", "verdicts_per_s")
+    lines(ax, table, pair, "prompts_per_request", "{} per request")
     if here is not None:
         chance(ax, here, "in this process")
     doubling(ax, table["max_concurrency"])

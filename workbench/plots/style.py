@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from textwrap import fill
 from typing import Any
 
@@ -86,8 +87,7 @@ def _wrap(title: Any, figure: Figure) -> None:
         left = ax.bbox.x0 if beside is None else min(ax.bbox.x0, beside.x0)
         right = max([ax.bbox.x1, *(one.get_window_extent().x1 for one in ax.texts)])
         title.set_x((left - ax.bbox.x0) / ax.bbox.width)
-    whole = " ".join(title.get_text().split())
-    whole = whole.replace(" %", "\u00a0%")  # stays with its number
+    whole = " ".join(title.get_text().split()).replace(" %", "\u00a0%")  # with its number
     title.set_text(whole)
     letters = len(whole)
     while (wide := title.get_window_extent().width) > right - left and letters > 10:
@@ -173,9 +173,8 @@ def dots(
         ax.hlines(place, one.low, one.high, color=colour, linewidth=1.4)
         ax.plot(one.value, place, marker="o", markersize=6, color=colour)
     label_ends(ax, [(text(m).replace("-", "−"), INK, at) for at, m in enumerate(metrics)])
-    sizes = {one.n for one in metrics}
     names = [fill(one.name.replace("_", " "), 30) for one in metrics]
-    if len(sizes) > 1:
+    if len({one.n for one in metrics}) > 1:
         names = [f"{name}, n = {one.n:,}" for name, one in zip(names, metrics, strict=True)]
     ax.set_yticks(range(len(metrics)), names)
     ax.set_ylim(len(metrics) - 0.2, -0.6)
@@ -254,6 +253,13 @@ def log_ticks(axis: Axis, form: str) -> None:
     axis.minorticks_off()
 
 
+def save(figure: Figure, file: Path) -> None:
+    """Write a picture `NAME.png`, and beside it `NAME_dark.png` for dark pages."""
+    figure.savefig(file, **PICTURE)
+    with for_dark(figure):
+        figure.savefig(file.with_name(f"{file.stem}_dark.png"), transparent=True, **PICTURE)
+
+
 @contextmanager
 def for_dark(figure: Figure) -> Iterator[None]:
     """Within this the figure has light ink on a dark ground; after it, what it had."""
@@ -289,8 +295,7 @@ def _on_dark(colour: Any) -> Any:
 def _show_in_notebooks() -> None:
     """Let a notebook draw a figure that ends a cell; pyplot would do this, and more."""
     ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    if shell is not None:
+    if (shell := ipython.get_ipython() if ipython else None) is not None:
         from IPython.core.pylabtools import select_figure_formats
 
         select_figure_formats(shell, {"png"})  # type: ignore[no-untyped-call]

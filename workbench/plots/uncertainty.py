@@ -187,17 +187,14 @@ def _sides(table: pd.DataFrame, name: str) -> NDArray[np.float64]:
     sides = np.stack([value - low, high - value])
     if (outside := (sides < -1e-9).any(axis=0)).any():
         row = int(outside.argmax())
-        raise InputError(
-            f"{name}={value[row]:g} is not within {low[row]:g} to {high[row]:g}: give an interval "
-            "that holds its value"
-        )
+        ends = f"{low[row]:g} to {high[row]:g}: give an interval that holds its value"
+        raise InputError(f"{name}={value[row]:g} is not within {ends}")
     return np.asarray(np.maximum(sides, 0))  # rounding
 
 
 def _check(table: pd.DataFrame, columns: Sequence[str], what: str) -> None:
     """Refuse a table that has nothing to draw."""
-    missing = [name for name in columns if name not in table]
-    if missing:
+    if missing := [name for name in columns if name not in table]:
         raise InputError(f"{what}: no column {', '.join(missing)}; give a table that has it")
     if table.empty:
         raise InputError(f"{what}: no rows, so there is nothing to draw; give 1 at least")
