@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -120,6 +121,41 @@ def test_an_answer_cut_within_the_thinking_is_no_answer(opened: Any) -> None:
     (row,) = engine.generate(chats(1), Sampling(max_tokens=4))
     assert (row.text, row.finish_reason) == ("", "length")
     assert row.reasoning
+
+
+def thought(row: Completion, end: int) -> int:
+    """The tokens of an answer before the end of thinking."""
+    ids = [*(row.token_ids or ())]
+    return ids.index(end) if end in ids else len(ids)
+
+
+def test_thinking_is_counted_and_limited(opened: Any, folder: Path) -> None:
+    engine = opened(chat_template_kwargs={"enable_thinking": True})  # the prompt begins it
+    end = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]["</think>"]
+    free = engine.generate(chats(4), SHORT)
+    counts = [thought(row, end) for row in free]
+    assert all(count > 4 for count in counts)
+    if engine.info.engine == "remote":  # vLLM 0.32 does not count what the prompt began
+        assert {row.reasoning_tokens for row in free} == {None}
+        assert engine.usage.reasoning_tokens == 0
+    else:
+        assert [row.reasoning_tokens for row in free] == counts
+        assert engine.usage.reasoning_tokens == sum(counts)
+    for most in (0, 3):
+        rows = engine.generate(chats(4), replace(SHORT, max_reasoning_tokens=most))
+        assert [thought(row, end) for row in rows] == [most] * 4
+        assert all(row.text.strip() and "think" not in row.text for row in rows)
+    wide = engine.generate(chats(4), replace(SHORT, max_reasoning_tokens=60))
+    assert [(row.text, row.reasoning) for row in wide] == [
+        (one.text, one.reasoning) for one in free
+    ]
+    hot = Sampling(max_tokens=64, temperature=1.0, seed=1, n=3, max_reasoning_tokens=2)
+    drawn = [one for row in engine.generate(chats(2), hot) for one in row.samples]
+    assert {thought(one, end) for one in drawn} <= {0, 1, 2}
+    with pytest.raises(InputError, match="answers to chats only"):
+        engine.generate(["Jack has 5"], replace(SHORT, max_reasoning_tokens=3))
+    (cut,) = engine.generate(chats(1), Sampling(max_tokens=4))
+    assert cut.cut_thinking
 
 
 @pytest.mark.usefixtures("_loaded_once")

@@ -35,7 +35,7 @@ TAKEN: dict[str, tuple[Any, ...]] = {
     "max_tokens": (5,), "temperature": (5, 16.0, 1.5), "top_p": (), "top_k": (None, 5),
     "min_p": (None,), "n": (5,), "seed": (None, 5), "stop": (("a", "a"),), "logprobs": (None, 5),
     "choices": (None,), "regex": ("0.9", None, "yes"), "json_schema": (None, {}),
-    "ignore_eos": (True,),
+    "ignore_eos": (True,), "max_reasoning_tokens": (None, 5),
 }  # fmt: skip
 
 

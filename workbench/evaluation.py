@@ -30,9 +30,12 @@ from workbench.verdicts import (
     report_row,
     to_frame,
     trace_rows,
+    without_unused,
 )
 
 __all__ = ["Evaluation", "accuracy", "accuracy_by", "evaluate", "load", "run_suite"]
+
+MORE = "raise max_tokens, or set max_reasoning_tokens"
 
 
 @overload
@@ -148,7 +151,11 @@ def _evaluate(
         for case, outcome in zip(of_run, outcomes, strict=True):
             rows.append(report_row(case, outcome, run))
             trace += [{"id": case.item.id, "run": run, **row} for row in trace_rows(outcome.trace)]
-    frame = to_frame(rows)
+    frame = without_unused(to_frame(rows))
+    if "cut_thinking" in frame:
+        provenance["n_cut_thinking"] = cut = int(frame["cut_thinking"].sum())
+        if cut:
+            log.warning("evaluate: %d answers ran out of tokens while thinking: %s", cut, MORE)
     provenance["engine"] = asdict(engine.info)  # with its notes on these answers
     provenance["n_timed_out"] = given_up() - timed_out  # comparisons of formulas that took too long
     if spending.prices is not None:
@@ -162,7 +169,8 @@ def _evaluate(
         lost = int(frame["error"].astype("string").str.startswith("not sent").sum())
         if lost:
             log.warning("evaluate: %d of %d rows were not sent: max_cost", lost, len(frame))
-    return Evaluation((accuracy(frame),), frame, usage, provenance, to_frame(trace))
+    calls = without_unused(to_frame(trace))
+    return Evaluation((accuracy(frame),), frame, usage, provenance, calls)
 
 
 def _of_run(case: AgentCase, run: int) -> AgentCase:

@@ -279,6 +279,7 @@ class CallProgress:
             failed=len(rows) - len(done),
             prompt_tokens=sum(row.prompt_tokens for row in done),
             completion_tokens=sum(getattr(row, "completion_tokens", 0) for row in rows),
+            reasoning_tokens=sum(getattr(row, "reasoning_tokens", 0) or 0 for row in rows),
             cached_tokens=None if None in cached else sum(count or 0 for count in cached),
         )
         self._add(used)

@@ -191,6 +191,7 @@ def block(text: object, most: int = 5 * LONGEST) -> str:
 def tokens(one: Completion) -> str:
     """An answer's finish reason and tokens."""
     parts = [one.finish_reason, f"{one.prompt_tokens:,} + {one.completion_tokens:,} tokens"]
+    parts += [f"{one.reasoning_tokens:,} of them thinking"] * bool(one.reasoning_tokens)
     parts += [f"{len(one.samples):,} samples"] * (len(one.samples) > 1)
     return ", ".join(parts + ["from the store"] * one.from_store)
 
@@ -246,7 +247,10 @@ def _report(report: Report) -> Card:
         lost = [*rows["error"].dropna()] if "error" in rows else []
         why = f"{len(lost):,} failed: {masked(str(lost[0]))}" if lost else ""
         some = f"{len(wrong):,} of {len(rows):,} rows wrong: .wrong() shows them"
-        lines.append("; ".join(filter(None, [some if len(lost) < len(rows) else "", why])))
+        cut = int(rows["cut_thinking"].sum()) if "cut_thinking" in rows else 0
+        thought = f"{cut:,} ran out of tokens while thinking" if cut else ""
+        said = [some if len(lost) < len(rows) else "", thought, why]
+        lines.append("; ".join(filter(None, said)))
         html.append(note(lines[-1]))
         shown = wrong[_informative([*wrong.columns])].head(WRONG)
         html.append(table([*map(str, shown)], shown.itertuples(index=False)) if len(shown) else "")

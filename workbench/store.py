@@ -209,6 +209,7 @@ def dump(row: Completion | LabelRow) -> Any:
     """An answer's stored form; for label scores, a list, with bounds if they differ."""
     if isinstance(row, LabelRow):
         return row.logprobs if row.upper is None else [row.logprobs, row.upper]
+    thought = {"reasoning": row.reasoning, "thought": row.reasoning_tokens}
     return {
         "text": row.text,
         "finish": row.finish_reason,
@@ -216,7 +217,7 @@ def dump(row: Completion | LabelRow) -> Any:
         "logprobs": row.logprobs and [(t.token_id, t.logprob, t.top) for t in row.logprobs],
         "prompt": row.prompt_tokens,
         "completion": row.completion_tokens,
-    } | ({"reasoning": row.reasoning} if row.reasoning else {})
+    } | (thought if row.reasoning or row.reasoning_tokens else {})
 
 
 def load(value: Any) -> Completion | LabelRow:
@@ -237,5 +238,7 @@ def load(value: Any) -> Completion | LabelRow:
         prompt_tokens=value["prompt"],
         completion_tokens=value["completion"],
         reasoning=value.get("reasoning"),
+        # Rows of earlier versions have no count: unknown where there is thinking.
+        reasoning_tokens=value.get("thought", None if value.get("reasoning") else 0),
         from_store=True,
     )

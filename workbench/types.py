@@ -52,6 +52,9 @@ class Sampling:
         choices, regex, json_schema: structured output; at most one of them. If `max_tokens` cuts
             an answer before it is complete, the row fails.
         ignore_eos: continue past the model's end token, up to `max_tokens`, to measure speed.
+        max_reasoning_tokens: maximum number of tokens of thinking in an answer to a chat: the end
+            of thinking is forced after them, and the answer follows. None is no limit besides
+            `max_tokens`, which is for thinking and answer together.
 
     Numbers and columns of NumPy and pandas become plain Python values.
 
@@ -72,6 +75,7 @@ class Sampling:
     regex: str | None = None
     json_schema: Mapping[str, Any] | None = None
     ignore_eos: bool = False
+    max_reasoning_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name, (check, *limits) in _FIELDS.items():
@@ -88,7 +92,8 @@ class Sampling:
 
     def canonical(self) -> dict[str, Any]:
         """The fields that affect a sample's text, as JSON-ready values (without `n` and `seed`)."""
-        skip = {"n", "seed"}
+        unset = {"max_reasoning_tokens"} if self.max_reasoning_tokens is None else set[str]()
+        skip = {"n", "seed"} | unset  # so that keys of earlier versions stay
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in skip}
 
 
@@ -107,6 +112,7 @@ _FIELDS: dict[str, tuple[Any, ...]] = {
     "regex": (values.optional, values.text),
     "json_schema": (values.optional, values.json_object),
     "ignore_eos": (values.flag,),
+    "max_reasoning_tokens": (values.optional, values.whole, 0),
 }
 
 
@@ -127,8 +133,9 @@ class TokenLogprob:
 class Completion(Shown):
     """One answer. With `n > 1` it is `samples[0]`, and `samples` has all of them.
 
-    `reasoning` is the model's thinking, if it is separated from the answer. `cached_tokens` is None
-    if the engine does not report it for a row.
+    `reasoning` is the model's thinking, if it is separated from the answer, and `reasoning_tokens`
+    are those of the `completion_tokens` that it has; None if a server does not report them.
+    `cached_tokens` is None if the engine does not report it for a row.
     """
 
     text: str
@@ -141,12 +148,19 @@ class Completion(Shown):
     error: str | None = None
     reasoning: str | None = None
     from_store: bool = False
+    reasoning_tokens: int | None = 0
     _samples: tuple[Completion, ...] = field(default=(), repr=False)
 
     @property
     def samples(self) -> tuple[Completion, ...]:
         """All samples of the prompt, this one first."""
         return self._samples or (self,)
+
+    @property
+    def cut_thinking(self) -> bool:
+        """Whether `max_tokens` ended it while the model was thinking: it has no answer."""
+        thought = self.reasoning or self.reasoning_tokens
+        return self.finish_reason == "length" and bool(thought) and not self.text.strip()
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -215,6 +229,7 @@ class EngineInfo(Shown):
 class Usage(Shown):
     """What an engine has done since it was opened. Stored rows cost no tokens.
 
+    `reasoning_tokens` are those of the completion tokens that are known to be thinking.
     `cached_tokens` is None if a server does not report it.
     """
 
@@ -228,6 +243,7 @@ class Usage(Shown):
     rate_limit_hits: int = 0
     seconds: float = 0.0
     peak_memory_bytes: int = 0
+    reasoning_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         """The sum, with the higher peak memory; None in one of them is None in the sum."""

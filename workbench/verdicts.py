@@ -20,6 +20,8 @@ from workbench.stats import FORMS, mean_share
 from workbench.store import digest
 from workbench.types import Completion, Grade, Item, Metric, Report, Task, Usage
 
+THINKING = ("reasoning", "reasoning_tokens", "cut_thinking")
+"""Columns about thinking."""
 LONGEST_NAME = 60
 """Maximum characters in the name of a report's folder in a suite."""
 
@@ -33,7 +35,8 @@ class Evaluation(Report):
     Attributes:
         trace: one row for each answer to each call: id, run, round, call (its index in the round),
             kind ("ask" or "score"), prompt (a chat as JSON), sample, text (log-probabilities as
-            JSON), finish_reason, error, prompt_tokens, completion_tokens, from_store.
+            JSON), finish_reason, error, prompt_tokens, completion_tokens, from_store; and, of a
+            model that thinks, reasoning and reasoning_tokens.
     """
 
     trace: pd.DataFrame
@@ -52,6 +55,12 @@ def to_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return frame
 
 
+def without_unused(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame without the columns about thinking, if no answer has any."""
+    about = [name for name in THINKING if name in frame]
+    return frame if frame[about].any(axis=None) else frame.drop(columns=about)
+
+
 def _valid(value: Any) -> Any:
     """A value without lone surrogates, which a server may send and files cannot hold."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
@@ -68,10 +77,11 @@ def try_to_grade(task: Task, item: Item, text: str) -> tuple[Grade | None, str |
 def report_row(case: AgentCase, outcome: AgentOutcome, run: int) -> dict[str, Any]:
     item, answer, error = case.item, outcome.answer, outcome.error
     grade: Grade | None = None
-    if answer:
-        grade, error = try_to_grade(case.task, item, answer.text)
     answers = [call.result for call in outcome.trace if isinstance(call.result, Completion)]
     samples = [sample for one in answers for sample in one.samples]
+    cut = sum(sample.cut_thinking for sample in samples)
+    if answer and (answer.text.strip() or not cut):  # without an answer, nothing is graded
+        grade, error = try_to_grade(case.task, item, answer.text)
     about = {**item.fields, **(answer.notes if answer else {})}
     return {
         "id": item.id,
@@ -88,6 +98,8 @@ def report_row(case: AgentCase, outcome: AgentOutcome, run: int) -> dict[str, An
         "rounds": max((call.round for call in outcome.trace), default=0),
         "prompt_tokens": sum(one.prompt_tokens for one in answers),
         "completion_tokens": sum(sample.completion_tokens for sample in samples),
+        "reasoning_tokens": sum(sample.reasoning_tokens or 0 for sample in samples),
+        "cut_thinking": cut,
     }
 
 
@@ -113,6 +125,8 @@ def trace_rows(trace: Sequence[CallRecord]) -> Iterator[dict[str, Any]]:
                 "prompt_tokens": sample.prompt_tokens,
                 "completion_tokens": sample.completion_tokens,
                 "from_store": sample.from_store,
+                "reasoning": sample.reasoning,
+                "reasoning_tokens": sample.reasoning_tokens,
             }
 
 
@@ -207,5 +221,7 @@ def _settings(provenance: Mapping[str, Any]) -> dict[str, Any]:
     model = {name: provenance["engine"][name] for name in ("model", "revision")}
     unlike = {"engine", "commit", "style_why", "cost"}
     others = {name: v for name, v in provenance.items() if name not in unlike}
+    if sampling := others.get("sampling"):  # earlier reports lack later fields
+        others["sampling"] = {name: v for name, v in sampling.items() if v is not None}
     settings: dict[str, Any] = json.loads(json.dumps(model | others, default=str))
     return settings

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from workbench import values
-from workbench.engines.decoding import added_text
+from workbench.engines.decoding import CONTEXT, added_text
 from workbench.errors import InputError
-from workbench.types import Completion, Message
+from workbench.types import Completion, Message, Prompt, Sampling
 
 SYSTEM = ("system", "developer")
 REMEDY = "fold_system=True puts the system message before the first user turn"
@@ -200,6 +200,55 @@ def thinking_of(tokenizer: Any) -> Thinking | Channels | None:
     return None
 
 
+def without_thinking(text: str) -> tuple[str, str | None]:
+    """(answer, thinking) of a whole answer to a chat; a closing mark alone ends thinking too."""
+    whole = text.lstrip()
+    for opening, closing in MARKS:
+        if whole.startswith(opening) or (closing in whole and opening not in whole):
+            thought, _, answer = whole.removeprefix(opening).partition(closing)
+            return answer, thought or None
+    return text, None
+
+
+def thinking_limit(
+    marks: Thinking | Channels | None, prompt: Prompt, sampling: Sampling
+) -> int | None:
+    """The maximum tokens of thinking in the answer to a prompt; None if there is no limit.
+
+    Structured output begins at the first token: it has no thinking.
+
+    Raises:
+        InputError: `max_reasoning_tokens` with a text, or for a model without marks.
+    """
+    if sampling.max_reasoning_tokens is None or is_structured(sampling):
+        return None
+    check_thinking_limit(prompt, sampling)
+    if not isinstance(marks, Thinking):
+        raise InputError(
+            f"max_reasoning_tokens={sampling.max_reasoning_tokens}: this model's vocabulary has no "
+            "pair of marks around thinking, such as <think> and </think>; leave it out"
+        )
+    return sampling.max_reasoning_tokens
+
+
+def is_structured(sampling: Sampling) -> bool:
+    """Whether answers have a requested form."""
+    return any(x is not None for x in (sampling.choices, sampling.regex, sampling.json_schema))
+
+
+def check_thinking_limit(prompt: Prompt, sampling: Sampling) -> None:
+    """Refuse a limit of thinking for a text, of which thinking is a part.
+
+    Raises:
+        InputError: says so.
+    """
+    if sampling.max_reasoning_tokens is not None and isinstance(prompt, str):
+        raise InputError(
+            f"max_reasoning_tokens={sampling.max_reasoning_tokens}: thinking is separated in "
+            'answers to chats only; pass chats (style="chat"), or leave it out'
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Thinking:
     """The tokens around a model's thinking."""
@@ -232,13 +281,17 @@ class Thinking:
         ids = [*(completion.token_ids or ())]
         if completion.error or not (is_open or self.start in ids or self.end in ids):
             return completion
-        close = ids.index(self.end) if self.end in ids else len(ids)
-        opened = ids.index(self.start) if self.start in ids[:close] else None
-        before, first = ([], 0) if opened is None else (ids[:opened], opened + 1)
-        reasoning = added_text(tokenizer, prompt, ids[first:close])
-        answer = added_text(tokenizer, prompt, before) if before else ""
-        answer += added_text(tokenizer, ids[:close], ids[close + 1 :])
-        return _with(completion, answer, reasoning.removeprefix(LABEL), stop)
+        first = next((one for one in ids if one in (self.start, self.end)), None)
+        thinking, texts, count, at = is_open or first == self.end, {False: "", True: ""}, 0, 0
+        for place, token in enumerate([*ids, None]):
+            if token not in (self.start, self.end, None):
+                continue
+            if part := ids[at:place]:
+                texts[thinking] += added_text(tokenizer, [*prompt[-CONTEXT:], *ids[:at]], part)
+                count += len(part) * thinking
+            thinking, at = token == self.start, place + 1
+        row = _with(completion, texts[False], texts[True].removeprefix(LABEL), stop)
+        return replace(row, reasoning_tokens=count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,14 +309,16 @@ class Channels:
         ids = [*(completion.token_ids or ())]
         if completion.error or self.start not in ids:
             return completion
-        answer, thoughts = "", list[str]()
+        answer, thoughts, count = "", list[str](), 0
         for name, message in self._messages(ids, tokenizer):
             text = added_text(tokenizer, prompt, message)
             if name.startswith("final"):
                 answer += text
             else:
                 thoughts.append(text)
-        return _with(completion, answer, "\n".join(thoughts), stop)
+                count += len(message)
+        row = _with(completion, answer, "\n".join(thoughts), stop)
+        return replace(row, reasoning_tokens=count)
 
     def _messages(self, ids: list[int], tokenizer: Any) -> Iterator[tuple[str, list[int]]]:
         """(channel's name, tokens of its message), in order."""

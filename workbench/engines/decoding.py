@@ -8,7 +8,8 @@ answer does not depend on the rest of the batch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from workbench.errors import InputError
@@ -111,7 +112,12 @@ class Decoding:
         """Maximum number of tokens in a row with a prompt of this length."""
         return min(prompt + self.sampling.max_tokens, self._context)
 
-    def run(self, prompts: Sequence[list[int]], seeds: Sequence[int | None]) -> list[Completion]:
+    def run(
+        self,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int | None],
+        limit: ThinkingLimit | None = None,
+    ) -> list[Completion]:
         """Complete a batch of prompts (token ids), with a seed per row; None is a random one."""
         import torch
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
@@ -120,6 +126,8 @@ class Decoding:
         caps = [self.width(len(prompt)) - len(prompt) for prompt in prompts]
         watch = _Watch(self, prompts, caps)
         processors: list[Any] = [watch.note_logits] if self.sampling.logprobs is not None else []
+        if limit is not None:
+            processors.append(limit.processor(ids.shape[1]))
         if self.sampling.temperature > COLD:
             processors.append(_Draw(self.sampling, seeds, ids.device))
         config = GenerationConfig(
@@ -248,6 +256,38 @@ class _Watch:
             top = tuple(zip(tokens[row], values[row], strict=True)) if values else ()
             rows.append(TokenLogprob(token, chosen[row], top))
         return tuple(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingLimit:
+    """Forces the end of thinking in each row of a batch whose thinking has `most` tokens.
+
+    Attributes:
+        start, end: the tokens around thinking.
+        is_open: for each row, whether its prompt ends inside thinking.
+    """
+
+    start: int
+    end: int
+    most: int
+    is_open: Sequence[bool]
+
+    def processor(self, width: int) -> Callable[[Any, Any], Any]:
+        """A logits processor for prompts of this width."""
+
+        def force(ids: Any, scores: Any) -> Any:
+            for row, generated in enumerate(ids[:, width:].tolist()):
+                if self._spent(row, generated):
+                    scores[row] = float("-inf")
+                    scores[row, self.end] = 0.0
+            return scores
+
+        return force
+
+    def _spent(self, row: int, generated: Sequence[int]) -> bool:
+        marks = [at for at, token in enumerate(generated) if token in (self.start, self.end)]
+        thinking = generated[marks[-1]] == self.start if marks else self.is_open[row]
+        return thinking and len(generated) - (marks[-1] + 1 if marks else 0) >= self.most
 
 
 class _Draw:

@@ -18,6 +18,7 @@ from workbench.engines.chat import (
     RefusedChatError,
     Thinking,
     chat_text,
+    is_structured,
     rendered,
     thinking_of,
 )
@@ -190,13 +191,16 @@ class LocalEngine(BaseEngine):
         Structured output begins at the first token: all of it is the answer.
         """
         sampling, marks = request.sampling, self._thinking
-        structured = sampling.choices or sampling.regex or sampling.json_schema
-        if marks is None or structured or isinstance(request.prompt, str):
+        if marks is None or is_structured(sampling) or isinstance(request.prompt, str):
             return row
         if isinstance(marks, Channels):
             return marks.split(row, prompt, self._tokenizer, sampling.stop)
-        is_open = marks.start in prompt and marks.leaves_open(self._end_of(request.prompt))
+        is_open = self._is_open(marks, request.prompt, prompt)
         return marks.split(row, prompt, self._tokenizer, sampling.stop, is_open=is_open)
+
+    def _is_open(self, marks: Thinking, prompt: Prompt, ids: Sequence[int]) -> bool:
+        """Whether a chat ends inside the model's thinking."""
+        return marks.start in ids and marks.leaves_open(self._end_of(prompt))
 
     def _end_of(self, prompt: Prompt) -> str:
         """What a chat's text has after the last message that is not the model's."""

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from workbench import values
 from workbench.engines.base import failure
-from workbench.engines.chat import CHAT, ChatOptions
+from workbench.engines.chat import CHAT, ChatOptions, Thinking, thinking_limit
 from workbench.engines.checkpoints.folder import (
     check_tensors,
     explain_load_error,
@@ -22,7 +22,7 @@ from workbench.engines.checkpoints.folder import (
     weights_size,
 )
 from workbench.engines.cpu import fast_dtype, use_threads
-from workbench.engines.decoding import START, BatchSize, Decoding, padded
+from workbench.engines.decoding import START, BatchSize, Decoding, ThinkingLimit, padded
 from workbench.engines.device import (
     building,
     collect,
@@ -136,13 +136,22 @@ class TransformersEngine(LocalEngine):
     def _complete(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Completion]]]:
         sampling, context = requests[0].sampling, self.info.context_length
         decoding = Decoding(self._model, self._tokenizer, self._ends, context, sampling)
+        marks = self._thinking
+        most = thinking_limit(marks, requests[0].prompt, sampling)
         fit, refused = self._jobs(requests)
         if refused:
             yield refused
         fit.sort(key=lambda job: -len(job[1]))  # similar lengths together, the longest first
 
+        def limit(batch: Sequence[tuple[Request, list[int]]]) -> ThinkingLimit | None:
+            if most is None or not isinstance(marks, Thinking):
+                return None
+            is_open = [self._is_open(marks, one.prompt, ids) for one, ids in batch]
+            return ThinkingLimit(marks.start, marks.end, most, is_open)
+
         def run(batch: Sequence[tuple[Request, list[int]]]) -> tuple[list[Answer], int]:
-            rows = decoding.run([ids for _, ids in batch], [request.seed for request, _ in batch])
+            seeds = [request.seed for request, _ in batch]
+            rows = decoding.run([ids for _, ids in batch], seeds, limit(batch))
             tokens = sum(row.prompt_tokens + row.completion_tokens for row in rows)
             jobs = zip(batch, rows, strict=True)
             return [

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.engines.base import failure
-from workbench.engines.chat import CHAT, ChatOptions
+from workbench.engines.chat import CHAT, ChatOptions, Thinking, thinking_limit, thinking_of
 from workbench.engines.checkpoints.folder import check_adapter, safe_format
 from workbench.engines.cpu import vllm_defaults
 from workbench.engines.device import prepare, shown
@@ -27,11 +27,15 @@ from workbench.errors import EngineUnavailableError, InputError
 from workbench.machine import versions
 from workbench.progress import fact
 from workbench.store import Store, digest, folder_digest
+from workbench.tiny import MODEL
 from workbench.types import Completion, LabelRow, Prompt, Sampling, TokenLogprob
 
 MAX_LABEL_IDS = 128  # vLLM's limit on logprob_token_ids
 WINDOW = 4  # requests in the engine, as a multiple of its batch
 OURS = ("adapter", "device", *CHAT)  # options besides vLLM's
+TOKENIZING = {
+    "reasoning_config", "reasoning_parser", "skip_tokenizer_init", "tokenizer", "tokenizer_mode"
+}  # fmt: skip
 COUNTS = ("minItems", "maxItems", "minContains", "maxContains", "minProperties", "maxProperties")
 MOST_COUNT = 10_000
 
@@ -80,6 +84,7 @@ class VLLMEngine(LocalEngine):
         arguments = {**_defaults(small=source.small), **chosen, "model": source.name}
         if adapter is not None:
             arguments["enable_lora"] = True
+        arguments |= _thinking_marks(source, chosen)
         form, revision = arguments.get("load_format"), chosen.get("revision")
         arguments["load_format"] = safe_format(source.name, form, revision)
         self._weights = source.weights()
@@ -128,9 +133,11 @@ class VLLMEngine(LocalEngine):
         if refused:
             yield refused
         fit.sort(key=lambda job: job[1])  # requests with a shared prefix stay together
-        common = _params(fit[0][0].sampling, None) if fit else None  # shared if there is no seed
+        first = requests[0]
+        limit = thinking_limit(self._thinking, first.prompt, first.sampling)
+        common = _params(first.sampling, None, limit)  # shared if there is no seed
         jobs = (
-            (one, ids, common if one.seed is None else _params(one.sampling, one.seed))
+            (one, ids, common if one.seed is None else _params(one.sampling, one.seed, limit))
             for one, ids in fit
         )
         for batch in self._run(jobs):
@@ -178,7 +185,7 @@ class VLLMEngine(LocalEngine):
             fact("in the engine", None)
 
 
-def _params(sampling: Sampling, seed: int | None) -> Any:
+def _params(sampling: Sampling, seed: int | None, limit: int | None = None) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
@@ -197,6 +204,7 @@ def _params(sampling: Sampling, seed: int | None) -> Any:
             ignore_eos=sampling.ignore_eos,
             stop=list(sampling.stop) or None,
             logprobs=sampling.logprobs,
+            thinking_token_budget=limit,
             structured_outputs=StructuredOutputsParams(**form) if form else None,
         )
 
@@ -296,6 +304,24 @@ def _defaults(*, small: bool) -> dict[str, Any]:
 
     defaults = {"enable_prefix_caching": True, "use_tqdm_on_load": False}
     return defaults | vllm_defaults(on_cpu=current_platform.is_cpu(), small=small)
+
+
+def _thinking_marks(source: Source, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What vLLM needs at loading to limit thinking later; {} for a model without marks of it."""
+    if options.keys() & TOKENIZING or source.name == str(MODEL):
+        return {}
+    from transformers import AutoTokenizer
+    from vllm.config import ReasoningConfig
+
+    where = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
+    try:
+        marks = thinking_of(AutoTokenizer.from_pretrained(source.name, **where))
+    except Exception:  # noqa: BLE001  # vLLM reads it too, and its message has the reason
+        return {}
+    if not isinstance(marks, Thinking):
+        return {}
+    config = ReasoningConfig(reasoning_start_str=marks.opening, reasoning_end_str=marks.closing)
+    return {"reasoning_config": config}
 
 
 def _adapter(folder: object) -> tuple[str | None, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from workbench.answers.statements import outside_reasoning
 from workbench.engines.requests import CUT
 from workbench.errors import InputError, log
 from workbench.judge.templates import Template, normal
@@ -136,9 +137,7 @@ def read(text: str, choices: Sequence[str]) -> int | None:
     and trailing punctuation do not matter. "incorrect" is never "correct".
     """
     words = {normal(choice): place for place, choice in enumerate(choices)}
-    answer = text.rpartition("</think>")[2].strip()  # reasoning that a server left in the answer
-    if "<think>" in answer:
-        return None
+    answer = outside_reasoning(text).strip()  # a server may leave thinking in the answer
     fenced = FENCED.search(answer)
     if answer.startswith("{") or fenced:
         return _of_json(fenced[1] if fenced else answer, words)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from workbench.answers.statements import outside_reasoning
 from workbench.errors import InputError
 from workbench.tasks.base import BaseTask
 from workbench.types import Grade, Item, Sampling
@@ -109,7 +110,7 @@ class Sums(BaseTask):
 
     def grade(self, item: Item, text: str) -> Grade:
         """Correct if the first line's number (after `=`, if there is one) is the result."""
-        line = text.strip().partition("\n")[0]
+        line = outside_reasoning(text).strip().partition("\n")[0]
         number = re.search(r"\d+", line.rpartition("=")[2])
         if number is None:
             return Grade(None, None, parsed=False)

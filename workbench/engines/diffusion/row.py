@@ -215,7 +215,7 @@ class Row:
 
 
 def _check(network: Network, prompt: Sequence[int], sampling: Sampling) -> None:
-    for name in ("choices", "regex", "json_schema"):
+    for name in ("choices", "regex", "json_schema", "max_reasoning_tokens"):
         if getattr(sampling, name) is not None:
             raise InputError(f'{name}=… needs engine="vllm": a diffusion model has no such output')
     for token in prompt:

@@ -263,7 +263,7 @@ class RemoteEngine(BaseEngine):
 
     def _prepare(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         """Refuse what the servers cannot do, and find out what they support, before any work."""
-        wire.check(sampling, self._dialect)
+        wire.check(sampling, self._dialect, prompts[0])
         if isinstance(prompts[0], str):
             self._check_completions()
         if self._rate or any(endpoint.paid for endpoint in self._endpoints):

@@ -11,7 +11,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, cast
 
 from workbench.engines.base import failure
-from workbench.engines.chat import ChatOptions, is_prefill
+from workbench.engines.chat import (
+    ChatOptions,
+    check_thinking_limit,
+    is_prefill,
+    without_thinking,
+)
 from workbench.engines.remote.retry import Failure, RejectedError, RetryableError
 from workbench.engines.requests import misshapen
 from workbench.errors import InputError
@@ -63,6 +68,7 @@ class TokenCounts:
     prompt: int = 0
     completion: int = 0
     cached: int | None = None
+    reasoning: int | None = None
 
 
 def request(
@@ -78,6 +84,7 @@ def request(
         "stop": list(sampling.stop) or None,
         "ignore_eos": sampling.ignore_eos or None,
         "max_tokens": sampling.max_tokens,
+        "thinking_token_budget": sampling.max_reasoning_tokens,
         "logprobs": sampling.logprobs,
     }
     if to.vllm:
@@ -140,9 +147,15 @@ def _structure(sampling: Sampling, to: Dialect) -> Body:
     return {"structured_outputs": wanted} if wanted else {}
 
 
-def check(sampling: Sampling, to: Dialect) -> None:
-    """Refuse what only vLLM supports, before anything is sent."""
+def check(sampling: Sampling, to: Dialect, prompt: Prompt) -> None:
+    """Refuse what only vLLM supports, before anything is sent; `prompt` is one of the call's."""
     _structure(sampling, to)
+    check_thinking_limit(prompt, sampling)
+    if sampling.max_reasoning_tokens is not None and not to.vllm:
+        raise InputError(
+            "max_reasoning_tokens: only a vLLM server has a limit of thinking alone; leave it out: "
+            "max_tokens is for thinking and answer together"
+        )
     if to.chats.chat_template and not to.vllm:
         raise InputError("chat_template: only a vLLM server accepts one; leave it out")
 
@@ -204,6 +217,8 @@ def read(
         completion_tokens=len(generated) if isinstance(generated, list) else counts.completion,
         cached_tokens=counts.cached,
         reasoning=reasoning,
+        # vLLM 0.32 reports 0 for most models if the prompt began the thinking.
+        reasoning_tokens=counts.reasoning or (None if reasoning else 0),
     )
 
 
@@ -250,8 +265,11 @@ def _token_counts(reply: Mapping[str, Any], count: int) -> list[TokenCounts]:
     cached = _token_count(details.get("cached_tokens")) if count == 1 else None
     if cached is not None and cached > (prompt or 0):
         cached = None
-    prompts, completions = _shares(prompt or 0, count), _shares(completion or 0, count)
-    return [TokenCounts(*pair, cached) for pair in zip(prompts, completions, strict=True)]
+    details = _mapping(usage.get("completion_tokens_details"))
+    thought = _token_count(details.get("reasoning_tokens"))
+    thoughts = [None] * count if thought is None else _shares(thought, count)
+    shares = zip(_shares(prompt or 0, count), _shares(completion or 0, count), strict=True)
+    return [TokenCounts(*pair, cached, one) for pair, one in zip(shares, thoughts, strict=True)]
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
@@ -288,8 +306,11 @@ def _text(choice: Choice) -> tuple[str, str | None, str | None]:
     text, thoughts = _parts(message.get("content"))
     apart = _thought(message.get("reasoning") or message.get("reasoning_content"))
     reasoning = apart + thoughts or None
+    if text and not reasoning:  # some servers leave the thinking in the answer
+        text, reasoning = without_thinking(text)
     refusal = str(message.get("refusal") or "") or None
-    if text is None and not refusal and not reasoning:
+    cut_short = str(choice.get("finish_reason")).lower() in LENGTHS  # while thinking unseen
+    if text is None and not (refusal or reasoning or cut_short):
         if message.get("tool_calls") or message.get("function_call"):
             return "", None, "the model calls a tool and returns no text"
         raise RejectedError("the reply's message has no content")
