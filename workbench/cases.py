@@ -14,8 +14,9 @@ from workbench.engines.style import chosen_style
 from workbench.errors import InputError
 from workbench.runs import commit
 from workbench.store import digest
-from workbench.tasks import open_task
+from workbench.tasks import TASKS, open_task
 from workbench.tasks.base import worded_prompt
+from workbench.tasks.source import source_of
 from workbench.types import Engine, Item, PromptStyle, Sampling, Style, Task
 
 SAMPLING = [field.name for field in fields(Sampling) if field.name != "seed"]
@@ -87,6 +88,7 @@ def prepare_cases(  # noqa: PLR0917  # as `evaluate`
     return cases, {
         "task": known.name,
         "split": known.split,
+        "source": source_of(known, TASKS),
         "items": digest(content).hex()[:12],
         "count": len(items),
         "seed": int(seed),

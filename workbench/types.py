@@ -210,7 +210,8 @@ class EngineInfo(Shown):
     """An engine's facts, precise enough to load the same model again.
 
     `failovers` has each time that another engine took over because one was lost. `notes` has
-    each oddity of the answers or their source once. A `context_length` of 0 is unknown.
+    each oddity of the answers or their source once. A `context_length` of 0 is unknown. `options`
+    are those of `open_engine`, without secrets.
     """
 
     engine: str
@@ -223,6 +224,7 @@ class EngineInfo(Shown):
     why: str
     failovers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -382,6 +384,13 @@ class Report(Shown):
             shutil.rmtree(part, ignore_errors=True)
             raise
         return given
+
+    def reproduce(self, **given: Any) -> Report:
+        """Run it again, past the store, and compare: see `reproduction.reproduce`."""
+        from importlib import import_module
+
+        report: Report = import_module("workbench.reproduction").reproduce(self, **given)
+        return report
 
     def _write(self, folder: Path) -> None:
         """Write all files but the figure."""

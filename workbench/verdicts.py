@@ -219,7 +219,7 @@ def load_kept(place: Path, name: str, wanted: Mapping[str, Any]) -> Evaluation |
 def _settings(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that affect the answers, as read from a file."""
     model = {name: provenance["engine"][name] for name in ("model", "revision")}
-    unlike = {"engine", "commit", "style_why", "cost"}
+    unlike = {"engine", "commit", "style_why", "cost", "source"}  # `items` has what a source gives
     others = {name: v for name, v in provenance.items() if name not in unlike}
     if sampling := others.get("sampling"):  # earlier reports lack later fields
         others["sampling"] = {name: v for name, v in sampling.items() if v is not None}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from workbench import values
-from workbench.agents.methods import BestOfN, MajorityVote, SelfRefine, standard
+from workbench.agents.methods import BestOfN, MajorityVote, SelfRefine, standard, yes_or_no
 from workbench.agents.program import Agent, AgentCase, Answer, Ask, Program, Score
 from workbench.agents.scheduler import AgentOutcome, advance
 from workbench.errors import InputError
@@ -52,5 +52,7 @@ def named(agent: str | Agent) -> str:
         return agent
     if agent is standard:
         return "standard"
-    name = getattr(agent, "__name__", None)
-    return str(name) if name else repr(agent)
+    if name := getattr(agent, "__name__", None):
+        return f"custom {name}" if name in AGENTS else str(name)
+    custom = isinstance(agent, BestOfN) and agent.verify is not yes_or_no
+    return f"{agent!r} with a custom verify" if custom else repr(agent)

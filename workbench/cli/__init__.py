@@ -27,6 +27,7 @@ from workbench.cli.output import (
     show_report,
     table,
 )  # fmt: skip
+from workbench.cli.reproduce import reproduce
 from workbench.cli.servers import check_server, serve, slurm
 from workbench.cli.sweep import app as sweep
 from workbench.cli.uncertainty import app as uncertainty
@@ -91,6 +92,7 @@ def generate(
 
 app.command("eval", rich_help_panel=MEASURE)(evaluate_task)
 app.command("compare", rich_help_panel=MEASURE)(compare_reports)
+app.command("reproduce", rich_help_panel=MEASURE)(reproduce)
 app.command("icm", rich_help_panel=MEASURE)(icm)
 app.add_typer(uncertainty, name="uncertainty", rich_help_panel=MEASURE)
 app.command("new", rich_help_panel=OWN)(new)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from workbench.engines import diffusion, transformers, vllm
 from workbench.engines.base import BaseEngine
 from workbench.engines.device import whole_imports
-from workbench.engines.identity import HARMLESS
+from workbench.engines.identity import HARMLESS, repeatable
 from workbench.engines.local import EMBEDDED, EMBEDDED_DIFFUSION
 from workbench.engines.remote import RemoteEngine
 from workbench.errors import EngineUnavailableError, InputError
@@ -149,7 +149,9 @@ def _open(
     elif reason := unavailable(engine):
         hint = install_hint(ENGINES[engine].part)
         raise EngineUnavailableError(f"{engine}: {reason}; install it with {hint}")
-    return ENGINES[engine].make(model, store, why, options)
+    opened = ENGINES[engine].make(model, store, why, options)
+    opened._info = replace(opened._info, options=repeatable(options))
+    return opened
 
 
 def _first(

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from workbench.reprs import HIDDEN, SECRET_NAME, masked
 from workbench.store import digest, folder_digest
 
 # Options that never change an answer, or that the key of a stored answer has anyway.
@@ -30,6 +31,31 @@ def deciding(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that can change an answer; files and folders are replaced by their digests."""
     chosen = {k: v for k, v in options.items() if k not in HARMLESS and v is not None}
     return {name: _content(value) for name, value in sorted(chosen.items())}
+
+
+def repeatable(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an engine for a report, to open it again: plain values without secrets.
+
+    An adapter and a chat template in a file also have their digest, as "adapter.sha256".
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    found = {n: _public(value) for n, value in given.items() if not SECRET_NAME.search(n)}
+    for name in {"adapter", "chat_template"} & found.keys():
+        if (content := _content(found[name])) != repr(found[name]):
+            found[f"{name}.sha256"] = digest(content).hex()
+    return found
+
+
+def _public(value: Any) -> Any:
+    """A value as JSON has it. What looks like a key is hidden, but not within longer texts."""
+    if isinstance(value, Mapping):
+        return {str(name): _public(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_public(one) for one in value]
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    text = str(value)
+    return text if " " in text else masked(text).replace(f"://{HIDDEN}@", "://")
 
 
 def _content(value: Any) -> Any:

@@ -24,6 +24,7 @@ from workbench.icm.testbeds import (
 )
 from workbench.lazy import pd
 from workbench.tasks.rows import TableRow, find_column, is_path, listed, read_table
+from workbench.tasks.source import file_source
 
 Columns = Mapping[str, str] | Sequence[str] | None
 """Field names mapped to the file's columns, or a list of texts "field=column"."""
@@ -79,6 +80,8 @@ def open_testbed(
     if test_count is not None:
         test = draw_groups(bed.test, test_count, f"test-{seed}", "test_count") if test_count else ()
         bed = replace(bed, test=test)
+    if bed.source is None:
+        bed = replace(bed, source={"name": str(name_or_path), "files": {}})
     return bed.draw(count, seed)
 
 
@@ -117,7 +120,7 @@ def read_claims(
         InputError: a file or a row is invalid, or a held-out claim is also to be labelled.
     """
     reader = _Reader(KINDS, _given_columns(columns), wording or Wording())
-    return reader.testbed(source, test, name)
+    return replace(reader.testbed(source, test, name), source=file_source(source, examples=test))
 
 
 def comparisons(
@@ -138,7 +141,7 @@ def comparisons(
         InputError: a file or a row is invalid; the message has the details.
     """
     reader = _Reader(PAIRS, _given_columns(columns), wording or Wording())
-    return reader.testbed(source, test, name)
+    return replace(reader.testbed(source, test, name), source=file_source(source, examples=test))
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,6 +116,7 @@ def make_report(
         "predictability": (total + broken) / settings["alpha"],
         "cost": asdict(cost),
         "notes": list(notes),
+        "source": source.source if isinstance(source, Testbed) else None,
         "engine": asdict(engine.info),
         "commit": commit(),
     }

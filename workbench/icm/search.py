@@ -100,8 +100,9 @@ def search(
             where = f"checkpoint {checkpoint}" if checkpoint else "response store, if there is one"
             log.warning("icm: stopped; run again, it resumes from what is in the %s", where)
             raise
+    given = {"wording": asdict(wording), "everyone": everyone, "after": len(after)}
     return make_report(
-        claims, labels, final, engine, asdict(settings) | {"wording": asdict(wording)},
+        claims, labels, final, engine, asdict(settings) | given,
         usage=engine.usage.since(before), history=annealing.history, cost=scorer.cost, notes=notes,
         unfit=scorer.unfit,
     )  # fmt: skip
@@ -191,6 +192,7 @@ def label_all(
             labels[index] = label
     notes = said_by("batch", {number: one.notes for number, one in enumerate(reports, 1)})
     kept = {**asdict(chosen), "wording": asdict(wording), "batches": [*map(list, parts)]}
+    kept["batch_size"] = int(batch_size)
     return make_report(
         claims, tuple(labels), scores, engine, kept, usage=engine.usage.since(before),
         history=_history(parts, reports), cost=reduce(add, (one.cost for one in reports)),

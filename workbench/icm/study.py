@@ -61,17 +61,22 @@ class ICMStudy(Report):
         runs: one row per method and seed; `methods` is made from it.
         searches: the report of each search, in the order of the seeds.
         notes: caveats to know before quoting a number.
+        testbed: all claims; saved as `claims.parquet`, in their order, to repeat the study.
     """
 
     methods: pd.DataFrame
     runs: pd.DataFrame
     searches: tuple[ICMReport, ...]
     notes: tuple[str, ...]
+    testbed: Testbed
 
     def _write(self, folder: Path) -> None:
         Report._write(self, folder)
         self.methods.to_csv(folder / "methods.csv", index=False)
         self.runs.to_csv(folder / "runs.csv", index=False)
+        sides = {"claims": self.testbed.claims, "test": self.testbed.test}
+        each = [asdict(one) | {"side": side} for side, claims in sides.items() for one in claims]
+        pd.DataFrame(each).astype({"gold": "boolean"}).to_parquet(folder / "claims.parquet")
         for found in self.searches:
             part = folder / f"search-{found.provenance['seed']}"
             part.mkdir()
@@ -186,8 +191,8 @@ def study(
         notes += said_by("seed", {one.provenance["seed"]: one.notes for one in bench.searches})
     provenance = {
         "testbed": testbed.name, "count": count, "batch_size": batch_size, "seeds": list(seeds),
-        "methods": list(chosen), **settings, "notes": notes, "engine": asdict(engine.info),
-        "commit": commit(),
+        "methods": list(chosen), **settings, "wording": asdict(testbed.wording), "notes": notes,
+        "source": testbed.source, "engine": asdict(engine.info), "commit": commit(),
     }  # fmt: skip
     columns = table[["method", "value", "low", "high", "n", "n_failed"]]
     summary = tuple(
@@ -195,7 +200,7 @@ def study(
         for name, *values in columns.itertuples(index=False, name=None)
     )
     return ICMStudy(
-        summary, rows, used, provenance, table, runs, tuple(bench.searches), tuple(notes),
+        summary, rows, used, provenance, table, runs, tuple(bench.searches), tuple(notes), testbed,
     )  # fmt: skip
 
 

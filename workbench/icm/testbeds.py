@@ -21,6 +21,7 @@ from workbench.tasks import TruthfulQA
 from workbench.tasks.arithmetic import Claims, Equation, equations
 from workbench.tasks.published import CALCULATION, published_file
 from workbench.tasks.rows import TableRow, read_rows
+from workbench.tasks.source import Source
 from workbench.types import Item
 
 MOST_PROBLEMS = 20_000
@@ -49,6 +50,7 @@ class Testbed:
         places: for the text of each claim to be labelled, the rows of `table` with this claim (of
             a comparison: that its first response is better). The rows in none are held out.
         notes: decisions made while reading the file, such as on rows that contradict each other.
+        source: where the claims come from, for reports; None if they were in memory.
 
     Raises:
         InputError: the claims cannot be labelled, or a test claim is among them.
@@ -63,6 +65,7 @@ class Testbed:
     table: pd.DataFrame | None = field(default=None, compare=False, repr=False)
     places: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
     notes: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    source: Source | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "claims", check_claims(self.claims))

@@ -21,6 +21,7 @@ from workbench.tasks.base import first_items, shuffled
 from workbench.tasks.options import LETTERS, Options
 from workbench.tasks.published import published_file
 from workbench.tasks.rows import TableRow, check_distinct, is_path, read_rows
+from workbench.tasks.source import Source, file_source, sums
 from workbench.types import Item
 
 Kind = Literal["qa", "rc", "ci", "drs", "ds"]
@@ -63,6 +64,7 @@ class MultipleChoice:
 
     split = "test"
     difficulty = "group"
+    source: Source | None = None
 
     def __init__(
         self, name: str, kind: Kind, items: Sequence[Item], demonstrations: Sequence[Item] = ()
@@ -119,13 +121,20 @@ def open_choices(
     """
     values.known("kind", kind, KINDS)
     demonstrations = values.whole("demonstrations", demonstrations, 0)
+    given = {"kind": kind, "demonstrations": demonstrations}
     if is_path(name_or_file):
-        return _own(Path(name_or_file), kind, demonstrations)
+        task = _own(Path(name_or_file), kind, demonstrations)
+        task.source = file_source(name_or_file, **given)
+        return task
     otherwise = ", or give the path of a .json, .jsonl or .csv file"
     name = values.known("six-option task", name_or_file, [Options.name, *PUBLISHED], otherwise)
     if kind not in {"qa", its_kind := PUBLISHED[name].kind if name in PUBLISHED else "qa"}:
         raise InputError(f"kind={kind!r}: {name} is {its_kind!r}; leave kind out")
-    return _published(name, demonstrations) if name in PUBLISHED else _Embedded(demonstrations)
+    task = _published(name, demonstrations) if name in PUBLISHED else _Embedded(demonstrations)
+    task.source = {"name": name, "arguments": given, "files": {}}
+    if name in PUBLISHED:
+        task.source |= {"files": sums(published_file(f"uncertainty/{PUBLISHED[name].file}"))}
+    return task
 
 
 def _published(name: str, demonstrations: int) -> MultipleChoice:

@@ -13,6 +13,7 @@ from workbench.answers.selection import LETTERS
 from workbench.errors import InputError
 from workbench.tasks.base import FixedTask, worded
 from workbench.tasks.rows import Table, TableRow, check_distinct, read_table
+from workbench.tasks.source import Source, file_source
 from workbench.types import Item, Sampling
 
 SAMPLING: dict[answers.Style, Sampling] = {
@@ -60,6 +61,7 @@ class OwnTask(FixedTask):
     """
 
     end = "\n\n"
+    source: Source | None
 
     def __init__(
         self, source: object, *, question: str = "question", answer: str = "answer",
@@ -68,6 +70,9 @@ class OwnTask(FixedTask):
         name: str | None = None, sampling: Sampling | None = None,
     ) -> None:  # fmt: skip
         answers.extract("", style, labels=labels)  # refuses an invalid style or labels
+        self.source = file_source(source, examples=examples, question=question, answer=answer,
+                                  style=style, labels=[*labels], id=id, solution=solution,
+                                  instruction=instruction, name=name)  # fmt: skip
         if style in {"choice", "label"}:
             self.labels = tuple(f" {label.strip()}" for label in labels or LETTERS)
         self.name = name or (Path(source).stem if isinstance(source, str | Path) else "own")

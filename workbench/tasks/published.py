@@ -51,6 +51,10 @@ class _Published(FixedTask):
             InputError: the row is invalid.
         """
 
+    def files(self) -> list[Path]:
+        """The file of the items that are asked."""
+        return [published_file(f"{self.name}/test{self.ending}")]
+
     def side(self, *, held_out: bool) -> Sequence[Item]:
         """All items of one side, in the file's order.
 

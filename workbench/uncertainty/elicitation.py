@@ -27,8 +27,10 @@ from workbench.lazy import pd
 from workbench.progress import bars
 from workbench.runs import commit
 from workbench.stats import mean_share
+from workbench.store import digest
 from workbench.tasks.multiple_choice import KINDS, Kind, MultipleChoice
 from workbench.tasks.options import LETTERS, listed
+from workbench.tasks.source import source_of
 from workbench.types import Engine, Item, LabelRow, Metric, Prompt, Report, Usage
 from workbench.uncertainty.scoring import join_tables
 
@@ -137,8 +139,10 @@ def elicit(
     if frame["error"].notna().all():
         raise EngineError(f"no question was answered; the first: {frame['error'].iloc[0]}")
     used = [engine.usage.since(mark) for engine, mark in zip(engines, before, strict=True)]
+    content = [[one.task, one.item.id, one.text, one.item.answer] for one in questions]
     provenance = {
-        "tasks": names,
+        "tasks": names, "sources": [source_of(task, {}) for task in tasks],
+        "items": digest(content).hex()[:12],
         "demonstrations": {task.name: len(task.demonstrations) for task in tasks},
         "prompts": list(prompts), "chat": chat, "count": count, "seed": seed,
         "engines": [asdict(engine.info) for engine in engines],
