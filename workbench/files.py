@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -86,6 +87,22 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         part.mkdir()
         yield part
         part.rename(target)
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """As `whole_folder`, for one writer: filled as `path` with `.part`, which replaces one that a
+    kill left."""
+    target = _real(path)
+    part = target.with_name(target.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        yield part
+        part.rename(target)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
 
 
 def _real(path: str | Path) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from workbench import values
@@ -364,33 +365,23 @@ class Report(Shown):
         Raises:
             InputError: the folder exists.
         """
-        import shutil
         from pathlib import Path
 
+        from workbench.files import new_folder
         from workbench.plots.style import PICTURE
 
-        given, target = Path(folder), Path(folder).resolve()  # the target of links
-        if target.exists():
+        given = Path(folder)
+        if given.resolve().exists():
             raise InputError(f"{given} exists already: choose another folder for this report")
-        part = target.with_name(target.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)  # left by a kill
-        part.mkdir(parents=True)
-        try:
+        with new_folder(given) as part:
             self._write(part)
             if figure is not None:
                 figure.savefig(part / "figure.png", **PICTURE)
-            part.rename(target)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
         return given
 
-    def reproduce(self, **given: Any) -> Report:
+    def reproduce(self, **given: Any) -> Any:
         """Run it again, past the store, and compare: see `reproduction.reproduce`."""
-        from importlib import import_module
-
-        report: Report = import_module("workbench.reproduction").reproduce(self, **given)
-        return report
+        return import_module("workbench.reproduction").reproduce(self, **given)
 
     def _write(self, folder: Path) -> None:
         """Write all files but the figure."""
