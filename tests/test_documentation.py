@@ -47,9 +47,10 @@ TABLE = re.compile(r"^\| (.+?) \| (\d+) \| (\d+) \|$", re.MULTILINE)
 FEW = 24  # tokens, or items of which half are enough to calibrate on
 HERE = {"Qwen/Qwen3-8B": str(MODEL)}
 ELSEWHERE = re.compile(
-    r"^(make|pip|conda|export|ssh) |^python -m pytest "
+    r"^(\w+=\S+ )*(make|pip|conda|export|ssh) |^python -m pytest "
     r"|^workbench (serve|slurm|convert|sweep|notebook validate) "
     r"|^workbench throughput$|benchmarks|llama-|/Llama|--task mmlu"
+    r"|^workbench report runs/accuracy$"  # of a sweep
 )
 
 

@@ -20,6 +20,7 @@ FLOORS = {
     "files": 0,
     "lazy": 0,
     "reprs": 0,
+    "scores": 0,
     "template": 0,
     "store": 1,
     "stats": 0,

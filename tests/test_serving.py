@@ -20,7 +20,7 @@ import httpx
 import psutil
 import pytest
 
-from workbench.engines.local import Source
+from workbench.engines.source import Source
 from workbench.engines.vllm import unavailable
 from workbench.errors import EngineError, InputError
 from workbench.serving import PRESETS, Server, serve

@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from workbench.stats import Metric
-    from workbench.types import Completion, EngineInfo, Item, LabelScores, Report, Usage
+    from workbench.types import (
+        Completion,
+        EngineInfo,
+        Item,
+        LabelScores,
+        Report,
+        TextScores,
+        Usage,
+    )  # fmt: skip
 
 LINES, WIDTH = 5, 160
 """Maximum of a text: lines, and characters per line."""
@@ -91,6 +99,7 @@ def _cards() -> Mapping[type, Callable[[Any], Card]]:
         types.EngineInfo: _info,
         types.Item: _item,
         types.LabelScores: _scores,
+        types.TextScores: _texts,
         types.Metric: _metric,
         types.Report: _report,
         types.Usage: _usage,
@@ -110,7 +119,8 @@ def scores_frame(scores: LabelScores) -> pd.DataFrame:
     """See `LabelScores.frame`."""
     import pandas as pd
 
-    table = pd.DataFrame(scores.logprobs, columns=list(scores.labels) or None)
+    columns = None if scores.ragged else list(scores.labels) or None
+    table = pd.DataFrame(scores.logprobs, columns=columns)
     failed = [reason is not None for reason in scores.errors]
     if any(failed):
         table[failed] = math.nan
@@ -310,7 +320,8 @@ def _completion(one: Completion) -> Card:
 def _scores(scores: LabelScores) -> Card:
     count = len(scores.errors)
     failed = sum(reason is not None for reason in scores.errors)
-    what = f"log-probabilities of {scores.logprobs.shape[1]:,} labels after {count:,} prompts"
+    most = "up to " * scores.ragged
+    what = f"log-probabilities of {most}{scores.logprobs.shape[1]:,} labels after {count:,} prompts"
     first = f"{what}, {failed:,} failed" if failed else what
     first_ones = {"logprobs": scores.logprobs[:ROWS], "errors": scores.errors[:ROWS]}
     head = replace(scores, **first_ones).frame()  # type: ignore[arg-type]
@@ -321,6 +332,17 @@ def _scores(scores: LabelScores) -> Card:
         for _, *row in values.head(3).itertuples(name=None)
     ]
     return Card([first, *rows], [note(first), shown])
+
+
+def _texts(scores: TextScores) -> Card:
+    count, failed = len(scores.errors), sum(reason is not None for reason in scores.errors)
+    first = f"{count:,} texts" + (f", {failed:,} failed" if failed else "")
+    if failed < count:
+        first += f": perplexity {scores.perplexity:.4g}, {scores.bits_per_byte:.4g} bits per byte"
+    head = scores.frame().head(ROWS).astype(object)
+    values = head.where(head.notna(), None)
+    shown = table(["", *map(str, head)], [(i, *row) for i, *row in values.itertuples()], count)
+    return Card([first], [note(first), shown])
 
 
 def _item(item: Item) -> Card:

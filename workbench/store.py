@@ -206,9 +206,10 @@ def open_store(store: str | Path | None) -> Store | None:
 
 
 def dump(row: Completion | LabelRow) -> Any:
-    """An answer's stored form; for label scores, a list, with bounds if they differ."""
+    """An answer's stored form."""
     if isinstance(row, LabelRow):
-        return row.logprobs if row.upper is None else [row.logprobs, row.upper]
+        parts = {"upper": row.upper, "lengths": row.lengths, "greedy": row.greedy}
+        return {"scores": row.logprobs, **{k: v for k, v in parts.items() if v is not None}}
     thought = {"reasoning": row.reasoning, "thought": row.reasoning_tokens}
     return {
         "text": row.text,
@@ -221,10 +222,22 @@ def dump(row: Completion | LabelRow) -> Any:
 
 
 def load(value: Any) -> Completion | LabelRow:
-    """An answer from its stored form; the index of label scores is unknown."""
+    """An answer from its stored form; the index of label scores is unknown.
+
+    Earlier versions stored label scores as a list, or as two: scores and bounds.
+    """
     if not isinstance(value, dict):
         scores, upper = value if isinstance(value[0], list | tuple) else (value, value)
         return LabelRow(0, tuple(scores), upper=tuple(upper))
+    if "scores" in value:
+        scores, lengths = tuple(value["scores"]), value.get("lengths")
+        return LabelRow(
+            0,
+            scores,
+            upper=tuple(value.get("upper") or scores),
+            lengths=tuple(lengths) if lengths else None,
+            greedy=value.get("greedy"),
+        )
     logprobs, ids = value["logprobs"], value["ids"]
     if logprobs is not None:
         logprobs = tuple(

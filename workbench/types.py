@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from workbench import values
 from workbench.errors import InputError
-from workbench.lazy import Figure, NDArray, np, pd
-from workbench.reprs import Shown, scores_frame
+from workbench.lazy import Figure, pd
+from workbench.reprs import Shown
+from workbench.scores import LabelRow, LabelScores, TextScores, TokenScores, Unit
 from workbench.stats import Metric
 
 if TYPE_CHECKING:
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MOST_SAMPLES", "Completion", "Engine", "EngineInfo", "Errors", "Grade", "Item", "LabelRow",
-    "LabelScores", "Message", "Metric", "Prompt", "PromptStyle", "Report", "Sampling", "Style",
-    "Task", "TokenLogprob", "Usage",
+    "LabelScores", "Labels", "Message", "Metric", "Prompt", "PromptStyle", "Report", "Sampling",
+    "Style", "Task", "TextScores", "TokenLogprob", "TokenScores", "Unit", "Usage",
 ]  # fmt: skip
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
+Labels = Iterable[str] | Iterable[Iterable[str]]  # for all prompts, or a list per prompt
 Errors = Literal["raise", "return"]
 PromptStyle = Literal["completion", "chat"]
 Style = Literal["auto", "completion", "chat"]
@@ -164,48 +166,6 @@ class Completion(Shown):
         return self.finish_reason == "length" and bool(thought) and not self.text.strip()
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class LabelScores(Shown):
-    """Log-probability of each label as the continuation of each prompt.
-
-    Attributes:
-        logprobs: float64 [n_prompts, n_labels], natural logarithm; -inf where missing.
-        upper: float64 [n_prompts, n_labels], an upper bound (equal where exact). For a label of
-            several tokens, a diffusion engine has only a lower bound, and returns that as both.
-        missing: bool [n_prompts, n_labels], True where there is no exact value.
-        errors: for each prompt the reason of its failure, or None.
-        labels: the labels, if known.
-    """
-
-    logprobs: NDArray[np.float64]
-    upper: NDArray[np.float64]
-    missing: NDArray[np.bool_]
-    errors: tuple[str | None, ...]
-    labels: tuple[str, ...] = ()
-
-    def frame(self) -> pd.DataFrame:
-        """`logprobs` with the labels as columns; failed rows are NaN, with the reason in `error`.
-
-        The column `error` exists only if some rows failed. Unknown labels are named 0, 1, ...
-        """
-        return scores_frame(self)
-
-
-@dataclass(frozen=True, slots=True)
-class LabelRow:
-    """Scores of all labels for the prompt at `index`, or the reason of its failure.
-
-    `upper` bounds them where some are missing (-inf); None means that all are exact.
-    """
-
-    index: int
-    logprobs: tuple[float, ...] | None
-    prompt_tokens: int = 0
-    cached_tokens: int | None = 0
-    error: str | None = None
-    upper: tuple[float, ...] | None = None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class EngineInfo(Shown):
     """An engine's facts, precise enough to load the same model again.
@@ -292,7 +252,7 @@ class Engine(Protocol):
         self, prompts: Iterable[Prompt], sampling: Sampling = ...
     ) -> Generator[tuple[int, Completion], None, None]: ...
     def label_logprobs(
-        self, prompts: Iterable[Prompt], labels: Iterable[str], *, errors: Errors = ...
+        self, prompts: Iterable[Prompt], labels: Labels, *, errors: Errors = ...
     ) -> LabelScores: ...
     def close(self) -> None: ...
     def __enter__(self) -> Engine: ...

@@ -42,7 +42,7 @@ def vllm(
     option: Options = None,
 ) -> None:
     """Start a vLLM server and print its URL once it answers; Ctrl-C stops it."""
-    from workbench.engines.local import Source
+    from workbench.engines.source import Source
     from workbench.serving import serve
     from workbench.serving.presets import find_preset
 

@@ -14,8 +14,8 @@ from workbench.engines import diffusion, transformers, vllm
 from workbench.engines.base import BaseEngine
 from workbench.engines.device import whole_imports
 from workbench.engines.identity import HARMLESS, repeatable
-from workbench.engines.local import EMBEDDED, EMBEDDED_DIFFUSION
 from workbench.engines.remote import RemoteEngine
+from workbench.engines.source import EMBEDDED, EMBEDDED_DIFFUSION
 from workbench.errors import EngineUnavailableError, InputError
 from workbench.feed import Stage
 from workbench.machine import install_hint

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -17,20 +17,19 @@ from operator import itemgetter
 from typing import Any, Self
 
 from workbench.engines.estimate import estimated_tokens
-from workbench.engines.frames import Completions, FrameEngine
+from workbench.engines.frames import Completions
 from workbench.engines.requests import (
     Request,
     ResumableDraw,
     check_errors,
-    check_labels,
     check_prompts,
     gather,
-    gather_labels,
     keyed,
     plan,
     raise_failures,
     texts,
 )
+from workbench.engines.scoring import ScoringEngine
 from workbench.errors import EngineError, EngineGoneError, InputError, WorkbenchError
 from workbench.progress import UsageTracker, check, interruptible
 from workbench.store import BATCH, Store, digest, dump, load
@@ -38,8 +37,6 @@ from workbench.types import (
     Completion,
     EngineInfo,
     Errors,
-    LabelRow,
-    LabelScores,
     Prompt,
     Sampling,
     Usage,
@@ -50,7 +47,7 @@ GREEDY = Sampling()
 FORMAT = 3  # of a stored answer's key: raise it when the meaning of keys changes
 
 
-class BaseEngine(FrameEngine, ABC):
+class BaseEngine(ScoringEngine):
     """Implements the `Engine` protocol over `_complete` and `_score`.
 
     Args:
@@ -77,10 +74,6 @@ class BaseEngine(FrameEngine, ABC):
     def _complete(
         self, requests: Sequence[Request]
     ) -> Iterator[list[tuple[Request, Completion]]]: ...
-
-    @abstractmethod
-    def _score(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> Iterator[list[LabelRow]]:
-        """Rows in any order; `index` is the position in `prompts`."""
 
     @abstractmethod
     def _free(self) -> None:
@@ -231,61 +224,8 @@ class BaseEngine(FrameEngine, ABC):
         if rows and not self._closed:
             self._keep((request.key, dump(row)) for request, row in rows if row.error is None)
 
-    def label_logprobs(
-        self, prompts: Iterable[Prompt], labels: Iterable[str], *, errors: Errors = "raise"
-    ) -> LabelScores:
-        """Log-probability of each whole label as the continuation of each prompt.
-
-        The tokens are those of the prompt, then those of the label alone; a leading space is the
-        caller's choice. Natural logarithm over the full vocabulary, exact at any rank.
-
-        Returns:
-            `LabelScores` with arrays [n_prompts, n_labels].
-
-        Raises:
-            InputError: no prompts, an empty or missing prompt or label, or two equal labels.
-            EngineError: some prompts failed (with `errors="raise"`).
-        """
-        check_errors(errors)
-        prompts, labels = check_prompts(prompts), check_labels(labels)
-        scores = gather_labels(self.stream_labels(prompts, labels), len(prompts), labels)
-        if errors == "raise":
-            raise_failures(scores.errors, scores)
-        return scores
-
-    def stream_labels(
-        self, prompts: Iterable[Prompt], labels: Iterable[str]
-    ) -> Generator[LabelRow, None, None]:
-        """As `label_logprobs`, one row at a time; `index` is the position in `prompts`.
-
-        Raises:
-            InputError: at once, as for `label_logprobs`.
-        """
-        self._check_open()
-        return self._stream_labels(check_prompts(prompts), check_labels(labels))
-
-    def _stream_labels(
-        self, prompts: Sequence[Prompt], labels: Sequence[str]
-    ) -> Generator[LabelRow, None, None]:
-        self._check_open()
-        keys = self._label_keys(prompts, labels)
-        unique = dict(zip(keys, prompts, strict=True))  # equal prompts are scored once
-        places: dict[bytes, list[int]] = {}
-        for index, key in enumerate(keys):
-            places.setdefault(key, []).append(index)
-
-        def work(engine: BaseEngine, keys: list[bytes]) -> Iterator[list[LabelRow]]:
-            return engine._score([unique[key] for key in keys], labels)
-
-        with closing(self._answered("label_logprobs", list(unique), work)) as rows:
-            for key, row in rows:
-                yield from (replace(row, index=index) for index in places.pop(key))
-
     def _base(self, sampling: Sampling) -> Any:
         return hashlib.sha256(self._identity + digest(sampling.canonical()))
-
-    def _label_keys(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> list[bytes]:
-        return [digest(self._identity.hex(), "labels", p, list(labels)) for p in prompts]
 
     def lookup(
         self, prompts: Sequence[Prompt], how: Sampling | Sequence[str]
@@ -299,7 +239,7 @@ class BaseEngine(FrameEngine, ABC):
             for request, index, _ in plan(prompts, how, self._base(how)):
                 keys[index].append(request.key)
         else:
-            keys = [[key] for key in self._label_keys(prompts, how)]
+            keys = [[key] for key in self._label_keys(prompts, [how] * len(prompts))]
         found = {key for batch in self._stored([k for one in keys for k in one]) for key in batch}
         return [{key: key in found for key in one} for one in keys]
 

@@ -1,16 +1,13 @@
-"""What engines in this process share: the model's location, tokens, and identity."""
+"""What engines in this process share: tokens, identity, and label scores from nodes."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from workbench import values
 from workbench.engines.base import BaseEngine, failure
 from workbench.engines.chat import (
     Channels,
@@ -22,26 +19,25 @@ from workbench.engines.chat import (
     rendered,
     thinking_of,
 )
-from workbench.engines.checkpoints.folder import check_folder, check_load_format, check_whole
 from workbench.engines.identity import variant
 from workbench.engines.requests import Request
+from workbench.engines.scoring import Pair
+from workbench.engines.source import OURS, Source
 from workbench.engines.style import EMBEDDED_STYLE, ends_of, style_by_name, style_by_template
 from workbench.engines.tokens import (
+    LabelCollector,
     LabelTree,
     Node,
+    NodeScores,
     SegmentedPrompt,
     SegmentTokenizer,
     without_second_bos,
 )
 from workbench.errors import InputError
-from workbench.store import Store, digest, folder_digest
-from workbench.tiny import DIFFUSION, MODEL
+from workbench.store import Store, digest
 from workbench.types import Completion, EngineInfo, LabelRow, Message, Prompt, PromptStyle
 
-EMBEDDED = "workbench-tiny"  # the embedded model's name in `info`; it opens the model too
-EMBEDDED_DIFFUSION = "workbench-tiny-diffusion"
-OURS = {EMBEDDED: MODEL, EMBEDDED_DIFFUSION: DIFFUSION}
-SMALL = 100 * 2**20  # bytes of weights
+NodeJob = tuple[int, Node, list[int]]  # a prompt's index, a node, the prompt's tokens
 MOST_ENDLESS = 3  # endless chats after which the template is no longer tried
 
 
@@ -56,6 +52,7 @@ class LocalEngine(BaseEngine):
     _vocabulary: int  # rows of the embedding: token ids must be below
     _chats: ChatOptions
     _weights: str  # of `Source.weights`
+    _label_width: int = 2**31  # maximum number of a node's children
     _endless: int = 0  # chats so far for which the template did not end
 
     def __init__(
@@ -240,22 +237,78 @@ class LocalEngine(BaseEngine):
                 refused.append((request, failure(str(reason), _length(ids))))
         return fit, refused
 
-    def _label_jobs(
-        self, prompts: Sequence[Prompt], labels: Sequence[str], width: int
-    ) -> tuple[LabelTree, list[tuple[int, Node, list[int]]], list[LabelRow]]:
-        """The label tree; (prompt's index, node, tokens) to score; rows that do not fit."""
-        tree = LabelTree.build(labels, self._encoded(labels, special=False), width)
-        fit, refused = self._fitting(prompts, tree)
-        jobs = [(i, node, ids + list(node.prefix)) for i, ids in fit.items() for node in tree.nodes]
-        return tree, jobs, refused
+    def _score_nodes(self, jobs: Sequence[NodeJob]) -> Iterator[list[NodeScores]]:
+        """The scores of each job's node, in any order.
+
+        Raises:
+            InputError: an engine that scores labels only.
+        """
+        raise self._only_labels(len(jobs))
+
+    def _score(
+        self, prompts: Sequence[Prompt], labels: Sequence[tuple[str, ...]]
+    ) -> Iterator[list[LabelRow]]:
+        trees = self._trees(labels, self._label_width, chains=True)
+        fit, refused = self._fitting(prompts, [tree.depth for tree in trees])
+        if refused:
+            yield refused
+        collector = LabelCollector(trees)
+        jobs = [(index, node, ids) for index, ids in fit.items() for node in trees[index].nodes]
+        for batch in self._score_nodes(jobs):
+            yield [row for one in batch for row in collector.add(one)]
+
+    def _trees(
+        self, labels: Sequence[tuple[str, ...]], width: int, *, chains: bool
+    ) -> list[LabelTree]:
+        """A tree per prompt; equal lists of labels share one."""
+        texts = [*dict.fromkeys(label for own in dict.fromkeys(labels) for label in own)]
+        ids = dict(zip(texts, self._label_tokens(texts), strict=True))
+        trees = {
+            own: LabelTree.build(own, [ids[label] for label in own], width, chains=chains)
+            for own in dict.fromkeys(labels)
+        }
+        return [trees[own] for own in labels]
+
+    def _label_tokens(self, labels: Sequence[str]) -> list[list[int]]:
+        return self._encoded(labels, special=False)
+
+    def _score_tokens(self, pairs: Sequence[Pair]) -> Iterator[list[LabelRow]]:
+        jobs, refused = [], []
+        for index, (before, after) in enumerate(pairs):
+            reason = self._unfit([*before, *after[:-1]], 1) or self._unfit(after, 0)
+            if reason is None:
+                jobs.append((index, Node((), tuple(after), chain=True), [*before]))
+            else:
+                refused.append(LabelRow(index, None, len(before), error=reason))
+        if refused:
+            yield refused
+        for batch in self._score_nodes(jobs):
+            yield [_token_row(one) for one in batch]
+
+    def _text_tokens(self, texts: Sequence[str]) -> tuple[list[list[int] | str], int]:
+        ends = (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id)
+        first = next((one for one in ends if one is not None), None)
+        if first is None:
+            raise InputError(
+                f"the tokenizer of {self.info.model} has no token that begins or ends a text: "
+                "the first token of a text cannot be scored"
+            )
+        found: list[list[int] | str] = []
+        for text in texts:
+            try:
+                (ids,) = self._encoded([text], special=False)
+                found.append(ids or f"{text!r:.80} has no tokens in this model's vocabulary")
+            except _PromptError as error:
+                found.append(str(error))
+        return found, int(first)
 
     def _fitting(
-        self, prompts: Sequence[Prompt], tree: LabelTree
+        self, prompts: Sequence[Prompt], depths: Sequence[int]
     ) -> tuple[dict[int, list[int]], list[LabelRow]]:
-        """Tokens by index of prompts with room for the labels; failed rows of the others."""
+        """Tokens by index of prompts with room for their labels; failed rows of the others."""
         fit, refused = {}, []
         for index, ids in enumerate(self._each(prompts)):
-            reason = self._unfit(ids, tree.depth)
+            reason = self._unfit(ids, depths[index])
             if reason is None and not isinstance(ids, str):
                 fit[index] = ids
             else:
@@ -263,113 +316,13 @@ class LocalEngine(BaseEngine):
         return fit, refused
 
 
+def _token_row(one: NodeScores) -> LabelRow:
+    error = one.scores if isinstance(one.scores, str) else None
+    scores = None if isinstance(one.scores, str) else tuple(one.scores)
+    if scores and any(map(math.isnan, scores)):
+        error, scores = "the model's log-probabilities are not numbers", None
+    return LabelRow(one.index, scores, one.sent, one.cached, error, greedy=one.greedy)
+
+
 def _length(tokens: Sequence[int] | str) -> int:
     return 0 if isinstance(tokens, str) else len(tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A model's location; `name` is what the underlying library loads.
-
-    Attributes:
-        folder: its local folder; None for a name on the hub.
-        shown: its name for people, which opens the same model again.
-    """
-
-    name: str
-    folder: Path | None
-    shown: str
-
-    @classmethod
-    def find(cls, model: str | None, default: str = EMBEDDED) -> Source:
-        """Locate `model`; None is the embedded one. A GGUF file is converted once.
-
-        Raises:
-            InputError: a missing folder, a folder without a model, or a broken GGUF file.
-            WorkbenchError: a GGUF file's folder cannot be written, or the libraries disagree on it.
-        """
-        model = default if model is None else model
-        if model in OURS:
-            return cls(str(OURS[model]), OURS[model], model)
-        if model.lower().endswith(".gguf") and not (Path(model) / "config.json").exists():
-            from workbench.engines.checkpoints.gguf import converted
-
-            file = Path(model).expanduser()
-            folder = converted(file)
-            return cls(str(folder), folder, str(file.resolve()))
-        path = _folder(model)
-        name = str(path or model)
-        return cls(name, path, name)
-
-    @property
-    def small(self) -> bool:
-        """Whether it is like the embedded model, and runs best with the same settings."""
-        files = list(self.folder.glob("*.safetensors")) if self.folder else []
-        return bool(files) and sum(file.stat().st_size for file in files) < SMALL
-
-    def check_causal(self) -> None:
-        """Refuse a folder with a masked-diffusion model, for which other engines return nonsense.
-
-        Raises:
-            InputError: names the engine for it.
-        """
-        if self.folder is None:
-            return
-        config: object = None
-        with suppress(OSError, ValueError):  # the loader reports broken files
-            config = json.loads((self.folder / "config.json").read_text("utf-8"))
-        kind = config if isinstance(config, dict) else {}
-        if kind.get("is_causal") is False or kind.get("model_type") == "llada":
-            raise InputError(
-                f'model {self.shown!r} is a masked-diffusion model: use engine="diffusion"'
-            )
-
-    def check(
-        self, options: Mapping[str, object], *, tokenizer: bool = True, whole: bool = False
-    ) -> None:
-        """Refuse a folder that is broken or unsafe to load, before a library reads it.
-
-        Args:
-            options: the engine's; `load_format` and `trust_remote_code` matter.
-            tokenizer: whether the folder must have a tokenizer.
-            whole: whether to check each tensor too, as vLLM does not.
-
-        Raises:
-            InputError: names the folder and what is wrong with it.
-        """
-        values.flag("trust_remote_code", options.get("trust_remote_code", False))
-        form = options.get("load_format") or "auto"
-        check_load_format(form)
-        if self.folder is not None and (self.folder / "config.json").is_file():
-            tokenizer = tokenizer and not options.get("trust_remote_code")
-            check_folder(self.folder, load_format=form, tokenizer=tokenizer)
-            if whole:
-                check_whole(self.folder, form)
-
-    def weights(self) -> str:
-        """The identity of its weights: a digest of the folder, or the hub's name."""
-        return folder_digest(self.folder) if self.folder else self.name
-
-
-def _folder(name: str) -> Path | None:
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").exists():
-            raise InputError(f"model folder {name!r} has no config.json: not a Hugging Face model")
-        return path.resolve()
-    if path.exists() or path.is_absolute() or name.startswith(("./", "../", "~")):
-        raise InputError(f"model folder {name!r} does not exist")
-    return None
-
-
-def check_options(options: Iterable[str], known: Iterable[str], engine: str) -> None:
-    """Refuse an option that the engine does not have.
-
-    Raises:
-        InputError: names it and the nearest known one.
-    """
-    names = list(known)
-    for name in options:
-        if name not in names:
-            hint = values.near(name, names) or f". Known: {', '.join(sorted(names))}"
-            raise InputError(f"unknown option {name!r} for the {engine} engine{hint}")

@@ -22,7 +22,7 @@ from workbench import values
 from workbench.errors import EngineError, InputError
 from workbench.machine import born
 from workbench.store import Store, digest
-from workbench.types import Completion, LabelRow, LabelScores, Prompt, Sampling
+from workbench.types import Completion, LabelRow, Labels, LabelScores, Prompt, Sampling
 
 CUT = "cut off before it had the requested form"
 CUT_SHORT = CUT + ": raise max_tokens (it was {})"
@@ -231,6 +231,20 @@ def check_labels(labels: Iterable[str]) -> list[str]:
     return [str.__str__(label) for label in given]
 
 
+def labels_per_prompt(labels: Labels, count: int) -> list[tuple[str, ...]]:
+    """The labels of each of `count` prompts; one list for all is the same tuple everywhere.
+
+    Raises:
+        InputError: as `check_labels`, or not as many lists as prompts.
+    """
+    given = plain_list("labels", labels, "a non-empty list of texts, or such a list per prompt")
+    if not given or isinstance(given[0], str):
+        return [tuple(check_labels(given))] * count
+    if len(given) != count:
+        raise InputError(f"labels has {len(given):,} lists for {count:,} prompts: one per prompt")
+    return [tuple(check_labels(one)) for one in given]
+
+
 def gather(row: Mapping[int, Completion]) -> Completion:
     """A prompt's samples, by sample index, as one completion."""
     if len(row) == 1:
@@ -294,22 +308,28 @@ def _whole(sampling: Sampling, text: str) -> bool:
 
 
 def keyed(answer: Any, keys: Sequence[bytes]) -> tuple[bytes, Any]:
-    """An answer with its key; `keys` has label scores' keys, by index."""
+    """An answer with its key; `keys` has the keys of scores, by index."""
     if isinstance(answer, LabelRow):
         return keys[answer.index], answer
     request, completion = answer
     return request.key, completion
 
 
-def gather_labels(rows: Iterable[LabelRow], prompts: int, labels: Sequence[str]) -> LabelScores:
-    """Rows in any order as arrays [prompts, labels]."""
+def gather_labels(rows: Iterable[LabelRow], labels: Sequence[tuple[str, ...]]) -> LabelScores:
+    """Rows in any order as arrays [prompts, labels]; `labels` has those of each prompt."""
     import numpy as np
 
-    logprobs = np.full((prompts, len(labels)), -np.inf)
-    upper = np.zeros_like(logprobs)
-    reasons: list[str | None] = [None] * prompts
+    shape = len(labels), max(map(len, labels))
+    logprobs, upper, tokens = np.full(shape, -np.inf), np.full(shape, -np.inf), np.zeros(shape, int)
+    reasons: list[str | None] = [None] * len(labels)
+    for index, own in enumerate(labels):
+        upper[index, : len(own)] = 0.0
     for row in rows:
         if row.logprobs is not None:
-            logprobs[row.index], upper[row.index] = row.logprobs, row.upper or row.logprobs
+            there = row.index, slice(len(row.logprobs))
+            logprobs[there], upper[there] = row.logprobs, row.upper or row.logprobs
+            tokens[there] = row.lengths or 0
         reasons[row.index] = row.error
-    return LabelScores(logprobs, upper, logprobs < upper, tuple(reasons), tuple(labels))
+    shared = all(own is labels[0] for own in labels)
+    names = labels[0] if shared else tuple(labels)
+    return LabelScores(logprobs, upper, logprobs < upper, tuple(reasons), names, tokens)

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from workbench.engines.base import BaseEngine
 from workbench.progress import STOP
-from workbench.types import Engine, LabelRow, Prompt
+from workbench.types import Engine, LabelRow, Labels, Prompt
 
 T = TypeVar("T")
 
@@ -86,14 +86,14 @@ def _stop_all() -> None:
         thread.join(10)  # seconds
 
 
-def stream_labels(
-    engine: Engine, prompts: Sequence[Prompt], labels: Sequence[str]
-) -> Iterator[LabelRow]:
+def stream_labels(engine: Engine, prompts: Sequence[Prompt], labels: Labels) -> Iterator[LabelRow]:
     """Scores as they arrive; all at once if the engine has no `stream_labels`."""
     if isinstance(engine, BaseEngine):
         yield from engine.stream_labels(prompts, labels)
         return
     scores = engine.label_logprobs(prompts, labels, errors="return")
     for index, error in enumerate(scores.errors):
-        logprobs, upper = (tuple(map(float, row[index])) for row in (scores.logprobs, scores.upper))
+        size = len(scores.labels_of(index)) if scores.ragged else None
+        both = (scores.logprobs[index][:size], scores.upper[index][:size])
+        logprobs, upper = (tuple(map(float, row)) for row in both)
         yield LabelRow(index, None if error else logprobs, error=error, upper=upper)

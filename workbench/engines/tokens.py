@@ -16,6 +16,7 @@ from typing import Any
 from workbench.errors import InputError
 from workbench.types import LabelRow
 
+CHAINS = 2  # requests per label from which a long label is one request instead
 SEAMS = 500_000  # maximum in memory: two claims and their labels make four
 Tokens = tuple[int, ...]
 
@@ -101,10 +102,26 @@ def without_second_bos(
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A request for the log-probabilities of `children` (at most `width`) after `prefix`."""
+    """A request for the log-probabilities of `children` (at most `width`) after `prefix`.
+
+    In a `chain`, each child follows the ones before it: the children are a whole continuation.
+    """
 
     prefix: Tokens
     children: Tokens
+    chain: bool = False
+
+    @property
+    def keys(self) -> list[tuple[Tokens, int]]:
+        """Each child with the tokens before it."""
+        if self.chain:
+            return [(self.children[:at], child) for at, child in enumerate(self.children)]
+        return [(self.prefix, child) for child in self.children]
+
+    @property
+    def given(self) -> Tokens:
+        """The tokens between the prompt and the last child."""
+        return self.children[:-1] if self.chain else self.prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +132,17 @@ class LabelTree:
     nodes: tuple[Node, ...]
 
     @classmethod
-    def build(cls, texts: Sequence[str], labels: Sequence[Sequence[int]], width: int) -> LabelTree:
+    def build(
+        cls,
+        texts: Sequence[str],
+        labels: Sequence[Sequence[int]],
+        width: int,
+        *,
+        chains: bool = False,
+    ) -> LabelTree:
         """Build the tree from the labels' token ids; a node has at most `width` children.
+
+        With `chains`, long labels that share few tokens become one request each.
 
         Raises:
             InputError: a label has no tokens, or two labels have the same tokens.
@@ -137,12 +163,19 @@ class LabelTree:
             for prefix, below in children.items()
             for start in range(0, len(below), width)
         )
+        if chains and len(nodes) > CHAINS * len(seen):
+            nodes = tuple(Node((), label, chain=True) for label in seen)
         return cls(tuple(seen), nodes)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Number of tokens in each label."""
+        return tuple(map(len, self.labels))
 
     @property
     def depth(self) -> int:
         """Number of tokens in the longest label."""
-        return max(len(label) for label in self.labels)
+        return max(self.lengths)
 
     def total(self, scores: Mapping[tuple[Tokens, int], float]) -> tuple[float, ...]:
         """Each label's log-probability from those of its tokens, keyed (prefix, token)."""
@@ -150,6 +183,24 @@ class LabelTree:
             sum(scores[label[:depth], token] for depth, token in enumerate(label))
             for label in self.labels
         )
+
+
+@dataclass(frozen=True, slots=True)
+class NodeScores:
+    """What the model says of a node after the prompt at `index`.
+
+    Attributes:
+        scores: log-probabilities of the node's children, or the reason of a failure.
+        sent: tokens sent for the node, `cached` of them from the cache (None: unknown).
+        greedy: whether each child of a chain is the likeliest token at its place.
+    """
+
+    index: int
+    node: Node
+    scores: Sequence[float] | str
+    sent: int
+    cached: int | None = 0
+    greedy: bool = False
 
 
 @dataclass(slots=True)
@@ -166,38 +217,29 @@ class _Partial:
 class LabelCollector:
     """Combines the scores of nodes, which arrive in any order."""
 
-    def __init__(self, tree: LabelTree) -> None:
-        self._tree = tree
+    def __init__(self, trees: Sequence[LabelTree]) -> None:
+        self._trees = trees  # of each prompt
         self._partial: dict[int, _Partial] = {}
 
-    def add(
-        self,
-        index: int,
-        node: Node,
-        scores: Sequence[float] | str,
-        prompt: int,
-        cached: int | None = 0,
-    ) -> list[LabelRow]:
-        """The prompt's row once all its nodes are scored, else nothing; NaN is a failure.
-
-        Args:
-            scores: log-probabilities of the node's children, or the reason of a failure.
-            prompt: tokens sent for the node, `cached` of them from the cache (None: unknown).
-        """
+    def add(self, one: NodeScores) -> list[LabelRow]:
+        """The prompt's row once all its nodes are scored, else nothing; NaN is a failure."""
+        index = one.index
         partial = self._partial.setdefault(index, _Partial())
         partial.nodes += 1
-        partial.prompt_tokens += prompt
-        partial.cached_tokens = None if cached is None else (partial.cached_tokens or 0) + cached
-        if isinstance(scores, str):
-            partial.error = scores
+        partial.prompt_tokens += one.sent
+        known = None not in (one.cached, partial.cached_tokens)
+        partial.cached_tokens = (partial.cached_tokens or 0) + (one.cached or 0) if known else None
+        if isinstance(one.scores, str):
+            partial.error = one.scores
         else:
-            keys = [(node.prefix, child) for child in node.children]
-            partial.scores.update(zip(keys, scores, strict=True))
-        if partial.nodes < len(self._tree.nodes):
+            partial.scores.update(zip(one.node.keys, one.scores, strict=True))
+        tree = self._trees[index]
+        if partial.nodes < len(tree.nodes):
             return []
         del self._partial[index]
         error = partial.error
         if any(math.isnan(score) for score in partial.scores.values()):
             error = "the model's log-probabilities are not numbers"
-        total = None if error else self._tree.total(partial.scores)
-        return [LabelRow(index, total, partial.prompt_tokens, partial.cached_tokens, error)]
+        total = None if error else tree.total(partial.scores)
+        sent, cached = partial.prompt_tokens, partial.cached_tokens
+        return [LabelRow(index, total, sent, cached, error, lengths=tree.lengths)]

@@ -21,8 +21,9 @@ from workbench.engines.checkpoints.folder import (
     silent,
     weights_size,
 )
+from workbench.engines.continuations import node_scores
 from workbench.engines.cpu import fast_dtype, use_threads
-from workbench.engines.decoding import START, BatchSize, Decoding, ThinkingLimit, padded
+from workbench.engines.decoding import START, BatchSize, Decoding, ThinkingLimit
 from workbench.engines.device import (
     building,
     collect,
@@ -33,20 +34,22 @@ from workbench.engines.device import (
     shown,
 )
 from workbench.engines.identity import deciding
-from workbench.engines.local import LocalEngine, Source, check_options
+from workbench.engines.local import LocalEngine, NodeJob
 from workbench.engines.requests import Request
-from workbench.engines.tokens import LabelCollector, Node
+from workbench.engines.source import Source, check_options
+from workbench.engines.tokens import NodeScores
 from workbench.errors import EngineError, InputError, WorkbenchError
 from workbench.machine import free_memory, versions
 from workbench.progress import check
 from workbench.store import Store
-from workbench.types import Completion, LabelRow, Prompt
+from workbench.types import Completion
 
 OPTIONS = (
     "attn_implementation", "batch_size", "device", "dtype", "load_format", "max_model_len",
     "revision", "trust_remote_code", *CHAT,
 )  # fmt: skip
 DECIDING = ("load_format", "attn_implementation", "trust_remote_code")
+NODES = 32  # maximum number of continuations of a prompt per batch
 SPARE = 0.7  # of the free memory, for an automatic batch
 
 # What models' code raises; our errors pass through.
@@ -57,7 +60,6 @@ FAILURES = (
 Job = TypeVar("Job")
 Row = TypeVar("Row")
 Answer = tuple[Request, Completion]
-LabelJob = tuple[int, Node, list[int]]
 
 
 def unavailable() -> str | None:
@@ -165,67 +167,51 @@ class TransformersEngine(LocalEngine):
         tight = [job for job in fit if len(job[1]) + sampling.max_tokens > context]
         rest = fit[len(tight) :]
         for jobs, size in ((tight, 1), (rest, self._size)):
-            widths = [decoding.width(len(ids)) for _, ids in jobs]
-            yield from self._batches(BatchSize("generate", size), jobs, widths, run, fail)
+            needs = [self._row_bytes(decoding.width(len(ids))) for _, ids in jobs]
+            yield from self._batches(BatchSize("generate", size), jobs, needs, run, fail)
 
-    def _score(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> Iterator[list[LabelRow]]:
-        tree, jobs, refused = self._label_jobs(prompts, labels, width=2**31)
-        if refused:
-            yield refused
-        jobs.sort(key=lambda job: -len(job[2]))
-        collector = LabelCollector(tree)
-        failed: set[int] = set()
+    def _score_nodes(self, jobs: Sequence[NodeJob]) -> Iterator[list[NodeScores]]:
+        groups: dict[tuple[int, ...], list[NodeJob]] = {}
+        for job in jobs:
+            groups.setdefault(tuple(job[2]), []).append(job)
+        parts = [g[at : at + NODES] for g in groups.values() for at in range(0, len(g), NODES)]
+        parts.sort(key=lambda part: -len(part[0][2]))  # similar lengths, the longest first
 
-        def run(batch: Sequence[LabelJob]) -> tuple[list[LabelRow], int]:
-            rows: list[LabelRow] = []
-            for (index, node, ids), scores in zip(batch, self._next_logprobs(batch), strict=True):
-                rows += collector.add(index, node, scores, len(ids))
-            return rows, sum(len(ids) for _, _, ids in batch)
+        def run(batch: Sequence[list[NodeJob]]) -> tuple[list[NodeScores], int]:
+            rows = node_scores(self._model, batch)
+            return rows, sum(row.sent for row in rows)
 
-        def fail(job: LabelJob, reason: str) -> list[LabelRow]:
-            first = job[0] not in failed
-            failed.add(job[0])
-            return [LabelRow(job[0], None, len(job[2]), error=reason)] if first else []
+        def fail(part: list[NodeJob], reason: str) -> list[NodeScores]:
+            if len(part) == 1:
+                index, node, ids = part[0]
+                return [NodeScores(index, node, reason, len(ids))]
+            halves = [part[: len(part) // 2], part[len(part) // 2 :]]
+            one = self._batches(BatchSize("scores", 1), halves, [*map(bytes_of, halves)], run, fail)
+            return [row for rows in one for row in rows]
 
-        widths = [len(ids) for _, _, ids in jobs]
-        size = BatchSize("label_logprobs", self._size)
-        yield from self._batches(size, jobs, widths, run, fail)
+        def bytes_of(part: list[NodeJob]) -> int:
+            longest = max(len(node.given) for _, node, _ in part)
+            row = self._row_bytes(len(part[0][2]) + longest)
+            return len(part) * (row + 8 * longest * self._vocabulary)
 
-    def _next_logprobs(self, batch: Sequence[LabelJob]) -> list[list[float]]:
-        """For each job, the log-probabilities of its node's children."""
-        import torch
-
-        ids, mask = padded([ids for _, _, ids in batch], self._device)
-        places = (mask.cumsum(-1) - 1).clamp(min=0)
-        with torch.inference_mode():
-            logits = self._model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=places,
-                logits_to_keep=1,
-                use_cache=False,
-            ).logits[:, -1]
-            logprobs = logits.float().log_softmax(-1)
-        return [
-            row[list(node.children)].tolist()
-            for row, (_, node, _) in zip(logprobs, batch, strict=True)
-        ]
+        size = BatchSize("scores", self._size)
+        yield from self._batches(size, parts, [*map(bytes_of, parts)], run, fail)
 
     def _batches(
         self,
         size: BatchSize,
         jobs: Sequence[Job],
-        widths: Sequence[int],
+        needs: Sequence[int],
         run: Callable[[Sequence[Job]], tuple[list[Row], int]],
         fail: Callable[[Job, str], list[Row]],
     ) -> Iterator[list[Row]]:
-        """Run the jobs in batches; a job that does not fit alone fails alone."""
+        """Run the jobs, which need so many bytes each; one that does not fit alone fails alone."""
         at = 0
         while at < len(jobs):
             check()
             rows = min(size.now, len(jobs) - at)
             if size.auto:
-                rows = max(1, min(rows, int(self._free_bytes() // self._row_bytes(widths[at]))))
+                rows = max(1, min(rows, int(self._free_bytes() // needs[at])))
             results: list[Row] | None = None
             try:
                 with self._lock:

@@ -10,6 +10,7 @@ import ast
 import importlib.util
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,17 @@ from workbench.engines.checkpoints.folder import check_adapter, safe_format
 from workbench.engines.cpu import vllm_defaults
 from workbench.engines.device import prepare, shown
 from workbench.engines.identity import deciding
-from workbench.engines.local import LocalEngine, Source, check_options
+from workbench.engines.local import LocalEngine, NodeJob
 from workbench.engines.requests import Request, misshapen
 from workbench.engines.shared_llm import Inbox, SharedLLM, refusals
-from workbench.engines.tokens import LabelCollector, Node
+from workbench.engines.source import Source, check_options
+from workbench.engines.tokens import Node, NodeScores
 from workbench.errors import EngineUnavailableError, InputError
 from workbench.machine import versions
 from workbench.progress import fact
 from workbench.store import Store, digest, folder_digest
 from workbench.tiny import MODEL
-from workbench.types import Completion, LabelRow, Prompt, Sampling, TokenLogprob
+from workbench.types import Completion, Sampling, TokenLogprob
 
 MAX_LABEL_IDS = 128  # vLLM's limit on logprob_token_ids
 WINDOW = 4  # requests in the engine, as a multiple of its batch
@@ -65,6 +67,8 @@ class VLLMEngine(LocalEngine):
         InputError: an unknown option or a folder without a model.
         EngineError: the model could not be loaded.
     """
+
+    _label_width = MAX_LABEL_IDS
 
     def __init__(
         self, model: str | None, store: Store | None, why: str, options: Mapping[str, Any]
@@ -147,20 +151,26 @@ class VLLMEngine(LocalEngine):
         row = _completion(output, request.sampling)
         return self._without_thinking(request, row, output.prompt_token_ids)
 
-    def _score(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> Iterator[list[LabelRow]]:
-        tree, jobs, refused = self._label_jobs(prompts, labels, MAX_LABEL_IDS)
-        if refused:
-            yield refused
-        jobs.sort(key=lambda job: job[2])
-        params = {node: _node_params(node) for node in tree.nodes}
-        collector = LabelCollector(tree)
-        for batch in self._run(((index, node), ids, params[node]) for index, node, ids in jobs):
-            rows: list[LabelRow] = []
-            for (index, node), output in batch:
-                cached = output.num_cached_tokens or 0
-                sent = len(output.prompt_token_ids)
-                rows += collector.add(index, node, _node_scores(node, output), sent, cached)
-            yield rows
+    def _score_nodes(self, jobs: Sequence[NodeJob]) -> Iterator[list[NodeScores]]:
+        todo, whole = [*jobs], False
+        while todo:
+            todo.sort(key=lambda job: [*job[2], *job[1].given])  # shared prefixes stay together
+            make = cache(partial(_node_params, whole=whole))
+            sent = ((job, [*job[2], *job[1].given], make(job[1])) for job in todo)
+            again: list[NodeJob] = []
+            for batch in self._run(sent):
+                rows = []
+                for job, output in batch:
+                    index, node, ids = job
+                    cached = output.num_cached_tokens or 0
+                    if node.chain and node.given and cached >= len(ids) and not whole:
+                        again.append(job)  # the cache held part of the continuation: no scores
+                    else:
+                        scores, greedy = _node_scores(node, output, len(ids))
+                        tokens = len(output.prompt_token_ids)
+                        rows.append(NodeScores(index, node, scores, tokens, cached, greedy))
+                yield rows
+            todo, whole = again, True
 
     def _run(self, jobs: Iterator[tuple[Any, list[int], Any]]) -> Iterator[list[tuple[Any, Any]]]:
         """Send (key, token ids, parameters); yield (key, output) as requests finish."""
@@ -221,11 +231,16 @@ def _check_counts(schema: object) -> None:
             _check_counts(value)
 
 
-def _node_params(node: Node) -> Any:
+def _node_params(node: Node, *, whole: bool) -> Any:
+    """Parameters of a node's request; `whole`: without reading the prefix cache."""
     from vllm import SamplingParams
 
+    more: dict[str, Any] = {}
+    if node.chain and node.given:  # vLLM itself would not read the cache for these
+        more = {"prompt_logprobs": 0, "flat_logprobs": True, "skip_reading_prefix_cache": whole}
+    last = [node.children[-1]] if node.chain else list(node.children)
     return SamplingParams(
-        max_tokens=1, temperature=0.0, logprob_token_ids=list(node.children), detokenize=False
+        max_tokens=1, temperature=0.0, logprob_token_ids=last, detokenize=False, **more
     )
 
 
@@ -259,11 +274,18 @@ def _token_logprob(token: int, at: Mapping[int, Any], count: int) -> TokenLogpro
     return TokenLogprob(token, at[token].logprob, tuple(top[:count]))
 
 
-def _node_scores(node: Node, output: Any) -> list[float] | str:
+def _node_scores(node: Node, output: Any, start: int) -> tuple[list[float] | str, bool]:
+    """Scores of a node's children, and whether each is the likeliest; it begins at `start`."""
     answer = output.outputs[0]
     if not answer.logprobs:
-        return f"vLLM ended the request: {answer.finish_reason}"
-    return [answer.logprobs[0][child].logprob for child in node.children]
+        return f"vLLM ended the request: {answer.finish_reason}", False
+    last = answer.logprobs[0]
+    if not node.chain:
+        return [last[child].logprob for child in node.children], False
+    given = [output.prompt_logprobs[at][token] for at, token in enumerate(node.given, start)]
+    scores = [one.logprob for one in (*given, last[node.children[-1]])]
+    likeliest = answer.token_ids[0] == node.children[-1]  # ranks of requested ids are not ranks
+    return scores, likeliest and all(one.rank == 1 for one in given)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from workbench.engines.local import EMBEDDED
+from workbench.engines.source import EMBEDDED
 from workbench.errors import InputError
 from workbench.judge.templates import Case, Pair, Template, builtin
 from workbench.judge.votes import SIDES, Ballot, Mode, Row, Vote, both, cast, fitting

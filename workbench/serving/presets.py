@@ -19,7 +19,7 @@ from workbench import values
 from workbench.engines.cpu import vllm_defaults
 from workbench.engines.device import PASSIVE
 from workbench.engines.identity import deciding
-from workbench.engines.local import EMBEDDED, Source
+from workbench.engines.source import EMBEDDED, Source
 from workbench.errors import InputError
 from workbench.serving.access import required_key
 from workbench.serving.launch import IDENTITY

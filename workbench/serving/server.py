@@ -19,7 +19,7 @@ from typing import Any, Self
 from workbench import values
 from workbench.engines.checkpoints.folder import check_adapters
 from workbench.engines.device import OUT_OF_MEMORY
-from workbench.engines.local import Source
+from workbench.engines.source import Source
 from workbench.engines.vllm import unavailable
 from workbench.errors import EngineError, EngineUnavailableError, InputError, WorkbenchError
 from workbench.machine import install_hint

@@ -21,7 +21,7 @@ import yaml
 
 from workbench import __version__, values
 from workbench.engines import URL
-from workbench.engines.local import OURS, Source
+from workbench.engines.source import OURS, Source
 from workbench.errors import InputError, NotebookError
 from workbench.files import at_key, file_error
 from workbench.nb.execution import KERNEL, TIMEOUT, require_kernel

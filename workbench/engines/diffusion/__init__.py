@@ -19,9 +19,9 @@ from workbench.engines.diffusion.likelihood import bounds
 from workbench.engines.diffusion.network import Network
 from workbench.engines.diffusion.row import Row
 from workbench.engines.identity import deciding
-from workbench.engines.local import EMBEDDED_DIFFUSION, LocalEngine, Source, check_options
+from workbench.engines.local import LocalEngine
 from workbench.engines.requests import Request
-from workbench.engines.tokens import LabelTree
+from workbench.engines.source import EMBEDDED_DIFFUSION, Source, check_options
 from workbench.engines.transformers import unavailable
 from workbench.machine import versions
 from workbench.store import Store
@@ -192,18 +192,23 @@ class DiffusionEngine(LocalEngine):
             seed = int.from_bytes(request.key[:7], "big")
         return self.row(ids, sampling, seed=seed)
 
-    def _score(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> Iterator[list[LabelRow]]:
-        ids = [self._spelt(label, special=False) for label in labels]
-        tree = LabelTree.build(labels, ids, width=2**31)
-        fit, refused = self._fitting(prompts, tree)
+    def _label_tokens(self, labels: Sequence[str]) -> list[list[int]]:
+        return [self._spelt(label, special=False) for label in labels]
+
+    def _score(
+        self, prompts: Sequence[Prompt], labels: Sequence[tuple[str, ...]]
+    ) -> Iterator[list[LabelRow]]:
+        trees = self._trees(labels, self._label_width, chains=False)
+        fit, refused = self._fitting(prompts, [tree.depth for tree in trees])
         if refused:
             yield refused
-        for index, logprobs in bounds(self._open(), self._lock, fit, tree.labels, self._slots):
+        targets = {index: trees[index].labels for index in fit}
+        for index, logprobs in bounds(self._open(), self._lock, fit, targets, self._slots):
             self._check_open()
             size, reason = len(fit[index]), "the model's log-probabilities are not numbers"
             if logprobs is None:
                 reason = "out of memory with this prompt alone: shorten it"
             elif all(map(math.isfinite, logprobs)):
-                yield [LabelRow(index, tuple(logprobs), size)]
+                yield [LabelRow(index, tuple(logprobs), size, lengths=trees[index].lengths)]
                 continue
             yield [LabelRow(index, None, size, error=reason)]

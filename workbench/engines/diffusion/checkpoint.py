@@ -21,7 +21,7 @@ from workbench.engines.checkpoints.folder import (
 )
 from workbench.engines.device import building, context_length, memory_ran_out
 from workbench.engines.diffusion.network import Network
-from workbench.engines.local import Source
+from workbench.engines.source import Source
 from workbench.errors import EngineError, InputError, WorkbenchError
 
 # LLaDA's names and Llama's.

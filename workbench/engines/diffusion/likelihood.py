@@ -122,7 +122,7 @@ def bounds(
     network: Network,
     lock: AbstractContextManager[Any],
     prompts: Mapping[int, Sequence[int]],
-    labels: Sequence[Sequence[int]],
+    labels: Mapping[int, Sequence[Sequence[int]]],
     size: int,
 ) -> Iterator[tuple[int, list[float] | None]]:
     """(prompt's index, bound per label) as prompts finish; None if it did not fit into memory.
@@ -130,6 +130,7 @@ def bounds(
     Args:
         lock: held while the model runs.
         prompts: each prompt's tokens, by index.
+        labels: the tokens of each prompt's labels, by index.
         size: canvases per forward; halved if memory runs out.
 
     Raises:
@@ -139,8 +140,8 @@ def bounds(
     queue: deque[tuple[int, _Canvas]] = deque()
     order = sorted(prompts, key=lambda index: -len(prompts[index]))  # similar lengths together
     for index in order:
-        canvases = list(_canvases(prompts[index], labels, network.mask))
-        sums[index] = _Sum(len(canvases), [0.0] * len(labels))
+        canvases = list(_canvases(prompts[index], labels[index], network.mask))
+        sums[index] = _Sum(len(canvases), [0.0] * len(labels[index]))
         queue += [(index, canvas) for canvas in canvases]
         while len(queue) >= (1 if index == order[-1] else size) and queue:
             check()

@@ -15,7 +15,6 @@ from typing import Any
 from workbench.engines.base import BaseEngine, failure
 from workbench.engines.chat import CHAT, ChatOptions, is_prefill, with_remedy
 from workbench.engines.estimate import Estimate, estimated_tokens
-from workbench.engines.local import OURS
 from workbench.engines.remote import wire
 from workbench.engines.remote.abilities import (
     NO_PATH,
@@ -39,6 +38,7 @@ from workbench.engines.remote.served import Identity, prefix_cache_hits, version
 from workbench.engines.remote.settings import RemoteOptions, base_urls
 from workbench.engines.remote.words import NO_LONGER, NO_TEXTS, refuses
 from workbench.engines.requests import Request, check_prompts
+from workbench.engines.source import OURS
 from workbench.engines.style import EMBEDDED_STYLE, style_by_name
 from workbench.errors import InputError
 from workbench.machine import versions
@@ -251,7 +251,9 @@ class RemoteEngine(BaseEngine):
         for batch in self._dispatch(Plan(ask, together, tokens, size, spare), jobs):
             yield [(job, _completion(result, job.prompt)) for job, result in batch]
 
-    def _score(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> Iterator[list[LabelRow]]:
+    def _score(
+        self, prompts: Sequence[Prompt], labels: Sequence[tuple[str, ...]]
+    ) -> Iterator[list[LabelRow]]:
         self._find_several(chats=False)
         self._prepare(prompts, Sampling(max_tokens=1))
         scorer = LabelScorer(

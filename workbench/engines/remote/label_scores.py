@@ -26,7 +26,7 @@ from workbench.engines.remote.retry import (
     RequestError,
     RetryableError,
 )
-from workbench.engines.tokens import LabelCollector, LabelTree, Node, Tokens
+from workbench.engines.tokens import LabelCollector, LabelTree, Node, NodeScores, Tokens
 from workbench.errors import EngineError, InputError
 from workbench.types import LabelRow, Prompt, Sampling
 
@@ -75,24 +75,32 @@ class LabelScorer:
     has_bos: Callable[[str], bool]
     label_ids: dict[str, list[int]]
 
-    def exactly(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> Iterator[list[LabelRow]]:
+    def exactly(
+        self, prompts: Sequence[Prompt], labels: Sequence[tuple[str, ...]]
+    ) -> Iterator[list[LabelRow]]:
         """Rows over the full vocabulary, with one request per prompt and node of the label tree.
 
         Raises:
             EngineError: the server gives no tokens for a label.
         """
-        new = [label for label in labels if label not in self.label_ids]
+        lists = [*dict.fromkeys(labels)]
+        needed = dict.fromkeys(label for own in lists for label in own)
+        new = [label for label in needed if label not in self.label_ids]
         for batch in self.dispatch(self._tokenizing(), [*enumerate(new)]) if new else ():
             for (_, label), ids in batch:
                 if isinstance(ids, Failure):
                     raise EngineError(f"the tokens of label {label!r}: {ids.reason}")
                 self.label_ids[label] = ids
-        tree = LabelTree.build(labels, [self.label_ids[label] for label in labels], MAX_LABEL_IDS)
+        of = {
+            own: LabelTree.build(own, [self.label_ids[label] for label in own], MAX_LABEL_IDS)
+            for own in lists
+        }
+        trees = [of[own] for own in labels]
         for start in range(0, len(prompts), BLOCK):
-            yield from self._block(tree, start, prompts[start : start + BLOCK])
+            yield from self._block(trees, start, prompts[start : start + BLOCK])
 
     def _block(
-        self, tree: LabelTree, start: int, prompts: Sequence[Prompt]
+        self, trees: Sequence[LabelTree], start: int, prompts: Sequence[Prompt]
     ) -> Iterator[list[LabelRow]]:
         texts: dict[int, str | Sequence[int]] = {}  # of unfinished rows
         untokenized: list[Indexed] = []
@@ -105,15 +113,16 @@ class LabelScorer:
             yield [_failed(job, ids) for job, ids in batch if isinstance(ids, Failure)]
             texts |= {i: ids for (i, _), ids in batch if not isinstance(ids, Failure)}
         sent: dict[int, Tokens] = {}
-        collector = LabelCollector(tree)
+        collector = LabelCollector(trees)
         by_prefix = sorted(texts.items(), key=lambda pair: str(pair[1]))
         for deeper in (False, True):  # the first pass returns the prompts' tokens
-            jobs = [
-                _Job(index, sent[index] if deeper else text, node)
-                for node in tree.nodes
-                for index, text in by_prefix
-                if bool(node.prefix) == deeper and index in texts
-            ]
+            by_node: dict[Node, list[_Job]] = {}  # requests hold prompts with the same node
+            for index, text in by_prefix:
+                for node in trees[index].nodes:
+                    if bool(node.prefix) == deeper and index in texts:
+                        job = _Job(index, sent[index] if deeper else text, node)
+                        by_node.setdefault(node, []).append(job)
+            jobs = [job for same in by_node.values() for job in same]
             if jobs:
                 yield from self._rows(collector, jobs, sent, texts)
 
@@ -133,7 +142,8 @@ class LabelScorer:
                 else:
                     ids, scores = scored
                     sent.setdefault(job.index, ids)
-                    new = collector.add(job.index, job.node, scores, len(ids), None)
+                    one = NodeScores(job.index, job.node, scores, len(ids), None)
+                    new = collector.add(one)
                 if new:
                     del unfinished[job.index]
                 rows += new
@@ -150,7 +160,7 @@ class LabelScorer:
             return wire.read_each(reply, len(packet), lambda _, choice, __: _scored(choice, node))
 
         def together(endpoint: Endpoint, first: _Job, other: _Job) -> bool:
-            return bool(endpoint.multi) and first.node is other.node
+            return bool(endpoint.multi) and first.node == other.node
 
         return Plan(ask, together, lambda job: estimated_tokens(job.prompt), self.size)
 
@@ -173,17 +183,18 @@ class LabelScorer:
         return Plan(ask, lambda *_: False, lambda _: 1, 1)
 
     def from_likeliest(
-        self, prompts: Sequence[Prompt], labels: Sequence[str]
+        self, prompts: Sequence[Prompt], labels: Sequence[tuple[str, ...]]
     ) -> Iterator[list[LabelRow]]:
         """Rows from the likeliest tokens; a label that is not listed gets an upper bound instead.
 
         Raises:
             InputError: labels that differ in spaces only: here they cannot be distinguished.
         """
-        if len({_bare(label) for label in labels}) < len(labels):
-            raise InputError(
-                f"labels {list(labels)!r}: some differ in spaces only; this needs vLLM"
-            )
+        for own in dict.fromkeys(labels):
+            if len({_bare(label) for label in own}) < len(own):
+                raise InputError(
+                    f"labels {list(own)!r}: some differ in spaces only; this needs vLLM"
+                )
 
         async def ask(
             endpoint: Endpoint, packet: Sequence[Indexed]
@@ -193,7 +204,7 @@ class LabelScorer:
             def row(i: int, choice: wire.Choice, counts: wire.TokenCounts) -> LabelRow:
                 places = wire.logprobs(choice)
                 top = [(str(token), value) for token, value in places[0].top] if places else []
-                scores, upper = from_top(top, labels)
+                scores, upper = from_top(top, labels[packet[i][0]])
                 if all(score == -math.inf for score in scores):
                     reason = f"none of the labels is among the {len(top)} likeliest tokens"
                     return LabelRow(packet[i][0], None, counts.prompt, None, reason)

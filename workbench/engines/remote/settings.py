@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Literal
 
-from workbench.engines.local import check_options
+from workbench.engines.source import check_options
 from workbench.errors import InputError
 from workbench.values import optional, real, refuse, text, whole
 
