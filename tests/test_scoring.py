@@ -295,16 +295,16 @@ def test_a_diffusion_model_scores_labels_per_prompt() -> None:
         assert scores.tokens is not None
         assert (scores.tokens[1] > 0).tolist() == [True, False, False]
         with pytest.raises(InputError, match="scores labels only"):
-            engine.score_texts(["a"])  # type: ignore[attr-defined]
+            engine.score_texts(["a"])
         with pytest.raises(InputError, match="scores labels only"):
-            engine.score_tokens([([1], [2])])  # type: ignore[attr-defined]
+            engine.score_tokens([([1], [2])])
 
 
 def test_a_server_scores_labels_per_prompt(server: Server, plain: VLLMEngine) -> None:
     with open_engine(engine="remote", base_url=server.url, store=None) as remote:
         found = remote.label_logprobs(PROMPTS, LABELS)
         with pytest.raises(InputError, match="scores labels only"):
-            remote.score_texts(["a"])  # type: ignore[attr-defined]
+            remote.score_texts(["a"])
     scores = plain.label_logprobs(PROMPTS, LABELS)
     there = np.isfinite(scores.logprobs)
     assert (np.isfinite(found.logprobs) == there).all()

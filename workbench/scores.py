@@ -82,7 +82,8 @@ class LabelScores(Shown):
                 lengths = [len(label.encode("utf-8", "replace")) for label in self.labels_of(index)]
                 sizes[index, : len(lengths)] = lengths
         scores = np.full(there.shape, -np.inf)
-        return np.divide(self.logprobs, sizes, out=scores, where=there)
+        scores[there] = self.logprobs[there] / sizes[there]
+        return scores
 
     def frame(self) -> pd.DataFrame:
         """`logprobs` with the labels as columns; failed rows are NaN, with the reason in `error`.
