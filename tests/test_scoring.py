@@ -149,9 +149,12 @@ def test_a_prompt_is_computed_once(baseline: TransformersEngine, plain: VLLMEngi
     assert used.cached_tokens > 0.8 * 3 * size
     seen: list[int] = []
     forward = baseline._model.forward
-    baseline._model.forward = lambda **more: (
-        seen.append(more["input_ids"].numel()) or forward(**more)
-    )
+
+    def counted(**more: Any) -> Any:
+        seen.append(more["input_ids"].numel())
+        return forward(**more)
+
+    baseline._model.forward = counted
     try:
         baseline.label_logprobs([prompt], labels)
     finally:
