@@ -49,7 +49,7 @@ def chosen_sampling(task: Task, sampling: Sampling | None, changes: Mapping[str,
 
 ARGUMENTS = (
     "task", "engine", "agent", "count", "num_runs", "seed", "shots", "style", "sampling", "prompt",
-    "dry_run", "price_in", "price_out", "max_cost",
+    "cluster", "dry_run", "price_in", "price_out", "max_cost",
 )  # fmt: skip
 """Arguments of `evaluate`, besides the fields of Sampling."""
 
@@ -66,6 +66,7 @@ def prepare_cases(  # noqa: PLR0917  # as `evaluate`
     style: Style = "auto",
     sampling: Sampling | None = None,
     prompt: str | None = None,
+    cluster: str | None = None,
     **changes: Any,
 ) -> tuple[list[AgentCase], dict[str, Any]]:
     """The cases of an `evaluate` call with these arguments, and its report's provenance.
@@ -80,6 +81,8 @@ def prepare_cases(  # noqa: PLR0917  # as `evaluate`
     chosen = chosen_sampling(known, sampling, changes)
     values.whole("num_runs", num_runs, 1)
     items = _items(known, count, values.whole("seed", seed, 0))
+    for item in items if cluster is not None else ():
+        values.known(f"field of item {item.id!r} to cluster by", cluster, item.fields)
     asked: PromptStyle
     asked, why = ("completion", "") if engine is None else chosen_style(engine, style)
     prompts = [worded_prompt(known, item, shots, asked, prompt) for item in items]
@@ -98,6 +101,7 @@ def prepare_cases(  # noqa: PLR0917  # as `evaluate`
         "style": asked,
         "style_why": why,
         "prompt": prompt,
+        "cluster": cluster,
         "sampling": asdict(chosen),
         "engine": engine and asdict(engine.info),
         "commit": commit(),

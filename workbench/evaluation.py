@@ -75,6 +75,7 @@ def evaluate(  # noqa: PLR0917  # the first six are a contract
     style: Style = "auto",
     sampling: Sampling | None = None,
     prompt: str | None = None,
+    cluster: str | None = None,
     dry_run: bool = False,
     price_in: float | None = None,
     price_out: float | None = None,
@@ -99,6 +100,8 @@ def evaluate(  # noqa: PLR0917  # the first six are a contract
             "{question}\\nThink step by step.". {question} is the task's wording; the other fields
             of an item (the other columns of your rows) are available by name. What the task puts
             around the question stays.
+        cluster: a field of the items, such as "passage": items with the same value are alike, and
+            the interval accounts for that (`Evaluation.clustered` does it afterwards).
         dry_run: generate nothing and return an `Estimate` of requests, tokens and maximum cost.
         price_in, price_out: prices per million prompt and completion tokens, in any currency; the
             report has the cost (`provenance["cost"]`).
@@ -119,7 +122,8 @@ def evaluate(  # noqa: PLR0917  # the first six are a contract
             agent, argument or field of a template; a value is out of its range.
     """
     spending = Spending(engine, Prices.of(price_in, price_out), max_cost, dry=dry_run)
-    settings = {"shots": shots, "style": style, "sampling": sampling, "prompt": prompt, **changes}
+    settings = {"shots": shots, "style": style, "sampling": sampling, "prompt": prompt}
+    settings |= {"cluster": cluster, **changes}
     report = _evaluate(task, engine, spending, agent, count, num_runs, seed, **settings)
     return spending.estimate(further=_asks_more(agent)) if dry_run else report
 
@@ -169,8 +173,8 @@ def _evaluate(
         lost = int(frame["error"].astype("string").str.startswith("not sent").sum())
         if lost:
             log.warning("evaluate: %d of %d rows were not sent: max_cost", lost, len(frame))
-    calls = without_unused(to_frame(trace))
-    return Evaluation((accuracy(frame),), frame, usage, provenance, calls)
+    found = accuracy(frame, cluster=provenance["cluster"])
+    return Evaluation((found,), frame, usage, provenance, without_unused(to_frame(trace)))
 
 
 def _of_run(case: AgentCase, run: int) -> AgentCase:
@@ -250,7 +254,7 @@ def evaluate_each(
         log.info("suite: %s, %d of %d", name, number, len(each))
         place = kept_place(folder, name)
         if place and (saved := load_kept(place, name, wanted[name])):
-            reports[name] = saved
+            reports[name] = saved.clustered(wanted[name]["cluster"])
             continue
         reports[name] = _evaluate(task, engine, spending, **one)
         if place and not dry_run:

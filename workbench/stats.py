@@ -75,10 +75,16 @@ def proportion(
     from statistics import NormalDist  # SciPy's import takes 0.9 of the 3 s of a sweep's point
 
     share, square = hits / n, NormalDist().inv_cdf((1 + level) / 2) ** 2
-    half = (square * (share * (1 - share) / n + square / (4 * n * n))) ** 0.5
-    low, high = ((share + square / (2 * n) + side) / (1 + square / n) for side in (-half, half))
+    low, high = wilson(share, n, square)
     low, high = low if hits else 0.0, high if hits < n else 1.0
     return Share(name, share, low, high, n, n_failed, n_unparsed)
+
+
+def wilson(share: float, n: float, square: float) -> tuple[float, float]:
+    """Wilson's interval of a share of n, for the square of the quantile."""
+    half = (square * (share * (1 - share) / n + square / (4 * n * n))) ** 0.5
+    ends = [(share + square / (2 * n) + side) / (1 + square / n) for side in (-half, half)]
+    return max(0.0, ends[0]), min(1.0, ends[1])
 
 
 def difference(name: str, values: ArrayLike, others: ArrayLike) -> Metric:
@@ -198,19 +204,42 @@ def mean(name: str, values: ArrayLike, least: float, most: float) -> Metric:
     Raises:
         InputError: no values, or one is not on the scale.
     """
+    x = on_scale(name, values, least, most)
+    if (x == x[0]).all():
+        return without_spread(Metric(name, float(x[0]), least, most, len(x)), len(x))
+    error = float(x.std(ddof=1)) / len(x) ** 0.5
+    return t_interval(Metric(name, float(x.mean()), least, most, len(x)), error, len(x) - 1)
+
+
+def on_scale(name: str, values: ArrayLike, least: float, most: float) -> NDArray[np.float64]:
+    """The values [n]; refuses none of them, or one that is not on the scale."""
     x = np.asarray(values, float)
     if x.ndim != 1 or not len(x) or not ((x >= least) & (x <= most)).all():
         raise InputError(f"{name}: {x.shape} are not values from {least} to {most}, at least 1")
-    n, middle = len(x), min(max(float(x.mean()), least), most)  # rounding may exceed the scale
-    kind = {(0.0, 1.0): Share, (-1.0, 1.0): ShareDifference}.get((least, most), Metric)
-    if (x == x[0]).all():
-        other = Z**2 / (n + Z**2)
-        low, high = middle - other * (middle - least), middle + other * (most - middle)
-        return kind(name, middle, low, high, n)
+    return x
+
+
+def without_spread(whole: Metric, units: int) -> Metric:
+    """A mean with the ends of its scale, of which nothing varies between the sampled units."""
+    other, middle = Z**2 / (units + Z**2), whole.value
+    low, high = middle - other * (middle - whole.low), middle + other * (whole.high - middle)
+    return in_kind(whole, middle, low, high)
+
+
+def t_interval(whole: Metric, error: float, freedom: float) -> Metric:
+    """A mean with the ends of its scale: it gets its t interval, within the scale."""
     from scipy.stats import t
 
-    half = float(t.ppf(0.975, n - 1)) * float(x.std(ddof=1)) / n**0.5
-    return kind(name, middle, max(least, middle - half), min(most, middle + half), n)
+    half = float(t.ppf(0.975, freedom)) * error
+    middle = min(max(whole.value, whole.low), whole.high)  # rounding may exceed the scale
+    return in_kind(whole, middle, max(whole.low, middle - half), min(whole.high, middle + half))
+
+
+def in_kind(whole: Metric, middle: float, low: float, high: float) -> Metric:
+    """A number in the form of its scale: from 0 to 1 a `Share`, from -1 a `ShareDifference`."""
+    scale = (whole.low, whole.high)
+    kind = {(0.0, 1.0): Share, (-1.0, 1.0): ShareDifference}.get(scale, Metric)
+    return kind(whole.name, middle, low, high, whole.n)
 
 
 def mean_share(name: str, shares: ArrayLike, *, n_failed: int = 0, n_unparsed: int = 0) -> Metric:

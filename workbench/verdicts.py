@@ -6,13 +6,15 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
+from workbench import values
 from workbench.agents import AgentCase, AgentOutcome, Ask
 from workbench.agents.scheduler import CallRecord
+from workbench.clusters import clustered_mean
 from workbench.errors import InputError, log
 from workbench.files import file_error
 from workbench.lazy import pd
@@ -40,6 +42,18 @@ class Evaluation(Report):
     """
 
     trace: pd.DataFrame
+
+    def clustered(self, field: str | None) -> Evaluation:
+        """The same report, with the accuracy's interval for items that are alike by a field.
+
+        Differences of such reports (`compare`) are clustered too. None is without clusters.
+
+        Raises:
+            InputError: as `clusters_of`.
+        """
+        found = accuracy(self.rows, self.summary[0].name, cluster=field)
+        provenance = {**self.provenance, "cluster": field}
+        return replace(self, summary=(found, *self.summary[1:]), provenance=provenance)
 
     def _write(self, folder: Path) -> None:
         super(Evaluation, self)._write(folder)
@@ -130,23 +144,52 @@ def trace_rows(trace: Sequence[CallRecord]) -> Iterator[dict[str, Any]]:
             }
 
 
-def accuracy(rows: pd.DataFrame, name: str = "accuracy") -> Metric:
+def accuracy(rows: pd.DataFrame, name: str = "accuracy", *, cluster: str | None = None) -> Metric:
     """Share of right answers among the rows that did not fail; unparsed ones are wrong.
 
     With several runs per item, it is the mean of the items' shares, with the interval of that
-    mean; `n` counts items, `n_failed` and `n_unparsed` count rows.
+    mean; `n` counts items, `n_failed` and `n_unparsed` count rows. With `cluster`, the interval is
+    for items that are alike where that column is the same (`clusters.clustered_mean`).
+
+    Raises:
+        InputError: as `clusters_of`.
     """
     done = rows[rows["error"].isna()]
     missing = {"n_failed": len(rows) - len(done), "n_unparsed": int((~done["parsed"]).sum())}
     shares = done["correct"].astype(float)
-    if "run" in rows and rows["run"].max():
+    if cluster is not None or ("run" in rows and rows["run"].max()):
         shares = shares.groupby(done["id"]).mean()
-    return mean_share(name, shares, **missing)
+    return shares_by(name, shares, clusters_of(rows, cluster), **missing)
 
 
-def accuracy_by(rows: pd.DataFrame, field: str) -> list[Metric]:
+def clusters_of(rows: pd.DataFrame, field: str | None) -> pd.Series[str] | None:
+    """The value of a field of each item, by id; None without a field.
+
+    Raises:
+        InputError: the rows have no such column, or an item has none or several values.
+    """
+    if field is None:
+        return None
+    values.known("column to cluster by", field, map(str, rows.columns))
+    found = rows[field].astype("string").groupby(rows["id"]).agg(["first", "nunique", "count"])
+    if len(wrong := found[(found["nunique"] != 1) | (found["count"] < rows.groupby("id").size())]):
+        many = f"{wrong['nunique'].iloc[0]} values of" if wrong["nunique"].iloc[0] > 1 else "no"
+        raise InputError(f"item {wrong.index[0]!r} has {many} {field!r}: it cannot be a cluster")
+    return found["first"]
+
+
+def shares_by(
+    name: str, shares: pd.Series[float], clusters: pd.Series[str] | None, **missing: Any
+) -> Metric:
+    """`mean_share` of the items' shares (by id), or with `clusters` (by id) `clustered_mean`."""
+    if clusters is None or shares.empty:
+        return mean_share(name, shares, **missing)
+    return replace(clustered_mean(name, shares, clusters[shares.index]), **missing)
+
+
+def accuracy_by(rows: pd.DataFrame, field: str, *, cluster: str | None = None) -> list[Metric]:
     """The accuracy of each group of rows, sorted by the groups' names."""
-    return [accuracy(part, str(name)) for name, part in rows.groupby(field)]
+    return [accuracy(part, str(name), cluster=cluster) for name, part in rows.groupby(field)]
 
 
 def load(folder: str | Path) -> Report:
@@ -219,7 +262,8 @@ def load_kept(place: Path, name: str, wanted: Mapping[str, Any]) -> Evaluation |
 def _settings(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that affect the answers, as read from a file."""
     model = {name: provenance["engine"][name] for name in ("model", "revision")}
-    unlike = {"engine", "commit", "style_why", "cost", "source"}  # `items` has what a source gives
+    # `items` has what a source gives; clusters change intervals alone
+    unlike = {"cluster", "engine", "commit", "style_why", "cost", "source"}
     others = {name: v for name, v in provenance.items() if name not in unlike}
     if sampling := others.get("sampling"):  # earlier reports lack later fields
         others["sampling"] = {name: v for name, v in sampling.items() if v is not None}

@@ -42,6 +42,9 @@ def evaluate_task(
     ] = None,
     store: options.StorePath = "default",
     option: options.Options = None,
+    cluster: Annotated[
+        str | None, Option(metavar="FIELD", help="Items with the same value of it are alike.")
+    ] = None,
     name: Annotated[
         str | None, Option(help="Save the reports in runs/eval/NAME, and resume from them.")
     ] = None,
@@ -77,7 +80,7 @@ def evaluate_task(
     changed = {"temperature": temperature, "max_tokens": max_tokens}
     settings: dict[str, Any] = {"count": count, "num_runs": num_runs, "seed": seed, "shots": shots}
     settings |= {name: value for name, value in changed.items() if value is not None}
-    settings["prompt"] = prompt and options.typed(prompt)
+    settings |= {"prompt": prompt and options.typed(prompt), "cluster": cluster}
     prepare_cases(chosen, None, **settings)  # checks them before an engine is opened
     settings["folder"] = folder = run_dir() / "eval" / name if name else None
     settings |= {"price_in": price_in, "price_out": price_out, "max_cost": max_cost}
@@ -128,7 +131,8 @@ def _show_one(task: Task, report: Report, out: Path | None, *, as_json: bool) ->
     from workbench.evaluation import accuracy_by
     from workbench.plots import plot_accuracy
 
-    groups = accuracy_by(report.rows, task.difficulty) if task.difficulty else []
+    by = report.provenance.get("cluster")
+    groups = accuracy_by(report.rows, task.difficulty, cluster=by) if task.difficulty else []
     named = [replace(one, name=f"{task.difficulty} {one.name}") for one in groups]
     draw = partial(plot_accuracy, metrics=[*report.summary, *named])
     show_report(report, draw, out, as_json=as_json, more=named)
@@ -136,6 +140,9 @@ def _show_one(task: Task, report: Report, out: Path | None, *, as_json: bool) ->
 
 def compare_reports(
     folders: Annotated[list[Path], Argument(help="Saved reports; the first is the baseline.")],
+    cluster: Annotated[
+        str | None, Option(metavar="FIELD", help="Items with the same value of it are alike.")
+    ] = None,
     out: options.Folder = None,
     as_json: options.Json = False,
 ) -> None:
@@ -146,16 +153,18 @@ def compare_reports(
     if len({*map(Path.resolve, folders)}) < len(folders):
         raise InputError("a folder is given twice: each report is compared once")
     reports = {_name(folder, folders): load(folder) for folder in folders}
-    _show_all(reports, out, as_json=as_json)
+    _show_all(reports, out, as_json=as_json, cluster=cluster)
 
 
-def _show_all(reports: Mapping[str, Report], out: Path | None, *, as_json: bool) -> None:
+def _show_all(
+    reports: Mapping[str, Report], out: Path | None, *, as_json: bool, cluster: str | None = None
+) -> None:
     from workbench.comparison import comparison
     from workbench.files import whole_folder
     from workbench.plots import draw_comparison
     from workbench.plots.style import PICTURE
 
-    frame = comparison(reports)
+    frame = comparison(reports, cluster=cluster)
     show_frame(frame, as_json=as_json)
     if out is None:
         return

@@ -24,7 +24,7 @@ from workbench.plots.style import (
     shares,
 )
 from workbench.stats import ShareDifference
-from workbench.types import Metric
+from workbench.types import Metric, Report
 
 __all__ = ["COLOURS", "finding", "new_figure"]
 LEVEL = 0.05
@@ -166,6 +166,23 @@ def plot_samples(ax: Axes, curve: pd.DataFrame) -> None:
     percent(ax.yaxis, "accuracy, % (95 % interval)")
     ax.set_xlabel("samples that vote")
     finding(ax, stated(curve))
+
+
+def plot_at_k(ax: Axes, *curves: Report) -> None:
+    """Accuracy against the number of samples, of `samples.pass_at_k` and `samples.maj_at_k`."""
+    rows = [
+        (f"{one.provenance['curve']}@k", k, found.value, found.low, found.high)
+        for one in curves
+        for k, found in zip(one.provenance["k"], one.summary, strict=False)
+    ]
+    table = pd.DataFrame(rows, columns=["by", "k", "accuracy", "low", "high"])
+    lines(ax, table, ("k", "accuracy"), "by")
+    doubling(ax, table["k"])
+    percent(ax.yaxis, "accuracy, % (95 % interval)", whole=False)
+    ax.set_xlabel("samples per item, k")
+    last = [one.summary[-2] for one in curves if len(one.provenance["k"]) > 1]
+    gains = [one.summary[-1] for one in curves if len(one.provenance["k"]) > 1]
+    finding(ax, compared([curves[0].summary[0], *last], gains))
 
 
 def plot_costs(ax: Axes, table: pd.DataFrame) -> None:
