@@ -183,7 +183,7 @@ def _evaluate(again: Again) -> Report:
         return evaluate(
             task, engine, agent, about["count"], about["num_runs"], about.get("seed") or 0,
             shots=about["shots"], style=about["style"], prompt=about.get("prompt"),
-            sampling=Sampling(**about["sampling"]),
+            sampling=Sampling(**about["sampling"]), cluster=about.get("cluster"),
         )  # fmt: skip
 
 
