@@ -181,7 +181,7 @@ def test_failed_samples_leave_fewer(plain: VLLMEngine) -> None:
 
 def test_verdicts_in_a_table(caplog: pytest.LogCaptureFixture) -> None:
     nan = float("nan")
-    found = pass_at_k([[1, 0, nan], [0, 0, 0], [1, 1, 1]], (1, 2))
+    found = pass_at_k(np.array([[1, 0, nan], [0, 0, 0], [1, 1, 1]]), (1, 2))
     assert [m.value for m in found.summary[:2]] == pytest.approx([0.5, (1 + 0 + 1) / 3])
     assert found.rows["failed"].tolist() == [1, 0, 0]
     for table in (np.array([1, 0]), np.array([[2, 1]])):
