@@ -20,6 +20,7 @@ from workbench.comparison import across_seeds, compare, compare_p, comparison
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
 from workbench.evaluation import Evaluation, accuracy, evaluate, load, run_suite
+from workbench.reproduction import reproduce
 from workbench.stats import difference, mean, proportion
 from workbench.tasks import open_task
 from workbench.types import Metric, Report, Usage
@@ -227,6 +228,9 @@ def test_an_evaluation_is_clustered_before_and_after(plain: VLLMEngine, tmp_path
     assert first["standard"].summary == bare.summary
     assert again["standard"].summary == before.summary
     assert again["standard"].usage.requests == first["standard"].usage.requests  # was read
+    repeated = reproduce(before, engine=plain, task=task)
+    assert repeated.differing().empty, repeated.verdict()
+    assert repeated.differing(provenance=True).empty, repeated.verdict()
     before.save(tmp_path / "one")
     assert cast(Evaluation, load(tmp_path / "one")).clustered(None).summary == bare.summary
     bare.save(tmp_path / "two")
