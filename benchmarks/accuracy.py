@@ -50,7 +50,7 @@ HOSTILE = r"\boxed{\dfrac{7^{(7^{(7^{(7^7)})}-4)}-7}{18}}"
 def measure(part: Parts = None, repeats: Repeats = 3, peers: Peers = None) -> list[Measurement]:
     """Grading, agents in batches against loops, a vote's gain, resuming; or against lm-eval."""
     if peers:
-        return lmeval.measure(peers)
+        return lmeval.with_peers(peers)
     return run_parts(PARTS, part, vllm_engine, repeats=repeats)
 
 

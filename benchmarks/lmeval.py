@@ -1,27 +1,48 @@
-"""lm-evaluation-harness in a separate environment: its verdicts and its speed, compared to ours.
+"""lm-evaluation-harness beside ours: its tasks on our engine, its verdicts, and its speed.
 
-Its own GSM8K task (its requests, filters and verdicts) runs on our server with the same prompts
-and decoding; both sides are compared item by item. `lmeval_peer.py` is the script that runs there.
+`python -m benchmarks lmeval` runs tasks of it in this process, by our model and by its own vLLM
+model in turns, over the same loaded `vllm.LLM`, and compares all results item by item.
+
+The rest is for a separate environment (`--peers`): its own GSM8K task (its requests, filters and
+verdicts) runs on our server with the same prompts and decoding, and both sides are compared item by
+item. `lmeval_peer.py` is the script that runs there.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import os
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
+import yaml
 
 from benchmarks.diffusion_server import served
-from benchmarks.harness import Measurement, differing, judged, remote_engine
+from benchmarks.harness import (
+    Measurement,
+    Repeats,
+    differing,
+    judged,
+    ratio,
+    ratios,
+    remote_engine,
+    seconds,
+    vllm_engine,
+)
 from tools.training.memoriser import pairs
 from workbench.cli.output import say
 from workbench.errors import InputError
 from workbench.evaluation import evaluate
 from workbench.serving import Server, serve
-from workbench.tasks import GSM8K, WordProblems
+from workbench.tasks import GSM8K, Options, WordProblems, open_task
+from workbench.tiny import MODEL
 from workbench.types import Sampling, Task
 
 SCRIPT = Path(__file__).with_name("lmeval_peer.py")
@@ -31,7 +52,137 @@ UNTIL = Sampling(max_tokens=160, stop=("\n\n",))
 FILTERS = {"strict-match": "0", "flexible-extract": "reported"}
 
 
-def measure(peers: Path, count: int | None = None) -> list[Measurement]:
+CHOICES, PROBLEMS, SHOTS = 300, 200, 5
+
+
+def measure(repeats: Repeats = 5) -> list[Measurement]:
+    """Whole runs of three tasks in this process: seconds by its own vLLM model over ours."""
+    os.environ["LMEVAL_LOG_LEVEL"] = "ERROR"
+    with vllm_engine(dtype="float32") as engine, tempfile.TemporaryDirectory() as folder:
+        import lm_eval
+        from lm_eval.tasks import TaskManager
+
+        from workbench.lm_eval import WorkbenchLM
+
+        models = {"theirs": its_vllm(engine.llm), "ours": WorkbenchLM(engine=engine)}
+        names = write_tasks(Path(folder))
+        manager = TaskManager(include_path=folder, include_defaults=False)
+
+        def run(model: str, task: str) -> Mapping[str, Any]:
+            engine.llm.reset_prefix_cache()
+            return dict(
+                lm_eval.simple_evaluate(
+                    model=models[model], tasks=[task], task_manager=manager, batch_size="auto",
+                    bootstrap_iters=0,
+                )
+            )  # fmt: skip
+
+        def here(task: str) -> None:
+            engine.llm.reset_prefix_cache()
+            evaluate(open_task(f"lm_eval:{folder}/{task}.yaml"), engine)
+
+        rows = []
+        for task, (what, least) in names.items():
+            results = {model: run(model, task)["samples"][task] for model in models}
+            times: dict[str, list[float]] = {name: [] for name in (*models, "evaluate")}
+            for _ in range(repeats):
+                for model in models:
+                    times[model].append(seconds(partial(run, model, task)))
+                if task != "passages":
+                    times["evaluate"].append(seconds(partial(here, task)))
+            rows.append(
+                ratio(
+                    f"{what}: its vLLM model / ours", ratios(times["theirs"], times["ours"]), least
+                )
+            )
+            if task != "passages":
+                both = ratios(times["theirs"], times["evaluate"])
+                rows.append(ratio("… its vLLM model / `evaluate` on the same task", both))
+            unlike = differing(*(map(judgement, results[model]) for model in models))
+            rows.append(judged("… items with another result", unlike, bound="0"))
+            farthest = max(map(apart, *(results[model] for model in models)))
+            rows.append(
+                judged("… largest difference of a log-probability", farthest, bound="≤ 1e-4")
+            )
+    return rows
+
+
+def its_vllm(llm: Any) -> Any:
+    """Its own model over a `vllm.LLM` that is loaded already."""
+    version = importlib.metadata.version
+    # vLLM's CPU build has another distribution name, which lm_eval does not look up.
+    cpu = patch.object(importlib.metadata, "version", lambda name: version(f"{name}-cpu"))
+    with cpu:
+        import lm_eval.models.vllm_causallms as module
+    with patch.object(module, "LLM", lambda **_: llm):
+        return module.VLLM(str(MODEL), dtype="float32")
+
+
+def judgement(sample: Mapping[str, Any]) -> list[Any]:
+    """What a sample says, without its log-probabilities."""
+    metrics = [sample[name] for name in sample["metrics"] if not isinstance(sample[name], tuple)]
+    texts = [one for row in sample["resps"] for one in row if isinstance(one, str)]
+    return [sample["doc_id"], metrics, texts, sample["arguments"]]
+
+
+def apart(sample: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """The largest difference between two samples' log-probabilities."""
+    both = zip(*(_logprobs(one["resps"]) for one in (sample, other)), strict=True)
+    return max((abs(a - b) for a, b in both), default=0.0)
+
+
+def _logprobs(value: Any) -> list[float]:
+    if isinstance(value, list | tuple):
+        return [one for part in value for one in _logprobs(part)]
+    return [value] if isinstance(value, float) else []
+
+
+def write_tasks(folder: Path) -> dict[str, tuple[str, float]]:
+    """Files of three tasks; what each measures, and the ratio that it must reach."""
+    options, problems = Options().items(CHOICES + 50), WordProblems().items(PROBLEMS + 50)
+    chosen = [
+        {
+            "question": one.fields["question"],
+            "choices": list(one.fields["options"][:4]),
+            "gold": "ABCD".index(one.answer),
+        }
+        for one in options
+    ]
+    solved = [
+        {"question": one.fields["question"], "answer": one.fields["solution"]} for one in problems
+    ]
+    passages = [
+        {"page": " ".join(row["question"] for row in solved[at :: PROBLEMS // 4])}
+        for at in range(40)
+    ]
+    asked = "Question: {{question}}\nAnswer:"
+    shots = {"fewshot_split": "train", "training_split": "train", "num_fewshot": SHOTS}
+    _write(folder, "choices", chosen, **shots, output_type="multiple_choice", doc_to_text=asked,
+           doc_to_choice="{{choices}}", doc_to_target="{{gold}}")  # fmt: skip
+    until = {"until": ["\n\n"], "max_gen_toks": 160, "do_sample": False}
+    _write(folder, "problems", solved, **shots, output_type="generate_until", doc_to_text=asked,
+           doc_to_target="{{answer}}", generation_kwargs=until)  # fmt: skip
+    _write(folder, "passages", passages, output_type="loglikelihood_rolling", doc_to_text="",
+           doc_to_target="{{page}}")  # fmt: skip
+    return {
+        "choices": (f"{CHOICES} questions with 4 choices after {SHOTS} examples", 2),
+        "problems": (f"{PROBLEMS} word problems after {SHOTS} examples, generated", 1),
+        "passages": ("40 passages, rolling", 0),
+    }
+
+
+def _write(folder: Path, name: str, rows: Sequence[Any], **config: Any) -> None:
+    files = {"test": rows[50:], "train": rows[:50]} if "num_fewshot" in config else {"test": rows}
+    for split, part in files.items():
+        lines = "".join(json.dumps(row) + "\n" for row in part)
+        (folder / f"{name}_{split}.jsonl").write_text(lines)
+    paths = {split: str(folder / f"{name}_{split}.jsonl") for split in files}
+    config |= {"task": name, "dataset_path": "json", "test_split": "test"}
+    config["dataset_kwargs"] = {"data_files": paths, "cache_dir": str(folder / "cache")}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+
+
+def with_peers(peers: Path, count: int | None = None) -> list[Measurement]:
     """Word problems and, if its file is available, real GSM8K; all items, or `count` of each.
 
     Args:

@@ -87,6 +87,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WORKBENCH_RUN_DIR", str(tmp_path / "runs"))
     (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
     items = WordProblems().items(12)
     rows = [{"problem": one.fields["question"], "gold": one.answer} for one in items]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -45,6 +45,7 @@ FLOORS = {
     "samples": 4,
     "verdicts": 4,
     "icm": 4,
+    "lm_eval": 4,
     "load": 4,
     "batching": 4,
     "uncertainty": 4,

@@ -270,11 +270,15 @@ class Item(Shown):
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """A verdict on one response. `correct` is None if no answer could be read from it."""
+    """A verdict on one response. `correct` is None if no answer could be read from it.
+
+    `notes` are further numbers by name, which become columns of a report's rows.
+    """
 
     correct: bool | None
     extracted: str | None
     parsed: bool
+    notes: Mapping[str, float] = field(default_factory=dict)
 
 
 class Task(Protocol):

@@ -96,7 +96,8 @@ def report_row(case: AgentCase, outcome: AgentOutcome, run: int) -> dict[str, An
     cut = sum(sample.cut_thinking for sample in samples)
     if answer and (answer.text.strip() or not cut):  # without an answer, nothing is graded
         grade, error = try_to_grade(case.task, item, answer.text)
-    about = {**item.fields, **(answer.notes if answer else {})}
+    noted = {**(grade.notes if grade else {}), **(answer.notes if answer else {})}
+    about = {**item.fields, **noted}
     return {
         "id": item.id,
         "run": run,

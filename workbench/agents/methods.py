@@ -27,7 +27,10 @@ REVISION_TOKENS = 160
 
 
 def standard(case: AgentCase) -> Program:
-    """One answer to the task's prompt."""
+    """One answer to the task's prompt, or the task's own way to choose one (`choose`)."""
+    if (choose := getattr(case.task, "choose", None)) is not None:
+        chosen: str | Answer = yield from choose(case)
+        return chosen
     answer = yield Ask(case.prompt)
     return str(answer.text)
 

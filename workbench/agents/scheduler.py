@@ -225,10 +225,13 @@ class _NotAskedError(EngineError):
 
 @dataclass(slots=True)
 class _Kind:
-    """Calls that can share one stream; `round` is 0 unless they are sampled."""
+    """Calls that can share one stream; `round` is 0 unless they are sampled.
+
+    `how` is None for scores; each has its own labels.
+    """
 
     round: int
-    how: Sampling | tuple[str, ...]
+    how: Sampling | None
     calls: list[tuple[_RunningProgram, int]] = field(default_factory=list)
 
 
@@ -251,10 +254,10 @@ class _Calls:
             log.info("agents: the first items are in round %d", program.round)
         self.rounds[program.round] += 1
         for place, call in enumerate(program.calls):
-            how: Sampling | tuple[str, ...]
+            how: Sampling | None = None
             number, chat = 0, not isinstance(call.prompt, str)
             if isinstance(call, Score):
-                how, key = call.labels, digest(chat, [*call.labels])
+                key = digest(chat)
             else:
                 how = _seeded(call.sampling or program.case.sampling, self._seed, program.round)
                 number = program.round if how.temperature > 0 else 0
@@ -286,22 +289,28 @@ def _answers(
 ) -> Generator[tuple[_RunningProgram, int, CallResult], None, None]:
     """Each call's program and place with its result, in the order of arrival."""
     waiting = dict(enumerate(kind.calls))
-    prompts = [program.calls[place].prompt for program, place in kind.calls]
+    calls = [program.calls[place] for program, place in kind.calls]
+    prompts = [call.prompt for call in calls]
+    labels = [call.labels for call in calls if isinstance(call, Score)]
     try:
-        for part, refused in spending.parts(prompts, kind.how):
+        for part, refused in spending.parts(prompts, kind.how or labels):
             if refused is not None:
                 yield from ((*waiting.pop(place), _NotAskedError(refused)) for place in part)
                 continue
             asked = [prompts[place] for place in part]
             results = (
                 _completions(engine, asked, kind.how)
-                if isinstance(kind.how, Sampling)
-                else _scores(engine, asked, kind.how)
+                if kind.how is not None
+                else _scores(engine, asked, [labels[place] for place in part])
             )
             for index, result in results:
                 yield *waiting.pop(part[index]), result
         lost = EngineError("the engine gave no answer to this call")
     except InputError as error:
+        if len({*labels}) > 1:  # those of one call may be at fault
+            for one in waiting.values():
+                yield from _answers(engine, replace(kind, calls=[one]), spending)
+            return
         lost = _RefusedCallError(str(error))
     for program, place in waiting.values():
         yield program, place, lost
@@ -317,13 +326,17 @@ def _completions(
 
 
 def _scores(
-    engine: Engine, prompts: Sequence[Prompt], labels: tuple[str, ...]
+    engine: Engine, prompts: Sequence[Prompt], labels: Sequence[tuple[str, ...]]
 ) -> Iterator[tuple[int, CallResult]]:
     """Log-probabilities; a label with only an upper bound is an error."""
-    for row in stream_labels(engine, prompts, labels):
+    shared = len({*labels}) == 1  # as every engine accepts them
+    for row in stream_labels(engine, prompts, labels[0] if shared else labels):
         scores, upper = row.logprobs or (), row.upper or row.logprobs or ()
         if row.error or any(score < bound for score, bound in zip(scores, upper, strict=True)):
-            reason = row.error or f"the engine has no exact log-probability for a label of {labels}"
+            reason = (
+                row.error
+                or f"the engine has no exact log-probability for a label of {labels[row.index]}"
+            )
             yield row.index, EngineError(reason)
         else:
             yield row.index, tuple(map(float, scores))

@@ -15,6 +15,7 @@ from typer import Argument, Option
 from workbench import __version__
 from workbench.cli import options
 from workbench.cli.evaluate import compare_reports, evaluate_task
+from workbench.cli.harness import lm_eval
 from workbench.cli.icm import icm
 from workbench.cli.new import new
 from workbench.cli.notebook import app as notebook
@@ -93,6 +94,10 @@ def generate(
 app.command("eval", rich_help_panel=MEASURE)(evaluate_task)
 app.command("compare", rich_help_panel=MEASURE)(compare_reports)
 app.command("reproduce", rich_help_panel=MEASURE)(reproduce)
+app.command(
+    "lm-eval", rich_help_panel=MEASURE, add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(lm_eval)  # fmt: skip
 app.command("icm", rich_help_panel=MEASURE)(icm)
 app.add_typer(uncertainty, name="uncertainty", rich_help_panel=MEASURE)
 app.command("new", rich_help_panel=OWN)(new)

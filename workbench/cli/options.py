@@ -32,7 +32,7 @@ def _agents() -> list[str]:
 
 TaskName = Annotated[
     str,
-    Option(help="By name, such as word_problems or gsm8k; or a file.", autocompletion=_tasks),
+    Option(help="A name, such as word_problems; a file; or lm_eval:TASK.", autocompletion=_tasks),
 ]
 AgentName = Annotated[
     str,

@@ -25,6 +25,7 @@ from workbench.engines.requests import (
     check_prompts,
     gather,
     keyed,
+    labels_per_prompt,
     plan,
     raise_failures,
     texts,
@@ -37,6 +38,7 @@ from workbench.types import (
     Completion,
     EngineInfo,
     Errors,
+    Labels,
     Prompt,
     Sampling,
     Usage,
@@ -227,9 +229,7 @@ class BaseEngine(ScoringEngine):
     def _base(self, sampling: Sampling) -> Any:
         return hashlib.sha256(self._identity + digest(sampling.canonical()))
 
-    def lookup(
-        self, prompts: Sequence[Prompt], how: Sampling | Sequence[str]
-    ) -> list[dict[bytes, bool]]:
+    def lookup(self, prompts: Sequence[Prompt], how: Sampling | Labels) -> list[dict[bytes, bool]]:
         """For each prompt, the keys of its samples or label scores, and whether each is stored.
 
         Without a seed, samples get the keys of a call without a store: none of them is stored.
@@ -239,7 +239,8 @@ class BaseEngine(ScoringEngine):
             for request, index, _ in plan(prompts, how, self._base(how)):
                 keys[index].append(request.key)
         else:
-            keys = [[key] for key in self._label_keys(prompts, [how] * len(prompts))]
+            each = labels_per_prompt(how, len(prompts))
+            keys = [[key] for key in self._label_keys(prompts, each)]
         found = {key for batch in self._stored([k for one in keys for k in one]) for key in batch}
         return [{key: key in found for key in one} for one in keys]
 

@@ -31,6 +31,7 @@ from workbench.engines.tokens import (
     NodeScores,
     SegmentedPrompt,
     SegmentTokenizer,
+    TokenPrompt,
     without_second_bos,
 )
 from workbench.errors import InputError
@@ -117,6 +118,11 @@ class LocalEngine(BaseEngine):
     def _tokens(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         if all(isinstance(prompt, SegmentedPrompt) for prompt in prompts):
             return self._segment_tokenizer(cast("Sequence[SegmentedPrompt]", prompts))
+        if any(isinstance(prompt, TokenPrompt) for prompt in prompts):
+            return [
+                [*prompt.ids] if isinstance(prompt, TokenPrompt) else self._tokens([prompt])[0]
+                for prompt in prompts
+            ]
         if isinstance(prompts[0], str):
             return self._encoded(cast("Sequence[str]", prompts))
         if not self.has_chat:

@@ -13,7 +13,7 @@ from workbench.engines.requests import texts
 from workbench.engines.style import check_engine
 from workbench.errors import InputError
 from workbench.store import digest
-from workbench.types import Engine, Prompt, Sampling, Usage
+from workbench.types import Engine, Labels, Prompt, Sampling, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Spending:
         return self.prices.cost(used.prompt_tokens, used.completion_tokens) + self._unreported
 
     def parts(
-        self, prompts: Sequence[Prompt], how: Sampling | tuple[str, ...]
+        self, prompts: Sequence[Prompt], how: Sampling | Labels
     ) -> Iterator[tuple[list[int], str | None]]:
         """Positions of prompts to send together, with the reason if they must not be sent.
 
@@ -120,7 +120,7 @@ class Spending:
             rest = [one for one in rest if id(one) not in taken]
 
     def _equal(
-        self, prompts: Sequence[Prompt], how: Sampling | tuple[str, ...]
+        self, prompts: Sequence[Prompt], how: Sampling | Labels
     ) -> tuple[list[_Equal], bool]:
         places: dict[str, list[int]] = {}
         for place, text in enumerate(texts(prompts)):

@@ -38,6 +38,19 @@ class SegmentedPrompt(str):
         return text
 
 
+class TokenPrompt(str):
+    """A prompt as token ids, for an engine with a tokenizer; as a text, it is these numbers."""
+
+    __slots__ = ("ids",)
+    ids: tuple[int, ...]
+
+    def __new__(cls, ids: Iterable[int]) -> TokenPrompt:
+        tokens = tuple(ids)
+        prompt = super().__new__(cls, f"\0token ids {' '.join(map(str, tokens))}")
+        prompt.ids = tokens
+        return prompt
+
+
 class SegmentTokenizer:
     """Tokens of segmented prompts: those of each segment, if no token spans a seam.
 
