@@ -14,6 +14,9 @@ ROOT = Path(workbench.__file__).parent
 FLOORS = {
     "types": 0,
     "values": 0,
+    "browser": 0,
+    "browsing": 0,
+    "frontend": 0,
     "errors": 0,
     "clusters": 0,
     "displays": 1,

@@ -207,7 +207,7 @@ def readable(lab: Lab, said: dict[str, str]) -> None:  # noqa: F811
     assert lab.page.locator(".Toastify__toast").count() == 0
 
 
-def in_theme(lab: Lab, theme: str) -> None:  # noqa: F811
+def in_theme(lab: Lab, theme: str, at: int = 1, shows: str = "summary") -> None:  # noqa: F811
     """Choose a theme, as the settings do, and open the page again."""
     headers = {"Authorization": lab.key}
     address = f"{lab.url}/lab/api/settings/@jupyterlab/apputils-extension:themes"
@@ -215,7 +215,7 @@ def in_theme(lab: Lab, theme: str) -> None:  # noqa: F811
     assert lab.page.request.put(address, headers=headers, data={"raw": raw}).ok
     lab.open("cells.ipynb")
     lab.page.locator("body[data-jp-theme-light=false]").wait_for(state="attached")
-    output(lab, 1).locator("summary").wait_for()
+    output(lab, at).locator(shows).first.wait_for()
 
 
 def without_a_kernel(lab: Lab) -> None:  # noqa: F811

@@ -30,6 +30,7 @@ from workbench.engines.transformers import TransformersEngine
 from workbench.engines.vllm import VLLMEngine, unavailable
 from workbench.errors import InputError, StoppedError
 from workbench.evaluation import evaluate
+from workbench.frontend import chosen_view
 from workbench.icm import Claim, search
 from workbench.load import Load, Runner
 from workbench.panel import (
@@ -38,7 +39,6 @@ from workbench.panel import (
     WatchedCall,
     _ended,
     _History,
-    chosen_view,
     watch,
 )  # fmt: skip
 from workbench.progress import Progress, check, current, fact, one_bar

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from workbench.agents.methods import cluster
+from workbench.browser import with_reports
 from workbench.clusters import ROUNDING, clustered_error, clustered_mean, crossed_mean
 from workbench.errors import InputError
 from workbench.lazy import np, pd
@@ -25,6 +26,7 @@ POWER = 0.841621
 """For a power of 4 in 5: standard errors from the detectable difference to its interval's end."""
 
 
+@with_reports
 def compare(
     report: Report, other: Report, name: str = "difference", *, cluster: str | None = None
 ) -> Metric:

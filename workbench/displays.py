@@ -16,12 +16,6 @@ from typing import Any
 from workbench.feed import Stage
 
 
-def in_kernel() -> bool:
-    """Whether this process is a notebook's kernel."""
-    ipython = sys.modules.get("IPython")
-    return hasattr(ipython.get_ipython() if ipython else None, "kernel")
-
-
 class Bar:
     """A stand-in for tqdm's bar, for a feed or a display; `disable` if it has no text."""
 

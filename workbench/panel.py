@@ -12,7 +12,6 @@ import base64
 import contextvars
 import inspect
 import io
-import os
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -21,8 +20,8 @@ from functools import partial
 from html import escape
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast
 
-from workbench.displays import in_kernel
 from workbench.errors import InputError, StoppedError, log, show_as_line
+from workbench.frontend import chosen_view
 from workbench.lazy import Figure, np, pd
 from workbench.plots import COLOURS, finding, new_figure
 from workbench.progress import RESUMES, Progress, Snapshot, check, current
@@ -288,18 +287,6 @@ class _History:
         ends = np.linspace(0.0, seconds[-1], pieces + 1)
         speeds = np.diff(np.interp(ends, seconds, tokens)) / np.diff(ends)
         return [*zip(ends[1:].tolist(), speeds.tolist(), strict=True)]
-
-
-def chosen_view() -> str:
-    """The kind of view: `WORKBENCH_PROGRESS`, or by the environment."""
-    wish = os.environ.get("WORKBENCH_PROGRESS")
-    if wish and wish not in {"widget", "lines", "off"}:
-        raise InputError(f"WORKBENCH_PROGRESS={wish!r}: use widget, lines or off, or unset it")
-    if wish in {"lines", "off"}:
-        return wish
-    # JupyterLab and VS Code set these, and can show widgets.
-    live = wish == "widget" or not {"JPY_SESSION_NAME", "VSCODE_PID"}.isdisjoint(os.environ)
-    return "widget" if in_kernel() and live else "lines"
 
 
 class _Widget:

@@ -13,9 +13,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from workbench.displays import Bar, Page, Shown, Silent, TerminalLine, in_kernel
+from workbench.displays import Bar, Page, Shown, Silent, TerminalLine
 from workbench.errors import log, show_as_line
 from workbench.feed import STOP, Progress, Snapshot, Stage, check, current, fact, stopping
+from workbench.frontend import in_kernel
 from workbench.machine import peak_memory
 from workbench.types import Completion, EngineInfo, LabelRow, Usage
 

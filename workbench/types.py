@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from workbench import values
+from workbench.browsing import Browsable
 from workbench.errors import InputError
 from workbench.lazy import Figure, pd
 from workbench.reprs import Shown
@@ -299,7 +300,7 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Report(Shown):
+class Report(Browsable):
     """The result of every experiment: headline numbers, one row per item, usage and provenance."""
 
     summary: tuple[Metric, ...]

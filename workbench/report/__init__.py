@@ -1,6 +1,7 @@
 """One HTML page of results: a saved report, a run of notebooks, or a sweep.
 
-It includes its figures, works offline, runs no scripts, and is the same for the same folder.
+It includes its figures, works offline, and is the same for the same folder. It runs no script but
+that of a saved report's rows.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from workbench.errors import InputError
 from workbench.files import write_whole
 from workbench.lazy import pd
+from workbench.report.answers import browsed
 from workbench.report.notebooks import one_notebook, several_notebooks
 from workbench.report.page import Part, facts, frame, heading, image, page, paragraph, table
 from workbench.report.sweeps import sweep_report
@@ -25,7 +27,7 @@ ROWS, REASONS, CALLS = 20, 20, 5
 
 
 def saved_report(folder: Path) -> list[Part]:
-    """Headline numbers, the figure, failures, the first rows, the cost and the provenance.
+    """Headline numbers, the figure, failures, all rows to browse, the cost and the provenance.
 
     Raises:
         InputError: a file of the report is missing or broken.
@@ -35,7 +37,7 @@ def saved_report(folder: Path) -> list[Part]:
     parts = [heading(folder.resolve().name, 1), table(columns, map(astuple, report.summary))]
     if (folder / "figure.png").is_file():
         parts += [heading("Figure"), image(folder / "figure.png")]
-    parts += [*_failures(report.rows), heading("Rows"), *frame(report.rows, ROWS)]
+    parts += [*_failures(report.rows), heading("Rows"), browsed(report, ROWS)]
     if isinstance(report, Evaluation) and len(report.trace):
         parts += [heading("What was asked"), *frame(report.trace, CALLS)]
     parts += [heading("Usage"), facts(_cost(report.usage))]
