@@ -287,15 +287,18 @@ class Pairs(Rows):
         return [*map(short, (*about, self.said(row), self.other.said(self.beside[row])))]
 
     def parts(self, row: int) -> list[Part]:
-        parts: list[Part] = []
-        rest: list[Part] = []
-        for name, side, at in zip(
-            self.names, (self, self.other), (row, self.beside[row]), strict=True
-        ):
-            asked = Part("text", "prompt", messages(side.prompt(at)))
-            parts += [*([asked] if asked not in parts else []), *side.result(at, name)]
-            rest += side.rest(at)
-        return parts + rest
+        both = [*zip(self.names, (self, self.other), (row, self.beside[row]), strict=True)]
+        verdicts = [(name, str(side.verdicts[at])) for name, side, at in both]
+        parts = [Part("facts", self.name(row), [*verdicts, ("gold", self.gold(row))])]
+        first, second = (messages(side.prompt(at)) for _, side, at in both)
+        if first == second:
+            parts.append(Part("wide", "prompt", first))
+        else:
+            named = zip(self.names, (first, second), strict=True)
+            parts += [Part("text", f"prompt, {name}", texts) for name, texts in named]
+        for name, side, at in both:
+            parts += side.result(at, name)[1:]
+        return [*parts, *(part for _, side, at in both for part in side.rest(at))]
 
     @cached_property
     def texts(self) -> list[str]:
