@@ -221,7 +221,7 @@ def _search(again: Again) -> Report:
         if "batches" in about:
             found = label_all(claims, engine, batch_size=about["batch_size"], **settings)
         else:
-            found = search(claims, engine, everyone=about["everyone"], **settings)
+            found = search(claims, engine, everyone=about.get("everyone", False), **settings)
     return again.with_source(found)
 
 

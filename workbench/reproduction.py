@@ -91,8 +91,8 @@ def reproduce(
             memory; or a moved file's new path.
         store: None computes everything again; a path is a new file, from which a stopped call
             resumes.
-        tolerance: maximum absolute difference of numbers that count as the same. In float32, sums
-            differ by about 1e-6 nats from batch to batch.
+        tolerance: maximum absolute difference of numbers that count as the same; sums of
+            floating-point numbers depend on the batch.
         options: of `open_engine`, instead of the report's, such as `dtype="bfloat16"`.
 
     Returns:
