@@ -91,6 +91,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     items = WordProblems().items(12)
     rows = [{"problem": one.fields["question"], "gold": one.answer} for one in items]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "prices.yaml").write_text("workbench-tiny: {in: 0.15, out: 0.60}\n")
     asked = [{"prompt": f"{number}+1="} for number in range(4)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     (tmp_path / "claims.csv").write_text("statement\n12+30=42\n12+30=41\n5*5=25\n5*5=24\n")

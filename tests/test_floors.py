@@ -19,6 +19,7 @@ FLOORS = {
     "frontend": 0,
     "errors": 0,
     "clusters": 0,
+    "export": 0,  # how reports leave the package
     "displays": 1,
     "feed": 1,
     "files": 0,

@@ -15,6 +15,7 @@ from workbench.answers import given_up
 from workbench.cases import as_task, prepare_cases
 from workbench.engines.estimate import Estimate, Prices
 from workbench.engines.spending import Spending
+from workbench.engines.style import check_engine
 from workbench.errors import InputError, log
 from workbench.progress import fact, interruptible
 from workbench.store import digest
@@ -103,8 +104,8 @@ def evaluate(  # noqa: PLR0917  # the first six are a contract
         cluster: a field of the items, such as "passage": items with the same value are alike, and
             the interval accounts for that (`Evaluation.clustered` does it afterwards).
         dry_run: generate nothing and return an `Estimate` of requests, tokens and maximum cost.
-        price_in, price_out: prices per million prompt and completion tokens, in any currency; the
-            report has the cost (`provenance["cost"]`).
+        price_in, price_out: prices per million prompt and completion tokens, in any currency; by
+            default the model's in your table (WORKBENCH_PRICES). The report has the cost.
         max_cost: in the same currency: no request is sent that could make this call cost more, if
             all requests in flight generate as much as they may. Rows that are not sent fail with
             that reason. The same call with a higher limit resumes from the store, where stored
@@ -121,11 +122,16 @@ def evaluate(  # noqa: PLR0917  # the first six are a contract
         InputError: the task has no items, repeated ids, or columns with other names; no such task,
             agent, argument or field of a template; a value is out of its range.
     """
-    spending = Spending(engine, Prices.of(price_in, price_out), max_cost, dry=dry_run)
+    spending = Spending(engine, _prices(engine, price_in, price_out), max_cost, dry=dry_run)
     settings = {"shots": shots, "style": style, "sampling": sampling, "prompt": prompt}
     settings |= {"cluster": cluster, **changes}
     report = _evaluate(task, engine, spending, agent, count, num_runs, seed, **settings)
     return spending.estimate(further=_asks_more(agent)) if dry_run else report
+
+
+def _prices(engine: Engine, price_in: float | None, price_out: float | None) -> Prices | None:
+    check_engine(engine)
+    return Prices.of(price_in, price_out, engine.info.model)
 
 
 def _asks_more(agent: str | Agent) -> bool:
@@ -244,7 +250,7 @@ def evaluate_each(
     **settings: Any,
 ) -> dict[str, Evaluation] | Estimate:
     """`evaluate` for each name of a plan, with that name's arguments; see `run_suite`."""
-    spending = Spending(engine, Prices.of(price_in, price_out), max_cost, dry=dry_run)
+    spending = Spending(engine, _prices(engine, price_in, price_out), max_cost, dry=dry_run)
     task = as_task(task)
     each = {name: {**settings, **own} for name, own in plan.items()}
     # Refuse the whole plan, or nothing, before anything is sent.

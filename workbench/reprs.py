@@ -108,7 +108,7 @@ def _cards() -> Mapping[type, Callable[[Any], Card]]:
 
 def measured(metric: Metric) -> str:
     """A number with its interval and counts: "85.0 % (64.0 to 94.8, n = 20)"."""
-    value, interval = _sides(metric)
+    value, interval = sides(metric)
     counts = [f"n = {metric.n:,}"]
     counts += [f"{metric.n_failed:,} failed"] * bool(metric.n_failed)
     counts += [f"{metric.n_unparsed:,} unparsed"] * bool(metric.n_unparsed)
@@ -221,7 +221,7 @@ def _is_number(value: object) -> bool:
     return value is None or (isinstance(value, Real) and not isinstance(value, bool))
 
 
-def _sides(metric: Metric) -> tuple[str, str]:
+def sides(metric: Metric) -> tuple[str, str]:
     """The value, and its interval."""
 
     def form(number: float) -> str:
@@ -247,7 +247,7 @@ def _report(report: Report) -> Card:
     lines += [f"and {len(metrics) - 2} more in .summary"] * (len(metrics) > 3)
     columns = ("", "value", "interval", "n", "failed", "unparsed")
     numbers = [
-        (one.name, *_sides(one), one.n, one.n_failed, one.n_unparsed) for one in metrics[:METRICS]
+        (one.name, *sides(one), one.n, one.n_failed, one.n_unparsed) for one in metrics[:METRICS]
     ]
     title = [str(about[name]) for name in ("task", "agent", "engine.model") if about.get(name)]
     html = [f"<div><b>{escape(brief(masked(' · '.join(title))))}</b></div>" if title else ""]
@@ -272,8 +272,15 @@ def _report(report: Report) -> Card:
         [note(f"{len(failed):,} rows failed. First: {masked(str(failed[0]))}")] if failed else []
     )
     used = _usage(report.usage).lines[0]
+    used += "" if spent(report) is None else f", a cost of {brief(spent(report))}"
     details = f"<details><summary>provenance</summary>{settings(about)}</details>"
     return Card([*lines, used], [*html, note(used), details])
+
+
+def spent(report: Report) -> float | None:
+    """The cost of the answers in the currency of the prices; None if no prices were given."""
+    cost = report.provenance.get("cost")
+    return cost.get("spent") if isinstance(cost, Mapping) else None
 
 
 def _informative(columns: list[Any]) -> list[Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from workbench import values
 from workbench.browsing import Browsable
 from workbench.errors import InputError
+from workbench.export import Exports
 from workbench.lazy import Figure, pd
 from workbench.reprs import Shown
 from workbench.scores import LabelRow, LabelScores, TextScores, TokenScores, Unit
@@ -300,7 +301,7 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Report(Browsable):
+class Report(Exports, Browsable):
     """The result of every experiment: headline numbers, one row per item, usage and provenance."""
 
     summary: tuple[Metric, ...]
@@ -322,13 +323,16 @@ class Report(Browsable):
         wrong = self.rows["correct"].eq(False).fillna(value=False).astype(bool)
         return self.rows[wrong & self.rows["error"].isna() if "error" in self.rows else wrong]
 
-    def save(self, folder: str | Path, figure: Figure | None = None) -> Path:
+    def save(
+        self, folder: str | Path, figure: Figure | None = None, *, inspect: bool = False
+    ) -> Path:
         """Write `summary.json`, `rows.parquet` and, with a `figure`, `figure.png`.
 
-        The folder appears only when it is complete.
+        The folder appears only when it is complete. With `inspect` it has `inspect.eval` too, for
+        `inspect view --log-dir FOLDER`.
 
         Raises:
-            InputError: the folder exists.
+            InputError: the folder exists; and as `export`, with `inspect`.
         """
         from pathlib import Path
 
@@ -342,6 +346,8 @@ class Report(Browsable):
             self._write(part)
             if figure is not None:
                 figure.savefig(part / "figure.png", **PICTURE)
+            if inspect:
+                self.export(part / "inspect.eval")
         return given
 
     def reproduce(self, **given: Any) -> Any:

@@ -15,6 +15,7 @@ from typer import Argument, Option
 from workbench import __version__
 from workbench.cli import options
 from workbench.cli.evaluate import compare_reports, evaluate_task
+from workbench.cli.export import export_reports
 from workbench.cli.harness import lm_eval
 from workbench.cli.icm import icm
 from workbench.cli.new import new
@@ -98,6 +99,7 @@ app.command(
     "lm-eval", rich_help_panel=MEASURE, add_help_option=False,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )(lm_eval)  # fmt: skip
+app.command("export", rich_help_panel=MEASURE)(export_reports)
 app.command("icm", rich_help_panel=MEASURE)(icm)
 app.add_typer(uncertainty, name="uncertainty", rich_help_panel=MEASURE)
 app.command("new", rich_help_panel=OWN)(new)

@@ -74,7 +74,7 @@ def evaluate_task(
     columns = _columns(column)
     agents = [*AGENTS] if agent == "all" else [agent]
     values.known("agent", agent, [*AGENTS, "all"])
-    checked_limit(Prices.of(price_in, price_out), max_cost)
+    checked_limit(Prices.of(price_in, price_out, model or ""), max_cost)
     chosen = open_task(task, **columns)
     styles = [options.style(chat)]
     changed = {"temperature": temperature, "max_tokens": max_tokens}
@@ -147,13 +147,21 @@ def compare_reports(
     as_json: options.Json = False,
 ) -> None:
     """Compare saved evaluations with the first, on the items that both answered."""
+    check_new(out)
+    _show_all(load_reports(folders), out, as_json=as_json, cluster=cluster)
+
+
+def load_reports(folders: list[Path]) -> dict[str, Report]:
+    """Saved reports by the shortest ends of their paths that are unique.
+
+    Raises:
+        InputError: a folder has no report, or is given twice.
+    """
     from workbench.evaluation import load
 
-    check_new(out)
     if len({*map(Path.resolve, folders)}) < len(folders):
-        raise InputError("a folder is given twice: each report is compared once")
-    reports = {_name(folder, folders): load(folder) for folder in folders}
-    _show_all(reports, out, as_json=as_json, cluster=cluster)
+        raise InputError("a folder is given twice: give each report once")
+    return {_name(folder, folders): load(folder) for folder in folders}
 
 
 def _show_all(

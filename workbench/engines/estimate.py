@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
 
 from workbench import values
 from workbench.errors import InputError
+from workbench.files import file_error
 from workbench.types import Prompt
 
 CHARACTERS = 4  # per token, if tokens are not counted
 FRAME = 64
 """Maximum tokens that a template adds per message, including a default system prompt."""
 MILLION = 1_000_000  # tokens: the unit of prices
+TABLE = "WORKBENCH_PRICES"
 
 
 def estimated_tokens(prompt: Prompt | Sequence[int]) -> int:
@@ -42,14 +46,20 @@ class Prices:
     price_out: float
 
     @classmethod
-    def of(cls, price_in: object, price_out: object) -> Prices | None:
-        """Prices, checked; None if none are set.
+    def of(cls, price_in: object, price_out: object, model: str = "") -> Prices | None:
+        """Prices, checked; by default the model's in your table, and None if it has none.
+
+        The table is the YAML or JSON file that the variable WORKBENCH_PRICES names: by model, the
+        prices `in` and `out`. Nothing is looked up elsewhere.
 
         Raises:
-            InputError: only one is set, or one is not a number from 0.
+            InputError: only one is set, one is not a number from 0, or the table is unreadable.
         """
         if price_in is None and price_out is None:
-            return None
+            listed = _listed(model)
+            if listed is None:
+                return None
+            price_in, price_out = listed.get("in"), listed.get("out")
         if price_in is None or price_out is None:
             lost = "price_in" if price_in is None else "price_out"
             raise InputError(f"{lost} is not set: set both prices, 0 for what is free")
@@ -61,6 +71,21 @@ class Prices:
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """The cost in the currency of the prices."""
         return (self.price_in * prompt_tokens + self.price_out * completion_tokens) / MILLION
+
+
+def _listed(model: str) -> Mapping[str, object] | None:
+    """The model's row of the user's table of prices."""
+    if not (path := os.environ.get(TABLE)):
+        return None
+    import yaml
+
+    try:
+        row = yaml.safe_load(Path(path).expanduser().read_text("utf-8")).get(model)
+        return None if row is None else {"in": row["in"], "out": row["out"]}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
+        need = f"{model}: {{in: 0.15, out: 0.60}}, per million tokens"
+        why = " ".join(file_error(path, error).split())
+        raise InputError(f"{TABLE}, {why}: write {need}") from error
 
 
 @dataclass(frozen=True, slots=True, repr=False)

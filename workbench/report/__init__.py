@@ -17,8 +17,8 @@ from workbench.report.answers import browsed
 from workbench.report.notebooks import one_notebook, several_notebooks
 from workbench.report.page import Part, facts, frame, heading, image, page, paragraph, table
 from workbench.report.sweeps import sweep_report
-from workbench.reprs import flat
-from workbench.types import Report, Usage
+from workbench.reprs import flat, spent
+from workbench.types import Report
 from workbench.verdicts import Evaluation, load
 
 __all__ = ["render"]
@@ -40,7 +40,7 @@ def saved_report(folder: Path) -> list[Part]:
     parts += [*_failures(report.rows), heading("Rows"), browsed(report, ROWS)]
     if isinstance(report, Evaluation) and len(report.trace):
         parts += [heading("What was asked"), *frame(report.trace, CALLS)]
-    parts += [heading("Usage"), facts(_cost(report.usage))]
+    parts += [heading("Usage"), facts(_cost(report))]
     return [*parts, heading("Provenance"), facts(flat(report.provenance))]
 
 
@@ -78,12 +78,13 @@ def _failures(rows: pd.DataFrame) -> list[Part]:
     return parts
 
 
-def _cost(usage: Usage) -> dict[str, object]:
-    rate = usage.cache_hit_rate
+def _cost(report: Report) -> dict[str, object]:
+    usage, rate = report.usage, report.usage.cache_hit_rate
     return {
         **{name.replace("_", " "): value for name, value in asdict(usage).items()},
         "computed tokens": usage.computed_tokens,
         "prefix-cache hit rate": "not known" if rate is None else f"{rate:.1%}",
+        **({} if spent(report) is None else {"cost": spent(report)}),
     }
 
 
