@@ -384,7 +384,8 @@ def test_icm_prints_and_keeps_a_study(plain: VLLMEngine, tmp_path: Path) -> None
     assert done.exit_code == 0, done.output
     assert "golden labels" in done.stdout
     assert {path.name for path in out.iterdir()} == {
-        "summary.json", "rows.parquet", "methods.csv", "runs.csv", "figure.png", "search-0",
+        "summary.json", "rows.parquet", "methods.csv", "runs.csv", "claims.parquet", "figure.png",
+        "search-0",
     }  # fmt: skip
     again = run(app, [*command, "--json"])
     rows = {row["method"]: row for row in json.loads(again.stdout)}
