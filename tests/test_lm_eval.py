@@ -193,6 +193,19 @@ def test_examples_are_those_of_a_whole_run(ours: Any, theirs: Any) -> None:
     assert task.items(5, seed=1) != task.items(5, seed=2)
 
 
+@pytest.mark.parametrize("spec", ["piqa_like", str((DATA / "piqa_like.yaml").relative_to(ROOT))])
+def test_a_report_has_what_opens_its_task_again(spec: str, ours: Any) -> None:
+    folder = None if "/" in spec else DATA
+    task = open_task(f"lm_eval:{spec}", include_path=folder, metric="acc_norm")
+    report = evaluate(task, ours.engine, count=2)
+    source = json.loads(json.dumps(report.provenance["source"]))
+    assert len(source["files"]) == ("/" in spec)
+    again = open_task(source["name"], **source["arguments"])
+    assert again.items(2) == task.items(2)
+    assert again.prompt(again.items(2)[0], 1) == task.prompt(task.items(2)[0], 1)
+    assert source["arguments"]["metric"] == "acc_norm"
+
+
 def test_written_choices_are_read() -> None:
     task = open_task(f"lm_eval:{DATA.relative_to(ROOT)}/arc_like.yaml")
     for item in task.items():

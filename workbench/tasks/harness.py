@@ -19,6 +19,7 @@ from workbench.errors import InputError
 from workbench.lazy import np
 from workbench.machine import require
 from workbench.tasks.base import first_items, shuffled
+from workbench.tasks.source import Source, sums
 from workbench.types import Grade, Item, Prompt, PromptStyle, Sampling
 
 PREFIX = "lm_eval:"
@@ -76,6 +77,9 @@ class HarnessTask:
         metric: str | None = None, filter: str | None = None, seed: int = 1234,  # noqa: A002
     ) -> None:  # fmt: skip
         self.name = PREFIX + name
+        self.source: Source = _source(
+            name, include_path, num_fewshot=num_fewshot, metric=metric, filter=filter, seed=seed
+        )
         self._task = task = _loaded(name, include_path)
         _check(task, name)
         chooses = task.OUTPUT_TYPE == "multiple_choice"
@@ -223,6 +227,15 @@ def _moved(context: Prompt, label: str) -> tuple[Prompt, str]:
 
 def _plain(value: object) -> object:
     return value if isinstance(value, str | int | float | None) else values.written(value)
+
+
+def _source(name: str, include_path: str | Path | None, **arguments: Any) -> Source:
+    """What opens the task again, wherever the working folder is then."""
+    file = Path(name).expanduser().resolve()
+    folder = include_path and str(Path(include_path).expanduser().resolve())
+    known = {k: v for k, v in {"include_path": folder, **arguments}.items() if v is not None}
+    opens = PREFIX + (str(file) if file.is_file() else name)
+    return {"name": opens, "arguments": known, "files": sums(file)}
 
 
 def _loaded(name: str, include_path: str | Path | None) -> Any:
