@@ -111,7 +111,8 @@ class HarnessTask:
         ]
         if count is None:
             return items
-        return first_items(shuffled(items, random.Random(f"{self.name}-{seed}")), count, self.name)
+        order = random.Random(f"{self._task.config.task}-{seed}")  # wherever the file is
+        return first_items(shuffled(items, order), count, self.name)
 
     def _gold(self, doc: Mapping[str, Any]) -> str:
         """The right answer as a text; the first of several."""
