@@ -345,7 +345,7 @@ def cannot_be_stopped(case: AgentCase) -> Program:
 
 
 def yields_no_text(case: AgentCase) -> Program:
-    yield Ask([{"role": "user", "content": object()}])  # type: ignore[dict-item]
+    yield Ask([{"role": "user", "content": object()}])
     return ""
 
 

@@ -206,6 +206,28 @@ def test_a_last_message_of_the_assistant_is_continued(opened: Any) -> None:
     assert engine.generate([closed], SHORT)[0].prompt_tokens > mixed[1].prompt_tokens
 
 
+def test_texts_in_parts_are_one_text_and_images_are_refused(opened: Any) -> None:
+    engine, words = opened(), ["Jack has 55 stamps. He gives away 8.", "How many are left?"]
+    parts = [{"type": "text", "text": one} for one in words]
+    whole, split = (
+        engine.generate([[{"role": "user", "content": content}]], SHORT)[0]
+        for content in ("\n".join(words), parts)
+    )
+    assert (split.text, split.reasoning) == (whole.text, whole.reasoning)
+    assert split.prompt_tokens == whole.prompt_tokens
+    url = "data:image/png;base64,AAAA"
+    picture = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+    if engine.info.engine == "remote":
+        (row,) = engine.generate([[picture]], SHORT, errors="return")
+        assert "multimodal" in str(row.error)
+        assert "base64" not in repr(row)
+    else:
+        with pytest.raises(InputError, match=r"reads texts only.*`workbench serve vllm`"):
+            engine.generate([[picture]], SHORT)
+    with pytest.raises(InputError, match='engine="remote"'):
+        engine.label_logprobs([[picture]], ["a", "b"])
+
+
 def test_labels_continue_a_begun_answer(opened: Any, folder: Path) -> None:
     (chat,) = chats(1)
     begun = [*chat, {"role": "assistant", "content": "55-8=47\n</think> "}]

@@ -24,6 +24,7 @@ FLOORS = {
     "feed": 1,
     "files": 0,
     "lazy": 0,
+    "messages": 0,
     "reprs": 0,
     "scores": 0,
     "template": 0,

@@ -12,6 +12,7 @@ from workbench.agents import Agent, AgentCase, named, open_agent
 from workbench.engines.frames import with_settings
 from workbench.engines.style import chosen_style
 from workbench.errors import InputError
+from workbench.messages import plain_prompt
 from workbench.runs import commit
 from workbench.store import digest
 from workbench.tasks import TASKS, open_task
@@ -85,7 +86,10 @@ def prepare_cases(  # noqa: PLR0917  # as `evaluate`
         values.known(f"field of item {item.id!r} to cluster by", cluster, item.fields)
     asked: PromptStyle
     asked, why = ("completion", "") if engine is None else chosen_style(engine, style)
-    prompts = [worded_prompt(known, item, shots, asked, prompt) for item in items]
+    prompts = [
+        plain_prompt(worded_prompt(known, item, shots, asked, prompt), f"item {item.id!r:.60}")
+        for item in items
+    ]
     cases = [AgentCase(known, *pair, chosen) for pair in zip(items, prompts, strict=True)]
     content = [[case.item.id, case.prompt, case.item.answer] for case in cases]
     return cases, {

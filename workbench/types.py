@@ -31,7 +31,7 @@ __all__ = [
     "Style", "Task", "TextScores", "TokenLogprob", "TokenScores", "Unit", "Usage",
 ]  # fmt: skip
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]  # role and content: a text, or parts, as in `messages`
 Prompt = str | Sequence[Message]
 Labels = Iterable[str] | Iterable[Iterable[str]]  # for all prompts, or a list per prompt
 Errors = Literal["raise", "return"]

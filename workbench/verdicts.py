@@ -18,6 +18,7 @@ from workbench.clusters import clustered_mean
 from workbench.errors import InputError, log
 from workbench.files import file_error
 from workbench.lazy import pd
+from workbench.messages import shown
 from workbench.stats import FORMS, mean_share
 from workbench.store import digest
 from workbench.types import Completion, Grade, Item, Metric, Report, Task, Usage
@@ -36,9 +37,10 @@ class Evaluation(Report):
 
     Attributes:
         trace: one row for each answer to each call: id, run, round, call (its index in the round),
-            kind ("ask" or "score"), prompt (a chat as JSON), sample, text (log-probabilities as
-            JSON), finish_reason, error, prompt_tokens, completion_tokens, from_store; and, of a
-            model that thinks, reasoning and reasoning_tokens.
+            kind ("ask" or "score"), prompt (a chat as JSON, without the data of images), sample,
+            text (log-probabilities as JSON), finish_reason, error, prompt_tokens,
+            completion_tokens, from_store; and, of a model that thinks, reasoning and
+            reasoning_tokens.
     """
 
     trace: pd.DataFrame
@@ -121,7 +123,7 @@ def report_row(case: AgentCase, outcome: AgentOutcome, run: int) -> dict[str, An
 def trace_rows(trace: Sequence[CallRecord]) -> Iterator[dict[str, Any]]:
     for place, record in enumerate(trace):
         call, result = record.call, record.result
-        prompt = call.prompt if isinstance(call.prompt, str) else json.dumps(call.prompt)
+        prompt = call.prompt if isinstance(call.prompt, str) else json.dumps(shown(call.prompt))
         kind = "ask" if isinstance(call, Ask) else "score"
         about = {"round": record.round, "call": place, "kind": kind, "prompt": str(prompt)}
         if not isinstance(result, Completion):

@@ -11,6 +11,7 @@ from workbench import values
 from workbench.agents.program import AgentCase, Answer, Ask, Call, Program, Score
 from workbench.errors import EngineError
 from workbench.lazy import np
+from workbench.messages import images_in, text_of
 from workbench.types import Item, Sampling, Task
 
 VERIFY = """Problem:
@@ -119,14 +120,16 @@ def yes_or_no(case: AgentCase, text: str) -> Score:
     embedded model was trained on have one.
     """
     chat = not isinstance(case.prompt, str)
-    last = case.prompt[-1]["content"] if chat else case.prompt  # type: ignore[index]
+    last = text_of(case.prompt[-1]["content"]) if chat else case.prompt  # type: ignore[index]
     problem = str(case.item.fields.get("question", last))
     judged = getattr(case.task, "judged", None)
     if judged is not None and not chat:
         return Score(judged(problem, text.strip()), (" Yes", " No"))
     question = VERIFY.format(problem=problem, text=text.strip())
     if chat:
-        return Score([{"role": "user", "content": question}], ("Yes", "No"))
+        images = images_in(case.prompt)
+        content = [*images, {"type": "text", "text": question}] if images else question
+        return Score([{"role": "user", "content": content}], ("Yes", "No"))
     return Score(f"{question}\nReply:", (" Yes", " No"))
 
 

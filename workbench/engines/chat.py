@@ -6,6 +6,7 @@ import ctypes
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -13,6 +14,7 @@ from typing import Any, Self, TypeVar
 from workbench import values
 from workbench.engines.decoding import CONTEXT, added_text
 from workbench.errors import InputError
+from workbench.messages import text_of
 from workbench.types import Completion, Message, Prompt, Sampling
 
 SYSTEM = ("system", "developer")
@@ -82,10 +84,9 @@ class ChatOptions:
         held_back: list[str] = []
         for message in chat:
             if message["role"] in SYSTEM:
-                held_back.append(message["content"])
+                held_back.append(text_of(message["content"]))
             elif message["role"] == "user":
-                text = "\n\n".join([*held_back, message["content"]])
-                folded.append({**message, "content": text})
+                folded.append({**message, "content": _after(held_back, message["content"])})
                 held_back = []
             else:
                 folded.append(dict(message))
@@ -97,9 +98,16 @@ class ChatOptions:
 CHAT = tuple(field.name for field in fields(ChatOptions))
 
 
+def _after(texts: list[str], content: Any) -> Any:
+    """A message's content with texts before it."""
+    if isinstance(content, str):
+        return "\n\n".join([*texts, content])
+    return [*({"type": "text", "text": f"{one}\n\n"} for one in texts), *content]
+
+
 def is_prefill(chat: Sequence[Message]) -> bool:
     """Whether the last message begins the answer, so that the model continues it."""
-    return chat[-1]["role"] == "assistant"
+    return str(chat[-1]["role"]) == "assistant"
 
 
 def chat_text(tokenizer: Any, chat: Sequence[Message], options: ChatOptions) -> str:
@@ -109,6 +117,21 @@ def chat_text(tokenizer: Any, chat: Sequence[Message], options: ChatOptions) -> 
         RefusedChatError: the template fails, or leaves the system message out.
     """
     messages = options.messages(chat)
+    joined = [{**one, "content": text_of(one["content"])} for one in messages]
+    text = _rendered(tokenizer, joined, options)
+    asked = next((m["content"].strip() for m in reversed(joined) if m["role"] == "user"), "")
+    if asked not in text:  # some templates take parts only, and lose texts
+        parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in joined]
+        with suppress(RefusedChatError):
+            other = _rendered(tokenizer, parts, options)
+            text = other if asked in other and "'type'" not in other else text
+    for message in joined:
+        if message["role"] in SYSTEM and message["content"].strip() not in text:
+            raise RefusedChatError(f"the chat template leaves the system message out; {REMEDY}")
+    return text
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, Any]], options: ChatOptions) -> str:
     prefill = is_prefill(messages)
     template = {"chat_template": options.chat_template} if options.chat_template else {}
     try:
@@ -123,9 +146,6 @@ def chat_text(tokenizer: Any, chat: Sequence[Message], options: ChatOptions) -> 
     except Exception as error:  # templates are third-party programs
         reason = " ".join(f"the chat template refuses this chat: {error}".split())
         raise RefusedChatError(with_remedy(reason, messages)) from error
-    for message in messages:
-        if message["role"] in SYSTEM and message["content"].strip() not in text:
-            raise RefusedChatError(f"the chat template leaves the system message out; {REMEDY}")
     return text
 
 
@@ -237,11 +257,7 @@ def is_structured(sampling: Sampling) -> bool:
 
 
 def check_thinking_limit(prompt: Prompt, sampling: Sampling) -> None:
-    """Refuse a limit of thinking for a text, of which thinking is a part.
-
-    Raises:
-        InputError: says so.
-    """
+    """Refuse, by an `InputError`, a limit of thinking for a text, of which thinking is a part."""
     if sampling.max_reasoning_tokens is not None and isinstance(prompt, str):
         raise InputError(
             f"max_reasoning_tokens={sampling.max_reasoning_tokens}: thinking is separated in "

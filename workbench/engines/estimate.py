@@ -11,11 +11,14 @@ from pathlib import Path
 from workbench import values
 from workbench.errors import InputError
 from workbench.files import file_error
+from workbench.messages import images_in, shown, text_of
 from workbench.types import Prompt
 
 CHARACTERS = 4  # per token, if tokens are not counted
 FRAME = 64
 """Maximum tokens that a template adds per message, including a default system prompt."""
+IMAGE_TOKENS = 1_000  # estimated
+MOST_IMAGE_TOKENS = 50_000  # gpt-4o-mini counts up to 2,833 + 8 tiles of 5,667
 MILLION = 1_000_000  # tokens: the unit of prices
 TABLE = "WORKBENCH_PRICES"
 
@@ -24,18 +27,20 @@ def estimated_tokens(prompt: Prompt | Sequence[int]) -> int:
     """Estimated number of tokens in a prompt."""
     if isinstance(prompt, str):
         return 1 + len(prompt) // CHARACTERS
-    chat = [message["content"] for message in prompt if not isinstance(message, int)]
-    return 1 + sum(map(len, chat)) // CHARACTERS if chat else len(prompt)
+    chat = [text_of(message["content"]) for message in prompt if not isinstance(message, int)]
+    images = IMAGE_TOKENS * len(images_in(prompt))
+    return 1 + images + sum(map(len, chat)) // CHARACTERS if chat else len(prompt)
 
 
 def most_tokens(prompt: Prompt) -> int:
     """An upper bound on a prompt's tokens: its bytes in UTF-8 and `FRAME` per message.
 
-    Each token of a byte-level tokenizer has at least one byte.
+    Each token of a byte-level tokenizer has at least one byte. An image is `MOST_IMAGE_TOKENS`.
     """
-    messages = [{"content": prompt}] if isinstance(prompt, str) else prompt
+    messages = [{"content": prompt}] if isinstance(prompt, str) else shown(prompt)
     parts = [str(part) for message in messages for part in message.values()]
-    return FRAME * len(messages) + sum(len(one.encode("utf-8", "surrogatepass")) for one in parts)
+    frames = FRAME * len(messages) + MOST_IMAGE_TOKENS * len(images_in(prompt))
+    return frames + sum(len(one.encode("utf-8", "surrogatepass")) for one in parts)
 
 
 @dataclass(frozen=True, slots=True)

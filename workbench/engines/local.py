@@ -35,6 +35,7 @@ from workbench.engines.tokens import (
     without_second_bos,
 )
 from workbench.errors import InputError
+from workbench.messages import refuse_images, text_of
 from workbench.store import Store, digest
 from workbench.types import Completion, EngineInfo, LabelRow, Message, Prompt, PromptStyle
 
@@ -130,6 +131,8 @@ class LocalEngine(BaseEngine):
                 f"{Path(self.info.model).name} has no chat template: use texts, or set a template "
                 "as chat_template=…, a text or a file"
             )
+        for prompt in prompts:
+            refuse_images(prompt, f"engine={self.info.engine!r} reads texts only")
         return self._encoded(self._chat_texts(prompts), special=False)
 
     def count_tokens(self, prompts: Sequence[Prompt]) -> tuple[list[int], bool]:
@@ -209,7 +212,7 @@ class LocalEngine(BaseEngine):
         """What a chat's text has after the last message that is not the model's."""
         chat = cast("Sequence[Message]", prompt)
         text = self._chat_text(prompt)
-        last = [one["content"] for one in chat if one["role"] != "assistant"][-1:]
+        last = [text_of(one["content"]) for one in chat if one["role"] != "assistant"][-1:]
         return text.rpartition(last[0].strip())[2] if last and last[0].strip() else text
 
     def _unfit(self, tokens: Sequence[int] | str, more: int) -> str | None:

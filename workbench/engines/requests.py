@@ -21,6 +21,7 @@ from typing import Any
 from workbench import values
 from workbench.errors import EngineError, InputError
 from workbench.machine import born
+from workbench.messages import plain_prompt
 from workbench.store import Store, digest
 from workbench.types import Completion, LabelRow, Labels, LabelScores, Prompt, Sampling
 
@@ -206,11 +207,14 @@ def _plain_chat(index: int, prompt: Any) -> Prompt:
     if not isinstance(prompt, Sequence) or not prompt or isinstance(prompt, bytes):
         raise InputError(f"prompt {index} is {prompt!r:.80}: must be {need}")
     for message in prompt:
-        if not isinstance(message, dict) or not all(
-            isinstance(message.get(name), str) for name in ("role", "content")
+        if (
+            not isinstance(message, dict)
+            or not isinstance(message.get("role"), str)
+            or message.get("content") is None
         ):
             raise InputError(f"prompt {index} holds {message!r:.80}: must be {need}")
-    return prompt
+    plain: Prompt = plain_prompt(prompt, f"prompt {index}")
+    return plain
 
 
 def check_labels(labels: Iterable[str]) -> list[str]:

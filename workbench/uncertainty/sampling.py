@@ -20,6 +20,7 @@ from workbench.errors import InputError
 from workbench.judge.templates import Pair, Template
 from workbench.judge.votes import cast, fitting
 from workbench.lazy import np, pd
+from workbench.messages import text_of
 from workbench.stats import mean
 from workbench.store import digest
 from workbench.types import Completion, Engine, Grade, Item, Metric, Report, Sampling, Style
@@ -171,7 +172,7 @@ class _Answered:
 
     def row(self) -> dict[str, Any]:
         item, prompt, done = self.case.item, self.case.prompt, self.error is None
-        shown = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        shown = prompt if isinstance(prompt, str) else text_of(prompt[-1]["content"])
         logprob = _mean_logprob(self.greedy) if done else NAN
         if done and math.isnan(logprob):
             self.unknown.append("mean_logprob: the answer came without log-probabilities")

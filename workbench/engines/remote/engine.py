@@ -42,6 +42,7 @@ from workbench.engines.source import OURS
 from workbench.engines.style import EMBEDDED_STYLE, style_by_name
 from workbench.errors import InputError
 from workbench.machine import versions
+from workbench.messages import images_in
 from workbench.progress import waiting
 from workbench.store import Store, digest
 from workbench.types import Completion, EngineInfo, LabelRow, Prompt, PromptStyle, Sampling, Usage
@@ -240,7 +241,8 @@ class RemoteEngine(BaseEngine):
                 return False
             samples = sampling.temperature > 0 and first.prompt == other.prompt and endpoint.samples
             alike = self._form(first.prompt) == self._form(other.prompt)
-            return alike and (bool(endpoint.several(chats=chats)) or samples)
+            several = endpoint.several(chats=chats) and not images_in(first.prompt)  # large
+            return alike and (bool(several) or samples)
 
         def tokens(request: Request) -> int:
             return estimated_tokens(request.prompt) + request.sampling.max_tokens

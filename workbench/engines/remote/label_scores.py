@@ -28,6 +28,7 @@ from workbench.engines.remote.retry import (
 )
 from workbench.engines.tokens import LabelCollector, LabelTree, Node, NodeScores, Tokens
 from workbench.errors import EngineError, InputError
+from workbench.messages import refuse_images
 from workbench.types import LabelRow, Prompt, Sampling
 
 MAX_LABEL_IDS = 128  # vLLM's limit on logprob_token_ids
@@ -82,7 +83,10 @@ class LabelScorer:
 
         Raises:
             EngineError: the server gives no tokens for a label.
+            InputError: a chat with images.
         """
+        for prompt in prompts:
+            refuse_images(prompt, "exact label scores need its tokens")
         lists = [*dict.fromkeys(labels)]
         needed = dict.fromkeys(label for own in lists for label in own)
         new = [label for label in needed if label not in self.label_ids]
