@@ -21,7 +21,7 @@ DEAD = "http://127.0.0.1:9/v1"
 # What a person types, and what they must read. Files are those of `files`.
 MISTAKES: Mapping[str, str] = {
     # names
-    "evl --task sums": "no such command 'evl'; did you mean 'eval'?",
+    "evl --task sums": "no such command 'evl'; did you mean 'eval'",
     "--verson": "no such option: --verson; did you mean --version",
     "notebook chek mine.ipynb": "no such command 'chek'; did you mean 'check'?",
     "uncertainty scor x": "no such command 'scor'; did you mean 'score'?",

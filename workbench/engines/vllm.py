@@ -335,7 +335,8 @@ def _thinking_marks(source: Source, options: Mapping[str, Any]) -> dict[str, Any
     from transformers import AutoTokenizer
     from vllm.config import ReasoningConfig
 
-    where = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
+    where: dict[str, Any] = {"trust_remote_code": options.get("trust_remote_code", False)}
+    where |= {"revision": options["revision"]} if "revision" in options else {}
     try:
         marks = thinking_of(AutoTokenizer.from_pretrained(source.name, **where))
     except Exception:  # noqa: BLE001  # vLLM reads it too, and its message has the reason
