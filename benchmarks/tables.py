@@ -26,6 +26,7 @@ CHOSEN = (
     ("client", 1, "the remote engine over `AsyncOpenAI` with a semaphore of 64"),
     ("faults", 0, "10,000 requests to a server with six kinds of faults: answered"),
     ("accuracy-peers", 1, "verdicts unlike lm-evaluation-harness's strict ones, 1,000 problems"),
+    ("lmeval", 0, "multiple choice, lm-evaluation-harness's vLLM model over ours in its own run"),
     ("accuracy", 4, "word problems: majority of 16 over greedy"),
     ("uncertainty", 18, "calibration error after isotonic scaling, minus before"),
     ("diffusion-problems", 3, "diffusion, threshold 0.9: times fewer forwards"),
