@@ -24,6 +24,7 @@ from workbench.engines.cpu import fit
 from workbench.engines.device import memory_ran_out
 from workbench.errors import EngineError, EngineGoneError, InputError, WorkbenchError
 from workbench.progress import stopping
+from workbench.types import Message
 
 log = logging.getLogger("workbench")
 
@@ -99,14 +100,32 @@ class SharedLLM:
         if not self._users:
             self.free()
 
-    def send(self, inbox: Inbox, tokens: Sequence[int], params: Any, lora: Any) -> str:
-        """Queue one prompt (token ids); returns the id that its output will have."""
+    def send(
+        self,
+        inbox: Inbox,
+        prompt: Sequence[int] | Sequence[Message],
+        params: Any,
+        lora: Any,
+        **chat: Any,
+    ) -> str:
+        """Queue one prompt; returns the id that its output will have.
+
+        Args:
+            prompt: token ids, or a chat with images, which vLLM itself reads with the arguments
+                `chat` of `LLM.enqueue_chat`.
+        """
         with self._lock, self._hold_interrupt():
             llm = self._open()
             with refusals():
-                (inside,) = llm.enqueue(
-                    [{"prompt_token_ids": list(tokens)}], params, use_tqdm=False, lora_request=lora
-                )
+                if chat:
+                    (inside,) = llm.enqueue_chat(
+                        [prompt], params, use_tqdm=False, lora_request=lora, **chat
+                    )
+                else:
+                    (inside,) = llm.enqueue(
+                        [{"prompt_token_ids": list(prompt)}], params, use_tqdm=False,
+                        lora_request=lora,
+                    )  # fmt: skip
             outside = str(inside).rsplit("-", 1)[0]  # vLLM appends a random part to its id
             inbox.pending[outside] = inside
             self._owners[outside] = inbox

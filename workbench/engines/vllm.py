@@ -11,11 +11,19 @@ import importlib.util
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from workbench.engines.base import failure
-from workbench.engines.chat import CHAT, ChatOptions, Thinking, thinking_limit, thinking_of
+from workbench.engines.base import BaseEngine, failure
+from workbench.engines.chat import (
+    CHAT,
+    ChatOptions,
+    Thinking,
+    is_prefill,
+    thinking_limit,
+    thinking_of,
+)
 from workbench.engines.checkpoints.folder import check_adapter, safe_format
 from workbench.engines.cpu import vllm_defaults
 from workbench.engines.device import prepare, shown
@@ -27,10 +35,11 @@ from workbench.engines.source import Source, check_options
 from workbench.engines.tokens import Node, NodeScores
 from workbench.errors import EngineUnavailableError, InputError
 from workbench.machine import versions
+from workbench.messages import images_in
 from workbench.progress import fact
 from workbench.store import Store, digest, folder_digest
 from workbench.tiny import MODEL
-from workbench.types import Completion, Sampling, TokenLogprob
+from workbench.types import Completion, Prompt, Sampling, TokenLogprob
 
 MAX_LABEL_IDS = 128  # vLLM's limit on logprob_token_ids
 WINDOW = 4  # requests in the engine, as a multiple of its batch
@@ -98,6 +107,7 @@ class VLLMEngine(LocalEngine):
         config = self._shared.llm.llm_engine.vllm_config
         model_config = config.model_config
         self._vocabulary = int(model_config.get_vocab_size())
+        self._sees = bool(model_config.is_multimodal_model)
         self._window: int = WINDOW * config.scheduler_config.max_num_seqs
         decisive = deciding(chosen | self._chats.given | ({"adapter": adapter} if adapter else {}))
         super().__init__(
@@ -132,8 +142,17 @@ class VLLMEngine(LocalEngine):
     def _free(self) -> None:
         self._shared.release(self)
 
+    def count_tokens(self, prompts: Sequence[Prompt]) -> tuple[list[int], bool]:
+        """Counts by the model's tokenizer; with images, estimates."""
+        if self._sees and any(map(images_in, prompts)):
+            return BaseEngine.count_tokens(self, prompts)
+        return super().count_tokens(prompts)
+
     def _complete(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Completion]]]:
-        fit, refused = self._jobs(requests)
+        seen = [one for one in requests if self._sees and images_in(one.prompt)]
+        fit, refused = self._jobs(
+            [one for one in requests if one not in seen] if seen else requests
+        )
         if refused:
             yield refused
         fit.sort(key=lambda job: job[1])  # requests with a shared prefix stay together
@@ -142,12 +161,24 @@ class VLLMEngine(LocalEngine):
         common = _params(first.sampling, None, limit)  # shared if there is no seed
         jobs = (
             (one, ids, common if one.seed is None else _params(one.sampling, one.seed, limit))
-            for one, ids in fit
+            for one, ids in chain(fit, ((one, None) for one in seen))
         )
         for batch in self._run(jobs):
             yield [(request, self._answer(request, output)) for request, output in batch]
 
+    def _send(self, inbox: Inbox, key: Any, ids: list[int] | None, params: Any) -> str:
+        """Send token ids; without them, the key is a request with a chat that has images."""
+        if ids is not None:
+            return self._shared.send(inbox, ids, params, self._lora)
+        chat, options = self._chats.messages(key.prompt), self._chats
+        prefill, template = is_prefill(chat), options.chat_template or self._tokenizer.chat_template
+        more = {"add_generation_prompt": not prefill, "continue_final_message": prefill}
+        more |= {"chat_template": template, "chat_template_kwargs": options.chat_template_kwargs}
+        return self._shared.send(inbox, chat, params, self._lora, **more)
+
     def _answer(self, request: Request, output: Any) -> Completion:
+        if isinstance(output, str):
+            return failure(output)
         row = _completion(output, request.sampling)
         return self._without_thinking(request, row, output.prompt_token_ids)
 
@@ -172,14 +203,21 @@ class VLLMEngine(LocalEngine):
                 yield rows
             todo, whole = again, True
 
-    def _run(self, jobs: Iterator[tuple[Any, list[int], Any]]) -> Iterator[list[tuple[Any, Any]]]:
-        """Send (key, token ids, parameters); yield (key, output) as requests finish."""
+    def _run(
+        self, jobs: Iterator[tuple[Any, list[int] | None, Any]]
+    ) -> Iterator[list[tuple[Any, Any]]]:
+        """Send (key, token ids, parameters); yield (key, output or refusal) as they finish."""
         inbox, keys = Inbox(), dict[str, Any]()
         try:
             while True:
                 while len(keys) < self._window and (job := next(jobs, None)):
                     key, ids, params = job
-                    keys[self._shared.send(inbox, ids, params, self._lora)] = key
+                    try:
+                        keys[self._send(inbox, key, ids, params)] = key
+                    except InputError as refusal:
+                        if ids is not None:
+                            raise
+                        yield [(key, str(refusal))]
                     if self._shared.interrupted:
                         raise KeyboardInterrupt
                 if not keys:
