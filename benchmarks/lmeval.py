@@ -128,7 +128,7 @@ def judgement(sample: Mapping[str, Any]) -> list[Any]:
 def apart(sample: Mapping[str, Any], other: Mapping[str, Any]) -> float:
     """The largest difference between two samples' log-probabilities."""
     both = zip(*(_logprobs(one["resps"]) for one in (sample, other)), strict=True)
-    return max((abs(a - b) for a, b in both), default=0.0)
+    return float(max(abs(a - b) for a, b in both))  # an error where nothing is compared
 
 
 def _logprobs(value: Any) -> list[float]:

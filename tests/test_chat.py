@@ -222,7 +222,7 @@ def test_texts_in_parts_are_one_text_and_images_are_refused(opened: Any) -> None
         assert "multimodal" in str(row.error)
         assert "base64" not in repr(row)
     else:
-        with pytest.raises(InputError, match=r"reads texts only.*`workbench serve vllm`"):
+        with pytest.raises(InputError, match=r"reads texts only.*serve it"):
             engine.generate([[picture]], SHORT)
     with pytest.raises(InputError, match='engine="remote"'):
         engine.label_logprobs([[picture]], ["a", "b"])

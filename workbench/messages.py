@@ -101,8 +101,8 @@ def refuse_images(prompt: Any, what: str) -> None:
     """Refuse, by an `InputError` with the remedy, a chat with images where they are not read."""
     if images_in(prompt):
         raise InputError(
-            f"a message has an image, but {what}: serve a model that takes images, such as with "
-            '`workbench serve vllm`, and open it with engine="remote"'
+            f"a message has an image, but {what}: open a model that takes images with "
+            'engine="vllm", or serve it and use engine="remote"'
         )
 
 

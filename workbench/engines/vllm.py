@@ -150,9 +150,8 @@ class VLLMEngine(LocalEngine):
 
     def _complete(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Completion]]]:
         seen = [one for one in requests if self._sees and images_in(one.prompt)]
-        fit, refused = self._jobs(
-            [one for one in requests if one not in seen] if seen else requests
-        )
+        rest = [one for one in requests if not (self._sees and images_in(one.prompt))]
+        fit, refused = self._jobs(rest) if rest else ([], [])
         if refused:
             yield refused
         fit.sort(key=lambda job: job[1])  # requests with a shared prefix stay together
@@ -172,9 +171,11 @@ class VLLMEngine(LocalEngine):
             return self._shared.send(inbox, ids, params, self._lora)
         chat, options = self._chats.messages(key.prompt), self._chats
         prefill, template = is_prefill(chat), options.chat_template or self._tokenizer.chat_template
-        more = {"add_generation_prompt": not prefill, "continue_final_message": prefill}
-        more |= {"chat_template": template, "chat_template_kwargs": options.chat_template_kwargs}
-        return self._shared.send(inbox, chat, params, self._lora, **more)
+        return self._shared.send(
+            inbox, chat, params, self._lora,
+            chat_template=template, chat_template_kwargs=options.chat_template_kwargs,
+            add_generation_prompt=not prefill, continue_final_message=prefill,
+        )  # fmt: skip
 
     def _answer(self, request: Request, output: Any) -> Completion:
         if isinstance(output, str):
@@ -185,7 +186,7 @@ class VLLMEngine(LocalEngine):
     def _score_nodes(self, jobs: Sequence[NodeJob]) -> Iterator[list[NodeScores]]:
         todo, whole = [*jobs], False
         while todo:
-            todo.sort(key=lambda job: [*job[2], *job[1].given])  # shared prefixes stay together
+            todo.sort(key=lambda job: (job[2], job[1].given))  # shared prefixes stay together
             make = cache(partial(_node_params, whole=whole))
             sent = ((job, [*job[2], *job[1].given], make(job[1])) for job in todo)
             again: list[NodeJob] = []
