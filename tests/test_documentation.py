@@ -49,6 +49,7 @@ HERE = {"Qwen/Qwen3-8B": str(MODEL)}
 ELSEWHERE = re.compile(
     r"^(\w+=\S+ )*(make|pip|conda|export|ssh) |^python -m pytest "
     r"|^workbench (serve|slurm|convert|sweep|notebook validate) "
+    r"|^workbench lm-eval .*--tasks arc_easy"  # its data is on the hub
     r"|^workbench throughput$|benchmarks|llama-|/Llama|--task mmlu"
     r"|^workbench report runs/accuracy$"  # of a sweep
 )
