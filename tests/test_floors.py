@@ -29,6 +29,7 @@ FLOORS = {
     "scores": 0,
     "template": 0,
     "store": 1,
+    "merging": 1,
     "stats": 0,
     "machine": 1,
     "progress": 1,

@@ -61,6 +61,18 @@ def folder_digest(folder: Path) -> str:
     return digest(list(zip(names, sums, strict=True))).hex()
 
 
+def why_not_ours(db: sqlite3.Connection) -> str | None:
+    """Why a database is no store of this version; None if it is."""
+    kind, version = (
+        db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+    )
+    if kind != APPLICATION_ID:
+        return "it is a database of another program"
+    if version != VERSION:
+        return f"it has version {version}, this workbench reads version {VERSION}"
+    return None
+
+
 class Store:
     """A dictionary of answers on disk, safe for several threads and processes.
 
@@ -92,13 +104,9 @@ class Store:
         )
 
     def _prepare(self) -> None:
-        kind = self._db.execute("PRAGMA application_id").fetchone()[0]
         tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if tables and kind != APPLICATION_ID:
-            self._refuse("it is a database of another program")
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if tables and version != VERSION:
-            self._refuse(f"it has version {version}, this workbench reads version {VERSION}")
+        if tables and (reason := why_not_ours(self._db)):
+            self._refuse(reason)
         if not tables:
             self._db.execute(f"PRAGMA application_id={APPLICATION_ID}")
             self._db.execute(f"PRAGMA user_version={VERSION}")

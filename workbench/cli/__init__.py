@@ -31,6 +31,7 @@ from workbench.cli.output import (
 )  # fmt: skip
 from workbench.cli.reproduce import reproduce
 from workbench.cli.servers import check_server, serve, slurm
+from workbench.cli.store import app as store
 from workbench.cli.sweep import app as sweep
 from workbench.cli.uncertainty import app as uncertainty
 
@@ -110,6 +111,7 @@ app.add_typer(serve, name="serve", rich_help_panel=SERVERS)
 app.command("check-server", rich_help_panel=SERVERS)(check_server)
 app.add_typer(slurm, name="slurm", rich_help_panel=SERVERS)
 app.add_typer(convert, name="convert", rich_help_panel=HERE)
+app.add_typer(store, name="store", rich_help_panel=HERE)
 
 
 def _version(wanted: bool) -> None:
