@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from workbench.cli.servers import slurm
+from workbench.cli.slurm import slurm
 from workbench.errors import EngineError, EngineUnavailableError, InputError
-from workbench.serving.slurm import SlurmJob, command, script, submit, tunnel
+from workbench.serving.slurm import SlurmJob, command, script, server_script, submit
 
 KEY = "a-key-for-tests"
 RIGHT: dict[str, Any] = {"account": "lab", "gpus": 1, "mem": "1G", "time": "10"}
@@ -74,7 +75,7 @@ def write(folder: Path, *arguments: str, job: SlurmJob = JOB, **options: Any) ->
     (folder / "server.py").write_text(SERVER)
     line = [sys.executable, str(folder / "server.py"), *arguments]
     given: dict[str, Any] = {"model": "some/model", "folder": folder} | options
-    return script(job, line, **given)
+    return server_script(job, line, **given)
 
 
 @contextmanager
@@ -279,8 +280,12 @@ def test_what_slurm_is_asked_for(tmp_path: Path) -> None:
     assert [line.removeprefix("#SBATCH --") for line in asked] == [
         "job-name=x", "account=lab", "partition=a,b", "nodes=1", "ntasks=1", "gres=gpu:2",
         "cpus-per-task=8", "mem=64G", "time=1-02:03:04", f"output={tmp_path}/x-%j.log",
-        "signal=B:TERM@60",
+        "open-mode=append", "requeue", "signal=B:TERM@60",
     ]  # fmt: skip
+    fleet = write(tmp_path, job=replace(job, gpus=0), replicas=32)
+    assert "#SBATCH --array=0-31\n" in fleet
+    assert f"#SBATCH --output={tmp_path}/x-%A_%a.log\n" in fleet
+    assert "gres" not in fleet
     assert write(tmp_path).startswith("#!/bin/bash\n#SBATCH ")
 
 
@@ -309,7 +314,7 @@ def test_bash_accepts_it(tmp_path: Path, more: dict[str, Any], port: int | None)
         {"name": "a/b"}, {"name": "$(x)"}, {"name": "é"}, {"partition": "a;b"}, {"partition": "a,"},
         {"mem": "64"}, {"mem": "0G"}, {"mem": "64GB"}, {"mem": "64G\n"}, {"mem": 64},
         {"time": "1:00"}, {"time": "1-25:00:00"}, {"time": "0"}, {"time": "00:00:00"},
-        {"time": "04:60:00"}, {"time": "4h"}, {"time": "٣"}, {"gpus": 0}, {"gpus": "1"},
+        {"time": "04:60:00"}, {"time": "4h"}, {"time": "٣"}, {"gpus": -1}, {"gpus": "1"},
         {"cpus": 0},
         {"container": "a\nb"}, {"container": ""}, {"environment": "-n x"},
         {"container": "a", "environment": "b"},
@@ -327,6 +332,7 @@ def test_what_a_job_cannot_be(wrong: dict[str, Any]) -> None:
         ({"folder": Path("/a b")}, "folder"),
         ({"folder": Path("/a%j")}, "folder"),
         ({"port": 0}, "port=0"),
+        ({"replicas": 0}, "replicas=0"),
         ({"key_file": Path("/a\nb")}, "key_file"),
         ({"line": ["x", "a\nb"]}, r"a\\nb"),
         ({"line": ["x", "a\x1bb"]}, "control"),
@@ -334,7 +340,7 @@ def test_what_a_job_cannot_be(wrong: dict[str, Any]) -> None:
 )
 def test_what_a_script_cannot_hold(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        script(JOB, **({"line": ["true"], "model": None, "folder": Path("/x")} | wrong))
+        server_script(JOB, **({"line": ["true"], "model": None, "folder": Path("/x")} | wrong))
 
 
 def test_commands() -> None:
@@ -362,14 +368,6 @@ def test_commands() -> None:
         assert "secret" not in str(raised.value)
 
 
-def test_tunnels() -> None:
-    assert tunnel(80, with_key=True, login="me@there") == [
-        "ssh -N -L 80:NODE:80 me@there",
-        "export WORKBENCH_BASE_URL=http://127.0.0.1:80/v1",
-    ]
-    assert tunnel(None, with_key=False)[0] == "ssh -N -J LOGIN -L PORT:127.0.0.1:PORT NODE"
-
-
 def call(*arguments: str) -> Any:
     return CliRunner().invoke(parent, ["slurm", "serve", "--account", "lab", *arguments])
 
@@ -379,12 +377,17 @@ def test_the_command_writes_the_script(tmp_path: Path, monkeypatch: pytest.Monke
     given = ["--model", "some/model", "--gpus", "2", "--port", "8000", "-o", "batch_size=4"]
     printed = call(*given)
     assert printed.exit_code == 0, printed.output
-    job = SlurmJob("lab", 2, "64G", "04:00:00")
+    job = SlurmJob("lab", 2, "64G", "04:00:00", name="workbench-serve")
     line = command("diffusion", "some/model", 2, {"batch_size": "4"})
     folder = tmp_path / "runs" / "slurm"
-    assert printed.stdout == script(job, line, model="some/model", folder=folder, port=8000)
+    text = server_script(job, line, model="some/model", folder=folder, port=8000)
+    assert printed.stdout == text
     assert folder.is_dir()
-    assert "ssh -N -J LOGIN -L 8000:127.0.0.1:8000 NODE" in printed.stderr
+    assert "set WORKBENCH_API_KEY" in printed.stderr
+    fleet = call(*given, "--replicas", "4", "--name", "llama", "--cpus", "3")
+    assert {"#SBATCH --array=0-3", "#SBATCH --job-name=llama", "#SBATCH --cpus-per-task=3"} <= {
+        *fleet.stdout.splitlines()
+    }
 
     out = tmp_path / "job.sh"
     assert call(*given, "--out", str(out)).exit_code == 0
@@ -410,7 +413,7 @@ def test_the_command_submits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (done.exit_code, done.stdout) == (0, "4711\n")
     assert (tmp_path / "submitted").read_text().startswith("#!/bin/bash\n#SBATCH")
     assert f"{tmp_path}/slurm/workbench-serve-4711.json" in done.stderr
-    assert "-J LOGIN" not in done.stderr
+    assert "workbench-serve-4711_0 to _7.json" in call("--submit", "--replicas", "8").stderr
 
     tool(tmp_path, "sbatch", "echo 'Invalid account' >&2; exit 1")
     refused = call("--submit")
@@ -437,7 +440,62 @@ def test_the_command_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert message in done.stderr
     secret.chmod(0o600)
     done = call("--key-file", str(secret), "--folder", "/elsewhere")
-    assert "ssh -N -L PORT:NODE:PORT LOGIN" in done.stderr
+    assert "set WORKBENCH_API_KEY" not in done.stderr
     assert "/elsewhere must exist" in done.stderr
     assert str(secret) in done.stdout
     assert KEY not in done.output
+
+
+def run_command(*arguments: str) -> Any:
+    return CliRunner().invoke(parent, ["slurm", "run", "--account", "lab", *arguments])
+
+
+def test_any_command_is_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKBENCH_RUN_DIR", str(tmp_path))
+    taken = f"[[ $* == --parsable ]] && cat > {tmp_path}/submitted && echo 12"
+    monkeypatch.setenv("PATH", tool(tmp_path, "sbatch", taken)["PATH"])
+    command = ["workbench", "eval", "--task", "it's $HOME"]
+    done = run_command("--gpus", "0", "--time", "1:00:00", "--", *command)
+    assert (done.exit_code, done.stdout) == (0, "12\n")
+    assert f"{tmp_path}/slurm/workbench-run-12.log" in done.stderr
+    text = (tmp_path / "submitted").read_text()
+    job = SlurmJob("lab", 0, time="1:00:00", name="workbench-run")
+    assert text == script(job, command, folder=tmp_path / "slurm")
+    assert "#SBATCH --requeue\n" in text
+    assert "gres" not in text
+    assert "signal" not in text  # so that Slurm's state says that the limit was met
+    assert text.endswith("exec workbench eval --task 'it'\"'\"'s $HOME'\n")
+    assert run_command("--gpus", "0").exit_code == 2
+
+
+def test_the_script_of_a_command_runs_it(tmp_path: Path) -> None:
+    line = [sys.executable, "-c", "import sys; print(sys.argv[1:]); sys.exit(7)", *HOSTILE]
+    text = script(JOB, line, folder=tmp_path)
+    done = subprocess.run(["bash"], input=text, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (7, f"{HOSTILE}\n")
+
+
+def test_jobs_from_texts() -> None:
+    read = SlurmJob.read({"account": "lab", "gpus": "0", "cpus": "4", "time": "1:00:00"})
+    assert read == SlurmJob("lab", 0, time="1:00:00", cpus=4)
+    for wrong, message in [
+        ({}, "account=NAME"),
+        ({"account": "lab", "gpu": "1"}, "gpu"),
+        ({"account": "lab", "gpus": "many"}, "gpus='many'"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            SlurmJob.read(wrong)
+
+
+def test_a_task_of_an_array_has_its_own_file(tmp_path: Path) -> None:
+    left = tmp_path / "test-70_3.json"
+    left.write_text("of the job before it was started again")
+    array = {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "3"}
+    with started(tmp_path, write(tmp_path, replicas=4), **array) as job:
+        until((tmp_path / "asked").exists)
+        assert not left.exists()
+        (tmp_path / "go").touch()
+        assert read(left)["job_id"] == "70_3"
+        job.terminate()
+        assert job.wait(20) == 0
+    assert not list(tmp_path.glob("*.json*"))

@@ -30,7 +30,8 @@ from workbench.cli.output import (
     table,
 )  # fmt: skip
 from workbench.cli.reproduce import reproduce
-from workbench.cli.servers import check_server, serve, slurm
+from workbench.cli.servers import check_server, serve
+from workbench.cli.slurm import slurm
 from workbench.cli.store import app as store
 from workbench.cli.sweep import app as sweep
 from workbench.cli.uncertainty import app as uncertainty

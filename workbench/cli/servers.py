@@ -1,11 +1,9 @@
-"""`workbench serve`, `slurm` and `check-server`: models behind OpenAI's API."""
+"""`workbench serve` and `check-server`: models behind OpenAI's API."""
 
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -17,13 +15,12 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from workbench.cli.options import Json, Options, ServedModel, engine_options, pairs
+from workbench.cli.options import Json, Options, ServedModel, engine_options
 from workbench.cli.output import clean_exit, command_group, say, show, table
 from workbench.errors import EngineError, InputError
 from workbench.lazy import torch
 
 serve = command_group("Start a model server.")
-slurm = command_group("Model servers as jobs of a Slurm cluster.")
 Host = Annotated[str, Option(help="The address to listen on.")]
 Port = Annotated[int | None, Option(help="Default: a free one.")]
 
@@ -152,81 +149,6 @@ def _gpus(count: int, *, on_cpu: bool) -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = named.split(",") if named else map(str, range(count))
     return [name.strip() for name in names][:count]
-
-
-@slurm.command("serve")
-def submit_server(
-    account: Annotated[str, Option(help="The Slurm account that is charged.")],
-    model: ServedModel = None,
-    kind: Annotated[str, Option(help='"diffusion" or "vllm".')] = "diffusion",
-    gpus: Annotated[int, Option(help="GPUs of one node.")] = 1,
-    mem: Annotated[str, Option(help="Memory, such as 64G.")] = "64G",
-    time: Annotated[str, Option(help="D-HH:MM:SS, HH:MM:SS, or minutes.")] = "04:00:00",
-    partition: Annotated[str | None, Option(help="Default: the cluster's.")] = None,
-    container: Annotated[
-        str | None, Option(help="An image for srun (pyxis), or a .sif file for apptainer.")
-    ] = None,
-    environment: Annotated[
-        str | None, Option(help="Name of a conda environment, or folder of a Python venv.")
-    ] = None,
-    port: Annotated[int | None, Option(help="Default: a free one on the node.")] = None,
-    key_file: Annotated[
-        Path | None,
-        Option(help="Holds the API key, mode 600 (default: the job's WORKBENCH_API_KEY)."),
-    ] = None,
-    option: Annotated[
-        list[str] | None,
-        Option("--option", "-o", metavar="NAME=VALUE", help="A setting of the server."),
-    ] = None,
-    folder: Annotated[
-        Path | None, Option(help="On the cluster, for log and ready file (default: runs/slurm).")
-    ] = None,
-    out: Annotated[
-        Path | None, Option(help="A new file for the script (default: print it).")
-    ] = None,
-    submit: Annotated[bool, Option("--submit", help="Submit it, and print the job's id.")] = False,
-) -> None:
-    """Write the script that serves a model on a cluster, and submit it on request."""
-    from workbench.runs import run_dir
-    from workbench.serving import slurm as cluster
-
-    job = cluster.SlurmJob(
-        account, gpus, mem, time, partition, container=container, environment=environment
-    )
-    here = submit or folder is None
-    folder = (folder or run_dir() / "slurm").absolute()
-    command = cluster.command(kind, model, gpus, pairs(option, "--option"))
-    key = _private(key_file)
-    text = cluster.script(job, command, model=model, folder=folder, port=port, key_file=key)
-    if here:  # Slurm does not create it, and the job would end without a message
-        folder.mkdir(parents=True, exist_ok=True)
-    else:
-        say(f"{folder} must exist when the job starts")
-    if out is not None:
-        with out.open("x", encoding="utf-8") as file:
-            file.write(text)
-    elif not submit:
-        typer.echo(text, nl=False)
-    login = "LOGIN"
-    if submit:
-        identity = cluster.submit(text)
-        typer.echo(identity)
-        say(f"when the server answers, this file exists: {folder}/{job.name}-{identity}.json")
-        login = f"{getpass.getuser()}@{socket.gethostname()}"
-    with_key = key is not None or bool(os.environ.get("WORKBENCH_API_KEY"))
-    say("then, from your machine (the job's log has these lines filled in):")
-    for line in cluster.tunnel(port, with_key=with_key, login=login):
-        say(f"  {line}")
-
-
-def _private(file: Path | None) -> Path | None:
-    """A key file's full path; its mode is checked here if it exists, and by the job in any case."""
-    if file is None:
-        return None
-    path = file.expanduser().absolute()
-    if path.exists() and path.stat().st_mode & 0o777 not in (0o600, 0o400):
-        raise InputError(f"key file {path} can be read by others: chmod 600 {path}")
-    return path
 
 
 def check_server(

@@ -1,7 +1,8 @@
-"""A model server as a job of a Slurm cluster: its script and submission.
+"""Jobs of a Slurm cluster: what they request, their scripts, their submission and their states.
 
-While the server answers, a readiness file in the job's folder has its address. The script never
-contains the key, which comes from the job's environment or from a file of the user.
+A job runs any command on one node; an array runs it several times. While a server's job answers, a
+readiness file in the job's folder has its address. A script never contains the key, which comes
+from the job's environment or from a file of the user.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import re
 import shlex
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from workbench import values
@@ -22,6 +24,10 @@ TEMPLATE = Path(__file__).with_name("slurm.sh")
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 TIMES = r"\d+|\d+:[0-5]\d:[0-5]\d|\d+-([01]?\d|2[0-3]):[0-5]\d:[0-5]\d"
 FOLDER = r"[A-Za-z0-9_./@+=-]+"  # sbatch interprets % and blanks in it
+ENDED = {
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+    "PREEMPTED", "REVOKED", "TIMEOUT",
+}  # fmt: skip
 
 FLAGS = {"diffusion": ("batch_size", "max_wait_time"), "vllm": ("preset", "timeout")}
 RESERVED = {
@@ -35,11 +41,11 @@ RESERVED = {
 
 @dataclass(frozen=True, slots=True)
 class SlurmJob:
-    """The resources to request: one node, for one server.
+    """The resources to request: one node for a job, or for each task of an array.
 
     Attributes:
         account: the account to charge.
-        gpus: GPUs of the node.
+        gpus: GPUs of the node; 0 requests none.
         mem: memory of the node, such as 64G.
         time: the time limit: D-HH:MM:SS, HH:MM:SS, or minutes.
         partition: a partition, or several with commas; None is the cluster's default.
@@ -54,14 +60,14 @@ class SlurmJob:
     """
 
     account: str
-    gpus: int
-    mem: str
-    time: str
+    gpus: int = 1
+    mem: str = "64G"
+    time: str = "04:00:00"
     partition: str | None = None
     cpus: int | None = None
     container: str | None = None
     environment: str | None = None
-    name: str = "workbench-serve"
+    name: str = "workbench"
 
     def __post_init__(self) -> None:
         _match("account", self.account, NAME, "a name")
@@ -70,7 +76,7 @@ class SlurmJob:
         _match("time", self.time, TIMES, "D-HH:MM:SS, HH:MM:SS, or a number of minutes")
         if not re.search("[1-9]", self.time):
             values.refuse("time", self.time, "a limit above 0")
-        values.whole("gpus", self.gpus, 1)
+        values.whole("gpus", self.gpus, 0)
         values.optional("cpus", self.cpus, values.whole, 1)
         if self.partition is not None:
             _match("partition", self.partition, f"{NAME}(,{NAME})*", "a name")
@@ -81,6 +87,20 @@ class SlurmJob:
                 f"container={self.container!r} and environment={self.environment!r}: set one of "
                 "them, as a container has its own environment"
             )
+
+    @classmethod
+    def read(cls, settings: Mapping[str, str]) -> SlurmJob:
+        """A job from the texts of its attributes.
+
+        Raises:
+            InputError: an unknown name, an invalid value, or no account.
+        """
+        for name in settings:
+            values.known("setting of a Slurm job", name, [one.name for one in fields(cls)])
+        if "account" not in settings:
+            raise InputError("a Slurm job needs an account: give account=NAME")
+        numbers = {n: int(v) for n, v in settings.items() if n in {"gpus", "cpus"} and v.isdigit()}
+        return cls(**{**settings, **numbers})  # type: ignore[arg-type]  # checked above
 
 
 def _match(name: str, value: object, pattern: str, need: str) -> None:
@@ -130,18 +150,46 @@ def script(
     job: SlurmJob,
     line: Sequence[str],
     *,
+    folder: Path,
+    array: str | None = None,
+    mounts: Sequence[Path | str] = (),
+) -> str:
+    """The script of a job that runs a command, and starts it again after a fault of its node.
+
+    Args:
+        job: the resources to request.
+        line: the command.
+        folder: for the log; it must exist when the job starts.
+        array: the tasks, such as "0-99%8": a hundred, at most eight at a time; None: one job.
+        mounts: other paths that a container needs.
+
+    Raises:
+        InputError: a value that Slurm or the shell could misinterpret.
+    """
+    run = " ".join(["exec", *_container(job, mounts), _quoted(line)])  # it receives the signals
+    begin = ["#!/bin/bash", *_directives(job, folder, array), "set -euo pipefail"]
+    return "\n".join([*begin, *_activation(job), run, ""])
+
+
+def server_script(
+    job: SlurmJob,
+    line: Sequence[str],
+    *,
     model: str | None,
     folder: Path,
+    replicas: int = 1,
     port: int | None = None,
     key_file: Path | None = None,
 ) -> str:
-    """The script for sbatch.
+    """The script of a server, or of an array of servers.
 
     Args:
         job: the resources to request.
         line: the command that starts the server and accepts `--host` and `--port`; see `command`.
-        model: for the readiness file, `<job name>-<job id>.json`.
+        model: for the readiness file, `<job name>-<job id>.json`; in an array the id is
+            `<array's id>_<number>`.
         folder: for that file and the log; it must exist when the job starts.
+        replicas: servers; more than one are an array.
         port: None chooses a free one on the node.
         key_file: a file with the API key that only its owner can read; None uses WORKBENCH_API_KEY
             from the job's environment, if it is set.
@@ -149,26 +197,11 @@ def script(
     Raises:
         InputError: a value that Slurm or the shell could misinterpret.
     """
-    _match("folder", str(folder), FOLDER, "a path of letters, digits, and _ . / @ + = -")
     values.optional("port", port, values.whole, 1, 2**16 - 1)
     values.optional("key_file", key_file and str(key_file), _one_line)
-    for word in line:
-        if not word.isprintable():
-            values.refuse("argument", word, "of one line, without control codes")
-    requests = {
-        "job-name": job.name,
-        "account": job.account,
-        "partition": job.partition,
-        "nodes": 1,
-        "ntasks": 1,
-        "gres": f"gpu:{job.gpus}",
-        "cpus-per-task": job.cpus,
-        "mem": job.mem,
-        "time": job.time,
-        "output": f"{folder}/{job.name}-%j.log",
-        "signal": "B:TERM@60",  # to the script, before the time limit
-    }
-    directives = [f"#SBATCH --{name}={value}" for name, value in requests.items() if value]
+    array = f"0-{values.whole('replicas', replicas, 1) - 1}" if replicas != 1 else None
+    # The signal goes to the script, a minute before the time limit.
+    directives = [*_directives(job, folder, array), "#SBATCH --signal=B:TERM@60"]
     variables = {
         "port": str(port or ""),
         "key_file": str(key_file or ""),
@@ -176,10 +209,38 @@ def script(
         "ready": f"{folder}/{job.name}",
     }
     settings = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
-    settings += ["serve=(", *_container(job, model), shlex.join(line), ")", *_activation(job)]
+    paths = [model] if model is not None and model.startswith("/") else []
+    settings += ["serve=(", *_container(job, paths), _quoted(line), ")", *_activation(job)]
     text = TEMPLATE.read_text(encoding="utf-8")
     text = text.replace("# (directives)", "\n".join(directives), 1)
     return text.replace("# (settings)", "\n".join(settings), 1)
+
+
+def _directives(job: SlurmJob, folder: Path, array: str | None) -> list[str]:
+    _match("folder", str(folder), FOLDER, "a path of letters, digits, and _ . / @ + = -")
+    requests = {
+        "job-name": job.name,
+        "account": job.account,
+        "partition": job.partition,
+        "nodes": 1,
+        "ntasks": 1,
+        "gres": f"gpu:{job.gpus}" if job.gpus else None,
+        "cpus-per-task": job.cpus,
+        "mem": job.mem,
+        "time": job.time,
+        "array": array,
+        "output": f"{folder}/{job.name}-{'%A_%a' if array else '%j'}.log",
+        "open-mode": "append",  # what a job said before it was started again stays
+    }
+    lines = [f"#SBATCH --{name}={value}" for name, value in requests.items() if value]
+    return [*lines, "#SBATCH --requeue"]
+
+
+def _quoted(line: Sequence[str]) -> str:
+    for word in line:
+        if not word.isprintable():
+            values.refuse("argument", word, "of one line, without control codes")
+    return shlex.join(line)
 
 
 def _activation(job: SlurmJob) -> list[str]:
@@ -191,38 +252,31 @@ def _activation(job: SlurmJob) -> list[str]:
     return ["set +u  # activation reads variables that are not set", *lines, "set -u"]
 
 
-def _container(job: SlurmJob, model: str | None) -> list[str]:
-    """The command for an image that can read this folder, the user's home and the model."""
+def _container(job: SlurmJob, paths: Sequence[Path | str]) -> list[str]:
+    """The command for an image that can read this folder, the user's home and these paths."""
     if job.container is None:
         return []
-    image, local = shlex.quote(job.container), model is not None and model.startswith("/")
-    if local and re.search("[,:]", str(model)):
-        raise InputError(f"model={model!r}: a path with , or : cannot be mounted in a container")
-    mount = shlex.quote(f"{model}:{model}")
+    image, mounts = shlex.quote(job.container), []
+    for path in map(str, paths):
+        if re.search("[,:]", path):
+            raise InputError(f"{path!r}: a path with , or : cannot be mounted in a container")
+        mounts.append(shlex.quote(f"{path}:{path}"))
     if job.container.endswith(".sif"):
-        return ["apptainer exec --nv", *([f"--bind {mount}"] if local else []), image]
+        return ["apptainer exec --nv", *(f"--bind {mount}" for mount in mounts), image]
+    together = ",".join(['"$PWD:$PWD"', *mounts])
     return [
         f"srun --ntasks=1 --export=ALL --container-image={image} --container-mount-home",
         *([f"--cpus-per-task={job.cpus}"] if job.cpus else []),
-        f'--container-workdir="$PWD" --container-mounts="$PWD:$PWD"{f",{mount}" if local else ""}',
+        f'--container-workdir="$PWD" --container-mounts={together}',
     ]
 
 
-def tunnel(port: int | None, *, with_key: bool, login: str = "LOGIN") -> list[str]:
-    """Two shell lines to reach the server from elsewhere, with placeholders in capitals.
+def submit(text: str, *, private: bool = False) -> str:
+    """Submit a script with sbatch, which also passes on our environment.
 
     Args:
-        port: None is unknown.
-        with_key: whether the server requires a key, and so listens on the cluster's network.
-        login: the cluster's login node, with the user's name.
-    """
-    at = "PORT" if port is None else str(port)
-    way = f"-L {at}:NODE:{at} {login}" if with_key else f"-J {login} -L {at}:127.0.0.1:{at} NODE"
-    return [f"ssh -N {way}", f"export WORKBENCH_BASE_URL=http://127.0.0.1:{at}/v1"]
-
-
-def submit(text: str) -> str:
-    """Submit a script with sbatch, which also passes on our environment.
+        text: the script.
+        private: only its owner can read what the job writes.
 
     Returns:
         The job's id.
@@ -231,16 +285,72 @@ def submit(text: str) -> str:
         EngineUnavailableError: there is no sbatch here.
         EngineError: sbatch refused the script; quotes its message.
     """
-    program = shutil.which("sbatch")
-    if program is None:
-        raise EngineUnavailableError(
-            "sbatch is not on the PATH: submit on a login node of the cluster, or write the script "
-            "to a file and copy it there"
-        )
-    done = subprocess.run(
-        [program, "--parsable"], input=text, capture_output=True, text=True, check=False,
-        umask=0o077,  # sbatch passes it on: only its owner can read the job's log
-    )  # fmt: skip
+    done = _asked("sbatch", "--parsable", text=text, umask=0o077 if private else -1)
     if done.returncode != 0:
         raise EngineError(f"sbatch ended with code {done.returncode}: {done.stderr.strip()}")
     return done.stdout.strip().partition(";")[0]  # the cluster's name may follow
+
+
+@dataclass(frozen=True, slots=True)
+class TaskState:
+    """What Slurm says of a task: its state, such as RUNNING, why, and its seconds so far."""
+
+    state: str
+    reason: str
+    seconds: float
+
+    @property
+    def ended(self) -> bool:
+        """Whether the task will not run any more."""
+        return self.state in ENDED
+
+
+def states(job: str) -> dict[str, TaskState] | None:
+    """The tasks of an array, by number; empty once Slurm has forgotten it; None: no answer."""
+    about = ["--noheader", "--array", "--all", "--states=all", f"--jobs={job}"]
+    try:
+        done = _asked("squeue", *about, "--format=%K|%T|%r|%M")
+    except (EngineUnavailableError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode != 0:
+        return {} if "Invalid job id" in done.stderr else None
+    rows = [line.split("|") for line in done.stdout.splitlines()]
+    return {row[0]: TaskState(row[1], row[2], _seconds(row[3])) for row in rows if len(row) == 4}
+
+
+def cancel(job: str, patience: float = 120.0) -> None:
+    """Cancel a job or an array, and wait until nothing of it runs.
+
+    Raises:
+        EngineUnavailableError: there is no scancel here.
+        EngineError: it still runs after so many seconds, or Slurm does not answer.
+    """
+    limit = time.monotonic() + patience
+    said = _asked("scancel", job).stderr.strip()
+    while (left := states(job)) is None or not all(one.ended for one in left.values()):
+        if time.monotonic() > limit:
+            raise EngineError(f"job {job} may still run: cancel it with `scancel {job}`. {said}")
+        time.sleep(0.5)
+
+
+def _asked(
+    program: str, *arguments: str, text: str | None = None, umask: int = -1
+) -> subprocess.CompletedProcess[str]:
+    if (path := shutil.which(program)) is None:
+        raise EngineUnavailableError(
+            f"{program} is not on the PATH: run this on a login node of the cluster; for a server, "
+            "you can also write the script to a file and submit it there"
+        )
+    return subprocess.run(
+        [path, *arguments], input=text, capture_output=True, text=True, check=False, umask=umask,
+        timeout=None if text else 60,
+    )  # fmt: skip
+
+
+def _seconds(clock: str) -> float:
+    """Seconds of D-HH:MM:SS or MM:SS."""
+    days, _, rest = clock.rpartition("-")
+    total = 0
+    for part in rest.split(":"):
+        total = 60 * total + (int(part) if part.isdigit() else 0)
+    return total + 86400 * int(days or 0)

@@ -1,7 +1,8 @@
 #!/bin/bash
 # (directives)
 
-# One model server on one node. While it answers, the file $ready has its address.
+# One model server on one node, or on each node of an array. While it answers, the file $ready has
+# its address.
 #
 # With a key (WORKBENCH_API_KEY), it listens on the cluster's network and requires the key. Without
 # one, it listens on its node only, where other users may still reach it, and the tunnel goes
@@ -39,7 +40,10 @@ clean() {
 }
 
 : "${SLURM_JOB_ID:?is not set: submit this script with sbatch}"
-ready=$ready-$SLURM_JOB_ID.json
+id=$SLURM_JOB_ID
+[[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+ready=$ready-$id.json
+rm -f -- "$ready" # of this job before it was started again
 node=${SLURMD_NODENAME:-$(hostname)}
 login=${USER:-$(id -un)}@${SLURM_SUBMIT_HOST:-LOGIN}
 command -v curl >/dev/null || die 'curl is not on this node: it is needed to check the server'
@@ -81,7 +85,7 @@ until answers; do
 done
 if running; then
   printf '{"host": "%s", "port": %d, "url": "%s", "job_id": "%s", "model": %s}\n' \
-    "$node" "$port" "$url" "$SLURM_JOB_ID" "$model" >"$ready.part"
+    "$node" "$port" "$url" "$id" "$model" >"$ready.part"
   mv -- "$ready.part" "$ready"
   echo "ready: $ready"
   echo "reach it from your machine: $tunnel"
