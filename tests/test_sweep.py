@@ -23,14 +23,15 @@ from typer.testing import CliRunner
 from workbench.cli.sweep import app
 from workbench.engines.cpu import threads
 from workbench.engines.vllm import unavailable
-from workbench.errors import InputError, WorkbenchError
+from workbench.errors import EngineUnavailableError, InputError, WorkbenchError
 from workbench.plots import new_figure
 from workbench.plots.points import averaged
 from workbench.plots.sweep import plot_lines, plot_pareto
 from workbench.report.sweeps import sweep_report
+from workbench.serving.slurm import SlurmJob
 from workbench.stats import mean, paired_shares
-from workbench.sweep import Grid, Results, Sweep, paired, read_results, run
-from workbench.sweep.folder import SweepFolder
+from workbench.sweep import Grid, Results, SlurmArray, Sweep, paired, read_results, run
+from workbench.sweep.folder import SweepFolder, note_job
 from workbench.sweep.plan import SweepPoint
 from workbench.sweep.results import results, save_results
 from workbench.sweep.run import _shares, todo
@@ -534,3 +535,34 @@ def test_a_server_that_does_not_start_fails_its_points_and_no_others(points: Pat
     found = run(sweep, points / "runs")
     assert found.states == {"failed": 2}
     assert "no server: port=-1: must be None or a whole number" in found.table["detail"][0]
+
+
+def test_points_on_slurm_need_slurm(points: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs with it: tests/test_slurm_cluster.py."""
+    monkeypatch.setenv("PATH", str(points))
+    served = replace(of(serve={}), notebook=Path("model.ipynb"))
+    with pytest.raises(InputError, match="workbench slurm serve"):
+        run(served, points / "runs", executor=SlurmArray(SlurmJob("lab")))
+    sweep = of(grid=Grid(product={"n": [1, 2]}))
+    with pytest.raises(EngineUnavailableError, match="sbatch"):
+        run(sweep, points / "runs", executor=SlurmArray(SlurmJob("lab")))
+    assert read_results(points / "runs").states == {"waiting": 2}
+    # A point that may still run there is not started here.
+    place = SweepFolder(points / "runs")
+    note_job(place.begin(sweep.points[0]), "7_0")
+    with pytest.raises(EngineUnavailableError, match="scancel"):
+        run(sweep, points / "runs")
+    assert not tallied(points)
+
+
+def test_the_command_reads_what_slurm_is_asked_for(points: Path) -> None:
+    (points / "mine.yaml").write_text(FILE)
+    for given, message in [
+        (["gpus=0"], "account=NAME"),
+        (["account=lab", "gpu=1"], "gpu"),
+        (["account"], "NAME=VALUE"),
+    ]:
+        line = ["run", "mine.yaml", "--dry-run", *(f"--slurm={one}" for one in given)]
+        done = CliRunner().invoke(app, line)
+        assert done.exit_code != 0
+        assert message in done.output + str(done.exception)

@@ -210,7 +210,9 @@ def open_store(store: str | Path | None) -> Store | None:
     """`"default"` is the user's file, a path is that file, None is no store."""
     if store is None:
         return None
-    return Store(default_path() if store == "default" else Path(store).expanduser())
+    if store == "default":
+        store = os.environ.get("WORKBENCH_STORE") or default_path()
+    return Store(Path(store).expanduser())
 
 
 def dump(row: Completion | LabelRow) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from workbench.cli.options import Json
+from workbench.cli.options import Json, pairs
 from workbench.cli.output import clean_exit, command_group, fail, say, show, table
 from workbench.errors import InputError
 
@@ -32,12 +32,17 @@ def run_sweep(
     ] = None,
     resume: Annotated[bool, Option(help="Skip points that are done or failed.")] = True,
     retry_failed: Annotated[bool, Option(help="Run failed points again.")] = False,
+    slurm: Annotated[
+        list[str] | None,
+        Option(metavar="NAME=VALUE", help="Run on Slurm: account, time, gpus, mem, partition …"),
+    ] = None,
     dry_run: Annotated[bool, Option(help="Only print what would run.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run what is not done; non-zero unless all points are done. Ctrl-C keeps finished points."""
     from workbench.runs import run_dir
-    from workbench.sweep import Sweep, read_results, run
+    from workbench.serving.slurm import SlurmJob
+    from workbench.sweep import SlurmArray, Sweep, read_results, run
     from workbench.sweep.folder import SweepFolder
     from workbench.sweep.results import results
     from workbench.sweep.run import todo
@@ -46,6 +51,8 @@ def run_sweep(
     if timeout is not None:
         chosen = dataclasses.replace(chosen, timeout=timeout)
     folder = out or run_dir() / chosen.name
+    request = {"name": "workbench-sweep"} | pairs(slurm, "--slurm")
+    executor = SlurmArray(SlurmJob.read(request)) if slurm else None
     if dry_run:
         place = SweepFolder(folder)
         plan = todo(chosen, place, resume=resume, retry_failed=retry_failed)
@@ -55,8 +62,9 @@ def run_sweep(
     try:
         with clean_exit():
             outcome = run(
-                chosen, folder, jobs=jobs, resume=resume, retry_failed=retry_failed, say=say
-            )
+                chosen, folder, jobs=jobs, resume=resume, retry_failed=retry_failed,
+                executor=executor, say=say,
+            )  # fmt: skip
     except KeyboardInterrupt:
         with contextlib.suppress(InputError):  # nothing has started
             say(", ".join(f"{n} {state}" for state, n in read_results(folder).states.items()))

@@ -207,7 +207,9 @@ class Execution:
 def environment() -> dict[str, str]:
     """This process's variables, with paths that are also valid in another folder."""
     variables = dict(os.environ)
-    for name in {"PYTHONPATH", "WORKBENCH_DATA", "WORKBENCH_CACHE"} & {*variables}:
+    for name in {"PYTHONPATH", "WORKBENCH_DATA", "WORKBENCH_CACHE", "WORKBENCH_STORE"} & {
+        *variables
+    }:
         parts = variables[name].split(os.pathsep) if variables[name] else []
         variables[name] = os.pathsep.join(str(Path(part).absolute()) for part in parts)
     return variables

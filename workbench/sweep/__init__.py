@@ -7,5 +7,9 @@ from workbench.sweep.grid import Grid, Random, RandomValue
 from workbench.sweep.plan import Sweep
 from workbench.sweep.results import Results, paired, read_results
 from workbench.sweep.run import run
+from workbench.sweep.slurm import SlurmArray
 
-__all__ = ["Grid", "Random", "RandomValue", "Results", "Sweep", "paired", "read_results", "run"]
+__all__ = [
+    "Grid", "Random", "RandomValue", "Results", "SlurmArray", "Sweep", "paired", "read_results",
+    "run",
+]  # fmt: skip

@@ -5,6 +5,7 @@
                   result/        where the notebook writes
                   DONE           renamed into place last, only after success; names all files
                   FAILED         the same after a failure, with its reason
+                  pid.json       while it runs: its process, or its task on Slurm
 
 Neither papermill's record nor an existing file means that a point is done: a killed kernel leaves
 both. `DONE` does, as long as all files that it names are there and unchanged.
@@ -15,9 +16,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,10 +30,13 @@ from workbench.errors import InputError
 from workbench.files import write_whole
 from workbench.lazy import psutil
 from workbench.machine import born
+from workbench.serving import slurm
 from workbench.sweep.plan import SweepPoint
 
 Status = Literal["done", "failed", "timeout", "killed", "stale", "running", "waiting"]
 BEGINNING = 2**20  # bytes
+NOTE, TASKS = "pid.json", "tasks-*.pickle"  # of a point that runs; of the points of an array
+ASK = 10.0  # seconds for which an answer of Slurm is used
 RESTS = {
     "notebook": "the notebook",
     "version": "workbench",
@@ -46,7 +52,8 @@ class PointState:
     Attributes:
         status: "stale" is a result of another notebook, version, model or files next to the
             notebook, or one whose files have changed; "waiting" has no result.
-        detail: the reason for any other status than done and waiting.
+        detail: the reason for any other status than done and waiting; of a job on Slurm what
+            Slurm says of it.
         facts: of its run: seconds, machine, version, commit, started.
         metrics: the numbers that the notebook saved with `runs.save_metrics`, if it is done.
     """
@@ -92,28 +99,36 @@ class SweepFolder:
     def begin(self, point: SweepPoint) -> Path:
         """Create an empty folder for a point; end and remove an earlier attempt."""
         target = self.of(point)
-        _end_leftover(target / "pid.json")
+        _end_leftover(target / NOTE)
         shutil.rmtree(target, ignore_errors=True)
         (target / "result").mkdir(parents=True)
         _write(target / "params.json", point.record())
         return target
 
+    def end_jobs(self) -> None:
+        """Cancel what a killed sweep has left on Slurm; what has ended there is kept.
+
+        Raises:
+            EngineError: it may still run, for example because there is no scancel here.
+        """
+        for tasks in self.path.glob(TASKS):
+            tasks.unlink()  # a task that starts now finds nothing to do
+        jobs = {note: job for note in self.path.glob(f"*/{NOTE}") if (job := _job(note))}
+        for array in sorted({job.partition("_")[0] for job in jobs.values()}):
+            slurm.cancel(array)
+        for note in jobs:
+            note.unlink(missing_ok=True)
+
     def runs(self, point: SweepPoint, pid: int) -> None:
         """Record the process that works on a point, so that an orphan can be ended."""
         with suppress(psutil.Error):  # it has ended already
-            _write(self.of(point) / "pid.json", {"pid": pid, "born": born(pid)})
+            _write(self.of(point) / NOTE, {"pid": pid, "born": born(pid)})
 
     def finish(
         self, point: SweepPoint, status: Status, detail: str, facts: Mapping[str, Any]
     ) -> None:
         """Record how a point ended."""
-        target = self.of(point)
-        target.mkdir(parents=True, exist_ok=True)  # the notebook may have removed it
-        (target / "pid.json").unlink(missing_ok=True)
-        outcome = {"status": status, "detail": detail, **facts}
-        if status == "done":
-            outcome["files"] = _digests(target)
-        _write(target / ("DONE" if status == "done" else "FAILED"), outcome)
+        record_end(self.of(point), status, detail, facts)
 
     def drop(self, point: SweepPoint) -> None:
         """Remove a point that was interrupted."""
@@ -127,8 +142,11 @@ class SweepFolder:
             return _checked(target, done)
         if failed is not None and failed.get("status") in ("failed", "timeout", "killed"):
             return PointState(failed["status"], str(failed.get("detail", "")), _facts(failed))
-        if _worker(target / "pid.json") is not None:
+        if _worker(target / NOTE) is not None:
             return PointState("running")
+        if (job := _job(target / NOTE)) and (task := _task(job, time.monotonic() // ASK)):
+            status: Status = "waiting" if task.state == "PENDING" else "running"
+            return PointState(status, f"job {job}: {task.state}, {task.reason}")
         found = others.get(_same(point.plain_parameters, point.served))
         if found is None or found == point.rests:
             return PointState("waiting")
@@ -143,6 +161,44 @@ class SweepFolder:
             if {"parameters", "served"} <= {*record} and isinstance(record.get("rests"), dict):
                 found[_same(record["parameters"], record["served"])] = record["rests"]
         return found
+
+
+def record_end(target: Path, status: Status, detail: str, facts: Mapping[str, Any]) -> None:
+    """Record in a point's folder how it ended."""
+    target.mkdir(parents=True, exist_ok=True)  # the notebook may have removed it
+    (target / NOTE).unlink(missing_ok=True)
+    outcome = {"status": status, "detail": detail, **facts}
+    if status == "done":
+        outcome["files"] = _digests(target)
+    _write(target / ("DONE" if status == "done" else "FAILED"), outcome)
+
+
+def recorded_end(target: Path) -> dict[str, Any] | None:
+    """How a point ended, if that is recorded: its status, detail and facts."""
+    found = _read(target / "DONE") or _read(target / "FAILED")
+    return found if found and {"status", "detail", "seconds"} <= {*found} else None
+
+
+def note_job(target: Path, job: str) -> None:
+    """Record the task on Slurm that works on a point: `<job id>_<number>`."""
+    _write(target / NOTE, {"job": job})
+
+
+def _job(note: Path) -> str | None:
+    job = (_read(note) or {}).get("job")
+    return job if isinstance(job, str) else None
+
+
+@lru_cache(maxsize=64)
+def _array(job: str, _moment: float) -> Mapping[str, slurm.TaskState]:
+    return slurm.states(job) or {}
+
+
+def _task(job: str, moment: float) -> slurm.TaskState | None:
+    """What Slurm says of a task that has not ended; asked once for an array and a moment."""
+    array, _, number = job.partition("_")
+    task = _array(array, moment).get(number)
+    return None if task is None or task.ended else task
 
 
 def _same(parameters: object, served: object) -> str:

@@ -30,7 +30,7 @@ from workbench.nb.notebook import load
 from workbench.progress import check, one_bar
 from workbench.runs import commit, run_dir
 from workbench.serving import Server, serve
-from workbench.sweep.folder import Status, SweepFolder
+from workbench.sweep.folder import Status, SweepFolder, recorded_end
 from workbench.sweep.grid import DETAIL, brief, listed
 from workbench.sweep.plan import Sweep, SweepPoint, code_digest, located
 from workbench.sweep.results import PLAN, Results, results, save_results, varied
@@ -62,25 +62,49 @@ class PointTask:
     kernel: str
     variables: Mapping[str, str]
 
+    @property
+    def execution(self) -> dict[str, Any]:
+        """The arguments of its `Execution`."""
+        return {
+            "source": self.notebook,
+            "output": self.folder / "out.ipynb",
+            "run_dir": self.folder / "result",
+            "folder": self.home,
+            "parameters": self.parameters,
+            "timeout": self.timeout,
+            "kernel": self.kernel,
+            "variables": self.variables,
+        }
+
 
 class PointProcess(Protocol):
     """A point that is running."""
 
     @property
-    def pid(self) -> int: ...
+    def pid(self) -> int | None: ...
     def poll(self, wait: float = ...) -> Outcome | None: ...
     def end(self) -> None: ...
 
 
 class Executor(Protocol):
-    """Where points run; the interface for other machines or schedulers."""
+    """Where points run; the interface for other machines or schedulers.
 
+    `elsewhere` says that points run on other machines: they share nothing of this one, record their
+    own ends, and their `pid` is None. `room` is the number of points that may have been started and
+    not ended, where `jobs` of them are to run at a time.
+    """
+
+    @property
+    def elsewhere(self) -> bool: ...
+    def room(self, jobs: int) -> int: ...
     def start(self, task: PointTask) -> PointProcess: ...
     def close(self) -> None: ...
 
 
 class LocalExecutor:
     """Runs points in child processes; the next child starts up while a point runs."""
+
+    elsewhere = False
 
     def __init__(self) -> None:
         self._next: Child | None = None
@@ -92,20 +116,14 @@ class LocalExecutor:
             self._next.close()
             self._next = None
 
+    def room(self, jobs: int) -> int:
+        """As many as run."""
+        return jobs
+
     def start(self, task: PointTask) -> PointProcess:
         """Start a point."""
         ready, self._next = self._next, None
-        process = Execution(
-            task.notebook,
-            task.folder / "out.ipynb",
-            run_dir=task.folder / "result",
-            folder=task.home,
-            parameters=task.parameters,
-            timeout=task.timeout,
-            kernel=task.kernel,
-            variables=task.variables,
-            ready=ready,
-        )
+        process = Execution(**task.execution, ready=ready)
         self._next = Child()
         return process
 
@@ -122,26 +140,34 @@ def run(
         jobs: points at a time.
         resume: False runs all points again.
         retry_failed: run failed points again too; by default they stay failed.
-        executor: runs the points; by default on this machine.
+        executor: runs the points; by default on this machine. See `SlurmArray`.
         say: called with one line per finished point.
 
     Raises:
         InputError, NotebookError: the sweep cannot run, and nothing has been started; or a file
             that the key covers has changed during the run, and running points were ended.
         WorkbenchError: the folder can no longer be written.
+        EngineError: Slurm refuses the points, or those of an earlier run may still run there.
         KeyboardInterrupt: raised again after all running points are ended and the table is written.
     """
     jobs = values.whole("jobs", jobs, 1)
     place = SweepFolder(Path(folder) if folder is not None else run_dir() / sweep.name)
     points = sweep.points
+    chosen = executor or LocalExecutor()
+    if chosen.elsewhere and any(point.served is not None for point in points):
+        raise InputError(
+            "serve: points elsewhere do not reach a server of this machine. Start servers with "
+            "`workbench slurm serve`; instead of `serve`, fix engine: remote and base_url: their "
+            "folder"
+        )
     with place.lock():
+        place.end_jobs()
         plan = todo(sweep, place, resume=resume, retry_failed=retry_failed)
         try:
             notebook = _copied(sweep, place)
-            with closing(executor or LocalExecutor()) as chosen:
-                work = _SweepRun(
-                    sweep, place, notebook, chosen, jobs, say, len(plan), varied(points)
-                )
+            with closing(chosen):
+                names = varied(points)
+                work = _SweepRun(sweep, place, notebook, chosen, jobs, say, len(plan), names)
                 return work.do(plan)
         except OSError as error:
             raise WorkbenchError(
@@ -184,7 +210,7 @@ class _SweepRun:
     total: int
     names: Sequence[str]  # of the varied parameters
     ended: set[str] = field(default_factory=set)
-    provenance: Mapping[str, str] = field(default_factory=lambda: _provenance())  # noqa: PLW0108  # below
+    provenance: Mapping[str, str] = field(default_factory=dict)
     shares: Mapping[str, str] = field(default_factory=dict)
     next_save: float = 0.0
     advance: Callable[[], object] = lambda: None
@@ -192,6 +218,9 @@ class _SweepRun:
     def do(self, plan: Sequence[SweepPoint]) -> Results:
         """Run these points; write the table at the start, every `SAVE` seconds and at the end."""
         self._save()
+        elsewhere = self.executor.elsewhere
+        self.provenance = {} if elsewhere else provenance()
+        self.shares = {} if elsewhere else _shares(min(self.jobs, len(plan)))
         try:
             with one_bar(len(plan), "sweep", "point") as bar:
                 self.advance = bar.update
@@ -242,11 +271,10 @@ class _SweepRun:
     def _run(self, points: Sequence[SweepPoint], server: Server | None) -> None:
         running: dict[str, tuple[SweepPoint, PointProcess]] = {}
         waiting = deque(points)
-        self.shares = _shares(min(self.jobs, len(points)))
         try:
             while waiting or running:
                 check()
-                while waiting and len(running) < self.jobs:
+                while waiting and len(running) < self.executor.room(self.jobs):
                     if server is not None and not server.alive:
                         self._restart(server)
                     self.sweep.beside.check()
@@ -254,7 +282,9 @@ class _SweepRun:
                     self._start(point, server, running)
                 self._look(running)
         except BaseException:
-            with ThreadPoolExecutor(max(1, len(running))) as pool:  # each may take some seconds
+            with ThreadPoolExecutor(
+                min(64, max(1, len(running)))
+            ) as pool:  # each may take some seconds
                 list(pool.map(self._drop, *zip(*running.values(), strict=True)) if running else ())
             raise
 
@@ -289,7 +319,8 @@ class _SweepRun:
                 variables,
             )
             running[point.key] = point, (process := self.executor.start(task))
-            self.place.runs(point, process.pid)
+            if process.pid is not None:
+                self.place.runs(point, process.pid)
         except OSError as error:
             if error.errno in FULL or point.key in running:
                 raise
@@ -306,15 +337,8 @@ class _SweepRun:
                 self._finish(point, status, outcome.detail, outcome.seconds)
 
     def _finish(self, point: SweepPoint, status: Status, detail: str, seconds: float) -> None:
-        ended = datetime.now().astimezone().isoformat(" ", "seconds")  # with its zone
-        facts = {"seconds": seconds, "ended": ended, **self.provenance}
-        try:
-            self.place.finish(point, status, detail, facts)
-        except OSError as error:
-            if error.errno in FULL:
-                raise
-            status, detail = "failed", f"its files cannot be saved: {error}"
-            self.place.finish(point, status, detail, facts)
+        if recorded_end(self.place.of(point)) is None:  # a point elsewhere records its own
+            status, detail = self._record(point, status, detail, seconds)
         self.ended.add(point.key)
         varying = listed({name: point.row.get(name) for name in self.names})
         why = f": {brief(detail, DETAIL)}" if detail else ""
@@ -323,6 +347,20 @@ class _SweepRun:
         if time.monotonic() > self.next_save:
             self._save()
         self.advance()  # last, because a stop can take effect here
+
+    def _record(
+        self, point: SweepPoint, status: Status, detail: str, seconds: float
+    ) -> tuple[Status, str]:
+        """Record how a point ended, or that its files cannot be saved."""
+        facts = ending(seconds, self.provenance)
+        try:
+            self.place.finish(point, status, detail, facts)
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            status, detail = "failed", f"its files cannot be saved: {error}"
+            self.place.finish(point, status, detail, facts)
+        return status, detail
 
 
 class _NoServerError(WorkbenchError):
@@ -339,7 +377,13 @@ def _shares(at_once: int) -> dict[str, str]:
     return {THREADS: str(max(1, threads() // at_once))}
 
 
-def _provenance() -> dict[str, str]:
+def ending(seconds: float, provenance: Mapping[str, str]) -> dict[str, Any]:
+    """The facts of a point that has just ended."""
+    ended = datetime.now().astimezone().isoformat(" ", "seconds")  # with its zone
+    return {"seconds": seconds, "ended": ended, **provenance}
+
+
+def provenance() -> dict[str, str]:
     """Where a point ran: machine, versions, commit."""
     versions = ", ".join(map(" ".join, machine.versions(*PACKAGES).items()))
     return {"machine": platform.node(), "versions": versions, "commit": commit() or ""}

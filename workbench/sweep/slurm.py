@@ -1,0 +1,173 @@
+"""Points of a sweep as one array job of a Slurm cluster.
+
+The sweep's folder, the notebook and the Python environment must be visible on all nodes. A point
+records its own end there (`workbench.sweep.point`). Slurm is asked only for the points that are
+silent; a point that Slurm ended has Slurm's state as its reason.
+"""
+
+from __future__ import annotations
+
+import pickle
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from workbench.files import write_whole
+from workbench.nb.execution import Outcome
+from workbench.nb.execution import Status as Ended
+from workbench.serving import slurm
+from workbench.serving.slurm import SlurmJob, TaskState
+from workbench.sweep.folder import ASK, NOTE, TASKS, note_job, recorded_end
+from workbench.sweep.run import PointTask
+
+LOOK = 1.0  # seconds between two looks at the points' files
+MOST = 1000  # tasks of an array, as Slurm allows by default (MaxArraySize)
+LIMITS = {"TIMEOUT", "DEADLINE"}
+FAULTS = {"BOOT_FAIL", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED"}
+
+
+class SlurmArray:
+    """Runs points as the tasks of an array, `jobs` of them at a time; more than 1,000 in turn.
+
+    A task that loses its node, or is preempted, is started again by Slurm where the cluster allows
+    that. Each point has its own response store, `stores/<key>.sqlite` in the sweep's folder,
+    unless `WORKBENCH_STORE` names one.
+
+    Args:
+        job: the resources of one point.
+    """
+
+    elsewhere = True
+
+    def __init__(self, job: SlurmJob) -> None:
+        self._slurm, self._jobs = job, 1
+        self._points: list[SlurmPoint] = []
+        self._id: str | None = None
+        self._next = self._ask = 0.0
+        self._lock = threading.Lock()
+        self._tasks: Path | None = None
+
+    def room(self, jobs: int) -> int:
+        """All points, until they are submitted; then none, until they have ended."""
+        self._jobs = jobs
+        if self._id is not None and all(one.outcome for one in self._points):
+            self.close()
+        return 0 if self._id is not None else MOST
+
+    def start(self, task: PointTask) -> SlurmPoint:
+        """Add a point; the array is submitted when its first point is looked at."""
+        self._points.append(SlurmPoint(self, task, len(self._points)))
+        return self._points[-1]
+
+    def close(self) -> None:
+        """Forget an array that has ended."""
+        if self._tasks is not None:
+            self._tasks.unlink(missing_ok=True)
+        self._points, self._id, self._tasks = [], None, None
+
+    def cancel(self) -> None:
+        """Cancel the array, and wait until nothing of it runs."""
+        with self._lock:  # several threads may end the points
+            if self._id is not None:
+                slurm.cancel(self._id)
+                self._id = None
+
+    def look(self) -> None:
+        """Read how points ended: from their files, and of silent ones from Slurm."""
+        if self._id is None:
+            self._submit()
+        now = time.monotonic()
+        if now < self._next or self._id is None:
+            return
+        self._next = now + LOOK
+        silent = [one for one in self._points if one.outcome is None and not one.read()]
+        if silent and now >= self._ask:
+            self._ask = now + ASK
+            if (states := slurm.states(self._id)) is not None:
+                for one in silent:
+                    one.judge(self._id, states, self._log(one))
+
+    def _submit(self) -> None:
+        task = self._points[0].task
+        folder = task.folder.parent.absolute()
+        (folder / "logs").mkdir(exist_ok=True)
+        self._tasks = folder / TASKS.replace("*", secrets.token_hex(4))
+        write_whole(self._tasks, pickle.dumps([one.task for one in self._points]))
+        own = self._slurm.environment is None and self._slurm.container is None
+        line = [sys.executable if own else "python", "-P", "-m", "workbench.sweep.point"]
+        text = slurm.script(
+            self._slurm,
+            [*line, str(self._tasks)],
+            folder=folder / "logs",
+            array=f"0-{len(self._points) - 1}%{self._jobs}",
+            mounts=[folder, task.home.absolute()],
+        )
+        self._id = slurm.submit(text)
+        for one in self._points:
+            note_job(one.task.folder, f"{self._id}_{one.number}")
+
+    def _log(self, point: SlurmPoint) -> Path:
+        logs = point.task.folder.parent / "logs"
+        return logs / f"{self._slurm.name}-{self._id}_{point.number}.log"
+
+
+class SlurmPoint:
+    """A point that is queued or runs as a task of an array."""
+
+    pid = None
+
+    def __init__(self, array: SlurmArray, task: PointTask, number: int) -> None:
+        self.task, self.number = task, number
+        self.outcome: Outcome | None = None
+        self._array, self._gone = array, False
+
+    def poll(self, wait: float = 0.0) -> Outcome | None:
+        """The outcome, or None if it has not ended."""
+        if self.outcome is None:
+            time.sleep(wait)
+            self._array.look()
+        return self.outcome
+
+    def end(self) -> None:
+        """End it, and with it the other points, as a sweep that stops does."""
+        self._array.cancel()
+
+    def read(self) -> bool:
+        """Whether the point has recorded its end."""
+        found = recorded_end(self.task.folder)
+        if found is not None:
+            (self.task.folder / NOTE).unlink(missing_ok=True)
+            status: Ended = "ok"
+            if found["status"] != "done":
+                status = found["status"]
+            self.outcome = Outcome(status, found["seconds"], 0, 0, found["detail"])
+        return found is not None
+
+    def judge(self, job: str, states: Mapping[str, TaskState], log: Path) -> None:
+        """Decide that the point ended in silence, if Slurm says so twice: files can come late."""
+        task = states.get(str(self.number), TaskState("", "Slurm does not know it any more", 0.0))
+        if task.state and not task.ended:
+            return
+        if not self._gone:
+            self._gone = True
+            return
+        status: Ended = "failed"
+        if task.state in LIMITS | FAULTS:
+            status = "timeout" if task.state in LIMITS else "killed"
+        name = f"job {job}_{self.number}"
+        why = f"{task.state} ({task.reason})" if task.state else task.reason
+        detail = f"{name}: {why}"
+        if status == "failed":
+            detail = f"{name} ended without a result: {why}; {_last_line(log)}"
+        self.outcome = Outcome(status, task.seconds, 0, 0, detail)
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        return f"its log cannot be read: {error}"
+    return next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
