@@ -166,10 +166,7 @@ def born(pid: int) -> str | float:
 
 def describe() -> dict[str, dict[str, Any]]:
     """Versions and devices, as plain values."""
-    return {
-        "versions": {"python": platform.python_version()} | versions(),
-        "devices": _devices(),
-    }
+    return {"versions": {"python": platform.python_version()} | versions(), "devices": _devices()}
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -40,11 +40,7 @@ def written(value: object) -> str:
     nested = isinstance(value, Mapping | list | tuple) or getattr(value, "ndim", 0) > 0
     try:
         return json.dumps(value, default=_of_json, ensure_ascii=False) if nested else str(value)
-    except (
-        TypeError,
-        ValueError,
-        RecursionError,
-    ):  # keys that are not texts
+    except (TypeError, ValueError, RecursionError):  # keys that are not texts
         return str(value)
 
 

@@ -111,8 +111,7 @@ def copy(
 
 
 def lab(
-    context: Context,
-    place: Annotated[Path, Argument(help="A folder or a notebook.")] = Path(),
+    context: Context, place: Annotated[Path, Argument(help="A folder or a notebook.")] = Path()
 ) -> None:
     """Open JupyterLab without requests to the network; further options are Jupyter's."""
     open_lab(place, *context.args)

@@ -56,8 +56,7 @@ def run_command(
     paths: Paths,
     out: Annotated[Path, Option(help="Folder for copies, figures and results.")],
     parameter: Annotated[
-        list[str] | None,
-        Option("-p", "--parameter", metavar="NAME VALUE", help="Set a parameter."),
+        list[str] | None, Option("-p", "--parameter", metavar="NAME VALUE", help="Set a parameter.")
     ] = None,
     timeout: Seconds = TIMEOUT,
     as_json: Json = False,

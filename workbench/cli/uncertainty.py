@@ -21,16 +21,14 @@ if TYPE_CHECKING:
 app = command_group("How confident is a model, and is its confidence reliable?")
 Alpha = Annotated[float, Option(help="Accepted share of sets without the right answer.")]
 RuleName = Annotated[
-    Literal["ye2024", "exact"],
-    Option(help="As published, or exact split conformal."),
+    Literal["ye2024", "exact"], Option(help="As published, or exact split conformal.")
 ]
 
 
 @app.command("run")
 def run(
     task: Annotated[
-        list[str] | None,
-        Option(help="options, mmlu, cosmosqa, … or a file; can be repeated."),
+        list[str] | None, Option(help="options, mmlu, cosmosqa, … or a file; can be repeated.")
     ] = None,
     model: Annotated[
         list[str] | None, Option(help="Can be repeated (default: the embedded model).")

@@ -88,12 +88,7 @@ class Decoding:
     """
 
     def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        ends: tuple[int, ...],
-        context: int,
-        sampling: Sampling,
+        self, model: Any, tokenizer: Any, ends: tuple[int, ...], context: int, sampling: Sampling
     ) -> None:
         for name in ("choices", "regex", "json_schema"):
             if getattr(sampling, name) is not None:
@@ -130,11 +125,7 @@ class Decoding:
             processors.append(limit.processor(ids.shape[1]))
         if self.sampling.temperature > COLD:
             processors.append(_Draw(self.sampling, seeds, ids.device))
-        config = GenerationConfig(
-            max_new_tokens=max(caps),
-            do_sample=False,
-            pad_token_id=0,
-        )
+        config = GenerationConfig(max_new_tokens=max(caps), do_sample=False, pad_token_id=0)
         with torch.inference_mode():
             out = self._model.generate(
                 input_ids=ids,

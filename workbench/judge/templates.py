@@ -183,8 +183,7 @@ class Template:
         if values.get("reference") is None:
             lines = [line for line in lines if "reference" not in _places(line)]
         text = PLACE.sub(
-            lambda found: f"{{{found[1]}}}" if found[1] else str(values[found[2]]),
-            "\n".join(lines),
+            lambda found: f"{{{found[1]}}}" if found[1] else str(values[found[2]]), "\n".join(lines)
         )
         return text if self.style == "completion" else [{"role": "user", "content": text}]
 

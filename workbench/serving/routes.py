@@ -98,10 +98,7 @@ class DiffusionApp:
     def _fastapi(self) -> FastAPI:
         """The application with its paths; `/docs` describes them."""
         app = FastAPI(
-            title="workbench: masked diffusion",
-            version="1",
-            redoc_url=None,
-            redirect_slashes=False,
+            title="workbench: masked diffusion", version="1", redoc_url=None, redirect_slashes=False
         )
         for path, kind, work in (
             ("/v1/chat/completions", ChatBody, self._generate),

@@ -87,9 +87,7 @@ def _measure(part: pd.DataFrame, settings: Mapping[str, Any], name: str) -> list
     return [replace(metric, n_failed=failed) for metric in (*sets, *more)]
 
 
-def arrays(
-    part: pd.DataFrame,
-) -> tuple[NDArray[np.float64], NDArray[np.int64], pd.DataFrame]:
+def arrays(part: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.int64], pd.DataFrame]:
     """The rows that did not fail: log-probabilities [n, 6], indexes of the answers [n], the rows.
 
     Raises:
