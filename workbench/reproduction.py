@@ -125,11 +125,7 @@ def reproduce(
 
 
 def _one_report(place: Path) -> Path:
-    """The folder of a report, not of several, such as a suite's.
-
-    Raises:
-        InputError: it has several.
-    """
+    """The folder of a report, not of several, such as a suite's."""
     if not (place / "summary.json").exists() and (inside := sorted(place.glob("*/summary.json"))):
         first = inside[0].parent
         raise InputError(f"{place} holds {len(inside)} reports: pass one, such as {first}")

@@ -103,12 +103,7 @@ class _RunningProgram:
             self._fail(error)
 
     def _take(self, yielded: object) -> None:
-        """Take the calls of a yield, after checking them.
-
-        Raises:
-            InputError: a prompt or label is unusable.
-            TypeError: a message holds something that is not text.
-        """
+        """Take the calls of a yield, after checking them."""
         self.several = isinstance(yielded, Sequence) and not isinstance(yielded, str)
         calls: Sequence[Any] = yielded if self.several else [yielded]  # type: ignore[assignment]
         if not calls or not all(isinstance(call, Ask | Score) for call in calls):

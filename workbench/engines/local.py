@@ -140,11 +140,7 @@ class LocalEngine(BaseEngine):
         return [0 if isinstance(ids, str) else len(ids) for ids in self._each(prompts)], True
 
     def _each(self, prompts: Sequence[Prompt]) -> list[list[int] | str]:
-        """The tokens of each prompt, or the reason why it has none.
-
-        Raises:
-            InputError: chats without a chat template.
-        """
+        """The tokens of each prompt, or the reason why it has none."""
         try:
             return [*self._tokens(prompts)]
         except _PromptError as error:
@@ -153,11 +149,7 @@ class LocalEngine(BaseEngine):
             return [self._each([prompt])[0] for prompt in prompts]  # one by one, which is slower
 
     def _encoded(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
-        """Tokens of each text.
-
-        Raises:
-            InputError: a text holds a lone surrogate (half a character).
-        """
+        """Tokens of each text."""
         try:
             rows = self._tokenizer(list(texts), add_special_tokens=special, verbose=False).input_ids
         except TypeError as error:
@@ -247,11 +239,7 @@ class LocalEngine(BaseEngine):
         return fit, refused
 
     def _score_nodes(self, jobs: Sequence[NodeJob]) -> Iterator[list[NodeScores]]:
-        """The scores of each job's node, in any order.
-
-        Raises:
-            InputError: an engine that scores labels only.
-        """
+        """The scores of each job's node, in any order."""
         raise self._only_labels(len(jobs))
 
     def _score(

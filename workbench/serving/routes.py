@@ -199,11 +199,7 @@ class DiffusionApp:
     def _read(
         self, kind: type[GenerationBody], raw: bytes
     ) -> tuple[GenerationBody, ReplyWriter, list[Row]]:
-        """(request, writer of its answer, rows).
-
-        Raises:
-            ApiError, InputError: the request cannot be served.
-        """
+        """(request, writer of its answer, rows)."""
         body = parse(kind, raw)
         name, prompts, warnings = (
             body.served_name(self._known_names),

@@ -293,11 +293,7 @@ def _with_interval(name: str, values: NDArray[np.float64]) -> dict[str, float]:
 def _signal(
     name: str, signal: ArrayLike, right: ArrayLike
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Both as arrays; infinite values are the surest and the least sure.
-
-    Raises:
-        InputError: as `risk_coverage`.
-    """
+    """Both as arrays; infinite values are the surest and the least sure."""
     numbers, hit = np.asarray(signal), np.asarray(right)
     if hit.ndim != 1 or len(hit) < 2:
         raise InputError(f"right of shape {hit.shape}: give one verdict per item, for 2 or more")

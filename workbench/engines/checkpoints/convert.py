@@ -94,11 +94,7 @@ def convert_dcp(
 
 
 def _names(checkpoint: Checkpoint, expected: Shapes, prefix: str | None) -> dict[str, str]:
-    """A model's tensor names: {name in the model: name in the checkpoint}.
-
-    Raises:
-        InputError: some tensors are missing, or there are several sets of them.
-    """
+    """A model's tensor names: {name in the model: name in the checkpoint}."""
     plain: dict[str, str] = {}
     for stored in checkpoint.tensors:
         if (other := plain.setdefault(WRAPPERS.sub("", stored), stored)) != stored:
@@ -142,11 +138,7 @@ def _after_dots(name: str) -> list[int]:
 def _check(
     checkpoint: Checkpoint, names: Mapping[str, str], expected: Shapes, twins: Mapping[str, str]
 ) -> None:
-    """Refuse shapes and tensors that do not match the base model, and missing bytes.
-
-    Raises:
-        InputError: names the tensors.
-    """
+    """Refuse shapes and tensors that do not match the base model, and missing bytes."""
     import torch
 
     twins_here = {name: twin for name, twin in twins.items() if name in names}

@@ -188,11 +188,7 @@ class Checkpoint:
 
 
 def _load(data: bytes) -> Any:
-    """A pickle's contents as records, tuples and names.
-
-    Raises:
-        Exception: of any kind, if it has other contents or is broken.
-    """
+    """A pickle's contents as records, tuples and names."""
     for code, number, _ in pickletools.genops(data):
         if code.name.endswith("PUT") and int(number or 0) > len(data):  # memory would be allocated
             raise pickle.UnpicklingError("it numbers more objects than it has bytes")
@@ -254,11 +250,7 @@ def _shown(value: object) -> str:
 
 
 def _saved_tensors(index: Any) -> dict[str, SavedTensor]:
-    """The tensors of an index.
-
-    Raises:
-        Exception: of any kind, if its format is not torch's.
-    """
+    """The tensors of an index."""
     import torch
 
     places: dict[tuple[str, tuple[int, ...]], Any] = {}

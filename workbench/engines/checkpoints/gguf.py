@@ -153,11 +153,7 @@ def _convert_into_cache(path: Path, target: Path) -> None:
 
 
 def _names(file: GGUFFile, config: Any) -> tuple[dict[str, str], Shapes]:
-    """The file's names of the model's tensors, and the tensors' shapes.
-
-    Raises:
-        InputError: the file lacks tensors, has extra ones, or has other shapes.
-    """
+    """The file's names of the model's tensors, and the tensors' shapes."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     try:
@@ -184,11 +180,7 @@ def _names(file: GGUFFile, config: Any) -> tuple[dict[str, str], Shapes]:
 
 
 def _tensor(file: GGUFFile, name: str, stored: str, config: Any) -> Any:
-    """A tensor in transformers' form: llama.cpp permutes some tensors, and adds 1 to others.
-
-    Raises:
-        InputError: it has infinite values or NaN.
-    """
+    """A tensor in transformers' form: llama.cpp permutes some tensors, and adds 1 to others."""
     import torch
 
     value = torch.from_numpy(file.read(stored))
@@ -205,11 +197,7 @@ def _tensor(file: GGUFFile, name: str, stored: str, config: Any) -> Any:
 
 
 def _write_settings(file: GGUFFile, config: Any, folder: Path, tokenizer: str | None) -> None:
-    """Write the files of a model folder other than its weights.
-
-    Raises:
-        InputError: no tokenizer, or one with more tokens than the weights.
-    """
+    """Write the files of a model folder other than its weights."""
     from transformers import AutoTokenizer, GenerationConfig
 
     config.save_pretrained(folder)
@@ -313,11 +301,7 @@ def _number(file: GGUFFile, name: str, default: float | None = None) -> Any:
 
 
 def _rope(file: GGUFFile, size: int) -> dict[str, Any]:
-    """The settings of rotary position embeddings.
-
-    Raises:
-        InputError: an unsupported kind.
-    """
+    """The settings of rotary position embeddings."""
     known = file.fields["general.architecture"]
     usual = None if known == "gemma3" else 10_000.0
     theta = float(_number(file, "rope.freq_base", usual))
@@ -340,11 +324,7 @@ def _rope(file: GGUFFile, size: int) -> dict[str, Any]:
 
 
 def _long(file: GGUFFile, size: int, theta: float) -> dict[str, Any]:
-    """The settings of Llama 3.1 that produce the file's table of factors.
-
-    Raises:
-        InputError: no such settings produce it.
-    """
+    """The settings of Llama 3.1 that produce the file's table of factors."""
     import numpy as np
 
     table = file.read(ROPE)

@@ -155,11 +155,7 @@ class GGUFFile:
 
 
 class _Header:
-    """A header, read sequentially.
-
-    Raises:
-        struct.error, ValueError: it ends too early, or has impossible values.
-    """
+    """A header, read sequentially."""
 
     def __init__(self, blob: mmap.mmap) -> None:
         self._blob = blob
