@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
+from workbench import verdicts
 from workbench.agents import Agent, AgentCase, MajorityVote, advance, named, open_agent, standard
 from workbench.answers import given_up
 from workbench.cases import as_task, prepare_cases
@@ -20,19 +21,7 @@ from workbench.errors import InputError, log
 from workbench.progress import fact, interruptible
 from workbench.store import digest
 from workbench.types import Engine, Sampling, Style
-from workbench.verdicts import (
-    Evaluation,
-    accuracy,
-    accuracy_by,
-    keep,
-    kept_place,
-    load,
-    load_kept,
-    report_row,
-    to_frame,
-    trace_rows,
-    without_unused,
-)
+from workbench.verdicts import Evaluation, accuracy, accuracy_by, load
 
 __all__ = ["Evaluation", "accuracy", "accuracy_by", "evaluate", "load", "run_suite"]
 
@@ -159,9 +148,12 @@ def _evaluate(
             chosen, of_run, engine, seed=_seed("evaluate", seed, run), spending=spending
         )
         for case, outcome in zip(of_run, outcomes, strict=True):
-            rows.append(report_row(case, outcome, run))
-            trace += [{"id": case.item.id, "run": run, **row} for row in trace_rows(outcome.trace)]
-    frame = without_unused(to_frame(rows))
+            rows.append(verdicts.report_row(case, outcome, run))
+            trace += [
+                {"id": case.item.id, "run": run, **row}
+                for row in verdicts.trace_rows(outcome.trace)
+            ]
+    frame = verdicts.without_unused(verdicts.to_frame(rows))
     if "cut_thinking" in frame:
         provenance["n_cut_thinking"] = cut = int(frame["cut_thinking"].sum())
         if cut:
@@ -180,7 +172,9 @@ def _evaluate(
         if lost:
             log.warning("evaluate: %d of %d rows were not sent: max_cost", lost, len(frame))
     found = accuracy(frame, cluster=provenance["cluster"])
-    return Evaluation((found,), frame, usage, provenance, without_unused(to_frame(trace)))
+    return Evaluation(
+        (found,), frame, usage, provenance, verdicts.without_unused(verdicts.to_frame(trace))
+    )
 
 
 def _of_run(case: AgentCase, run: int) -> AgentCase:
@@ -258,13 +252,13 @@ def evaluate_each(
     reports: dict[str, Evaluation] = {}
     for number, (name, one) in enumerate(each.items(), 1):
         log.info("suite: %s, %d of %d", name, number, len(each))
-        place = kept_place(folder, name)
-        if place and (saved := load_kept(place, name, wanted[name])):
+        place = verdicts.kept_place(folder, name)
+        if place and (saved := verdicts.load_kept(place, name, wanted[name])):
             reports[name] = saved.clustered(wanted[name]["cluster"])
             continue
         reports[name] = _evaluate(task, engine, spending, **one)
         if place and not dry_run:
-            keep(reports[name], place)
+            verdicts.keep(reports[name], place)
     if not dry_run:
         return reports
     return spending.estimate(

@@ -95,23 +95,19 @@ class Runner:
         """
         if isinstance(self.engine, VLLMEngine):
             self.engine.llm.reset_prefix_cache()
-        if self.bare:
-            return self._run_bare(prompts, sampling)
+            if self.bare:
+                outputs = self.engine.bare(prompts, sampling)
+                return (
+                    sum(len(output.prompt_token_ids) for output in outputs),
+                    sum(len(output.outputs[0].token_ids) for output in outputs),
+                    sum(output.num_cached_tokens or 0 for output in outputs),
+                )
         before = self.engine.usage
         step = self.batch or len(prompts)
         for at in range(0, len(prompts), step):
             self.engine.generate(prompts[at : at + step], sampling)
         used = self.engine.usage.since(before)
         return used.prompt_tokens, used.completion_tokens, used.cached_tokens or 0
-
-    def _run_bare(self, prompts: list[str], sampling: Sampling) -> tuple[int, int, int]:
-        assert isinstance(self.engine, VLLMEngine)
-        outputs = self.engine.bare(prompts, sampling)
-        return (
-            sum(len(output.prompt_token_ids) for output in outputs),
-            sum(len(output.outputs[0].token_ids) for output in outputs),
-            sum(output.num_cached_tokens or 0 for output in outputs),
-        )
 
 
 def open_both(

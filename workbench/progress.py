@@ -55,26 +55,22 @@ def one_bar(total: int, what: str, unit: str) -> Iterator[Any]:
 def bars(totals: Mapping[str, int], unit: str) -> Iterator[Mapping[str, Any]]:
     """As `one_bar`, for several stages of the work."""
     display = _DISPLAY.get()
-    shared = display.shown if display.silent else _page_or_lines()
-    display = replace(display, shown=shared)
+    display = replace(display, shown=display.shown if display.silent else _page_or_lines())
     shown = {what: _bar(display, total, what, unit, ends=True) for what, total in totals.items()}
     token = _DISPLAY.set(replace(display, silent=True))
     try:
         yield shown
     except BaseException as error:
         _say_end(shown.values(), error)
-        parts = ", ".join(f"{what} {one.stage}" for what, one in shown.items() if _counts(one))
+        # tqdm's bar counts no steps if it is hidden
+        counted = {what: one for what, one in shown.items() if isinstance(one, Bar)}
+        parts = ", ".join(f"{what} {one.stage}" for what, one in counted.items())
         show_as_line(error, f"stopped: {parts or ', '.join(shown)}; {RESUMES}")
         raise
     finally:
         _DISPLAY.reset(token)
         for bar in shown.values():
             bar.close()
-
-
-def _counts(bar: Any) -> bool:
-    """Whether it counts steps; tqdm's bar does not if it is hidden."""
-    return isinstance(bar, Bar)
 
 
 def _say_end(bars: Iterable[Any], error: BaseException) -> None:

@@ -18,8 +18,6 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from workbench.stats import Metric
     from workbench.types import (
         Completion,
@@ -115,20 +113,6 @@ def measured(metric: Metric) -> str:
     return f"{value} ({', '.join(filter(None, [interval, *counts]))})"
 
 
-def scores_frame(scores: LabelScores) -> pd.DataFrame:
-    """See `LabelScores.frame`."""
-    import pandas as pd
-
-    columns = None if scores.ragged else list(scores.labels) or None
-    table = pd.DataFrame(scores.logprobs, columns=columns)
-    failed = [reason is not None for reason in scores.errors]
-    if any(failed):
-        table[failed] = math.nan
-        errors = pd.Series(scores.errors, dtype=object)
-        table.insert(table.shape[1], "error", errors, allow_duplicates=True)
-    return table
-
-
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
     """Nested names flattened: `{"engine": {"model": "x"}}` is `{"engine.model": "x"}`."""
     found: dict[str, object] = {}
@@ -208,13 +192,8 @@ def tokens(one: Completion) -> str:
 
 def _number(value: Any) -> str:
     number = float(value)
-    if (
-        math.isfinite(number)
-        and (number.is_integer() or abs(number) >= 9999.5)
-        and abs(number) < 1e15
-    ):
-        return f"{number:,.0f}"
-    return f"{number:.4g}"
+    whole = number.is_integer() or abs(number) >= 9999.5
+    return f"{number:,.0f}" if whole and abs(number) < 1e15 else f"{number:.4g}"
 
 
 def _is_number(value: object) -> bool:
@@ -252,10 +231,11 @@ def _report(report: Report) -> Card:
     title = [str(about[name]) for name in ("task", "agent", "engine.model") if about.get(name)]
     html = [f"<div><b>{escape(brief(masked(' · '.join(title))))}</b></div>" if title else ""]
     html.append(table(columns, numbers, len(metrics)))
+    lost = [*rows["error"].dropna()] if "error" in rows else []
+    first = masked(str(lost[0])) if lost else ""
     if "correct" in rows:
         wrong = report.wrong()
-        lost = [*rows["error"].dropna()] if "error" in rows else []
-        why = f"{len(lost):,} failed: {masked(str(lost[0]))}" if lost else ""
+        why = f"{len(lost):,} failed: {first}" if lost else ""
         some = f"{len(wrong):,} of {len(rows):,} rows wrong: .wrong() shows them"
         cut = int(rows["cut_thinking"].sum()) if "cut_thinking" in rows else 0
         thought = f"{cut:,} ran out of tokens while thinking" if cut else ""
@@ -267,10 +247,7 @@ def _report(report: Report) -> Card:
     else:
         lines.append(f"{len(rows):,} rows in .rows")
         html.append(note(lines[-1]))
-    failed = [*rows["error"].dropna()] if "error" in rows else []
-    html += (
-        [note(f"{len(failed):,} rows failed. First: {masked(str(failed[0]))}")] if failed else []
-    )
+    html += [note(f"{len(lost):,} rows failed. First: {first}")] if lost else []
     used = _usage(report.usage).lines[0]
     used += "" if spent(report) is None else f", a cost of {brief(spent(report))}"
     details = f"<details><summary>provenance</summary>{settings(about)}</details>"

@@ -146,12 +146,18 @@ def _curve(
     counts = sorted({values.whole("k", one, 1) for one in k})
     if not counts or counts[-1] > drawn:
         raise InputError(f"k={[*k]}: must be from 1 to {drawn}, the number of samples per item")
+
+    def at(one: Drawn, k: int) -> float:
+        if label == "pass":
+            return pass_at(one.samples, one.right, k)
+        return majority_at(one.samples, one.groups, k)
+
     rows = [
         {
             "id": key, "samples": one.samples, "right": one.right, "unparsed": one.unparsed,
             "failed": one.failed,
             "error": None if one.samples >= counts[-1] else f"only {one.samples} samples came",
-            **{f"{label}@{n}": _at(label, one, n) for n in counts if one.samples >= counts[-1]},
+            **{f"{label}@{n}": at(one, n) for n in counts if one.samples >= counts[-1]},
         }
         for key, one in items.items()
     ]  # fmt: skip
@@ -174,12 +180,6 @@ def _curve(
         found.append(replace(gain, **missing))
     provenance = {**report.provenance, "curve": label, "k": counts, "cluster": field}
     return Report(tuple(found), frame, report.usage, provenance)
-
-
-def _at(label: str, one: Drawn, k: int) -> float:
-    if label == "pass":
-        return pass_at(one.samples, one.right, k)
-    return majority_at(one.samples, one.groups, k)
 
 
 def _drawn(report: Report, task: object, *, vote: bool) -> dict[str, Drawn]:

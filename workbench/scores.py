@@ -12,7 +12,7 @@ from typing import Literal, cast
 from workbench import values
 from workbench.errors import InputError
 from workbench.lazy import NDArray, np, pd
-from workbench.reprs import Shown, scores_frame
+from workbench.reprs import Shown
 
 Unit = Literal["sum", "token", "byte"]
 
@@ -62,8 +62,6 @@ class LabelScores(Shown):
         Raises:
             InputError: an unknown unit, or token counts that are unknown.
         """
-        import numpy as np
-
         values.choice("unit", unit, "sum", "token", "byte")
         if unit == "sum":
             return self.logprobs.copy()
@@ -91,7 +89,14 @@ class LabelScores(Shown):
         The column `error` exists only if some rows failed. Labels that are unknown, or that differ
         from prompt to prompt, are named 0, 1, ...
         """
-        return scores_frame(self)
+        columns = None if self.ragged else list(self.labels) or None
+        table = pd.DataFrame(self.logprobs, columns=columns)
+        failed = [reason is not None for reason in self.errors]
+        if any(failed):
+            table[failed] = math.nan
+            errors = pd.Series(self.errors, dtype=object)
+            table.insert(table.shape[1], "error", errors, allow_duplicates=True)
+        return table
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +178,6 @@ class TextScores(Shown):
 
         Failed rows are NaN, with the reason in `error`, which exists only if some rows failed.
         """
-        import numpy as np
-        import pandas as pd
-
         failed = [error is not None for error in self.errors]
         logprobs = np.where(failed, np.nan, self.logprobs)
         columns: dict[str, object] = {

@@ -70,8 +70,10 @@ class Throughput:
         """Measure what is missing; Ctrl-C keeps finished measurements."""
         plan = [key for key in self._plan() if key not in self._done]
         with one_bar(len(plan), "throughput", "run") as bar:
-            if not self._warm:
-                self._warm_up()
+            for runner in () if self._warm else self._runners:
+                few = replace(self._loads[0], requests=max(8, runner.batch), output_tokens=4)
+                self._measure(runner, few, -1)
+            self._warm = True
             for key in plan:
                 repeat, load, which = key
                 runner = self._runners[which]
@@ -79,12 +81,6 @@ class Throughput:
                 self._done[key] = self._measure(runner, self._loads[load], repeat)
                 bar.update()
         return self.report()
-
-    def _warm_up(self) -> None:
-        for runner in self._runners:
-            few = replace(self._loads[0], requests=max(8, runner.batch), output_tokens=4)
-            self._measure(runner, few, -1)
-        self._warm = True
 
     def report(self) -> Report:
         """The results so far, as a report.
@@ -129,14 +125,13 @@ class Throughput:
             count = min(count - count % runner.batch, CALLS * runner.batch)
         prompts = filler(tokenizer, count, load.prompt_tokens, shared=load.shared, seed=seed)
         sampling = Sampling(max_tokens=load.output_tokens, ignore_eos=True)
-        error, counts = None, (0, 0, 0)
+        error, prompt, output, cached = None, 0, 0, 0
         with ResourceMonitor() as monitor:
             try:
-                counts = runner.run(prompts, sampling)
+                prompt, output, cached = runner.run(prompts, sampling)
             except EngineError as failed:
                 error = str(failed)
         reading = monitor.reading
-        prompt, output, cached = counts
         if error is None and output != count * load.output_tokens:
             error = f"{output} answer tokens, not {count} × {load.output_tokens}"
         rate = float("nan") if error else 1 / reading.seconds
@@ -217,8 +212,9 @@ def _median(name: str, values: pd.Series[float], failed: int = 0) -> Metric:
 
 def _check_fit(runner: Runner, load: Load) -> None:
     if runner.batch > load.requests:
-        what = f"{load.requests} requests are not a whole batch"
-        raise InputError(f"{runner.label}: {what}; increase them")
+        raise InputError(
+            f"{runner.label}: {load.requests} requests are not a whole batch; increase them"
+        )
     context = runner.engine.info.context_length
     need = load.prompt_tokens + load.output_tokens
     if need > context:

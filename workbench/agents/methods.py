@@ -12,7 +12,7 @@ from workbench.agents.program import AgentCase, Answer, Ask, Call, Program, Scor
 from workbench.errors import EngineError
 from workbench.lazy import np
 from workbench.messages import images_in, text_of
-from workbench.types import Item, Sampling, Task
+from workbench.types import Item, Task
 
 VERIFY = """Problem:
 {problem}
@@ -70,8 +70,8 @@ class MajorityVote:
             "failed": failed,
             "tied": len(counts) > 1 and counts[0] == counts[1],
         }
-        winner = max(votes, key=len)[0] if votes else 0  # max returns the first of equals
-        return Answer(texts[winner], notes)
+        # max returns the first of equals
+        return Answer(texts[max(votes, key=len)[0] if votes else 0], notes)
 
 
 def sampled(
@@ -82,8 +82,7 @@ def sampled(
     Raises:
         EngineError: all samples failed.
     """
-    sampling = replace(case.sampling, n=samples, temperature=temperature)
-    answer = yield Ask(case.prompt, sampling)
+    answer = yield Ask(case.prompt, replace(case.sampling, n=samples, temperature=temperature))
     texts = [sample.text for sample in answer.samples if sample.error is None]
     if not texts:
         raise EngineError(answer.samples[0].error or "no sample came")
@@ -218,7 +217,10 @@ class SelfRefine:
 
     def __call__(self, case: AgentCase) -> Program:
         answer = yield Ask(case.prompt)
-        room = _room(case.sampling)
+        # room for remarks and whole solutions, even if the task asks for a word or a letter
+        stop = tuple(text for text in case.sampling.stop if text != "\n") or ("\n\n",)
+        most = max(case.sampling.max_tokens, REVISION_TOKENS)
+        room = replace(case.sampling, max_tokens=most, stop=stop)
         text = str(answer.text)
         first = current = case.extracted(text)
         revisions = 0
@@ -233,9 +235,3 @@ class SelfRefine:
                 break
             text, current = str(revision.text), revised
         return Answer(text, {"revisions": revisions, "changed": current != first})
-
-
-def _room(sampling: Sampling) -> Sampling:
-    """Room for remarks and whole solutions, even if the task asks for a word or a letter."""
-    stop = tuple(text for text in sampling.stop if text != "\n") or ("\n\n",)
-    return replace(sampling, max_tokens=max(sampling.max_tokens, REVISION_TOKENS), stop=stop)

@@ -51,8 +51,7 @@ class _RunningProgram:
         if not isinstance(case.prompt, str):  # a program may append to its list of turns
             case = replace(case, prompt=_copied(case.prompt))
         self.case, self.outcome = case, AgentOutcome()
-        self.number = number  # its place among all programs
-        self.round = 0
+        self.number, self.round = number, 0  # its place among all programs
         self.calls: list[Call] = []
         self.results: dict[int, CallResult] = {}
         self.several = False
@@ -80,8 +79,7 @@ class _RunningProgram:
         made = [pair for pair in pairs if not isinstance(pair[1], _NotAskedError)]
         self.outcome.trace += [CallRecord(self.round, *pair) for pair in made]
         if len(made) < len(pairs):  # a limit stops it here: its result must not be graded
-            refused = next(one for one in results if isinstance(one, _NotAskedError))
-            self.stop(str(refused))
+            self.stop(str(next(one for one in results if isinstance(one, _NotAskedError))))
         else:
             self.step(results)
         return True
@@ -126,8 +124,10 @@ class _RunningProgram:
         if not isinstance(answer, Answer) or not isinstance(answer.text, str):
             self._end(f"returned {value!r:.80}: return a text, or an Answer with one")
             return
-        if not isinstance(answer.notes, Mapping) or not all(
-            map(_is_plain_note, answer.notes.items())
+        notes: Any = answer.notes
+        if not isinstance(notes, Mapping) or not all(
+            isinstance(name, str) and isinstance(value, str | Number | None)
+            for name, value in notes.items()
         ):
             self._end(f"returned notes={answer.notes!r:.80}: give numbers and texts by name")
             return
@@ -153,11 +153,6 @@ class _RunningProgram:
 def _copied(prompt: Prompt) -> Prompt:
     """A copy of a chat, so that later changes to the list have no effect."""
     return prompt if isinstance(prompt, str) else json.loads(json.dumps(prompt))
-
-
-def _is_plain_note(note: tuple[object, object]) -> bool:
-    name, value = note
-    return isinstance(name, str) and isinstance(value, str | Number | None)
 
 
 def advance(
@@ -293,11 +288,11 @@ def _answers(
                 yield from ((*waiting.pop(place), _NotAskedError(refused)) for place in part)
                 continue
             asked = [prompts[place] for place in part]
-            results = (
-                _completions(engine, asked, kind.how)
-                if kind.how is not None
-                else _scores(engine, asked, [labels[place] for place in part])
-            )
+            results: Iterator[tuple[int, CallResult]]
+            if kind.how is None:
+                results = _scores(engine, asked, [labels[place] for place in part])
+            else:
+                results = _completions(engine, asked, kind.how)
             for index, result in results:
                 yield *waiting.pop(part[index]), result
         lost = EngineError("the engine gave no answer to this call")
@@ -328,10 +323,7 @@ def _scores(
     for row in stream_labels(engine, prompts, labels[0] if shared else labels):
         scores, upper = row.logprobs or (), row.upper or row.logprobs or ()
         if row.error or any(score < bound for score, bound in zip(scores, upper, strict=True)):
-            reason = (
-                row.error
-                or f"the engine has no exact log-probability for a label of {labels[row.index]}"
-            )
-            yield row.index, EngineError(reason)
+            lacks = f"the engine has no exact log-probability for a label of {labels[row.index]}"
+            yield row.index, EngineError(row.error or lacks)
         else:
             yield row.index, tuple(map(float, scores))

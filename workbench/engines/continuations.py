@@ -11,14 +11,13 @@ from typing import Any
 
 from workbench.engines.decoding import padded
 from workbench.engines.tokens import Node, NodeScores
+from workbench.lazy import torch
 
 Job = tuple[int, Node, list[int]]  # a prompt's index, a node, the prompt's tokens
 
 
 def node_scores(model: Any, groups: Sequence[Sequence[Job]]) -> list[NodeScores]:
     """Scores of each group's nodes; the jobs of a group have the same prompt."""
-    import torch
-
     device = model.device
     jobs = [(place, job) for place, group in enumerate(groups) for job in group]
     deeper = [(row, place, job) for row, (place, job) in enumerate(jobs) if job[1].given]
@@ -72,8 +71,6 @@ class _Wanted:
 
     def read(self, rows: int) -> list[list[tuple[float, bool]]]:
         """For each row, its scores, and whether the token is the likeliest."""
-        import torch
-
         found: list[list[tuple[float, bool]]] = [[] for _ in range(rows)]
         if not self._wanted:
             return found
@@ -89,8 +86,6 @@ class _Wanted:
 
 def _after(model: Any, past: Any, mask: Any, deeper: Sequence[tuple[int, int, Job]]) -> Any:
     """Logits [rows, longest, vocabulary] at the tokens that nodes have after their prompts."""
-    import torch
-
     given = [node.given for _, _, (_, node, _) in deeper]
     longest = max(map(len, given))
     places = torch.tensor([place for _, place, _ in deeper], device=mask.device)
@@ -98,7 +93,10 @@ def _after(model: Any, past: Any, mask: Any, deeper: Sequence[tuple[int, int, Jo
     there = [[1] * len(one) + [0] * (longest - len(one)) for one in given]
     before = mask[places]
     whole = torch.cat([before, torch.tensor(there, device=mask.device)], -1)
-    if not _repeatable(past):
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    kinds = {type(layer) for layer in getattr(past, "layers", ())}
+    if not kinds or not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:  # not only k and v
         return _whole_rows(model, deeper, longest)
     past.batch_select_indices(places)
     positions = before.sum(-1, keepdim=True) + torch.arange(longest, device=mask.device)
@@ -107,18 +105,8 @@ def _after(model: Any, past: Any, mask: Any, deeper: Sequence[tuple[int, int, Jo
     ).logits
 
 
-def _repeatable(past: Any) -> bool:
-    """Whether the model's memory is keys and values only."""
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-
-    kinds = {type(layer) for layer in getattr(past, "layers", ())}
-    return bool(kinds) and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
-
-
 def _whole_rows(model: Any, deeper: Sequence[tuple[int, int, Job]], longest: int) -> Any:
     """As `_after`, computing each prompt again; the padding is on the left of both."""
-    import torch
-
     rows = [[*ids, *node.given] for _, _, (_, node, ids) in deeper]
     ids, mask = padded(rows, model.device)
     logits = model(

@@ -6,7 +6,6 @@ arithmetic. Here all three depend on the machine and its free memory.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Collection, Iterable, Sequence
@@ -17,10 +16,10 @@ from typing import Any
 
 from workbench.engines.checkpoints.folder import weights_size
 from workbench.engines.device import shape_only
-from workbench.errors import EngineError
+from workbench.errors import EngineError, log
+from workbench.lazy import psutil, torch
 from workbench.machine import free_memory
 
-log = logging.getLogger("workbench")
 # Flags of /proc/cpuinfo; any of a format's flags means arithmetic in that format.
 UNITS = {
     "bfloat16": {"amx_bf16", "avx512_bf16", "bf16"},
@@ -63,8 +62,6 @@ def _flags() -> set[str]:
 
 def threads() -> int:
     """Useful number of threads: physical cores for this process, within its CPU quota."""
-    import psutil
-
     allowed = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -74,8 +71,6 @@ def threads() -> int:
 
 def use_threads() -> int:
     """Set PyTorch's threads unless the user has set them; returns the number in use."""
-    import torch
-
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > threads():
         torch.set_num_threads(threads())
     return int(torch.get_num_threads())

@@ -7,16 +7,15 @@ answer does not depend on the rest of the batch.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from workbench.errors import InputError
+from workbench.errors import InputError, log
+from workbench.lazy import torch
 from workbench.progress import check
 from workbench.types import Completion, Sampling, TokenLogprob
 
-log = logging.getLogger("workbench")
 COLD = 1e-6  # below it logits overflow, and the draw is the likeliest token anyway
 START = 32  # rows of the first automatic batch; smaller sizes would be outgrown at once
 MOST = 4096
@@ -26,8 +25,6 @@ CONTEXT = 4  # tokens before an answer that affect how its first token is writte
 
 def padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[Any, Any]:
     """Token ids [n, longest] padded on the left, and the mask: 1 where it is not padding."""
-    import torch
-
     width = max(len(row) for row in rows)
     ids = [[0] * (width - len(row)) + list(row) for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
@@ -61,18 +58,6 @@ def warpers(sampling: Sampling) -> list[Any]:
     if sampling.min_p:
         processors.append(MinPLogitsWarper(sampling.min_p))
     return processors
-
-
-def _generator(seed: int | None, device: Any) -> Any:
-    """A row's random number generator; None as seed is a random one."""
-    import torch
-
-    generator = torch.Generator(device)
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    return generator
 
 
 class Decoding:
@@ -114,7 +99,6 @@ class Decoding:
         limit: ThinkingLimit | None = None,
     ) -> list[Completion]:
         """Complete a batch of prompts (token ids), with a seed per row; None is a random one."""
-        import torch
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
         ids, mask = padded(prompts, self._model.device)
@@ -134,7 +118,7 @@ class Decoding:
                 logits_processor=LogitsProcessorList(processors),
                 stopping_criteria=StoppingCriteriaList([watch]),
             )
-        watch.finish(out)
+        watch.take(out)
         generated = out[:, ids.shape[1] :].tolist()
         return [
             self._completion(prompt, row[:length], watch.logprobs(i, row[:length]))
@@ -200,15 +184,11 @@ class _Watch:
         self._noted: list[tuple[Any, Any, Any]] = []
 
     def __call__(self, ids: Any, _scores: Any, **_: Any) -> Any:
-        import torch
-
         check()
-        answers = ids[:, self._start :].tolist()
-        for row, generated in enumerate(answers):
+        for row, generated in enumerate(ids[:, self._start :].tolist()):
             if self.lengths[row] is None and self._is_done(row, generated):
                 self.lengths[row] = len(generated)
-        ended = [length is not None for length in self.lengths]
-        return torch.tensor(ended, device=ids.device)
+        return torch.tensor([one is not None for one in self.lengths], device=ids.device)
 
     def _is_done(self, row: int, generated: list[int]) -> bool:
         if len(generated) >= self._caps[row] or self._decoding.ends(generated):
@@ -221,16 +201,12 @@ class _Watch:
 
     def note_logits(self, ids: Any, scores: Any) -> Any:
         """A logits processor that runs first: it records log-probabilities before any warping."""
-        self._take(ids)
+        self.take(ids)
         self._last = scores.float().log_softmax(-1)
         return scores
 
-    def finish(self, ids: Any) -> None:
+    def take(self, ids: Any) -> None:
         """Record the last tokens."""
-        self._take(ids)
-        self._last = None
-
-    def _take(self, ids: Any) -> None:
         if self._last is None:
             return
         chosen = self._last.gather(-1, ids[:, -1:]).squeeze(-1).tolist()
@@ -267,18 +243,15 @@ class ThinkingLimit:
         """A logits processor for prompts of this width."""
 
         def force(ids: Any, scores: Any) -> Any:
-            for row, generated in enumerate(ids[:, width:].tolist()):
-                if self._spent(row, generated):
+            for row, made in enumerate(ids[:, width:].tolist()):
+                marks = [at for at, token in enumerate(made) if token in (self.start, self.end)]
+                thinking = made[marks[-1]] == self.start if marks else self.is_open[row]
+                if thinking and len(made) - (marks[-1] + 1 if marks else 0) >= self.most:
                     scores[row] = float("-inf")
                     scores[row, self.end] = 0.0
             return scores
 
         return force
-
-    def _spent(self, row: int, generated: Sequence[int]) -> bool:
-        marks = [at for at, token in enumerate(generated) if token in (self.start, self.end)]
-        thinking = generated[marks[-1]] == self.start if marks else self.is_open[row]
-        return thinking and len(generated) - (marks[-1] + 1 if marks else 0) >= self.most
 
 
 class _Draw:
@@ -286,11 +259,11 @@ class _Draw:
 
     def __init__(self, sampling: Sampling, seeds: Sequence[int | None], device: Any) -> None:
         self._warpers = warpers(sampling)
-        self._generators = [_generator(seed, device) for seed in seeds]
+        self._generators = [torch.Generator(device) for _ in seeds]
+        for generator, seed in zip(self._generators, seeds, strict=True):
+            generator.seed() if seed is None else generator.manual_seed(seed)
 
     def __call__(self, ids: Any, scores: Any) -> Any:
-        import torch
-
         for warp in self._warpers:
             scores = warp(ids, scores)
         noise = torch.empty_like(scores)

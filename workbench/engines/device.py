@@ -15,6 +15,7 @@ from typing import Any
 
 from workbench import values
 from workbench.errors import EngineUnavailableError, InputError
+from workbench.lazy import torch
 from workbench.machine import require
 
 BUILDING = RLock()
@@ -80,8 +81,6 @@ def find_device(name: object) -> Any:
         EngineUnavailableError: the device, or PyTorch, is not available.
     """
     require("transformers", "torch")
-    import torch
-
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda"):
@@ -100,8 +99,6 @@ def shown(kind: str) -> str:
     """The name of the device of that kind, for people."""
     if kind != "cuda":
         return kind
-    import torch
-
     return f"cuda ({torch.cuda.get_device_name()})"
 
 
@@ -109,8 +106,6 @@ def collect(device: Any) -> None:
     """Free memory that is no longer used."""
     gc.collect()
     if device.type == "cuda":
-        import torch
-
         torch.cuda.empty_cache()
 
 
@@ -137,8 +132,6 @@ def building() -> Iterator[None]:
 
     Building a model sets that format globally: two threads at once would leave the wrong one.
     """
-    import torch
-
     with BUILDING:
         before = torch.get_default_dtype()
         try:
@@ -153,7 +146,6 @@ def shape_only(config: Any) -> Any:
     Raises:
         Exception: transformers', of many kinds.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
     with building(), torch.device("meta"):

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, SupportsIndex, overload
+from typing import Any, SupportsIndex, overload
 
 from workbench import reprs, template, values
 from workbench.engines.requests import check_errors, plain_list, raise_failures
-from workbench.errors import InputError
+from workbench.errors import InputError, log
+from workbench.lazy import pd
 from workbench.reprs import Card, Shown
 from workbench.types import Completion, Engine, Errors, Prompt, Sampling, Style
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-log = logging.getLogger("workbench")
 
 
 class Completions(Shown, list[Completion]):
@@ -25,8 +20,6 @@ class Completions(Shown, list[Completion]):
     def frame(self) -> pd.DataFrame:
         """A row per prompt: answer (None if it failed), tokens (generated, over all samples), error
         (None if it did not fail); with several samples, `samples` too, a list of texts."""
-        import pandas as pd
-
         columns = {
             "answer": [None if one.error else one.text for one in self],
             "tokens": [sum(sample.completion_tokens for sample in one.samples) for one in self],
@@ -161,8 +154,6 @@ def _check_cells(table: pd.DataFrame, used: list[str], index: pd.Index[Any]) -> 
 def _table(rows: Any, wording: str) -> tuple[pd.DataFrame, pd.Index[Any], str]:
     """Rows as columns by name, those of the index included; the original index; and the column
     that `{}` means, which is the only one."""
-    import pandas as pd
-
     if not isinstance(rows, pd.DataFrame | pd.Series) and hasattr(rows, "to_pandas"):
         rows = rows.to_pandas()
     if isinstance(rows, pd.Series):

@@ -197,15 +197,13 @@ class LocalEngine(BaseEngine):
         return marks.split(row, prompt, self._tokenizer, sampling.stop, is_open=is_open)
 
     def _is_open(self, marks: Thinking, prompt: Prompt, ids: Sequence[int]) -> bool:
-        """Whether a chat ends inside the model's thinking."""
-        return marks.start in ids and marks.leaves_open(self._end_of(prompt))
-
-    def _end_of(self, prompt: Prompt) -> str:
-        """What a chat's text has after the last message that is not the model's."""
-        chat = cast("Sequence[Message]", prompt)
-        text = self._chat_text(prompt)
+        """Whether a chat ends inside thinking: after the last message that is not the model's."""
+        if marks.start not in ids:
+            return False
+        chat, text = cast("Sequence[Message]", prompt), self._chat_text(prompt)
         last = [text_of(one["content"]) for one in chat if one["role"] != "assistant"][-1:]
-        return text.rpartition(last[0].strip())[2] if last and last[0].strip() else text
+        end = text.rpartition(last[0].strip())[2] if last and last[0].strip() else text
+        return marks.leaves_open(end)
 
     def _unfit(self, tokens: Sequence[int] | str, more: int) -> str | None:
         """Why a prompt with these tokens and `more` after them cannot run; None if it can."""
@@ -228,15 +226,10 @@ class LocalEngine(BaseEngine):
         self, requests: Sequence[Request]
     ) -> tuple[list[tuple[Request, list[int]]], list[tuple[Request, Completion]]]:
         """Requests with their tokens, and the failures of those that do not fit."""
-        fit, refused = [], []
-        tokens = self._each([request.prompt for request in requests])
-        for request, ids in zip(requests, tokens, strict=True):
-            reason = self._unfit(ids, 1)
-            if reason is None and not isinstance(ids, str):
-                fit.append((request, ids))
-            else:
-                refused.append((request, failure(str(reason), _length(ids))))
-        return fit, refused
+        prompts = [request.prompt for request in requests]
+        fit, refused = self._fitting(prompts, [1] * len(prompts))
+        failed = [(requests[r.index], failure(str(r.error), r.prompt_tokens)) for r in refused]
+        return [(requests[index], ids) for index, ids in fit.items()], failed
 
     def _score_nodes(self, jobs: Sequence[NodeJob]) -> Iterator[list[NodeScores]]:
         """The scores of each job's node, in any order."""
@@ -245,7 +238,7 @@ class LocalEngine(BaseEngine):
     def _score(
         self, prompts: Sequence[Prompt], labels: Sequence[tuple[str, ...]]
     ) -> Iterator[list[LabelRow]]:
-        trees = self._trees(labels, self._label_width, chains=True)
+        trees = self._trees(labels, chains=True)
         fit, refused = self._fitting(prompts, [tree.depth for tree in trees])
         if refused:
             yield refused
@@ -254,10 +247,9 @@ class LocalEngine(BaseEngine):
         for batch in self._score_nodes(jobs):
             yield [row for one in batch for row in collector.add(one)]
 
-    def _trees(
-        self, labels: Sequence[tuple[str, ...]], width: int, *, chains: bool
-    ) -> list[LabelTree]:
+    def _trees(self, labels: Sequence[tuple[str, ...]], *, chains: bool) -> list[LabelTree]:
         """A tree per prompt; equal lists of labels share one."""
+        width = self._label_width
         texts = [*dict.fromkeys(label for own in dict.fromkeys(labels) for label in own)]
         ids = dict(zip(texts, self._label_tokens(texts), strict=True))
         trees = {
@@ -309,7 +301,8 @@ class LocalEngine(BaseEngine):
             if reason is None and not isinstance(ids, str):
                 fit[index] = ids
             else:
-                refused.append(LabelRow(index, None, _length(ids), error=reason))
+                sent = 0 if isinstance(ids, str) else len(ids)
+                refused.append(LabelRow(index, None, sent, error=reason))
         return fit, refused
 
 
@@ -319,7 +312,3 @@ def _token_row(one: NodeScores) -> LabelRow:
     if scores and any(map(math.isnan, scores)):
         error, scores = "the model's log-probabilities are not numbers", None
     return LabelRow(one.index, scores, one.sent, one.cached, error, greedy=one.greedy)
-
-
-def _length(tokens: Sequence[int] | str) -> int:
-    return 0 if isinstance(tokens, str) else len(tokens)

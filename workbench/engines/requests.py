@@ -20,6 +20,7 @@ from typing import Any
 
 from workbench import values
 from workbench.errors import EngineError, InputError
+from workbench.lazy import np, psutil
 from workbench.machine import born
 from workbench.messages import plain_prompt
 from workbench.store import Store, digest
@@ -132,7 +133,6 @@ class ResumableDraw:
 
 def _process(pid: int) -> list[Any] | None:
     """[id, start, host] of a process, as ids are reused; None if there is none."""
-    psutil: Any = import_module("psutil")
     with suppress(psutil.Error):
         process = psutil.Process(pid)
         if process.status() != psutil.STATUS_ZOMBIE:
@@ -321,8 +321,6 @@ def keyed(answer: Any, keys: Sequence[bytes]) -> tuple[bytes, Any]:
 
 def gather_labels(rows: Iterable[LabelRow], labels: Sequence[tuple[str, ...]]) -> LabelScores:
     """Rows in any order as arrays [prompts, labels]; `labels` has those of each prompt."""
-    import numpy as np
-
     shape = len(labels), max(map(len, labels))
     logprobs, upper, tokens = np.full(shape, -np.inf), np.full(shape, -np.inf), np.zeros(shape, int)
     reasons: list[str | None] = [None] * len(labels)

@@ -15,15 +15,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from workbench import values
+from workbench.engines import requests
 from workbench.engines.frames import FrameEngine
-from workbench.engines.requests import (
-    check_errors,
-    check_prompts,
-    gather_labels,
-    labels_per_prompt,
-    raise_failures,
-)
 from workbench.errors import InputError
+from workbench.lazy import np
 from workbench.store import digest
 from workbench.types import (
     EngineInfo,
@@ -104,12 +99,12 @@ class ScoringEngine(FrameEngine, ABC):
                 as many lists of labels as prompts.
             EngineError: some prompts failed (with `errors="raise"`).
         """
-        check_errors(errors)
-        prompts = check_prompts(prompts)
-        each = labels_per_prompt(labels, len(prompts))
-        scores = gather_labels(self.stream_labels(prompts, each), each)
+        requests.check_errors(errors)
+        prompts = requests.check_prompts(prompts)
+        each = requests.labels_per_prompt(labels, len(prompts))
+        scores = requests.gather_labels(self.stream_labels(prompts, each), each)
         if errors == "raise":
-            raise_failures(scores.errors, scores)
+            requests.raise_failures(scores.errors, scores)
         return scores
 
     def stream_labels(
@@ -121,8 +116,8 @@ class ScoringEngine(FrameEngine, ABC):
             InputError: at once, as for `label_logprobs`.
         """
         self._check_open()
-        prompts = check_prompts(prompts)
-        return self._stream_labels(prompts, labels_per_prompt(labels, len(prompts)))
+        prompts = requests.check_prompts(prompts)
+        return self._stream_labels(prompts, requests.labels_per_prompt(labels, len(prompts)))
 
     def _stream_labels(
         self, prompts: Sequence[Prompt], labels: Sequence[tuple[str, ...]]
@@ -168,18 +163,18 @@ class ScoringEngine(FrameEngine, ABC):
             InputError: an engine without tokens, or a pair that is not two non-empty lists of ids.
             EngineError: some failed (with `errors="raise"`).
         """
-        check_errors(errors)
+        requests.check_errors(errors)
         checked = [*map(_checked, pairs)]
         rows = [TokenScores(None, greedy=False)] * len(checked)
         for row in self._token_rows("score_tokens", checked):
             rows[row.index] = TokenScores(row.logprobs, bool(row.greedy), row.error)
         if errors == "raise":
-            raise_failures([row.error for row in rows], rows)
+            requests.raise_failures([row.error for row in rows], rows)
         return rows
 
     def _token_rows(self, what: str, pairs: Sequence[Pair]) -> Generator[LabelRow, None, None]:
         whose = self._identity.hex()
-        keys = [digest(whose, "tokens", list(before), list(after)) for before, after in pairs]
+        keys = [digest(whose, "tokens", *map(list, pair)) for pair in pairs]
         unique = dict(zip(keys, pairs, strict=True))
 
         def work(engine: BaseEngine, keys: list[bytes]) -> Iterator[list[LabelRow]]:
@@ -198,8 +193,8 @@ class ScoringEngine(FrameEngine, ABC):
             InputError: no texts, an empty or missing text, or an engine that cannot do it.
             EngineError: some failed (with `errors="raise"`).
         """
-        check_errors(errors)
-        given = check_prompts(texts)
+        requests.check_errors(errors)
+        given = requests.check_prompts(texts)
         for index, text in enumerate(given):
             if not isinstance(text, str):
                 raise InputError(f"text {index} is {text!r:.80}: it must be a text, not a chat")
@@ -211,7 +206,7 @@ class ScoringEngine(FrameEngine, ABC):
         ]
         scores = self._gathered(plain, tokens, windows)
         if errors == "raise":
-            raise_failures(scores.errors, scores)
+            requests.raise_failures(scores.errors, scores)
         return scores
 
     def _gathered(
@@ -221,26 +216,19 @@ class ScoringEngine(FrameEngine, ABC):
         windows: Sequence[tuple[Pair, ...]],
     ) -> TextScores:
         """Score all windows in one call, and put each text's together."""
-        import numpy as np
-
-        rows = dict[int, LabelRow]()
         pairs = [pair for own in windows for pair in own]
-        if pairs:
-            rows = {row.index: row for row in self._token_rows("score_texts", pairs)}
+        rows = {row.index: row for row in self._token_rows("score_texts", pairs)} if pairs else {}
         found = (rows[place] for place in range(len(pairs)))
         each: list[tuple[float, ...]] = []
-        sums: list[float] = []
         reasons: list[str | None] = []
         for ids, own in zip(tokens, windows, strict=True):
             parts = [*islice(found, len(own))]
             why = ids if isinstance(ids, str) else next((p.error for p in parts if p.error), None)
             reasons.append(why)
             each.append(() if why else tuple(x for part in parts for x in part.logprobs or ()))
-        sums = [
-            -math.inf if why else math.fsum(one) for one, why in zip(each, reasons, strict=True)
-        ]
+        pairs_of = zip(each, reasons, strict=True)
         return TextScores(
-            np.array(sums),
+            np.array([-math.inf if why else math.fsum(one) for one, why in pairs_of]),
             np.array([0 if isinstance(ids, str) else len(ids) for ids in tokens]),
             np.array([len(text.encode("utf-8", "replace")) for text in texts]),
             tuple(each),

@@ -39,6 +39,7 @@ from workbench.engines.requests import Request
 from workbench.engines.source import Source, check_options
 from workbench.engines.tokens import NodeScores
 from workbench.errors import EngineError, InputError, WorkbenchError
+from workbench.lazy import torch
 from workbench.machine import free_memory, versions
 from workbench.progress import check
 from workbench.store import Store
@@ -241,8 +242,6 @@ class TransformersEngine(LocalEngine):
 
     def _free_bytes(self) -> float:
         if self._device.type == "cuda":
-            import torch
-
             cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
             return SPARE * float(torch.cuda.mem_get_info()[0] + cached)
         return SPARE * free_memory()
@@ -283,7 +282,6 @@ def _memory_reason(error: Exception) -> str:
 
 def _load(source: Source, device: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:
     """The tokenizer, and the model on its device."""
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 

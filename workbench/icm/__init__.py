@@ -11,28 +11,8 @@ from workbench.icm.study import METHODS, ICMStudy, bootstrap, study
 from workbench.icm.testbeds import Testbed, joined
 
 __all__ = [
-    "METHODS",
-    "Claim",
-    "ICMReport",
-    "ICMStudy",
-    "Labelled",
-    "Step",
-    "Testbed",
-    "Wording",
-    "bootstrap",
-    "comparisons",
-    "compute_logprobs_batched",
-    "evaluate_chat",
-    "evaluate_labels",
-    "join",
-    "joined",
-    "label_all",
-    "open_testbed",
-    "read_claims",
-    "salience",
-    "save_table",
-    "search",
-    "stands_out",
-    "study",
-    "wording_from",
-]
+    "METHODS", "Claim", "ICMReport", "ICMStudy", "Labelled", "Step", "Testbed", "Wording",
+    "bootstrap", "comparisons", "compute_logprobs_batched", "evaluate_chat", "evaluate_labels",
+    "join", "joined", "label_all", "open_testbed", "read_claims", "salience", "save_table",
+    "search", "stands_out", "study", "wording_from",
+]  # fmt: skip

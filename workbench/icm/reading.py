@@ -10,18 +10,8 @@ from typing import Any
 
 from workbench import values
 from workbench.errors import InputError, log
+from workbench.icm import testbeds
 from workbench.icm.claim import Claim, Wording
-from workbench.icm.testbeds import (
-    CLAIM,
-    WORDS,
-    Testbed,
-    draw_groups,
-    embedded,
-    gold_of,
-    gsm8k,
-    put,
-    truthfulqa,
-)
 from workbench.lazy import pd
 from workbench.tasks.rows import TableRow, find_column, is_path, listed, read_table
 from workbench.tasks.source import file_source
@@ -46,7 +36,7 @@ def open_testbed(
     count: int | None = None,
     test_count: int | None = None,
     seed: int = 0,
-) -> Testbed:
+) -> testbeds.Testbed:
     """A testbed by name, or a file for `read_claims`, as whole groups in random order.
 
     Args:
@@ -68,9 +58,9 @@ def open_testbed(
             raise InputError(f"{name_or_path}: columns and template are for files, leave them out")
         if name_or_path == "embedded":
             most = 200 if test_count is None else test_count
-            bed = embedded(128 if count is None else count, most, seed)
+            bed = testbeds.embedded(128 if count is None else count, most, seed)
             return replace(bed, wording=wording) if wording else bed
-        bed = gsm8k() if name_or_path == "gsm8k" else truthfulqa()
+        bed = testbeds.gsm8k() if name_or_path == "gsm8k" else testbeds.truthfulqa()
         bed = replace(bed, wording=wording) if wording else bed
     elif is_path(name_or_path):
         bed = read_claims(name_or_path, columns=columns, wording=wording)
@@ -78,7 +68,11 @@ def open_testbed(
         otherwise = ", or give the path of a file with claims, such as a .jsonl, .json or .csv"
         values.known("testbed", name_or_path, TESTBEDS, otherwise)
     if test_count is not None:
-        test = draw_groups(bed.test, test_count, f"test-{seed}", "test_count") if test_count else ()
+        test = (
+            testbeds.draw_groups(bed.test, test_count, f"test-{seed}", "test_count")
+            if test_count
+            else ()
+        )
         bed = replace(bed, test=test)
     if bed.source is None:
         bed = replace(bed, source={"name": str(name_or_path), "files": {}})
@@ -92,7 +86,7 @@ def read_claims(
     name: str | None = None,
     test: object = None,
     wording: Wording | None = None,
-) -> Testbed:
+) -> testbeds.Testbed:
     """Your own claims: rows with `text`, in the published format, or with comparisons.
 
     A row is one of
@@ -119,8 +113,7 @@ def read_claims(
     Raises:
         InputError: a file or a row is invalid, or a held-out claim is also to be labelled.
     """
-    reader = _Reader(KINDS, _given_columns(columns), wording or Wording())
-    return replace(reader.testbed(source, test, name), source=file_source(source, examples=test))
+    return _Reader(KINDS, _given_columns(columns), wording or Wording()).testbed(source, test, name)
 
 
 def comparisons(
@@ -130,7 +123,7 @@ def comparisons(
     name: str | None = None,
     test: object = None,
     wording: Wording | None = None,
-) -> Testbed:
+) -> testbeds.Testbed:
     """Pairs of responses, each a group of two claims: the first is better, or the second is.
 
     A row has `question`, `first`, `second` and optionally `gold` ("first", "second", or true if
@@ -140,8 +133,7 @@ def comparisons(
     Raises:
         InputError: a file or a row is invalid; the message has the details.
     """
-    reader = _Reader(PAIRS, _given_columns(columns), wording or Wording())
-    return replace(reader.testbed(source, test, name), source=file_source(source, examples=test))
+    return _Reader(PAIRS, _given_columns(columns), wording or Wording()).testbed(source, test, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +157,7 @@ KINDS = (
     _Kind(("text",), ("group", "answer_key", "gold"), "{text}"),
     *PAIRS,
     _Kind(
-        ("question", "choice"), ("group", "answer_key", "gold"), CLAIM,
+        ("question", "choice"), ("group", "answer_key", "gold"), testbeds.CLAIM,
         {"group": "consistency_id", "gold": "label"},
     ),
 )  # fmt: skip
@@ -212,7 +204,7 @@ class _Reader:
     given: Mapping[str, str]
     wording: Wording
 
-    def testbed(self, source: object, test: object, name: str | None) -> Testbed:
+    def testbed(self, source: object, test: object, name: str | None) -> testbeds.Testbed:
         """Claims and held-out claims; for the arguments and errors see `read_claims`."""
         labelled, held_out, table = self._sides(source, "source")
         if test is not None:
@@ -240,7 +232,10 @@ class _Reader:
             text: tuple(one.number for one in entries if one.whole)
             for text, entries in labelled.items()
         }
-        return Testbed(name, claims, tests, self.wording, table, places, tuple(notes))
+        origin = file_source(source, examples=test)
+        return testbeds.Testbed(
+            name, claims, tests, self.wording, table, places, tuple(notes), origin
+        )
 
     def _sides(self, source: object, what: str) -> tuple[_Side, _Side, pd.DataFrame]:
         rows, table = read_table(source, what)
@@ -299,9 +294,9 @@ def _claim_of(
 ) -> list[_Entry]:
     texts = {n: row.text(names[n]).strip() for n in ("text", "question", "choice") if n in names}
     group = _key(row, names, "group") or texts.get("question", "")
-    gold = gold_of(row, names["gold"]) if "gold" in names else None
+    gold = testbeds.gold_of(row, names["gold"]) if "gold" in names else None
     key = _key(row, names, "answer_key") or None
-    claim = Claim(put(template, **texts), group or default, key, gold)
+    claim = Claim(testbeds.put(template, **texts), group or default, key, gold)
     return [_Entry(number, row.place, claim, grouped=bool(group))]
 
 
@@ -314,10 +309,10 @@ def _pair_of(
     )
     if first == second:
         raise InputError(f"{row.place}: first and second are both {first!r:.60}, leave the row out")
-    words = {**WORDS, "first": True, "second": False}
-    gold = gold_of(row, names["gold"], words) if "gold" in names else None
-    one = put(template, question=question, first=first, second=second)
-    other = put(template, question=question, first=second, second=first)
+    words = {**testbeds.WORDS, "first": True, "second": False}
+    gold = testbeds.gold_of(row, names["gold"], words) if "gold" in names else None
+    one = testbeds.put(template, question=question, first=first, second=second)
+    other = testbeds.put(template, question=question, first=second, second=first)
     turned = None if gold is None else not gold
     return [
         _Entry(number, row.place, Claim(one, default, "A>B", gold)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -252,23 +252,19 @@ def _on_costs(engine: Engine, used: Usage) -> list[str]:
     return notes
 
 
+@dataclass(slots=True)
 class _Bench:
     """Runs methods; collects a frame of verdicts and a row of facts for each run."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        checkpoints: str | Path | None,
-        on_step: Callable[[Step], object] | None,
-        batch_size: int | None,
-        settings: dict[str, Any],
-    ) -> None:
-        self._engine, self._checkpoints, self._on_step = engine, checkpoints, on_step
-        self._batch_size, self._settings = batch_size, settings
-        self.rows: list[pd.DataFrame] = []
-        self.runs: list[dict[str, Any]] = []
-        self.searches: list[ICMReport] = []
-        self.notes: list[str] = []
+    _engine: Engine
+    _checkpoints: str | Path | None
+    _on_step: Callable[[Step], object] | None
+    _batch_size: int | None
+    _settings: dict[str, Any]
+    rows: list[pd.DataFrame] = field(default_factory=list)
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    searches: list[ICMReport] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def run(self, method: str, bed: Testbed, seeds: Sequence[int]) -> None:
         """Run a method for these seeds, or once if it does not depend on them."""

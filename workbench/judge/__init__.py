@@ -6,13 +6,6 @@ from workbench.judge.templates import Case, Pair, Template, builtin, cases_of
 from workbench.judge.votes import Mode
 
 __all__ = [
-    "Case",
-    "Judge",
-    "LLMJudgeClient",
-    "Mode",
-    "Pair",
-    "Template",
-    "builtin",
-    "cases_of",
+    "Case", "Judge", "LLMJudgeClient", "Mode", "Pair", "Template", "builtin", "cases_of",
     "compute_llm_judge_scores_batch",
-]
+]  # fmt: skip

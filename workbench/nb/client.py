@@ -67,10 +67,8 @@ class Client(PapermillNotebookClient):
         """Run all cells on a new kernel."""
         self.reset_execution_trackers()
         with self.setup_kernel(**kwargs):
-            self._replies, self.kc.shell_channel.get_msg = (
-                self.kc.shell_channel.get_msg,
-                self._reply,
-            )
+            self._replies = self.kc.shell_channel.get_msg
+            self.kc.shell_channel.get_msg = self._reply
             # papermill asks at the end, when a kernel that has exited no longer answers.
             about = self.wait_for_reply(self.kc.kernel_info())
             self.nb.metadata["language_info"] = about["content"]["language_info"]
@@ -171,8 +169,7 @@ def _death(code: int | None) -> str:
     """How a kernel died."""
     if not code or code == -signal.SIGKILL:  # killed by a user, or for lack of memory
         return "the kernel died"
-    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    return f"the kernel died ({how})"
+    return f"the kernel died ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
 
 
 def _printed_errors(cell: Any) -> list[str]:

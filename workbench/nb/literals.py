@@ -127,8 +127,7 @@ def _fit_items(value: object, annotation: ast.expr, parts: list[ast.expr], conve
 
 
 def _unknown(annotation: ast.expr) -> ValueError:
-    shown = ast.unparse(annotation)
-    return ValueError(f"no value can be given for the type {shown}")
+    return ValueError(f"no value can be given for the type {ast.unparse(annotation)}")
 
 
 def _converted(value: object, name: str, convert: bool) -> object:

@@ -169,8 +169,7 @@ def read_notebook(path: str | Path) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("nbformat") != 4:
         raise NotebookError(f"{path} is not a notebook of format 4; open and save it in Jupyter")
     _name_cells(data)
-    validator = _nbformat().validator
-    wrong = next(iter(validator.iter_validate(data)), None)
+    wrong = next(iter(_nbformat().validator.iter_validate(data)), None)
     if wrong is not None:
         message = str(wrong).splitlines()[0]
         raise NotebookError(f"{path} is not a valid notebook: {message}; repair or restore it")

@@ -54,7 +54,6 @@ def resolve(notebook: Notebook, given: Mapping[str, object]) -> dict[str, object
     Args:
         given: Values by name. A `Text` is parsed as the parameter's type (by default the type of
             its default); a path in it is relative to the current folder.
-            where the cell states none); one that is a path is taken from the current folder.
 
     Returns:
         The values, of the parameters' types.

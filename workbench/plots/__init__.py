@@ -10,19 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from workbench.lazy import Axes, Figure, pd
-from workbench.plots.style import (
-    COLOURS,
-    INK,
-    chance,
-    dots,
-    doubling,
-    finding,
-    lines,
-    log_ticks,
-    new_figure,
-    percent,
-    shares,
-)
+from workbench.plots import style
+from workbench.plots.style import COLOURS, finding, new_figure
 from workbench.stats import ShareDifference
 from workbench.types import Metric, Report
 
@@ -46,11 +35,11 @@ def plot_accuracy(
         gains: paired differences of all but the first to the first, which the title compares.
         level: what guessing comes to, drawn as "chance".
     """
-    dots(ax, metrics)
+    style.dots(ax, metrics)
     n = f", n = {metrics[0].n:,}" if len({one.n for one in metrics}) == 1 else ""
-    percent(ax.xaxis, f"{what}, % (95 % interval{n})")
+    style.percent(ax.xaxis, f"{what}, % (95 % interval{n})")
     if level is not None:
-        chance(ax, level, upright=True)
+        style.chance(ax, level, upright=True)
     finding(ax, compared(metrics, gains, what) if gains else _spanned(metrics, what, level))
 
 
@@ -78,7 +67,7 @@ def compared(
 def stated(table: pd.DataFrame) -> str:
     """What a table of `comparison.comparison` shows, by Holm's p-values where it has them."""
     sure = [] if "p_holm" not in table else [*(table["p_holm"] < LEVEL)[1:]]
-    return compared(shares(table), _gains(table)[1:], sure=sure).replace("_", " ")
+    return compared(style.shares(table), _gains(table)[1:], sure=sure).replace("_", " ")
 
 
 def _spanned(metrics: Sequence[Metric], what: str, level: float | None) -> str:
@@ -112,10 +101,10 @@ def plot_speeds(ax: Axes, table: pd.DataFrame, by: str) -> None:
     sizes = 100 * table[by] if by == "shared" else table[by].astype(float)
     sizes = sizes.where(sizes > 0, table["requests"]) if by == "batch" else sizes
     placed = table.assign(place=sizes)
-    lines(ax, placed, ("place", "output_tokens_per_s"), "runner")
+    style.lines(ax, placed, ("place", "output_tokens_per_s"), "runner")
     if by != "shared":
-        doubling(ax, placed["place"])
-    log_ticks(ax.yaxis, "{x:,.0f}")
+        style.doubling(ax, placed["place"])
+    style.log_ticks(ax.yaxis, "{x:,.0f}")
     ax.set(xlabel=AXES[by], ylabel="answer tokens per second")
     name = table["runner"].iloc[0]
     ends = placed[placed["runner"] == name].sort_values("place").iloc[[0, -1]]
@@ -128,11 +117,11 @@ def plot_speedups(ax: Axes, metrics: Sequence[Metric]) -> None:
     """How many times as fast as others, with the range of the repeats; 1 is as fast."""
     parts = [one.name.rpartition(" over ") for one in metrics]
     named = [replace(one, name=part[2]) for one, part in zip(metrics, parts, strict=True)]
-    dots(ax, named, lambda one: f"{one.value:.2f} ×")
-    log_ticks(ax.xaxis, "{x:g}")
+    style.dots(ax, named, lambda one: f"{one.value:.2f} ×")
+    style.log_ticks(ax.xaxis, "{x:g}")
     ax.set_xlim(min(0.8, *(0.8 * one.low for one in named)), 1.25 * max(one.high for one in named))
     ax.set_xlabel("times as fast (median, range of repeats)")
-    chance(ax, 1, "as fast", upright=True)
+    style.chance(ax, 1, "as fast", upright=True)
     most = max(named, key=lambda one: one.value)
     ends = f"{most.value:.2f} × as fast as {most.name} ({most.low:.2f} to {most.high:.2f})"
     even = [one.name for one in named if one.low <= 1 <= one.high]
@@ -147,11 +136,11 @@ def plot_requests(ax: Axes, table: pd.DataFrame, here: float | None = None) -> N
         here: speed of the engine in this process.
     """
     pair = ("max_concurrency", "verdicts_per_s")
-    lines(ax, table, pair, "prompts_per_request", "{} per request")
+    style.lines(ax, table, pair, "prompts_per_request", "{} per request")
     if here is not None:
-        chance(ax, here, "in this process")
-    doubling(ax, table["max_concurrency"])
-    log_ticks(ax.yaxis, "{x:,.0f}")
+        style.chance(ax, here, "in this process")
+    style.doubling(ax, table["max_concurrency"])
+    style.log_ticks(ax.yaxis, "{x:,.0f}")
     ax.set(xlabel="requests in flight", ylabel="verdicts per second")
     best = table.sort_values("verdicts_per_s").iloc[-1]
     how = f"{best['prompts_per_request']} per request, {best['max_concurrency']} requests in flight"
@@ -161,9 +150,9 @@ def plot_requests(ax: Axes, table: pd.DataFrame, here: float | None = None) -> N
 
 def plot_samples(ax: Axes, curve: pd.DataFrame) -> None:
     """Accuracy of a vote against the samples that it counts, of `comparison.by_samples`."""
-    lines(ax, curve.assign(by="majority vote"), ("samples", "accuracy"), "by")
-    doubling(ax, curve["samples"])
-    percent(ax.yaxis, "accuracy, % (95 % interval)")
+    style.lines(ax, curve.assign(by="majority vote"), ("samples", "accuracy"), "by")
+    style.doubling(ax, curve["samples"])
+    style.percent(ax.yaxis, "accuracy, % (95 % interval)")
     ax.set_xlabel("samples that vote")
     finding(ax, stated(curve))
 
@@ -176,9 +165,9 @@ def plot_at_k(ax: Axes, *curves: Report) -> None:
         for k, found in zip(one.provenance["k"], one.summary, strict=False)
     ]
     table = pd.DataFrame(rows, columns=["by", "k", "accuracy", "low", "high"])
-    lines(ax, table, ("k", "accuracy"), "by")
-    doubling(ax, table["k"])
-    percent(ax.yaxis, "accuracy, % (95 % interval)", whole=False)
+    style.lines(ax, table, ("k", "accuracy"), "by")
+    style.doubling(ax, table["k"])
+    style.percent(ax.yaxis, "accuracy, % (95 % interval)", whole=False)
     ax.set_xlabel("samples per item, k")
     last = [one.summary[-2] for one in curves if len(one.provenance["k"]) > 1]
     gains = [one.summary[-1] for one in curves if len(one.provenance["k"]) > 1]
@@ -189,11 +178,11 @@ def plot_costs(ax: Axes, table: pd.DataFrame) -> None:
     """Accuracy of agents against the tokens they generate per item, of `comparison.comparison`."""
     tokens = table["completion_tokens"] / (table["n"] * table["runs"] + table["n_failed"])
     named = table.assign(tokens=tokens, name=table["name"].str.replace("_", " "))
-    lines(ax, named, ("tokens", "accuracy"), "name")
-    log_ticks(ax.xaxis, "{x:,.0f}")
+    style.lines(ax, named, ("tokens", "accuracy"), "name")
+    style.log_ticks(ax.xaxis, "{x:,.0f}")
     ax.margins(x=0.15)
     ax.set_xlabel("generated tokens per item")
-    percent(ax.yaxis, "accuracy, % (95 % interval)")
+    style.percent(ax.yaxis, "accuracy, % (95 % interval)")
     finding(ax, stated(named))
 
 
@@ -212,14 +201,14 @@ def draw_comparison(table: pd.DataFrame, title: str = "") -> Figure:
         title: what was found, where the table does not say it all.
     """
     figure, (left, right) = new_figure(2, height=1.3 + 0.45 * len(table))
-    metrics, gains = shares(table), _gains(table)
+    metrics, gains = style.shares(table), _gains(table)
     colours = [COLOURS[number % len(COLOURS)] for number in range(len(table))]
-    dots(left, metrics, colours=colours)
-    percent(left.xaxis, "accuracy, % (95 % interval)")
-    dots(right, gains, lambda one: f"{100 * one.value:+.1f}".replace("+nan", ""), colours)
+    style.dots(left, metrics, colours=colours)
+    style.percent(left.xaxis, "accuracy, % (95 % interval)")
+    style.dots(right, gains, lambda one: f"{100 * one.value:+.1f}".replace("+nan", ""), colours)
     right.set_yticks(range(len(table)), [""] * len(table))
-    right.axvline(0, color=INK, linewidth=1, linestyle="--")
+    right.axvline(0, color=style.INK, linewidth=1, linestyle="--")
     label = f"paired difference to “{metrics[0].name}”, points (95 % interval)"
-    percent(right.xaxis, label, whole=False)
+    style.percent(right.xaxis, label, whole=False)
     finding(figure, title or stated(table))
     return figure

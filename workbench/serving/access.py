@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import logging
 import os
 import socket
 from collections.abc import Callable, Iterable
@@ -11,12 +10,11 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from workbench import values
-from workbench.errors import InputError
+from workbench.errors import InputError, log
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-logger = logging.getLogger("workbench")
 
 OPEN = ("/health",)  # paths without a key
 CHALLENGE = {"WWW-Authenticate": "Bearer"}  # the header of a refusal
@@ -72,7 +70,7 @@ def required_key(host: str = "127.0.0.1") -> str | None:
     names = ("WORKBENCH_API_KEY", "VLLM_API_KEY")
     key = next((key for name in names if (key := os.environ.get(name, "").strip())), None)
     if key is None and host not in {"127.0.0.1", "localhost", "::1"}:
-        logger.warning(
+        log.warning(
             "host=%r without a key: anyone who can reach it can use the model; set "
             "WORKBENCH_API_KEY to require one",
             host,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import re
 import signal
@@ -26,19 +25,9 @@ from aiohttp.typedefs import Handler
 from multidict import CIMultiDict
 from yarl import URL
 
-from workbench.errors import EngineError, InputError
-from workbench.serving.access import (
-    CHALLENGE,
-    REFUSAL,
-    accepts,
-    base_url,
-    error_body,
-    free_port,
-    required_key,
-)
+from workbench.errors import EngineError, InputError, log
+from workbench.serving import access
 from workbench.serving.process import ServerProcess, last_lines
-
-logger = logging.getLogger("workbench")
 
 TIMEOUT = 1800.0  # seconds until all workers answer: they may read many gigabytes
 RESTART = 60.0  # seconds between two starts of a worker
@@ -52,8 +41,10 @@ HOP |= {"proxy-connection", "transfer-encoding", "upgrade"}
 OURS = {"host", "content-length", "expect"}  # of a request: replaced or handled here
 UNASKED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")  # aiohttp would add them
 
-DIED = error_body("the worker died before it answered", "server_error", "worker_died")
-NONE_UP = error_body("no worker is running; they are being restarted", "server_error", "no_worker")
+DIED = access.error_body("the worker died before it answered", "server_error", "worker_died")
+NONE_UP = access.error_body(
+    "no worker is running; they are being restarted", "server_error", "no_worker"
+)
 
 
 @dataclass(eq=False, slots=True)
@@ -103,7 +94,7 @@ class Worker:
                 )
             if printed := re.search(r"^(https?://\S+)/v1\s*\n", output, re.MULTILINE):
                 self.url = printed[1]
-                logger.info("%s answers at %s", self.log.stem, self.url)
+                log.info("%s answers at %s", self.log.stem, self.url)
                 return
             await asyncio.sleep(0.1)
         late = f"a worker did not answer within timeout={self.timeout:g} s"
@@ -139,8 +130,8 @@ class LoadBalancer:
         if not environments:
             raise InputError("environments=(): pass one per worker; {} adds no variables")
         if port is not None:
-            free_port(host, port)
-        self._key = required_key(host)
+            access.free_port(host, port)
+        self._key = access.required_key(host)
         self._host, self._port = host, port or 0
         self._workers = [
             Worker(line, variables, folder / f"worker-{i}.log", timeout)
@@ -151,7 +142,7 @@ class LoadBalancer:
     @property
     def url(self) -> str:
         """The base URL of its OpenAI interface, once it listens."""
-        return base_url(self._host, self._port)
+        return access.base_url(self._host, self._port)
 
     def run(self) -> None:
         """Serve until SIGTERM or Ctrl-C; prints the base URL once it answers.
@@ -210,13 +201,13 @@ class LoadBalancer:
             await asyncio.sleep(0.2)
             if worker.up:
                 continue
-            logger.warning("%s has ended and will be restarted", worker.log.stem)
+            log.warning("%s has ended and will be restarted", worker.log.stem)
             await asyncio.to_thread(worker.end)  # stop what is left of it
             await asyncio.sleep(worker.started + RESTART - time.monotonic())
             try:
                 await worker.start()
             except (EngineError, OSError) as error:
-                logger.warning("%s", error)
+                log.warning("%s", error)
 
     async def _listen(self, stack: AsyncExitStack) -> None:
         app = web.Application(client_max_size=LARGEST, middlewares=[_openai_errors, self._guard])
@@ -243,9 +234,9 @@ class LoadBalancer:
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Require the key here, too: no request without it reaches a worker."""
-        if accepts(self._key, request.path, request.raw_headers):
+        if access.accepts(self._key, request.path, request.raw_headers):
             return await handler(request)
-        return web.json_response(REFUSAL, status=401, headers=CHALLENGE)
+        return web.json_response(access.REFUSAL, status=401, headers=access.CHALLENGE)
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
@@ -258,7 +249,7 @@ class LoadBalancer:
             except aiohttp.ClientConnectorError:  # nothing was sent: another worker can answer
                 continue
             except aiohttp.ClientError as error:
-                logger.warning("%s failed a request: %r", worker.log.stem, error)
+                log.warning("%s failed a request: %r", worker.log.stem, error)
                 return web.json_response(DIED, status=502)
             finally:
                 worker.in_flight -= 1
@@ -341,7 +332,7 @@ async def _openai_errors(request: web.Request, handler: Handler) -> web.StreamRe
         return await handler(request)
     except web.HTTPException as error:
         message = f"{request.method} {request.path}: {error.text}"
-        body = error_body(message, "invalid_request_error")
+        body = access.error_body(message, "invalid_request_error")
         return web.json_response(body, status=error.status)
 
 

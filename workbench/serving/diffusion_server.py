@@ -6,7 +6,6 @@ It has two threads. One runs the event loop and only forwards data, the other ru
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 import time
@@ -16,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from workbench.errors import log
 from workbench.machine import require
 from workbench.serving.access import KeyGuard, base_url, bound_socket, required_key
 from workbench.serving.batcher import Batcher
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from workbench.engines.diffusion import DiffusionEngine
     from workbench.serving.routes import DiffusionApp
 
-logger = logging.getLogger("workbench")
 
 BATCH_SIZE = 8
 MAX_WAIT_TIME = 0.1
@@ -73,7 +72,7 @@ class DiffusionServer:
         )
         thread.start()
         self._end = weakref.finalize(self, _finish, web, thread, batcher, app)
-        logger.info("%r answers", self)
+        log.info("%r answers", self)
 
     @property
     def model(self) -> str:
@@ -99,10 +98,10 @@ class DiffusionServer:
         try:
             while not received:
                 if self._batcher.broken:
-                    logger.error("%r ends: the model failed", self)
+                    log.error("%r ends: the model failed", self)
                     return 1
                 time.sleep(POLL)
-            logger.info("%r finishes running requests", self)
+            log.info("%r finishes running requests", self)
             self._app.drain()
             deadline = time.monotonic() + DRAIN
             while self._app.inside and signal.SIGINT not in received[1:]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import logging
 import os
 import re
 import subprocess
@@ -20,11 +19,9 @@ from workbench.engines.cpu import vllm_defaults
 from workbench.engines.device import PASSIVE
 from workbench.engines.identity import deciding
 from workbench.engines.source import EMBEDDED, Source
-from workbench.errors import InputError
+from workbench.errors import InputError, log
 from workbench.serving.access import required_key
 from workbench.serving.launch import IDENTITY
-
-logger = logging.getLogger("workbench")
 
 MODULE = "workbench.serving.launch"
 
@@ -184,7 +181,7 @@ def served(source: Source, options: Mapping[str, Any]) -> dict[str, Any]:
     shown = source.shown
     if source.folder and shown != EMBEDDED:
         shown = source.folder.name
-        logger.info("reading %s to compute the revision of its weights", source.folder)
+        log.info("reading %s to compute the revision of its weights", source.folder)
     own = {name: value for name, value in options.items() if name not in AROUND}
     weights = source.weights() if source.folder else None
     return {"name": shown, "weights": weights, "options": deciding(own)}

@@ -9,9 +9,10 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
+
+from workbench.lazy import psutil
 
 GRACE = 10.0  # seconds to end after SIGTERM
 QUOTED = 15  # lines of the log that an error quotes
@@ -105,7 +106,6 @@ class ServerProcess:
 
     def _group_runs(self) -> bool:
         """Whether any process of the group is left, apart from zombies."""
-        psutil: Any = import_module("psutil")
         for process in psutil.process_iter(["status"]):
             with suppress(OSError):
                 if os.getpgid(process.pid) == self.pid and process.info["status"] != "zombie":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import logging
 import os
 import signal
 import tempfile
@@ -12,7 +11,6 @@ import time
 import weakref
 from collections.abc import Mapping
 from contextlib import closing
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,22 +19,15 @@ from workbench.engines.checkpoints.folder import check_adapters
 from workbench.engines.device import OUT_OF_MEMORY
 from workbench.engines.source import Source
 from workbench.engines.vllm import unavailable
-from workbench.errors import EngineError, EngineUnavailableError, InputError, WorkbenchError
+from workbench.errors import EngineError, EngineUnavailableError, InputError, WorkbenchError, log
+from workbench.lazy import psutil
 from workbench.machine import install_hint
 from workbench.progress import check
 from workbench.runs import run_dir
+from workbench.serving import presets
 from workbench.serving.access import base_url, free_port, reachable, required_key
-from workbench.serving.presets import (
-    arguments,
-    command,
-    environment,
-    find_preset,
-    refused_option,
-    served,
-)
+from workbench.serving.presets import command
 from workbench.serving.process import ServerProcess, last_lines, open_log
-
-logger = logging.getLogger("workbench")
 
 TIMEOUT = 600.0
 TIMEOUT_PRESET = 1800.0  # seconds: hundreds of gigabytes are read first
@@ -124,7 +115,7 @@ class Server:
         return f"Server(url={self.url!r}, model={self.model!r})"
 
     def _start(self) -> None:
-        variables = environment(self._options, self._identity)
+        variables = presets.environment(self._options, self._identity)
         self._process = ServerProcess(self._line, variables, self.log)
         self._end = weakref.finalize(self, self._process.finish)
         try:
@@ -140,10 +131,10 @@ class Server:
             if (code := self._process.exit_code(0.2)) is not None:
                 raise _explain(self._process.output(), code, self.log)
             if _answers(self._host, self._port) and _listens(self.pid, self._port):
-                logger.info("%r answers after %.0f s", self, waited)
+                log.info("%r answers after %.0f s", self, waited)
                 return
             if waited > report:
-                logger.info("%s is loading for %.0f s (%s)", self.model, waited, self.log)
+                log.info("%s is loading for %.0f s (%s)", self.model, waited, self.log)
                 report += REPORT
         raise EngineError(
             f"the server did not answer within timeout={self._timeout:g} s; increase it, or see "
@@ -186,10 +177,10 @@ def serve(
         raise EngineUnavailableError(
             f"no server can run here: {reason}; install it with {install_hint()}"
         )
-    settings_of_size = find_preset(preset, options)
+    settings_of_size = presets.find_preset(preset, options)
     source = Source.find(model)
     source.check_causal()
-    settings = arguments(source, settings_of_size, options)
+    settings = presets.arguments(source, settings_of_size, options)
     own_tokenizer = {"tokenizer", "skip_tokenizer_init", "config"} & settings.keys()
     with _checking:
         source.check(settings, tokenizer=not own_tokenizer, whole=True)
@@ -200,7 +191,7 @@ def serve(
     if port is not None:
         free_port(host, port)
     required_key(host)
-    identity, path = served(source, settings), _log_file(log)
+    identity, path = presets.served(source, settings), _log_file(log)
 
     def start() -> Server:
         at = free_port(host) if port is None else port
@@ -246,7 +237,6 @@ def _answers(host: str, port: int) -> bool:
 
 def _listens(pid: int, port: int) -> bool:
     """Whether our process listens at the port, not another server that took it."""
-    psutil: Any = import_module("psutil")
     try:
         parent = psutil.Process(pid)
         family = [parent, *parent.children(recursive=True)]
@@ -258,7 +248,7 @@ def _listens(pid: int, port: int) -> bool:
 
 def _explain(output: str, code: int, path: Path) -> Exception:
     """The error for a server that ended before it answered, from the log at `path`."""
-    if wrong := refused_option(output):
+    if wrong := presets.refused_option(output):
         return wrong
     low, remedy = output.lower(), "see the whole log"
     kind: type[WorkbenchError] = EngineError

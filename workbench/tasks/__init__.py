@@ -20,20 +20,9 @@ from workbench.tasks.word_problems import Verdicts, WordProblems
 from workbench.types import Task
 
 __all__ = [
-    "GSM8K",
-    "TASKS",
-    "Claims",
-    "HarnessTask",
-    "MultipleChoice",
-    "Options",
-    "OwnTask",
-    "Sums",
-    "TruthfulQA",
-    "Verdicts",
-    "WordProblems",
-    "open_choices",
-    "open_task",
-]
+    "GSM8K", "TASKS", "Claims", "HarnessTask", "MultipleChoice", "Options", "OwnTask", "Sums",
+    "TruthfulQA", "Verdicts", "WordProblems", "open_choices", "open_task",
+]  # fmt: skip
 
 TASKS: Mapping[str, Callable[[], Task]] = MappingProxyType(
     {

@@ -17,23 +17,8 @@ from workbench.uncertainty.selective_prediction import (
 )
 
 __all__ = [
-    "arrays",
-    "calibration_report",
-    "certainty",
-    "conformal_report",
-    "conformal_splits",
-    "elicit",
-    "from_options",
-    "join_tables",
-    "judged",
-    "option_prompts",
-    "paper_table",
-    "rescaled",
-    "risk_coverage",
-    "sample_uncertainty",
-    "score_options",
-    "selective",
-    "selective_report",
-    "signals",
-    "split_summary",
-]
+    "arrays", "calibration_report", "certainty", "conformal_report", "conformal_splits", "elicit",
+    "from_options", "join_tables", "judged", "option_prompts", "paper_table", "rescaled",
+    "risk_coverage", "sample_uncertainty", "score_options", "selective", "selective_report",
+    "signals", "split_summary",
+]  # fmt: skip

@@ -16,6 +16,7 @@ from workbench.engines.checkpoints.folder import INDEX, Shapes, first_names, sha
 from workbench.engines.diffusion.checkpoint import PLAIN, describe, llama_name
 from workbench.errors import InputError, WorkbenchError
 from workbench.files import whole_folder
+from workbench.lazy import torch
 from workbench.machine import require
 from workbench.progress import one_bar
 
@@ -139,8 +140,6 @@ def _check(
     checkpoint: Checkpoint, names: Mapping[str, str], expected: Shapes, twins: Mapping[str, str]
 ) -> None:
     """Refuse shapes and tensors that do not match the base model, and missing bytes."""
-    import torch
-
     twins_here = {name: twin for name, twin in twins.items() if name in names}
     shapes = {**expected, **{name: expected[twin] for name, twin in twins_here.items()}}
     for name, shape in shapes.items():

@@ -15,13 +15,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workbench.engines.device import memory_ran_out
 from workbench.errors import InputError, WorkbenchError
-
-if TYPE_CHECKING:
-    import torch
+from workbench.lazy import np, torch
 
 INDEX = ".metadata"
 TORCH = "torch.distributed.checkpoint"
@@ -70,8 +68,6 @@ class SavedTensor:
 
     def is_whole(self) -> bool:
         """Whether each element is in exactly one piece."""
-        import numpy as np
-
         chunks = [chunk for chunk in self.chunks if prod(chunk.sizes)]
         boxes = [[*zip(chunk.offsets, chunk.sizes, self.shape, strict=True)] for chunk in chunks]
         if any(start + size > length for box in boxes for start, size, length in box):
@@ -139,8 +135,6 @@ class Checkpoint:
             InputError: a shard is broken, or its contents are not those of the index.
             WorkbenchError: it does not fit into memory.
         """
-        import torch
-
         saved = self.tensors[name]
         try:
             whole = torch.empty(saved.shape, dtype=saved.dtype)
@@ -161,8 +155,6 @@ class Checkpoint:
 
     def _values(self, chunk: Chunk, dtype: torch.dtype) -> torch.Tensor:
         """One piece, from its raw bytes (`torch.load` would build more than that)."""
-        import torch
-
         with (self.folder / chunk.file).open("rb") as file:
             file.seek(chunk.start)
             data = zipfile.ZipFile(io.BytesIO(file.read(chunk.length)))
@@ -222,8 +214,6 @@ class _Unpickler(pickle.Unpickler):
         self._classes: dict[str, type] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        import torch
-
         if (module, name) in PLAIN:
             return PLAIN[module, name]
         if (module, name) in REBUILT:
@@ -251,8 +241,6 @@ def _shown(value: object) -> str:
 
 def _saved_tensors(index: Any) -> dict[str, SavedTensor]:
     """The tensors of an index."""
-    import torch
-
     places: dict[tuple[str, tuple[int, ...]], Any] = {}
     for key, place in index.get("Metadata", "storage_data").items():
         offset = key.get("MetadataIndex", "offset")

@@ -7,7 +7,6 @@ no unknown setting or tensor: a silently ignored one would give a model that pro
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,23 +16,18 @@ from threading import Lock
 from typing import Any
 
 from workbench.engines.agreement import agreement
+from workbench.engines.checkpoints import gguf_tokenizer
 from workbench.engines.checkpoints.convert import Converted, model_folder, new_path, write_weights
 from workbench.engines.checkpoints.folder import Shapes, first_names, shapes_of
 from workbench.engines.checkpoints.gguf_file import GGUFFile
-from workbench.engines.checkpoints.gguf_tokenizer import (
-    check_tokenizer,
-    end_tokens,
-    special,
-    write_tokenizer,
-)
 from workbench.engines.device import prepare
 from workbench.engines.transformers import unavailable
-from workbench.errors import InputError, WorkbenchError
+from workbench.errors import InputError, WorkbenchError, log
 from workbench.files import write_whole
+from workbench.lazy import np, torch
 from workbench.machine import install_hint
 from workbench.store import default_path, digest
 
-log = logging.getLogger("workbench")
 ONE = Lock()  # transformers builds one model at a time in a process
 # Architecture in the file: model type and class in transformers.
 MODELS = {
@@ -181,8 +175,6 @@ def _names(file: GGUFFile, config: Any) -> tuple[dict[str, str], Shapes]:
 
 def _tensor(file: GGUFFile, name: str, stored: str, config: Any) -> Any:
     """A tensor in transformers' form: llama.cpp permutes some tensors, and adds 1 to others."""
-    import torch
-
     value = torch.from_numpy(file.read(stored))
     if not torch.isfinite(value).all():
         raise file.refused(f"has values in {stored} that are not finite")
@@ -202,8 +194,8 @@ def _write_settings(file: GGUFFile, config: Any, folder: Path, tokenizer: str | 
 
     config.save_pretrained(folder)
     if tokenizer is None:
-        count = write_tokenizer(file, folder, config.max_position_embeddings)
-        check_tokenizer(file, folder)
+        count = gguf_tokenizer.write_tokenizer(file, folder, config.max_position_embeddings)
+        gguf_tokenizer.check_tokenizer(file, folder)
     else:
         try:
             other = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
@@ -217,7 +209,7 @@ def _write_settings(file: GGUFFile, config: Any, folder: Path, tokenizer: str | 
             f"has weights for {config.vocab_size} tokens, but the tokenizer has {count}",
             "set the model's tokenizer with --tokenizer (tokenizer=…)",
         )
-    ends = end_tokens(file)
+    ends = gguf_tokenizer.end_tokens(file)
     GenerationConfig(
         bos_token_id=config.bos_token_id,
         eos_token_id=ends if len(ends) > 1 else config.eos_token_id,
@@ -252,7 +244,7 @@ def configuration(file: GGUFFile) -> Any:
         "num_key_value_heads": _number(file, "attention.head_count_kv", heads),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "rope_parameters": _rope(file, size),
-        **{f"{key}_token_id": special(file, name) for key, name in TOKENS.items()},
+        **{f"{key}_token_id": gguf_tokenizer.special(file, name) for key, name in TOKENS.items()},
     }
     if known in WINDOWED:
         whole = (known, values["num_hidden_layers"]) in LARGEST
@@ -325,8 +317,6 @@ def _rope(file: GGUFFile, size: int) -> dict[str, Any]:
 
 def _long(file: GGUFFile, size: int, theta: float) -> dict[str, Any]:
     """The settings of Llama 3.1 that produce the file's table of factors."""
-    import numpy as np
-
     table = file.read(ROPE)
     waves = 2 * np.pi * theta ** (np.arange(0, size, 2) / size)
     factor = float(f"{table.max():.6g}")

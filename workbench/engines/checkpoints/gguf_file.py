@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import InputError
+from workbench.lazy import np
 from workbench.machine import install_hint
 
 VERSIONS = (2, 3)
@@ -129,7 +130,6 @@ class GGUFFile:
 
     def _check_kinds(self) -> None:
         """Refuse quantisations that gguf cannot convert to plain numbers, before any work."""
-        import numpy as np
         from gguf import GGML_QUANT_SIZES
         from gguf.quants import dequantize
 
@@ -145,7 +145,6 @@ class GGUFFile:
 
     def read(self, name: str) -> Any:
         """A tensor's values, as a new float32 array."""
-        import numpy as np
         from gguf.quants import dequantize
 
         stored = self.tensors[name]

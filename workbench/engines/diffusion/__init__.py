@@ -198,7 +198,7 @@ class DiffusionEngine(LocalEngine):
     def _score(
         self, prompts: Sequence[Prompt], labels: Sequence[tuple[str, ...]]
     ) -> Iterator[list[LabelRow]]:
-        trees = self._trees(labels, self._label_width, chains=False)
+        trees = self._trees(labels, chains=False)
         fit, refused = self._fitting(prompts, [tree.depth for tree in trees])
         if refused:
             yield refused

@@ -23,6 +23,7 @@ from workbench.engines.device import building, context_length, memory_ran_out
 from workbench.engines.diffusion.network import Network
 from workbench.engines.source import Source
 from workbench.errors import EngineError, InputError, WorkbenchError
+from workbench.lazy import torch
 
 # LLaDA's names and Llama's.
 NAMES = {
@@ -161,17 +162,15 @@ def _config(raw: Mapping[str, Any]) -> Any:
     """The Llama configuration that a model's configuration amounts to."""
     from transformers import LlamaConfig
 
-    return LlamaConfig(**(_renamed(raw) if raw.get("model_type") == "llada" else _own(raw)))
-
-
-def _own(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    if raw.get("model_type") == "llada":
+        return LlamaConfig(**_renamed(raw))
     if raw.get("model_type") != "llama" or raw.get("is_causal", True):
         raise InputError(
             f"model_type {raw.get('model_type')!r}, is_causal {raw.get('is_causal', True)}: not a "
             "supported masked-diffusion model. Use one of the LLaDA-8B family or a Llama with "
             '"is_causal": false, or another engine'
         )
-    return raw
+    return LlamaConfig(**raw)
 
 
 def _renamed(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,7 +221,6 @@ def _ends(raw: Mapping[str, Any], folder: Path, tokenizer: Any) -> tuple[int, ..
 
 def _random(config: Any, device: Any, dtype: str) -> Any:
     """A model with the same random weights each time."""
-    import torch
     from transformers import LlamaForCausalLM
 
     kind = (config.dtype or torch.bfloat16) if dtype == "auto" else getattr(torch, dtype)

@@ -8,7 +8,6 @@ tie may change.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -20,10 +19,9 @@ from workbench.engines.device import collect, memory_ran_out
 from workbench.engines.diffusion.denoising import Proposal
 from workbench.engines.diffusion.network import KVCache, KVCacheView, Network
 from workbench.engines.diffusion.row import Row
-from workbench.errors import EngineError
+from workbench.errors import EngineError, log
+from workbench.lazy import torch
 from workbench.progress import check
-
-log = logging.getLogger("workbench")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +94,13 @@ class Denoiser:
             EngineError: the model has failed.
         """
         check()
-        self._admit()
+        while self._queue:
+            taken = {slot for slots in self._live.values() for slot in slots}
+            need = self._queue[0].slots
+            if self._live and len(taken) + need > self.slots:
+                break
+            free = [slot for slot in range(self._cache.slots) if slot not in taken]
+            self._live[self._queue.popleft()] = free[:need]
         if not self._live:
             return []
         reason = ""
@@ -116,35 +120,19 @@ class Denoiser:
                 del self._live[row]
         return ended
 
-    def _admit(self) -> None:
-        while self._queue:
-            taken = {slot for slots in self._live.values() for slot in slots}
-            need = self._queue[0].slots
-            if self._live and len(taken) + need > self.slots:
-                return
-            free = [slot for slot in range(self._cache.slots) if slot not in taken]
-            self._live[self._queue.popleft()] = free[:need]
-
     def _proposals(self) -> list[tuple[Row, list[int], Proposal]]:
         """Each live row's open positions, and the model's proposal for them."""
-        import torch
-
         made = []
         with self._lock, torch.inference_mode():
             for whole in (True, False):
                 rows = {row: slots for row, slots in self._live.items() if row.fresh == whole}
                 if rows:
-                    made += self._run(rows, whole=whole)
+                    opens = [row.masked() for row in rows]
+                    found, counts = forward(self._network, rows, self._cache, opens, whole=whole)
+                    self.counts += counts
+                    each = zip(rows, opens, found, strict=True)
+                    made += [(row, places, row.propose(logits)) for row, places, logits in each]
         return made
-
-    def _run(
-        self, rows: dict[Row, list[int]], *, whole: bool
-    ) -> list[tuple[Row, list[int], Proposal]]:
-        opens = [row.masked() for row in rows]
-        found, counts = forward(self._network, rows, self._cache, opens, whole=whole)
-        self.counts += counts
-        made = zip(rows, opens, found, strict=True)
-        return [(row, places, row.propose(logits)) for row, places, logits in made]
 
     def _halve(self, reason: str) -> list[Row]:
         """Continue with half the rows; the others wait, and no token is lost."""
@@ -196,8 +184,6 @@ def forward(
         For each row the logits, float32 [its open positions, vocabulary], with guidance applied;
         and the counts of this run.
     """
-    import torch
-
     parts = [
         part
         for row, places in zip(rows, opens, strict=True)

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from workbench import values
 from workbench.engines.decoding import COLD, warpers
 from workbench.errors import InputError
+from workbench.lazy import torch
 from workbench.types import Sampling
 
 Cache = Literal["none", "prefix", "dual"]
@@ -133,8 +134,6 @@ def propose(
     In float64, as published: in float32 the noise of a draw loses the tail of the distribution
     (LLaDA's generate.py). The mask is never proposed.
     """
-    import torch
-
     wide = logits.double()
     logprobs = wide.log_softmax(-1)
     scores = wide.clone()

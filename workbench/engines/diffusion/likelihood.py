@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.engines.device import collect, memory_ran_out
 from workbench.errors import EngineError
+from workbench.lazy import np, torch
 from workbench.progress import check
 from workbench.store import digest
 
@@ -53,16 +54,13 @@ def maskings(prompt: Sequence[int], target: Sequence[int]) -> Iterator[Masking]:
     The draws depend on the prompt and the target alone, so that the result is repeatable. They
     are stratified over k, as in LLaDA's get_log_likelihood.py.
     """
-    import numpy as np
-
     length = len(target)
     if length <= EXACT:
         for count in range(1, length + 1):
             weight = 1 / count / comb(length, count)  # (1 / L) (1 / C(L, k)) (L / k)
             yield from (Masking(places, weight) for places in combinations(range(length), count))
         return
-    seed = int.from_bytes(digest(list(prompt), list(target))[:8], "big")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(int.from_bytes(digest(list(prompt), list(target))[:8], "big"))
     counts = np.floor((rng.random() + np.arange(SAMPLES)) / SAMPLES * length).astype(int) + 1
     for count in counts.tolist():
         places = np.sort(rng.permutation(length)[:count])
@@ -89,8 +87,6 @@ def _canvases(
 
 def _logprobs_at(network: Network, batch: Sequence[_Canvas]) -> list[list[float]]:
     """The log-probability of each wanted token of each canvas, in one forward."""
-    import torch
-
     device: Any = network.device
     width = max(len(canvas.ids) for canvas in batch)
     rows = [[*canvas.ids, *[network.mask] * (width - len(canvas.ids))] for canvas in batch]
@@ -155,7 +151,13 @@ def bounds(
                 queue = deque(job for job in queue if job[0] != alone)
                 yield alone, None
             else:
-                yield from _added(sums, batch, logprobs)
+                for (one, canvas), values in zip(batch, logprobs, strict=True):
+                    total = sums[one]
+                    total.left -= 1
+                    for (label, _, _, weight), value in zip(canvas.wanted, values, strict=True):
+                        total.bounds[label] += weight * value
+                    if total.left == 0:
+                        yield one, sums.pop(one).bounds
 
 
 def _try_batch(
@@ -170,16 +172,3 @@ def _try_batch(
             raise EngineError(f"the model failed mid-run: {error!s:.400}") from error
     collect(network.device)
     return None
-
-
-def _added(
-    sums: dict[int, _Sum], batch: Sequence[tuple[int, _Canvas]], logprobs: Sequence[Sequence[float]]
-) -> Iterator[tuple[int, list[float]]]:
-    """Add a batch to the sums; yields the finished ones."""
-    for (index, canvas), values in zip(batch, logprobs, strict=True):
-        total = sums[index]
-        total.left -= 1
-        for (label, _, _, weight), value in zip(canvas.wanted, values, strict=True):
-            total.bounds[label] += weight * value
-        if total.left == 0:
-            yield index, sums.pop(index).bounds

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workbench.errors import InputError
+from workbench.lazy import torch
 
 GRAIN = 64  # tokens by which a cache grows
 
@@ -68,8 +69,6 @@ class Network:
         Raises:
             InputError: it is causal, despite its configuration.
         """
-        import torch
-
         ids = torch.full((2, 8), self.mask, device=self.device)
         ids[1, -1] = 0 if self.mask else 1
         valid = torch.ones_like(ids, dtype=torch.bool)

@@ -13,6 +13,7 @@ from workbench.engines.decoding import added_text
 from workbench.engines.diffusion.denoising import Denoising, Proposal, most_confident, propose
 from workbench.engines.diffusion.network import Network
 from workbench.errors import InputError
+from workbench.lazy import torch
 from workbench.store import digest
 from workbench.types import Completion, Sampling, TokenLogprob
 
@@ -43,8 +44,6 @@ class Row:
         denoising: Denoising,
         seed: int | None,
     ) -> None:
-        import torch
-
         _check(network, prompt, sampling)
         self.prompt = tuple(prompt)
         self.sampling, self.denoising = sampling, denoising
@@ -83,8 +82,6 @@ class Row:
 
     def propose(self, logits: Any) -> Proposal:
         """A proposal from its logits; a repeated step draws the same random numbers."""
-        import torch
-
         seed = int.from_bytes(digest(self._seed, self.forwards)[:7], "big")
         generator: Any = torch.Generator(self._network.device).manual_seed(seed)
         how = self.denoising.remasking
@@ -130,8 +127,7 @@ class Row:
 
     def text(self) -> str:
         """The settled part of the answer; later calls only add to it."""
-        made = self._made()
-        text = added_text(self._network.tokenizer, self.prompt, made)
+        text = added_text(self._network.tokenizer, self.prompt, self._made())
         found = [at for stop in self.sampling.stop if (at := text.find(stop)) >= 0]
         if found:
             return text[: min(found)]
