@@ -153,8 +153,7 @@ def _check_made(out: Path, before: object, now: Made) -> None:
 
 def _with_input(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows, with columns named like ours moved into `input`."""
-    clash = {name for row in rows for name in row if name in OURS}
-    if not clash:
+    if not (clash := {name for row in rows for name in row if name in OURS}):
         return [*rows]
     apart = clash | {"input"}
     return [

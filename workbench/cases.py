@@ -113,8 +113,7 @@ def prepare_cases(  # noqa: PLR0917  # as `evaluate`
 
 
 def _items(task: Task, count: int | None, seed: int) -> list[Item]:
-    items = task.items(count, seed)
-    if not items:
+    if not (items := task.items(count, seed)):
         raise InputError(
             f"task {task.name} has no items for count={count}, seed={seed}: change count or seed"
         )

@@ -64,8 +64,7 @@ def _clusters(
 ) -> pd.Series[str] | None:
     """The cluster of each compared item, if the reports have clusters or a field is given."""
     field = field or report.provenance.get("cluster") or other.provenance.get("cluster")
-    having = report if field in report.rows else other
-    found = clusters_of(having.rows, field)
+    found = clusters_of((report if field in report.rows else other).rows, field)
     return None if found is None else found[done["id"]]
 
 
@@ -144,8 +143,7 @@ def _difference(report: Report, first: Report, name: str, cluster: str | None) -
         facts["speedup"] = first.usage.seconds / report.usage.seconds
     if not apart.n:
         return {**facts, "p": NAN, "detectable": NAN}
-    error = (apart.high - apart.low) / 2 / Z
-    detectable = (Z + POWER) * error
+    detectable = (Z + POWER) * ((apart.high - apart.low) / 2 / Z)
     if _runs_agree(_paired(report, first, name)[0]):
         detectable = max(detectable, SIGNS / apart.n)
     return {
@@ -204,8 +202,7 @@ def across_seeds(
         InputError: fewer than 2 seeds or items; and as `compare`.
     """
     if isinstance(reports, Report):
-        runs = reports.rows.groupby("run")
-        seeds = {run: replace(reports, rows=rows) for run, rows in runs}
+        seeds = {run: replace(reports, rows=rows) for run, rows in reports.rows.groupby("run")}
     else:
         seeds = dict(reports if isinstance(reports, Mapping) else enumerate(reports))
     if len(seeds) < 2:
@@ -218,8 +215,7 @@ def across_seeds(
     }
     both = pd.concat(verdicts, axis=1, join="inner")
     done = both.dropna().rename_axis("id").reset_index()
-    clusters = _clusters(done, first, first, cluster)
-    metric, parts = crossed_mean("accuracy", done[[*seeds]], clusters)
+    metric, parts = crossed_mean("accuracy", done[[*seeds]], _clusters(done, first, first, cluster))
     kept = [report.rows[report.rows["id"].isin(done["id"])] for report in seeds.values()]
     each = [asdict(accuracy(rows, str(name))) for name, rows in zip(seeds, kept, strict=True)]
     lost = {"n_failed": len(both) - len(done), "n_unparsed": sum(r["n_unparsed"] for r in each)}
@@ -233,8 +229,7 @@ def _verdicts(report: Report) -> pd.DataFrame:
     """A row per item: its answer, and its mean share of right answers; NaN if all failed."""
     columns = ["id", "answer", "correct", "error"]
     rows = report.rows
-    missing = [column for column in columns if column not in rows]
-    if missing:
+    if missing := [column for column in columns if column not in rows]:
         raise InputError(f"a report without {', '.join(missing)}: pass what `evaluate` returns")
     key = ["id", "run"] if "run" in rows else ["id"]
     twice = rows["id"][rows.duplicated(key)]

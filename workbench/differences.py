@@ -124,9 +124,7 @@ def _apart(then: Any, now: Any) -> float | None:
         equal = one == other or (math.isnan(one) and math.isnan(other))
         return 0.0 if equal else abs(one - other)
     lists = all(isinstance(x, list | tuple | np.ndarray) for x in (then, now))
-    if not lists or len(then) != len(now):
-        return None
-    each = [_apart(*pair) for pair in zip(then, now, strict=True)]
+    each = [*map(_apart, then, now)] if lists and len(then) == len(now) else []
     known = [one for one in each if one is not None]
     if not each or len(known) < len(each):
         return None

@@ -163,14 +163,12 @@ def _evaluate(
     if spending.prices is not None:
         cost = {"spent": spending.cost - spent, "price_in": spending.prices.price_in}
         cost |= {"price_out": spending.prices.price_out}
-        provenance["cost"] = cost | (
-            {} if (most := spending.max_cost) is None else {"max_cost": most}
-        )
+        cost |= {} if (most := spending.max_cost) is None else {"max_cost": most}
+        provenance["cost"] = cost
     usage = engine.usage.since(before)
-    if spending.limited and not spending.dry:
-        lost = int(frame["error"].astype("string").str.startswith("not sent").sum())
-        if lost:
-            log.warning("evaluate: %d of %d rows were not sent: max_cost", lost, len(frame))
+    lost = int(frame["error"].astype("string").str.startswith("not sent").sum())
+    if lost and spending.limited and not spending.dry:
+        log.warning("evaluate: %d of %d rows were not sent: max_cost", lost, len(frame))
     found = accuracy(frame, cluster=provenance["cluster"])
     return Evaluation(
         (found,), frame, usage, provenance, verdicts.without_unused(verdicts.to_frame(trace))

@@ -210,8 +210,7 @@ def filler(
     texts: dict[str, None] = {}
     while len(texts) < count:
         texts["".join([*common, *rng.choices(words, k=free)])] = None
-    wrong = {len(ids) for ids in tokenizer(list(texts)).input_ids} - {tokens}
-    if wrong:
+    if wrong := {len(ids) for ids in tokenizer(list(texts)).input_ids} - {tokens}:
         raise InputError(f"this tokenizer joins words: {tokens} tokens became {wrong.pop()}")
     return list(texts)
 

@@ -58,11 +58,8 @@ class ResourceMonitor:
         self._peak = 0
         if self._gpu:
             torch.cuda.reset_peak_memory_stats()
-            self._before = torch.cuda.memory_allocated()
-            self._sample()
-        else:
-            self._sample()
-            self._before = self._peak
+        self._sample()
+        self._before = torch.cuda.memory_allocated() if self._gpu else self._peak
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -79,13 +76,8 @@ class ResourceMonitor:
         if self._gpu:
             self._peak = torch.cuda.max_memory_allocated()
         gpu = sum(self._busy) / len(self._busy) if self._busy else None
-        self.reading = Reading(
-            seconds,
-            processor / seconds / (os.cpu_count() or 1),
-            gpu,
-            self._peak,
-            max(0, self._peak - self._before),
-        )
+        share, added = processor / seconds / (os.cpu_count() or 1), self._peak - self._before
+        self.reading = Reading(seconds, share, gpu, self._peak, max(0, added))
 
     def _watch(self) -> None:
         while not self._stop.wait(EVERY):
@@ -101,8 +93,7 @@ class ResourceMonitor:
 
 def free_memory() -> float:
     """Bytes of main memory that this process may still use, within its container's limits."""
-    free = float(psutil.virtual_memory().available)
-    return max(0.0, min([free, *_left_in_groups()]))
+    return max(0.0, min([float(psutil.virtual_memory().available), *_left_in_groups()]))
 
 
 def _left_in_groups(root: Path = GROUPS, own: Path = Path("/proc/self/cgroup")) -> list[float]:

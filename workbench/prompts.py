@@ -38,8 +38,7 @@ class PromptComparison:
 
         table, reports = self.table, self.reports
         reasons = {name: [*one.rows["error"].dropna()] for name, one in reports.items()}
-        unpaired = [*table["name"][1:][table["difference"][1:].isna()]]
-        if not unpaired:
+        if not (unpaired := [*table["name"][1:][table["difference"][1:].isna()]]):
             return stated(table)
         lost = max(reasons, key=lambda name: len(reasons[name]))
         why = f'{len(reasons[lost])} of "{lost}" failed: {reasons[lost][0]}'

@@ -204,8 +204,7 @@ def speedups(rows: pd.DataFrame) -> list[Metric]:
 
 
 def _median(name: str, values: pd.Series[float], failed: int = 0) -> Metric:
-    known = [float(value) for value in values.dropna()]
-    if not known:
+    if not (known := [float(value) for value in values.dropna()]):
         return Metric(name, float("nan"), float("nan"), float("nan"), 0, failed)
     return Metric(name, statistics.median(known), min(known), max(known), len(known), failed)
 

@@ -39,15 +39,8 @@ def written(value: object) -> str:
     """A value as text: a list, an array or a mapping as JSON, others as Python prints them."""
     nested = isinstance(value, Mapping | list | tuple) or getattr(value, "ndim", 0) > 0
     try:
-        return json.dumps(value, default=_of_json, ensure_ascii=False) if nested else str(value)
+        return json.dumps(value, default=json_text, ensure_ascii=False) if nested else str(value)
     except (TypeError, ValueError, RecursionError):  # keys that are not texts
-        return str(value)
-
-
-def _of_json(value: object) -> Any:
-    try:
-        return _plain(value)
-    except TypeError:
         return str(value)
 
 
@@ -215,8 +208,11 @@ def json_object(name: str, value: object) -> dict[str, Any]:
 
 
 def json_text(value: Any) -> Any:
-    """For `json.dumps`: NumPy's values as Python's, all other unknown types as text."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)
+    """For `json.dumps`: mappings and NumPy's values as Python's, other unknown types as text."""
+    try:
+        return _plain(value)
+    except TypeError:
+        return str(value)
 
 
 def _plain(value: object) -> Any:

@@ -83,8 +83,7 @@ def sampled(
         EngineError: all samples failed.
     """
     answer = yield Ask(case.prompt, replace(case.sampling, n=samples, temperature=temperature))
-    texts = [sample.text for sample in answer.samples if sample.error is None]
-    if not texts:
+    if not (texts := [sample.text for sample in answer.samples if sample.error is None]):
         raise EngineError(answer.samples[0].error or "no sample came")
     return texts, len(answer.samples) - len(texts)
 
@@ -96,8 +95,7 @@ def cluster(task: Task, item: Item, texts: Sequence[str]) -> list[list[int]]:
     """
     groups: dict[str, list[int]] = {}
     for place, text in enumerate(texts):
-        answer = task.grade(item, text).extracted
-        if answer is None:
+        if (answer := task.grade(item, text).extracted) is None:
             continue
         if answer not in groups:  # the same answer may be written in another way
             alike = (one for one in groups if task.grade(replace(item, answer=one), text).correct)

@@ -64,7 +64,9 @@ def grade(
     gold = _gold(answer, style, names)
     if run_on and isinstance(response, str) and (line := MARKED.search(response)):
         response = response[: line.end()]
-    several = style == "gsm8k" and _is_several(gold)
+    # a list or an equation, of which a single number is only a part
+    formula = parse(gold) if style == "gsm8k" and canonical(gold) is None else None
+    several = formula is not None and formula[0] in {"list", "rel"}
     read = extract(response, style, labels=names)
     if style == "gsm8k" and canonical(gold) is None:
         text = outside_reasoning(response)
@@ -98,12 +100,6 @@ def extract(response: str, style: Style = "gsm8k", *, labels: Sequence[str] = ()
     if style in {"gsm8k", "exact"}:
         return (read_number if style == "gsm8k" else read_text)(text)
     return (read_letter if style == "choice" else read_label)(text, names)
-
-
-def _is_several(gold: str) -> bool:
-    """Whether the gold answer is a list or an equation, of which a single number is only a part."""
-    formula = parse(gold) if canonical(gold) is None else None
-    return formula is not None and formula[0] in {"list", "rel"}
 
 
 def equivalent(first: str, second: str) -> bool:

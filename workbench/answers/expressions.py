@@ -52,8 +52,7 @@ class _Worker:
             if any(now - self.slow.get(name, -SLOW_FOR) < SLOW_FOR for name in pair):
                 self.given_up += 1
                 return None
-            reply = self.reply(first, second, SECONDS)
-            if not reply:
+            if not (reply := self.reply(first, second, SECONDS)):
                 # A harmless formula compares with a number at once. If neither is slow, the worker
                 # may have been suspended, so the pair is tried once more.
                 slow = [n for n, one in pair.items() if not self.reply(one, ZERO, SECONDS / 2)]

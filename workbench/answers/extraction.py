@@ -115,14 +115,12 @@ def read_number(text: str) -> str | None:
     hindrances = [MEANS]
     for place in statements(text):
         hindrances = [MEANS, BOUND]
-        answer = _READERS[place.kind](place)
-        if answer is not None:
+        if (answer := _READERS[place.kind](place)) is not None:
             return None if not answer or retracted(place.after, answer, _numbers_named) else answer
     text = text.strip()
     if len(text) <= LONGEST and (number := bare_number(text)):
         return written(number.value)
-    last = final_sentence(text)
-    if last:
+    if last := final_sentence(text):
         return _conclusion(normalise(last), *hindrances)
     last = final_sentence(f"{text}.")  # an equation needs no full stop
     number = _after_equals(normalise(last)) if last and not WORD.search(last) else None
@@ -185,8 +183,7 @@ def _phrase(place: Place) -> str | None:
     words, mark = sentence(normalise(place.content.lstrip(" \n:*")))
     if "?" in mark:
         return None
-    answer = _from_start(words)
-    if answer is None:
+    if (answer := _from_start(words)) is None:
         answer = _formula(place.content)
     return _only_number(words) if answer is None else answer
 

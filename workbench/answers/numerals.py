@@ -181,8 +181,7 @@ class Number(NamedTuple):
 
 def number_at(text: str, start: int = 0) -> Number | None:
     """The number that begins exactly at `start` of a normalised text, None if there is none."""
-    match = NUMBER.match(text, start)
-    if match is None:
+    if (match := NUMBER.match(text, start)) is None:
         return _spelt(text, start)
     if BROKEN.match(text, match.end()):
         return None
@@ -211,8 +210,7 @@ def numbers_in(text: str) -> list[Number]:
 def written(value: Fraction) -> str:
     """A number as text, equal for equal numbers: `1234.5`, or `1/3` if its decimals never end."""
     top, bottom = value.numerator, value.denominator
-    places = next((n for n in range(31) if 10**n % bottom == 0), None)
-    if not places:
+    if not (places := next((n for n in range(31) if 10**n % bottom == 0), None)):
         return str(top) if bottom == 1 else f"{top}/{bottom}"
     digits = str(abs(top) * 10**places // bottom).rjust(places + 1, "0")
     return f"{'-' if top < 0 else ''}{digits[:-places]}.{digits[-places:]}"

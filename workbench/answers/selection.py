@@ -181,8 +181,7 @@ def read_letter(text: str, labels: tuple[str, ...]) -> str | None:
         answer = letters.of(boxed) if boxed else letters.in_statement(content)
         if answer is not None:
             return None if retracted(place.after, answer, letters.named) else answer or None
-    comments = _comments(text[:TAIL], letters.option, labels)
-    if comments is not None:
+    if (comments := _comments(text[:TAIL], letters.option, labels)) is not None:
         concluded = [*comments.values()][-1].partition("\n")[2]  # after the last option's line
         return _called_right(comments) or letters.settled(concluded)
     if {*map(str.strip, text[:TAIL].splitlines())} >= {*labels[:3]} and len(labels) > 2:
@@ -209,8 +208,7 @@ def _comments(text: str, option: re.Pattern[str], labels: tuple[str, ...]) -> di
 
 def _called_right(comments: dict[str, str]) -> str | None:
     """The only option that is called right, or else the only one that is not rejected."""
-    right = [label for label, comment in comments.items() if RIGHT.match(comment)]
-    if not right:
+    if not (right := [label for label, comment in comments.items() if RIGHT.match(comment)]):
         right = [label for label, comment in comments.items() if not REFUSAL.search(comment)]
     return right[0] if len(right) == 1 else None
 

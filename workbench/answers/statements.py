@@ -247,8 +247,7 @@ def retracted(after: str, answer: str, answers_in: Callable[[str], list[str]]) -
     """
     if _DISOWNED.match(after):
         return True
-    sign = _CORRECTED.search(after)
-    if not sign:
+    if not (sign := _CORRECTED.search(after)):
         return False
     tail = after[sign.end() :]
     answers = answers_in(tail)

@@ -111,8 +111,7 @@ def _columns(texts: list[str] | None) -> dict[str, Any]:
 
 def _end(reports: Mapping[str, Report]) -> None:
     """Exit with an error if a row failed."""
-    reasons = [reason for one in reports.values() for reason in one.rows["error"].dropna()]
-    if reasons:
+    if reasons := [reason for one in reports.values() for reason in one.rows["error"].dropna()]:
         say(f"{len(reasons)} rows failed. The first: {reasons[0]}")
         raise Exit(1)
 

@@ -14,10 +14,6 @@ from workbench.types import Style
 from workbench.values import known
 
 
-def _no_store(value: str) -> str | None:
-    return None if value == "none" else value
-
-
 def _tasks() -> list[str]:
     from workbench.tasks import TASKS
 
@@ -54,7 +50,10 @@ EngineName = Annotated[
 ]
 StorePath = Annotated[
     str | None,
-    Option(help='Response store: "default", a path, or "none" for no store.', callback=_no_store),
+    Option(
+        help='Response store: "default", a path, or "none" for no store.',
+        callback=lambda value: None if value == "none" else value,
+    ),
 ]
 Options = Annotated[
     list[str] | None,

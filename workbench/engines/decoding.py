@@ -148,8 +148,7 @@ class Decoding:
 
     def closes(self, token: int) -> bool:
         """Whether a token may complete a stop text; if not, the text need not be checked."""
-        known = self._closing.get(token)
-        if known is None:
+        if (known := self._closing.get(token)) is None:
             text = self._tokenizer.decode([token])
             lasts = {stop[-1] for stop in self.sampling.stop}
             # Part of a character, or a space that is not written at a text's start: possible.

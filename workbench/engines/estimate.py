@@ -61,8 +61,7 @@ class Prices:
             InputError: only one is set, one is not a number from 0, or the table is unreadable.
         """
         if price_in is None and price_out is None:
-            listed = _listed(model)
-            if listed is None:
+            if (listed := _listed(model)) is None:
                 return None
             price_in, price_out = listed.get("in"), listed.get("out")
         if price_in is None or price_out is None:

@@ -276,8 +276,7 @@ class LocalEngine(BaseEngine):
 
     def _text_tokens(self, texts: Sequence[str]) -> tuple[list[list[int] | str], int]:
         ends = (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id)
-        first = next((one for one in ends if one is not None), None)
-        if first is None:
+        if (first := next((one for one in ends if one is not None), None)) is None:
             raise InputError(
                 f"the tokenizer of {self.info.model} has no token that begins or ends a text: "
                 "the first token of a text cannot be scored"

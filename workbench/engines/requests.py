@@ -173,8 +173,7 @@ def check_prompts(prompts: Iterable[Prompt]) -> list[Prompt]:
         InputError: not an ordered iterable, empty, a missing, empty or malformed prompt, or texts
             mixed with chats.
     """
-    given = plain_list("prompts", prompts, "a list or column of prompts: [prompt]")
-    if not given:
+    if not (given := plain_list("prompts", prompts, "a list or column of prompts: [prompt]")):
         raise InputError("prompts is empty: pass at least one prompt")
     plain: list[Prompt] = []
     for index, prompt in enumerate(given):
@@ -223,14 +222,12 @@ def check_labels(labels: Iterable[str]) -> list[str]:
     Raises:
         InputError: not an ordered iterable, empty, a label that is empty or no text, or two equal.
     """
-    given = plain_list("labels", labels, "a non-empty list of texts")
-    if not given:
+    if not (given := plain_list("labels", labels, "a non-empty list of texts")):
         values.refuse("labels", labels, "a non-empty list of texts")
     for label in given:
         if not isinstance(label, str) or not label:
             raise InputError(f"label {label!r:.80} must be a non-empty text")
-    twice = [label for label, count in Counter(given).items() if count > 1]
-    if twice:
+    if twice := [label for label, count in Counter(given).items() if count > 1]:
         raise InputError(f"label {twice[0]!r:.80} is given twice: each label must differ")
     return [str.__str__(label) for label in given]
 
@@ -264,8 +261,7 @@ def raise_failures(reasons: Sequence[str | None], results: object) -> None:
     Raises:
         EngineError: says how many failed, and why the first one did.
     """
-    failed = [(i, reason) for i, reason in enumerate(reasons) if reason is not None]
-    if failed:
+    if failed := [(i, reason) for i, reason in enumerate(reasons) if reason is not None]:
         index, reason = failed[0]
         raise EngineError(
             f"{len(failed)} of {len(reasons)} prompts failed; the others are finished. "
@@ -283,8 +279,7 @@ def misshapen(sampling: Sampling, text: str, finish: str) -> str | None:
         longer = any(one != text and one.startswith(text) for one in sampling.choices)
         return CUT_SHORT.format(sampling.max_tokens) if longer and finish == "length" else None
     if finish == "length" or (sampling.stop and sampling.json_schema is not None):
-        whole = sampling.choices is None and _whole(sampling, text)
-        if whole:
+        if sampling.choices is None and _whole(sampling, text):
             return None
         if finish != "length":
             return f"{CUT}: a stop text ended it; leave `stop` out"

@@ -73,7 +73,12 @@ class SegmentTokenizer:
         segments = {segment for text in texts for segment in text.segments}
         if new := sorted(segments - self._tokens.keys()):
             self._tokens |= zip(new, self._plain(new), strict=True)
-        self._try({seam for text in texts for seam in pairwise(text.segments)})
+        seams = {seam for text in texts for seam in pairwise(text.segments)}
+        if untried := sorted(seams - self._holds.keys()):
+            for (left, right), tokens in zip(
+                untried, self._plain([left + right for left, right in untried]), strict=True
+            ):
+                self._holds[left, right] = tokens == self._tokens[left] + self._tokens[right]
         holds = [self._usable and all(map(self._holds.get, pairwise(t.segments))) for t in texts]
         broken = [text for text, good in zip(texts, holds, strict=True) if not good]
         whole = iter(self._whole(broken) if broken else ())
@@ -85,12 +90,6 @@ class SegmentTokenizer:
     def _joined(self, text: SegmentedPrompt) -> list[int]:
         ids = self._before + [token for part in text.segments for token in self._tokens[part]]
         return without_second_bos(self._tokenizer, [text], [ids])[0]
-
-    def _try(self, seams: set[tuple[str, str]]) -> None:
-        if new := sorted(seams - self._holds.keys()):
-            whole = self._plain([left + right for left, right in new])
-            for (left, right), tokens in zip(new, whole, strict=True):
-                self._holds[left, right] = tokens == self._tokens[left] + self._tokens[right]
 
     def _whole(self, texts: Sequence[str]) -> list[list[int]]:
         ids = list(self._tokenizer([*texts], verbose=False).input_ids)
@@ -163,8 +162,7 @@ class LabelTree:
         seen: dict[Tokens, str] = {}
         children: dict[Tokens, dict[int, None]] = {}
         for text, ids in zip(texts, labels, strict=True):
-            tokens = tuple(ids)
-            if not tokens:
+            if not (tokens := tuple(ids)):
                 raise InputError(f"label {text!r} has no tokens in this model's vocabulary")
             if tokens in seen:
                 raise InputError(f"labels {seen[tokens]!r} and {text!r} have the same tokens")

@@ -195,10 +195,8 @@ class Annealing:
             drawn = [index < (number + 1) // 2 for index in range(number)]
             self._random("seeds").shuffle(drawn)
             first = dict(zip(there, drawn, strict=False))
-        else:
-            first = {i: given[i] for i in there if i < len(given)}
-            if not first:
-                raise InputError("n_seeds: no claim with a label fits into the context")
+        elif not (first := {i: given[i] for i in there if i < len(given)}):
+            raise InputError("n_seeds: no claim with a label fits into the context")
         return tuple(map(first.get, range(count)))
 
     def _value(self, labels: Labels, scores: Scores) -> float:

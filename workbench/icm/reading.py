@@ -337,8 +337,7 @@ def _claims(side: _Side, notes: list[str]) -> tuple[Claim, ...]:
 
 
 def _note(side: _Side, notes: list[str], key: Callable[[_Entry], object], which: str) -> None:
-    torn = [entries for entries in side.values() if len({*map(key, entries)} - {None}) > 1]
-    if torn:
+    if torn := [entries for entries in side.values() if len({*map(key, entries)} - {None}) > 1]:
         rows = ", ".join(str(one.number) for one in torn[0])
         more = f"; so are those of {len(torn) - 1} other claims" if len(torn) > 1 else ""
         notes.append(f"rows {rows} are the same claim {which}{more}")

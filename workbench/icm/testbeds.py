@@ -288,8 +288,7 @@ def _solution(row: TableRow, how: str, group: str) -> Claim:
 
 def _final(solution: str) -> str | None:
     """The text after the last `A:`; a number as `canonical` writes it."""
-    found = re.findall(r"^A:[ \t]*(\S.*?)[ \t]*$", solution, re.MULTILINE)
-    if not found:
+    if not (found := re.findall(r"^A:[ \t]*(\S.*?)[ \t]*$", solution, re.MULTILINE)):
         return None
     number = re.fullmatch(r"-?\$?-?\d[\d,]*(\.\d+)?\.?", found[-1])
     return (canonical(found[-1]) if number else None) or str(found[-1])

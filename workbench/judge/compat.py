@@ -178,8 +178,7 @@ class LLMJudgeClient:
 
 
 def _url(server_url: str | None) -> str:
-    url = server_url or os.environ.get(URL)
-    if not url:
+    if not (url := server_url or os.environ.get(URL)):
         raise InputError(f"no judging server: give server_url, or set {URL}")
     return url
 

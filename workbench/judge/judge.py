@@ -170,8 +170,7 @@ class Judge:
         return asked.report([*shares, *_agreement(rows)], rows, probability="Float64")
 
     def _chosen(self, engine: Engine, kind: str) -> Template:
-        template = self._template
-        if template is None:
+        if (template := self._template) is None:
             tiny = kind == "pointwise" and engine.info.model == EMBEDDED
             template = builtin("tiny" if tiny else kind)  # the form that it was trained on
             if not getattr(engine, "has_chat", True):  # a base model
@@ -254,8 +253,7 @@ def _first(rows: Sequence[Row]) -> Metric:
     and the side shown second win both orders of a pair."""
     name = "first position wins"
     orders = [(row["verdict_ab"], row["verdict_ba"]) for row in rows]
-    sided = [order for order in orders if {*order} <= {"a", "b"}]
-    if not sided:
+    if not (sided := [order for order in orders if {*order} <= {"a", "b"}]):
         return Metric(name, NAN, 0.0, 1.0, 0, *_missing(rows))
     twice = ([order == one for order in sided] for one in (("a", "b"), ("b", "a")))
     more = paired_shares(name, *twice)

@@ -232,8 +232,7 @@ def cases_of(
         InputError: a column is missing.
     """
     wanted = [name for name in (problem, candidate, reference, gold) if name is not None]
-    missing = [name for name in wanted if name not in rows]
-    if missing:
+    if missing := [name for name in wanted if name not in rows]:
         raise InputError(f"no column {missing[0]!r}; there are: {', '.join(map(str, rows))}")
     done = rows[rows["error"].isna()] if "error" in rows else rows
     return [

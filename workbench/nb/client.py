@@ -124,8 +124,7 @@ class Client(PapermillNotebookClient):
             if outs[end]["name"] == name:
                 outs[end]["text"] = _drawn(outs[end]["text"], msg["content"]["text"])
                 return None
-        output = super().output(outs, msg, display_id, cell_index)
-        if output:
+        if output := super().output(outs, msg, display_id, cell_index):
             output["text"] = _drawn("", output["text"])
         outs[end:] = sorted(outs[end:], key=lambda out: out["name"], reverse=True)
         return output

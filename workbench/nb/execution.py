@@ -296,8 +296,7 @@ def _notes(cells: list[Cell]) -> Iterator[str]:
 
 
 def _reason(status: Status, code: int | None, cells: list[Cell], last_words: str) -> str:
-    broken = next((cell for cell in cells if not _succeeded(cell, code)), None)
-    if broken is None:
+    if (broken := next((cell for cell in cells if not _succeeded(cell, code)), None)) is None:
         return last_words or "not all of its cells ended"
     if status == "timeout":
         why = "still running"

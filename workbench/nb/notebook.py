@@ -139,8 +139,7 @@ def _nbformat() -> Any:
 
     The notebook format has no field that needs it.
     """
-    absent = "rfc3987_syntax" not in sys.modules
-    if absent:
+    if absent := "rfc3987_syntax" not in sys.modules:
         sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]  # so it is not found
     try:
         return import_module("nbformat")
@@ -169,8 +168,7 @@ def read_notebook(path: str | Path) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("nbformat") != 4:
         raise NotebookError(f"{path} is not a notebook of format 4; open and save it in Jupyter")
     _name_cells(data)
-    wrong = next(iter(_nbformat().validator.iter_validate(data)), None)
-    if wrong is not None:
+    if (wrong := next(iter(_nbformat().validator.iter_validate(data)), None)) is not None:
         message = str(wrong).splitlines()[0]
         raise NotebookError(f"{path} is not a valid notebook: {message}; repair or restore it")
     return data

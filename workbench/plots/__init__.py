@@ -51,8 +51,7 @@ def compared(
     or of which the interval does not hold 0."""
     first, apart = metrics[0], sure or [not gain.low <= 0 <= gain.high for gain in gains]
     all_of = [*zip(metrics[1:], gains, apart, strict=True)]
-    known = [one for one in all_of if not math.isnan(one[1].value)]
-    if not known:
+    if not (known := [one for one in all_of if not math.isnan(one[1].value)]):
         return f"{first.name}: {what} {first}"
     other, gain, clear = max(known, key=lambda one: (one[2], abs(one[1].value)))
     ends = [f"{100 * end:+.1f}".replace("-", "−") for end in (gain.value, gain.low, gain.high)]

@@ -41,8 +41,8 @@ def plot_trade_off(ax: Axes, table: pd.DataFrame, x: str = "fewer") -> None:
     style.percent(ax.yaxis, "accuracy, % (95 % interval)")
     style.label_ends(ax, ends)
     best = named[1:].sort_values("accuracy").to_dict("records")[-1]
-    text = f"{best['name']}: {best[x]:.1f} {AXES[x]}, accuracy {style.gap(_gain(best))}"
-    style.finding(ax, text)
+    how = f"{best['name']}: {best[x]:.1f} {AXES[x]}"
+    style.finding(ax, f"{how}, accuracy {style.gap(_gain(best))}")
 
 
 def _named(table: pd.DataFrame) -> pd.DataFrame:

@@ -223,8 +223,7 @@ def _note(ax: Axes, *parts: str) -> None:
 
 def _places(ax: Axes, column: pd.Series[float]) -> pd.Series[float]:
     """Where on the horizontal axis the values are, and the axis made for them."""
-    known = points.numbers(column)
-    if known is None:
+    if (known := points.numbers(column)) is None:
         names = levels(column)
         _name(ax, ax.xaxis, range(len(names)), names)
         ax.set_xlim(-0.5, len(names) - 0.5)

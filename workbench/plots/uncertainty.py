@@ -53,8 +53,7 @@ def plot_set_sizes(ax: Axes, report: ConformalReport) -> None:
     Raises:
         InputError: the report has no sets.
     """
-    scores = {one.score.upper(): one for one in report.scores if len(one.sets)}
-    if not scores:
+    if not (scores := {one.score.upper(): one for one in report.scores if len(one.sets)}):
         raise InputError("the report has no sets: give one with test rows, of score lac or aps")
     sizes, width = np.arange(1, 7), 0.8 / len(scores)
     letters = {name: one.sets.sum(axis=1) for name, one in scores.items()}

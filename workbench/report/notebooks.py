@@ -49,8 +49,7 @@ def several_notebooks(folder: Path) -> list[Part]:
         parts.append(heading("Saved figures"))
     for path in figures:
         parts += [heading(path.relative_to(folder).as_posix(), 3), image(path)]
-    results = sorted(folder.glob("results/*.csv"))
-    if results:
+    if results := sorted(folder.glob("results/*.csv")):
         parts.append(heading("Saved tables"))
     for path in results:
         parts += [heading(path.relative_to(folder).as_posix(), 3), *_table_of(path)]
@@ -82,8 +81,7 @@ def _notebook(book: Notebook) -> Iterator[Part]:
     for one in book.cells:
         if one.kind == "markdown":
             yield from _text(book, one)
-        outputs = [part for output in one.outputs for part in _outputs(output)]
-        if outputs:
+        if outputs := [part for output in one.outputs for part in _outputs(output)]:
             yield v4.new_code_cell(outputs=outputs)
 
 

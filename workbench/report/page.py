@@ -161,8 +161,7 @@ def page(title: str, parts: Iterable[Part], folder: Path) -> str:
         sanitize_html=True,
         filters={"clean_html": clean},
     )
-    rows = next((one["metadata"].pop("listing") for one in cells if one["metadata"]), None)
-    if rows:
+    if rows := next((one["metadata"].pop("listing") for one in cells if one["metadata"]), None):
         allowed = base64.b64encode(hashlib.sha256(rows["js"].encode()).digest()).decode()
         rows["policy"] = f"; script-src 'sha256-{allowed}'"
     notebook = v4.new_notebook(cells=cells, metadata={"title": title, "rows": rows})

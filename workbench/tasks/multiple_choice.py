@@ -151,8 +151,7 @@ def _published(name: str, demonstrations: int) -> MultipleChoice:
             f"{path}: no row has id={missing[0]}, which {name} shows as an example; fetch the "
             "whole file"
         )
-    questions = [item for item in items.values() if item.id not in FIVE]
-    if not questions:
+    if not (questions := [item for item in items.values() if item.id not in FIVE]):
         raise InputError(
             f"{path} has no rows but {', '.join(FIVE)}, which are not asked; fetch the whole file"
         )

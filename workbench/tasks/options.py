@@ -64,8 +64,7 @@ class Options(BaseTask):
     count = 2000
 
     def stream(self, rng: random.Random, *, held_out: bool) -> Iterator[Item]:
-        levels = LEVELS if held_out else LEVELS[:-1]
-        for choice in choices(rng, held_out=held_out, levels=levels):
+        for choice in choices(rng, held_out=held_out, levels=LEVELS if held_out else LEVELS[:-1]):
             texts = choice.texts
             fields = {"question": choice.question, "options": texts, "level": choice.level}
             key = f"{choice.question} {' '.join(texts[:4])}"
@@ -109,16 +108,12 @@ def numbers(rng: random.Random, count: int) -> list[int]:
 
 
 def _question(rng: random.Random, level: str, *, held_out: bool) -> Choice:
-    match level:
-        case "hidden":
-            return _hidden(rng)
-        case "now or before":
-            return _changed(rng)
-        case "bought or sold":
-            return _traded(rng)
-        case "sum" | "sum told" | "counted":
-            return _sum(rng, level, held_out=held_out)
-    return _read_off(rng, 1 + READING.index(level))
+    if level in {"sum", "sum told", "counted"}:
+        return _sum(rng, level, held_out=held_out)
+    if level in READING:
+        return _read_off(rng, 1 + READING.index(level))
+    told = {"hidden": _hidden, "now or before": _changed, "bought or sold": _traded}
+    return told[level](rng)
 
 
 def _sum(rng: random.Random, level: str, *, held_out: bool) -> Choice:
@@ -140,8 +135,7 @@ def _read_off(rng: random.Random, people: int) -> Choice:
     facts = [f"{name} has {n} {thing}." for name, n in zip(names, drawn, strict=False)]
     who = rng.randrange(people)
     question = f"How many {thing} does {names[who]} have?"
-    right = drawn.pop(who)
-    return _about(facts, question, right, facts[who], *drawn)
+    return _about(facts, question, drawn.pop(who), facts[who], *drawn)
 
 
 def _changed(rng: random.Random) -> Choice:

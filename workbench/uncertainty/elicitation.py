@@ -195,8 +195,7 @@ def _questions(
 ) -> list[_Question]:  # fmt: skip
     questions = []
     for task in tasks:
-        items = task.items(count, seed)
-        if not items:
+        if not (items := task.items(count, seed)):
             raise InputError(f"task {task.name} has no items: give at least 1")
         for item in items:
             _check_item(item)

@@ -89,7 +89,9 @@ def sample_uncertainty(
     cases, provenance = prepare_cases(
         task, engine, "standard", count, 1, seed, shots=shots, style=style
     )
-    logprobs = 0 if _has_logprobs(engine, cases[0]) else None
+    # whether answers have log-probabilities; assumed for an engine that does not report it
+    has: Any = getattr(engine, "has_logprobs", lambda chats: True)  # noqa: ARG005
+    logprobs = 0 if has(chats=not isinstance(cases[0].prompt, str)) else None
     greedy = replace(cases[0].sampling, n=1, temperature=0.0, seed=None, logprobs=logprobs)
     own_seed = int.from_bytes(digest("uncertainty", seed)[:4], "big")
     sampling = replace(greedy, n=samples, temperature=float(temperature), seed=own_seed)
@@ -113,12 +115,6 @@ def sample_uncertainty(
     }  # fmt: skip
     summary = tuple(_summary(rows, samples, p_true=p_true))
     return Report(summary, rows, engine.usage.since(before), provenance)
-
-
-def _has_logprobs(engine: Engine, case: AgentCase) -> bool:
-    """Whether answers have log-probabilities; assumed for an engine that does not report it."""
-    has = getattr(engine, "has_logprobs", None)
-    return has is None or bool(has(chats=not isinstance(case.prompt, str)))
 
 
 @dataclass(slots=True)
@@ -201,8 +197,7 @@ class _Answered:
         n, parsed = len(self.samples), {place for group in self.groups for place in group}
         groups = [*self.groups, *([place] for place in range(n) if place not in parsed)]
         logliks = [_mean_logprob(sample) for sample in self.samples]
-        known = all(map(math.isfinite, logliks))
-        if not known:
+        if not (known := all(map(math.isfinite, logliks))):
             self.unknown.append("entropy_weighted: a sample came without log-probabilities")
         most = max(self.groups, key=len, default=[])  # max returns the first of equals
         return {

@@ -227,6 +227,5 @@ def _check_columns(
     names: Sequence[str] = (*KEY, "id", "answer", *LETTERS, "error"),
     made_by: str = "elicit",
 ) -> None:
-    missing = [name for name in names if name not in getattr(rows, "columns", [])]
-    if missing:
+    if missing := [name for name in names if name not in getattr(rows, "columns", [])]:
         raise InputError(f"a table without {', '.join(missing)}: give what `{made_by}` returns")

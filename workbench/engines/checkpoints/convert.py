@@ -105,7 +105,7 @@ def _names(checkpoint: Checkpoint, expected: Shapes, prefix: str | None) -> dict
             )
     if prefix is None:
         anchor = next(iter(expected))
-        dots = ((name, at) for name in plain for at in (0, *_after_dots(name)))
+        dots = ((name, dot.end()) for name in plain for dot in re.finditer(r"^|\.", name))
         starts = {name[:at] for name, at in dots if llama_name(name[at:]) == anchor}
     else:
         starts = {WRAPPERS.sub("", f"{prefix.removesuffix('.')}." if prefix else "")}
@@ -130,10 +130,6 @@ def _names(checkpoint: Checkpoint, expected: Shapes, prefix: str | None) -> dict
             f"of them, {', '.join(map(repr, whole))}"
         )
     return whole.popitem()[1]
-
-
-def _after_dots(name: str) -> list[int]:
-    return [dot.end() for dot in re.finditer(r"\.", name)]
 
 
 def _check(

@@ -243,8 +243,7 @@ def _saved_tensors(index: Any) -> dict[str, SavedTensor]:
     """The tensors of an index."""
     places: dict[tuple[str, tuple[int, ...]], Any] = {}
     for key, place in index.get("Metadata", "storage_data").items():
-        offset = key.get("MetadataIndex", "offset")
-        if offset is not None:
+        if (offset := key.get("MetadataIndex", "offset")) is not None:
             places[key.get("MetadataIndex", "fqn"), _numbers(offset)] = place
     tensors = {}
     for name, one in index.get("Metadata", "state_dict_metadata").items():

@@ -304,8 +304,7 @@ def _shapes(folder: Path) -> Shapes:
         if missing and not (folder / "model.safetensors").is_file():
             raise _wrong(folder, f"{first_names(missing)} of {INDEX} is missing: download it again")
     if not files:
-        pickles = sorted(name.name for pattern in PICKLES for name in folder.glob(pattern))
-        if pickles:
+        if pickles := sorted(name.name for pattern in PICKLES for name in folder.glob(pattern)):
             what = f"its weights are pickles ({pickles[0]}), which can run any code"
             raise _wrong(folder, f"{what}: {CONVERT}")
         raise _wrong(folder, 'it has no weights (*.safetensors); load_format="dummy" needs none')

@@ -178,8 +178,7 @@ class DiffusionEngine(LocalEngine):
                 denoiser.add(row)
             if not asked:
                 return
-            done = [row for row in denoiser.step() if row.done]
-            if done:
+            if done := [row for row in denoiser.step() if row.done]:
                 rows = [(asked.pop(row), row.completion(), row.prompt) for row in done]
                 yield [(one, self._without_thinking(one, answer, ids)) for one, answer, ids in rows]
 

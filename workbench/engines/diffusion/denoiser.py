@@ -139,8 +139,7 @@ class Denoiser:
         rows = [*self._live]
         self._live.clear()
         held = sum(row.slots for row in rows)
-        alone = len(rows) == 1 and self.slots <= held
-        if not alone:
+        if not (alone := len(rows) == 1 and self.slots <= held):
             self.counts += Counts(out_of_memory=1)
             self.slots = max(1, held // 2) if len(rows) > 1 else held
             log.warning("out of memory with %d rows in a batch, now %d", len(rows), self.slots)

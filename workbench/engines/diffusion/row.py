@@ -128,8 +128,7 @@ class Row:
     def text(self) -> str:
         """The settled part of the answer; later calls only add to it."""
         text = added_text(self._network.tokenizer, self.prompt, self._made())
-        found = [at for stop in self.sampling.stop if (at := text.find(stop)) >= 0]
-        if found:
+        if found := [at for stop in self.sampling.stop if (at := text.find(stop)) >= 0]:
             return text[: min(found)]
         if self.done:
             return text
@@ -167,8 +166,7 @@ class Row:
 
     def _quota(self) -> int | None:
         """How many tokens this step commits: the block's, shared evenly (LLaDA, generate.py)."""
-        steps = self._quotas[self._block]
-        if steps is None:
+        if (steps := self._quotas[self._block]) is None:
             return None
         start, end = self.span
         share, rest = divmod(end - start, steps)
@@ -190,8 +188,7 @@ class Row:
             self._settled += 1
         if not self.sampling.ignore_eos:
             ends = (at for at in range(before, self._settled) if answer[at] in self._network.ends)
-            end = next(ends, None)
-            if end is not None:
+            if (end := next(ends, None)) is not None:
                 self._settled = end + 1
                 self.done = self._stopped = True
         if self.sampling.stop and self._settled > before:
