@@ -214,6 +214,8 @@ class _Unpickler(pickle.Unpickler):
         self._classes: dict[str, type] = {}
 
     def find_class(self, module: str, name: str) -> Any:
+        import torch  # itself, for its own names
+
         if (module, name) in PLAIN:
             return PLAIN[module, name]
         if (module, name) in REBUILT:
