@@ -65,6 +65,7 @@ import os, time
 from pathlib import Path
 from workbench.runs import save_metrics
 here = Path(place)
+(here / f"store-{n}").write_text(os.environ["WORKBENCH_STORE"])
 with (here / "starts").open("a") as file:
     file.write(f"{n} {os.environ['SLURM_ARRAY_JOB_ID']}\\n")
 while (here / f"hold-{n}").exists():
@@ -281,6 +282,8 @@ def test_a_sweep_says_truly_how_points_ended(points: Path) -> None:
     assert found[6]["detail"].startswith(f"job {job}_5: CANCELLED")
     assert found[1]["machine"] == socket.gethostname()
     assert sorted(n for n, _ in starts(points)) == [1, 2, 3, 4, 5, 6]
+    store = points / "out" / "stores" / f"{found[3]['key']}.sqlite"
+    assert (points / "store-3").read_text() == str(store)
 
     release(points, 5, 6)
     assert workbench(*sweep_line(points)).returncode == 1  # failed points stay

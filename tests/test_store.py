@@ -211,3 +211,17 @@ def test_rows_of_older_stores_are_read() -> None:
     )
     for one in (row, LabelRow(0, (-1.5,), upper=(-1.0,))):
         assert load(json.loads(json.dumps(dump(one)))) == one
+
+
+def test_the_environment_names_the_default_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_STORE", str(tmp_path / "mine.sqlite"))
+    for name, there in [
+        ("default", "mine.sqlite"),
+        (str(tmp_path / "other.sqlite"), "other.sqlite"),
+    ]:
+        store = open_store(name)
+        assert store is not None
+        store.close()
+        assert (tmp_path / there).exists()

@@ -25,8 +25,11 @@ from workbench.sweep.run import PointTask
 
 LOOK = 1.0  # seconds between two looks at the points' files
 MOST = 1000  # tasks of an array, as Slurm allows by default (MaxArraySize)
-LIMITS = {"TIMEOUT", "DEADLINE"}
-FAULTS = {"BOOT_FAIL", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED"}
+STATUS: dict[str, Ended] = {
+    "TIMEOUT": "timeout", "DEADLINE": "timeout", "FAILED": "failed", "COMPLETED": "failed",
+    "": "failed",
+}  # fmt: skip
+"""Of a point that Slurm reports as ended in this state; of any other: killed."""
 
 
 class SlurmArray:
@@ -154,14 +157,11 @@ class SlurmPoint:
         if not self._gone:
             self._gone = True
             return
-        status: Ended = "failed"
-        if task.state in LIMITS | FAULTS:
-            status = "timeout" if task.state in LIMITS else "killed"
-        name = f"job {job}_{self.number}"
+        status = STATUS.get(task.state, "killed")
         why = f"{task.state} ({task.reason})" if task.state else task.reason
-        detail = f"{name}: {why}"
+        detail = f"job {job}_{self.number}: {why}"
         if status == "failed":
-            detail = f"{name} ended without a result: {why}; {_last_line(log)}"
+            detail += f"; it ended without a result: {_last_line(log)}"
         self.outcome = Outcome(status, task.seconds, 0, 0, detail)
 
 
