@@ -52,6 +52,7 @@ ELSEWHERE = re.compile(
     r"|^workbench lm-eval .*--tasks arc_easy"  # its data is on the hub
     r"|^workbench throughput$|benchmarks|llama-|/Llama|--task mmlu"
     r"|^workbench report runs/accuracy$"  # of a sweep
+    r"|--engine ray"  # `test_ray` has a cluster
 )
 
 

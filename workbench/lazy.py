@@ -8,7 +8,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["ArrayLike", "Axes", "Axis", "Figure", "NDArray", "np", "pd", "psutil", "torch", "v4"]
+__all__ = [
+    "ArrayLike", "Axes", "Axis", "Figure", "NDArray", "np", "pd", "psutil", "ray", "torch", "v4",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     psutil: Any
+    ray: Any
     v4: Any
 else:
 
@@ -30,6 +33,6 @@ else:
         def __getattr__(self, name: str) -> Any:
             return getattr(import_module(self._name), name)
 
-    np, pd, psutil, torch = map(_Lazy, ("numpy", "pandas", "psutil", "torch"))
+    np, pd, psutil, ray, torch = map(_Lazy, ("numpy", "pandas", "psutil", "ray", "torch"))
     v4 = _Lazy("nbformat.v4")
     ArrayLike = Axes = Axis = Figure = NDArray = Any

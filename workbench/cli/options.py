@@ -44,7 +44,7 @@ ServedModel = Annotated[
     str | None,
     Option("--model-path", "--model", help="Hub name or folder (default: an embedded model)."),
 ]
-ENGINES = ("auto", "vllm", "remote", "transformers", "diffusion")
+ENGINES = ("auto", "vllm", "remote", "transformers", "diffusion", "ray")
 EngineName = Annotated[
     str, Option(help=f"One of {', '.join(ENGINES)}.", autocompletion=lambda: [*ENGINES])
 ]

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from workbench.engines import diffusion, transformers, vllm
+from workbench.engines import diffusion, ray, transformers, vllm
 from workbench.engines.base import BaseEngine
 from workbench.engines.device import whole_imports
 from workbench.engines.identity import HARMLESS, repeatable
@@ -51,8 +51,9 @@ ENGINES: Mapping[str, EngineKind] = {
     "remote": EngineKind(RemoteEngine, _no_server),
     "transformers": EngineKind(transformers.TransformersEngine, transformers.unavailable),
     "diffusion": EngineKind(diffusion.DiffusionEngine, diffusion.unavailable),
+    "ray": EngineKind(ray.RayEngine, ray.unavailable, "ray"),
 }
-AUTO = ("vllm", "remote", "transformers")  # tried in this order; "diffusion" has other models
+AUTO = ("vllm", "remote", "transformers")  # tried in this order
 
 
 def unavailable(engine: str) -> str | None:
@@ -74,16 +75,18 @@ def open_engine(
         model: hub name, local folder or .gguf file (converted once, see `convert_gguf`), or a
             served name; None is the embedded model, or the only one that the server lists.
         engine: "vllm" (in this process), "remote" (an OpenAI-compatible server), "transformers"
-            (the baseline, in padded batches), "diffusion" (a model of the LLaDA family), or
-            "auto": the first of the others that works here. If it is lost mid-run, "auto" continues
-            with the next one that has the same model and revision (see `info.failovers`).
+            (the baseline, in padded batches), "diffusion" (a model of the LLaDA family), "ray"
+            (replicas of a vLLM model on a cluster), or "auto": the first of vLLM, remote and
+            transformers that works here. If it is lost mid-run, "auto" continues with the next one
+            that has the same model and revision (see `info.failovers`).
         base_url: the server's URL, or several to share the work; default `WORKBENCH_BASE_URL`.
         store: "default" keeps answers in the user's cache folder, a path in that file, None
             nowhere.
         options: arguments of the underlying engine, such as `max_model_len`, `device`,
             `load_format="dummy"` (in process); `tensor_parallel_size`, `quantization`, `adapter`
             (vLLM); `batch_size` (transformers); `max_concurrency` and the other fields of
-            `RemoteOptions` (remote); `batch_size` and the fields of `Denoising` (diffusion).
+            `RemoteOptions` (remote); `batch_size` and the fields of `Denoising` (diffusion);
+            `replicas`, `address` and those of vLLM (Ray).
 
     Raises:
         InputError: an unknown engine or option, a folder without a model, an invalid URL.

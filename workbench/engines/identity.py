@@ -17,12 +17,13 @@ from workbench.store import digest, folder_digest
 # Options that never change an answer, or that the key of a stored answer has anyway.
 HARMLESS = frozenset(
     {
-        "async_scheduling", "block_size", "compilation_config", "cpu_offload_gb",
+        "address", "async_scheduling", "block_size", "compilation_config", "cpu_offload_gb",
+        "cpus_per_replica",
         "disable_log_stats", "distributed_executor_backend", "dtype", "enable_chunked_prefill",
         "enable_prefix_caching", "enforce_eager", "gpu_memory_utilization",
         "kv_cache_memory_bytes", "max_logprobs", "max_model_len", "max_num_batched_tokens",
-        "max_num_seqs", "max_parallel_loading_workers", "pipeline_parallel_size", "revision",
-        "tensor_parallel_size", "use_tqdm_on_load",
+        "max_num_seqs", "max_parallel_loading_workers", "pipeline_parallel_size", "replicas",
+        "revision", "start_timeout", "tensor_parallel_size", "use_tqdm_on_load",
     }
 )  # fmt: skip
 

@@ -37,6 +37,9 @@ class SegmentedPrompt(str):
         text.segments = parts
         return text
 
+    def __getnewargs__(self) -> tuple[Any, ...]:  # for pickle
+        return (self.segments,)
+
 
 class TokenPrompt(str):
     """A prompt as token ids, for an engine with a tokenizer; as a text, it is these numbers."""
@@ -49,6 +52,9 @@ class TokenPrompt(str):
         prompt = super().__new__(cls, f"\0token ids {' '.join(map(str, tokens))}")
         prompt.ids = tokens
         return prompt
+
+    def __getnewargs__(self) -> tuple[Any, ...]:  # for pickle
+        return (self.ids,)
 
 
 class SegmentTokenizer:

@@ -327,9 +327,9 @@ def _node_scores(node: Node, output: Any, start: int) -> tuple[list[float] | str
     return scores, likeliest and all(one.rank == 1 for one in given)
 
 
-def _check_options(options: Mapping[str, Any]) -> None:
+def _check_options(options: Mapping[str, Any], engine: str = "vllm", *more: str) -> None:
     if options:
-        check_options(options, [*_arguments(), *OURS], "vllm")
+        check_options(options, [*_arguments(), *OURS, *more], engine)
     mode = options.get("logprobs_mode", "raw_logprobs")
     if mode != "raw_logprobs":
         raise InputError(f"logprobs_mode={mode!r} would not return the model's log-probabilities")
