@@ -20,7 +20,7 @@ from workbench.cli.options import Json
 from workbench.cli.output import command_group
 
 NAMES = (
-    "engine", "baseline", "client", "real", "faults", "icm", "accuracy", "uncertainty",
+    "engine", "baseline", "client", "real", "faults", "fleet", "icm", "accuracy", "uncertainty",
     "diffusion", "sweep", "skills", "lmeval",
 )  # fmt: skip
 Out = Annotated[

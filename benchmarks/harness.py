@@ -236,8 +236,10 @@ def vllm_engine(store: Path | None = None, **options: Any) -> VLLMEngine:
     return VLLMEngine(None, Store(store) if store else None, "benchmark", options)
 
 
-def remote_engine(url: str, store: Path | None = None, **options: Any) -> RemoteEngine:
-    """A server's only model, without a store or with one at a path."""
+def remote_engine(
+    url: str | Sequence[str], store: Path | None = None, **options: Any
+) -> RemoteEngine:
+    """The only model of servers, without a store or with one at a path."""
     opened = Store(store) if store else None
     return RemoteEngine(None, opened, "benchmark", {"base_url": url, **options})
 

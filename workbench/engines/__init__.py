@@ -79,7 +79,9 @@ def open_engine(
             (replicas of a vLLM model on a cluster), or "auto": the first of vLLM, remote and
             transformers that works here. If it is lost mid-run, "auto" continues with the next one
             that has the same model and revision (see `info.failovers`).
-        base_url: the server's URL, or several to share the work; default `WORKBENCH_BASE_URL`.
+        base_url: the server's URL, or several to share the work (in a list, or with commas), or a
+            folder or file that lists them and is read again (see `remote.fleet`); default
+            `WORKBENCH_BASE_URL`.
         store: "default" keeps answers in the user's cache folder, a path in that file, None
             nowhere.
         options: arguments of the underlying engine, such as `max_model_len`, `device`,
@@ -147,8 +149,7 @@ def _open(
         EngineUnavailableError: it cannot run here.
     """
     if engine == "remote":
-        urls = url.split(",") if isinstance(url, str) else url  # several, in the variable
-        options = {**options, "base_url": urls}
+        options = {**options, "base_url": url}
     elif reason := unavailable(engine):
         hint = install_hint(ENGINES[engine].part)
         raise EngineUnavailableError(f"{engine}: {reason}; install it with {hint}")

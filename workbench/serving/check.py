@@ -11,8 +11,8 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from workbench.engines.remote import RemoteEngine, RemoteOptions
-from workbench.engines.remote.endpoint import check_url
 from workbench.engines.remote.http import HttpClient, api_key, is_loopback, run_coroutine
+from workbench.engines.remote.settings import check_url
 from workbench.errors import EngineError, WorkbenchError
 from workbench.types import Completion, Prompt, Sampling
 

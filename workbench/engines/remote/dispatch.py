@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from workbench.engines.remote.endpoint import Endpoint
+from workbench.engines.remote.fleet import Fleet
 from workbench.engines.remote.http import start_coroutine
+from workbench.engines.remote.placement import Slot, place, prefix_of
 from workbench.engines.remote.retry import (
     AGAIN,
     Failure,
@@ -41,8 +43,8 @@ KEPT = "What was finished is kept: run it again"
 J = TypeVar("J")
 R = TypeVar("R")
 
-WINDOW = 1024  # prompts in flight per server: what the largest GPUs run, and some in the queue
 LARGEST = 64  # prompts in one request
+SMALL = 8  # prompts in one request, unless the servers' even shares are smaller
 SHARES = 8  # requests per server into which a call is divided, at least
 QUICK, SLOW = 10.0, 30.0  # seconds per request: below it packets may grow, above it they shrink
 UNREAD = 4096  # finished packets that the caller has not fetched yet
@@ -63,6 +65,7 @@ class Plan(Generic[J, R]):
         tokens: about how many tokens a job uses, for the rate limit.
         size: maximum number of jobs in a packet; None adapts it.
         spare: receives finished jobs that the caller did not fetch.
+        text: what a job's server computes from; jobs that begin alike prefer the same server.
     """
 
     ask: Callable[[Endpoint, Sequence[J]], Awaitable[Sequence[R | Failure | None]]]
@@ -70,27 +73,7 @@ class Plan(Generic[J, R]):
     tokens: Callable[[J], int]
     size: int | None
     spare: Callable[[list[tuple[J, R | Failure]]], None] = lambda _: None
-
-
-class _Slot:
-    """A packet's place: the server whose slot it holds, if any, and its deadline."""
-
-    def __init__(self, endpoint: Endpoint, jobs: int, changed: asyncio.Event) -> None:
-        self.end: float | None = None
-        self._jobs, self._changed = jobs, changed
-        self.take(endpoint)
-
-    def take(self, endpoint: Endpoint) -> None:
-        self.endpoint = endpoint
-        self._held = True
-        endpoint.enter(self._jobs)
-
-    def leave(self, _: object = None) -> None:
-        """Release the slot; a second call does nothing."""
-        if self._held:
-            self._held = False
-            self.endpoint.leave(self._jobs)
-            self._changed.set()
+    text: Callable[[J], str] = lambda _: ""
 
 
 @dataclass(eq=False)
@@ -98,7 +81,7 @@ class Dispatcher(Generic[J, R]):
     """Runs one call's jobs on the servers.
 
     Attributes:
-        endpoints: the servers, absent ones included.
+        fleet: the servers, absent ones included; they may change during the call.
         plan: how jobs become requests.
         rate: requests and tokens allowed per minute.
         options: timeouts and numbers of attempts.
@@ -106,7 +89,7 @@ class Dispatcher(Generic[J, R]):
         look: raises a `RequestError` if a server does not serve what the call needs.
     """
 
-    endpoints: Sequence[Endpoint]
+    fleet: Fleet
     plan: Plan[J, R]
     rate: RateLimit
     options: RemoteOptions
@@ -114,6 +97,7 @@ class Dispatcher(Generic[J, R]):
     look: Callable[[Endpoint], Awaitable[None]]
 
     def __post_init__(self) -> None:
+        self.fleet.refresh()
         self._used, self._requests, self._prompts = Usage(), 0, 0
         self._changed = asyncio.Event()
         self._ended = threading.Event()
@@ -128,7 +112,8 @@ class Dispatcher(Generic[J, R]):
         Raises:
             EngineGoneError: no server is left that can answer.
         """
-        share = -(-len(jobs) // (SHARES * len(self._present())))
+        there = max(1, len(self._present()))
+        share = max(-(-len(jobs) // (SHARES * there)), min(SMALL, -(-len(jobs) // there)))
         self._size = self._largest = self.plan.size or max(1, min(LARGEST, share))
         batch: list[tuple[J, R | Failure]] | None = None
         future = start_coroutine(self._send_all(jobs))
@@ -156,7 +141,7 @@ class Dispatcher(Generic[J, R]):
             self._show_progress(ended=True)
             text = (
                 f"{self._requests} requests of {self._prompts / max(1, self._requests):.1f} "
-                f"prompts, at most {sum(e.limit.peak for e in self.endpoints)} at once, "
+                f"prompts, at most {sum(e.limit.peak for e in self.fleet.endpoints)} at once, "
                 f"{self._used.retries} retried, {self._used.rate_limit_hits} of them for too "
                 "many requests"
             )
@@ -164,14 +149,14 @@ class Dispatcher(Generic[J, R]):
 
     def _show_progress(self, *, ended: bool = False) -> None:
         if self._progress is not None:
-            limits = [endpoint.limit for endpoint in self.endpoints]
+            limits = [endpoint.limit for endpoint in self.fleet.endpoints]
             sent = sum(len(limit.in_flight) for limit in limits)
             now = f"{sent} of {sum(limit.allowed for limit in limits)} allowed"
             self._progress.fact("requests in flight", None if ended else now)
             self._progress.fact("peak requests in flight", sum(limit.peak for limit in limits))
 
     async def _send_all(self, jobs: Sequence[J]) -> None:
-        for endpoint in self.endpoints:
+        for endpoint in self.fleet.endpoints:
             endpoint.begin()
         joining = asyncio.create_task(self._join())
         failure: Exception | None = None
@@ -179,10 +164,10 @@ class Dispatcher(Generic[J, R]):
             async with asyncio.TaskGroup() as group:
                 start = 0
                 while start < len(jobs):
-                    endpoint = await self._free_endpoint()
+                    endpoint = await self._free_endpoint(*self._ahead(jobs, start))
                     packet = self._packet(jobs, start, endpoint)
                     start += len(packet)
-                    slot = _Slot(endpoint, len(packet), self._changed)
+                    slot = Slot(endpoint, len(packet), self._changed)
                     task = group.create_task(self._settle(slot, packet))
                     task.add_done_callback(slot.leave)
         except ExceptionGroup as group_error:
@@ -195,11 +180,17 @@ class Dispatcher(Generic[J, R]):
             raise EngineGoneError(str(failure)) if isinstance(failure, FatalError) else failure
 
     def _present(self) -> list[Endpoint]:
-        return [e for e in self.endpoints if e not in self._left_out and e.absent is None]
+        there = self.fleet.endpoints
+        return [e for e in there if e not in self._left_out and e.absent is None]
+
+    def _others(self, endpoint: Endpoint) -> bool:
+        return any(other is not endpoint for other in self._present())
 
     async def _join(self) -> None:
-        """Add servers that were not up when the engine was opened, as soon as they answer."""
-        while absent := [e for e in self.endpoints if e.absent is not None]:
+        """Add servers that were not up, or not listed, as soon as they answer."""
+        while True:
+            await asyncio.to_thread(self.fleet.refresh)
+            absent = [e for e in self.fleet.endpoints if e.absent is not None]
             await asyncio.gather(*map(self._take_in, absent))
             await asyncio.sleep(JOIN)
 
@@ -221,8 +212,16 @@ class Dispatcher(Generic[J, R]):
             end += 1
         return jobs[start:end]
 
-    async def _free_endpoint(self, other_than: Endpoint | None = None) -> Endpoint:
-        """Wait for a free slot at the least loaded server, preferring servers that work.
+    def _ahead(self, jobs: Sequence[J], start: int) -> tuple[int, int]:
+        """The prefix that the next packet's jobs share, and how many packets are left."""
+        last = min(start + max(2, self._size), len(jobs)) - 1
+        texts = [self.plan.text(jobs[at]) for at in (start, last)]
+        return prefix_of(*texts), -(-(len(jobs) - start) // self._size)
+
+    async def _free_endpoint(
+        self, prefix: int = 0, left: int = 0, other_than: Endpoint | None = None
+    ) -> Endpoint:
+        """Wait for a free slot at a server that suits the prefix, preferring servers that work.
 
         The caller must take the slot before it awaits anything else.
         """
@@ -232,16 +231,15 @@ class Dispatcher(Generic[J, R]):
             there = [e for e in present if e.rest_until <= time.monotonic()]
             others = [e for e in there if e is not other_than] or there
             works = [e for e in others if e.promising] or others
-            for endpoint in sorted(works, key=lambda e: e.limit.busy / e.limit.limit):
-                room = endpoint.prompts < WINDOW and self._out.qsize() < UNREAD
-                if endpoint.limit.free and (room or not endpoint.limit.busy):
-                    return endpoint
+            read = self._out.qsize() < UNREAD
+            if free := [e for e in works if e.free and (read or not e.limit.busy)]:
+                return place(free, prefix, left)
             self._changed.clear()
             with contextlib.suppress(TimeoutError):  # limits and the reader set no event
                 async with asyncio.timeout(0.2):  # `wait_for` may swallow a cancellation
                     await self._changed.wait()
 
-    async def _settle(self, slot: _Slot, packet: Sequence[J]) -> None:
+    async def _settle(self, slot: Slot, packet: Sequence[J]) -> None:
         """Give every job of the packet its result or the reason for its failure."""
         try:
             results = await self._persist(slot, packet)
@@ -261,7 +259,7 @@ class Dispatcher(Generic[J, R]):
         await self._settle(slot, packet[:middle])
         await self._settle(slot, packet[middle:])
 
-    async def _persist(self, slot: _Slot, packet: Sequence[J]) -> Sequence[R | Failure | None]:
+    async def _persist(self, slot: Slot, packet: Sequence[J]) -> Sequence[R | Failure | None]:
         """Retry until there is an answer, the budget is spent, or a retry cannot help."""
         tries = self.options.attempts if len(packet) == 1 else TRIES
         stays, broken, failures, failed_at = False, 0, 0, float("inf")
@@ -289,14 +287,14 @@ class Dispatcher(Generic[J, R]):
             end = time.monotonic() + wait
             while endpoint not in self._left_out and (left := end - time.monotonic()) > 0:
                 await asyncio.sleep(min(1.0, left))
-                if not stays and len(self._present()) > 1:
+                if not stays and self._others(endpoint):
                     break
-            if endpoint in self._left_out or (len(self._present()) > 1 and not stays):
+            if endpoint in self._left_out or (self._others(endpoint) and not stays):
                 slot.leave()
                 slot.take(await self._free_endpoint(other_than=endpoint))
 
     async def _ask(
-        self, slot: _Slot, packet: Sequence[J], *, again: bool
+        self, slot: Slot, packet: Sequence[J], *, again: bool
     ) -> Sequence[R | Failure | None]:
         endpoint = slot.endpoint
         await self.rate.wait(sum(map(self.plan.tokens, packet)))

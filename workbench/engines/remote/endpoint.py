@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from zlib import crc32
 
 from workbench.engines.remote.http import (
     HttpClient,
@@ -30,7 +31,7 @@ from workbench.engines.remote.retry import (
     UnreachableError,
     error_of_status,
 )
-from workbench.engines.remote.settings import RemoteOptions
+from workbench.engines.remote.settings import RemoteOptions, check_url, shown_url
 from workbench.engines.remote.words import (
     UNKNOWN,
     key_remedy,
@@ -39,7 +40,6 @@ from workbench.engines.remote.words import (
     refuses,
     with_remedy,
 )
-from workbench.errors import InputError
 
 log = logging.getLogger("workbench")
 NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")  # OpenSSL's errors for plain HTTP
@@ -47,6 +47,7 @@ TOP, FEWER = 20, 5  # the usual maximum of log-probabilities per token; some ser
 REST = 5.0  # seconds until a failed server is tried again
 # Seconds without an answer after which the server may have changed: between calls, in a call.
 IDLE, LULL = 0.2, 30.0
+WINDOW = 1024  # prompts in flight: what the largest GPUs run, and some in the queue
 MOST_SEED = 2**31 - 1  # the largest seed where seeds are signed 32-bit integers
 NARROW = re.compile(r"int(eger)?_?32|i32|2147483647|integer.*(large|range|overflow)", re.IGNORECASE)
 SPARE = {"seed": UNKNOWN, "stop": ""}  # optional settings, and how a server refuses them
@@ -63,6 +64,7 @@ class Endpoint:
 
     Attributes:
         multi: whether it accepts several prompts per request; None is unknown.
+        assumed: whether `multi` is assumed, as the server is vLLM.
         batch: the same for chats.
         exact: whether it returns log-probabilities for requested token ids.
         completes, chats, logprobs: whether it continues texts, answers chats, returns
@@ -77,11 +79,13 @@ class Endpoint:
 
     def __init__(self, url: str, options: RemoteOptions) -> None:
         self.url = check_url(url)
-        self.shown = _shown(self.url)
+        self.shown = shown_url(self.url)
+        self.number = crc32(self.url.encode())  # for hashing
         self.limit = ConcurrencyLimit(options.max_concurrency)
         self.prompts = 0  # in flight
         self.multi: bool | None = None
         self.batch: bool | None = None
+        self.assumed = False
         self.exact: bool | None = None
         self.completes: bool | None = None
         self.chats: bool | None = None
@@ -96,6 +100,7 @@ class Endpoint:
         self._looking = asyncio.Lock()
         self._failed_look: tuple[float, RequestError] | None = None  # time and error
         self.answered = 0.0  # time of the last answer, on the monotonic clock
+        self._seen_at = 0.0  # time of the last check of what it serves
         self._suspect: float | None = None  # when it may have been restarted
         self._gone = False
         self._failures = 0  # since the last answer
@@ -308,8 +313,13 @@ class Endpoint:
     def begin(self) -> None:
         """Begin a call: earlier failures do not count."""
         self._failures, self._busy_since, self.rest_until = 0, None, 0.0
-        if time.monotonic() - self.answered > IDLE:
+        if self._idle > IDLE:
             self.suspect(gone=True)
+
+    @property
+    def free(self) -> bool:
+        """Whether it may get one more request."""
+        return self.limit.free and (self.prompts < WINDOW or not self.limit.busy)
 
     def enter(self, prompts: int) -> None:
         """Take a slot for a request with so many prompts."""
@@ -329,13 +339,18 @@ class Endpoint:
 
     def seen(self) -> None:
         """Note that it was checked and serves the same."""
-        self._suspect, self._gone = None, False
+        self._suspect, self._gone, self._seen_at = None, False, time.monotonic()
 
     @property
     def doubtful(self) -> bool:
         """Whether to check what it serves first: it was away or idle."""
-        idle = not self.limit.in_flight and time.monotonic() - self.answered > LULL
+        idle = not self.limit.in_flight and self._idle > LULL
         return self._suspect is not None or idle
+
+    @property
+    def _idle(self) -> float:
+        """Seconds since its last answer or check."""
+        return time.monotonic() - max(self.answered, self._seen_at)
 
     def _works(self, sent: float) -> None:
         self._failures, self.answered, self._busy_since = 0, time.monotonic(), None
@@ -367,34 +382,3 @@ class Endpoint:
         if self._failures < least or time.monotonic() - self._failing_since <= seconds:
             return False
         return all(sent > self._failing_since for sent in self.limit.in_flight)
-
-
-def check_url(url: object) -> str:
-    """A base URL in normal form; a server's bare address gets `/v1`.
-
-    Raises:
-        InputError: it is not the URL of a server.
-    """
-    need = "a server's URL such as http://127.0.0.1:8000/v1"
-    if not isinstance(url, str) or not url.strip():
-        raise InputError(f"base_url={url!r} must be {need}")
-    try:
-        parts = urlsplit(url.strip())
-        parts.port  # noqa: B018  # raises if it is not a number
-    except ValueError:
-        raise InputError(f"base_url={_shown(url)!r} has no valid port: give {need}") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(f"base_url={_shown(url)!r} must begin with http:// or https://: {need}")
-    if parts.username or parts.password:
-        raise InputError(
-            f"base_url={_shown(url)!r} holds a password: put the key in WORKBENCH_API_KEY instead"
-        )
-    path = parts.path.rstrip("/") or "/v1"
-    return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
-
-
-def _shown(url: str) -> str:
-    """A URL without its secret parts."""
-    scheme, mark, rest = url.partition("://")
-    secret, at, rest = rest.rpartition("@")
-    return scheme + mark + ("…@" if secret else at) + rest.split("?")[0]

@@ -23,9 +23,11 @@ from workbench.engines.remote.abilities import (
     find_exact,
     find_logprobs,
     find_several,
+    test_several,
 )
 from workbench.engines.remote.dispatch import Dispatcher, Plan
 from workbench.engines.remote.endpoint import Endpoint
+from workbench.engines.remote.fleet import Fleet
 from workbench.engines.remote.http import run_coroutine
 from workbench.engines.remote.label_scores import (
     LabelScorer,
@@ -35,7 +37,7 @@ from workbench.engines.remote.label_scores import (
 )
 from workbench.engines.remote.retry import Failure, FatalError, RateLimit, RejectedError
 from workbench.engines.remote.served import Identity, prefix_cache_hits, version
-from workbench.engines.remote.settings import RemoteOptions, base_urls
+from workbench.engines.remote.settings import RemoteOptions
 from workbench.engines.remote.words import NO_LONGER, NO_TEXTS, refuses
 from workbench.engines.requests import Request, check_prompts
 from workbench.engines.source import OURS
@@ -60,7 +62,7 @@ class RemoteEngine(BaseEngine):
         model: a served name; None is the only model that the server lists.
         store: where answers are kept.
         why: why this engine was chosen, for `info`.
-        options: the fields of `RemoteOptions`, and `base_url`: a URL or a list of them.
+        options: the fields of `RemoteOptions`, and `base_url`: see `Fleet`.
 
     Raises:
         InputError: an unknown option, an invalid URL, or a model that is not served.
@@ -70,10 +72,10 @@ class RemoteEngine(BaseEngine):
     def __init__(
         self, model: str | None, store: Store | None, why: str, options: Mapping[str, Any]
     ) -> None:
-        urls = base_urls(options.get("base_url"))
         others = {name: value for name, value in options.items() if name != "base_url"}
         self._options = chosen = RemoteOptions.of(others)
-        self._endpoints = [Endpoint(url, chosen) for url in urls]
+        self._fleet = Fleet(options.get("base_url"), chosen)
+        self._endpoints = self._fleet.endpoints
         self._rate = RateLimit(chosen.requests_per_minute, chosen.tokens_per_minute)
         self._retried = Usage()  # retries and rate-limit hits
         self._last_hits: float | None = None
@@ -83,24 +85,24 @@ class RemoteEngine(BaseEngine):
         self._bos: dict[str, bool] = {}  # beginnings of texts: whether they are the BOS
         chats = ChatOptions.of({name: getattr(chosen, name) for name in CHAT})
         self._model = Identity(chosen.revision, chats)
-        waiting(", ".join(endpoint.shown for endpoint in self._endpoints))
-        served = run_coroutine(self._model.establish(self._endpoints, model))
+        waiting(self._fleet.shown(self._endpoints))
+        served = run_coroutine(self._model.establish(self._fleet, model))
         self._dialect = self._model.dialect
-        first, self._counted = self._endpoints[0], self._there()
-        verified = served.revision or self._model.fingerprint(first, store)
+        self._counted = self._there()
+        verified = served.revision or self._model.fingerprint(self._fleet.name, store)
         vllm = run_coroutine(version(self._counted[0]))
         info = EngineInfo(
             engine="remote",
             model=served.name,
             revision=chosen.revision or verified or "not reported",
-            device=self._places(),
+            device=self._fleet.shown(self._there()),
             dtype="as served",
             context_length=served.context_length,
             versions=versions("openai") | ({"vllm": vllm} if vllm else {}),
             why=why,
         )
-        # Where the server lists no revision, the same answers count only from the same URL.
-        where = [] if served.revision else [first.url]
+        # Where servers list no revision, the same answers count only from the same URL or fleet.
+        where = [] if served.revision else [self._fleet.name]
         identity = {
             "served": [served.name, chosen.revision, verified, served.context_length, *where],
             "template": chats.given,
@@ -109,7 +111,7 @@ class RemoteEngine(BaseEngine):
         super().__init__(info, identity, store, variant=served.revision)
         if not (chosen.revision or verified):
             self._store_nothing(
-                f"{first.shown} lists no revision of {served.name}, and returns no "
+                f"{self._endpoints[0].shown} lists no revision of {served.name}, and returns no "
                 "log-probabilities to identify its weights by; if you know them, set revision=…"
             )
         self._hits_before = self._hits()
@@ -124,9 +126,6 @@ class RemoteEngine(BaseEngine):
 
     def _there(self) -> list[Endpoint]:
         return [endpoint for endpoint in self._endpoints if endpoint.absent is None]
-
-    def _places(self) -> str:
-        return ", ".join(endpoint.shown for endpoint in self._there())
 
     @property
     def usage(self) -> Usage:
@@ -207,8 +206,7 @@ class RemoteEngine(BaseEngine):
 
     def _free(self) -> None:
         self._last_hits = self._hits()
-        for endpoint in self._endpoints:
-            endpoint.close()
+        self._fleet.close()
 
     def _hits(self) -> float | None:
         """The servers' counter of cached tokens; after closing, its last value."""
@@ -249,8 +247,8 @@ class RemoteEngine(BaseEngine):
 
         several = any(endpoint.several(chats=chats) for endpoint in self._endpoints)
         size = self._options.size or (None if several else SAMPLES)
-        jobs = sorted(requests, key=lambda one: str(one.prompt))  # shared prefixes stay together
-        for batch in self._dispatch(Plan(ask, together, tokens, size, spare), jobs):
+        jobs = sorted(requests, key=_text)  # shared prefixes stay together
+        for batch in self._dispatch(Plan(ask, together, tokens, size, spare, _text), jobs):
             yield [(job, _completion(result, job.prompt)) for job, result in batch]
 
     def _score(
@@ -330,15 +328,13 @@ class RemoteEngine(BaseEngine):
             if endpoint.completes is False:
                 raise FatalError(NO_TEXTS)
         await find_exact([endpoint], self._dialect.model)
-        self._info = replace(self._info, device=f"{self._places()}, {endpoint.shown}")
+        self._info = replace(self._info, device=self._fleet.shown([*self._there(), endpoint]))
 
     def _dispatch(self, plan: Plan[Any, Any], jobs: Sequence[Any]) -> Iterator[list[Any]]:
         def count(used: Usage) -> None:
             self._retried += used
 
-        return Dispatcher(self._endpoints, plan, self._rate, self._options, count, self._look).run(
-            jobs
-        )
+        return Dispatcher(self._fleet, plan, self._rate, self._options, count, self._look).run(jobs)
 
     async def _ask(
         self, endpoint: Endpoint, packet: Sequence[Request], sampling: Sampling
@@ -380,6 +376,8 @@ class RemoteEngine(BaseEngine):
             raise
         except RejectedError as error:
             endpoint.samples = endpoint.samples and not (several > 1 and refuses(str(error), "n"))
+            if endpoint.assumed and isinstance(body.get("prompt"), list):
+                await test_several([endpoint], self._dialect.model, chats=False)
             raise
         if several > 1 and len(reply.get("choices") or ()) < several:
             endpoint.samples = False
@@ -390,6 +388,10 @@ class RemoteEngine(BaseEngine):
         elif "seed" in body and endpoint.short_seeds:
             self._note("the server accepts seeds of 31 bits: longer ones are cut")
         return reply
+
+
+def _text(request: Request) -> str:
+    return str(request.prompt)
 
 
 def _completion(result: Completion | Failure, prompt: Prompt) -> Completion:

@@ -166,7 +166,10 @@ class LabelScorer:
         def together(endpoint: Endpoint, first: _Job, other: _Job) -> bool:
             return bool(endpoint.multi) and first.node == other.node
 
-        return Plan(ask, together, lambda job: estimated_tokens(job.prompt), self.size)
+        return Plan(
+            ask, together, lambda job: estimated_tokens(job.prompt), self.size,
+            text=lambda job: str(job.prompt),
+        )  # fmt: skip
 
     def _tokenizing(self) -> Plan[Indexed, list[int]]:
         """Turns chats and labels into tokens on the server, which has template and tokenizer."""
@@ -219,7 +222,10 @@ class LabelScorer:
         def together(endpoint: Endpoint, first: Indexed, _: Indexed) -> bool:
             return bool(endpoint.multi) and isinstance(first[1], str)
 
-        plan = Plan(ask, together, lambda job: estimated_tokens(job[1]), self.size)
+        plan = Plan(
+            ask, together, lambda job: estimated_tokens(job[1]), self.size,
+            text=lambda job: str(job[1]),
+        )  # fmt: skip
         for batch in self.dispatch(plan, list(enumerate(prompts))):
             yield [_failed(job, row) if isinstance(row, Failure) else row for job, row in batch]
 

@@ -23,6 +23,7 @@ from workbench.engines.chat import ChatOptions
 from workbench.engines.remote import wire
 from workbench.engines.remote.abilities import find_exact
 from workbench.engines.remote.endpoint import Endpoint
+from workbench.engines.remote.fleet import Fleet
 from workbench.engines.remote.retry import (
     AGAIN,
     FatalError,
@@ -96,14 +97,17 @@ class Identity:
         self._fingerprint: Fingerprint | None = None
         self.dialect = wire.Dialect(chats=chats)
 
-    async def establish(self, endpoints: Sequence[Endpoint], model: str | None) -> ServedModel:
+    async def establish(self, fleet: Fleet, model: str | None) -> ServedModel:
         """Find the model that the servers have; servers that do not answer now become absent.
+
+        So do servers without the model, in a folder or file that may list others too.
 
         Raises:
             InputError: the model is not listed, or the servers have different ones.
             EngineUnavailableError: no server gives a usable answer.
         """
-        looks = await asyncio.gather(*(_first_look(endpoint, model) for endpoint in endpoints))
+        endpoints, mixed = fleet.endpoints, fleet.changes and model is not None
+        looks = await asyncio.gather(*(_first_look(one, model, mixed=mixed) for one in endpoints))
         there = [(e, s) for e, s in zip(endpoints, looks, strict=True) if s is not None]
         if there:
             first, self.served = there[0]
@@ -114,6 +118,8 @@ class Identity:
                     raise InputError(f"{endpoint.shown}: {why} like {first.shown}. {SEVERAL}")
             if not (self._revision or self.served.revision):
                 await self._compare([endpoint for endpoint, _ in there])
+        for endpoint, _ in there:
+            endpoint.seen()
         absent = [e for e in endpoints if e.absent is not None]
         if len(absent) == len(endpoints):
             raise EngineUnavailableError("; ".join(f"{e.shown}: {e.absent}" for e in absent))
@@ -166,7 +172,7 @@ class Identity:
                 return
         raise FatalError(f"{OTHER} than when this engine was opened: open it again")
 
-    def fingerprint(self, first: Endpoint, store: Store | None) -> str | None:
+    def fingerprint(self, place: str, store: Store | None) -> str | None:
         """A name for the weights by what they answer; None if that is unknown.
 
         It is the same for all fingerprints that match, as far as the store has them.
@@ -178,23 +184,26 @@ class Identity:
             known: list[Fingerprint] = list(stored or [])
             return known if any(same(one, ours) for one in known) else [*known, ours]
 
-        key = digest("fingerprint", first.url, self.served.name)
+        key = digest("fingerprint", place, self.served.name)
         known = add(None) if store is None else store.update(key, add)
         oldest = next(one for one in known if same(one, ours))
         if len(known) > 1 and oldest is known[-1]:
-            log.info("%s answers differently now: earlier stored answers are not used", first.shown)
+            log.info("%s answers differently now: earlier stored answers are not used", place)
         return f"fingerprint {digest(oldest).hex()[:12]}"
 
 
-async def _first_look(endpoint: Endpoint, model: str | None) -> ServedModel | None:
+async def _first_look(endpoint: Endpoint, model: str | None, *, mixed: bool) -> ServedModel | None:
     """The model that a server serves; None leaves the reason in `absent`."""
     try:
         served = await look(endpoint, model)
         if not endpoint.vllm:
             await find_exact([endpoint], served.name)
             endpoint.vllm = bool(endpoint.exact)  # vLLM under another name, as behind a gateway
-    except InputError:
-        raise
+    except InputError as error:
+        if not mixed:
+            raise
+        endpoint.absent = str(error)
+        return None
     except Exception as error:  # noqa: BLE001  # whatever a server sends
         endpoint.absent = explain(endpoint.as_request_error(error))
         return None

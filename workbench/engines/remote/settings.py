@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Literal
+from urllib.parse import urlsplit, urlunsplit
 
 from workbench.engines.source import check_options
 from workbench.errors import InputError
@@ -109,12 +110,32 @@ def _is_header_map(value: object) -> bool:
     )
 
 
-def base_urls(given: object) -> list[str]:
-    """The servers of `base_url`, which is a URL or a list of them."""
-    urls = [given] if isinstance(given, str) else given
-    if not isinstance(urls, Sequence) or not urls:
+def check_url(url: object) -> str:
+    """A base URL in normal form; a server's bare address gets `/v1`.
+
+    Raises:
+        InputError: it is not the URL of a server.
+    """
+    need = "a server's URL such as http://127.0.0.1:8000/v1"
+    if not isinstance(url, str) or not url.strip():
+        raise InputError(f"base_url={url!r} must be {need}")
+    try:
+        parts = urlsplit(url.strip())
+        parts.port  # noqa: B018  # raises if it is not a number
+    except ValueError:
+        raise InputError(f"base_url={shown_url(url)!r} has no valid port: give {need}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"base_url={shown_url(url)!r} must begin with http:// or https://: {need}")
+    if parts.username or parts.password:
         raise InputError(
-            f"base_url={given!r}: give a server's URL such as http://127.0.0.1:8000/v1, several "
-            "in a list, or one in WORKBENCH_BASE_URL; `workbench serve vllm` starts a server"
+            f"base_url={shown_url(url)!r} holds a password: put it in WORKBENCH_API_KEY instead"
         )
-    return list(urls)
+    path = parts.path.rstrip("/") or "/v1"
+    return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+
+
+def shown_url(url: str) -> str:
+    """A URL without its secret parts."""
+    scheme, mark, rest = url.partition("://")
+    secret, at, rest = rest.rpartition("@")
+    return scheme + mark + ("…@" if secret else at) + rest.split("?")[0]
