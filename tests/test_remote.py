@@ -65,7 +65,7 @@ def test_every_request_is_answered_once_and_in_order(transport: str) -> None:
 def test_prompts_travel_together() -> None:
     with fake() as server, remote(server.url) as engine:
         assert texts(engine) == [f"answer to {p}" for p in PROMPTS]
-        assert server.requests == 1 + 8
+        assert server.requests == 8
         assert engine.usage.prompt_tokens == sum(map(len, PROMPTS))  # the injector's are bytes
 
 
@@ -115,7 +115,8 @@ def test_choices_missing_or_out_of_order(fault: str) -> None:
 
 @pytest.mark.parametrize("fault", ["rate_nan", "rate_no_logprobs"])
 def test_logprobs_that_are_none(fault: str) -> None:
-    with fake(Faults(**{fault: 1.0})) as server, remote(server.url) as engine:  # type: ignore[arg-type]
+    faults = Faults(**{fault: 1.0})  # type: ignore[arg-type]
+    with fake(faults) as server, remote(server.url, prompts_per_request=1) as engine:
         rows = engine.generate(PROMPTS[:4], Sampling(max_tokens=4, logprobs=2), errors="return")
         assert all("log-prob" in str(row.error) for row in rows)
         scores = engine.label_logprobs(PROMPTS[:4], ["a", "b"], errors="return")
@@ -125,7 +126,8 @@ def test_logprobs_that_are_none(fault: str) -> None:
 
 
 def test_an_empty_text_is_an_answer_and_so_is_a_text_with_an_unknown_ending() -> None:
-    with fake(Faults(rate_empty=1.0)) as server, remote(server.url) as engine:
+    alone = {"prompts_per_request": 1}
+    with fake(Faults(rate_empty=1.0)) as server, remote(server.url, **alone) as engine:
         assert texts(engine, PROMPTS[:2]) == ["", ""]
     with fake(Faults(rate_finish=1.0)) as server, remote(server.url) as engine:
         assert texts(engine, PROMPTS[:2]) == [f"answer to {p}" for p in PROMPTS[:2]]
