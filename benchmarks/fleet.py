@@ -127,7 +127,7 @@ def replicas(delay: float, count: int = REPLICAS) -> Iterator[Replicas]:
 
 def measure(repeats: Repeats = 3) -> list[Measurement]:
     """Sixteen servers behind one engine: even work, servers that die or come late, prefixes."""
-    rows = []
+    rows: list[Measurement] = []
     for delay in DELAYS:
         say(f"{REPLICAS} servers, {delay:g} s per prompt …")
         rows += _shares(delay, repeats)

@@ -23,6 +23,7 @@ from workbench.engines.remote.fleet import urls_of
 from workbench.engines.remote.placement import place, prefix_of
 from workbench.engines.remote.settings import RemoteOptions
 from workbench.errors import EngineGoneError, EngineUnavailableError, InputError
+from workbench.types import Engine
 
 SHORT = Sampling(max_tokens=8)
 
@@ -52,7 +53,7 @@ def ready(folder: Path, name: str, server: Injector, **more: object) -> Path:
     return file
 
 
-def right(engine: RemoteEngine, prompts: list[str]) -> None:
+def right(engine: Engine, prompts: list[str]) -> None:
     rows = engine.generate(prompts, SHORT)
     assert [row.text for row in rows] == [f"answer to {prompt}" for prompt in prompts]
 
@@ -144,8 +145,8 @@ def test_a_list_that_vanishes_is_no_reason_to_stop(tmp_path: Path, servers: list
                 file.unlink()
         assert rows == 100
     file = ready(tmp_path, "0", servers[0])
-    options = {"prompts_per_request": 1, "max_concurrency": 2, "outage_timeout": 1.0}
-    with remote(str(tmp_path), **options) as engine:
+    slow: dict[str, Any] = {"prompts_per_request": 1, "max_concurrency": 2}
+    with remote(str(tmp_path), outage_timeout=1.0, **slow) as engine:
         stream = engine.stream([f"q {i}" for i in range(100)], SHORT)
         assert len([next(stream) for _ in range(10)]) == 10
         file.unlink()

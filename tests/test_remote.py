@@ -126,8 +126,10 @@ def test_logprobs_that_are_none(fault: str) -> None:
 
 
 def test_an_empty_text_is_an_answer_and_so_is_a_text_with_an_unknown_ending() -> None:
-    alone = {"prompts_per_request": 1}
-    with fake(Faults(rate_empty=1.0)) as server, remote(server.url, **alone) as engine:
+    with (
+        fake(Faults(rate_empty=1.0)) as server,
+        remote(server.url, prompts_per_request=1) as engine,
+    ):
         assert texts(engine, PROMPTS[:2]) == ["", ""]
     with fake(Faults(rate_finish=1.0)) as server, remote(server.url) as engine:
         assert texts(engine, PROMPTS[:2]) == [f"answer to {p}" for p in PROMPTS[:2]]
