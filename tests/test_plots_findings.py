@@ -60,6 +60,10 @@ RATIOS = [
     Metric("vllm, all at once over bare LLM.generate, all at once", 0.98, 0.8, 1.03, 3),
     Metric("vllm, all at once over transformers, batch 1", 6.961, 6.54, 8.17, 3),
 ]
+REPLICAS = pd.DataFrame(
+    [(1, 0, 10.0), (1, 1, 10.0), (2, 0, 19.5), (2, 1, 19.0), (4, 0, 37.0), (4, 1, 39.0)],
+    columns=["replicas", "repeat", "requests_per_s"],
+)  # fmt: skip
 REQUESTS = pd.DataFrame([
     {"prompts_per_request": size, "max_concurrency": most, "verdicts_per_s": 10.0 * most + extra}
     for size, extra in ((1, 0), (64, 100), ("auto", 99)) for most in (1, 4, 16)
@@ -88,6 +92,8 @@ PANELS: dict[str, tuple[Draw, str]] = {
     "speedups": (lambda ax: plots.plot_speedups(ax, RATIOS),
         ("vllm, all at once: 6.96 × as fast as transformers, batch 1 (6.54 to 8.17); range holds "
         "1: bare LLM.generate, all at once")),
+    "replicas": (lambda ax: plots.plot_replicas(ax, REPLICAS),
+        "4 replicas: 3.80 × (3.70 to 3.90) the rows per second of 1"),
     "requests": (lambda ax: plots.plot_requests(ax, REQUESTS, 641.0),
         ("At most 260 verdicts per second (64 per request, 16 requests in flight); 641 in this "
         "process")),

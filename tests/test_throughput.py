@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,19 @@ from workbench.cli import app
 from workbench.engines.transformers import TransformersEngine, unavailable
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, InputError
-from workbench.load import Load, Runner, _free_share, filler, open_both, versus
+from workbench.load import (
+    Load,
+    Runner,
+    _free_share,
+    filler,
+    open_both,
+    open_replicas,
+    versus,
+)
 from workbench.machine import ResourceMonitor
-from workbench.plots import new_figure, plot_speeds, plot_speedups
-from workbench.throughput import CALLS, Throughput, speedups, summarise
+from workbench.plots import new_figure, plot_replicas, plot_speeds, plot_speedups
+from workbench.serving import Server
+from workbench.throughput import CALLS, Throughput, by_replicas, speedups, summarise
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"needs {unavailable()}")
 
@@ -274,3 +284,21 @@ def test_the_command(tmp_path: Path, plain: VLLMEngine) -> None:
     wrong = CliRunner().invoke(app, ["throughput", "--architecture", "llama-9b"])
     assert wrong.exit_code == 2
     assert "llama-8b" in wrong.stderr
+
+
+def test_replicas_get_the_same_work_and_are_drawn(plain: VLLMEngine, server: Server) -> None:
+    """Two names of one server are two replicas; a third is not there."""
+    urls = f"{server.url},{server.url.replace('127.0.0.1', 'localhost')}"
+    opened = partial(open_replicas, base_url=urls)
+    rows = by_replicas(opened, (1, 2), SMALL, plain.tokenizer, repeats=2)
+    assert list(rows["replicas"]) == [1, 1, 2, 2]
+    assert rows["error"].isna().all()
+    assert set(rows["count"]) == {SMALL.requests}
+    assert (rows["requests_per_s"] > 0).all()
+    _, (ax,) = new_figure()
+    plot_replicas(ax, rows)
+    drawn = list(ax.lines[0].get_ydata())
+    assert drawn == list(rows.pivot_table("requests_per_s", "repeat", "replicas").median())
+    with pytest.raises(InputError, match=r"replicas=3, but .* has 2 servers"):
+        opened(3)
+    assert by_replicas(opened, (), SMALL, plain.tokenizer).empty

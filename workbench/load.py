@@ -70,7 +70,7 @@ class Runner:
     bare: bool = False
 
     def __post_init__(self) -> None:
-        if local(self.engine).has_store:
+        if getattr(self.engine, "has_store", False):
             raise InputError(f"{self.name} would reuse stored answers: open it with store=None")
         values.whole(f"{self.name}: batch", self.batch, 0)
         size = getattr(self.engine, "batch_size", self.batch)
@@ -154,6 +154,32 @@ def _free_share(baseline: Engine) -> dict[str, float]:
         return {}
     free, total = torch.cuda.mem_get_info()
     return {"gpu_memory_utilization": round(0.75 * free / total, 2)}
+
+
+def open_replicas(
+    count: int,
+    model: str | None = None,
+    base_url: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Engine:
+    """An engine over so many replicas, without a store: the first servers of a fleet, or Ray's.
+
+    Args:
+        model: as for `open_engine`.
+        base_url: URLs with commas, or a folder or file of them; None starts replicas with Ray.
+        options: for the engine.
+
+    Raises:
+        InputError: the fleet has fewer servers.
+        EngineUnavailableError, EngineError: as `open_engine`.
+    """
+    chosen: dict[str, Any] = {**(options or {}), "store": None}
+    if base_url is None:
+        return open_engine(model, "ray", replicas=count, **chosen)
+    urls = FLEET(base_url)
+    if count > len(urls):
+        raise InputError(f"replicas={count}, but {base_url} has {len(urls)} servers: start more")
+    return open_engine(model, "remote", base_url=urls[:count], **chosen)
 
 
 def versus(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from workbench.load import Load, Runner, filler, local
 from workbench.machine import ResourceMonitor
 from workbench.progress import one_bar
 from workbench.runs import commit
-from workbench.types import Metric, Report, Sampling, Usage
+from workbench.types import Engine, Metric, Report, Sampling, Usage
 
 CALLS = 4  # calls per measurement: the speed of a batch does not depend on later ones
 
@@ -39,6 +39,7 @@ class Throughput:
         loads: the first is used for the headline numbers.
         repeats: runs of each runner and load.
         seed: selects the prompts.
+        tokenizer: makes the prompts; by default that of the first runner's engine.
 
     Raises:
         InputError: nothing to run, two runners with the same label, or a load that exceeds an
@@ -46,8 +47,9 @@ class Throughput:
     """
 
     def __init__(
-        self, runners: Sequence[Runner], loads: Sequence[Load], *, repeats: int = 3, seed: int = 0
-    ) -> None:
+        self, runners: Sequence[Runner], loads: Sequence[Load], *, repeats: int = 3,
+        seed: int | str = 0, tokenizer: Any = None,
+    ) -> None:  # fmt: skip
         if not runners or not loads:
             raise InputError("pass at least one runner and one load")
         labels = [runner.label for runner in runners]
@@ -58,6 +60,7 @@ class Throughput:
             for runner in runners:
                 _check_fit(runner, load)
         self._repeats, self._seed = values.whole("repeats", repeats, 1), seed
+        self._tokenizer = tokenizer or local(runners[0].engine).tokenizer
         self._done: dict[tuple[int, int, int], dict[str, Any]] = {}
         self._warm = False
 
@@ -118,12 +121,11 @@ class Throughput:
         ]
 
     def _measure(self, runner: Runner, load: Load, repeat: int) -> dict[str, Any]:
-        tokenizer = local(self._runners[0].engine).tokenizer
         seed = f"{self._seed}-{repeat}"
         count = load.requests
         if runner.batch:  # whole batches only
             count = min(count - count % runner.batch, CALLS * runner.batch)
-        prompts = filler(tokenizer, count, load.prompt_tokens, shared=load.shared, seed=seed)
+        prompts = filler(self._tokenizer, count, load.prompt_tokens, shared=load.shared, seed=seed)
         sampling = Sampling(max_tokens=load.output_tokens, ignore_eos=True)
         error, prompt, output, cached = None, 0, 0, 0
         with ResourceMonitor() as monitor:
@@ -153,6 +155,36 @@ class Throughput:
             "added_memory_gib": reading.added_memory_bytes / 2**30,
             "error": error,
         }
+
+
+def by_replicas(
+    opened: Callable[[int], Engine],
+    counts: Sequence[int],
+    load: Load,
+    tokenizer: Any,
+    *,
+    repeats: int = 3,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Speed against the number of replicas, the same load for each number.
+
+    Args:
+        opened: opens an engine over so many replicas, such as `load.open_replicas`.
+        counts: numbers of replicas, measured in this order.
+        tokenizer: makes the prompts, as in `Throughput`.
+
+    Returns:
+        The rows of `Throughput`, with a column `replicas`.
+    """
+    parts = []
+    for count in counts:
+        with opened(count) as engine:
+            runner = Runner(f"{count} replicas", engine)
+            own = Throughput(
+                [runner], [load], repeats=repeats, seed=f"{seed}-{count}", tokenizer=tokenizer
+            )
+            parts.append(own.run().rows.assign(replicas=count))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
@@ -216,7 +248,7 @@ def _check_fit(runner: Runner, load: Load) -> None:
         )
     context = runner.engine.info.context_length
     need = load.prompt_tokens + load.output_tokens
-    if need > context:
+    if 0 < context < need:  # a server may not report it
         raise InputError(
             f"{runner.name} holds {context} tokens, {load} needs {need}: make it shorter or raise "
             "max_model_len"

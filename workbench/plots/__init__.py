@@ -127,6 +127,27 @@ def plot_speedups(ax: Axes, metrics: Sequence[Metric]) -> None:
     finding(ax, f"{parts[0][0]}: {ends}" + f"; range holds 1: {', '.join(even)}" * bool(even))
 
 
+def plot_replicas(ax: Axes, rows: pd.DataFrame) -> None:
+    """Rows per second against the number of replicas, with the range of the repeats.
+
+    Args:
+        rows: of `throughput.by_replicas`; "even shares" is the first speed for each replica.
+    """
+    table = rows.pivot_table("requests_per_s", "repeat", "replicas")
+    counts = table.columns.to_numpy(float)
+    speed = table.agg(["median", "min", "max"]).T.set_axis(["speed", "low", "high"], axis="columns")
+    even = pd.DataFrame({"speed": speed["speed"].iloc[0] * counts / counts[0]}, table.columns)
+    even = even.assign(low=even["speed"], high=even["speed"])
+    both = pd.concat({"measured": speed, "even shares": even}, names=["of"]).reset_index()
+    lines(ax, both, ("replicas", "speed"), "of")
+    doubling(ax, counts)
+    log_ticks(ax.yaxis, "{x:,.0f}")
+    ax.set(xlabel="replicas", ylabel="rows per second")
+    ratios = (table.iloc[:, -1] / table.iloc[:, 0]).dropna()
+    ends = f"{ratios.median():.2f} × ({ratios.min():.2f} to {ratios.max():.2f})"
+    finding(ax, f"{counts[-1]:g} replicas: {ends} the rows per second of {counts[0]:g}")
+
+
 def plot_requests(ax: Axes, table: pd.DataFrame, here: float | None = None) -> None:
     """Speed of a server against concurrency, a line for each number of prompts per request.
 
