@@ -13,6 +13,7 @@ from workbench import values
 from workbench.engines import open_engine
 from workbench.engines.checkpoints.architecture import dummy_model
 from workbench.engines.local import LocalEngine
+from workbench.engines.remote.fleet import urls_of
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
 from workbench.lazy import torch
@@ -176,7 +177,7 @@ def open_replicas(
     chosen: dict[str, Any] = {**(options or {}), "store": None}
     if base_url is None:
         return open_engine(model, "ray", replicas=count, **chosen)
-    urls = FLEET(base_url)
+    urls = urls_of(base_url)
     if count > len(urls):
         raise InputError(f"replicas={count}, but {base_url} has {len(urls)} servers: start more")
     return open_engine(model, "remote", base_url=urls[:count], **chosen)
