@@ -14,14 +14,14 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import tables
+from benchmarks import scale, tables
 from benchmarks.harness import RESULTS, publish
 from workbench.cli.options import Json
 from workbench.cli.output import command_group
 
 NAMES = (
     "engine", "baseline", "client", "real", "faults", "fleet", "icm", "accuracy", "uncertainty",
-    "diffusion", "sweep", "skills", "lmeval",
+    "diffusion", "sweep", "skills", "lmeval", "scale",
 )  # fmt: skip
 Out = Annotated[
     Path | None, typer.Option(help="Write the run here, as JSON (default: benchmarks/results/).")
@@ -60,6 +60,12 @@ for each in NAMES:
 def write_tables() -> None:
     """Write the tables of the README and of docs/benchmarks.md from the results."""
     tables.write()
+
+
+@app.command("figures")
+def draw_figures() -> None:
+    """Draw the figures of the documentation that are made from the results."""
+    scale.draw(tables.result("scale")["rows"], tables.ROOT / "figures" / "scale.png")
 
 
 if __name__ == "__main__":

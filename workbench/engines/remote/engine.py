@@ -257,8 +257,9 @@ class RemoteEngine(BaseEngine):
         self._find_several(chats=False)
         self._prepare(prompts, Sampling(max_tokens=1))
         scorer = LabelScorer(
-            self._dialect, self._options.size, self._dispatch, self._has_bos, self._label_ids
-        )
+            self._dialect, self._options.size, self._dispatch, self._has_bos, self._label_ids,
+            len(self._endpoints),
+        )  # fmt: skip
         run_coroutine(find_exact(self._there(), self._dialect.model))
         exact = all(e.vllm if e.exact is None else e.exact for e in self._there())
         yield from (scorer.exactly if exact else scorer.from_likeliest)(prompts, labels)

@@ -18,7 +18,7 @@ from typing import Any
 
 from workbench.engines.estimate import estimated_tokens
 from workbench.engines.remote import wire
-from workbench.engines.remote.dispatch import Plan
+from workbench.engines.remote.dispatch import LARGEST, SHARES, Plan
 from workbench.engines.remote.endpoint import FEWER, Endpoint
 from workbench.engines.remote.retry import (
     Failure,
@@ -35,7 +35,7 @@ MAX_LABEL_IDS = 128  # vLLM's limit on logprob_token_ids
 NO_PATH = (401, 403, 404, 405, 501)  # statuses for a path that a gateway does not forward
 UNREADABLE = "\ufffd"  # part of a character: it could belong to any label
 ROUNDING = 1e-6  # of probabilities summed in float32
-BLOCK = 4096  # prompts whose labels are finished before the next block begins
+BLOCK = 4096  # prompts whose labels are finished before the next block begins, at least
 TOKENIZING = 16  # requests at once
 TIMEOUT = 20.0  # seconds for the tokens of a few letters
 SPECIAL = re.compile(r"<[^<>\s]{1,60}>|\[[A-Za-z_]{1,60}\]")  # what looks like a special token
@@ -68,6 +68,7 @@ class LabelScorer:
         dispatch: sends a plan's jobs.
         has_bos: whether a text begins with the token that the server would add.
         label_ids: the tokens of labels known so far; new ones are added.
+        servers: how many there are; a block has full requests for all of them.
     """
 
     dialect: wire.Dialect
@@ -75,6 +76,7 @@ class LabelScorer:
     dispatch: Callable[[Plan[Any, Any], Sequence[Any]], Iterator[list[Any]]]
     has_bos: Callable[[str], bool]
     label_ids: dict[str, list[int]]
+    servers: int = 1
 
     def exactly(
         self, prompts: Sequence[Prompt], labels: Sequence[tuple[str, ...]]
@@ -100,8 +102,9 @@ class LabelScorer:
             for own in lists
         }
         trees = [of[own] for own in labels]
-        for start in range(0, len(prompts), BLOCK):
-            yield from self._block(trees, start, prompts[start : start + BLOCK])
+        block = max(BLOCK, LARGEST * SHARES * self.servers)
+        for start in range(0, len(prompts), block):
+            yield from self._block(trees, start, prompts[start : start + block])
 
     def _block(
         self, trees: Sequence[LabelTree], start: int, prompts: Sequence[Prompt]
