@@ -253,7 +253,7 @@ def draw(rows: Sequence[Measurement], file: Path) -> None:
     from workbench.plots.style import new_figure, save
 
     value = {row.what: row.value for row in rows}
-    figure, (left, right) = new_figure(2, height=3.4)
+    figure, (left, right) = new_figure(2, height=3.2)
     _draw_load(left, value)
     _draw_sizes(right, value)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -268,29 +268,34 @@ def _draw_load(ax: Any, value: Mapping[str, float]) -> None:
         costs = {count: value[CPU.format(kind, count)] for count in REPLICAS}
         rates = [1000 / cost for cost in costs.values()]
         ax.plot(REPLICAS, rates, **line_style(number))
-        ends.append((f"client, {kind}", COLOURS[number], rates[-1]))
+        ends.append((kind, COLOURS[number], rates[-1]))
         busy[kind] = kept_busy(costs, MIDDLE)
     for speed in SPEEDS:
-        highest = min(max(REPLICAS), 2e5 / speed)
-        ax.plot([1, highest], [speed, speed * highest], color=SOFT, linewidth=1, linestyle="--")
-        ax.annotate(f"replicas of {speed:,}", (1.3, speed * 1.3), (0, 2), color=SOFT, fontsize=TEXT,
-                    textcoords="offset points", rotation=27, va="bottom")  # fmt: skip
-    ax.set(xscale="log", yscale="log", xlabel="replicas", ylabel="prompts per second")
-    label_ends(ax, ends)
-    numbers = " and ".join(f"{busy[kind]:,.2g} ({kind})" for kind in KINDS)
+        ax.plot(REPLICAS, [speed * count for count in REPLICAS], color=SOFT, linewidth=1,
+                linestyle="--", zorder=1)  # fmt: skip
+        ax.annotate(f"{speed:,} each", (1.4, 1.25 * speed), color=SOFT, fontsize=TEXT, va="center")
+    dashed = ", ".join(f"{speed:,}" for speed in SPEEDS)
+    ax.set(xscale="log", yscale="log", ylim=(5, 40_000), ylabel="prompts per second")
+    ax.set_xlabel(f"replicas (dashed: of {dashed} prompts per second)")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter("{x:,.0f}")
+    label_ends(ax, ends, "one client")
+    numbers = " to ".join(f"{float(f'{one:.2g}'):,.0f}" for one in sorted(busy.values()))
     finding(ax, f"One client keeps {numbers} replicas of {MIDDLE} prompts per second busy")
 
 
 def _draw_sizes(ax: Any, value: Mapping[str, float]) -> None:
     from workbench.plots.style import finding, label_ends, line_style
 
-    ends = []
+    ends, sizes = [], {}
     for number, name in enumerate(ANSWERS):
-        rows = [10**power for power in range(4, 9)]
-        sizes = [count * value[BYTES.format(name)] / 1e9 for count in rows]
-        style = line_style(number)
-        ax.plot(rows, sizes, **style)
-        ends.append((f"{name}: {sizes[-1]:,.0f} GB", style["color"], sizes[-1]))
+        each = value[BYTES.format(name)] / 1e9
+        style, rows = line_style(number), [10**power for power in range(4, 9)]
+        ax.plot(rows, [count * each for count in rows], **style)
+        sizes[name] = ROWS * each
+        ends.append((name.rpartition(" of ")[2], style["color"], sizes[name]))
     ax.set(xscale="log", yscale="log", xlabel="rows in the store", ylabel="GB")
+    ax.yaxis.set_major_formatter("{x:g}")
     label_ends(ax, ends)
-    finding(ax, f"10⁸ rows take {ends[-1][0].rsplit(': ')[-1]}")
+    first, longer, _ = ANSWERS
+    finding(ax, f"10⁸ {first} take {sizes[first]:,.0f} GB, {longer} {sizes[longer]:,.0f}")

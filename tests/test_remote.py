@@ -19,9 +19,11 @@ import trustme
 
 from benchmarks.injector import Faults, Injector
 from workbench import Sampling, open_engine, store
-from workbench.engines.remote import Estimate, RemoteEngine, wire
+from workbench.engines.remote import Estimate, RemoteEngine, http, label_scores, wire
+from workbench.engines.remote.endpoint import Endpoint
 from workbench.engines.remote.label_scores import from_top
 from workbench.engines.remote.retry import ConcurrencyLimit, RateLimit
+from workbench.engines.remote.settings import RemoteOptions
 from workbench.errors import EngineError, EngineUnavailableError, InputError
 from workbench.store import Store
 from workbench.types import Message
@@ -554,3 +556,39 @@ def test_without_a_server_it_says_where_to_name_one(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("WORKBENCH_BASE_URL", raising=False)
     with pytest.raises(InputError, match="WORKBENCH_BASE_URL"):
         open_engine(engine="remote")
+
+
+def test_servers_opened_together_read_the_certificates_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Reading them takes 0.07 s: two minutes for a thousand servers."""
+    reads = []
+    load = ssl.SSLContext.load_verify_locations
+
+    def counted(*args: Any, **named: Any) -> None:
+        reads.append(args)
+        load(*args, **named)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", counted)
+    http._read_trusted.cache_clear()
+    made = [Endpoint(f"http://127.0.0.1:{9000 + i}/v1", RemoteOptions()) for i in range(5)]
+    threads = [Endpoint("http://127.0.0.1:9/v1", RemoteOptions(transport="threads"))]
+    for one in made + threads:
+        one.close()
+    assert len(reads) <= 2  # a minute may have passed between them
+
+
+def test_a_block_of_labels_fills_all_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(label_scores, "BLOCK", 64)
+    with fake() as one, fake() as two, spread(one.url, two.url) as engine:
+        calls: list[int] = []
+        dispatch = engine._dispatch
+
+        def counted(plan: Any, jobs: Any) -> Any:
+            calls.append(len(jobs))
+            return dispatch(plan, jobs)
+
+        monkeypatch.setattr(engine, "_dispatch", counted)
+        prompts = [f"claim {i}" for i in range(1500)]
+        assert not engine.label_logprobs(prompts, ["a", "b"]).missing.any()
+    assert calls == [2, 1024, 476]  # the tokens of two labels; 64 prompts × 8 requests × 2 servers
