@@ -189,8 +189,9 @@ def completion(number: int, tokens: int) -> Completion:
     text = _english()[start : start + 4 * tokens]
     pieces = (text[at : at + 4] for at in range(0, 4 * tokens, 4))
     ids = tuple(zlib.crc32(piece.encode()) % VOCABULARY for piece in pieces)
-    counts = {"prompt_tokens": 90, "completion_tokens": tokens}
-    return Completion(text=text, finish_reason="stop", token_ids=ids, **counts)
+    return Completion(
+        text=text, finish_reason="stop", token_ids=ids, prompt_tokens=90, completion_tokens=tokens
+    )
 
 
 def label_row(number: int) -> LabelRow:
