@@ -13,6 +13,7 @@ from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
@@ -297,7 +298,7 @@ def test_replicas_get_the_same_work_and_are_drawn(plain: VLLMEngine, server: Ser
     assert (rows["requests_per_s"] > 0).all()
     _, (ax,) = new_figure()
     plot_replicas(ax, rows)
-    drawn = list(ax.lines[0].get_ydata())
+    drawn = np.asarray(ax.lines[0].get_ydata()).tolist()
     assert drawn == list(rows.pivot_table("requests_per_s", "repeat", "replicas").median())
     with pytest.raises(InputError, match=r"replicas=3, but .* has 2 servers"):
         opened(3)

@@ -139,9 +139,9 @@ def plot_replicas(ax: Axes, rows: pd.DataFrame) -> None:
     even = pd.DataFrame({"speed": speed["speed"].iloc[0] * counts / counts[0]}, table.columns)
     even = even.assign(low=even["speed"], high=even["speed"])
     both = pd.concat({"measured": speed, "even shares": even}, names=["of"]).reset_index()
-    lines(ax, both, ("replicas", "speed"), "of")
-    doubling(ax, counts)
-    log_ticks(ax.yaxis, "{x:,.0f}")
+    style.lines(ax, both, ("replicas", "speed"), "of")
+    style.doubling(ax, counts)
+    style.log_ticks(ax.yaxis, "{x:,.0f}")
     ax.set(xlabel="replicas", ylabel="rows per second")
     ratios = (table.iloc[:, -1] / table.iloc[:, 0]).dropna()
     ends = f"{ratios.median():.2f} × ({ratios.min():.2f} to {ratios.max():.2f})"

@@ -47,7 +47,9 @@ TOP, FEWER = 20, 5  # the usual maximum of log-probabilities per token; some ser
 REST = 5.0  # seconds until a failed server is tried again
 # Seconds without an answer after which the server may have changed: between calls, in a call.
 IDLE, LULL = 0.2, 30.0
-WINDOW = 1024  # prompts in flight: what the largest GPUs run, and some in the queue
+# Prompts in flight: at least what most GPUs run at once, at most what the largest do, between them
+# what the server answers in so many seconds. More in its queue would be work that no other can take.
+LEAST, MOST, QUEUE = 256, 1024, 10.0
 MOST_SEED = 2**31 - 1  # the largest seed where seeds are signed 32-bit integers
 NARROW = re.compile(r"int(eger)?_?32|i32|2147483647|integer.*(large|range|overflow)", re.IGNORECASE)
 SPARE = {"seed": UNKNOWN, "stop": ""}  # optional settings, and how a server refuses them
@@ -83,6 +85,7 @@ class Endpoint:
         self.number = crc32(self.url.encode())  # for hashing
         self.limit = ConcurrencyLimit(options.max_concurrency)
         self.prompts = 0  # in flight
+        self._done, self._began = 0, time.monotonic()  # prompts of a call, and its beginning
         self.multi: bool | None = None
         self.batch: bool | None = None
         self.assumed = False
@@ -313,13 +316,16 @@ class Endpoint:
     def begin(self) -> None:
         """Begin a call: earlier failures do not count."""
         self._failures, self._busy_since, self.rest_until = 0, None, 0.0
+        self._done, self._began = 0, time.monotonic()
         if self._idle > IDLE:
             self.suspect(gone=True)
 
     @property
     def free(self) -> bool:
         """Whether it may get one more request."""
-        return self.limit.free and (self.prompts < WINDOW or not self.limit.busy)
+        often = self._done / max(1.0, time.monotonic() - self._began)  # prompts per second
+        window = min(MOST, max(LEAST, QUEUE * often))
+        return self.limit.free and (self.prompts < window or not self.limit.busy)
 
     def enter(self, prompts: int) -> None:
         """Take a slot for a request with so many prompts."""
@@ -331,6 +337,7 @@ class Endpoint:
         """Release the slot."""
         self.limit.leave()
         self.prompts -= prompts
+        self._done += prompts
 
     def suspect(self, *, gone: bool = False) -> None:
         """Note that it may have been restarted with another model; `gone`: it did not answer."""

@@ -247,8 +247,9 @@ class RemoteEngine(BaseEngine):
 
         several = any(endpoint.several(chats=chats) for endpoint in self._endpoints)
         size = self._options.size or (None if several else SAMPLES)
-        jobs = sorted(requests, key=_text)  # shared prefixes stay together
-        for batch in self._dispatch(Plan(ask, together, tokens, size, spare, _text), jobs):
+        jobs = sorted(requests, key=lambda one: str(one.prompt))  # shared prefixes stay together
+        plan = Plan(ask, together, tokens, size, spare, lambda one: str(one.prompt))
+        for batch in self._dispatch(plan, jobs):
             yield [(job, _completion(result, job.prompt)) for job, result in batch]
 
     def _score(
@@ -389,10 +390,6 @@ class RemoteEngine(BaseEngine):
         elif "seed" in body and endpoint.short_seeds:
             self._note("the server accepts seeds of 31 bits: longer ones are cut")
         return reply
-
-
-def _text(request: Request) -> str:
-    return str(request.prompt)
 
 
 def _completion(result: Completion | Failure, prompt: Prompt) -> Completion:
