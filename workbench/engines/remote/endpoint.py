@@ -48,7 +48,7 @@ REST = 5.0  # seconds until a failed server is tried again
 # Seconds without an answer after which the server may have changed: between calls, in a call.
 IDLE, LULL = 0.2, 30.0
 # Prompts in flight: at least what most GPUs run at once, at most what the largest do, between them
-# what the server answers in so many seconds. More in its queue would be work that no other can take.
+# what the server answers in so many seconds. A longer queue would be work that no other can take.
 LEAST, MOST, QUEUE = 256, 1024, 10.0
 MOST_SEED = 2**31 - 1  # the largest seed where seeds are signed 32-bit integers
 NARROW = re.compile(r"int(eger)?_?32|i32|2147483647|integer.*(large|range|overflow)", re.IGNORECASE)
