@@ -112,8 +112,8 @@ def _question(rng: random.Random, level: str, *, held_out: bool) -> Choice:
         return _sum(rng, level, held_out=held_out)
     if level in READING:
         return _read_off(rng, 1 + READING.index(level))
-    told = {"hidden": _hidden, "now or before": _changed, "bought or sold": _traded}
-    return told[level](rng)
+    makers = {"hidden": _hidden, "now or before": _changed, "bought or sold": _traded}
+    return makers[level](rng)
 
 
 def _sum(rng: random.Random, level: str, *, held_out: bool) -> Choice:
