@@ -21,7 +21,7 @@ from workbench.cli.output import command_group
 
 NAMES = (
     "engine", "baseline", "client", "real", "faults", "fleet", "icm", "accuracy", "uncertainty",
-    "diffusion", "sweep", "skills", "lmeval", "scale",
+    "diffusion", "sweep", "skills", "lmeval", "ray", "scale",
 )  # fmt: skip
 Out = Annotated[
     Path | None, typer.Option(help="Write the run here, as JSON (default: benchmarks/results/).")

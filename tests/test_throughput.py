@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import chain, product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -220,15 +221,14 @@ def test_bad_requests(plain: VLLMEngine) -> None:
         Throughput([runner], [Load(prompt_tokens=2000)])
     with pytest.raises(InputError, match="not a whole batch"):
         Throughput([Runner("vllm", plain, 64)], [SMALL])
+    other: Any = SimpleNamespace(info=SimpleNamespace(context_length=0))  # as of a server
     with pytest.raises(InputError, match="no tokenizer in this process"):
-        Runner("other", object())  # type: ignore[arg-type]
+        Throughput([Runner("other", other)], [SMALL])
     with pytest.raises(InputError, match="set only one"):
         open_both("some/model", "llama-1b")
 
 
 def test_the_baseline_on_a_gpu_leaves_room_for_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace
-
     import torch
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 * 2**30, 80 * 2**30))
