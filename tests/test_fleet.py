@@ -9,18 +9,21 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
+from benchmarks.bodies import Query
 from benchmarks.faults import REVISION
 from benchmarks.injector import Injector
 from workbench import Sampling, open_engine
 from workbench.engines.remote import RemoteEngine, fleet
 from workbench.engines.remote.endpoint import Endpoint
 from workbench.engines.remote.fleet import urls_of
-from workbench.engines.remote.placement import place, prefix_of
+from workbench.engines.remote.placement import last_shares, place, prefix_of, shares
 from workbench.engines.remote.settings import RemoteOptions
 from workbench.errors import EngineGoneError, EngineUnavailableError, InputError
 from workbench.types import Engine
@@ -231,3 +234,64 @@ def test_packets_follow_the_number_of_servers(servers: list[Injector]) -> None:
         work = [len(body["prompt"]) for one in servers for body in one.bodies]
         assert (sum(work), max(work)) == (100, 8)
         assert [sum(one.answered.values()) for one in servers].count(24) >= 3
+
+
+class Gateway(Injector):
+    """vLLM behind a gateway that knows one prompt: it refuses several, or joins their texts."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(revision=REVISION)
+        self._status = status
+
+    async def _generate(self, request: Any, query: Query) -> Any:
+        if len(query.keys) > 1 and self._status == 200:
+            query = replace(query, keys=("".join(query.keys),), ids=query.ids[:1])
+        elif len(query.keys) > 1:
+            body = {"error": {"message": "prompt must be a text"}}
+            return web.json_response(body, status=self._status)
+        return await super()._generate(request, query)
+
+
+@pytest.mark.parametrize("status", [200, 400, 404, 422, 500])
+def test_a_gateway_that_knows_one_prompt_gives_no_answer_of_several(status: int) -> None:
+    prompts = [f"prompt {i}" for i in range(40)]
+    with Gateway(status) as server:
+        with remote(server.url) as engine:
+            right(engine, prompts)
+            before = server.requests
+            right(engine, others := [f"another {i}" for i in range(40)])
+            assert server.requests - before == 40  # one each: it has learnt that
+            rows = engine.label_logprobs(prompts, ["a", "b"])
+        with remote(server.url, prompts_per_request=1) as alone:
+            assert (rows.logprobs == alone.label_logprobs(prompts, ["a", "b"]).logprobs).all()
+        with remote(server.url) as fresh:  # labels first
+            assert (rows.logprobs == fresh.label_logprobs(prompts, ["a", "b"]).logprobs).all()
+        assert {server.answered[prompt] for prompt in others} == {1}
+
+
+@pytest.mark.usefixtures("often")
+def test_a_list_that_is_wrong_during_a_call_is_reported(
+    tmp_path: Path, servers: list[Injector], caplog: pytest.LogCaptureFixture
+) -> None:
+    listed = tmp_path / "urls.txt"
+    listed.write_text(servers[0].url)
+    with remote(str(listed), prompts_per_request=1, max_concurrency=2) as engine:
+        for index, _ in enumerate(engine.stream([f"p {i}" for i in range(150)], SHORT)):
+            if index == 10:
+                listed.write_text(f"{servers[0].url}\nhttp//127.0.0.1:8000/v1\n{servers[1].url}")
+    (said,) = [one for one in caplog.messages if "servers stay as they are" in one]
+    assert "http//127.0.0.1:8000/v1" in said
+    with pytest.raises(InputError, match="http//127"):
+        remote(str(listed))
+
+
+def test_the_last_packets_are_small() -> None:
+    assert [shares(count, 16) for count in (1, 64, 512, 10_000)] == [1, 4, 8, 64]
+    assert [shares(count, 1) for count in (1, 8, 64, 10_000)] == [1, 8, 8, 64]
+    left, sizes = 10_000, []
+    while left:
+        sizes.append(min(64, last_shares(left, 16)))
+        left -= sizes[-1]
+    assert sizes == sorted(sizes, reverse=True)
+    assert (sizes[0], sizes[-2]) == (64, 8)
+    assert last_shares(100, 1) == 100

@@ -282,9 +282,8 @@ class _SweepRun:
                     self._start(point, server, running)
                 self._look(running)
         except BaseException:
-            with ThreadPoolExecutor(
-                min(64, max(1, len(running)))
-            ) as pool:  # each may take some seconds
+            at_once = min(64, max(1, len(running)))
+            with ThreadPoolExecutor(at_once) as pool:  # each may take some seconds
                 list(pool.map(self._drop, *zip(*running.values(), strict=True)) if running else ())
             raise
 

@@ -153,17 +153,11 @@ async def find_exact(endpoints: Sequence[Endpoint], model: str) -> None:
 async def find_several(endpoints: Sequence[Endpoint], model: str, *, chats: bool) -> None:
     """Find out whether servers accept several prompts per request (several chats: vLLM only).
 
-    vLLM's accept several texts. A gateway before it may not: see `test_several`.
+    Those of vLLM accept several texts: that is assumed, and tested if a reply contradicts it.
     """
-    asked = [one for one in endpoints if chats or not one.vllm]
     for endpoint in endpoints:
-        if endpoint not in asked and endpoint.multi is None:
+        if endpoint.vllm and not chats and endpoint.multi is None:
             endpoint.multi, endpoint.assumed = True, True
-    await test_several(asked, model, chats=chats)
-
-
-async def test_several(endpoints: Sequence[Endpoint], model: str, *, chats: bool) -> None:
-    """`find_several` by a request, where the answer is unknown or assumed."""
 
     def works(reply: dict[str, Any]) -> bool | None:
         choices = reply.get("choices")
@@ -172,9 +166,6 @@ async def test_several(endpoints: Sequence[Endpoint], model: str, *, chats: bool
     ability, path = ("batch", wire.CHAT_BATCH) if chats else ("multi", wire.TEXTS)
     body: wire.Body = {"model": model, "max_tokens": 1}
     body |= {"messages": [TALK, TALK]} if chats else {"prompt": ["1", "2"]}
-    for endpoint in endpoints:
-        if endpoint.assumed:
-            endpoint.multi, endpoint.assumed = None, False
     possible = [one for one in endpoints if (one.vllm if chats else one.completes is not False)]
     missing = "accepts one prompt per request"
     await _find(possible, ability, (path, body), works, missing=missing, waits=WAITS[-1:])

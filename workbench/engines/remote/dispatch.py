@@ -17,10 +17,10 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from workbench.engines.remote.endpoint import Endpoint
+from workbench.engines.remote import placement
+from workbench.engines.remote.endpoint import ONE_PROMPT, Endpoint
 from workbench.engines.remote.fleet import Fleet
 from workbench.engines.remote.http import start_coroutine
-from workbench.engines.remote.placement import Slot, place, prefix_of
 from workbench.engines.remote.retry import (
     AGAIN,
     Failure,
@@ -43,9 +43,6 @@ KEPT = "What was finished is kept: run it again"
 J = TypeVar("J")
 R = TypeVar("R")
 
-LARGEST = 64  # prompts in one request
-SMALL = 8  # prompts in one request, unless the servers' even shares are smaller
-SHARES = 8  # requests per server into which a call is divided, at least
 QUICK, SLOW = 10.0, 30.0  # seconds per request: below it packets may grow, above it they shrink
 UNREAD = 4096  # finished packets that the caller has not fetched yet
 TRIES = 2  # attempts for a packet with several jobs before it is halved
@@ -99,8 +96,7 @@ class Dispatcher(Generic[J, R]):
     def __post_init__(self) -> None:
         self.fleet.refresh()
         self._used, self._requests, self._prompts = Usage(), 0, 0
-        self._changed = asyncio.Event()
-        self._ended = threading.Event()
+        self._changed, self._ended = asyncio.Event(), threading.Event()
         self._left_out: dict[Endpoint, str] = {}  # server: reason
         self._warned = set[object]()  # topics of warnings that were logged already
         self._progress = current()  # reported from the loop's thread, too
@@ -112,9 +108,8 @@ class Dispatcher(Generic[J, R]):
         Raises:
             EngineGoneError: no server is left that can answer.
         """
-        there = max(1, len(self._present()))
-        share = max(-(-len(jobs) // (SHARES * there)), min(SMALL, -(-len(jobs) // there)))
-        self._size = self._largest = self.plan.size or max(1, min(LARGEST, share))
+        self._size = self.plan.size or placement.shares(len(jobs), len(self._present()))
+        self._largest = self._size
         batch: list[tuple[J, R | Failure]] | None = None
         future = start_coroutine(self._send_all(jobs))
         future.add_done_callback(lambda _: self._out.put(None))
@@ -167,7 +162,7 @@ class Dispatcher(Generic[J, R]):
                     endpoint = await self._free_endpoint(*self._ahead(jobs, start))
                     packet = self._packet(jobs, start, endpoint)
                     start += len(packet)
-                    slot = Slot(endpoint, len(packet), self._changed)
+                    slot = placement.Slot(endpoint, len(packet), self._changed)
                     task = group.create_task(self._settle(slot, packet))
                     task.add_done_callback(slot.leave)
         except ExceptionGroup as group_error:
@@ -180,11 +175,10 @@ class Dispatcher(Generic[J, R]):
             raise EngineGoneError(str(failure)) if isinstance(failure, FatalError) else failure
 
     def _present(self) -> list[Endpoint]:
-        there = self.fleet.endpoints
-        return [e for e in there if e not in self._left_out and e.absent is None]
+        return [e for e in self.fleet.endpoints if e not in self._left_out and e.absent is None]
 
     def _others(self, endpoint: Endpoint) -> bool:
-        return any(other is not endpoint for other in self._present())
+        return self._present() not in ([], [endpoint])
 
     async def _join(self) -> None:
         """Add servers that were not up, or not listed, as soon as they answer."""
@@ -207,16 +201,21 @@ class Dispatcher(Generic[J, R]):
         log.info("%s has joined", endpoint.shown)
 
     def _packet(self, jobs: Sequence[J], start: int, endpoint: Endpoint) -> Sequence[J]:
-        end, last = start + 1, min(len(jobs), start + self._size)
+        end, last = start + 1, start + self._next_size(len(jobs) - start)
         while end < last and self.plan.together(endpoint, jobs[start], jobs[end]):
             end += 1
         return jobs[start:end]
 
     def _ahead(self, jobs: Sequence[J], start: int) -> tuple[int, int]:
         """The prefix that the next packet's jobs share, and how many packets are left."""
-        last = min(start + max(2, self._size), len(jobs)) - 1
+        size = self._next_size(left := len(jobs) - start)
+        last = min(start + max(2, size), len(jobs)) - 1
         texts = [self.plan.text(jobs[at]) for at in (start, last)]
-        return prefix_of(*texts), -(-(len(jobs) - start) // self._size)
+        return placement.prefix_of(*texts), -(-left // size)
+
+    def _next_size(self, left: int) -> int:
+        servers = 1 if self.plan.size else len(self._present())
+        return min(self._size, placement.last_shares(left, servers))
 
     async def _free_endpoint(
         self, prefix: int = 0, left: int = 0, other_than: Endpoint | None = None
@@ -233,13 +232,13 @@ class Dispatcher(Generic[J, R]):
             works = [e for e in others if e.promising] or others
             read = self._out.qsize() < UNREAD
             if free := [e for e in works if e.free and (read or not e.limit.busy)]:
-                return place(free, prefix, left)
+                return placement.place(free, prefix, left)
             self._changed.clear()
             with contextlib.suppress(TimeoutError):  # limits and the reader set no event
                 async with asyncio.timeout(0.2):  # `wait_for` may swallow a cancellation
                     await self._changed.wait()
 
-    async def _settle(self, slot: Slot, packet: Sequence[J]) -> None:
+    async def _settle(self, slot: placement.Slot, packet: Sequence[J]) -> None:
         """Give every job of the packet its result or the reason for its failure."""
         try:
             results = await self._persist(slot, packet)
@@ -259,7 +258,9 @@ class Dispatcher(Generic[J, R]):
         await self._settle(slot, packet[:middle])
         await self._settle(slot, packet[middle:])
 
-    async def _persist(self, slot: Slot, packet: Sequence[J]) -> Sequence[R | Failure | None]:
+    async def _persist(
+        self, slot: placement.Slot, packet: Sequence[J]
+    ) -> Sequence[R | Failure | None]:
         """Retry until there is an answer, the budget is spent, or a retry cannot help."""
         tries = self.options.attempts if len(packet) == 1 else TRIES
         stays, broken, failures, failed_at = False, 0, 0, float("inf")
@@ -294,7 +295,7 @@ class Dispatcher(Generic[J, R]):
                 slot.take(await self._free_endpoint(other_than=endpoint))
 
     async def _ask(
-        self, slot: Slot, packet: Sequence[J], *, again: bool
+        self, slot: placement.Slot, packet: Sequence[J], *, again: bool
     ) -> Sequence[R | Failure | None]:
         endpoint = slot.endpoint
         await self.rate.wait(sum(map(self.plan.tokens, packet)))
@@ -302,6 +303,8 @@ class Dispatcher(Generic[J, R]):
         slot.end = slot.end or time.monotonic() + self.options.total_timeout
         if endpoint.doubtful:
             await endpoint.check(self.look, min(LOOK, slot.end - time.monotonic()))
+        if len(packet) > 1 and not self.plan.together(endpoint, packet[0], packet[-1]):
+            raise RejectedError(ONE_PROMPT)  # the packet is halved
         started = time.monotonic()
         self._requests += 1
         self._prompts += len(packet)

@@ -6,17 +6,18 @@ import asyncio
 import json
 import logging
 import re
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 from zlib import crc32
 
+from workbench.engines.remote import words
 from workbench.engines.remote.http import (
     HttpClient,
     HttpReply,
     api_key,
+    connection_error,
     header_values,
     is_loopback,
     redactor,
@@ -32,17 +33,8 @@ from workbench.engines.remote.retry import (
     error_of_status,
 )
 from workbench.engines.remote.settings import RemoteOptions, check_url, shown_url
-from workbench.engines.remote.words import (
-    UNKNOWN,
-    key_remedy,
-    message_of,
-    names,
-    refuses,
-    with_remedy,
-)
 
 log = logging.getLogger("workbench")
-NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")  # OpenSSL's errors for plain HTTP
 TOP, FEWER = 20, 5  # the usual maximum of log-probabilities per token; some servers allow fewer
 REST = 5.0  # seconds until a failed server is tried again
 # Seconds without an answer after which the server may have changed: between calls, in a call.
@@ -52,7 +44,8 @@ IDLE, LULL = 0.2, 30.0
 LEAST, MOST, QUEUE = 256, 1024, 10.0
 MOST_SEED = 2**31 - 1  # the largest seed where seeds are signed 32-bit integers
 NARROW = re.compile(r"int(eger)?_?32|i32|2147483647|integer.*(large|range|overflow)", re.IGNORECASE)
-SPARE = {"seed": UNKNOWN, "stop": ""}  # optional settings, and how a server refuses them
+ONE_PROMPT = "one prompt per request"
+SPARE = {"seed": words.UNKNOWN, "stop": ""}  # optional settings, and how a server refuses them
 
 
 class Endpoint:
@@ -66,7 +59,7 @@ class Endpoint:
 
     Attributes:
         multi: whether it accepts several prompts per request; None is unknown.
-        assumed: whether `multi` is assumed, as the server is vLLM.
+        assumed: whether `multi` is assumed, as the server is vLLM; a gateway may be before it.
         batch: the same for chats.
         exact: whether it returns log-probabilities for requested token ids.
         completes, chats, logprobs: whether it continues texts, answers chats, returns
@@ -100,7 +93,7 @@ class Endpoint:
         self.tokenizes = True
         self.vllm = False
         self.absent: str | None = None
-        self._looking = asyncio.Lock()
+        self._looking, self._testing = asyncio.Lock(), asyncio.Lock()
         self._failed_look: tuple[float, RequestError] | None = None  # time and error
         self.answered = 0.0  # time of the last answer, on the monotonic clock
         self._seen_at = 0.0  # time of the last check of what it serves
@@ -131,18 +124,18 @@ class Endpoint:
             return await self._limited(path, sent)
         except RejectedError as error:
             said, seed = str(error), sent.get("seed", 0)
-            if seed > MOST_SEED and (names(said, "seed") or NARROW.search(said)):
+            if seed > MOST_SEED and (words.names(said, "seed") or NARROW.search(said)):
                 reply = await self.generate(path, sent | {"seed": seed & MOST_SEED})
                 self.short_seeds = "seed" not in self.without
                 return reply
-            refused = {x for x in SPARE if x in sent and refuses(said, x, SPARE[x])}
+            refused = {x for x in SPARE if x in sent and words.refuses(said, x, SPARE[x])}
             if not refused:
                 raise
             first = error
         try:
             reply = await self.generate(path, {x: v for x, v in sent.items() if x not in refused})
         except RejectedError as error:
-            raise first if any(names(str(error), one) for one in refused) else error from None
+            raise first if any(words.names(str(error), one) for one in refused) else error from None
         self.without |= refused
         log.info("%s does not accept %s", self.shown, " or ".join(sorted(refused)))
         return reply
@@ -156,7 +149,7 @@ class Endpoint:
         try:
             return await self.post(path, {**rest, name: body["max_tokens"]})
         except RejectedError as error:
-            if not (names(str(error), other) or refuses(str(error), name)):
+            if not (words.names(str(error), other) or words.refuses(str(error), name)):
                 raise
         reply = await self.post(path, {**rest, other: body["max_tokens"]})
         self._limit_names = (other, name)
@@ -164,11 +157,18 @@ class Endpoint:
 
     async def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """POST `body` as JSON and return the reply."""
-        sent = time.monotonic()
-        reply = self._json(await self._fetch("POST", path, body))
+        sent, prompts = time.monotonic(), body.get("prompt")
+        alone = not isinstance(prompts, list) or len(prompts) < 2 or isinstance(prompts[0], int)
+        choices = len(prompts or ()) * body.get("n", 1) if self.assumed and not alone else 0
+        try:
+            reply = self._json(await self._fetch("POST", path, body))
+        except (RejectedError, RetryableError, FatalError) as refusal:
+            if choices and refusal.status and not await self._test_several(body):
+                raise RejectedError(ONE_PROMPT) from None
+            raise
         if not isinstance(reply, dict):
-            words = f"the reply is not a JSON object: {self.clean(repr(reply))}"
-            raise RetryableError(words, status=200)
+            said = f"the reply is not a JSON object: {self.clean(repr(reply))}"
+            raise RetryableError(said, status=200)
         error = reply.get("error")  # some proxies send errors under HTTP 200
         if error and isinstance(error, dict | str):
             text = error if isinstance(error, str) else str(error.get("message"))
@@ -178,7 +178,30 @@ class Endpoint:
         if path == "/completions":
             self.completes = True
         self._works(sent)
+        if choices:
+            if len(reply["choices"]) == choices:
+                self.assumed = False
+            elif not await self._test_several(body):  # the first may be an answer to all of them
+                raise RejectedError(ONE_PROMPT)
         return reply
+
+    async def _test_several(self, body: Mapping[str, Any]) -> bool:
+        """Whether it accepts several prompts, which was assumed when `body` was sent."""
+        async with self._testing:
+            if self.assumed:  # until it is known, no reply to several is used unchecked
+                test = {"model": body["model"], "prompt": ["1", "2"], "max_tokens": 1}
+                try:
+                    reply = self._json(await self._fetch("POST", "/completions", test))
+                    self.multi = len(reply["choices"]) == 2
+                except (TypeError, LookupError):
+                    self.multi = False
+                except (RejectedError, RetryableError, FatalError) as error:
+                    if error.status in (None, 401):
+                        raise
+                    self.multi = False
+                self.assumed = False
+                log.info("%s accepts %s", self.shown, "several prompts" * self.multi or ONE_PROMPT)
+        return bool(self.multi)
 
     async def get(self, path: str) -> Any:
         """GET the JSON at `path`."""
@@ -207,8 +230,8 @@ class Endpoint:
         except (ValueError, RecursionError):
             text = data[:10_000].decode(errors="replace")
             kind = "a web page" if "<html" in text[:500].lower() else "not JSON"
-            words = f"the reply is {kind}: {self.clean(text)!r}"
-            raise RetryableError(words, status=200) from None
+            said = f"the reply is {kind}: {self.clean(text)!r}"
+            raise RetryableError(said, status=200) from None
 
     async def _fetch(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
         """The body of a successful reply; records what a failure says about the server."""
@@ -220,11 +243,11 @@ class Endpoint:
             had_answered = self.answered > 0
             if reply.status < 500 and reply.status not in TOO_MANY:  # it works, but refuses this
                 self._works(sent)
-            words = with_remedy(self.clean(message_of(reply.body)), body or {})
+            text = words.with_remedy(self.clean(words.message_of(reply.body)), body or {})
             if reply.status in (401, 403):
-                remedy = key_remedy(self.key_name, given=self.has_key)
-                words = f"{remedy}. It says: {words}" if words else remedy
-            raise error_of_status(reply.status, words, reply.headers, has_answered=had_answered)
+                remedy = words.key_remedy(self.key_name, given=self.has_key)
+                text = f"{remedy}. It says: {text}" if text else remedy
+            raise error_of_status(reply.status, text, reply.headers, has_answered=had_answered)
         except RequestError as error:
             if isinstance(error, UnreachableError) or error.status == 504:
                 self.suspect(gone=True)
@@ -255,28 +278,10 @@ class Endpoint:
         except RequestError:
             raise
         except Exception as error:  # noqa: BLE001  # of three libraries, on whatever a server sends
-            raise self._connection_error(error) from None
-
-    def _connection_error(self, error: Exception) -> RequestError:
-        """The error for a connection that failed or broke, by its root cause."""
-        import aiohttp
-        import httpx2
-
-        causes: list[BaseException] = [error]
-        while (following := causes[-1].__cause__ or causes[-1].__context__) and len(causes) < 20:
-            causes.append(following)
-        text = self.clean(str(causes[-1]) or type(causes[-1]).__name__)
-        if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
-            return FatalError(
-                f"its TLS certificate is not trusted here ({text}). Set SSL_CERT_FILE to a file "
-                "with the certificate of the server, or of its issuer"
-            )
-        if any(word in text for word in NO_TLS):
-            return FatalError(f"it does not use TLS ({text}): give its URL with http://")
-        self.suspect()
-        if any(isinstance(c, aiohttp.ClientConnectorError | httpx2.ConnectError) for c in causes):
-            return UnreachableError(text)
-        return RetryableError(f"{type(causes[-1]).__name__}: {text}")
+            found = connection_error(error, self.clean)
+            if not isinstance(found, FatalError):
+                self.suspect()
+            raise found from None
 
     async def check(self, look: Callable[[Endpoint], Awaitable[None]], seconds: float) -> None:
         """Check that the server is what a call needs; concurrent callers share one check.
@@ -323,9 +328,10 @@ class Endpoint:
     @property
     def free(self) -> bool:
         """Whether it may get one more request."""
+        if not self.limit.free or self.prompts >= MOST:
+            return self.limit.free and not self.limit.busy
         often = self._done / max(1.0, time.monotonic() - self._began)  # prompts per second
-        window = min(MOST, max(LEAST, QUEUE * often))
-        return self.limit.free and (self.prompts < window or not self.limit.busy)
+        return self.prompts < LEAST or self.prompts < QUEUE * often
 
     def enter(self, prompts: int) -> None:
         """Take a slot for a request with so many prompts."""

@@ -23,7 +23,6 @@ from workbench.engines.remote.abilities import (
     find_exact,
     find_logprobs,
     find_several,
-    test_several,
 )
 from workbench.engines.remote.dispatch import Dispatcher, Plan
 from workbench.engines.remote.endpoint import Endpoint
@@ -344,9 +343,6 @@ class RemoteEngine(BaseEngine):
         prompts = [request.prompt for request in packet]
         chats = not isinstance(prompts[0], str)
         several = endpoint.several(chats=chats)
-        single = len(prompts) > 1 and not endpoint.samples
-        if not several and (single or any(prompt != prompts[0] for prompt in prompts)):
-            raise RejectedError("this server accepts one prompt per request")  # packet is halved
         sent = prompts if several else prompts[:1]
         path, body = wire.request(sent, sampling, self._dialect, packet[0].seed)
         if not chats and self._form(prompts[0]):
@@ -378,8 +374,6 @@ class RemoteEngine(BaseEngine):
             raise
         except RejectedError as error:
             endpoint.samples = endpoint.samples and not (several > 1 and refuses(str(error), "n"))
-            if endpoint.assumed and isinstance(body.get("prompt"), list):
-                await test_several([endpoint], self._dialect.model, chats=False)
             raise
         if several > 1 and len(reply.get("choices") or ()) < several:
             endpoint.samples = False

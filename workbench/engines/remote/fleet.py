@@ -44,6 +44,7 @@ class Fleet:
     def __init__(self, given: object, options: RemoteOptions) -> None:
         self._options, self._path = options, _path(given)
         self._known: dict[str, Endpoint] = {}
+        self._warned = ""
         self._read_at = time.monotonic()
         self.endpoints = [self._endpoint(url) for url in urls_of(given)]
 
@@ -81,7 +82,9 @@ class Fleet:
         try:
             listed = [self._endpoint(url) for url in urls_of(str(self._path))]
         except (InputError, EngineUnavailableError) as error:
-            log.debug("%s", error)
+            if str(error) != self._warned:
+                log.warning("the servers stay as they are: %s", error)
+            self._warned = str(error)
             return
         for endpoint in listed:
             if endpoint not in self.endpoints:

@@ -13,6 +13,7 @@ import ipaddress
 import logging
 import os
 import re
+import ssl
 import threading
 import time
 import urllib.request
@@ -26,7 +27,12 @@ from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from workbench import progress
-from workbench.engines.remote.retry import FatalError, RetryableError
+from workbench.engines.remote.retry import (
+    FatalError,
+    RequestError,
+    RetryableError,
+    UnreachableError,
+)
 from workbench.engines.remote.settings import RemoteOptions
 from workbench.errors import InputError
 
@@ -34,6 +40,7 @@ from workbench.errors import InputError
 logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 T = TypeVar("T")
+NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")  # OpenSSL's errors for plain HTTP
 CONNECT = 20.0  # seconds to make a connection
 LARGEST = 64 * 2**20  # maximum bytes of a body, decompressed
 TOO_LARGE = f"its answer has more than {LARGEST >> 20} MB"
@@ -370,3 +377,24 @@ def _escaped(one: str) -> str:
     if one == " ":
         forms.append(r"\+")
     return f"(?:{'|'.join(forms)})"
+
+
+def connection_error(error: Exception, clean: Callable[[str], str]) -> RequestError:
+    """The error for a connection that failed or broke, by its root cause."""
+    import aiohttp
+    import httpx2
+
+    causes: list[BaseException] = [error]
+    while (following := causes[-1].__cause__ or causes[-1].__context__) and len(causes) < 20:
+        causes.append(following)
+    text = clean(str(causes[-1]) or type(causes[-1]).__name__)
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+        return FatalError(
+            f"its TLS certificate is not trusted here ({text}). Set SSL_CERT_FILE to a file "
+            "with the certificate of the server, or of its issuer"
+        )
+    if any(word in text for word in NO_TLS):
+        return FatalError(f"it does not use TLS ({text}): give its URL with http://")
+    if any(isinstance(c, aiohttp.ClientConnectorError | httpx2.ConnectError) for c in causes):
+        return UnreachableError(text)
+    return RetryableError(f"{type(causes[-1]).__name__}: {text}")

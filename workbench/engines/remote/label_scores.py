@@ -18,8 +18,9 @@ from typing import Any
 
 from workbench.engines.estimate import estimated_tokens
 from workbench.engines.remote import wire
-from workbench.engines.remote.dispatch import LARGEST, SHARES, Plan
+from workbench.engines.remote.dispatch import Plan
 from workbench.engines.remote.endpoint import FEWER, Endpoint
+from workbench.engines.remote.placement import LARGEST, SHARES
 from workbench.engines.remote.retry import (
     Failure,
     RejectedError,

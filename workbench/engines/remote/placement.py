@@ -1,4 +1,4 @@
-"""Which server gets a packet: one that has its prefix in the cache, while the loads stay even."""
+"""How large packets are, and who gets one: even loads, and prefixes where they are cached."""
 
 from __future__ import annotations
 
@@ -9,11 +9,26 @@ from collections.abc import Sequence
 
 from workbench.engines.remote.endpoint import Endpoint
 
+LARGEST = 64  # prompts in one request
+SMALL = 8  # prompts in one request, unless the servers' even shares are smaller
+SHARES = 8  # requests per server into which a call is divided, at least
 UNEVEN = 1.25  # a preferred server's load, at most, as a multiple of the least
 SHORTEST = 16  # letters of a prefix
 STEPS = 4  # in which a prefix's length doubles
 MASK = 2**64 - 1
 MIX = 0x9E3779B97F4A7C15  # spreads a number over 64 bits
+
+
+def shares(jobs: int, servers: int) -> int:
+    """Jobs per packet: a few packets per server, which may differ in speed."""
+    servers = max(1, servers)
+    share = max(-(-jobs // (SHARES * servers)), min(SMALL, -(-jobs // servers)))
+    return max(1, min(LARGEST, share))
+
+
+def last_shares(left: int, servers: int) -> int:
+    """The most jobs in the next packet: fewer in the end, so that all servers end together."""
+    return left if servers < 2 else min(left, max(SMALL, -(-left // (2 * servers))))
 
 
 def prefix_of(first: str, last: str) -> int:
