@@ -11,7 +11,7 @@ from workbench.engines.remote.endpoint import Endpoint
 
 LARGEST = 64  # prompts in one request
 SMALL = 8  # prompts in one request, unless the servers' even shares are smaller
-SHARES = 8  # requests per server into which a call is divided, at least
+SHARES = 8  # requests per server into which a call is divided, where they are not smaller
 UNEVEN = 1.25  # a preferred server's load, at most, as a multiple of the least
 SHORTEST = 16  # letters of a prefix
 STEPS = 4  # in which a prefix's length doubles
@@ -20,10 +20,10 @@ MIX = 0x9E3779B97F4A7C15  # spreads a number over 64 bits
 
 
 def shares(jobs: int, servers: int) -> int:
-    """Jobs per packet: a few packets per server, which may differ in speed."""
-    servers = max(1, servers)
-    share = max(-(-jobs // (SHARES * servers)), min(SMALL, -(-jobs // servers)))
-    return max(1, min(LARGEST, share))
+    """Jobs per packet: a few for each server, as servers differ in speed, and as many for each."""
+    each = -(-jobs // max(1, servers))
+    packets = max(1, min(SHARES, -(-each // SMALL)))
+    return max(1, min(LARGEST, -(-each // packets)))
 
 
 def last_shares(left: int, servers: int) -> int:
