@@ -232,8 +232,8 @@ def test_packets_follow_the_number_of_servers(servers: list[Injector]) -> None:
     with remote([server.url for server in servers]) as engine:
         right(engine, [f"prompt {i}" for i in range(100)])
         work = [len(body["prompt"]) for one in servers for body in one.bodies]
-        assert (sum(work), max(work)) == (100, 8)
-        assert [sum(one.answered.values()) for one in servers].count(24) >= 3
+        assert (sum(work), max(work)) == (100, 7)
+        assert max(sum(one.answered.values()) for one in servers) <= 28
 
 
 class Gateway(Injector):
