@@ -29,7 +29,7 @@ from workbench.tasks import GSM8K, TruthfulQA, WordProblems
 from workbench.tasks.multiple_choice import open_choices
 from workbench.types import Engine, Metric
 from workbench.uncertainty.elicitation import elicit
-from workbench.uncertainty.scoring import score_options
+from workbench.uncertainty.tables import score_options
 
 LETTERS = "options, letters of six in a 90 % conformal set"
 SHORT = 96  # tokens of an answer whose text is compared

@@ -36,8 +36,8 @@ from workbench.types import Engine, Item, Metric
 from workbench.uncertainty.calibration import Method, calibration_report, rescaled
 from workbench.uncertainty.conformal import conformal_report, conformal_splits, split_summary
 from workbench.uncertainty.elicitation import PROMPTS, elicit, option_prompts
-from workbench.uncertainty.scoring import arrays
 from workbench.uncertainty.selective_prediction import from_options, selective_report
+from workbench.uncertainty.tables import arrays
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -25,7 +25,7 @@ from workbench.errors import EngineError, EngineGoneError, EngineUnavailableErro
 from workbench.evaluation import evaluate, run_suite
 from workbench.judge import Case, Judge, builtin
 from workbench.machine import install_hint
-from workbench.nb.run import run
+from workbench.nb.many import run
 from workbench.serving import Server
 from workbench.tasks import open_choices, open_task
 from workbench.tiny import MODEL

@@ -19,9 +19,9 @@ from tools.notebooks.coverage import coverage
 from tools.notebooks.lint import lint
 from tools.notebooks.refresh import normalised, refresh
 from workbench.errors import NotebookError
+from workbench.nb.many import run
 from workbench.nb.notebook import load
 from workbench.nb.parameters import Text, resolve
-from workbench.nb.run import run
 from workbench.nb.validate import Validation, validate
 
 if TYPE_CHECKING:

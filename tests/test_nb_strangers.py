@@ -19,8 +19,8 @@ import pytest
 from tools.notebooks.refresh import refresh
 from workbench.errors import InputError, NotebookError
 from workbench.nb.literals import injected
+from workbench.nb.many import run
 from workbench.nb.notebook import load, prepared
-from workbench.nb.run import run
 from workbench.nb.validate import validate
 from workbench.sweep import Grid, Sweep
 from workbench.sweep import run as sweep

@@ -25,7 +25,7 @@ from workbench.tasks.options import LETTERS
 from workbench.types import Engine, Item, LabelRow, LabelScores, Report, Usage
 from workbench.uncertainty.conformal import conformal_report
 from workbench.uncertainty.elicitation import _Question, _scored_by_all, elicit
-from workbench.uncertainty.scoring import (
+from workbench.uncertainty.tables import (
     arrays,
     certainty,
     join_tables,

@@ -81,19 +81,10 @@ def generate_file(
     """
     if out.suffix.lower() in {".csv", ".tsv", ".parquet", ".json", ".xlsx"}:
         raise InputError(f"{out}: the output is JSONL; choose a name that ends in .jsonl")
-    given = read_rows(source)
-    rows = [_plain(row.cells) for row in given]
-    prompts = [_prompt(row, prompt) for row in given]
-    if chats := [row for row, one in zip(given, prompts, strict=True) if not isinstance(one, str)]:
-        if style == "completion":
-            raise InputError(f"{chats[0].place}: messages are a chat; leave out --no-chat")
-        style = "chat"
+    rows, prompts, style = _rows_of(source, prompt, style)
     server = digest(options.get("base_url") or os.environ.get(URL)).hex()[:12]
-    same = repr(sorted((k, v) for k, v in options.items() if k not in HOW))
-    made = {
-        "settings": digest(
-            model, prompt, sampling.canonical(), sampling.n, sampling.seed, same
-        ).hex()[:12],
+    made: Made = {
+        "settings": _settings(model, prompt, sampling, options),
         "style": None if style == "auto" else style,
         "server": server if options.get("engine") == "remote" else None,
     }
@@ -128,6 +119,28 @@ def generate_file(
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 file.flush()
         return BatchResult(len(rows), len(kept), failed, engine.usage, f"{how}: {why}")
+
+
+def _rows_of(
+    source: Path, prompt: str | None, style: Style
+) -> tuple[list[dict[str, Any]], list[Prompt], Style]:
+    """The rows, their prompts and the style, which is that of chats if a row has messages."""
+    given = read_rows(source)
+    prompts = [_prompt(row, prompt) for row in given]
+    if chats := [row for row, one in zip(given, prompts, strict=True) if not isinstance(one, str)]:
+        if style == "completion":
+            raise InputError(f"{chats[0].place}: messages are a chat; leave out --no-chat")
+        style = "chat"
+    return [_plain(row.cells) for row in given], prompts, style
+
+
+def _settings(
+    model: str | None, prompt: str | None, sampling: Sampling, options: Mapping[str, Any]
+) -> str:
+    """A digest of all that decides what is asked, apart from the rows and the style."""
+    same = repr(sorted((k, v) for k, v in options.items() if k not in HOW))
+    asked = digest(model, prompt, sampling.canonical(), sampling.n, sampling.seed, same)
+    return asked.hex()[:12]
 
 
 def _model_of(engine: BaseEngine) -> Made:

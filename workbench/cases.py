@@ -17,7 +17,7 @@ from workbench.runs import commit
 from workbench.store import digest
 from workbench.tasks import TASKS, open_task
 from workbench.tasks.base import worded_prompt
-from workbench.tasks.source import source_of
+from workbench.tasks.origin import source_of
 from workbench.types import Engine, Item, PromptStyle, Sampling, Style, Task
 
 SAMPLING = [field.name for field in fields(Sampling) if field.name != "seed"]

@@ -40,7 +40,7 @@ class Bar:
         self._close(self.stage)
 
 
-class Shown(ABC):
+class Display(ABC):
     """Stages in progress, the outermost first, redrawn until the last one has ended.
 
     A separate thread draws them, so that they stay current during long steps. A failed drawing
@@ -88,7 +88,7 @@ class Shown(ABC):
     def _draw(self, *, last: bool = False) -> None: ...
 
 
-class Silent(Shown):
+class Silent(Display):
     """Nothing."""
 
     def bar(self, stage: Stage) -> Bar:
@@ -97,7 +97,7 @@ class Silent(Shown):
     def _draw(self, *, last: bool = False) -> None: ...
 
 
-class Page(Shown):
+class Page(Display):
     """One place below a notebook's cell, with plain text and bars, which keeps its last state.
 
     Args:
@@ -131,7 +131,7 @@ class Page(Shown):
             place.update(data, raw=True)
 
 
-class TerminalLine(Shown):
+class TerminalLine(Display):
     """The last line of a terminal; other output appears above it."""
 
     _delay = 0.3

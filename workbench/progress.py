@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from workbench.displays import Bar, Page, Shown, Silent, TerminalLine
+from workbench.displays import Bar, Display, Page, Silent, TerminalLine
 from workbench.errors import log, show_as_line
 from workbench.feed import STOP, Progress, Snapshot, Stage, check, current, fact, stopping
 from workbench.frontend import in_kernel
@@ -35,7 +35,7 @@ class _Display:
     """The display for calls in this context; `silent` if an enclosing bar is shown."""
 
     silent: bool = False
-    shown: Shown | None = None  # of the enclosing work
+    shown: Display | None = None  # of the enclosing work
     level: int = logging.INFO  # of a call's log line
 
 
@@ -126,7 +126,7 @@ def loading(what: str) -> Iterator[Stage]:
     """
     output = _output()
     if output == "off" or _DISPLAY.get().silent or current() is not None:
-        shown: Shown = Silent()
+        shown: Display = Silent()
     elif output == "lines":
         shown = Lines()
     else:
@@ -162,7 +162,7 @@ def _output() -> Literal["page", "bars", "lines", "off"]:
     return "bars" if sys.stderr.isatty() else "lines"
 
 
-def _page_or_lines() -> Shown:
+def _page_or_lines() -> Display:
     return Page() if _output() == "page" else Lines()
 
 
@@ -188,7 +188,7 @@ def _bar(display: _Display, total: int, what: str, unit: str, *, ends: bool) -> 
     return tqdm(total=total, desc=what, unit=unit, disable=off, delay=0.5)
 
 
-class Lines(Shown):
+class Lines(Display):
     """One line per minute for all running stages, the outermost first: for Slurm and nohup."""
 
     def __init__(self) -> None:

@@ -24,8 +24,8 @@ from workbench.icm.study import study
 from workbench.icm.testbeds import Testbed
 from workbench.lazy import pd
 from workbench.tasks import TASKS, MultipleChoice, open_choices, open_task
+from workbench.tasks.origin import Source, sums
 from workbench.tasks.rows import is_path
-from workbench.tasks.source import Source, sums
 from workbench.types import Engine, Report, Sampling, Task
 from workbench.uncertainty.elicitation import elicit, join_reports
 from workbench.uncertainty.sampling import sample_uncertainty

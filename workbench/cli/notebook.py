@@ -62,7 +62,7 @@ def run_command(
     as_json: Json = False,
 ) -> None:
     """Run notebooks, each in a fresh interpreter; non-zero unless all are ok."""
-    from workbench.nb.run import run
+    from workbench.nb.many import run
 
     values = {name: Text(value) for name, value in pairs(parameter, "-p").items()}
     frame = run(paths, out, values, timeout, say=say if as_json else typer.echo)

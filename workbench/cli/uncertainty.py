@@ -59,7 +59,7 @@ def run(
     """Ask for the probabilities of six options and score them. Run it again to resume."""
     from workbench.tasks import open_choices
     from workbench.uncertainty.conformal import check_settings
-    from workbench.uncertainty.scoring import score_options
+    from workbench.uncertainty.tables import score_options
 
     check_new(out)
     check_settings(alpha, "both", rule)
@@ -97,7 +97,7 @@ def score(
 ) -> None:
     """Score saved answers without a model; several folders give one table."""
     from workbench.evaluation import load
-    from workbench.uncertainty.scoring import join_tables, score_options
+    from workbench.uncertainty.tables import join_tables, score_options
 
     check_new(out)
     table = join_tables([load(folder) for folder in folders])
@@ -139,7 +139,7 @@ def _elicited(
 
 def _show(scored: Report, out: Path | None, *, as_json: bool) -> None:
     from workbench.plots.uncertainty import plot_certainty
-    from workbench.uncertainty.scoring import certainty, paper_table
+    from workbench.uncertainty.tables import certainty, paper_table
 
     if not as_json and len(scored.rows[["model", "task"]].drop_duplicates()) > 1:
         for measure in ("accuracy", "set size", "coverage", "UAcc"):

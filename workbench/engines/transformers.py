@@ -303,13 +303,7 @@ def _load(source: Source, device: Any, options: Mapping[str, Any]) -> tuple[Any,
             if config.dtype is not None and not hasattr(config, "quantization_config"):
                 dtype = _dtype(source, str(config.dtype).removeprefix("torch."))
         if form == "dummy":
-            with building(), device, torch.random.fork_rng():
-                torch.manual_seed(0)  # the same weights each time, as stored keys assume
-                kind = config.dtype if dtype == "auto" else dtype  # None is PyTorch's default
-                trusted = where["trust_remote_code"]
-                model = AutoModelForCausalLM.from_config(
-                    config, dtype=kind, trust_remote_code=trusted, **more
-                )
+            model = _random_model(config, dtype, device, where["trust_remote_code"], more)
         else:
             with building(), silent():
                 model, report = AutoModelForCausalLM.from_pretrained(
@@ -332,6 +326,18 @@ def _load(source: Source, device: Any, options: Mapping[str, Any]) -> tuple[Any,
             "kernels, or use a smaller model or dtype"
         ) from error
     return tokenizer, model.eval()
+
+
+def _random_model(config: Any, dtype: Any, device: Any, trusted: object, more: Any) -> Any:
+    """Random weights, the same each time, as stored keys assume."""
+    from transformers import AutoModelForCausalLM
+
+    kind = config.dtype if dtype == "auto" else dtype  # None is PyTorch's default
+    with building(), device, torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(
+            config, dtype=kind, trust_remote_code=trusted, **more
+        )
 
 
 def _dtype(source: Source, own: str) -> str:

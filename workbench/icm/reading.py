@@ -13,8 +13,8 @@ from workbench.errors import InputError, log
 from workbench.icm import testbeds
 from workbench.icm.claim import Claim, Wording
 from workbench.lazy import pd
+from workbench.tasks.origin import file_source
 from workbench.tasks.rows import TableRow, find_column, is_path, listed, read_table
-from workbench.tasks.source import file_source
 
 Columns = Mapping[str, str] | Sequence[str] | None
 """Field names mapped to the file's columns, or a list of texts "field=column"."""

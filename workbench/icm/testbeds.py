@@ -19,9 +19,9 @@ from workbench.icm.claim import COLUMNS, Claim, Labels, Wording, check_claims
 from workbench.lazy import pd
 from workbench.tasks import TruthfulQA
 from workbench.tasks.arithmetic import Claims, Equation, equations
+from workbench.tasks.origin import Source
 from workbench.tasks.published import CALCULATION, published_file
 from workbench.tasks.rows import TableRow, read_rows
-from workbench.tasks.source import Source
 from workbench.types import Item
 
 MOST_PROBLEMS = 20_000

@@ -30,7 +30,7 @@ from workbench.nb.notebook import Notebook, load
 from workbench.nb.parameters import default, resolve
 from workbench.serving.presets import arguments, find_preset
 from workbench.store import digest
-from workbench.sweep.files import NotebookFiles
+from workbench.sweep.dependencies import NotebookFiles
 from workbench.sweep.grid import Grid, Random, check_mapping, listed
 
 TAKEN = ("key", "state", "detail", "seconds", "ended", "machine", "versions", "commit")

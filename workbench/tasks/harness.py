@@ -19,7 +19,7 @@ from workbench.errors import InputError
 from workbench.lazy import np
 from workbench.machine import require
 from workbench.tasks.base import first_items, shuffled
-from workbench.tasks.source import Source, sums
+from workbench.tasks.origin import Source, sums
 from workbench.types import Grade, Item, Prompt, PromptStyle, Sampling
 
 PREFIX = "lm_eval:"

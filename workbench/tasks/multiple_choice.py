@@ -19,9 +19,9 @@ from workbench import values
 from workbench.errors import InputError
 from workbench.tasks.base import first_items, shuffled
 from workbench.tasks.options import LETTERS, Options
+from workbench.tasks.origin import Source, file_source, sums
 from workbench.tasks.published import published_file
 from workbench.tasks.rows import TableRow, check_distinct, is_path, read_rows
-from workbench.tasks.source import Source, file_source, sums
 from workbench.types import Item
 
 Kind = Literal["qa", "rc", "ci", "drs", "ds"]

@@ -12,8 +12,8 @@ from workbench.answers.extraction import expression
 from workbench.answers.selection import LETTERS
 from workbench.errors import InputError
 from workbench.tasks.base import FixedTask, worded
+from workbench.tasks.origin import Source, file_source
 from workbench.tasks.rows import Table, TableRow, check_distinct, read_table
-from workbench.tasks.source import Source, file_source
 from workbench.types import Item, Sampling
 
 SAMPLING: dict[answers.Style, Sampling] = {

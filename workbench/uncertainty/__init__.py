@@ -7,7 +7,6 @@ from workbench.uncertainty.calibration import calibration_report, rescaled
 from workbench.uncertainty.conformal import conformal_report, conformal_splits, split_summary
 from workbench.uncertainty.elicitation import elicit, option_prompts
 from workbench.uncertainty.sampling import judged, sample_uncertainty
-from workbench.uncertainty.scoring import arrays, certainty, join_tables, paper_table, score_options
 from workbench.uncertainty.selective_prediction import (
     from_options,
     risk_coverage,
@@ -15,6 +14,7 @@ from workbench.uncertainty.selective_prediction import (
     selective_report,
     signals,
 )
+from workbench.uncertainty.tables import arrays, certainty, join_tables, paper_table, score_options
 
 __all__ = [
     "arrays", "calibration_report", "certainty", "conformal_report", "conformal_splits", "elicit",

@@ -30,9 +30,9 @@ from workbench.stats import mean_share
 from workbench.store import digest
 from workbench.tasks.multiple_choice import KINDS, Kind, MultipleChoice
 from workbench.tasks.options import LETTERS, listed
-from workbench.tasks.source import source_of
+from workbench.tasks.origin import source_of
 from workbench.types import Engine, Item, LabelRow, Metric, Prompt, Report, Usage
-from workbench.uncertainty.scoring import join_tables
+from workbench.uncertainty.tables import join_tables
 
 OptionPrompt = Literal["base", "shared", "task"]
 PROMPTS: tuple[OptionPrompt, ...] = get_args(OptionPrompt)
