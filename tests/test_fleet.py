@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import threading
@@ -41,7 +42,7 @@ def servers() -> Iterator[list[Injector]]:
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lists are read, and servers looked at, several times per second."""
     monkeypatch.setattr(fleet, "INTERVAL", 0.1)
-    monkeypatch.setattr("workbench.engines.remote.dispatch.JOIN", 0.1)
+    monkeypatch.setattr("workbench.engines.remote.fleet.JOIN", 0.1)
 
 
 def remote(base_url: object, model: str | None = None, **options: Any) -> RemoteEngine:
@@ -295,3 +296,147 @@ def test_the_last_packets_are_small() -> None:
     assert sizes == sorted(sizes, reverse=True)
     assert (sizes[0], sizes[-2]) == (64, 8)
     assert last_shares(100, 1) == 100
+
+
+class Joining(Injector):
+    """Joins the prompts of a long list, as a gateway with a limit of its own may."""
+
+    async def _generate(self, request: Any, query: Query) -> Any:
+        if len(query.keys) > 4:
+            query = replace(query, keys=("".join(query.keys),), ids=query.ids[:1])
+        return await super()._generate(request, query)
+
+
+@pytest.mark.parametrize("revision", [REVISION, None])
+def test_a_reply_with_too_few_answers_is_none(revision: str | None) -> None:
+    prompts = [f"prompt {i}" for i in range(40)]
+    with Joining(revision=revision) as server, remote(server.url) as engine:
+        right(engine, prompts)
+        rows = engine.label_logprobs(prompts, ["a", "b"])
+        with remote(server.url, prompts_per_request=1) as alone:
+            assert (rows.logprobs == alone.label_logprobs(prompts, ["a", "b"]).logprobs).all()
+
+
+@pytest.mark.usefixtures("often")
+def test_all_servers_may_be_replaced(tmp_path: Path, servers: list[Injector]) -> None:
+    """Between calls, and in one, as when an array is submitted again."""
+    files = [ready(tmp_path, "0", servers[0])]
+    with remote(str(tmp_path), prompts_per_request=1, max_concurrency=2) as engine:
+        right(engine, ["a"])
+        files.append(ready(tmp_path, "1", servers[1]))
+        files[0].unlink()
+        time.sleep(0.2)
+        right(engine, ["b"])
+        rows = {}
+        for index, row in engine.stream([f"p {i}" for i in range(200)], SHORT):
+            rows[index] = row
+            if len(rows) == 20:
+                ready(tmp_path, "2", servers[2])
+                files[1].unlink()
+    assert [rows[i].text for i in range(200)] == [f"answer to p {i}" for i in range(200)]
+    once(servers, [f"p {i}" for i in range(200)])
+    assert sum(servers[2].answered.values()) > 20
+
+
+class Silent(Injector):
+    """Accepts connections and answers nothing."""
+
+    async def _serve(self, request: Any) -> Any:
+        await asyncio.Event().wait()
+
+
+@pytest.mark.usefixtures("often")
+def test_a_silent_server_delays_nothing(
+    tmp_path: Path, servers: list[Injector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workbench.engines.remote.served.FIRST", 0.5)
+    with Silent(revision=REVISION) as silent:
+        ready(tmp_path, "0", servers[0])
+        ready(tmp_path, "1", silent)
+        with remote(str(tmp_path), prompts_per_request=1, max_concurrency=2) as engine:
+            for index, _ in enumerate(engine.stream([f"p {i}" for i in range(200)], SHORT)):
+                if index == 10:
+                    ready(tmp_path, "2", servers[1])
+        assert sum(servers[1].answered.values()) > 50
+        assert not silent.answered
+
+
+@pytest.mark.usefixtures("often")
+def test_a_readiness_file_that_is_wrong_is_ignored(
+    tmp_path: Path, servers: list[Injector], caplog: pytest.LogCaptureFixture
+) -> None:
+    ready(tmp_path, "0", servers[0])
+    wrong = ["http://[fe80::1:8000/v1", "http://hé․.x/v1", None, 5, "nope?key=hush"]
+    for number, url in enumerate(wrong):
+        (tmp_path / f"wrong-{number}.json").write_text(json.dumps({"url": url}))
+    (tmp_path / "list.json").write_text("[1]")
+    with remote(str(tmp_path), prompts_per_request=1, max_concurrency=2) as engine:
+        for index, _ in enumerate(engine.stream([f"p {i}" for i in range(150)], SHORT)):
+            if index == 10:
+                ready(tmp_path, "1", servers[1])
+    assert sum(servers[1].answered.values()) > 20
+    assert caplog.text.count("is ignored") == len(wrong)  # each once
+    assert "hush" not in caplog.text
+
+
+class Swapped(Injector):
+    """Its gateway sends requests to another model after a while."""
+
+    def _names(self) -> list[str]:
+        return [*super()._names(), "fake"]  # it accepts the name still
+
+    async def _generate(self, request: Any, query: Query) -> Any:
+        reply = await super()._generate(request, query)
+        if self.requests == 20:
+            self.model, self._revision = "other", "fedcba987654"
+        return reply
+
+
+def test_answers_under_another_name_are_checked(servers: list[Injector]) -> None:
+    prompts = [f"p {i}" for i in range(200)]
+    with Swapped(revision=REVISION, latency=0.02) as swapped:
+        options: dict[str, Any] = {"prompts_per_request": 1, "max_concurrency": 2}
+        with remote([servers[0].url, swapped.url], **options) as engine:
+            right(engine, prompts)
+        assert 20 <= swapped.requests < 30
+        assert servers[0].requests > 170
+
+
+def test_a_server_may_answer_under_several_names() -> None:
+    """An API behind which several versions answer."""
+
+    class Versions(Injector):
+        def _names(self) -> list[str]:
+            return ["fake"]
+
+        async def _generate(self, request: Any, query: Query) -> Any:
+            self.model = f"fake-{self.requests % 9}"
+            return await super()._generate(request, query)
+
+    options: dict[str, Any] = {"prompts_per_request": 1, "attempts": 3}
+    with Versions(vllm=False) as server, remote(server.url, **options) as engine:
+        right(engine, [f"p {i}" for i in range(100)])
+        assert any("answered by 'fake-" in note for note in engine.info.notes)
+
+
+def test_one_server_under_several_spellings_is_one(servers: list[Injector]) -> None:
+    url = servers[0].url
+    with remote([url, f"{url}/", url.removesuffix("/v1")], max_concurrency=3) as engine:
+        assert engine.info.device == url
+    assert urls_of(f"{url}, {url}/") == [url]
+
+
+def test_servers_with_another_context_are_refused(servers: list[Injector]) -> None:
+    with Injector(revision=REVISION, max_model_len=512) as short:
+        with pytest.raises(InputError, match=r"context is 512 tokens.*Several servers"):
+            remote([servers[0].url, short.url])
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http:/h/v1?key=hush", "me:hush@host:8000/v1", "http://me:hu?hush@h/v1", {"http://h?k=hush"}],
+)
+def test_no_error_shows_a_secret_of_a_url(url: object) -> None:
+    with pytest.raises(InputError) as caught:
+        remote(url)
+    assert "hush" not in str(caught.value)

@@ -117,6 +117,29 @@ def test_a_draw_resumes_unless_one_of_the_stores_has_finished_it(
         assert not any(row.from_store for row in again)  # a new draw: this one was finished
 
 
+def test_an_interrupted_merge_replays_no_draw(
+    plain: VLLMEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a store of the first versions, which had no facts, end the merge."""
+    into, drawn, old = (tmp_path / f"{name}.sqlite" for name in ("into", "drawn", "old"))
+    with engine(drawn) as one:
+        one.generate(PROMPTS, DRAWN)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(merging, "check", interrupt)
+        merge(into, [drawn])
+    assert whole(into) == len(PROMPTS)
+    with engine(into) as merged:
+        assert not any(row.from_store for row in merged.generate(PROMPTS, DRAWN))
+    filled(old, range(5))
+    with closing(sqlite3.connect(old)) as db:
+        db.execute("DROP TABLE facts")
+    assert merge(into, [old, drawn]) == [Merged(old, 5, 0, 0), Merged(drawn, 0, len(PROMPTS), 0)]
+
+
 def test_other_facts_stay_or_are_added(tmp_path: Path) -> None:
     into, source = Store(tmp_path / "a.sqlite"), Store(tmp_path / "b.sqlite")
     into.update(b"both", lambda _: False)

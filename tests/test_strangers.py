@@ -715,7 +715,7 @@ def test_servers_with_other_weights_under_one_name_are_refused() -> None:
 
 
 def test_a_server_that_was_not_up_joins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workbench.engines.remote.dispatch.JOIN", 0.1)
+    monkeypatch.setattr("workbench.engines.remote.fleet.JOIN", 0.1)
     late = Injector(weights=1, latency=0.05)
     late.start()
     late.stop()  # its port is known
@@ -734,7 +734,7 @@ def test_a_server_that_was_not_up_joins(monkeypatch: pytest.MonkeyPatch) -> None
 def test_one_with_other_weights_does_not_join(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("workbench.engines.remote.dispatch.JOIN", 0.1)
+    monkeypatch.setattr("workbench.engines.remote.fleet.JOIN", 0.1)
     late = Injector(weights=2)
     late.start()
     late.stop()

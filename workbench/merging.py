@@ -3,7 +3,8 @@
 Rows are copied as they are, in the order of their keys: each page of the target's index is written
 once per file, and memory does not grow. Files are opened read-only, and may be in use. A part is
 one transaction: an interrupt or `kill -9` keeps whole parts, and the same merge again adds the
-rest. A file's facts come after its rows: a draw is finished only where its answers are.
+rest. A file's facts come first: no draw whose rows are here counts as unfinished, as the next
+one would then return those rows as its own.
 """
 
 from __future__ import annotations
@@ -100,8 +101,9 @@ def _add(target: Path, file: Path, step: Callable[[int], object]) -> Merged:
             db.create_function("differ", 2, _differ)
             db.create_function("united", 2, _united)
             db.execute("ATTACH ? AS other", (_read_only(file),))
-            # As they are now: a draw that ends while rows are copied counts as unfinished.
-            db.execute("CREATE TEMP TABLE theirs AS SELECT * FROM other.facts")
+            if _has_facts(db):
+                db.execute("CREATE TEMP TABLE theirs AS SELECT * FROM other.facts")
+                db.execute(UNITE)
             while count:
                 with db:
                     db.execute("BEGIN IMMEDIATE")
@@ -112,13 +114,18 @@ def _add(target: Path, file: Path, step: Callable[[int], object]) -> Merged:
                 new, seen, last = new + added, seen + count, end
                 step(count)
                 check()
-            db.execute(UNITE)
     except sqlite3.Error as error:
         raise StoreError(
             f"merging {file} into {target} ended after {seen:,} rows: {error}. What was added is "
             "kept; the same merge again adds the rest"
         ) from error
     return Merged(file, new, seen - new, differing)
+
+
+def _has_facts(db: sqlite3.Connection) -> bool:
+    """Whether the other store has facts: the first versions kept none."""
+    found = db.execute("SELECT 1 FROM other.sqlite_master WHERE type = 'table' AND name = 'facts'")
+    return found.fetchone() is not None
 
 
 def _differ(one: bytes, other: bytes) -> bool:

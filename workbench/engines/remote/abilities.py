@@ -21,6 +21,9 @@ from workbench.types import Prompt, Sampling
 log = logging.getLogger("workbench")
 COLD = 60.0  # seconds for the first answers of a server that may still load
 WAITS = (0.3, 1.0, 0.0)  # seconds to wait after an attempt without a result
+METRICS = 3.0  # seconds for a page of counters
+HITS = "vllm:prefix_cache_hits_total"
+MOST_HITS = 2**40
 NO_PATH = (404, 405, 410, 501)
 # How a server that has the completions path says that its model is for chats only.
 CHATS_ONLY = re.compile(
@@ -169,3 +172,23 @@ async def find_several(endpoints: Sequence[Endpoint], model: str, *, chats: bool
     possible = [one for one in endpoints if (one.vllm if chats else one.completes is not False)]
     missing = "accepts one prompt per request"
     await _find(possible, ability, (path, body), works, missing=missing, waits=WAITS[-1:])
+
+
+async def version(endpoint: Endpoint) -> str:
+    """vLLM's version; "" if it is not reported."""
+    if endpoint.vllm:
+        with contextlib.suppress(RequestError, AttributeError):
+            return str((await endpoint.get("//version")).get("version", ""))[:40]
+    return ""
+
+
+async def prefix_cache_hits(endpoints: Sequence[Endpoint]) -> float | None:
+    """Prompt tokens found in the servers' prefix caches since they started; None if unknown."""
+    try:
+        async with asyncio.timeout(METRICS):
+            pages = await asyncio.gather(*(endpoint.text("//metrics") for endpoint in endpoints))
+        lines = [line for page in pages for line in page.splitlines() if line.startswith(HITS)]
+        total = sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+    except (RequestError, TimeoutError, ValueError, IndexError):
+        return None
+    return total if lines and 0 <= total < MOST_HITS else None

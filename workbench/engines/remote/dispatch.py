@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 
 from workbench.engines.remote import placement
 from workbench.engines.remote.endpoint import ONE_PROMPT, Endpoint
-from workbench.engines.remote.fleet import Fleet
+from workbench.engines.remote.fleet import LOOK, NEW, Fleet
 from workbench.engines.remote.http import start_coroutine
 from workbench.engines.remote.retry import (
     AGAIN,
@@ -47,9 +47,7 @@ QUICK, SLOW = 10.0, 30.0  # seconds per request: below it packets may grow, abov
 UNREAD = 4096  # finished packets that the caller has not fetched yet
 TRIES = 2  # attempts for a packet with several jobs before it is halved
 LONG = 10.0  # seconds of waiting that are worth a message
-LOOK = 60.0  # seconds for a check of what a server serves
 ENDING = 0.5  # seconds for requests to notice that the call has ended
-JOIN = 3.0  # seconds between checks of servers that were not up
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +151,7 @@ class Dispatcher(Generic[J, R]):
     async def _send_all(self, jobs: Sequence[J]) -> None:
         for endpoint in self.fleet.endpoints:
             endpoint.begin()
-        joining = asyncio.create_task(self._join())
+        joining = asyncio.create_task(self.fleet.watch(self.look, self._joined))
         failure: Exception | None = None
         try:
             async with asyncio.TaskGroup() as group:
@@ -177,28 +175,16 @@ class Dispatcher(Generic[J, R]):
     def _present(self) -> list[Endpoint]:
         return [e for e in self.fleet.endpoints if e not in self._left_out and e.absent is None]
 
+    def _coming(self) -> bool:
+        """Whether servers that have just been listed are being checked."""
+        return any(e.absent == NEW for e in self.fleet.endpoints)
+
     def _others(self, endpoint: Endpoint) -> bool:
         return self._present() not in ([], [endpoint])
 
-    async def _join(self) -> None:
-        """Add servers that were not up, or not listed, as soon as they answer."""
-        while True:
-            await asyncio.to_thread(self.fleet.refresh)
-            absent = [e for e in self.fleet.endpoints if e.absent is not None]
-            await asyncio.gather(*map(self._take_in, absent))
-            await asyncio.sleep(JOIN)
-
-    async def _take_in(self, endpoint: Endpoint) -> None:
-        try:
-            await endpoint.check(self.look, LOOK)
-        except RequestError as error:
-            if str(error) != endpoint.absent and not isinstance(error, UnreachableError):
-                log.warning("%s cannot join: %s", endpoint.shown, error)
-            endpoint.absent = str(error)
-            return
-        endpoint.absent = None
+    def _joined(self, endpoint: Endpoint) -> None:
+        self._left_out.pop(endpoint, None)
         self._changed.set()
-        log.info("%s has joined", endpoint.shown)
 
     def _packet(self, jobs: Sequence[J], start: int, endpoint: Endpoint) -> Sequence[J]:
         end, last = start + 1, start + self._next_size(len(jobs) - start)
@@ -225,7 +211,7 @@ class Dispatcher(Generic[J, R]):
         The caller must take the slot before it awaits anything else.
         """
         while True:
-            if not (present := self._present()):
+            if not (present := self._present()) and not self._coming():
                 raise FatalError("; ".join(self._left_out.values()))
             there = [e for e in present if e.rest_until <= time.monotonic()]
             others = [e for e in there if e is not other_than] or there
@@ -359,7 +345,7 @@ class Dispatcher(Generic[J, R]):
     def _leave_out(self, endpoint: Endpoint, why: str) -> None:
         """Stop using a server in this call; raises a `FatalError` if no other is left."""
         self._left_out[endpoint] = f"{endpoint.shown}: {why}"
-        if not self._present():
+        if not (self._present() or self._coming()):
             raise FatalError(self._left_out[endpoint])
         self._warn_once((endpoint, "left out"), f"{endpoint.shown} is left out: {why}")
 

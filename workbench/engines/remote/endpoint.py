@@ -1,8 +1,9 @@
-"""One OpenAI-compatible server: its connections, its features, and how it failed."""
+"""One OpenAI-compatible server: its connections and its features."""
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import logging
 import re
@@ -13,6 +14,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 from zlib import crc32
 
 from workbench.engines.remote import words
+from workbench.engines.remote.availability import Availability
 from workbench.engines.remote.http import (
     HttpClient,
     HttpReply,
@@ -24,7 +26,6 @@ from workbench.engines.remote.http import (
 )
 from workbench.engines.remote.retry import (
     TOO_MANY,
-    ConcurrencyLimit,
     FatalError,
     RejectedError,
     RequestError,
@@ -36,19 +37,15 @@ from workbench.engines.remote.settings import RemoteOptions, check_url, shown_ur
 
 log = logging.getLogger("workbench")
 TOP, FEWER = 20, 5  # the usual maximum of log-probabilities per token; some servers allow fewer
-REST = 5.0  # seconds until a failed server is tried again
-# Seconds without an answer after which the server may have changed: between calls, in a call.
-IDLE, LULL = 0.2, 30.0
-# Prompts in flight: at least what most GPUs run at once, at most what the largest do, between them
-# what the server answers in so many seconds. A longer queue would be work that no other can take.
-LEAST, MOST, QUEUE = 256, 1024, 10.0
 MOST_SEED = 2**31 - 1  # the largest seed where seeds are signed 32-bit integers
 NARROW = re.compile(r"int(eger)?_?32|i32|2147483647|integer.*(large|range|overflow)", re.IGNORECASE)
 ONE_PROMPT = "one prompt per request"
+NAMES = 4  # of a server that answers under several; with more, a name says nothing
+CHECKING = contextvars.ContextVar("CHECKING", default=False)  # whether a request is of a check
 SPARE = {"seed": words.UNKNOWN, "stop": ""}  # optional settings, and how a server refuses them
 
 
-class Endpoint:
+class Endpoint(Availability):
     """A base URL with its connections, its concurrency limit, and what is known of the server.
 
     Paths are relative to the URL, with "//…" to the server's root. Requests raise `RequestError`.
@@ -73,12 +70,10 @@ class Endpoint:
     """
 
     def __init__(self, url: str, options: RemoteOptions) -> None:
+        super().__init__(options.max_concurrency)
         self.url = check_url(url)
         self.shown = shown_url(self.url)
         self.number = crc32(self.url.encode())  # for hashing
-        self.limit = ConcurrencyLimit(options.max_concurrency)
-        self.prompts = 0  # in flight
-        self._done, self._began = 0, time.monotonic()  # prompts of a call, and its beginning
         self.multi: bool | None = None
         self.batch: bool | None = None
         self.assumed = False
@@ -89,20 +84,14 @@ class Endpoint:
         self.samples = True
         self.without: frozenset[str] = frozenset()
         self.short_seeds = False
+        self._names: set[str] = set()  # of the model in its replies
+        self._new_names: set[str] = set()  # until it has been checked
         self.top = TOP
         self.tokenizes = True
         self.vllm = False
         self.absent: str | None = None
         self._looking, self._testing = asyncio.Lock(), asyncio.Lock()
         self._failed_look: tuple[float, RequestError] | None = None  # time and error
-        self.answered = 0.0  # time of the last answer, on the monotonic clock
-        self._seen_at = 0.0  # time of the last check of what it serves
-        self._suspect: float | None = None  # when it may have been restarted
-        self._gone = False
-        self._failures = 0  # since the last answer
-        self._failing_since = self._tried_at = 0.0
-        self.rest_until = 0.0  # on the monotonic clock: no requests before, as the server asked
-        self._busy_since: float | None = None  # only "too many requests" since then
         self._timeout = options.timeout
         self._limit_names = ("max_tokens", "max_completion_tokens")  # the name that works is first
         (self.key_name, key), values = api_key(self.url), header_values(options.headers or {})
@@ -157,13 +146,12 @@ class Endpoint:
 
     async def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """POST `body` as JSON and return the reply."""
-        sent, prompts = time.monotonic(), body.get("prompt")
-        alone = not isinstance(prompts, list) or len(prompts) < 2 or isinstance(prompts[0], int)
-        choices = len(prompts or ()) * body.get("n", 1) if self.assumed and not alone else 0
+        sent, several = time.monotonic(), _several(body)
+        assumed = self.assumed and several > 0
         try:
             reply = self._json(await self._fetch("POST", path, body))
         except (RejectedError, RetryableError, FatalError) as refusal:
-            if choices and refusal.status and not await self._test_several(body):
+            if assumed and refusal.status and not await self._test_several(body):
                 raise RejectedError(ONE_PROMPT) from None
             raise
         if not isinstance(reply, dict):
@@ -178,12 +166,27 @@ class Endpoint:
         if path == "/completions":
             self.completes = True
         self._works(sent)
-        if choices:
-            if len(reply["choices"]) == choices:
+        self._check_name(reply.get("model"))
+        if several and "choices" in reply:
+            if (found := len(reply["choices"])) == several:
                 self.assumed = False
-            elif not await self._test_several(body):  # the first may be an answer to all of them
+            elif assumed and not await self._test_several(body):
                 raise RejectedError(ONE_PROMPT)
+            else:  # a gateway may have joined the prompts: the first is an answer to all of them
+                raise RejectedError(f"the reply has {found} answers to {several} prompts")
         return reply
+
+    def _check_name(self, name: object) -> None:
+        """Refuse a reply that names another model than earlier ones, until a check has passed."""
+        known = name in self._names or len(self._names) >= NAMES
+        if not isinstance(name, str) or CHECKING.get() or known:
+            return
+        if not self._names:
+            self._names.add(name)
+            return
+        self._new_names.add(name)
+        self.suspect(gone=True)
+        raise RetryableError(f"it answers as {self.clean(name)!r} now", status=200)
 
     async def _test_several(self, body: Mapping[str, Any]) -> bool:
         """Whether it accepts several prompts, which was assumed when `body` was sent."""
@@ -295,6 +298,7 @@ class Endpoint:
                 raise self._failed_look[1]
             if self.absent is None and not self.doubtful:
                 return
+            checking = CHECKING.set(True)
             try:
                 async with asyncio.timeout(max(0.0, seconds)):
                     await look(self)
@@ -303,7 +307,10 @@ class Endpoint:
             except Exception as raised:  # noqa: BLE001  # whatever a server sends
                 error = self.as_request_error(raised)
             else:
+                self._names |= self._new_names
                 return
+            finally:
+                CHECKING.reset(checking)
             self._failed_look = (time.monotonic(), error)
             raise error
 
@@ -318,80 +325,10 @@ class Endpoint:
         """Whether it accepts several texts, or chats, per request; None is unknown."""
         return self.batch if chats else self.multi
 
-    def begin(self) -> None:
-        """Begin a call: earlier failures do not count."""
-        self._failures, self._busy_since, self.rest_until = 0, None, 0.0
-        self._done, self._began = 0, time.monotonic()
-        if self._idle > IDLE:
-            self.suspect(gone=True)
 
-    @property
-    def free(self) -> bool:
-        """Whether it may get one more request."""
-        if not self.limit.free or self.prompts >= MOST:
-            return self.limit.free and not self.limit.busy
-        often = self._done / max(1.0, time.monotonic() - self._began)  # prompts per second
-        return self.prompts < LEAST or self.prompts < QUEUE * often
-
-    def enter(self, prompts: int) -> None:
-        """Take a slot for a request with so many prompts."""
-        self.limit.enter()
-        self.prompts += prompts
-        self._tried_at = time.monotonic()
-
-    def leave(self, prompts: int) -> None:
-        """Release the slot."""
-        self.limit.leave()
-        self.prompts -= prompts
-        self._done += prompts
-
-    def suspect(self, *, gone: bool = False) -> None:
-        """Note that it may have been restarted with another model; `gone`: it did not answer."""
-        self._suspect = time.monotonic()
-        self._gone = self._gone or gone
-
-    def seen(self) -> None:
-        """Note that it was checked and serves the same."""
-        self._suspect, self._gone, self._seen_at = None, False, time.monotonic()
-
-    @property
-    def doubtful(self) -> bool:
-        """Whether to check what it serves first: it was away or idle."""
-        idle = not self.limit.in_flight and self._idle > LULL
-        return self._suspect is not None or idle
-
-    @property
-    def _idle(self) -> float:
-        """Seconds since its last answer or check."""
-        return time.monotonic() - max(self.answered, self._seen_at)
-
-    def _works(self, sent: float) -> None:
-        self._failures, self.answered, self._busy_since = 0, time.monotonic(), None
-        if self._suspect is not None and not self._gone and sent < self._suspect:
-            self._suspect = None  # a request sent earlier was answered: it was never away
-
-    def failed(self) -> None:
-        """Count a failure."""
-        self._tried_at = time.monotonic()
-        if not self._failures:
-            self._failing_since = self._tried_at
-        self._failures += 1
-
-    @property
-    def promising(self) -> bool:
-        """Whether it works as far as is known, or is due for another try."""
-        return not self._failures or time.monotonic() - self._tried_at >= REST
-
-    def overloaded(self) -> float:
-        """Record "too many requests"; returns the seconds since anything else came."""
-        self.limit.overloaded()
-        now = time.monotonic()
-        if self._busy_since is None:
-            self._busy_since = now
-        return now - self._busy_since
-
-    def dead(self, seconds: float, least: int) -> bool:
-        """Whether at least `least` failures span `seconds`, and no older request is in flight."""
-        if self._failures < least or time.monotonic() - self._failing_since <= seconds:
-            return False
-        return all(sent > self._failing_since for sent in self.limit.in_flight)
+def _several(body: Mapping[str, Any]) -> int:
+    """How many answers a request for several texts or chats must have; 0 if it is for one."""
+    for asked in (body.get("prompt"), body.get("messages")):
+        if isinstance(asked, list) and len(asked) > 1 and not isinstance(asked[0], int | Mapping):
+            return len(asked) * int(body.get("n", 1))
+    return 0

@@ -23,6 +23,8 @@ from workbench.engines.remote.abilities import (
     find_exact,
     find_logprobs,
     find_several,
+    prefix_cache_hits,
+    version,
 )
 from workbench.engines.remote.dispatch import Dispatcher, Plan
 from workbench.engines.remote.endpoint import Endpoint
@@ -35,7 +37,7 @@ from workbench.engines.remote.label_scores import (
     token_counts,
 )
 from workbench.engines.remote.retry import Failure, FatalError, RateLimit, RejectedError
-from workbench.engines.remote.served import Identity, prefix_cache_hits, version
+from workbench.engines.remote.served import Identity
 from workbench.engines.remote.settings import RemoteOptions
 from workbench.engines.remote.words import NO_LONGER, NO_TEXTS, refuses
 from workbench.engines.requests import Request, check_prompts

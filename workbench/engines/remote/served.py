@@ -10,7 +10,6 @@ nothing is stored.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import re
@@ -31,15 +30,15 @@ from workbench.engines.remote.retry import (
     RetryableError,
     UnreachableError,
 )
+from workbench.engines.remote.settings import shown_url
 from workbench.errors import EngineUnavailableError, InputError
 from workbench.store import Store, digest
 from workbench.types import Prompt, Sampling
 from workbench.values import near
 
 log = logging.getLogger("workbench")
+FIRST = 20.0  # seconds for the first contact with each of several servers
 COLD = 60.0  # seconds for the first answers of a server
-METRICS = 3.0  # seconds for a page of counters
-HITS = "vllm:prefix_cache_hits_total"
 OURS = r"[0-9a-f]{12}-[a-z]+\d+(-[0-9a-f]{8})?"  # a revision as `identity.variant` writes it
 NO_LIST = (403, 404, 405, 501)  # statuses of a server that lists no models, or not for this key
 SHOWN = 8  # names in a message
@@ -107,7 +106,10 @@ class Identity:
             EngineUnavailableError: no server gives a usable answer.
         """
         endpoints, mixed = fleet.endpoints, fleet.changes and model is not None
-        looks = await asyncio.gather(*(_first_look(one, model, mixed=mixed) for one in endpoints))
+        several = len(endpoints) > 1
+        looks = await asyncio.gather(
+            *(_first_look(one, model, mixed=mixed, several=several) for one in endpoints)
+        )
         there = [(e, s) for e, s in zip(endpoints, looks, strict=True) if s is not None]
         if there:
             first, self.served = there[0]
@@ -150,6 +152,9 @@ class Identity:
     def _unlike(self, served: ServedModel) -> str | None:
         """Why a listed model is another one; its path counts only without a better identity."""
         ours = self.served
+        lengths = {served.context_length, ours.context_length} - {0}
+        if len(lengths) > 1:
+            return f"its context is {served.context_length:,} tokens, not {ours.context_length:,}"
         if (ours.name, ours.revision) == (served.name, served.revision):
             verified = ours.revision or self._revision or self._fingerprint is not None
             if verified or ours.root == served.root:
@@ -188,17 +193,28 @@ class Identity:
         known = add(None) if store is None else store.update(key, add)
         oldest = next(one for one in known if same(one, ours))
         if len(known) > 1 and oldest is known[-1]:
-            log.info("%s answers differently now: earlier stored answers are not used", place)
+            log.info(
+                "%s answers differently now: earlier stored answers are not used", shown_url(place)
+            )
         return f"fingerprint {digest(oldest).hex()[:12]}"
 
 
-async def _first_look(endpoint: Endpoint, model: str | None, *, mixed: bool) -> ServedModel | None:
-    """The model that a server serves; None leaves the reason in `absent`."""
+async def _first_look(
+    endpoint: Endpoint, model: str | None, *, mixed: bool, several: bool
+) -> ServedModel | None:
+    """The model that a server serves; None leaves the reason in `absent`.
+
+    Of several servers, one that does not answer soon does not keep the others waiting.
+    """
     try:
-        served = await look(endpoint, model)
-        if not endpoint.vllm:
-            await find_exact([endpoint], served.name)
-            endpoint.vllm = bool(endpoint.exact)  # vLLM under another name, as behind a gateway
+        async with asyncio.timeout(FIRST if several else None):
+            served = await look(endpoint, model)
+            if not endpoint.vllm:
+                await find_exact([endpoint], served.name)
+                endpoint.vllm = bool(endpoint.exact)  # vLLM under another name: behind a gateway
+    except TimeoutError:
+        endpoint.absent = f"no answer within {FIRST:.0f} s"
+        return None
     except InputError as error:
         if not mixed:
             raise
@@ -281,26 +297,6 @@ def explain(error: RequestError) -> str:
         f"it cannot be reached ({error}): is it running, and is the port right? "
         "`workbench serve vllm` starts a server"
     )
-
-
-async def version(endpoint: Endpoint) -> str:
-    """vLLM's version; "" if it is not reported."""
-    if endpoint.vllm:
-        with contextlib.suppress(RequestError, AttributeError):
-            return str((await endpoint.get("//version")).get("version", ""))[:40]
-    return ""
-
-
-async def prefix_cache_hits(endpoints: Sequence[Endpoint]) -> float | None:
-    """Prompt tokens found in the servers' prefix caches since they started; None if unknown."""
-    try:
-        async with asyncio.timeout(METRICS):
-            pages = await asyncio.gather(*(endpoint.text("//metrics") for endpoint in endpoints))
-        lines = [line for page in pages for line in page.splitlines() if line.startswith(HITS)]
-        total = sum(float(line.rsplit(" ", 1)[1]) for line in lines)
-    except (RequestError, TimeoutError, ValueError, IndexError):
-        return None
-    return total if lines and 0 <= total < LONGEST else None
 
 
 async def take_fingerprint(

@@ -9,6 +9,8 @@ from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
+import idna
+
 from workbench.engines.source import check_options
 from workbench.errors import InputError
 from workbench.values import optional, real, refuse, text, whole
@@ -122,8 +124,11 @@ def check_url(url: object) -> str:
     try:
         parts = urlsplit(url.strip())
         parts.port  # noqa: B018  # raises if it is not a number
-    except ValueError:
-        raise InputError(f"base_url={shown_url(url)!r} has no valid port: give {need}") from None
+        if not (parts.hostname or "").isascii():
+            idna.encode(str(parts.hostname))
+    except ValueError as error:
+        why = f"base_url={shown_url(url)!r} has no valid {_part(error)}"
+        raise InputError(f"{why}: give {need}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError(f"base_url={shown_url(url)!r} must begin with http:// or https://: {need}")
     if parts.username or parts.password:
@@ -134,8 +139,14 @@ def check_url(url: object) -> str:
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
+def _part(error: ValueError) -> str:
+    return "host" if isinstance(error, UnicodeError) or "IPv6" in str(error) else "port"
+
+
 def shown_url(url: str) -> str:
     """A URL without its secret parts."""
-    scheme, mark, rest = url.partition("://")
-    secret, at, rest = rest.rpartition("@")
-    return scheme + mark + ("…@" if secret else at) + rest.split("?")[0]
+    scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
+    place, _, query = rest.partition("?")
+    secret, at, host = place.rpartition("@")
+    # An "@" after a "?" may end a password, or be in a key: neither is shown.
+    return scheme + mark + ("…" if "@" in query else ("…@" if secret else at) + host)
