@@ -31,7 +31,7 @@ from workbench.report.sweeps import sweep_report
 from workbench.serving.slurm import SlurmJob
 from workbench.stats import mean, paired_shares
 from workbench.sweep import Grid, Results, SlurmArray, Sweep, paired, read_results, run
-from workbench.sweep.folder import SweepFolder, note_job
+from workbench.sweep.folder import SweepFolder, note_job, record_end
 from workbench.sweep.plan import SweepPoint
 from workbench.sweep.results import results, save_results
 from workbench.sweep.run import _shares, todo
@@ -60,7 +60,7 @@ def kept(place: SweepFolder, point: SweepPoint, metrics: str) -> None:
     target = place.begin(point)
     (target / "out.ipynb").write_text("{}")
     (target / "result" / "metrics.json").write_text(metrics)
-    place.finish(point, "done", "", {"seconds": 0.5})
+    record_end(place.of(point), "done", "", {"seconds": 0.5})
 
 
 def by_point(found: Results) -> dict[str, dict[str, Any]]:
@@ -447,7 +447,7 @@ def answered(points: Path, verdicts: dict[str, str], seeds: tuple[int, ...] = (0
         (target / "result" / "results").mkdir()
         if rows:
             pd.DataFrame(rows).to_csv(target / "result" / "results" / "rows.csv", index=False)
-        place.finish(point, "done", "", {"seconds": 0.5})
+        record_end(place.of(point), "done", "", {"seconds": 0.5})
     found = results(sweep.points, place)
     save_results(found, sweep, place)
     return place.path
@@ -549,7 +549,7 @@ def test_points_on_slurm_need_slurm(points: Path, monkeypatch: pytest.MonkeyPatc
     assert read_results(points / "runs").states == {"waiting": 2}
     # A point that may still run there is not started here.
     place = SweepFolder(points / "runs")
-    note_job(place.begin(sweep.points[0]), "7_0")
+    note_job(place.begin(sweep.points[0]), "7", 0)
     with pytest.raises(EngineUnavailableError, match="scancel"):
         run(sweep, points / "runs")
     assert not tallied(points)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from workbench.cli.sweep import app
 from workbench.errors import InputError
 from workbench.sweep import Grid, Results, Sweep
-from workbench.sweep.folder import SweepFolder
+from workbench.sweep.folder import SweepFolder, record_end
 from workbench.sweep.plan import located
 from workbench.sweep.results import read_results, results, save_results
 
@@ -116,7 +116,7 @@ def test_a_stale_point_names_the_files(points: Path) -> None:
     (point,) = of(points, "import helper").points
     target = place.begin(point)
     (target / "out.ipynb").write_text("{}")
-    place.finish(point, "done", "", {})
+    record_end(place.of(point), "done", "", {})
     assert seen().states == {"done": 1}
     write(points, "helper.py", text="x = 1")
     (row,) = seen().rows

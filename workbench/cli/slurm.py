@@ -102,7 +102,7 @@ def submit_server(
     elif not submit:
         typer.echo(text, nl=False)
     if submit:
-        identity = cluster.submit(text, private=True)
+        identity = cluster.submit(text, private=True).partition(";")[0]
         typer.echo(identity)
         number = "" if replicas == 1 else f"_0 to _{replicas - 1}"
         say(f"while a server answers, this file exists: {place}/{job.name}-{identity}{number}.json")
@@ -124,7 +124,7 @@ def run_command(
     from workbench.serving.slurm import script, submit
 
     place = _folder(folder, make=True)
-    identity = submit(script(job, line, folder=place))
+    identity = submit(script(job, line, folder=place)).partition(";")[0]
     typer.echo(identity)
     say(f"log: {place}/{job.name}-{identity}.log")
 

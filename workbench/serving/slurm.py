@@ -24,6 +24,7 @@ TEMPLATE = Path(__file__).with_name("slurm.sh")
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 TIMES = r"\d+|\d+:[0-5]\d:[0-5]\d|\d+-([01]?\d|2[0-3]):[0-5]\d:[0-5]\d"
 FOLDER = r"[A-Za-z0-9_./@+=-]+"  # sbatch interprets % and blanks in it
+SUBMITTED = r"(?:Submitted batch job )?(\d+)(?:(?:;| on cluster )(\S+))?"  # a wrapper may say it so
 ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
     "PREEMPTED", "REVOKED", "TIMEOUT",
@@ -279,16 +280,22 @@ def submit(text: str, *, private: bool = False) -> str:
         private: only its owner can read what the job writes.
 
     Returns:
-        The job's id.
+        The job's id, as `4711` or, where Slurm names the cluster, `4711;cluster`.
 
     Raises:
         EngineUnavailableError: there is no sbatch here.
-        EngineError: sbatch refused the script; quotes its message.
+        EngineError: sbatch refused the script, or printed no id; quotes its message.
     """
     done = _asked("sbatch", "--parsable", text=text, umask=0o077 if private else -1)
     if done.returncode != 0:
         raise EngineError(f"sbatch ended with code {done.returncode}: {done.stderr.strip()}")
-    return done.stdout.strip().partition(";")[0]  # the cluster's name may follow
+    last = done.stdout.strip().rpartition("\n")[2].strip()  # a site's message may come first
+    if (found := re.fullmatch(SUBMITTED, last, re.ASCII)) is None:
+        raise EngineError(
+            f"sbatch printed no job's id, but {done.stdout!r}: `squeue --me` says whether there is "
+            "a job"
+        )
+    return ";".join(filter(None, found.groups()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +314,8 @@ class TaskState:
 
 def states(job: str) -> dict[str, TaskState] | None:
     """The tasks of an array, by number; empty once Slurm has forgotten it; None: no answer."""
-    about = ["--noheader", "--array", "--all", "--states=all", f"--jobs={job}"]
+    identity, cluster = _named(job)
+    about = ["--noheader", "--array", "--all", "--states=all", f"--jobs={identity}", *cluster]
     try:
         done = _asked("squeue", *about, "--format=%K|%T|%r|%M")
     except (EngineUnavailableError, subprocess.TimeoutExpired):
@@ -326,25 +334,50 @@ def cancel(job: str, patience: float = 120.0) -> None:
         EngineError: it still runs after so many seconds, or Slurm does not answer.
     """
     limit = time.monotonic() + patience
-    said = _asked("scancel", job).stderr.strip()
+    identity, cluster = _named(job)
+    line = ["scancel", *cluster, identity]
+    try:
+        said = _asked(*line).stderr.strip()
+    except subprocess.TimeoutExpired as error:
+        said = f"scancel did not answer in {error.timeout:g} s"
     while (left := states(job)) is None or not all(one.ended for one in left.values()):
         if time.monotonic() > limit:
-            raise EngineError(f"job {job} may still run: cancel it with `scancel {job}`. {said}")
+            way = shlex.join(line)
+            raise EngineError(f"job {identity} may still run: cancel it with `{way}`. {said}")
         time.sleep(0.5)
 
 
-def _asked(
-    program: str, *arguments: str, text: str | None = None, umask: int = -1
-) -> subprocess.CompletedProcess[str]:
-    if (path := shutil.which(program)) is None:
+def _named(job: str) -> tuple[str, list[str]]:
+    """A job's id, and the option for the cluster that it is on, if that is named."""
+    identity, _, cluster = job.partition(";")
+    return identity, [f"--clusters={cluster}"] if cluster else []
+
+
+def program(name: str) -> str:
+    """The path of a program of Slurm.
+
+    Raises:
+        EngineUnavailableError: it is not here.
+    """
+    if (path := shutil.which(name)) is None:
         raise EngineUnavailableError(
-            f"{program} is not on the PATH: run this on a login node of the cluster; for a server, "
+            f"{name} is not on the PATH: run this on a login node of the cluster; for a server, "
             "you can also write the script to a file and submit it there"
         )
-    return subprocess.run(
-        [path, *arguments], input=text, capture_output=True, text=True, check=False, umask=umask,
-        timeout=None if text else 60,
-    )  # fmt: skip
+    return path
+
+
+def _asked(
+    name: str, *arguments: str, text: str | None = None, umask: int = -1
+) -> subprocess.CompletedProcess[str]:
+    path = program(name)
+    try:
+        return subprocess.run(
+            [path, *arguments], input=text, capture_output=True, check=False, umask=umask,
+            timeout=None if text else 60, encoding="utf-8", errors="replace",
+        )  # fmt: skip
+    except OSError as error:  # for example no memory for another process
+        raise EngineUnavailableError(f"{path} cannot be run: {error}") from error
 
 
 def _seconds(clock: str) -> float:

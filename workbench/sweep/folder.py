@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from workbench.errors import InputError
+from workbench.errors import InputError, log
 from workbench.files import write_whole
 from workbench.lazy import psutil
 from workbench.machine import born
@@ -37,6 +38,7 @@ Status = Literal["done", "failed", "timeout", "killed", "stale", "running", "wai
 BEGINNING = 2**20  # bytes
 NOTE, TASKS = "pid.json", "tasks-*.pickle"  # of a point that runs; of the points of an array
 ASK = 10.0  # seconds for which an answer of Slurm is used
+JOB = re.compile(r"(\d+)_(\d+)((?:;[^\s;]+)?)", re.ASCII)  # of an array, its number, its cluster
 RESTS = {
     "notebook": "the notebook",
     "version": "workbench",
@@ -111,24 +113,23 @@ class SweepFolder:
         Raises:
             EngineError: it may still run, for example because there is no scancel here.
         """
-        for tasks in self.path.glob(TASKS):
-            tasks.unlink()  # a task that starts now finds nothing to do
-        jobs = {note: job for note in self.path.glob(f"*/{NOTE}") if (job := _job(note))}
-        for array in sorted({job.partition("_")[0] for job in jobs.values()}):
+        arrays = set()
+        notes = [*self.path.glob(f"*/{NOTE}")]
+        for note in notes:
+            if found := _job(note):
+                arrays.add(found[0])
+            elif job := (_read(note) or {}).get("job"):
+                log.warning("%s: %r is no job of this folder, and is left as it is", note, job)
+        for array in sorted(arrays):
             slurm.cancel(array)
-        for note in jobs:
-            note.unlink(missing_ok=True)
+        for path in [*self.path.glob(TASKS), *notes]:
+            if path.name != NOTE or "job" in (_read(path) or {}):
+                path.unlink(missing_ok=True)  # a task that starts now finds nothing to do
 
     def runs(self, point: SweepPoint, pid: int) -> None:
         """Record the process that works on a point, so that an orphan can be ended."""
         with suppress(psutil.Error):  # it has ended already
             _write(self.of(point) / NOTE, {"pid": pid, "born": born(pid)})
-
-    def finish(
-        self, point: SweepPoint, status: Status, detail: str, facts: Mapping[str, Any]
-    ) -> None:
-        """Record how a point ended."""
-        record_end(self.of(point), status, detail, facts)
 
     def drop(self, point: SweepPoint) -> None:
         """Remove a point that was interrupted."""
@@ -144,9 +145,10 @@ class SweepFolder:
             return PointState(failed["status"], str(failed.get("detail", "")), _facts(failed))
         if _worker(target / NOTE) is not None:
             return PointState("running")
-        if (job := _job(target / NOTE)) and (task := _task(job, time.monotonic() // ASK)):
+        if (job := _job(target / NOTE)) and (task := _task(*job, time.monotonic() // ASK)):
             status: Status = "waiting" if task.state == "PENDING" else "running"
-            return PointState(status, f"job {job}: {task.state}, {task.reason}")
+            name = f"{job[0].partition(';')[0]}_{job[1]}"
+            return PointState(status, f"job {name}: {task.state}, {task.reason}")
         found = others.get(_same(point.plain_parameters, point.served))
         if found is None or found == point.rests:
             return PointState("waiting")
@@ -179,14 +181,30 @@ def recorded_end(target: Path) -> dict[str, Any] | None:
     return found if found and {"status", "detail", "seconds"} <= {*found} else None
 
 
-def note_job(target: Path, job: str) -> None:
-    """Record the task on Slurm that works on a point: `<job id>_<number>`."""
-    _write(target / NOTE, {"job": job})
+def note_job(target: Path, job: str, number: int) -> None:
+    """Record the task of an array on Slurm that works on a point, and for which folder."""
+    identity, colon, cluster = job.partition(";")
+    name = f"{identity}_{number}{colon}{cluster}"
+    _write(target / NOTE, {"job": name, "folder": str(target.parent.resolve())})
 
 
-def _job(note: Path) -> str | None:
-    job = (_read(note) or {}).get("job")
-    return job if isinstance(job, str) else None
+def note_own_job(target: Path, job: str, number: int) -> None:
+    """The same from the task itself, unless the sweep has done so: it knows the cluster."""
+    with suppress(FileExistsError), (target / NOTE).open("x", encoding="utf-8") as file:
+        json.dump({"job": f"{job}_{number}"}, file)
+
+
+def _job(note: Path) -> tuple[str, str] | None:
+    """The array of a point's task, and its number in it; None if it is not of this folder.
+
+    A copy of a folder has the notes of the original, whose array is not ours to cancel.
+    """
+    noted = _read(note) or {}
+    found = JOB.fullmatch(str(noted.get("job")))
+    here = str(note.parent.parent.resolve())
+    if found is None or noted.get("folder", here) != here:
+        return None
+    return found[1] + found[3], found[2]
 
 
 @lru_cache(maxsize=64)
@@ -194,9 +212,8 @@ def _array(job: str, _moment: float) -> Mapping[str, slurm.TaskState]:
     return slurm.states(job) or {}
 
 
-def _task(job: str, moment: float) -> slurm.TaskState | None:
+def _task(array: str, number: str, moment: float) -> slurm.TaskState | None:
     """What Slurm says of a task that has not ended; asked once for an array and a moment."""
-    array, _, number = job.partition("_")
     task = _array(array, moment).get(number)
     return None if task is None or task.ended else task
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from workbench.nb.execution import Outcome, execute
-from workbench.sweep.folder import note_job, record_end, recorded_end
+from workbench.sweep.folder import note_own_job, record_end, recorded_end
 from workbench.sweep.run import PointTask, ending, provenance
 
 STORE = "WORKBENCH_STORE"
@@ -35,7 +35,7 @@ def main(tasks: Path) -> None:
     task: PointTask = pickle.loads(tasks.read_bytes())[int(number)]
     if recorded_end(task.folder) is not None:
         return
-    note_job(task.folder, f"{job}_{number}")
+    note_own_job(task.folder, job, int(number))
     # A database is not safe with writers on several machines: each point has one.
     store = task.folder.parent / "stores" / f"{task.folder.name}.sqlite"
     os.environ.setdefault(STORE, str(store))

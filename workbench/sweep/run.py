@@ -24,13 +24,13 @@ from typing import Any, Protocol
 from workbench import machine, values
 from workbench.engines import URL
 from workbench.engines.cpu import threads
-from workbench.errors import InputError, WorkbenchError
+from workbench.errors import EngineError, InputError, WorkbenchError, log
 from workbench.nb.execution import Child, Execution, Outcome
 from workbench.nb.notebook import load
 from workbench.progress import check, one_bar
 from workbench.runs import commit, run_dir
 from workbench.serving import Server, serve
-from workbench.sweep.folder import Status, SweepFolder, recorded_end
+from workbench.sweep.folder import Status, SweepFolder, record_end, recorded_end
 from workbench.sweep.grid import DETAIL, brief, listed
 from workbench.sweep.plan import Sweep, SweepPoint, code_digest, located
 from workbench.sweep.results import PLAN, Results, results, save_results, varied
@@ -90,12 +90,14 @@ class Executor(Protocol):
     """Where points run; the interface for other machines or schedulers.
 
     `elsewhere` says that points run on other machines: they share nothing of this one, record their
-    own ends, and their `pid` is None. `room` is the number of points that may have been started and
-    not ended, where `jobs` of them are to run at a time.
+    own ends, and their `pid` is None. `check` refuses what cannot run, before earlier results are
+    removed. `room` is the number of points that may have been started and not ended, where `jobs`
+    of them are to run at a time.
     """
 
     @property
     def elsewhere(self) -> bool: ...
+    def check(self, folder: Path, home: Path) -> None: ...
     def room(self, jobs: int) -> int: ...
     def start(self, task: PointTask) -> PointProcess: ...
     def close(self) -> None: ...
@@ -115,6 +117,9 @@ class LocalExecutor:
             self._next.process.kill()
             self._next.close()
             self._next = None
+
+    def check(self, folder: Path, home: Path) -> None:
+        """Everything can run here."""
 
     def room(self, jobs: int) -> int:
         """As many as run."""
@@ -218,6 +223,8 @@ class _SweepRun:
     def do(self, plan: Sequence[SweepPoint]) -> Results:
         """Run these points; write the table at the start, every `SAVE` seconds and at the end."""
         self._save()
+        if plan:
+            self.executor.check(self.place.path, self.sweep.notebook.parent)
         elsewhere = self.executor.elsewhere
         self.provenance = {} if elsewhere else provenance()
         self.shares = {} if elsewhere else _shares(min(self.jobs, len(plan)))
@@ -281,15 +288,24 @@ class _SweepRun:
                     point = waiting.popleft()
                     self._start(point, server, running)
                 self._look(running)
-        except BaseException:
-            at_once = min(64, max(1, len(running)))
-            with ThreadPoolExecutor(at_once) as pool:  # each may take some seconds
-                list(pool.map(self._drop, *zip(*running.values(), strict=True)) if running else ())
+        except BaseException as error:
+            # What has ended since the last look stays, unless a changed file can be the cause.
+            keep = self.executor.elsewhere and not isinstance(error, InputError)
+            with ThreadPoolExecutor(64) as pool:  # each may take some seconds
+                failed = pool.map(lambda one: self._drop(one[0], one[1], keep), running.values())
+            for why in {*failed} - {""}:
+                log.warning("%s", why)
             raise
 
-    def _drop(self, point: SweepPoint, handle: PointProcess) -> None:
-        handle.end()
-        self.place.drop(point)
+    def _drop(self, point: SweepPoint, handle: PointProcess, keep: bool) -> str:
+        """End a point and remove it; returns why it may still run."""
+        try:
+            handle.end()
+        except EngineError as error:
+            return str(error)
+        if not keep or recorded_end(self.place.of(point)) is None:
+            self.place.drop(point)
+        return ""
 
     def _restart(self, server: Server) -> None:
         self.say("the server stopped unexpectedly; restarting it")
@@ -309,14 +325,9 @@ class _SweepRun:
         try:
             folder = self.place.begin(point)
             task = PointTask(
-                self.notebook,
-                sweep.notebook.parent,
-                folder,
-                point.parameters,
-                sweep.timeout,
-                sweep.kernel,
-                variables,
-            )
+                self.notebook, sweep.notebook.parent, folder, point.parameters, sweep.timeout,
+                sweep.kernel, variables,
+            )  # fmt: skip
             running[point.key] = point, (process := self.executor.start(task))
             if process.pid is not None:
                 self.place.runs(point, process.pid)
@@ -353,12 +364,12 @@ class _SweepRun:
         """Record how a point ended, or that its files cannot be saved."""
         facts = ending(seconds, self.provenance)
         try:
-            self.place.finish(point, status, detail, facts)
+            record_end(self.place.of(point), status, detail, facts)
         except OSError as error:
             if error.errno in FULL:
                 raise
             status, detail = "failed", f"its files cannot be saved: {error}"
-            self.place.finish(point, status, detail, facts)
+            record_end(self.place.of(point), status, detail, facts)
         return status, detail
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from workbench.errors import EngineError, log
 from workbench.files import write_whole
 from workbench.nb.execution import Outcome
 from workbench.nb.execution import Status as Ended
@@ -52,6 +53,18 @@ class SlurmArray:
         self._next = self._ask = 0.0
         self._lock = threading.Lock()
         self._tasks: Path | None = None
+        self._runs_on: EngineError | None = None
+
+    def check(self, folder: Path, home: Path) -> None:
+        """Check that the array can be submitted and cancelled, as far as that is known here.
+
+        Raises:
+            EngineUnavailableError: a program of Slurm is not here.
+            InputError: Slurm or the shell could misinterpret a path.
+        """
+        for name in ("sbatch", "squeue", "scancel"):
+            slurm.program(name)
+        self._script(folder.absolute() / TASKS, home.absolute(), 1)
 
     def room(self, jobs: int) -> int:
         """All points, until they are submitted; then none, until they have ended."""
@@ -69,13 +82,23 @@ class SlurmArray:
         """Forget an array that has ended."""
         if self._tasks is not None:
             self._tasks.unlink(missing_ok=True)
-        self._points, self._id, self._tasks = [], None, None
+        self._points, self._id, self._tasks, self._runs_on = [], None, None, None
 
     def cancel(self) -> None:
-        """Cancel the array, and wait until nothing of it runs."""
+        """Cancel the array, and wait until nothing of it runs.
+
+        Raises:
+            EngineError: it may still run.
+        """
         with self._lock:  # several threads may end the points
+            if self._runs_on is not None:
+                raise self._runs_on  # do not wait again for each point
             if self._id is not None:
-                slurm.cancel(self._id)
+                try:
+                    slurm.cancel(self._id)
+                except EngineError as error:
+                    self._runs_on = error
+                    raise
                 self._id = None
 
     def look(self) -> None:
@@ -90,8 +113,11 @@ class SlurmArray:
         if silent and now >= self._ask:
             self._ask = now + ASK
             if (states := slurm.states(self._id)) is not None:
-                for one in silent:
-                    one.judge(self._id, states, self._log(one))
+                try:
+                    for one in silent:
+                        one.judge(self._id, states, self._log(one))
+                except EngineError as error:
+                    log.warning("%s", error)  # it is judged later
 
     def _submit(self) -> None:
         task = self._points[0].task
@@ -99,22 +125,26 @@ class SlurmArray:
         (folder / "logs").mkdir(exist_ok=True)
         self._tasks = folder / TASKS.replace("*", secrets.token_hex(4))
         write_whole(self._tasks, pickle.dumps([one.task for one in self._points]))
-        own = self._slurm.environment is None and self._slurm.container is None
-        line = [sys.executable if own else "python", "-P", "-m", "workbench.sweep.point"]
-        text = slurm.script(
-            self._slurm,
-            [*line, str(self._tasks)],
-            folder=folder / "logs",
-            array=f"0-{len(self._points) - 1}%{self._jobs}",
-            mounts=[folder, task.home.absolute()],
-        )
+        text = self._script(self._tasks, task.home.absolute(), len(self._points))
         self._id = slurm.submit(text)
         for one in self._points:
-            note_job(one.task.folder, f"{self._id}_{one.number}")
+            note_job(one.task.folder, self._id, one.number)
+
+    def _script(self, tasks: Path, home: Path, count: int) -> str:
+        own = self._slurm.environment is None and self._slurm.container is None
+        line = [sys.executable if own else "python", "-P", "-m", "workbench.sweep.point"]
+        return slurm.script(
+            self._slurm,
+            [*line, str(tasks)],
+            folder=tasks.parent / "logs",
+            array=f"0-{count - 1}%{self._jobs}",
+            mounts=[tasks.parent, home],
+        )
 
     def _log(self, point: SlurmPoint) -> Path:
         logs = point.task.folder.parent / "logs"
-        return logs / f"{self._slurm.name}-{self._id}_{point.number}.log"
+        identity = str(self._id).partition(";")[0]
+        return logs / f"{self._slurm.name}-{identity}_{point.number}.log"
 
 
 class SlurmPoint:
@@ -150,16 +180,23 @@ class SlurmPoint:
         return found is not None
 
     def judge(self, job: str, states: Mapping[str, TaskState], log: Path) -> None:
-        """Decide that the point ended in silence, if Slurm says so twice: files can come late."""
+        """Decide that the point ended in silence, if Slurm says so twice: files can come late.
+
+        Raises:
+            EngineError: Slurm does not know it, but it may still run.
+        """
         task = states.get(str(self.number), TaskState("", "Slurm does not know it any more", 0.0))
-        if task.state and not task.ended:
+        before, self._gone = self._gone, task.ended or not task.state
+        if not (before and self._gone):
             return
-        if not self._gone:
-            self._gone = True
-            return
+        identity, colon, cluster = job.partition(";")
+        if not task.state:  # Slurm may be wrong: a failed point must not run on
+            slurm.cancel(f"{identity}_{self.number}{colon}{cluster}")
+            if self.read():
+                return
         status = STATUS.get(task.state, "killed")
         why = f"{task.state} ({task.reason})" if task.state else task.reason
-        detail = f"job {job}_{self.number}: {why}"
+        detail = f"job {identity}_{self.number}: {why}"
         if status == "failed":
             detail += f"; it ended without a result: {_last_line(log)}"
         self.outcome = Outcome(status, task.seconds, 0, 0, detail)
