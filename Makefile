@@ -11,7 +11,7 @@ NOTEBOOKS = notebooks/*.ipynb notebooks/sweeps/*.ipynb
 SWEEP    ?= notebooks/sweeps/accuracy.yaml
 DEMO      = $(addprefix notebooks/,01_quickstart.ipynb 02_throughput.ipynb 03_accuracy.ipynb 05_icm.ipynb)
 LOCK      = "$(BIN)/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-            --no-header pyproject.toml --extra dev
+            --no-header pyproject.toml --extra dev --excludes requirements/excludes.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo notebooks sweep figures docs lab lint test test-all lock bench real bench-peers clean clean-all
