@@ -128,9 +128,10 @@ def test_an_interrupted_merge_replays_no_draw(
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(merging, "check", interrupt)
-        merge(into, [drawn])
+        with pytest.raises(KeyboardInterrupt):
+            merge(into, [drawn])
     assert whole(into) == len(PROMPTS)
     with engine(into) as merged:
         assert not any(row.from_store for row in merged.generate(PROMPTS, DRAWN))

@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ import pytest
 from workbench import Sampling, open_engine
 from workbench.engines.pool import SLOTS, Call, DiedError, Pool, packet_size
 from workbench.engines.ray import RayEngine
+from workbench.engines.replicas import _Actor
 from workbench.engines.vllm import VLLMEngine
 from workbench.errors import EngineError, EngineGoneError, EngineUnavailableError, InputError
 from workbench.store import Store
@@ -156,6 +158,68 @@ def test_a_stopped_call_ends_its_packets_and_keeps_what_had_arrived() -> None:
     assert not cluster.open
     assert pool.members[0].packets == 0
     assert len(answers(pool, range(100))) == 100
+
+
+def test_replicas_that_never_load_are_not_replaced_without_end() -> None:
+    class Half(FakeCluster):
+        """Its second and later replicas never load."""
+
+        def start(self) -> FakeReplica:
+            made = super().start()
+            if len(self.replicas) > 1:
+                made.ready = lambda: EngineError("no such weights")  # type: ignore[method-assign]
+            return made
+
+    cluster = Half()
+    pool = Pool(cluster, 3, 3)
+    for _ in range(2):
+        assert len(answers(pool, range(500))) == 500
+    assert len(cluster.replicas) <= 3 + 2  # two more in the second call
+
+
+def test_nothing_waits_for_replicas_that_are_gone() -> None:
+    pool = Pool(FakeCluster(broken=EngineError("no such weights")), 2, 2)
+    for _ in range(2):
+        with pytest.raises(EngineGoneError, match="no replica is left"):
+            pool.any()
+    pool.close()
+    with pytest.raises(EngineGoneError, match="closed"):
+        answers(pool, range(10))
+
+
+def test_a_packet_that_is_not_sent_keeps_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool(FakeCluster(), 1, 1)
+
+    def interrupted(*_: object) -> Stream:
+        raise KeyboardInterrupt
+
+    for _ in range(SLOTS):
+        with monkeypatch.context() as patch:
+            patch.setattr(FakeReplica, "send", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                answers(pool, range(10))
+    assert len(answers(pool, range(10))) == 10
+
+
+def test_a_replica_that_restarted_with_other_files_answers_nothing() -> None:
+    """Ray restarts it also while it is idle, on any machine."""
+    actor = _Actor.__new__(_Actor)
+    actor._stops, actor._failed = {}, None
+
+    def fails(_: object) -> None:
+        raise LookupError
+
+    engine = SimpleNamespace(_identity=b"now", has_chat=True, _complete=fails)
+    actor._engine = cast("VLLMEngine", engine)
+    for identity in (b"before", b"now"):
+        kind = EngineGoneError if identity == b"before" else EngineError
+        with pytest.raises(kind) as raised:
+            [*actor.work(identity, 1, "complete", {})]
+        assert raised.type is kind
+    assert actor.ask(b"now", "has_chat") is True
+    actor._failed = EngineError("no such weights")
+    with pytest.raises(EngineGoneError):
+        actor.ask(b"now", "has_chat")
 
 
 def test_sizes_of_packets() -> None:

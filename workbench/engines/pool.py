@@ -70,12 +70,23 @@ class Pool:
         self.members: list[Member] = []
         self._lock = threading.RLock()
         self._started = self._calls = 0
+        self._left_out = 0  # replicas that never loaded, since a call began or one has loaded
+        self._closed = False
         self.grow(least * SLOTS)
 
     def grow(self, waiting: int) -> None:
-        """Start replicas while more packets wait than there are slots."""
+        """Start replicas while more packets wait than there are slots.
+
+        One that never loads is not replaced in the same call: the next might load no better.
+
+        Raises:
+            EngineGoneError: the pool is closed.
+        """
         with self._lock:
-            while waiting > SLOTS * len(self.members) and len(self.members) < self.most:
+            if self._closed:
+                raise EngineGoneError("the engine was closed during the call")
+            most = self.most - self._left_out
+            while waiting > SLOTS * len(self.members) and len(self.members) < most:
                 self._started += 1
                 self.members.append(Member(self.cluster.start(), self._started))
 
@@ -94,7 +105,10 @@ class Pool:
             for member in self.loading:
                 ready = member.replica.ready()
                 member.up = ready is True
+                if member.up:
+                    self._left_out = 0
                 if isinstance(ready, Exception):
+                    self._left_out += 1
                     self._remove(member)
                     log.warning("replica %d is left out: %s", member.number, ready)
                     if not self.members:
@@ -144,12 +158,22 @@ class Pool:
         """Calls begin or end; after the last one, replicas above `least` are ended."""
         with self._lock:
             self._calls += calls
+            if calls > 0:
+                self._left_out = 0
             surplus = sorted(self.members, key=lambda one: (one.up, -one.number))
             for member in [] if self._calls else surplus[: -self.least]:
                 self._remove(member)
 
     def any(self) -> Member:
-        """A replica that is ready, for a question beside the packets."""
+        """A replica that is ready, for a question beside the packets.
+
+        Raises:
+            EngineGoneError: no replica is left.
+        """
+        if not self.members:
+            self.count(1)
+            self.grow(1)
+            self.count(-1)
         while True:
             self.look()
             if up := [one for one in self.members if one.up]:
@@ -160,6 +184,7 @@ class Pool:
     def close(self) -> None:
         """End all replicas."""
         with self._lock:
+            self._closed = True
             for member in [*self.members]:
                 self._remove(member)
 
@@ -215,7 +240,11 @@ class Call:
             packet = queue.popleft()
             packet.member, packet.life = member, member.life
             jobs = {at: self._jobs[at] for at in sorted(packet.left)}
-            self._flights[member.replica.send(self._kind, jobs)] = packet
+            try:
+                self._flights[member.replica.send(self._kind, jobs)] = packet
+            except BaseException:  # an interrupt too
+                self._pool.leave(member)
+                raise
 
     def _wait(self, seconds: float) -> Iterable[tuple[Any, Any]]:
         if self._flights:

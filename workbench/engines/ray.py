@@ -20,11 +20,10 @@ from workbench import values
 from workbench.engines import vllm
 from workbench.engines.base import BaseEngine, failure
 from workbench.engines.pool import Call, DiedError, Pool, Rows
-from workbench.engines.replicas import Cluster, Facts, connect, disconnect, explained
+from workbench.engines.replicas import Cluster, Facts, connect, disconnect
 from workbench.engines.requests import Request
 from workbench.engines.scoring import Pair
 from workbench.errors import EngineError, EngineGoneError, EngineUnavailableError, WorkbenchError
-from workbench.lazy import ray
 from workbench.machine import versions
 from workbench.progress import check
 from workbench.store import Store
@@ -150,12 +149,9 @@ class RayEngine(BaseEngine):
             member = self._there.any()
             life = member.life
             try:
-                return ray.get(member.replica.actor.ask.remote(name, *arguments))
-            except Exception as error:  # noqa: BLE001  # raised below
-                found = explained(error)
-            if not isinstance(found, DiedError):
-                raise found
-            self._there.died(member, life, found)
+                return member.replica.ask(name, *arguments)
+            except DiedError as error:
+                self._there.died(member, life, error)
 
     def _complete(self, requests: Sequence[Request]) -> Iterator[list[tuple[Request, Completion]]]:
         jobs = sorted(requests, key=lambda one: str(one.prompt))  # shared prefixes stay together

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import threading
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from workbench.lazy import ray
 from workbench.progress import STOP
 from workbench.types import EngineInfo
 
+RESTARTING = 900.0  # seconds for restarts of a replica until it is left out
 THREADS = 8  # calls that an actor runs at once: packets, and questions beside them
 MEMORY = 256 * 2**20  # bytes of a local cluster's object store: packets are small
 CURRENT = "ray/ray_current_cluster"  # where `ray start` notes a cluster, in its temporary folder
@@ -48,7 +50,7 @@ class _Actor:
         try:
             self._engine = vllm.VLLMEngine(model, None, "a replica", options)
         except Exception as error:  # noqa: BLE001  # raised in `facts`: here it would become a text
-            self._failed = error
+            self._failed = _ours(error)
 
     def facts(self) -> Facts:
         if self._failed is not None:
@@ -60,16 +62,28 @@ class _Actor:
     def process(self) -> int:
         return os.getpid()
 
-    def ask(self, name: str, *arguments: Any) -> Any:
-        found = getattr(self._engine, name)
-        return found(*arguments) if inspect.ismethod(found) else found
+    def _check(self, identity: bytes) -> None:
+        """Refuse to answer after a restart with other files, or without: it was not checked."""
+        if self._failed is not None or self._engine._identity != identity:
+            raise EngineGoneError("it was started again, with another model or none")
+
+    def ask(self, identity: bytes, name: str, *arguments: Any) -> Any:
+        self._check(identity)
+        try:
+            found = getattr(self._engine, name)
+            return found(*arguments) if inspect.ismethod(found) else found
+        except Exception as error:  # noqa: BLE001  # whatever it is
+            raise _ours(error) from None
 
     def stop(self, number: int) -> None:
         """End a packet at the next step of the model."""
         self._stops.setdefault(number, threading.Event()).set()
 
-    def work(self, number: int, kind: str, jobs: Mapping[int, Any]) -> Iterator[Rows]:
+    def work(
+        self, identity: bytes, number: int, kind: str, jobs: Mapping[int, Any]
+    ) -> Iterator[Rows]:
         """Answer a packet's jobs; yields (place, answer) as they finish."""
+        self._check(identity)
         stop = self._stops.setdefault(number, threading.Event())
         STOP.set(stop)
         try:
@@ -80,6 +94,8 @@ class _Actor:
                         return
         except KeyboardInterrupt:  # the engine's answer to a stop
             return
+        except Exception as error:  # noqa: BLE001  # whatever it is
+            raise _ours(error) from None
         finally:
             self._stops.pop(number, None)
 
@@ -97,6 +113,13 @@ class _Actor:
             rows = self._engine._score_tokens(jobs)
         for batch in rows:
             yield [(places[row.index], row) for row in batch]
+
+
+def _ours(error: Exception) -> WorkbenchError:
+    """An error that any process can read: an unreadable one would count as a death."""
+    if isinstance(error, WorkbenchError):
+        return error
+    return EngineError(f"a replica failed: {type(error).__name__}: {error!s:.600}")
 
 
 class _Replica:
@@ -118,6 +141,7 @@ class _Replica:
             scheduling_strategy=Place(self.group, 0, placement_group_capture_child_tasks=True),
         )
         self.actor = made.remote(cluster.model, cluster.options)
+        self._away_since: float | None = None
         self.revive()
 
     def revive(self) -> None:
@@ -126,9 +150,15 @@ class _Replica:
     def ready(self) -> bool | Exception:
         if not ray.wait([self._facts], timeout=0)[0]:
             return False
+        now = time.monotonic()
         try:
-            return self._cluster.accepts(ray.get(self._facts))
-        except ray.exceptions.ActorUnavailableError:  # it restarts
+            facts = ray.get(self._facts)
+            self._away_since = None
+            return self._cluster.accepts(facts)
+        except ray.exceptions.ActorUnavailableError as error:  # it restarts
+            self._away_since = self._away_since or now
+            if now - self._away_since > RESTARTING:
+                return explained(error)
             self.revive()
             return False
         except Exception as error:  # noqa: BLE001  # it never will be
@@ -137,7 +167,20 @@ class _Replica:
     def send(self, kind: str, jobs: Mapping[int, Any]) -> _Stream:
         number = next(_numbers)
         method = self.actor.work.options(num_returns="streaming")
-        return _Stream(self.actor, number, method.remote(number, kind, jobs))
+        return _Stream(self.actor, number, method.remote(self._identity, number, kind, jobs))
+
+    def ask(self, name: str, *arguments: Any) -> Any:
+        """What its engine answers; errors are raised as `_Stream.event` returns them."""
+        try:
+            return ray.get(self.actor.ask.remote(self._identity, name, *arguments))
+        except Exception as error:  # noqa: BLE001  # raised below
+            found = _after(self.actor, error)
+        raise found
+
+    @property
+    def _identity(self) -> bytes:
+        assert self._cluster.facts is not None  # it was ready
+        return self._cluster.facts.identity
 
     def end(self) -> None:
         from ray.util.placement_group import remove_placement_group
@@ -160,11 +203,16 @@ class _Stream:
         except StopIteration:
             return None
         except Exception as error:  # noqa: BLE001  # raised by the call
-            found = explained(error)
-        if isinstance(found, EngineGoneError):  # vLLM has stopped in it
-            ray.kill(self.actor, no_restart=False)
-            return DiedError(str(found))
-        return found
+            return _after(self.actor, error)
+
+
+def _after(actor: Any, error: Exception) -> Exception:
+    """What an error means; a replica that cannot answer any more is started again."""
+    found = explained(error)
+    if isinstance(found, EngineGoneError):  # vLLM has stopped in it, or it has another model
+        ray.kill(actor, no_restart=False)
+        return DiedError(str(found))
+    return found
 
 
 def explained(error: Exception) -> Exception:
