@@ -25,9 +25,9 @@ from workbench.engines.remote import RemoteEngine, fleet
 from workbench.engines.remote.endpoint import Endpoint
 from workbench.engines.remote.fleet import urls_of
 from workbench.engines.remote.placement import last_shares, place, prefix_of, shares
-from workbench.engines.remote.settings import RemoteOptions
+from workbench.engines.remote.settings import RemoteOptions, shown_url
 from workbench.errors import EngineGoneError, EngineUnavailableError, InputError
-from workbench.types import Engine
+from workbench.types import Engine, Prompt
 
 SHORT = Sampling(max_tokens=8)
 
@@ -315,6 +315,9 @@ def test_a_reply_with_too_few_answers_is_none(revision: str | None) -> None:
         rows = engine.label_logprobs(prompts, ["a", "b"])
         with remote(server.url, prompts_per_request=1) as alone:
             assert (rows.logprobs == alone.label_logprobs(prompts, ["a", "b"]).logprobs).all()
+            chats: list[Prompt] = [[{"role": "user", "content": one}] for one in prompts]
+            said = [row.text for row in engine.generate(chats, SHORT)]
+            assert said == [row.text for row in alone.generate(chats, SHORT)]
 
 
 @pytest.mark.usefixtures("often")
@@ -387,17 +390,21 @@ class Swapped(Injector):
 
     async def _generate(self, request: Any, query: Query) -> Any:
         reply = await super()._generate(request, query)
-        if self.requests == 20:
+        if self.requests >= 20:  # two are in flight
             self.model, self._revision = "other", "fedcba987654"
         return reply
 
 
-def test_answers_under_another_name_are_checked(servers: list[Injector]) -> None:
+@pytest.mark.parametrize("labels", [False, True])
+def test_answers_under_another_name_are_checked(servers: list[Injector], labels: bool) -> None:
     prompts = [f"p {i}" for i in range(200)]
     with Swapped(revision=REVISION, latency=0.02) as swapped:
         options: dict[str, Any] = {"prompts_per_request": 1, "max_concurrency": 2}
         with remote([servers[0].url, swapped.url], **options) as engine:
-            right(engine, prompts)
+            if labels:
+                engine.label_logprobs(prompts, ["a"])
+            else:
+                right(engine, prompts)
         assert 20 <= swapped.requests < 30
         assert servers[0].requests > 170
 
@@ -430,6 +437,11 @@ def test_servers_with_another_context_are_refused(servers: list[Injector]) -> No
     with Injector(revision=REVISION, max_model_len=512) as short:
         with pytest.raises(InputError, match=r"context is 512 tokens.*Several servers"):
             remote([servers[0].url, short.url])
+
+
+def test_an_odd_url_is_not_shown() -> None:
+    for url in ("http://me:hu?sh@h/v1", "http://h/v1?key=hu@sh"):
+        assert shown_url(url) == "http://…"
 
 
 @pytest.mark.parametrize(

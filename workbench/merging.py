@@ -3,8 +3,8 @@
 Rows are copied as they are, in the order of their keys: each page of the target's index is written
 once per file, and memory does not grow. Files are opened read-only, and may be in use. A part is
 one transaction: an interrupt or `kill -9` keeps whole parts, and the same merge again adds the
-rest. A file's facts come first: no draw whose rows are here counts as unfinished, as the next
-one would then return those rows as its own.
+rest. A file's facts come first, and once more in the end, as the file may be in use: no draw
+whose rows are here is unknown, as the next one would then return those rows as its own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ADD = """INSERT OR IGNORE INTO main.responses
     SELECT * FROM other.responses WHERE key > ? AND key <= ? ORDER BY key"""
 DIFFERING = """SELECT count(*) FROM other.responses AS a JOIN main.responses AS b USING (key)
     WHERE key > ? AND key <= ? AND a.value <> b.value AND differ(a.value, b.value)"""
-UNITE = """INSERT INTO main.facts SELECT key, united('null', value) FROM temp.theirs WHERE true
+UNITE = """INSERT INTO main.facts SELECT key, united('null', value) FROM other.facts WHERE true
     ON CONFLICT (key) DO UPDATE SET value = united(facts.value, excluded.value)"""
 
 
@@ -101,9 +101,8 @@ def _add(target: Path, file: Path, step: Callable[[int], object]) -> Merged:
             db.create_function("differ", 2, _differ)
             db.create_function("united", 2, _united)
             db.execute("ATTACH ? AS other", (_read_only(file),))
-            if _has_facts(db):
-                db.execute("CREATE TEMP TABLE theirs AS SELECT * FROM other.facts")
-                db.execute(UNITE)
+            facts = UNITE if _has_facts(db) else ""
+            db.execute(facts)
             while count:
                 with db:
                     db.execute("BEGIN IMMEDIATE")
@@ -114,6 +113,7 @@ def _add(target: Path, file: Path, step: Callable[[int], object]) -> Merged:
                 new, seen, last = new + added, seen + count, end
                 step(count)
                 check()
+            db.execute(facts)
     except sqlite3.Error as error:
         raise StoreError(
             f"merging {file} into {target} ended after {seen:,} rows: {error}. What was added is "

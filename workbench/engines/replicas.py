@@ -220,10 +220,7 @@ def explained(error: Exception) -> Exception:
     from ray.exceptions import RayError, RayTaskError
 
     if isinstance(error, RayTaskError):
-        cause = error.cause
-        if isinstance(cause, WorkbenchError):
-            return cause
-        return EngineError(f"a replica failed: {type(cause).__name__}: {cause!s:.600}")
+        return _ours(error.cause)
     text = " ".join(str(error).split())
     return (
         DiedError(f"{type(error).__name__}: {text:.300}") if isinstance(error, RayError) else error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, ClassVar, Literal, TypeVar
@@ -101,7 +102,7 @@ class ChatMessage(_JsonBody):
         return {**(self.model_extra or {}), "role": self.role, "content": "".join(parts)}
 
 
-class GenerationBody(_JsonBody):
+class GenerationBody(_JsonBody, ABC):
     """The fields that chats and completions share."""
 
     chat: ClassVar[bool]
@@ -125,13 +126,13 @@ class GenerationBody(_JsonBody):
     remasking: str | None = None
     cache: str | None = None
 
+    @abstractmethod
     def prompts(self) -> Sequence[TextPrompt]:
         """The prompts: texts, token ids or messages."""
-        raise NotImplementedError
 
+    @abstractmethod
     def likeliest(self) -> int | None:
         """Number of likeliest tokens to report per token; None is no log-probabilities."""
-        raise NotImplementedError
 
     @property
     def most(self) -> int | None:

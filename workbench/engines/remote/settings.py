@@ -147,6 +147,7 @@ def shown_url(url: str) -> str:
     """A URL without its secret parts."""
     scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
     place, _, query = rest.partition("?")
+    if "@" in query:  # it may end a password, or be in a key
+        return f"{scheme}{mark}…"
     secret, at, host = place.rpartition("@")
-    # An "@" after a "?" may end a password, or be in a key: neither is shown.
-    return scheme + mark + ("…" if "@" in query else ("…@" if secret else at) + host)
+    return scheme + mark + ("…@" if secret else at) + host
