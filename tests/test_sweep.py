@@ -165,6 +165,23 @@ def test_a_process_is_known_whenever_the_clock_is_set(
         assert not psutil.pid_exists(sleep.pid)
 
 
+def test_a_point_that_is_interrupted_again_keeps_its_earlier_result(points: Path) -> None:
+    (point,) = of(grid=Grid(product={"n": [1]})).points
+    place = SweepFolder(points / "runs")
+    record_end(place.begin(point), "failed", "the first", {"seconds": 0.5})
+    for interrupts in (1, 2):
+        for _ in range(interrupts):  # all but the last by `kill -9`
+            assert not [*place.begin(point).glob("FAILED")]
+        place.drop(point)
+        assert place.state(point, others={}).detail == "the first"
+    record_end(place.begin(point), "failed", "the second", {"seconds": 0.5})
+    place.ended(point)
+    place.begin(point)
+    place.drop(point)
+    assert place.state(point, others={}).status == "failed"
+    assert place.state(point, others={}).detail == "the second"
+
+
 def test_two_sweeps_do_not_work_in_one_folder(points: Path) -> None:
     sweep = of(grid=Grid(product={"n": [1]}))
     with (

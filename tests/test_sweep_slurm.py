@@ -281,6 +281,11 @@ def test_a_refusal_costs_no_earlier_result(
             done(SweepFolder(points / name).begin(point))
     with pytest.raises(InputError, match="folder"):
         go("my out", resume=False)
+    tool("sbatch", "echo 'QOSMaxSubmitJobPerUserLimit' >&2; exit 1")
+    with pytest.raises(EngineError, match="QOSMaxSubmit"):
+        go(resume=False)
+    assert read_results("out").states == {"done": 2}
+    assert not (points / "out" / ".earlier").exists()
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(EngineUnavailableError, match="sbatch"):
         go(resume=False)

@@ -6,6 +6,7 @@
                   DONE           renamed into place last, only after success; names all files
                   FAILED         the same after a failure, with its reason
                   pid.json       while it runs: its process, or its task on Slurm
+    <sweep>/.earlier/<key>/      an earlier result, while the point runs again
 
 Neither papermill's record nor an existing file means that a point is done: a killed kernel leaves
 both. `DONE` does, as long as all files that it names are there and unchanged.
@@ -36,6 +37,7 @@ from workbench.sweep.plan import SweepPoint
 
 Status = Literal["done", "failed", "timeout", "killed", "stale", "running", "waiting"]
 BEGINNING = 2**20  # bytes
+EARLIER = ".earlier"
 NOTE, TASKS = "pid.json", "tasks-*.pickle"  # of a point that runs; of the points of an array
 ASK = 10.0  # seconds for which an answer of Slurm is used
 JOB = re.compile(r"(\d+)_(\d+)((?:;[^\s;]+)?)", re.ASCII)  # of an array, its number, its cluster
@@ -99,12 +101,23 @@ class SweepFolder:
             lock.release()
 
     def begin(self, point: SweepPoint) -> Path:
-        """Create an empty folder for a point; end and remove an earlier attempt."""
-        target = self.of(point)
+        """Create an empty folder for a point; end and remove an earlier attempt.
+
+        An earlier result is kept until the point has ended again: see `drop` and `ended`.
+        """
+        target, earlier = self.of(point), self.path / EARLIER / point.key
         _end_leftover(target / NOTE)
-        shutil.rmtree(target, ignore_errors=True)
-        (target / "result").mkdir(parents=True)
-        _write(target / "params.json", point.record())
+        try:
+            if recorded_end(target) is not None:
+                shutil.rmtree(earlier, ignore_errors=True)
+                earlier.parent.mkdir(exist_ok=True)
+                target.rename(earlier)
+            shutil.rmtree(target, ignore_errors=True)
+            (target / "result").mkdir(parents=True)
+            _write(target / "params.json", point.record())
+        except OSError:
+            self.drop(point)
+            raise
         return target
 
     def end_jobs(self) -> None:
@@ -132,8 +145,17 @@ class SweepFolder:
             _write(self.of(point) / NOTE, {"pid": pid, "born": born(pid)})
 
     def drop(self, point: SweepPoint) -> None:
-        """Remove a point that was interrupted."""
+        """Remove a point that was interrupted; an earlier result is there again."""
         shutil.rmtree(self.of(point), ignore_errors=True)
+        with suppress(OSError):
+            (self.path / EARLIER / point.key).rename(self.of(point))
+            (self.path / EARLIER).rmdir()  # the last one
+
+    def ended(self, point: SweepPoint) -> None:
+        """Remove the earlier result of a point that has ended again."""
+        shutil.rmtree(self.path / EARLIER / point.key, ignore_errors=True)
+        with suppress(OSError):
+            (self.path / EARLIER).rmdir()  # the last one
 
     def state(self, point: SweepPoint, *, others: Mapping[str, Mapping[str, Any]]) -> PointState:
         """The state of a point; `others` is what `records` returned."""

@@ -303,8 +303,8 @@ class _SweepRun:
             handle.end()
         except EngineError as error:
             return str(error)
-        if not keep or recorded_end(self.place.of(point)) is None:
-            self.place.drop(point)
+        ended = keep and recorded_end(self.place.of(point)) is not None
+        (self.place.ended if ended else self.place.drop)(point)
         return ""
 
     def _restart(self, server: Server) -> None:
@@ -349,6 +349,7 @@ class _SweepRun:
     def _finish(self, point: SweepPoint, status: Status, detail: str, seconds: float) -> None:
         if recorded_end(self.place.of(point)) is None:  # a point elsewhere records its own
             status, detail = self._record(point, status, detail, seconds)
+        self.place.ended(point)
         self.ended.add(point.key)
         varying = listed({name: point.row.get(name) for name in self.names})
         why = f": {brief(detail, DETAIL)}" if detail else ""
