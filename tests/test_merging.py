@@ -147,7 +147,7 @@ def test_other_facts_stay_or_are_added(tmp_path: Path) -> None:
     source.update(b"both", lambda _: True)
     source.update(b"only", lambda _: True)
     source.update(b"draw", lambda _: {"next": 2, "open": {"1": [1, 2.0, "elsewhere"]}})
-    merge(into.path, [source.path])
+    merge(into.path, str(source.path))  # one, without a list
     assert into.update(b"both", lambda old: old) is True
     assert into.update(b"only", lambda old: old) is True
     draw = {"next": 2, "open": {"1": None}}  # that process draws into the other file

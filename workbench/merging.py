@@ -45,7 +45,7 @@ class Merged:
     differing: int
 
 
-def merge(into: str | Path, sources: Sequence[str | Path]) -> list[Merged]:
+def merge(into: str | Path, sources: str | Path | Sequence[str | Path]) -> list[Merged]:
     """Add the rows and facts of other stores to a store, which is created if it is missing.
 
     A key that is there keeps its value, as with `Store.put`. Of facts, fingerprints of servers are
@@ -57,7 +57,8 @@ def merge(into: str | Path, sources: Sequence[str | Path]) -> list[Merged]:
         StoreError: a file is missing, damaged, or no store of this version. All are checked before
             anything is written; damage that shows later leaves the parts before it.
     """
-    target, files = Path(into).expanduser(), [Path(file).expanduser() for file in sources]
+    given = [sources] if isinstance(sources, str | Path) else sources
+    target, files = Path(into).expanduser(), [Path(file).expanduser() for file in given]
     if not files:
         raise InputError("sources is empty: give the stores to add")
     rows = sum(map(size_of, files))
