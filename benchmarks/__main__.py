@@ -16,7 +16,7 @@ import typer
 
 from benchmarks import scale, tables
 from benchmarks.harness import RESULTS, publish
-from workbench.cli.options import Json
+from workbench.cli.flags import Json
 from workbench.cli.output import command_group
 
 NAMES = (

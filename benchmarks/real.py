@@ -54,7 +54,7 @@ def measure(
 def draw(scores: Mapping[str, Sequence[Metric]], file: Path) -> None:
     """The shares of all models with their intervals, beside each other."""
     from workbench.plots import finding, new_figure, plot_accuracy
-    from workbench.plots.style import save
+    from workbench.plots.theme import save
 
     figure, panels = new_figure(len(scores))
     for panel, (name, metrics) in zip(panels, scores.items(), strict=True):

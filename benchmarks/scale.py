@@ -251,7 +251,7 @@ PARTS: dict[str, Callable[..., Iterator[Measurement]]] = {
 
 def draw(rows: Sequence[Measurement], file: Path) -> None:
     """What a client can ask and what replicas answer; what the store takes."""
-    from workbench.plots.style import new_figure, save
+    from workbench.plots.theme import new_figure, save
 
     value = {row.what: row.value for row in rows}
     figure, (left, right) = new_figure(2, height=3.2)
@@ -262,7 +262,7 @@ def draw(rows: Sequence[Measurement], file: Path) -> None:
 
 
 def _draw_load(ax: Any, value: Mapping[str, float]) -> None:
-    from workbench.plots.style import COLOURS, SOFT, TEXT, finding, label_ends, line_style
+    from workbench.plots.theme import COLOURS, SOFT, TEXT, finding, label_ends, line_style
 
     ends, busy = [], {}
     for number, kind in enumerate(KINDS):
@@ -286,7 +286,7 @@ def _draw_load(ax: Any, value: Mapping[str, float]) -> None:
 
 
 def _draw_sizes(ax: Any, value: Mapping[str, float]) -> None:
-    from workbench.plots.style import finding, label_ends, line_style
+    from workbench.plots.theme import finding, label_ends, line_style
 
     ends, sizes = [], {}
     for number, name in enumerate(ANSWERS):

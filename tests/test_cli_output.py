@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
-from workbench.cli.options import pairs
+from workbench.cli.flags import pairs
 from workbench.cli.output import command_group, table
 from workbench.errors import InputError
 

@@ -17,7 +17,7 @@ import pytest
 from workbench import Sampling, machine, open_engine
 from workbench.engines import cpu, device
 from workbench.engines.checkpoints.architecture import Architecture, dummy_model
-from workbench.engines.checkpoints.folder import weights_size
+from workbench.engines.checkpoints.checks import weights_size
 from workbench.engines.cpu import MemoryNeed, fast_dtype, plan_cache, threads
 from workbench.engines.vllm import unavailable
 from workbench.errors import EngineError

@@ -61,7 +61,7 @@ FLOORS = {
     "nb": 5,
     "panel": 5,
     "plots": 5,
-    "plots.style": 0,  # how figures look, whatever they show: also of those that a user saves
+    "plots.theme": 0,  # how figures look, whatever they show: also of those that a user saves
     "report": 5,
     "sweep": 5,
     "cli": 6,

@@ -19,7 +19,7 @@ from test_engine import _adapter
 
 from workbench import Sampling
 from workbench.engines import chat
-from workbench.engines.checkpoints.folder import check_folder, safe_format
+from workbench.engines.checkpoints.checks import check_folder, safe_format
 from workbench.engines.diffusion import DiffusionEngine
 from workbench.engines.transformers import TransformersEngine
 from workbench.engines.vllm import VLLMEngine
@@ -413,7 +413,7 @@ def test_adapters_that_are_no_good(tmp_path: Path) -> None:
 def test_a_tensor_that_layers_share_is_stored_once(tmp_path: Path) -> None:
     from transformers import Zamba2Config, Zamba2ForCausalLM
 
-    from workbench.engines.checkpoints.folder import check_whole
+    from workbench.engines.checkpoints.checks import check_whole
 
     config = Zamba2Config(
         vocab_size=64, hidden_size=32, num_hidden_layers=4,

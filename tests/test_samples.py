@@ -19,7 +19,7 @@ from workbench.engines.vllm import VLLMEngine
 from workbench.errors import InputError
 from workbench.evaluation import Evaluation, evaluate
 from workbench.plots import new_figure, plot_at_k
-from workbench.plots.style import save
+from workbench.plots.theme import save
 from workbench.samples import maj_at_k, majority_at, pass_at, pass_at_k
 from workbench.stats import mean, proportion
 from workbench.tasks import Sums, WordProblems

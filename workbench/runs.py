@@ -57,7 +57,7 @@ def save_figure(figure: Figure, name: str) -> Path:
 
     The same picture gives the same bytes. One of that name is replaced.
     """
-    from workbench.plots.style import save
+    from workbench.plots.theme import save
 
     save(figure, path := _placed("figures", f"{name}.png"))
     return path

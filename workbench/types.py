@@ -337,7 +337,7 @@ class Report(Exports, Browsable):
         from pathlib import Path
 
         from workbench.files import new_folder
-        from workbench.plots.style import PICTURE
+        from workbench.plots.theme import PICTURE
 
         given = Path(folder)
         if given.resolve().exists():

@@ -13,7 +13,7 @@ from workbench.errors import WorkbenchError
 def save_losses(losses: Sequence[float], path: Path) -> None:
     """A training's loss as a figure."""
     from workbench.plots import COLOURS, finding, new_figure
-    from workbench.plots.style import PICTURE
+    from workbench.plots.theme import PICTURE
 
     figure, (ax,) = new_figure()
     ax.plot([SAVE_EVERY * (n + 1) for n in range(len(losses))], losses, color=COLOURS[0])

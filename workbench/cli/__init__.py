@@ -13,7 +13,7 @@ import typer
 from typer import Argument, Option
 
 from workbench import __version__
-from workbench.cli import options
+from workbench.cli import flags
 from workbench.cli.evaluate import compare_reports, evaluate_task
 from workbench.cli.export import export_reports
 from workbench.cli.harness import lm_eval
@@ -54,10 +54,10 @@ def generate(
     prompt: Annotated[
         str | None, Option(help='A template with columns in braces: "Translate: {text}".')
     ] = None,
-    model: options.Model = None,
-    engine: options.EngineName = "auto",
-    base_url: options.BaseUrl = None,
-    chat: options.Chat = None,
+    model: flags.Model = None,
+    engine: flags.EngineName = "auto",
+    base_url: flags.BaseUrl = None,
+    chat: flags.Chat = None,
     max_tokens: Annotated[int, Option(min=1, help="Maximum tokens of an answer.")] = 256,
     temperature: Annotated[float, Option(min=0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, Option(max=1, help="Nucleus sampling; 1 is off.")] = 1.0,
@@ -66,22 +66,22 @@ def generate(
         list[str] | None, Option(help="A text that ends an answer; can be repeated.")
     ] = None,
     seed: Annotated[int | None, Option(help="Makes samples reproducible.")] = None,
-    store: options.StorePath = "default",
-    option: options.Options = None,
-    as_json: options.Json = False,
+    store: flags.StorePath = "default",
+    option: flags.Options = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Complete the prompts in a file; run it again to resume."""
     from workbench.batch import generate_file
     from workbench.types import Sampling
 
-    prompt = prompt and options.typed(prompt)
-    ends = tuple(map(options.typed, stop or ()))
+    prompt = prompt and flags.typed(prompt)
+    ends = tuple(map(flags.typed, stop or ()))
     sampling = Sampling(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, n=n, stop=ends, seed=seed
     )
     result = generate_file(
-        source, out, sampling, prompt=prompt, style=options.style(chat), model=model, store=store,
-        **options.server(engine, base_url), **options.engine_options(option),
+        source, out, sampling, prompt=prompt, style=flags.style(chat), model=model, store=store,
+        **flags.server(engine, base_url), **flags.engine_options(option),
     )  # fmt: skip
     text = (
         f"{result.rows} rows in {out}: {result.already_there} were there, {result.failed} failed, "
@@ -135,7 +135,7 @@ def main(
 
 
 @app.command(rich_help_panel=HERE)
-def info(as_json: options.Json = False) -> None:
+def info(as_json: flags.Json = False) -> None:
     """Show versions, devices, which engines can run here, and why others cannot."""
     from workbench.engines import ENGINES, unavailable
     from workbench.machine import describe
@@ -166,7 +166,7 @@ def report(
 
 @app.command(rich_help_panel=MEASURE)
 def throughput(
-    model: options.Model = None,
+    model: flags.Model = None,
     architecture: Annotated[
         str | None,
         Option(help="Random weights in these shapes: llama-1b, llama-8b, llama-70b, a file."),
@@ -180,9 +180,9 @@ def throughput(
     output_tokens: Annotated[int, Option(min=1)] = 64,
     shared: Annotated[float, Option(min=0, max=1, help="Share of a common prefix.")] = 0.0,
     repeats: Annotated[int, Option(min=1)] = 3,
-    option: options.Options = None,
-    out: options.Folder = None,
-    as_json: options.Json = False,
+    option: flags.Options = None,
+    out: flags.Folder = None,
+    as_json: flags.Json = False,
 ) -> None:
     """How many times faster is vLLM than transformers? Ctrl-C prints what was measured."""
     from workbench.load import BATCHES, Load, open_both, versus
@@ -194,7 +194,7 @@ def throughput(
     )
     check_new(out)
     batches = (batch or BATCHES) if baseline else ()
-    engines = open_both(model, architecture, batches, options.engine_options(option))
+    engines = open_both(model, architecture, batches, flags.engine_options(option))
     stopped = False
     with ExitStack() as stack:
         for engine in filter(None, engines):

@@ -12,17 +12,17 @@ from typing import Annotated, Any
 from typer import Argument, Exit, Option
 
 from workbench import values
-from workbench.cli import options
+from workbench.cli import flags
 from workbench.cli.output import check_new, say, show, show_frame, show_report
 from workbench.errors import InputError
 from workbench.types import Report, Task
 
 
 def evaluate_task(
-    task: options.TaskName,
-    model: options.Model = None,
-    engine: options.EngineName = "auto",
-    agent: options.AgentName = "standard",
+    task: flags.TaskName,
+    model: flags.Model = None,
+    engine: flags.EngineName = "auto",
+    agent: flags.AgentName = "standard",
     count: Annotated[int | None, Option(min=1, help="Items (default: the task's).")] = None,
     num_runs: Annotated[int, Option(min=1, help="Repetitions of the whole evaluation.")] = 1,
     shots: Annotated[int, Option(min=0, help="Solved examples before each item.")] = 0,
@@ -34,14 +34,14 @@ def evaluate_task(
     chat: Annotated[
         bool | None, Option(help="Use the model's chat template (default: what suits the model).")
     ] = None,
-    seed: options.Seed = 0,
+    seed: flags.Seed = 0,
     batch_size: Annotated[str | None, Option(metavar="N|auto", help="Prompts at once.")] = None,
     column: Annotated[
         list[str] | None,
         Option(metavar="NAME=VALUE", help="Of a file: question, answer, style, labels, …"),
     ] = None,
-    store: options.StorePath = "default",
-    option: options.Options = None,
+    store: flags.StorePath = "default",
+    option: flags.Options = None,
     cluster: Annotated[
         str | None, Option(metavar="FIELD", help="Items with the same value of it are alike.")
     ] = None,
@@ -56,8 +56,8 @@ def evaluate_task(
     max_cost: Annotated[
         float | None, Option(min=0, help="Send nothing that could cost more; needs both prices.")
     ] = None,
-    out: options.Folder = None,
-    as_json: options.Json = False,
+    out: flags.Folder = None,
+    as_json: flags.Json = False,
 ) -> None:
     """How accurate is a model on a task, and what does an agent add? Run it again to resume."""
     from workbench.agents import AGENTS
@@ -76,15 +76,15 @@ def evaluate_task(
     values.known("agent", agent, [*AGENTS, "all"])
     checked_limit(Prices.of(price_in, price_out, model or ""), max_cost)
     chosen = open_task(task, **columns)
-    styles = [options.style(chat)]
+    styles = [flags.style(chat)]
     changed = {"temperature": temperature, "max_tokens": max_tokens}
     settings: dict[str, Any] = {"count": count, "num_runs": num_runs, "seed": seed, "shots": shots}
     settings |= {name: value for name, value in changed.items() if value is not None}
-    settings |= {"prompt": prompt and options.typed(prompt), "cluster": cluster}
+    settings |= {"prompt": prompt and flags.typed(prompt), "cluster": cluster}
     prepare_cases(chosen, None, **settings)  # checks them before an engine is opened
     settings["folder"] = folder = run_dir() / "eval" / name if name else None
     settings |= {"price_in": price_in, "price_out": price_out, "max_cost": max_cost}
-    arguments = options.engine_options(option) | _batch(batch_size, engine)
+    arguments = flags.engine_options(option) | _batch(batch_size, engine)
     with open_engine(model, engine, store=store, **arguments) as opened:
         if agent == "all" and chat is None:
             styles = [*possible_styles(opened)]
@@ -103,7 +103,7 @@ def evaluate_task(
 
 
 def _columns(texts: list[str] | None) -> dict[str, Any]:
-    columns: dict[str, Any] = dict(options.pairs(texts, "--column"))
+    columns: dict[str, Any] = dict(flags.pairs(texts, "--column"))
     if "labels" in columns:
         columns["labels"] = columns["labels"].split(",")
     return columns
@@ -142,8 +142,8 @@ def compare_reports(
     cluster: Annotated[
         str | None, Option(metavar="FIELD", help="Items with the same value of it are alike.")
     ] = None,
-    out: options.Folder = None,
-    as_json: options.Json = False,
+    out: flags.Folder = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Compare saved evaluations with the first, on the items that both answered."""
     check_new(out)
@@ -169,7 +169,7 @@ def _show_all(
     from workbench.comparison import comparison
     from workbench.files import whole_folder
     from workbench.plots import draw_comparison
-    from workbench.plots.style import PICTURE
+    from workbench.plots.theme import PICTURE
 
     frame = comparison(reports, cluster=cluster)
     show_frame(frame, as_json=as_json)

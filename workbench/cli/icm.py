@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from workbench import values
-from workbench.cli import options
+from workbench.cli import flags
 from workbench.cli.output import check_new, fail, save, say, show_frame, show_metrics
 from workbench.errors import InputError, WorkbenchError
 from workbench.types import Engine, Metric
@@ -32,8 +32,8 @@ def icm(
     testbed: Annotated[
         str, Option(help="embedded, truthfulqa, gsm8k, or a file of claims.")
     ] = "embedded",
-    model: options.Model = None,
-    engine: options.EngineName = "auto",
+    model: flags.Model = None,
+    engine: flags.EngineName = "auto",
     column: Annotated[
         list[str] | None,
         Option(metavar="NAME=COLUMN", help="The file's column for a field: text=statement."),
@@ -68,10 +68,10 @@ def icm(
     checkpoints: Annotated[
         Path | None, Option(help="A folder for checkpoints; a stopped search resumes from them.")
     ] = None,
-    store: options.StorePath = "default",
-    option: options.Options = None,
-    out: options.Folder = None,
-    as_json: options.Json = False,
+    store: flags.StorePath = "default",
+    option: flags.Options = None,
+    out: flags.Folder = None,
+    as_json: flags.Json = False,
 ) -> None:
     """What does a model already know? Find coherent labels for claims, and measure their accuracy.
 
@@ -90,7 +90,7 @@ def icm(
     seeds = seed or [0]
     if twice := [one for one in seeds if seeds.count(one) > 1]:
         raise InputError(f"--seed {twice[0]} is given twice; give different ones")
-    template = template and options.typed(template)
+    template = template and flags.typed(template)
     wording = wording_from(labels, None, template) if labels or template else None
     bed, count = _open(
         testbed, limit, batch_size, columns=column, wording=wording, test_count=test_count
@@ -114,7 +114,7 @@ def icm(
             f"--method {wrong[0]!r} cannot be judged, as {bed.name} has no test claims with gold "
             "labels: hold some out (split=test, with gold), or leave it out"
         )
-    with open_engine(model, engine, store=store, **options.engine_options(option)) as opened:
+    with open_engine(model, engine, store=store, **flags.engine_options(option)) as opened:
         if known:
             settings |= {"methods": method} if method else {}
             _study(bed, opened, settings, out, as_json=as_json)

@@ -11,8 +11,8 @@ import typer
 from typer import Argument, Option
 from typer.core import TyperCommand
 
+from workbench.cli.flags import Json, pairs
 from workbench.cli.new import copy, lab
-from workbench.cli.options import Json, pairs
 from workbench.cli.output import command_group, fail, say, table
 from workbench.errors import InputError, NotebookError
 from workbench.nb.execution import CELL_TIMEOUT, TIMEOUT

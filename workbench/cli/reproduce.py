@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Exit, Option
 
-from workbench.cli import options
+from workbench.cli import flags
 from workbench.cli.output import check_new, save, say, show, show_metrics, table
 from workbench.lazy import pd
 from workbench.reprs import brief
@@ -34,15 +34,15 @@ def reproduce(
     store: Annotated[
         str | None, Option(help="A new file for the answers, to resume (default: none).")
     ] = None,
-    option: options.Options = None,
-    out: options.Folder = None,
-    as_json: options.Json = False,
+    option: flags.Options = None,
+    out: flags.Folder = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Run a saved report again past the store. Status 0: the same; 1: it differs; 2: cannot run."""
     from workbench.reproduction import reproduce as repeat
 
     check_new(out)
-    given: dict[str, Any] = options.engine_options(option)
+    given: dict[str, Any] = flags.engine_options(option)
     given |= {"dtype": dtype} if dtype else {}
     done = repeat(run, model=model, engine=engine, task=task, tolerance=tolerance, store=store,
                   **given)  # fmt: skip

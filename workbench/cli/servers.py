@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from workbench.cli.options import Json, Options, ServedModel, engine_options
+from workbench.cli.flags import Json, Options, ServedModel, engine_options
 from workbench.cli.output import clean_exit, command_group, say, show, table
 from workbench.errors import EngineError, InputError
 from workbench.lazy import torch

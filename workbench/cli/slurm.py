@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from workbench.cli.options import ServedModel, pairs
+from workbench.cli.flags import ServedModel, pairs
 from workbench.cli.output import command_group, say
 from workbench.errors import InputError
 

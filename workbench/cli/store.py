@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Argument
 
-from workbench.cli.options import Json
+from workbench.cli.flags import Json
 from workbench.cli.output import clean_exit, command_group, fail, say, show, table
 
 app = command_group("Files of kept answers.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from workbench.cli.options import Json, pairs
+from workbench.cli.flags import Json, pairs
 from workbench.cli.output import clean_exit, command_group, fail, say, show, table
 from workbench.errors import InputError
 

@@ -10,7 +10,7 @@ import typer
 from typer import Argument, Option
 
 from workbench import values
-from workbench.cli import options
+from workbench.cli import flags
 from workbench.cli.output import check_new, command_group, save, say, show_report, table
 from workbench.errors import InputError
 
@@ -34,7 +34,7 @@ def run(
         list[str] | None, Option(help="Can be repeated (default: the embedded model).")
     ] = None,
     prompt: Annotated[list[str] | None, Option(help="base, shared, task; can be repeated.")] = None,
-    engine: options.EngineName = "auto",
+    engine: flags.EngineName = "auto",
     api_base: Annotated[str | None, Option(help="A server's URL, …/v1.")] = None,
     max_workers: Annotated[
         int | None, Option(min=1, help="Concurrency limit for a server.")
@@ -46,15 +46,15 @@ def run(
         Literal["qa", "rc", "ci", "drs", "ds"],
         Option(help="Kind of a file's task; all but qa have a context."),
     ] = "qa",
-    chat: options.Chat = False,
+    chat: flags.Chat = False,
     use_threads: Annotated[bool, Option(help="Send requests from threads.")] = False,
-    seed: options.Seed = 0,
+    seed: flags.Seed = 0,
     alpha: Alpha = 0.1,
     rule: RuleName = "ye2024",
-    store: options.StorePath = "default",
-    option: options.Options = None,
+    store: flags.StorePath = "default",
+    option: flags.Options = None,
     out: Annotated[Path | None, Option(help="A new folder for the answers.")] = None,
-    as_json: options.Json = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Ask for the probabilities of six options and score them. Run it again to resume."""
     from workbench.tasks import open_choices
@@ -77,7 +77,7 @@ def run(
     served = api_base is not None or engine == "remote"
     arguments: dict[str, Any] = {
         "engine": "remote" if served else engine, "base_url": api_base, "store": store,
-        **options.engine_options(option),
+        **flags.engine_options(option),
         **_options(max_workers, batch_size, use_threads, served=served),
     }  # fmt: skip
     report = _elicited(tasks, model or [None], arguments, settings, together=served)
@@ -92,8 +92,8 @@ def score(
     folders: Annotated[list[Path], Argument(help="Folders saved by `run --out`.")],
     alpha: Alpha = 0.1,
     rule: RuleName = "ye2024",
-    out: options.Folder = None,
-    as_json: options.Json = False,
+    out: flags.Folder = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Score saved answers without a model; several folders give one table."""
     from workbench.evaluation import load
@@ -116,8 +116,8 @@ def _options(
             )
         return {} if batch is None else {"max_num_seqs": batch}
     transport = "threads" if threads else None
-    flags = {"max_concurrency": workers, "prompts_per_request": batch, "transport": transport}
-    return {name: value for name, value in flags.items() if value is not None}
+    given = {"max_concurrency": workers, "prompts_per_request": batch, "transport": transport}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _elicited(

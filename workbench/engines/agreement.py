@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.engines.checkpoints.folder import weights_size
+from workbench.engines.checkpoints.checks import weights_size
 from workbench.errors import WorkbenchError
 from workbench.machine import free_memory
 from workbench.types import Sampling

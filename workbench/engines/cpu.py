@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from workbench.engines.checkpoints.folder import weights_size
+from workbench.engines.checkpoints.checks import weights_size
 from workbench.engines.device import shape_only
 from workbench.errors import EngineError, log
 from workbench.lazy import psutil, torch

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from workbench.engines.checkpoints.folder import explain_load_error
+from workbench.engines.checkpoints.checks import explain_load_error
 from workbench.engines.cpu import fit
 from workbench.engines.device import memory_ran_out
 from workbench.errors import EngineError, EngineGoneError, InputError, WorkbenchError

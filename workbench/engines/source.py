@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench import values
-from workbench.engines.checkpoints.folder import check_folder, check_load_format, check_whole
+from workbench.engines.checkpoints.checks import check_folder, check_load_format, check_whole
 from workbench.errors import InputError
 from workbench.store import folder_digest
 from workbench.tiny import DIFFUSION, MODEL

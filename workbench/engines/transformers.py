@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from workbench import values
 from workbench.engines.base import failure
 from workbench.engines.chat import CHAT, ChatOptions, Thinking, thinking_limit
-from workbench.engines.checkpoints.folder import (
+from workbench.engines.checkpoints.checks import (
     check_tensors,
     explain_load_error,
     silent,

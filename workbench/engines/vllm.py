@@ -24,7 +24,7 @@ from workbench.engines.chat import (
     thinking_limit,
     thinking_of,
 )
-from workbench.engines.checkpoints.folder import check_adapter, safe_format
+from workbench.engines.checkpoints.checks import check_adapter, safe_format
 from workbench.engines.cpu import vllm_defaults
 from workbench.engines.device import prepare, shown
 from workbench.engines.identity import deciding

@@ -1,4 +1,4 @@
-"""Figures of evaluations, of throughput and of agents, in the look of `plots.style`.
+"""Figures of evaluations, of throughput and of agents, in the look of `plots.theme`.
 
 Each function computes its title from what it draws: what was found, with its number.
 """
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from workbench.lazy import Axes, Figure, pd
-from workbench.plots import style
-from workbench.plots.style import COLOURS, finding, new_figure
+from workbench.plots import theme
+from workbench.plots.theme import COLOURS, finding, new_figure
 from workbench.stats import ShareDifference
 from workbench.types import Metric, Report
 
@@ -35,11 +35,11 @@ def plot_accuracy(
         gains: paired differences of all but the first to the first, which the title compares.
         level: what guessing comes to, drawn as "chance".
     """
-    style.dots(ax, metrics)
+    theme.dots(ax, metrics)
     n = f", n = {metrics[0].n:,}" if len({one.n for one in metrics}) == 1 else ""
-    style.percent(ax.xaxis, f"{what}, % (95 % interval{n})")
+    theme.percent(ax.xaxis, f"{what}, % (95 % interval{n})")
     if level is not None:
-        style.chance(ax, level, upright=True)
+        theme.chance(ax, level, upright=True)
     finding(ax, compared(metrics, gains, what) if gains else _spanned(metrics, what, level))
 
 
@@ -66,7 +66,7 @@ def compared(
 def stated(table: pd.DataFrame) -> str:
     """What a table of `comparison.comparison` shows, by Holm's p-values where it has them."""
     sure = [] if "p_holm" not in table else [*(table["p_holm"] < LEVEL)[1:]]
-    return compared(style.shares(table), _gains(table)[1:], sure=sure).replace("_", " ")
+    return compared(theme.shares(table), _gains(table)[1:], sure=sure).replace("_", " ")
 
 
 def _spanned(metrics: Sequence[Metric], what: str, level: float | None) -> str:
@@ -100,10 +100,10 @@ def plot_speeds(ax: Axes, table: pd.DataFrame, by: str) -> None:
     sizes = 100 * table[by] if by == "shared" else table[by].astype(float)
     sizes = sizes.where(sizes > 0, table["requests"]) if by == "batch" else sizes
     placed = table.assign(place=sizes)
-    style.lines(ax, placed, ("place", "output_tokens_per_s"), "runner")
+    theme.lines(ax, placed, ("place", "output_tokens_per_s"), "runner")
     if by != "shared":
-        style.doubling(ax, placed["place"])
-    style.log_ticks(ax.yaxis, "{x:,.0f}")
+        theme.doubling(ax, placed["place"])
+    theme.log_ticks(ax.yaxis, "{x:,.0f}")
     ax.set(xlabel=AXES[by], ylabel="answer tokens per second")
     name = table["runner"].iloc[0]
     ends = placed[placed["runner"] == name].sort_values("place").iloc[[0, -1]]
@@ -116,11 +116,11 @@ def plot_speedups(ax: Axes, metrics: Sequence[Metric]) -> None:
     """How many times as fast as others, with the range of the repeats; 1 is as fast."""
     parts = [one.name.rpartition(" over ") for one in metrics]
     named = [replace(one, name=part[2]) for one, part in zip(metrics, parts, strict=True)]
-    style.dots(ax, named, lambda one: f"{one.value:.2f} ×")
-    style.log_ticks(ax.xaxis, "{x:g}")
+    theme.dots(ax, named, lambda one: f"{one.value:.2f} ×")
+    theme.log_ticks(ax.xaxis, "{x:g}")
     ax.set_xlim(min(0.8, *(0.8 * one.low for one in named)), 1.25 * max(one.high for one in named))
     ax.set_xlabel("times as fast (median, range of repeats)")
-    style.chance(ax, 1, "as fast", upright=True)
+    theme.chance(ax, 1, "as fast", upright=True)
     most = max(named, key=lambda one: one.value)
     ends = f"{most.value:.2f} × as fast as {most.name} ({most.low:.2f} to {most.high:.2f})"
     even = [one.name for one in named if one.low <= 1 <= one.high]
@@ -139,9 +139,9 @@ def plot_replicas(ax: Axes, rows: pd.DataFrame) -> None:
     even = pd.DataFrame({"speed": speed["speed"].iloc[0] * counts / counts[0]}, table.columns)
     even = even.assign(low=even["speed"], high=even["speed"])
     both = pd.concat({"measured": speed, "even shares": even}, names=["of"]).reset_index()
-    style.lines(ax, both, ("replicas", "speed"), "of")
-    style.doubling(ax, counts)
-    style.log_ticks(ax.yaxis, "{x:,.0f}")
+    theme.lines(ax, both, ("replicas", "speed"), "of")
+    theme.doubling(ax, counts)
+    theme.log_ticks(ax.yaxis, "{x:,.0f}")
     ax.set(xlabel="replicas", ylabel="rows per second")
     ratios = (table.iloc[:, -1] / table.iloc[:, 0]).dropna()
     ends = f"{ratios.median():.2f} × ({ratios.min():.2f} to {ratios.max():.2f})"
@@ -156,11 +156,11 @@ def plot_requests(ax: Axes, table: pd.DataFrame, here: float | None = None) -> N
         here: speed of the engine in this process.
     """
     pair = ("max_concurrency", "verdicts_per_s")
-    style.lines(ax, table, pair, "prompts_per_request", "{} per request")
+    theme.lines(ax, table, pair, "prompts_per_request", "{} per request")
     if here is not None:
-        style.chance(ax, here, "in this process")
-    style.doubling(ax, table["max_concurrency"])
-    style.log_ticks(ax.yaxis, "{x:,.0f}")
+        theme.chance(ax, here, "in this process")
+    theme.doubling(ax, table["max_concurrency"])
+    theme.log_ticks(ax.yaxis, "{x:,.0f}")
     ax.set(xlabel="requests in flight", ylabel="verdicts per second")
     best = table.sort_values("verdicts_per_s").iloc[-1]
     how = f"{best['prompts_per_request']} per request, {best['max_concurrency']} requests in flight"
@@ -170,9 +170,9 @@ def plot_requests(ax: Axes, table: pd.DataFrame, here: float | None = None) -> N
 
 def plot_samples(ax: Axes, curve: pd.DataFrame) -> None:
     """Accuracy of a vote against the samples that it counts, of `comparison.by_samples`."""
-    style.lines(ax, curve.assign(by="majority vote"), ("samples", "accuracy"), "by")
-    style.doubling(ax, curve["samples"])
-    style.percent(ax.yaxis, "accuracy, % (95 % interval)")
+    theme.lines(ax, curve.assign(by="majority vote"), ("samples", "accuracy"), "by")
+    theme.doubling(ax, curve["samples"])
+    theme.percent(ax.yaxis, "accuracy, % (95 % interval)")
     ax.set_xlabel("samples that vote")
     finding(ax, stated(curve))
 
@@ -185,9 +185,9 @@ def plot_at_k(ax: Axes, *curves: Report) -> None:
         for k, found in zip(one.provenance["k"], one.summary, strict=False)
     ]
     table = pd.DataFrame(rows, columns=["by", "k", "accuracy", "low", "high"])
-    style.lines(ax, table, ("k", "accuracy"), "by")
-    style.doubling(ax, table["k"])
-    style.percent(ax.yaxis, "accuracy, % (95 % interval)", whole=False)
+    theme.lines(ax, table, ("k", "accuracy"), "by")
+    theme.doubling(ax, table["k"])
+    theme.percent(ax.yaxis, "accuracy, % (95 % interval)", whole=False)
     ax.set_xlabel("samples per item, k")
     last = [one.summary[-2] for one in curves if len(one.provenance["k"]) > 1]
     gains = [one.summary[-1] for one in curves if len(one.provenance["k"]) > 1]
@@ -198,11 +198,11 @@ def plot_costs(ax: Axes, table: pd.DataFrame) -> None:
     """Accuracy of agents against the tokens they generate per item, of `comparison.comparison`."""
     tokens = table["completion_tokens"] / (table["n"] * table["runs"] + table["n_failed"])
     named = table.assign(tokens=tokens, name=table["name"].str.replace("_", " "))
-    style.lines(ax, named, ("tokens", "accuracy"), "name")
-    style.log_ticks(ax.xaxis, "{x:,.0f}")
+    theme.lines(ax, named, ("tokens", "accuracy"), "name")
+    theme.log_ticks(ax.xaxis, "{x:,.0f}")
     ax.margins(x=0.15)
     ax.set_xlabel("generated tokens per item")
-    style.percent(ax.yaxis, "accuracy, % (95 % interval)")
+    theme.percent(ax.yaxis, "accuracy, % (95 % interval)")
     finding(ax, stated(named))
 
 
@@ -221,14 +221,14 @@ def draw_comparison(table: pd.DataFrame, title: str = "") -> Figure:
         title: what was found, where the table does not say it all.
     """
     figure, (left, right) = new_figure(2, height=1.3 + 0.45 * len(table))
-    metrics, gains = style.shares(table), _gains(table)
+    metrics, gains = theme.shares(table), _gains(table)
     colours = [COLOURS[number % len(COLOURS)] for number in range(len(table))]
-    style.dots(left, metrics, colours=colours)
-    style.percent(left.xaxis, "accuracy, % (95 % interval)")
-    style.dots(right, gains, lambda one: f"{100 * one.value:+.1f}".replace("+nan", ""), colours)
+    theme.dots(left, metrics, colours=colours)
+    theme.percent(left.xaxis, "accuracy, % (95 % interval)")
+    theme.dots(right, gains, lambda one: f"{100 * one.value:+.1f}".replace("+nan", ""), colours)
     right.set_yticks(range(len(table)), [""] * len(table))
-    right.axvline(0, color=style.INK, linewidth=1, linestyle="--")
+    right.axvline(0, color=theme.INK, linewidth=1, linestyle="--")
     label = f"paired difference to “{metrics[0].name}”, points (95 % interval)"
-    style.percent(right.xaxis, label, whole=False)
+    theme.percent(right.xaxis, label, whole=False)
     finding(figure, title or stated(table))
     return figure

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 from workbench.lazy import Axes, pd
-from workbench.plots import style
+from workbench.plots import theme
 from workbench.stats import ShareDifference
 
 AXES = {"fewer": "times fewer forwards", "faster": "times as fast"}
@@ -26,8 +26,8 @@ def plot_trade_off(ax: Axes, table: pd.DataFrame, x: str = "fewer") -> None:
     named, ends = _named(table), []
     groups = named.groupby(["cache", "block_length", named["threshold"].isna()], sort=False)
     for number, ((_, _, steps), part) in enumerate(groups):
-        line, look = part.sort_values(x), style.line_style(number)
-        ax.errorbar(line[x], line["accuracy"], style.sides(line, "accuracy"), capsize=3, **look)
+        line, look = part.sort_values(x), theme.line_style(number)
+        ax.errorbar(line[x], line["accuracy"], theme.sides(line, "accuracy"), capsize=3, **look)
         for row in line.to_dict("records"):
             if not steps:  # they save about as much, so their names need room
                 ends.append((row["name"], look["color"], row["accuracy"]))
@@ -35,14 +35,14 @@ def plot_trade_off(ax: Axes, table: pd.DataFrame, x: str = "fewer") -> None:
             side = "left" if row[x] == table[x].min() else "center"  # away from the axis
             ax.annotate(row["name"], (row[x], row["low"]), (0, -3), textcoords="offset points",
                         ha=side, va="top", color=look["color"], fontsize=9)  # fmt: skip
-    style.log_ticks(ax.xaxis, "{x:g}")
+    theme.log_ticks(ax.xaxis, "{x:g}")
     ax.margins(x=0.14)
     ax.set_xlabel(AXES[x])
-    style.percent(ax.yaxis, "accuracy, % (95 % interval)")
-    style.label_ends(ax, ends)
+    theme.percent(ax.yaxis, "accuracy, % (95 % interval)")
+    theme.label_ends(ax, ends)
     best = named[1:].sort_values("accuracy").to_dict("records")[-1]
     how = f"{best['name']}: {best[x]:.1f} {AXES[x]}"
-    style.finding(ax, f"{how}, accuracy {style.gap(_gain(best))}")
+    theme.finding(ax, f"{how}, accuracy {theme.gap(_gain(best))}")
 
 
 def _named(table: pd.DataFrame) -> pd.DataFrame:
@@ -68,7 +68,7 @@ def plot_points(ax: Axes, table: pd.DataFrame) -> None:
         table: what `TradeOff.table` returns, of two settings or more.
     """
     first, *others = _named(table).to_dict("records")
-    style.gaps(ax, [_gain(row) for row in others], f"minus {first['name']}")
+    theme.gaps(ax, [_gain(row) for row in others], f"minus {first['name']}")
 
 
 def plot_throughput(ax: Axes, rows: pd.DataFrame, y: str = "requests_per_s") -> None:
@@ -80,15 +80,15 @@ def plot_throughput(ax: Axes, rows: pd.DataFrame, y: str = "requests_per_s") -> 
     """
     found = rows.groupby(["how", "batch_size"])[y].agg(["median", "min", "max"])
     table = found.loc[["continuous", "static"]].reset_index()
-    style.lines(ax, table, ("batch_size", "median"), "how", low="min", high="max")
-    style.doubling(ax, rows["batch_size"])
+    theme.lines(ax, table, ("batch_size", "median"), "how", low="min", high="max")
+    theme.doubling(ax, rows["batch_size"])
     name = {"requests_per_s": "requests per second", "positions": "positions computed"}[y]
     ax.set(xlabel="batch size", ylabel=name)
     ax.set_ylim(bottom=0)
     ax.yaxis.set_major_formatter("{x:,.0f}")
     size = table["batch_size"].max()
     times = found["median"]["static", size] / found["median"]["continuous", size]
-    style.finding(ax, f"Batch size {size}: static {name} are {times:.2f} times the continuous ones")
+    theme.finding(ax, f"Batch size {size}: static {name} are {times:.2f} times the continuous ones")
 
 
 def plot_latency(ax: Axes, rows: pd.DataFrame) -> None:
@@ -101,14 +101,14 @@ def plot_latency(ax: Axes, rows: pd.DataFrame) -> None:
     keys = ["clients", "max_wait_time", "batch_size"]
     table = served.groupby(keys)[["p50", "p95"]].median().reset_index()
     table["name"] = [f"clients {n:g}, wait {s:g} s" for n, s in table[keys[:2]].to_numpy()]
-    style.lines(ax, table, ("batch_size", "p50"), "name", low="p50", high="p95")
-    style.doubling(ax, served["batch_size"])
+    theme.lines(ax, table, ("batch_size", "p50"), "name", low="p50", high="p95")
+    theme.doubling(ax, served["batch_size"])
     ax.set(xlabel="batch size", ylabel="seconds (median to 95 %)")
     ax.set_ylim(bottom=0)
     fewest, size = table["clients"].min(), table["batch_size"].max()
     part = table[(table["clients"] == fewest) & (table["batch_size"] == size)]
     seconds = " and ".join(f"{row['p50']:.3f} s ({row['name']})" for row in part.to_dict("records"))
-    style.finding(ax, f"Batch size {size}: median {seconds}")
+    theme.finding(ax, f"Batch size {size}: median {seconds}")
 
 
 def plot_canvas(ax: Axes, steps: pd.DataFrame) -> None:
@@ -131,11 +131,11 @@ def plot_canvas(ax: Axes, steps: pd.DataFrame) -> None:
             new = step == one["step"]
             look: dict[str, Any] = {"color": shades(one["probability"]) if new else "0.94"}
             ax.add_patch(
-                Rectangle((left, step - 0.5), right - left, 1, lw=0, gid=style.KEEP, **look)
+                Rectangle((left, step - 0.5), right - left, 1, lw=0, gid=theme.KEEP, **look)
             )
             ax.text(
                 (left + right) / 2, step, text, ha="center", va="center", parse_math=False,
-                fontsize=style.TEXT, color="black" if new else "0.35", gid=style.KEEP,
+                fontsize=theme.TEXT, color="black" if new else "0.35", gid=theme.KEEP,
                 family="monospace",
             )  # fmt: skip
     ax.set(xlim=(0, right), ylim=(last + 0.5, 0.5), yticks=range(1, last + 1, max(1, last // 10)))
@@ -144,8 +144,8 @@ def plot_canvas(ax: Axes, steps: pd.DataFrame) -> None:
     ax.set(xlabel="the answer, token by token", ylabel="forward")
     assert ax.figure is not None
     bar = ax.figure.colorbar(ScalarMappable(cmap=shades), ax=ax, pad=0.01)
-    style.percent(bar.ax.yaxis, "confidence, %")
-    bar.ax.tick_params(labelsize=style.TEXT)
-    bar.ax.yaxis.label.set_fontsize(style.TEXT)
+    theme.percent(bar.ax.yaxis, "confidence, %")
+    bar.ax.tick_params(labelsize=theme.TEXT)
+    bar.ax.yaxis.label.set_fontsize(theme.TEXT)
     first = int((steps["step"] == 1).sum())
-    style.finding(ax, f"{len(steps)} tokens in {last} forwards, {first} of them in the first")
+    theme.finding(ax, f"{len(steps)} tokens in {last} forwards, {first} of them in the first")

@@ -14,7 +14,7 @@ import numpy as np
 
 from workbench.errors import InputError
 from workbench.lazy import Axes, Axis, NDArray, pd
-from workbench.plots import points, style
+from workbench.plots import points, theme
 from workbench.plots.points import averaged, finite, is_share, left_out, levels, shown, written
 from workbench.stats import ShareDifference
 
@@ -39,7 +39,7 @@ def plot_lines(ax: Axes, table: pd.DataFrame, x: str, metric: str, by: str | Non
     found = averaged(table, metric, [x, by] if by else [x])
     places = _places(ax, found[x])
     names = levels(found[by]) if by else [""]
-    bars, coloured = points.numbers(found[x]) is None, min(len(names), len(style.COLOURS))
+    bars, coloured = points.numbers(found[x]) is None, min(len(names), len(theme.COLOURS))
     ends, ranges = list[tuple[str, str, float]](), list[str]()
     for number, name in enumerate(names):
         part = found[found[by].map(shown) == name] if by else found
@@ -50,19 +50,19 @@ def plot_lines(ax: Axes, table: pd.DataFrame, x: str, metric: str, by: str | Non
             ax.plot(at, value, color="0.8", linewidth=0.8, zorder=1)
             continue
         aside = (number - (coloured - 1) / 2) * 0.6 / coloured if bars else 0
-        look = style.line_style(number) | ({"linewidth": 0} if bars else {})
+        look = theme.line_style(number) | ({"linewidth": 0} if bars else {})
         sides = np.maximum([value - low, high - value], 0)
         ax.errorbar(at + aside, value, sides, capsize=3, elinewidth=1.2, zorder=3, **look)
         known = value[~np.isnan(value)]  # a gap where there is no number
-        ends.append((_short(name), style.COLOURS[number], known[-1] if len(known) else math.nan))
+        ends.append((_short(name), theme.COLOURS[number], known[-1] if len(known) else math.nan))
         ranges.append(f"{_short(name)} {_range(table, metric, known)}".strip())
     ax.set_xlabel(x)
     _measure(ax, table, metric, int(found["points"].max()))
     more = len(names) - coloured
     _note(ax, left_out(table, metric), f"grey: {more} more of {by}" if more else "")
     if by:
-        style.label_ends(ax, ends, _short(by))
-    style.finding(ax, f"{metric}: {', '.join(ranges[:3])}")
+        theme.label_ends(ax, ends, _short(by))
+    theme.finding(ax, f"{metric}: {', '.join(ranges[:3])}")
 
 
 def _range(table: pd.DataFrame, metric: str, values: NDArray[np.float64]) -> str:
@@ -83,7 +83,7 @@ def plot_differences(ax: Axes, table: pd.DataFrame, x: str, by: str | None = Non
         name = (f"{shown(row[by])}, " if by else "") + f"{x} {shown(row[x])}"
         value, low, high = (row[end] for end in ("difference", "low", "high"))
         rows.append(ShareDifference(name, value, low, high, row["items"]))
-    style.gaps(ax, rows, f"minus {x} {shown(table['versus'].iloc[0])}")
+    theme.gaps(ax, rows, f"minus {x} {shown(table['versus'].iloc[0])}")
 
 
 def plot_heat(ax: Axes, table: pd.DataFrame, x: str, y: str, metric: str) -> None:
@@ -124,7 +124,7 @@ def plot_heat(ax: Axes, table: pd.DataFrame, x: str, y: str, metric: str) -> Non
         f"{name} {_short(shown(known[name].iloc[0]))}" for name in (x, y) if len(known)
     )
     text = f"{metric}: {_range(table, metric, known[metric].to_numpy())}"
-    style.finding(ax, text + f", highest at {best}" * bool(best))
+    theme.finding(ax, text + f", highest at {best}" * bool(best))
 
 
 def _scale(ends: NDArray[np.float64]) -> tuple[float, float]:
@@ -141,13 +141,13 @@ def _write_cells(ax: Axes, colours: NDArray[Any], texts: Mapping[tuple[int, int]
     numbers = {place: text.partition("\n")[0] for place, text in texts.items()}
     for each, rows in ((texts, 3), (numbers, 1.5)):  # with the interval, or without
         letters = max(len(line) for text in each.values() for line in text.split("\n"))
-        if fits := bool(up >= rows * style.TEXT and across >= 0.6 * style.TEXT * letters):
+        if fits := bool(up >= rows * theme.TEXT and across >= 0.6 * theme.TEXT * letters):
             break
     for place, text in each.items() if fits else ():
         red, green, blue, seen = colours[place]
         bright = not seen or red * 0.299 + green * 0.587 + blue * 0.114 > 0.5
         ax.text(
-            place[1], place[0], text, ha="center", va="center", fontsize=style.TEXT, gid=style.KEEP,
+            place[1], place[0], text, ha="center", va="center", fontsize=theme.TEXT, gid=theme.KEEP,
             color="0.15" if bright else "white",
         )  # fmt: skip
     return fits
@@ -170,8 +170,8 @@ def plot_pareto(
     columns = (cost, metric, f"{metric}.low", f"{metric}.high")
     at, up, low, high = (finite(table, name).to_numpy(float) for name in columns)
     both = ~np.isnan(at) & ~np.isnan(up)
-    colour, others = style.COLOURS[1], both & ~front
-    ax.plot(at[others], up[others], "o", color=style.COLOURS[0], alpha=0.45, markersize=4)
+    colour, others = theme.COLOURS[1], both & ~front
+    ax.plot(at[others], up[others], "o", color=theme.COLOURS[0], alpha=0.45, markersize=4)
     on = np.flatnonzero(front)[np.lexsort([np.arange(front.sum()), at[front]])]
     sides = np.maximum([up - low, high - up], 0)[:, on]
     ax.step(at[on], up[on], where="post", color=colour, linewidth=1.4)
@@ -188,10 +188,10 @@ def plot_pareto(
     _measure(ax, table, metric)
     rows = [[_short(shown(table[name].iloc[i]), 32 // len(names)) for name in names] for i in few]
     ends = [(", ".join(row), colour, up[i]) for row, i in zip(rows, few, strict=True)]
-    style.label_ends(ax, ends, _short(", ".join(names), 32))
+    theme.label_ends(ax, ends, _short(", ".join(names), 32))
     price = f" for {' to '.join(dict.fromkeys(written(at[i]) for i in (*on[:1], *on[-1:])))} {cost}"
     text = f"{metric} on the front: {_range(table, metric, up[on])}"
-    style.finding(ax, text + price * bool(len(on)))
+    theme.finding(ax, text + price * bool(len(on)))
 
 
 def _measure(ax: Axes, table: pd.DataFrame, metric: str, most: int = 1) -> None:
@@ -201,7 +201,7 @@ def _measure(ax: Axes, table: pd.DataFrame, metric: str, most: int = 1) -> None:
     name = f"{metric}{', %' * is_share(table, metric)}" + f" ({', '.join(parts)})" * bool(parts)
     ax.set_ylabel(name)
     if is_share(table, metric):
-        style.percent(ax.yaxis, name)
+        theme.percent(ax.yaxis, name)
 
 
 def _inches(ax: Axes) -> tuple[float, float]:
@@ -217,7 +217,7 @@ def _note(ax: Axes, *parts: str) -> None:
     if text := "; ".join(filter(None, parts)):
         ax.annotate(
             text, (0.5, 0), (0, -2), xycoords=ax.xaxis.label, textcoords="offset points",
-            ha="center", va="top", fontsize=style.TEXT, color=style.SOFT,
+            ha="center", va="top", fontsize=theme.TEXT, color=theme.SOFT,
         )  # fmt: skip
 
 
@@ -249,7 +249,7 @@ def _number_axis(ax: Axes, values: pd.Series[float] | NDArray[np.float64]) -> No
         room = 0.06 * (high - low) or 0.5 * abs(low) or 1
         ax.set_xlim(low - room, high + room)
         return
-    style.log_ticks(ax.xaxis, "")
+    theme.log_ticks(ax.xaxis, "")
     ax.xaxis.set_major_formatter(lambda value, _: shown(float(f"{value:.3g}")))
     if high > 100 * low:
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high < 1e4 * low else (1,)))
@@ -261,10 +261,10 @@ def _name(ax: Axes, axis: Axis, places: Sequence[float], names: Sequence[str]) -
     """Names of places, or of every so many, at an angle where they have no room side by side."""
     step = -(-len(names) // 16)
     kept = [_short(name) for name in names[::step]]
-    wide = 0.65 * style.TEXT * (sum(map(len, kept)) + len(kept))
+    wide = 0.65 * theme.TEXT * (sum(map(len, kept)) + len(kept))
     slanted = axis is ax.xaxis and wide > 0.75 * 72 * _inches(ax)[0]
     turned: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
-    axis.set_ticks(places[::step], kept, fontsize=style.TEXT, **(turned if slanted else {}))
+    axis.set_ticks(places[::step], kept, fontsize=theme.TEXT, **(turned if slanted else {}))
 
 
 def _short(text: str, most: int = LONG) -> str:

@@ -12,12 +12,12 @@ import numpy as np
 
 from workbench.errors import InputError
 from workbench.lazy import Axes, NDArray, pd
-from workbench.plots import style
+from workbench.plots import theme
 from workbench.stats import Share, ShareDifference, difference
 from workbench.uncertainty.calibration import CalibrationReport, Rescaled
 from workbench.uncertainty.conformal import ConformalReport
 
-SCORES = {"lac": style.COLOURS[0], "aps": style.COLOURS[1]}
+SCORES = {"lac": theme.COLOURS[0], "aps": theme.COLOURS[1]}
 NAMED = 7  # points whose names have room beside the axes
 SUREST = 0.1  # the least share of answers whose accuracy is drawn: that of fewer is mostly noise
 
@@ -30,21 +30,21 @@ def plot_reliability(ax: Axes, report: CalibrationReport | Rescaled) -> None:
     if isinstance(report, Rescaled):
         named = {"before: ": report.before, "after: ": report.after}
         change = ShareDifference(*astuple(report.difference))
-        style.finding(ax, f"ECE by {report.method} scaling: {style.gap(change)}")
+        theme.finding(ax, f"ECE by {report.method} scaling: {theme.gap(change)}")
     else:
         named, sure = {"": report}, 100 * report.confidence
-        style.finding(ax, f"Confidence {sure:.1f} %, accuracy {100 * report.accuracy:.1f} %")
-    ax.plot([0, 1], [0, 1], color=style.SOFT, linewidth=1, linestyle="--")
+        theme.finding(ax, f"Confidence {sure:.1f} %, accuracy {100 * report.accuracy:.1f} %")
+    ax.plot([0, 1], [0, 1], color=theme.SOFT, linewidth=1, linestyle="--")
     for number, (name, one) in enumerate(named.items()):
-        bins, look = one.equal_mass(), style.line_style(number) | {"linestyle": "none"}
+        bins, look = one.equal_mass(), theme.line_style(number) | {"linestyle": "none"}
         sizes = " to ".join(map(str, sorted({bins["n"].min(), bins["n"].max()})))
         label = f"{name}ECE {100 * one.ece:.1f} %, {len(bins)} bins of {sizes}"
         sides = _sides(bins, "accuracy")
         ax.errorbar(bins["confidence"], bins["accuracy"], sides, **look, label=label)
     wide = len(next(iter(named.values())).bins)
-    style.percent(ax.xaxis, f"confidence, %\n(bins of equal mass; {wide} of equal width for ECE)")
-    style.percent(ax.yaxis, "accuracy, % (95 % interval)")
-    style.key(ax, "lower right")
+    theme.percent(ax.xaxis, f"confidence, %\n(bins of equal mass; {wide} of equal width for ECE)")
+    theme.percent(ax.yaxis, "accuracy, % (95 % interval)")
+    theme.key(ax, "lower right")
 
 
 def plot_set_sizes(ax: Axes, report: ConformalReport) -> None:
@@ -65,12 +65,12 @@ def plot_set_sizes(ax: Axes, report: ConformalReport) -> None:
         )  # fmt: skip
     ax.set_xticks(sizes)
     ax.set_xlabel("letters in a set")
-    style.percent(ax.yaxis, f"share of {len(report.answers):,} sets, %", whole=False)
-    style.key(ax, "upper right")
+    theme.percent(ax.yaxis, f"share of {len(report.answers):,} sets, %", whole=False)
+    theme.key(ax, "upper right")
     text = ", ".join(f"{name} {one.set_size:.2f}" for name, one in scores.items())
     if len(letters) > 1:
-        text += f": paired {style.gap(difference('', *letters.values()))}"
-    style.finding(ax, f"Letters per set: {text}")
+        text += f": paired {theme.gap(difference('', *letters.values()))}"
+    theme.finding(ax, f"Letters per set: {text}")
 
 
 def plot_coverage(ax: Axes, splits: pd.DataFrame, target: float) -> None:
@@ -95,16 +95,16 @@ def plot_coverage(ax: Axes, splits: pd.DataFrame, target: float) -> None:
         for column in ("covered_before", "coverage")[not filled :]:
             values, more = part[column], ", no fallback" * (column == "covered_before")
             low, high = values.quantile([0.025, 0.975])
-            colours.append(SCORES.get(str(score), style.COLOURS[2]))
+            colours.append(SCORES.get(str(score), theme.COLOURS[2]))
             ax.plot(values, [len(rows) + 0.25] * len(values), "o", alpha=0.2, markersize=4,
                     color=colours[-1], markeredgewidth=0)  # fmt: skip
             rows.append(Share(f"{score}".upper() + more, values.mean(), low, high, len(values)))
-    style.dots(ax, rows, colours=colours)
-    style.percent(ax.xaxis, f"coverage, % (mean and 95 % of {rows[0].n} splits)", whole=False)
-    style.chance(ax, target, f"target {100 * target:g} %", upright=True)
+    theme.dots(ax, rows, colours=colours)
+    theme.percent(ax.xaxis, f"coverage, % (mean and 95 % of {rows[0].n} splits)", whole=False)
+    theme.chance(ax, target, f"target {100 * target:g} %", upright=True)
     mean, low, high = (100 * end for end in (rows[0].value, rows[0].low, rows[0].high))
     text = f"{rows[0].name} covers {mean:.1f} % on average, single splits {low:.1f} to {high:.1f} %"
-    style.finding(ax, text)
+    theme.finding(ax, text)
 
 
 def plot_selective(ax: Axes, curves: Mapping[str, pd.DataFrame], table: pd.DataFrame) -> None:
@@ -125,7 +125,7 @@ def plot_selective(ax: Axes, curves: Mapping[str, pd.DataFrame], table: pd.DataF
     kept, every, ends = np.linspace(1, SUREST, 91), dict[str, float](), []
     for number, (name, one) in enumerate(curves.items()):
         _check(one, ("coverage", "risk"), f"curves[{name!r}]")
-        line, colour = one.sort_values("coverage"), style.COLOURS[number % len(style.COLOURS)]
+        line, colour = one.sort_values("coverage"), theme.COLOURS[number % len(theme.COLOURS)]
         until, risk = line["coverage"].to_numpy(float), line["risk"].to_numpy(float)
         if abs(until[-1] - 1) > 1e-9:
             raise InputError(f"{name} ends at a coverage of {until[-1]:g}: give all the rows, to 1")
@@ -136,16 +136,16 @@ def plot_selective(ax: Axes, curves: Mapping[str, pd.DataFrame], table: pd.DataF
     if max(every.values()) - min(every.values()) > 1e-9:
         found = " and ".join(f"{name} has {share:.4f} right" for name, share in every.items())
         raise InputError(f"of all answers {found}: give signals of the same answers")
-    ax.axhline(every[name], color=style.SOFT, linewidth=1, linestyle="--")
-    style.label_ends(ax, [*ends, ("random", style.SOFT, every[name])])
+    ax.axhline(every[name], color=theme.SOFT, linewidth=1, linestyle="--")
+    theme.label_ends(ax, [*ends, ("random", theme.SOFT, every[name])])
     ax.set_xlim(1.02, SUREST)
-    style.percent(ax.xaxis, "answers kept, the surest, %", whole=False)
-    style.percent(ax.yaxis, "accuracy of those kept, %", whole=False)
+    theme.percent(ax.xaxis, "answers kept, the surest, %", whole=False)
+    theme.percent(ax.yaxis, "accuracy of those kept, %", whole=False)
     row = table.iloc[0]
     above, low, high = (str(name) for name in table if str(name).startswith("above_"))
-    gain = style.gap(ShareDifference("", row[above], row[low], row[high], len(kept)))
+    gain = theme.gap(ShareDifference("", row[above], row[low], row[high], len(kept)))
     first = f"{row['signal']}: AUROC {100 * row['auroc']:.1f} %"
-    style.finding(ax, f"{first}, over {above.removeprefix('above_')} {gain}")
+    theme.finding(ax, f"{first}, over {above.removeprefix('above_')} {gain}")
 
 
 def plot_certainty(ax: Axes, table: pd.DataFrame) -> None:
@@ -166,18 +166,18 @@ def plot_certainty(ax: Axes, table: pd.DataFrame) -> None:
     size, accuracy = table["set_size"].to_numpy(float), table["accuracy"].to_numpy(float)
     ends = []
     for i, names in enumerate(table[columns].astype(str).agg(", ".join, axis=1)):
-        look = style.line_style(i if len(table) <= NAMED else 0)
+        look = theme.line_style(i if len(table) <= NAMED else 0)
         ax.errorbar(size[i], accuracy[i], yerr[:, [i]], xerr[:, [i]], alpha=0.85, **look)
         ends.append((names, look["color"], accuracy[i]))
     ax.margins(0.08)
     ax.set_xlabel("letters in a set, mean (95 % interval at its threshold)")
-    style.percent(ax.yaxis, "accuracy, % (95 % interval)", whole=False)
-    style.label_ends(ax, ends if len(ends) <= NAMED else [])
+    theme.percent(ax.yaxis, "accuracy, % (95 % interval)", whole=False)
+    theme.label_ends(ax, ends if len(ends) <= NAMED else [])
     one, other = np.triu_indices(len(table), 1)
     more = int(((accuracy[one] - accuracy[other]) * (size[one] - size[other]) < 0).sum())
     text = f"In {more} of {len(one)} pairs the more accurate has the smaller sets"
     alone = f"{ends[0][0]}: {100 * accuracy[0]:.1f} % right, {size[0]:.2f} letters per set"
-    style.finding(ax, text if len(table) > 1 else alone)
+    theme.finding(ax, text if len(table) > 1 else alone)
 
 
 def _sides(table: pd.DataFrame, name: str) -> NDArray[np.float64]:

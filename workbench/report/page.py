@@ -22,7 +22,7 @@ from typing import Any
 from workbench.errors import InputError
 from workbench.lazy import Figure, pd, v4
 from workbench.plots.points import shown
-from workbench.plots.style import PICTURE
+from workbench.plots.theme import PICTURE
 
 Part = Any  # a cell of nbformat, which is only partly typed
 MAX_OUTPUT = 1_000_000  # maximum characters of one output

@@ -12,7 +12,7 @@ import os
 import sys
 from typing import Any
 
-from workbench.engines.checkpoints.folder import safe_format
+from workbench.engines.checkpoints.checks import safe_format
 from workbench.engines.identity import variant
 
 IDENTITY = "WORKBENCH_SERVED"  # name, weights and options, set by the parent process

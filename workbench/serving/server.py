@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from workbench import values
-from workbench.engines.checkpoints.folder import check_adapters
+from workbench.engines.checkpoints.checks import check_adapters
 from workbench.engines.device import OUT_OF_MEMORY
 from workbench.engines.source import Source
 from workbench.engines.vllm import unavailable

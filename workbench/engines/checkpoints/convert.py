@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench.engines.checkpoints.checks import INDEX, Shapes, first_names, shapes_of
 from workbench.engines.checkpoints.dcp import Checkpoint
-from workbench.engines.checkpoints.folder import INDEX, Shapes, first_names, shapes_of
 from workbench.engines.diffusion.checkpoint import PLAIN, describe, llama_name
 from workbench.errors import InputError, WorkbenchError
 from workbench.files import whole_folder

@@ -17,8 +17,8 @@ from typing import Any
 
 from workbench.engines.agreement import agreement
 from workbench.engines.checkpoints import gguf_tokenizer
+from workbench.engines.checkpoints.checks import Shapes, first_names, shapes_of
 from workbench.engines.checkpoints.convert import Converted, model_folder, new_path, write_weights
-from workbench.engines.checkpoints.folder import Shapes, first_names, shapes_of
 from workbench.engines.checkpoints.gguf_file import GGUFFile
 from workbench.engines.device import prepare
 from workbench.engines.transformers import unavailable

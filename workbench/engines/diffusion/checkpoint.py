@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import values
-from workbench.engines.checkpoints.folder import (
+from workbench.engines.checkpoints.checks import (
     check_folder,
     check_tensors,
     explain_load_error,

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
-from workbench.plots.style import (
+from workbench.plots.theme import (
     COLOURS,
     INK,
     KEEP,
