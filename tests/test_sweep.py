@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -30,7 +31,7 @@ from workbench.plots.sweep import plot_lines, plot_pareto
 from workbench.report.sweeps import sweep_report
 from workbench.serving.slurm import SlurmJob
 from workbench.stats import mean, paired_shares
-from workbench.sweep import Grid, Results, SlurmArray, Sweep, paired, read_results, run
+from workbench.sweep import Grid, Results, SlurmArray, Sweep, folder, paired, read_results, run
 from workbench.sweep.folder import SweepFolder, note_job, record_end
 from workbench.sweep.plan import SweepPoint
 from workbench.sweep.results import results, save_results
@@ -169,17 +170,44 @@ def test_a_point_that_is_interrupted_again_keeps_its_earlier_result(points: Path
     (point,) = of(grid=Grid(product={"n": [1]})).points
     place = SweepFolder(points / "runs")
     record_end(place.begin(point), "failed", "the first", {"seconds": 0.5})
-    for interrupts in (1, 2):
-        for _ in range(interrupts):  # all but the last by `kill -9`
+    for end in (place.drop, lambda _: place.settle()):  # at once, or at the start of the next run
+        for _ in range(2):  # the first one by `kill -9`
             assert not [*place.begin(point).glob("FAILED")]
-        place.drop(point)
+        end(point)
         assert place.state(point, others={}).detail == "the first"
-    record_end(place.begin(point), "failed", "the second", {"seconds": 0.5})
-    place.ended(point)
+    (points / "runs" / ".earlier").touch()  # it cannot be set aside
+    with pytest.raises(FileExistsError):
+        place.begin(point)
+    assert place.state(point, others={}).detail == "the first"
+    (points / "runs" / ".earlier").unlink()
+
+    record_end(place.begin(point), "failed", "the second", {"seconds": 0.5})  # as on a cluster
+    place.settle()
+    assert not (points / "runs" / ".earlier").exists()
     place.begin(point)
     place.drop(point)
-    assert place.state(point, others={}).status == "failed"
     assert place.state(point, others={}).detail == "the second"
+
+
+def test_a_full_disk_costs_no_earlier_result(points: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = of(grid=Grid(product={"n": [1, 2]}))
+    assert run(sweep, points / "runs").states == {"done": 2}
+    for allowed in (0, 2):  # the first file, and the record of its end
+        with monkeypatch.context() as patch:
+            left = [allowed]
+            real = folder._write
+
+            def full(path: Path, value: Any, left: list[int] = left, real: Any = real) -> None:
+                left[0] -= 1
+                if left[0] < 0:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                real(path, value)
+
+            patch.setattr(folder, "_write", full)
+            with pytest.raises(WorkbenchError, match="make room"):
+                run(sweep, points / "runs", resume=False)
+        assert run(sweep, points / "runs").states == {"done": 2}
+    assert sum(tallied(points).values()) == 3  # the second failure came after a point had run
 
 
 def test_two_sweeps_do_not_work_in_one_folder(points: Path) -> None:

@@ -103,16 +103,16 @@ class SweepFolder:
     def begin(self, point: SweepPoint) -> Path:
         """Create an empty folder for a point; end and remove an earlier attempt.
 
-        An earlier result is kept until the point has ended again: see `drop` and `ended`.
+        An earlier result is set aside until the point has ended again: see `settle`.
         """
         target, earlier = self.of(point), self.path / EARLIER / point.key
         _end_leftover(target / NOTE)
+        if recorded_end(target) is not None:
+            shutil.rmtree(earlier, ignore_errors=True)
+            earlier.parent.mkdir(exist_ok=True)
+            target.rename(earlier)
+        shutil.rmtree(target, ignore_errors=True)
         try:
-            if recorded_end(target) is not None:
-                shutil.rmtree(earlier, ignore_errors=True)
-                earlier.parent.mkdir(exist_ok=True)
-                target.rename(earlier)
-            shutil.rmtree(target, ignore_errors=True)
             (target / "result").mkdir(parents=True)
             _write(target / "params.json", point.record())
         except OSError:
@@ -144,18 +144,29 @@ class SweepFolder:
         with suppress(psutil.Error):  # it has ended already
             _write(self.of(point) / NOTE, {"pid": pid, "born": born(pid)})
 
-    def drop(self, point: SweepPoint) -> None:
-        """Remove a point that was interrupted; an earlier result is there again."""
-        shutil.rmtree(self.of(point), ignore_errors=True)
-        with suppress(OSError):
-            (self.path / EARLIER / point.key).rename(self.of(point))
-            (self.path / EARLIER).rmdir()  # the last one
+    def drop(self, point: SweepPoint, *, keep_ended: bool = False) -> None:
+        """Remove a point that was interrupted, and restore an earlier result."""
+        if not keep_ended or recorded_end(self.of(point)) is None:
+            shutil.rmtree(self.of(point), ignore_errors=True)
+        self.settle(point.key)
 
-    def ended(self, point: SweepPoint) -> None:
-        """Remove the earlier result of a point that has ended again."""
-        shutil.rmtree(self.path / EARLIER / point.key, ignore_errors=True)
-        with suppress(OSError):
-            (self.path / EARLIER).rmdir()  # the last one
+    def settle(self, *keys: str) -> None:
+        """Remove the earlier results of points that have ended again; restore the others.
+
+        All points by default: a sweep that was killed has settled none.
+        """
+        aside = self.path / EARLIER
+        for key in keys or [path.name for path in aside.glob("*")]:
+            target, earlier = self.path / key, aside / key
+            if recorded_end(target) is not None:
+                shutil.rmtree(earlier, ignore_errors=True)
+            elif earlier.exists():
+                _end_leftover(target / NOTE)
+                shutil.rmtree(target, ignore_errors=True)
+                with suppress(OSError):  # it stays aside
+                    earlier.rename(target)
+        with suppress(OSError):  # others are there
+            aside.rmdir()
 
     def state(self, point: SweepPoint, *, others: Mapping[str, Mapping[str, Any]]) -> PointState:
         """The state of a point; `others` is what `records` returned."""

@@ -167,6 +167,7 @@ def run(
         )
     with place.lock():
         place.end_jobs()
+        place.settle()
         plan = todo(sweep, place, resume=resume, retry_failed=retry_failed)
         try:
             notebook = _copied(sweep, place)
@@ -303,8 +304,7 @@ class _SweepRun:
             handle.end()
         except EngineError as error:
             return str(error)
-        ended = keep and recorded_end(self.place.of(point)) is not None
-        (self.place.ended if ended else self.place.drop)(point)
+        self.place.drop(point, keep_ended=keep)
         return ""
 
     def _restart(self, server: Server) -> None:
@@ -349,7 +349,7 @@ class _SweepRun:
     def _finish(self, point: SweepPoint, status: Status, detail: str, seconds: float) -> None:
         if recorded_end(self.place.of(point)) is None:  # a point elsewhere records its own
             status, detail = self._record(point, status, detail, seconds)
-        self.place.ended(point)
+        self.place.settle(point.key)
         self.ended.add(point.key)
         varying = listed({name: point.row.get(name) for name in self.names})
         why = f": {brief(detail, DETAIL)}" if detail else ""
