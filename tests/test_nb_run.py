@@ -172,6 +172,8 @@ def test_what_cannot_be_run_is_refused(repo: Path) -> None:
         run([path], "in")
     with pytest.raises(NotebookError, match="is not a notebook"):
         run(["none.ipynb"], "out")
+    with pytest.raises(NotebookError, match="another folder"):
+        run(str(path), "in")  # one, without a list
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("workbench.nb.execution.KERNEL", "absent")
         with pytest.raises(NotebookError, match="no Jupyter kernel 'absent'"):

@@ -17,6 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench import values
 from workbench.errors import InputError, StoreError
 from workbench.progress import check, one_bar
 from workbench.store import Store, why_not_ours
@@ -57,8 +58,7 @@ def merge(into: str | Path, sources: str | Path | Sequence[str | Path]) -> list[
         StoreError: a file is missing, damaged, or no store of this version. All are checked before
             anything is written; damage that shows later leaves the parts before it.
     """
-    given = [sources] if isinstance(sources, str | Path) else sources
-    target, files = Path(into).expanduser(), [Path(file).expanduser() for file in given]
+    target, files = Path(into).expanduser(), values.paths(sources)
     if not files:
         raise InputError("sources is empty: give the stores to add")
     rows = sum(map(size_of, files))

@@ -1,4 +1,4 @@
-"""Checks of users' values, which become plain Python: numbers, texts, switches, JSON.
+"""Checks of users' values, which become plain Python: numbers, texts, switches, paths, JSON.
 
 A number from a table (NumPy's, pandas') means the same request as Python's, so it becomes one.
 """
@@ -10,6 +10,7 @@ import json
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from workbench.errors import InputError
@@ -153,6 +154,12 @@ def texts(name: str, value: object) -> tuple[str, ...]:
         wrong = given[made.index(None)]
         refuse(name, value, f"non-empty texts of whole characters, but {wrong!r:.40} is not")
     return tuple(one for one in made if one is not None)
+
+
+def paths(given: str | Path | Iterable[str | Path]) -> list[Path]:
+    """One path or several, as a list; `~` is the home folder."""
+    several = [given] if isinstance(given, str | Path) else given
+    return [Path(one).expanduser() for one in several]
 
 
 def _text(value: object) -> str | None:

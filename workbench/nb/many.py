@@ -23,7 +23,7 @@ COLUMNS = (
 
 
 def run(
-    paths: Iterable[str | Path],
+    paths: str | Path | Iterable[str | Path],
     out: str | Path,
     parameters: Mapping[str, object] | None = None,
     timeout: float = TIMEOUT,

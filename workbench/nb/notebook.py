@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from workbench import values
 from workbench.errors import NotebookError
 from workbench.files import file_error
 
@@ -83,7 +84,7 @@ class Notebook:
         return tuple(c for c in self.cells if c.kind == "code" and PARAMETERS_TAG in c.tags)
 
 
-def find(paths: Iterable[str | Path]) -> list[Path]:
+def find(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     """Expand folders into their notebooks; refuse missing paths.
 
     Args:
@@ -93,7 +94,7 @@ def find(paths: Iterable[str | Path]) -> list[Path]:
         NotebookError: A path is missing or not a notebook, or no notebook is found.
     """
     notebooks: list[Path] = []
-    for path in map(Path, paths):
+    for path in values.paths(paths):
         if path.is_dir():
             notebooks.extend(sorted(path.glob("[!.]*.ipynb")))  # without macOS's hidden files
         elif path.suffix == ".ipynb" and path.is_file():

@@ -78,7 +78,7 @@ class Validation:
 
 
 def validate(
-    paths: Iterable[str | Path], *, cell_timeout: float = CELL_TIMEOUT, jobs: int = 1
+    paths: str | Path | Iterable[str | Path], *, cell_timeout: float = CELL_TIMEOUT, jobs: int = 1
 ) -> Validation:
     """Run notebooks and compare their outputs with the stored ones.
 
